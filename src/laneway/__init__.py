@@ -1,0 +1,28 @@
+"""Stateful iterable datasets for PyTorch: stop anywhere, go on exactly there, on any number of machines."""
+
+from laneway.dataset import StatefulShardedDataset
+from laneway.errors import (
+    CheckpointMismatchError,
+    ColumnConversionError,
+    DataFileError,
+    LanewayError,
+    SchemaMismatchError,
+    StateFormatError,
+    StateUnavailableError,
+)
+from laneway.manifest import Manifest
+from laneway.shards import Shard
+
+__all__ = [
+    "CheckpointMismatchError",
+    "ColumnConversionError",
+    "DataFileError",
+    "LanewayError",
+    "Manifest",
+    "SchemaMismatchError",
+    "Shard",
+    "StateFormatError",
+    "StateUnavailableError",
+    "StatefulShardedDataset",
+]
+__version__ = "0.1.0"

@@ -1,0 +1,424 @@
+"""StatefulShardedDataset: the rows of Parquet and Arrow files, from exactly where a checkpoint left off."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
+
+from torch.utils.data import IterableDataset
+
+from laneway.convert import BatchConverter, FillNull, Output
+from laneway.distributed import data_parallel_rank
+from laneway.epoch import MAX_WORKERS, EpochClock
+from laneway.errors import StateUnavailableError
+from laneway.lanes import Remainder
+from laneway.manifest import Manifest, scan_source
+from laneway.plan import Identity, Settings, Wishes, open_epoch, rank_length, replay
+from laneway.progress import Progress
+from laneway.reader import RowReader
+from laneway.shards import Shard, ShardTable, parse_bytes
+from laneway.state import StateWriter, read_state
+from laneway.stream import BatchStream, RowStream, Stream
+from laneway.turns import Place
+from laneway.workers import num_workers_of_caller, worker_place
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping
+
+    import pyarrow as pa
+    import pyarrow.fs
+    from fsspec import AbstractFileSystem
+
+
+@dataclass(frozen=True, slots=True)
+class _Restored:
+    """A state that was loaded, and is good until its epoch is finished or another one is asked for."""
+
+    state: dict[str, Any]
+    progress: Progress
+    generation: int
+    """Generation of the clock when it was loaded."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Pass:
+    """The last pass over the data that this process began."""
+
+    stream: Stream
+    place: Place
+    generation: int
+    """Generation of the clock when it began."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Composed:
+    """Two transforms, one after the other; unlike a lambda it can be sent to a spawned worker."""
+
+    first: Callable[[Any], Any]
+    second: Callable[[Any], Any]
+
+    def __call__(self, value: Any) -> Any:  # noqa: ANN401 - whatever the transforms take and return
+        return self.second(self.first(value))
+
+
+class StatefulShardedDataset(IterableDataset[Any]):
+    """The rows of Parquet or Arrow files as an iterable dataset that can stop anywhere and go on exactly there.
+
+    Every rank and every DataLoader worker reads rows of its own. Each pass is one epoch: an epoch that was read to
+    its end is followed by the next, one that was broken off begins again where the pass began, and `set_epoch`
+    chooses. `state_dict` counts the rows that the training loop received, never those that were only read ahead.
+
+    In DataLoader workers the progress is held by the workers: take the state from torchdata's `StatefulDataLoader`,
+    which asks them, and not from the dataset. There an epoch counts as finished when every worker has read it to its
+    end, so after a `break` within the batches that are still prefetched, say with `set_epoch` what comes next.
+
+    Args:
+        source: A directory (read recursively), a glob, a file, or a sequence of them, on any filesystem that fsspec
+            knows by its URL; or a `Manifest`, and then no footer is read before the rows are.
+        format: "parquet" or "arrow" (IPC file or stream format); None: by suffix, else by the first bytes.
+        columns: Names of the columns to deliver, in this order; None: all. Keys of Hive-style directories
+            (`lang=en/part-0.parquet`) are columns too.
+        shuffle: Whether shards, and the rows of each window of them, come in an order drawn from seed and epoch.
+        seed: Any int in [0, 2**63).
+        shard_bytes: Wanted uncompressed size of a shard, the unit of reading: an int, or a text such as "64MiB". Row
+            groups and record batches are never cut.
+        shard_rows: Wanted rows of a shard, in place of `shard_bytes`.
+        window_bytes: Wanted uncompressed size of the shards whose rows are shuffled together. A worker holds a window
+            of this size for each lane it reads.
+        lanes: Number of independent streams that an epoch is cut into. With a multiple of the number of all workers,
+            the global order depends neither on ranks nor on workers. None: one for each worker.
+        turn_rows: Rows taken from a lane before the next lane's turn; divides `batch_size`. None: one batch.
+        remainder: What to do about the row by which lanes differ: "pad" delivers a row twice, "drop" leaves one out,
+            so that all ranks deliver equally many batches; "keep" does neither. None: "keep" on one rank, else "pad".
+        batch_size: Rows of a batch; None: rows one by one. A batch is shorter where its lane ends.
+        drop_last: Whether such a shorter batch is left out.
+        output: What becomes of columns: "python", "numpy", "torch" or "arrow". None: "torch" for batches, "python" for
+            rows. See `laneway.convert.BatchConverter` for every type.
+        transform: Called in the worker on each row, or each batch, before it is delivered.
+        fill_null: What to put in place of nulls in columns of numbers: one value, or column -> value. Without it such a
+            null is an error where a tensor or an array has no place for it.
+        rank: Data-parallel rank, in [0, world_size). None: torch.distributed's where it is initialised, else RANK and
+            WORLD_SIZE of the environment, else 0 of 1.
+        world_size: Number of data-parallel ranks.
+        filesystem: An fsspec or pyarrow filesystem to use instead of the one that the URL names.
+        storage_options: Arguments of the fsspec filesystem, such as credentials. They are kept out of states, of
+            messages and of the repr.
+
+    Raises:
+        ValueError: An argument is out of its range.
+        DataFileError: A data file is missing or can't be read, or there are none.
+        SchemaMismatchError: The data files differ in their columns, or a column doesn't exist.
+
+    Example:
+        >>> import pyarrow as pa, pyarrow.parquet as pq, tempfile
+        >>> folder = tempfile.mkdtemp()
+        >>> pq.write_table(pa.table({"x": range(10)}), f"{folder}/part-0.parquet")
+        >>> dataset = StatefulShardedDataset(folder, batch_size=4)
+        >>> batches = iter(dataset)
+        >>> next(batches)["x"]
+        tensor([0, 1, 2, 3])
+        >>> state = dataset.state_dict()
+        >>> resumed = StatefulShardedDataset(folder, batch_size=4)
+        >>> resumed.load_state_dict(state)
+        >>> [batch["x"].tolist() for batch in resumed]
+        [[4, 5, 6, 7], [8, 9]]
+    """
+
+    def __init__(
+        self,
+        source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Manifest,
+        *,
+        format: Literal["parquet", "arrow"] | None = None,  # noqa: A002 - the name that pyarrow gives it
+        columns: Sequence[str] | None = None,
+        shuffle: bool = False,
+        seed: int = 0,
+        shard_bytes: int | str = "8MiB",
+        shard_rows: int | None = None,
+        window_bytes: int | str = "64MiB",
+        lanes: int | None = None,
+        turn_rows: int | None = None,
+        remainder: Remainder | None = None,
+        batch_size: int | None = None,
+        drop_last: bool = False,
+        output: Output | None = None,
+        transform: Callable[[Any], Any] | None = None,
+        fill_null: FillNull | None = None,
+        rank: int | None = None,
+        world_size: int | None = None,
+        filesystem: AbstractFileSystem | pyarrow.fs.FileSystem | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        """See the class."""
+        for name, count in (("shard_rows", shard_rows), ("lanes", lanes), ("turn_rows", turn_rows)):
+            _check_count(name, count)
+        _check_count("batch_size", batch_size)
+        _check_choice("remainder", remainder, get_args(Remainder))
+        _check_choice("output", output, get_args(Output))
+        if batch_size and turn_rows and batch_size % turn_rows:
+            message = f"batch_size {batch_size} must be a multiple of turn_rows {turn_rows}: a batch is made of turns"
+            raise ValueError(message)
+        if drop_last and batch_size is None:
+            message = "drop_last=True needs a batch_size: there is no batch to drop among single rows"
+            raise ValueError(message)
+        settings = Settings(
+            seed=_checked_seed(seed),
+            shuffle=bool(shuffle),
+            shard_bytes=parse_bytes(shard_bytes),
+            shard_rows=shard_rows,
+            window_bytes=parse_bytes(window_bytes),
+            remainder=remainder,
+            drop_last=bool(drop_last),
+        )
+        self._rank, self._world_size = data_parallel_rank(rank, world_size)
+        if isinstance(source, Manifest):
+            self._manifest = source
+            self._storage = source.storage(filesystem=filesystem, storage_options=storage_options)
+        else:
+            self._manifest, self._storage = scan_source(
+                source, format=format, filesystem=filesystem, storage_options=storage_options
+            )
+        self._columns = None if columns is None else tuple(columns)
+        self._output: Output = output or ("python" if batch_size is None else "torch")
+        self._transform = transform
+        self._fill_null = fill_null
+        self._converter = BatchConverter(self.schema, self._output, fill_null)
+        self._wishes = Wishes(lanes=lanes, turn_rows=turn_rows, batch_size=batch_size)
+        self._identify(settings)
+
+    def _identify(self, settings: Settings) -> None:
+        self._identity = Identity(self._manifest.files, settings)
+        self._writer = StateWriter.of(self._identity)
+        self._clock = EpochClock()
+        self._restored: _Restored | None = None
+        self._pass: _Pass | None = None
+
+    # -- What it is ---------------------------------------------------------------------------------------------------
+
+    @property
+    def manifest(self) -> Manifest:
+        """The data files, with sizes, rows, row groups and schema."""
+        return self._manifest
+
+    @property
+    def shards(self) -> ShardTable:
+        """All shards of the dataset in file order, those of other ranks included."""
+        return self._identity.shards
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Names and Arrow types of the columns that are delivered."""
+        return RowReader(self._manifest, self._storage, self._columns).schema
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that is under way, or else the one that the next pass delivers."""
+        began = self._current_pass()
+        if began is not None and not began.stream.is_finished:
+            return began.stream.cursor.epoch
+        restored = self._pending()
+        return self._clock.next_epoch if restored is None else restored.progress.epoch
+
+    def __len__(self) -> int:
+        """Return what this rank delivers in a whole epoch: batches, or rows where there is no batch size.
+
+        Where the number depends on the number of workers, `len(loader)` is right for a DataLoader's, and
+        `len(dataset)` for those of the last pass.
+        """
+        num_workers = num_workers_of_caller(self)
+        if num_workers is None:
+            num_workers = self._clock.held_by
+        place = Place(self._rank, self._world_size, 0, max(1, num_workers))
+        return rank_length(self._manifest.num_rows, place, self._identity.settings, self._wishes)
+
+    def __repr__(self) -> str:
+        settings, wishes = self._identity.settings, self._wishes
+        order = f"shuffled with seed {settings.seed}" if settings.shuffle else "in file order"
+        unit = "rows" if wishes.batch_size is None else f"batches of {wishes.batch_size:,} rows"
+        names = self.schema.names
+        shown = ", ".join(names[:8]) + (f", ... ({len(names):,} columns)" if len(names) > 8 else "")  # noqa: PLR2004
+        return (
+            f"{type(self).__name__}(\n"
+            f"  {self._manifest!r},\n"
+            f"  {len(self.shards):,} shards {order},\n"
+            f"  {unit} as {self._output}: {shown},\n"
+            f"  rank {self._rank} of {self._world_size}, epoch {self.epoch}\n)"
+        )
+
+    # -- Changed copies -----------------------------------------------------------------------------------------------
+
+    def shuffle(self, seed: int = 0) -> Self:
+        """Return a copy that is shuffled with `seed`, at the beginning of epoch 0."""
+        return self._changed(settings=replace(self._identity.settings, shuffle=True, seed=_checked_seed(seed)))
+
+    def shard(self, num_shards: int, index: int) -> Self:
+        """Return a copy that delivers part `index` of `num_shards`: rank and world size take these values."""
+        return self._changed(_rank=index, _world_size=data_parallel_rank(index, num_shards)[1])
+
+    def map(self, fn: Callable[[Any], Any]) -> Self:
+        """Return a copy that calls `fn` on each row or batch, after the transforms it has."""
+        return self._changed(_transform=fn if self._transform is None else _Composed(self._transform, fn))
+
+    def _changed(self, settings: Settings | None = None, **attributes: object) -> Self:
+        changed = copy.copy(self)
+        vars(changed).update(attributes)
+        changed._identify(settings or self._identity.settings)  # noqa: SLF001 - it is one of us
+        return changed
+
+    # -- Epochs -------------------------------------------------------------------------------------------------------
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make `epoch` the one that the next pass delivers.
+
+        For the epoch of a state that was just loaded the progress is kept; another epoch starts afresh. It reaches
+        persistent workers too.
+
+        Args:
+            epoch: Zero-based.
+        """
+        if not 0 <= epoch < 2**32:
+            message = f"epoch must be in [0, 2**32), not {epoch}"
+            raise ValueError(message)
+        restored = self._pending()
+        self._restored = restored if restored is not None and restored.progress.epoch == epoch else None
+        self._clock.set(epoch, asked=True)
+
+    def __iter__(self) -> Iterator[Any]:
+        """Begin a pass over an epoch: the one that is under way in a loaded state, or the next."""
+        worker = worker_place(self._rank, self._world_size)
+        place = worker or Place(self._rank, self._world_size)
+        if place.num_workers > MAX_WORKERS:
+            message = f"num_workers is {place.num_workers:,}, but {MAX_WORKERS:,} per rank is the most"
+            raise ValueError(message)
+        restored = self._pending()
+        progress = Progress(self._clock.next_epoch) if restored is None else restored.progress
+        cursor = open_epoch(self._identity, progress, place, self._wishes)
+        stream_type = RowStream if self._wishes.batch_size is None else BatchStream
+        stream = stream_type(
+            cursor,
+            RowReader(self._manifest, self._storage, self._columns),
+            self._converter,
+            self._transform,
+            at_end=lambda: self._finish(place, cursor.epoch),
+        )
+        self._clock.hold(place.num_workers if worker else 0)
+        self._clock.begin(place, cursor.epoch)
+        self._pass = _Pass(stream, place, self._clock.generation)
+        if cursor.is_at_end:
+            self._finish(place, cursor.epoch)
+        return stream
+
+    def _finish(self, place: Place, epoch: int) -> None:
+        self._restored = None
+        self._clock.finish(place, epoch)
+
+    def _current_pass(self) -> _Pass | None:
+        """Return the last pass of this process, unless another epoch was asked for since."""
+        began, clock = self._pass, self._clock
+        if began is None or worker_place(0, 1) is not None or began.generation == clock.generation:
+            return began
+        same = clock.set_epoch == began.stream.cursor.epoch and not began.stream.is_finished
+        return began if same else None
+
+    def _pending(self) -> _Restored | None:
+        """Return the loaded state, unless its epoch is finished or another one was asked for since."""
+        restored, clock = self._restored, self._clock
+        if restored is None:
+            return None
+        superseded = restored.generation != clock.generation and clock.set_epoch != restored.progress.epoch
+        return None if superseded or clock.num_finished > restored.progress.epoch else restored
+
+    # -- States -------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what has been delivered up to now, as plain JSON values.
+
+        Raises:
+            StateUnavailableError: DataLoader workers hold the progress; ask the StatefulDataLoader.
+        """
+        worker = worker_place(self._rank, self._world_size)
+        if worker is None and self._clock.held_by:
+            message = (
+                f"the progress is held by {self._clock.held_by} DataLoader worker(s), and the dataset of the main "
+                "process doesn't know it: call state_dict() of the StatefulDataLoader (a plain DataLoader can't be asked)"
+            )
+            raise StateUnavailableError(message)
+        began = self._current_pass()
+        if began is not None:
+            cursor = began.stream.cursor
+            return self._writer.state(cursor.progress(), began.place, complete=cursor.is_at_end)
+        restored = self._pending()
+        if restored is not None:
+            return copy.deepcopy(restored.state)
+        place = worker or Place(self._rank, self._world_size)
+        return self._writer.state(Progress(self.epoch), place, complete=False)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a state; the next pass delivers what it had not. A state that is refused changes nothing.
+
+        Args:
+            state_dict: What `state_dict` returned.
+
+        Raises:
+            StateFormatError: It is no state, or a damaged one.
+            CheckpointMismatchError: It belongs to other files, another order or another rank; all differences are
+                listed.
+        """
+        worker = worker_place(self._rank, self._world_size)
+        progress = read_state(
+            state_dict, self._identity, rank=self._rank, world_size=self._world_size, worker=worker
+        )
+        asked = self._clock.asked_epoch
+        if asked not in {None, progress.epoch}:
+            message = (
+                f"set_epoch({asked}) was called before this state of epoch {progress.epoch} was loaded, and the state "
+                "wins; call set_epoch after the state was loaded (StatefulDataLoader loads it when iteration begins)"
+            )
+            warnings.warn(message, stacklevel=2)
+        if worker is None:
+            self._clock.set(progress.epoch, asked=False)
+            self._clock.hold(0)
+        else:
+            self._clock.restart(worker, progress.epoch)
+        self._restored = _Restored(copy.deepcopy(state_dict), progress, self._clock.generation)
+        self._pass = None
+
+    def completed_shards(self) -> list[Shard]:
+        """Return the shards of this epoch whose rows have all been delivered, as far as this process knows.
+
+        Raises:
+            StateUnavailableError: DataLoader workers hold the progress.
+        """
+        progress = read_state(
+            self.state_dict(), self._identity, rank=self._rank, world_size=self._world_size, worker=None
+        )
+        if progress.cut is None:
+            return []
+        completed = replay(self._identity, progress).completed_shards(progress.cut.positions())
+        return [self.shards[index] for index in completed.tolist()]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the running pass behind: open files stay in the process that opened them."""
+        return {**vars(self), "_pass": None}
+
+
+def _check_count(name: str, count: int | None) -> None:
+    if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+        message = f"{name} must be an int of at least 1, or None, not {count!r}"
+        raise ValueError(message)
+
+
+def _check_choice(name: str, choice: str | None, choices: tuple[str, ...]) -> None:
+    if choice is not None and choice not in choices:
+        message = f"{name} must be one of {', '.join(map(repr, choices))} or None, not {choice!r}"
+        raise ValueError(message)
+
+
+def _checked_seed(seed: int) -> int:
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        message = f"seed must be an int in [0, 2**63), not {seed!r}"
+        raise ValueError(message)
+    return seed

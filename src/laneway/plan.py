@@ -1,0 +1,439 @@
+"""The plan of an epoch: its windows and lanes replayed from progress, and the place of one worker in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from laneway.errors import CheckpointMismatchError
+from laneway.lanes import Lanes, Remainder, Segment, Windows, cut_again, cut_epoch, rows_to_deliver
+from laneway.order import window_order
+from laneway.progress import CutProgress, LaneProgress, Progress, as_positions, fresh_cut
+from laneway.shards import cut_shards
+from laneway.turns import Place, has_one_owner_per_lane, own_lanes
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from laneway.files import FileTable
+    from laneway.shards import ShardTable
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What decides the order of the rows, besides the files; all of it is compared when a state is loaded."""
+
+    seed: int
+    """Any int in [0, 2**63)."""
+    shuffle: bool
+    """Whether the epoch is shuffled."""
+    shard_bytes: int
+    """Wanted uncompressed size of a shard."""
+    shard_rows: int | None
+    """Wanted rows of a shard, in place of `shard_bytes`."""
+    window_bytes: int
+    """Wanted uncompressed size of a window."""
+    remainder: Remainder | None
+    """What to do about the row by which lanes differ; None: "keep" on one rank, "pad" on several."""
+    drop_last: bool
+    """Whether a lane's last turn is dropped where it is not whole."""
+
+    def remainder_for(self, world_size: int) -> Remainder:
+        """Return what to do about the remainder on `world_size` ranks."""
+        return self.remainder or ("keep" if world_size == 1 else "pad")
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What a user may leave to laneway, and what may change from run to run."""
+
+    lanes: int | None
+    """Number of lanes; None: one turn of a batch for each worker."""
+    turn_rows: int | None
+    """Rows of a turn; None: one batch, or one row where there are no batches."""
+    batch_size: int | None
+    """Rows of a batch; None: single rows."""
+
+    @property
+    def default_turn_rows(self) -> int:
+        """Rows of a turn of an epoch that begins now."""
+        return self.turn_rows or self.batch_size or 1
+
+    def turns_per_batch(self, turn_rows: int) -> int | None:
+        """Return the turns that make a batch, or None where a batch is no whole number of turns."""
+        if self.batch_size is None:
+            return 1
+        turns, rest = divmod(self.batch_size, turn_rows)
+        return None if rest else turns
+
+    def num_lanes(self, place: Place, *, shared: bool = False) -> int:
+        """Return the lanes of an epoch that begins now.
+
+        Args:
+            place: One of the workers that read it.
+            shared: Whether lanes wished for are left out of account where the workers can't share them.
+        """
+        stride = place.stride(self.turns_per_batch(self.default_turn_rows) or 1)
+        if self.lanes is None or (shared and self.lanes % stride):
+            return stride
+        return self.lanes
+
+
+class LaneRange(NamedTuple):
+    """Rows [start, stop) of a lane."""
+
+    lane: int
+    start: int
+    stop: int
+
+
+class FileRange(NamedTuple):
+    """Rows [start, stop) of a data file."""
+
+    file_index: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, eq=False)
+class Identity:
+    """Which rows, in which order: what a state belongs to."""
+
+    files: FileTable
+    """The data files."""
+    settings: Settings
+    """How they are put in order."""
+
+    @cached_property
+    def shards(self) -> ShardTable:
+        """All shards, in file order."""
+        return cut_shards(self.files, shard_bytes=self.settings.shard_bytes, shard_rows=self.settings.shard_rows)
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """An epoch in its present cut. A pure function of the identity and the progress."""
+
+    identity: Identity
+    """What is put in order."""
+    epoch: int
+    """Zero-based."""
+    windows: Windows
+    """The windows of the epoch, made by its first cut."""
+    lanes: Lanes
+    """The lanes of the present cut."""
+    delivered_before: tuple[Lanes, ...]
+    """What each earlier cut delivered."""
+
+    def rows_to_deliver(self, remainder: Remainder, turn_rows: int) -> NDArray[np.int64]:
+        """Return how many rows each lane delivers in this cut, shape (num_lanes,)."""
+        drop_last = self.identity.settings.drop_last
+        return rows_to_deliver(self.lanes.rows, remainder=remainder, turn_rows=turn_rows, drop_last=drop_last)
+
+    def window_files(self, window: int) -> list[FileRange]:
+        """Return the rows of the data files that make a window, before it is shuffled."""
+        shards, windows = self.identity.shards, self.windows
+        pieces = slice(windows.piece_starts[window], windows.piece_starts[window + 1])
+        shard = windows.shard[pieces]
+        offset = shards.row_offset[shard]
+        columns = (shards.file_index[shard], offset + windows.start[pieces], offset + windows.stop[pieces])
+        return [FileRange(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+
+    def window_order(self, window: int) -> NDArray[np.int64] | None:
+        """Return the order in which a window delivers its rows, or None where that is the order of the files."""
+        settings, windows = self.identity.settings, self.windows
+        if not settings.shuffle:
+            return None
+        return window_order(
+            int(windows.rows[window]),
+            seed=settings.seed,
+            epoch=self.epoch,
+            lane=int(windows.lane[window]),
+            window=windows.index_in_lane(window),
+        )
+
+    def locate(self, segment: Segment, index: int) -> tuple[str, int]:
+        """Return path and row in the data file of the row that is number `index` of a segment."""
+        order = self.window_order(segment.window)
+        row = segment.start + index if order is None else int(order[segment.start + index])
+        for file_index, start, stop in self.window_files(segment.window):
+            if row < stop - start:
+                return self.identity.files.paths[file_index], start + row
+            row -= stop - start
+        message = f"row {index} lies outside {segment}"
+        raise IndexError(message)
+
+    def completed_shards(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the shards all of whose rows have been delivered, in file order.
+
+        Args:
+            positions: Rows delivered of each lane of the present cut, shape (num_lanes,).
+        """
+        delivered = np.zeros(len(self.identity.shards), np.int64)
+        windows = self.windows
+        for lanes in (*self.delivered_before, self.lanes.before(positions)):
+            whole = (lanes.start == 0) & (lanes.stop == windows.rows[lanes.window])
+            piece_rows = np.zeros(len(windows.shard), np.int64)
+            is_whole = np.zeros(len(windows.lane), bool)
+            is_whole[lanes.window[whole]] = True
+            pieces_whole = np.repeat(is_whole, np.diff(windows.piece_starts))
+            piece_rows[pieces_whole] = (windows.stop - windows.start)[pieces_whole]
+            for i in np.flatnonzero(~whole):
+                window, rows = int(lanes.window[i]), slice(int(lanes.start[i]), int(lanes.stop[i]))
+                pieces = slice(windows.piece_starts[window], windows.piece_starts[window + 1])
+                ends = np.cumsum(windows.stop[pieces] - windows.start[pieces])
+                order = self.window_order(window)
+                taken = np.arange(rows.start, rows.stop) if order is None else order[rows]
+                piece = np.searchsorted(ends, taken, side="right")
+                piece_rows[pieces] += np.bincount(piece, minlength=len(ends))
+            np.add.at(delivered, windows.shard, piece_rows)
+        return np.flatnonzero(delivered >= self.identity.shards.row_length)
+
+
+def replay(identity: Identity, progress: Progress) -> Plan:
+    """Return the plan of an epoch as of the cut that its progress is in.
+
+    Args:
+        identity: The rows and settings.
+        progress: Of an epoch that has been cut.
+    """
+    settings = identity.settings
+    counts = [*map(len, progress.earlier), present_cut(progress).num_lanes]
+    windows, lanes = cut_epoch(
+        identity.shards,
+        num_lanes=counts[0],
+        window_bytes=settings.window_bytes,
+        shuffle=settings.shuffle,
+        seed=settings.seed,
+        epoch=progress.epoch,
+    )
+    delivered = []
+    for earlier, num_lanes in zip(progress.earlier, counts[1:], strict=True):
+        positions = as_positions(earlier)
+        delivered.append(lanes.before(positions))
+        lanes = cut_again(lanes, positions, num_lanes)
+    return Plan(identity, progress.epoch, windows, lanes, tuple(delivered))
+
+
+class Step(NamedTuple):
+    """What a worker delivers next: the rows of one batch, or a run of single rows."""
+
+    turn: int
+    """First of the turns that it comes from."""
+    ranges: list[LaneRange]
+    """The rows, in order; none of the ranges is empty."""
+
+
+class Cursor:
+    """Where one worker is in an epoch: it says what comes next, and counts what was delivered."""
+
+    def __init__(self, plan: Plan, progress: Progress, place: Place, turns_per_batch: int) -> None:
+        """Stand where `progress` says.
+
+        Args:
+            plan: The plan that belongs to `progress`.
+            progress: Of the worker at `place`, or of the whole job.
+            place: The worker.
+            turns_per_batch: Turns of one batch.
+        """
+        cut = present_cut(progress)
+        self.plan = plan
+        self._place = place
+        self._progress = progress
+        self._num_lanes = cut.num_lanes
+        self._turn_rows = cut.turn_rows
+        self._turns_per_batch = turns_per_batch
+        self._stride = place.stride(turns_per_batch)
+        self._next_turn = cut.next_turn if progress.place else place.first_turn(cut.next_turn, turns_per_batch)
+        ends = plan.rows_to_deliver(progress.remainder, cut.turn_rows)
+        lanes = own_lanes(self._next_turn, cut.num_lanes, place, turns_per_batch)
+        self._positions = {lane: cut.lanes[lane].rows for lane in lanes}
+        self._ends = {lane: int(ends[lane]) for lane in lanes}
+        self._rows_left = sum(max(self._ends[lane] - self._positions[lane], 0) for lane in lanes)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that this cursor is in."""
+        return self.plan.epoch
+
+    @property
+    def is_at_end(self) -> bool:
+        """Whether this worker has delivered all its rows of the epoch."""
+        return self._rows_left == 0
+
+    def end_of(self, lane: int) -> int:
+        """Return how many rows a lane of this worker delivers."""
+        return self._ends[lane]
+
+    def progress(self) -> Progress:
+        """Return what has been delivered up to now."""
+        lanes = {lane: LaneProgress(rows) for lane, rows in self._positions.items()}
+        place = None if len(lanes) == self._num_lanes else self._place
+        cut = CutProgress(self._num_lanes, self._turn_rows, self._next_turn, lanes)
+        return replace(self._progress, cut=cut, place=place)
+
+    def next_batch(self) -> Step | None:
+        """Return the rows of this worker's next batch, or None at the end of the epoch."""
+        first_turn = self._next_turn
+        while not self.is_at_end:
+            turns = range(first_turn, first_turn + self._turns_per_batch)
+            ranges = [self._rest_of_turn(turn % self._num_lanes) for turn in turns]
+            found = [rows for rows in ranges if rows.start < rows.stop]
+            if found:
+                return Step(first_turn, found)
+            first_turn += self._stride
+        return None
+
+    def next_run(self, max_rows: int) -> Step | None:
+        """Return up to `max_rows` rows that come next and lie together in one lane, or None at the end.
+
+        A worker that reads one lane may run through several turns; one that reads more ends with the turn.
+        """
+        step = self.next_batch()
+        if step is None:
+            return None
+        lane, start, stop = step.ranges[0]
+        if len(self._positions) == 1:
+            stop = self._ends[lane]
+        return Step(step.turn, [LaneRange(lane, start, min(stop, start + max_rows))])
+
+    def _rest_of_turn(self, lane: int) -> LaneRange:
+        start = self._positions[lane]
+        return LaneRange(lane, start, min(start - start % self._turn_rows + self._turn_rows, self._ends[lane]))
+
+    def deliver_batch(self, step: Step) -> None:
+        """Count what `next_batch` returned as delivered."""
+        for lane, start, stop in step.ranges:
+            self._positions[lane] = stop
+            self._rows_left -= stop - start
+        self._next_turn = step.turn + self._stride
+
+    def deliver_row(self, run: Step) -> None:
+        """Count the next row of what `next_run` returned as delivered."""
+        lane = run.ranges[0].lane
+        position = self._positions[lane] + 1
+        turn = max(self._next_turn, run.turn)
+        turn_ends = position % self._turn_rows == 0 or position == self._ends[lane]
+        self._positions[lane] = position
+        self._rows_left -= 1
+        self._next_turn = turn + self._stride if turn_ends else turn
+
+
+def present_cut(progress: Progress) -> CutProgress:
+    """Return the cut that an epoch is in.
+
+    Raises:
+        ValueError: The epoch has not been cut.
+    """
+    if progress.cut is None:
+        message = f"epoch {progress.epoch} has not been cut into lanes yet"
+        raise ValueError(message)
+    return progress.cut
+
+
+def is_complete(plan: Plan, progress: Progress) -> bool:
+    """Tell whether the lanes that are known have delivered all that they deliver in this epoch."""
+    cut = present_cut(progress)
+    ends = plan.rows_to_deliver(progress.remainder, cut.turn_rows)
+    return all(lane_progress.rows >= ends[lane] for lane, lane_progress in cut.lanes.items())
+
+
+def open_epoch(identity: Identity, progress: Progress, place: Place, wishes: Wishes) -> Cursor:
+    """Return the cursor of one worker, from progress that was made by any number of workers.
+
+    An epoch that has not begun is cut as wished. One that has goes on in its present cut where the workers
+    can share its lanes, and is cut again where they can't.
+
+    Args:
+        identity: The rows and settings.
+        progress: Of this worker, or of the whole job.
+        place: The worker.
+        wishes: Lanes and turns of an epoch that begins, and the batch size.
+
+    Raises:
+        CheckpointMismatchError: The progress is that of one worker, and this one can't go on from it.
+    """
+    remainder = identity.settings.remainder_for(place.world_size)
+    if progress.cut is None:
+        cut = fresh_cut(wishes.num_lanes(place), wishes.default_turn_rows)
+        progress = replace(progress, cut=cut, remainder=remainder)
+    plan = replay(identity, progress)
+    cut = present_cut(progress)
+    turns_per_batch = wishes.turns_per_batch(cut.turn_rows)
+    if progress.place is not None:
+        _check_is_own(progress, place, turns_per_batch)
+    elif is_complete(plan, progress):
+        return Cursor(plan, progress, Place(), 1)
+    elif (
+        turns_per_batch is None
+        or not has_one_owner_per_lane(cut.num_lanes, place, turns_per_batch)
+        or cut.next_turn % (place.world_size * turns_per_batch)
+    ):
+        earlier = tuple(cut.lanes[lane] for lane in range(cut.num_lanes))
+        new_cut = fresh_cut(wishes.num_lanes(place, shared=True), wishes.default_turn_rows)
+        progress = replace(progress, cut=new_cut, earlier=(*progress.earlier, earlier))
+        plan = replay(identity, progress)
+        turns_per_batch = wishes.turns_per_batch(new_cut.turn_rows)
+    return Cursor(plan, replace(progress, remainder=remainder), place, turns_per_batch or 1)
+
+
+def rank_length(num_rows: int, place: Place, settings: Settings, wishes: Wishes) -> int:
+    """Return what a rank delivers in a whole epoch: batches, or rows where there are no batches.
+
+    Args:
+        num_rows: Rows of the dataset.
+        place: Any worker of the rank.
+        settings: How the rows are put in order.
+        wishes: Lanes, turns and batches.
+    """
+    num_lanes = wishes.num_lanes(place, shared=True)
+    turn_rows = wishes.default_turn_rows
+    turns_per_batch = wishes.turns_per_batch(turn_rows) or 1
+    bounds = np.array([lane * num_rows // num_lanes for lane in range(num_lanes + 1)], np.int64)
+    ends = rows_to_deliver(
+        np.diff(bounds),
+        remainder=settings.remainder_for(place.world_size),
+        turn_rows=turn_rows,
+        drop_last=settings.drop_last,
+    )
+    of_rank = np.arange(num_lanes) // turns_per_batch % place.world_size == place.rank
+    if wishes.batch_size is None:
+        return int(ends[of_rank].sum())
+    turns = -(-ends[of_rank] // turn_rows)
+    return int(turns.reshape(-1, turns_per_batch).max(axis=1).sum())
+
+
+def place_differences(saved: Place, present: Place) -> list[str]:
+    """Return a line for each way in which the state of one worker does not belong to another."""
+    facts = {
+        "rank": (saved.rank, present.rank, "each rank goes on from its own state"),
+        "world_size": (saved.world_size, present.world_size, "the state of one rank can't be spread over others"),
+        "num_workers": (
+            saved.num_workers,
+            present.num_workers,
+            "StatefulDataLoader keeps one state per worker and restores the same number only: "
+            f"give it num_workers={saved.num_workers}",
+        ),
+        "worker": (saved.worker, present.worker, "each DataLoader worker goes on from its own state"),
+    }
+    return [f"{name}: saved {old}, this is {new} ({why})" for name, (old, new, why) in facts.items() if old != new]
+
+
+def _check_is_own(progress: Progress, place: Place, turns_per_batch: int | None) -> None:
+    cut, saved = present_cut(progress), progress.place
+    lines = place_differences(saved, place) if saved else []
+    if not lines and (
+        turns_per_batch is None
+        or not has_one_owner_per_lane(cut.num_lanes, place, turns_per_batch)
+        or set(own_lanes(cut.next_turn, cut.num_lanes, place, turns_per_batch)) != set(cut.lanes)
+    ):
+        lines = [
+            f"batch_size: this worker's state has turns of {cut.turn_rows:,} rows on lanes {sorted(cut.lanes)}, "
+            "which batches of this size don't fit (give the batch_size of the run that saved it)"
+        ]
+    if lines:
+        message = "\n  ".join(["this checkpoint does not belong to this worker", *lines])
+        raise CheckpointMismatchError(message)

@@ -1,0 +1,76 @@
+"""Progress: how much of an epoch has been delivered, as values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from numpy.typing import NDArray
+
+    from laneway.lanes import Remainder
+    from laneway.turns import Place
+
+
+@dataclass(frozen=True, slots=True)
+class LaneProgress:
+    """How far one lane has come. A type of its own, since a stage may come to need more than its rows."""
+
+    rows: int = 0
+    """Rows that the training loop has received."""
+
+
+@dataclass(frozen=True, slots=True)
+class CutProgress:
+    """How far the lanes of the epoch's present cut have come."""
+
+    num_lanes: int
+    """Number of lanes of the cut."""
+    turn_rows: int
+    """Rows of a turn."""
+    next_turn: int
+    """The turn that comes next: the job's, or where not all lanes are known, that of the worker at `place`."""
+    lanes: Mapping[int, LaneProgress]
+    """Progress of the lanes that are known: all of them, or those of the worker at `place`."""
+
+    @property
+    def knows_every_lane(self) -> bool:
+        """Whether this is the whole job's progress."""
+        return len(self.lanes) == self.num_lanes
+
+    def positions(self) -> NDArray[np.int64]:
+        """Return the rows delivered of each lane, 0 where that isn't known, shape (num_lanes,)."""
+        positions = np.zeros(self.num_lanes, np.int64)
+        for lane, progress in self.lanes.items():
+            positions[lane] = progress.rows
+        return positions
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far an epoch has come."""
+
+    epoch: int
+    """Zero-based."""
+    remainder: Remainder = "keep"
+    """What is done about the row by which the lanes of the present cut differ."""
+    cut: CutProgress | None = None
+    """The present cut; None while the epoch has not been cut at all."""
+    earlier: tuple[tuple[LaneProgress, ...], ...] = field(default=())
+    """How far the lanes of each earlier cut of this epoch came, oldest first."""
+    place: Place | None = None
+    """The worker that the progress is known of; None where every lane is known."""
+
+
+def fresh_cut(num_lanes: int, turn_rows: int) -> CutProgress:
+    """Return the progress of a cut of which nothing has been delivered."""
+    return CutProgress(num_lanes, turn_rows, 0, dict.fromkeys(range(num_lanes), LaneProgress()))
+
+
+def as_positions(lanes: Iterable[LaneProgress]) -> NDArray[np.int64]:
+    """Return the rows delivered of each of an earlier cut's lanes, shape (num_lanes,)."""
+    return np.array([lane.rows for lane in lanes], np.int64)

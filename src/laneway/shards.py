@@ -1,0 +1,146 @@
+"""Shards: the runs of rows that are read together, cut at row groups and record batches."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, overload
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from laneway.files import FileTable
+
+_UNITS = {"": 1, "B": 1} | {
+    f"{prefix}{suffix}": base**power
+    for suffix, base in (("B", 1000), ("iB", 1024))
+    for power, prefix in enumerate("KMGT", start=1)
+}
+
+
+def parse_bytes(size: int | str) -> int:
+    """Return a number of bytes from an int or a text such as "8MiB", "1GB" or "500 KB".
+
+    Raises:
+        ValueError: The text is no size, or the size is not positive.
+    """
+    if isinstance(size, str):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", size)
+        units = {name.lower(): factor for name, factor in _UNITS.items()}
+        if match is None or match[2].lower() not in units:
+            message = f"{size!r} is no size; give bytes as an int, or a text such as '64MiB' or '1GB'"
+            raise ValueError(message)
+        num_bytes = int(float(match[1]) * units[match[2].lower()])
+    else:
+        num_bytes = int(size)
+    if num_bytes < 1:
+        message = f"a size must be at least 1 byte, not {size!r}"
+        raise ValueError(message)
+    return num_bytes
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Shard:
+    """A run of rows of one data file."""
+
+    path: str
+    """Path relative to the dataset's root."""
+    row_offset: int
+    """First row, counted in the data file."""
+    row_length: int
+    """Number of rows."""
+
+
+@dataclass(frozen=True, eq=False)
+class ShardTable(Sequence[Shard]):
+    """All shards of a dataset in file order, as columns; indexing makes a `Shard`."""
+
+    paths: tuple[str, ...]
+    """Paths of the data files."""
+    file_index: NDArray[np.int64]
+    """Index into `paths`, shape (num_shards,)."""
+    row_offset: NDArray[np.int64]
+    """First row in the data file, shape (num_shards,)."""
+    row_length: NDArray[np.int64]
+    """Number of rows, at least 1, shape (num_shards,)."""
+    num_bytes: NDArray[np.int64]
+    """Uncompressed size, shape (num_shards,)."""
+
+    def __len__(self) -> int:
+        """Return the number of shards."""
+        return len(self.file_index)
+
+    @overload
+    def __getitem__(self, index: int) -> Shard: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Shard]: ...
+    def __getitem__(self, index: int | slice) -> Shard | list[Shard]:
+        """Return the shard at `index`, or a list of them for a slice."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        file_index = self.file_index[index]
+        return Shard(self.paths[file_index], int(self.row_offset[index]), int(self.row_length[index]))
+
+    def __iter__(self) -> Iterator[Shard]:
+        """Yield the shards in file order."""
+        return (self[i] for i in range(len(self)))
+
+    def __repr__(self) -> str:
+        return f"<{len(self):,} shards of {len(self.paths):,} files>"
+
+
+def group_by_size(sizes: NDArray[np.int64], owner: NDArray[np.int64], target: int) -> NDArray[np.int64]:
+    """Group consecutive items of the same owner into runs of about `target`.
+
+    An item goes where its middle lies on its owner's scale of multiples of `target`; so a run is larger
+    than `target` by at most its largest item, and an item that alone is larger stays alone or nearly so.
+
+    Args:
+        sizes: Size of each item, shape (n,).
+        owner: Non-decreasing owner of each item, shape (n,).
+        target: Wanted size of a run, >= 1.
+
+    Returns:
+        int64 array: index of the first item of each run.
+    """
+    if len(sizes) == 0:
+        return np.zeros(0, np.int64)
+    ends = np.cumsum(sizes)
+    first_of_owner = np.searchsorted(owner, owner, side="left")
+    middle = ends - sizes // 2 - (ends - sizes)[first_of_owner]
+    run = middle // target
+    new = np.concatenate([[True], (np.diff(run) != 0) | (np.diff(owner) != 0)])
+    return np.flatnonzero(new).astype(np.int64)
+
+
+def cut_shards(files: FileTable, *, shard_bytes: int, shard_rows: int | None = None) -> ShardTable:
+    """Cut every data file at its blocks into shards of about `shard_bytes`, or of about `shard_rows` rows.
+
+    Args:
+        files: The data files.
+        shard_bytes: Wanted uncompressed size of a shard.
+        shard_rows: Wanted rows of a shard; takes the place of `shard_bytes` where given.
+
+    Returns:
+        The shards, none of them empty. A block is never cut: one larger than the target is a shard by itself.
+    """
+    file_of_block = np.repeat(np.arange(files.num_files), np.diff(files.block_starts))
+    sizes = files.block_bytes if shard_rows is None else files.block_rows
+    starts = group_by_size(sizes, file_of_block, shard_bytes if shard_rows is None else shard_rows)
+    file_index = file_of_block[starts]
+    bounds = files.block_row_starts
+    row_start = bounds[starts]
+    row_length = np.diff(np.append(row_start, bounds[-1]))
+    kept = row_length > 0
+    return ShardTable(
+        paths=files.paths,
+        file_index=file_index[kept],
+        row_offset=(row_start - bounds[files.block_starts[file_index]])[kept],
+        row_length=row_length[kept],
+        num_bytes=(np.add.reduceat(files.block_bytes, starts) if len(starts) else starts)[kept],
+    )

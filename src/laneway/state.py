@@ -1,0 +1,257 @@
+"""States: progress and identity as plain JSON values, and the checks before one is believed."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from laneway.errors import CheckpointMismatchError, StateFormatError
+from laneway.files import FileFacts, decode_files
+from laneway.order import ORDER_VERSION
+from laneway.plan import Identity, is_complete, place_differences, replay
+from laneway.progress import CutProgress, LaneProgress, Progress
+from laneway.turns import Place
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from laneway.files import FileTable
+
+FORMAT = "laneway.state"
+"""What a state calls itself."""
+FORMAT_VERSION = 1
+"""Version of the layout below."""
+
+_MAX_NAMED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class StateWriter:
+    """Writes the states of one dataset. What never changes is made once: states are taken after every batch."""
+
+    constants: dict[str, Any]
+    """The identity part of every state."""
+
+    @classmethod
+    def of(cls, identity: Identity) -> StateWriter:
+        """Return the writer for a dataset."""
+        return cls(
+            {
+                "format": FORMAT,
+                "version": FORMAT_VERSION,
+                "order_version": ORDER_VERSION,
+                "fingerprint": identity.files.fingerprint,
+                "files": identity.files.encoded,
+                **asdict(identity.settings),
+            }
+        )
+
+    def state(self, progress: Progress, place: Place, *, complete: bool) -> dict[str, Any]:
+        """Return the state that stands for `progress`: fresh containers, plain JSON values.
+
+        Args:
+            progress: What has been delivered.
+            place: The worker that says so.
+            complete: Whether that is all it delivers in this epoch.
+        """
+        cut = progress.cut
+        lanes = sorted(cut.lanes) if cut else []
+        return {
+            **self.constants,
+            "scope": "global" if progress.place is None else "rank",
+            "rank": place.rank,
+            "world_size": place.world_size,
+            "worker": place.worker,
+            "num_workers": place.num_workers,
+            "epoch": progress.epoch,
+            "complete": complete,
+            "lanes": cut.num_lanes if cut else None,
+            "turn_rows": cut.turn_rows if cut else None,
+            "next_turn": cut.next_turn if cut else 0,
+            "lane_indices": lanes if progress.place else None,
+            "positions": [cut.lanes[lane].rows for lane in lanes] if cut else [],
+            "earlier_cuts": [[lane.rows for lane in lanes] for lanes in progress.earlier],
+        }
+
+
+def read_state(state: object, identity: Identity, *, rank: int, world_size: int, worker: Place | None) -> Progress:
+    """Parse a state, check everything in it against the dataset, and return its progress.
+
+    Args:
+        state: What `StateWriter.state` returned, perhaps by way of JSON or torch.save.
+        identity: Of the dataset that it is to be loaded into.
+        rank: Data-parallel rank that loads it.
+        world_size: Number of ranks.
+        worker: The DataLoader worker that loads it; None in the main process, which can't know yet who will read.
+
+    Raises:
+        StateFormatError: It is no state, or a damaged one.
+        CheckpointMismatchError: It is the state of another dataset, order or rank. All differences are listed.
+    """
+    fields = _fields(state)
+    saved = Place(fields["rank"], fields["world_size"], fields["worker"], fields["num_workers"])
+    lines = _identity_differences(fields, identity)
+    if fields["scope"] == "rank":
+        present = worker or Place(rank, world_size, saved.worker, saved.num_workers)
+        lines += place_differences(saved, present)
+    if lines:
+        raise CheckpointMismatchError(_mismatch(lines))
+    progress = _progress(fields, identity, saved)
+    if progress.cut is not None:
+        _check_positions(progress, identity, complete=fields["complete"])
+    return progress
+
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "order_version": (int,),
+    "fingerprint": (str,),
+    "files": (str,),
+    "seed": (int,),
+    "shuffle": (bool,),
+    "shard_bytes": (int,),
+    "shard_rows": (int, type(None)),
+    "window_bytes": (int,),
+    "remainder": (str, type(None)),
+    "drop_last": (bool,),
+    "scope": (str,),
+    "rank": (int,),
+    "world_size": (int,),
+    "worker": (int,),
+    "num_workers": (int,),
+    "epoch": (int,),
+    "complete": (bool,),
+    "lanes": (int, type(None)),
+    "turn_rows": (int, type(None)),
+    "next_turn": (int,),
+    "lane_indices": (list, type(None)),
+    "positions": (list,),
+    "earlier_cuts": (list,),
+}
+
+
+def _fields(state: object) -> Mapping[str, Any]:
+    if not isinstance(state, dict):
+        message = f"a state is the dict that state_dict() returned, not {type(state).__name__}"
+        raise StateFormatError(message)
+    if state.get("format") != FORMAT:
+        keys = ", ".join(map(repr, list(state)[:5])) or "none"
+        hint = ""
+        if "_snapshot" in state or "_iterator_finished" in state:
+            hint = "; it is a state of StatefulDataLoader: give it to the loader's load_state_dict()"
+        message = f"this dict is no state of a laneway dataset: 'format' is missing, its keys are {keys}{hint}"
+        raise StateFormatError(message)
+    if state.get("version") != FORMAT_VERSION:
+        message = (
+            f"this state has format version {state.get('version')!r}, this release of laneway reads version "
+            f"{FORMAT_VERSION}: load it with the release that saved it, or a later one"
+        )
+        raise StateFormatError(message)
+    missing = [name for name in _TYPES if name not in state]
+    if missing:
+        message = f"this state is truncated: {', '.join(missing)} missing"
+        raise StateFormatError(message)
+    for name, types in _TYPES.items():
+        value = state[name]
+        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+            message = f"this state is damaged: {name} is {value!r}, not {' or '.join(t.__name__ for t in types)}"
+            raise StateFormatError(message)
+    return state
+
+
+def _identity_differences(fields: Mapping[str, Any], identity: Identity) -> list[str]:
+    lines = []
+    if fields["order_version"] != ORDER_VERSION:
+        lines.append(f"order_version: saved {fields['order_version']}, this release of laneway has {ORDER_VERSION}")
+    lines += [
+        f"{name}: saved {fields[name]!r}, this run has {value!r}"
+        for name, value in asdict(identity.settings).items()
+        if fields[name] != value
+    ]
+    if fields["fingerprint"] != identity.files.fingerprint:
+        lines.append("files: " + "; ".join(_file_differences(decode_files(fields["files"]), identity.files)))
+    return lines
+
+
+def _file_differences(saved: Mapping[str, FileFacts], files: FileTable) -> list[str]:
+    present = {
+        path: FileFacts(int(size), int(rows), digest)
+        for path, size, rows, digest in zip(files.paths, files.sizes, files.rows, files.digests, strict=True)
+    }
+    lines = [f"{path} {_change(saved[path], present[path])}" for path in present if path in saved]
+    lines = [line for line in lines if not line.endswith(" ")]
+    gone, new = [path for path in saved if path not in present], [path for path in present if path not in saved]
+    for path in gone:
+        renamed = next((name for name in new if present[name] == saved[path]), None)
+        if renamed:
+            new.remove(renamed)
+        lines.append(f"{path} is now {renamed}" if renamed else f"{path} is gone")
+    lines += [f"{path} is new" for path in new]
+    if not lines:
+        return ["the same files hold other row groups, or other columns, than when this was saved"]
+    if len(lines) > _MAX_NAMED:
+        lines[_MAX_NAMED:] = [f"and {len(lines) - _MAX_NAMED:,} more differences"]
+    return lines
+
+
+def _change(saved: FileFacts, present: FileFacts) -> str:
+    if saved.rows != present.rows:
+        return f"had {saved.rows:,} rows, now {present.rows:,}"
+    if saved.size != present.size:
+        return f"had {saved.size:,} bytes, now {present.size:,}"
+    return "" if saved == present else f"was rewritten with the same size ({saved.size:,} bytes)"
+
+
+def _mismatch(lines: list[str]) -> str:
+    names = sorted({line.split(":", 1)[0] for line in lines}, key=[line.split(":", 1)[0] for line in lines].index)
+    return "\n".join(
+        [
+            "this checkpoint does not belong to this dataset",
+            *(f"  {line}" for line in lines),
+            f"give the same {', '.join(names)}, or start an epoch afresh with a new dataset and set_epoch()",
+        ]
+    )
+
+
+def _progress(fields: Mapping[str, Any], identity: Identity, saved: Place) -> Progress:
+    remainder = identity.settings.remainder_for(saved.world_size)
+    num_lanes, positions, known = fields["lanes"], fields["positions"], fields["lane_indices"]
+    if fields["scope"] not in {"global", "rank"} or (fields["scope"] == "rank") == (known is None):
+        message = f"this state is damaged: scope is {fields['scope']!r} with lane_indices {known!r}"
+        raise StateFormatError(message)
+    if num_lanes is None:
+        return Progress(fields["epoch"], remainder)
+    known = list(range(num_lanes)) if known is None else known
+    numbers = [*known, *positions, *(rows for cut in fields["earlier_cuts"] for rows in cut), fields["epoch"]]
+    if (
+        len(known) != len(positions)
+        or not all(isinstance(number, int) and number >= 0 for number in numbers)
+        or not all(lane < num_lanes for lane in known)
+        or not fields["turn_rows"]
+    ):
+        message = f"this state is damaged: positions {positions!r} don't fit lanes {known!r} of {num_lanes!r}"
+        raise StateFormatError(message)
+    lanes = dict(zip(known, map(LaneProgress, positions), strict=True))
+    return Progress(
+        epoch=fields["epoch"],
+        remainder=remainder,
+        cut=CutProgress(num_lanes, fields["turn_rows"], fields["next_turn"], lanes),
+        earlier=tuple(tuple(map(LaneProgress, cut)) for cut in fields["earlier_cuts"]),
+        place=saved if fields["scope"] == "rank" else None,
+    )
+
+
+def _check_positions(progress: Progress, identity: Identity, *, complete: bool) -> None:
+    plan = replay(identity, progress)
+    if progress.cut is None:
+        return
+    longest = plan.lanes.rows + 1
+    for lane, lane_progress in progress.cut.lanes.items():
+        if lane_progress.rows > longest[lane]:
+            message = (
+                f"this state is damaged: lane {lane} is at position {lane_progress.rows:,}, "
+                f"but has {plan.lanes.rows[lane]:,} rows"
+            )
+            raise StateFormatError(message)
+    if complete != is_complete(plan, progress):
+        message = f"this state is damaged: it says complete={complete}, which its positions contradict"
+        raise StateFormatError(message)

@@ -1,0 +1,216 @@
+"""A worker's stream: from the lanes it reads to the rows or batches that it yields.
+
+The way of a row: the cursor names lane ranges, the lanes their segments, a segment lies in a window, and the window
+is read from the data files, put in order once and cut into slices. What is yielded is counted first.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from laneway.convert import NullInColumnError
+from laneway.plan import LaneRange
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from laneway.convert import BatchConverter
+    from laneway.lanes import Segment
+    from laneway.plan import Cursor, Plan, Step
+    from laneway.reader import RowReader
+
+_ROWS_AT_ONCE = 1024
+"""Rows that are converted together where rows are yielded one by one."""
+
+
+@dataclass(frozen=True, slots=True)
+class _OpenWindow:
+    """The rows of a window in memory, in the order of delivery, from row `start` on."""
+
+    window: int
+    start: int
+    batches: list[pa.RecordBatch]
+    """One batch, or several where a column is too long for one."""
+    bounds: list[int]
+    """Row of the window's order at which each batch begins, and where the last ends."""
+
+    def slices(self, start: int, stop: int) -> Iterator[pa.RecordBatch]:
+        """Yield rows [start, stop) of the window's order, without a copy."""
+        while start < stop:
+            i = bisect_right(self.bounds, start) - 1
+            end = min(stop, self.bounds[i + 1])
+            yield self.batches[i].slice(start - self.bounds[i], end - start)
+            start = end
+
+
+class LaneReader:
+    """Reads rows of lanes. It holds one window per lane, and nothing else."""
+
+    def __init__(self, plan: Plan, rows: RowReader) -> None:
+        """Read lanes of `plan` from the data files behind `rows`."""
+        self._plan = plan
+        self._rows = rows
+        self._open: dict[int, _OpenWindow] = {}
+
+    def segments(self, wanted: LaneRange) -> list[Segment]:
+        """Return where rows of a lane lie."""
+        return self._plan.lanes.segments(*wanted)
+
+    def read(self, wanted: LaneRange) -> list[pa.RecordBatch]:
+        """Return rows of a lane, as slices of its windows."""
+        found: list[pa.RecordBatch] = []
+        for segment in self.segments(wanted):
+            found += self._window(wanted.lane, segment).slices(segment.start, segment.stop)
+        if wanted.stop > self._plan.lanes.rows[wanted.lane]:
+            # The row that pads a lane was delivered before: a copy keeps in-place changes of a user's apart.
+            found[-1] = found[-1].take(pa.array([0]))
+        return found
+
+    def _window(self, lane: int, segment: Segment) -> _OpenWindow:
+        opened = self._open.get(lane)
+        if opened is None or opened.window != segment.window or opened.start > segment.start:
+            # The old window goes first: two of them are never held for one lane.
+            self._open.pop(lane, None)
+            opened = self._open[lane] = self._read_window(segment.window, segment.start)
+        return opened
+
+    def _read_window(self, window: int, start: int) -> _OpenWindow:
+        files, order = self._plan.window_files(window), self._plan.window_order(window)
+        if order is None:
+            (file,) = files
+            table = self._rows.read(file.file_index, file.start + start, file.stop)
+        else:
+            table = pa.concat_tables([self._rows.read(*file) for file in files]).take(pa.array(order[start:]))
+        batches = table.combine_chunks().to_batches()
+        return _OpenWindow(window, start, batches, [*accumulate((len(b) for b in batches), initial=start)])
+
+    def locate(self, wanted: list[LaneRange], row_index: int) -> str:
+        """Return path and row in the data file of row `row_index` of what was read, as text."""
+        for lane_range in wanted:
+            for segment in self.segments(lane_range):
+                if row_index < segment.stop - segment.start:
+                    path, row = self._plan.locate(segment, row_index)
+                    return f"row {row:,} of {path}"
+                row_index -= segment.stop - segment.start
+        message = f"row {row_index} lies outside {wanted}"
+        raise IndexError(message)
+
+    def close(self) -> None:
+        """Let go of windows and files."""
+        self._open.clear()
+        self._rows.close()
+
+
+class Stream:
+    """Iterates over what one worker delivers in one epoch; asked again after an error, it tries the same again."""
+
+    def __init__(
+        self,
+        cursor: Cursor,
+        rows: RowReader,
+        converter: BatchConverter,
+        transform: Callable[[Any], Any] | None,
+        at_end: Callable[[], None],
+    ) -> None:
+        """Go on from where `cursor` stands.
+
+        Args:
+            cursor: The worker's place in the epoch; it is moved as things are yielded.
+            rows: Reads the data files.
+            converter: Makes what is yielded out of Arrow.
+            transform: Called on each thing before it is yielded.
+            at_end: Called once, when the epoch has been read to its end.
+        """
+        self.cursor = cursor
+        self.is_finished = False
+        self._lanes = LaneReader(cursor.plan, rows)
+        self._converter = converter
+        self._transform = transform
+        self._at_end = at_end
+
+    def __iter__(self) -> Iterator[Any]:
+        """Return self."""
+        return self
+
+    def __next__(self) -> Any:  # noqa: ANN401 - a user's transform may return anything
+        """Return the next row or batch; it counts as delivered from now on."""
+        raise NotImplementedError
+
+    def _converted(self, convert: Callable[[pa.RecordBatch], Any], ranges: list[LaneRange]) -> Any:  # noqa: ANN401
+        slices = [batch for lane_range in ranges for batch in self._lanes.read(lane_range)]
+        batch = slices[0] if len(slices) == 1 else pa.concat_batches(slices)
+        try:
+            return convert(batch)
+        except NullInColumnError as error:
+            if error.row_index is None:
+                raise
+            raise error.at(self._lanes.locate(ranges, error.row_index)) from None
+
+    def _finish(self) -> None:
+        if not self.is_finished:
+            self.is_finished = True
+            self._lanes.close()
+            self._at_end()
+
+
+class BatchStream(Stream):
+    """Yields batches."""
+
+    def __next__(self) -> Any:  # noqa: ANN401 - a user's transform may return anything
+        """Return the next batch; it counts as delivered from now on."""
+        step = self.cursor.next_batch()
+        if step is None:
+            self._finish()
+            raise StopIteration
+        batch = self._converted(self._converter.batch, step.ranges)
+        if self._transform is not None:
+            batch = self._transform(batch)
+        self.cursor.deliver_batch(step)
+        return batch
+
+
+class RowStream(Stream):
+    """Yields rows. They are converted many at once and handed out one by one."""
+
+    _run: Step
+    _ready: tuple[list[Any], int, int] = ([], 0, 0)
+    """Converted rows of one lane, the next of them, and where those of this run end."""
+    _ahead: dict[int, tuple[int, list[Any]]] | None = None
+    """Lane -> position of its first converted row, and the converted rows."""
+
+    def __next__(self) -> Any:  # noqa: ANN401 - a user's transform may return anything
+        """Return the next row; it counts as delivered from now on."""
+        rows, index, stop = self._ready
+        if index == stop:
+            rows, index, stop = self._next_run()
+        row = rows[index]
+        if self._transform is not None:
+            try:
+                row = self._transform(row)
+            except BaseException:
+                # The row may be half changed: asked again, it is made again.
+                self._ready, self._ahead = ([], 0, 0), None
+                raise
+        self.cursor.deliver_row(self._run)
+        self._ready = (rows, index + 1, stop)
+        return row
+
+    def _next_run(self) -> tuple[list[Any], int, int]:
+        run = self.cursor.next_run(_ROWS_AT_ONCE)
+        if run is None:
+            self._finish()
+            raise StopIteration
+        lane, start, stop = run.ranges[0]
+        if self._ahead is None:
+            self._ahead = {}
+        first, rows = self._ahead.get(lane, (0, []))
+        if not first <= start < first + len(rows):
+            wanted = LaneRange(lane, start, min(start + _ROWS_AT_ONCE, self.cursor.end_of(lane)))
+            first, rows = self._ahead[lane] = (start, self._converted(self._converter.rows, [wanted]))
+        self._run = run
+        return rows, start - first, min(stop - first, len(rows))

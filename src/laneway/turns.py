@@ -1,0 +1,56 @@
+"""Turns: who reads which lane, and when.
+
+The whole job takes turns `0, 1, 2, ...`; turn `j` comes from lane `j % num_lanes`. Rank `r` of `W` makes its
+batch number `t` of the `q` turns that begin at `(t * W + r) * q`, and worker `k` of `K` makes the rank's batches
+`k, k + K, k + 2 * K, ...`. Where `q * W * K` divides the number of lanes, each lane is read by exactly one worker,
+and the sequence of turns of the whole job depends neither on `W` nor on `K`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Which of the job's workers one is."""
+
+    rank: int = 0
+    """Data-parallel rank, in [0, world_size)."""
+    world_size: int = 1
+    """Number of data-parallel ranks."""
+    worker: int = 0
+    """DataLoader worker of this rank, in [0, num_workers)."""
+    num_workers: int = 1
+    """Workers per rank; a process that reads for itself counts as one."""
+
+    @property
+    def total_workers(self) -> int:
+        """Workers of the whole job."""
+        return self.world_size * self.num_workers
+
+    def first_turn(self, job_turn: int, turns_per_batch: int) -> int:
+        """Return the first turn of this worker's first batch, from where the job's next turn is `job_turn`."""
+        return job_turn + (self.worker * self.world_size + self.rank) * turns_per_batch
+
+    def stride(self, turns_per_batch: int) -> int:
+        """Return the distance between the first turns of two consecutive batches of this worker."""
+        return self.total_workers * turns_per_batch
+
+
+def has_one_owner_per_lane(num_lanes: int, place: Place, turns_per_batch: int) -> bool:
+    """Tell whether the job's workers can share `num_lanes` lanes without two of them reading the same lane."""
+    return num_lanes % place.stride(turns_per_batch) == 0
+
+
+def own_lanes(first_turn: int, num_lanes: int, place: Place, turns_per_batch: int) -> list[int]:
+    """Return the lanes that a worker reads, in the order in which it first comes to them.
+
+    Args:
+        first_turn: First turn of the worker's next batch.
+        num_lanes: Number of lanes, a multiple of `place.stride(turns_per_batch)`.
+        place: The worker.
+        turns_per_batch: Turns of one batch.
+    """
+    starts = range(first_turn, first_turn + num_lanes, place.stride(turns_per_batch))
+    return [(start + i) % num_lanes for start in starts for i in range(turns_per_batch)]
