@@ -1,0 +1,40 @@
+# Needs Python >= 3.11, gcc and make; everything else goes into .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+
+# Both, because pip before 25.3 reads the first one for build requirements and later ones only the second.
+export PIP_CONSTRAINT := constraints.txt
+export PIP_BUILD_CONSTRAINT := constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help demo test check format clean
+
+help: ## Show this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+demo: .venv/installed ## Train, be killed, resume, and prove that nothing differs (under a minute)
+	@$(BIN)/python -u examples/train_resume.py
+
+test: .venv/installed ## Run all tests, doctests and the README's code
+	$(BIN)/python -m pytest
+
+check: .venv/installed ## Run ruff, mypy and import-linter, as CI does
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv/installed ## Sort imports, fix what can be fixed, format
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean: ## Remove .venv, the demo's files and all caches
+	rm -rf .venv .demo dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "laneway needs Python >= 3.11, and $(PYTHON) is %d.%d; say make PYTHON=python3.x" % sys.version_info[:2])'
+	@echo "Installing into .venv; PyTorch is large, this takes a minute or more ..."
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,54 @@
+"""The file formats that laneway reads."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from laneway.errors import DataFileError
+from laneway.formats.arrow import ArrowFormat
+from laneway.formats.base import BlockReader, FileScan, Format, PlannedFile
+from laneway.formats.parquet import ParquetFormat
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from laneway.storage import Storage
+
+__all__ = [
+    "FORMATS",
+    "ArrowFormat",
+    "BlockReader",
+    "FileScan",
+    "Format",
+    "ParquetFormat",
+    "PlannedFile",
+    "format_of_content",
+    "format_of_suffix",
+]
+
+_KNOWN: Final[tuple[Format, ...]] = (ParquetFormat(), ArrowFormat())
+FORMATS: Final[Mapping[str, Format]] = {known.name: known for known in _KNOWN}
+"""The formats by name."""
+
+_HEAD_BYTES = 8
+
+
+def format_of_suffix(path: str) -> Format | None:
+    """Return the format that the end of a path stands for, or None."""
+    lower = path.lower()
+    return next((known for known in _KNOWN if lower.endswith(known.suffixes)), None)
+
+
+def format_of_content(storage: Storage, path: str, size: int) -> Format:
+    """Return the format that the first bytes of a file stand for.
+
+    Raises:
+        DataFileError: The file is unreadable or of no format that laneway knows.
+    """
+    head = storage.read_range(path, 0, min(size, _HEAD_BYTES))
+    found = next((known for known in _KNOWN if known.recognises(head)), None)
+    if found is None:
+        what = f"begins with {head!r}" if head else "is empty"
+        message = f"{storage.display(path)} {what}: it is neither a Parquet nor an Arrow IPC file"
+        raise DataFileError(message)
+    return found

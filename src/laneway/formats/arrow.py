@@ -1,0 +1,277 @@
+"""Arrow IPC files, file format and stream format alike: blocks are record batches, found by the message headers.
+
+The file format is the stream format between a magic and a footer, so one walk over the messages serves both.
+"""
+
+from __future__ import annotations
+
+import io
+import mmap
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, final
+
+import numpy as np
+import pyarrow as pa
+
+from laneway.errors import DataFileError
+from laneway.files import digest
+from laneway.formats.base import FileScan, changed_since_planned
+from laneway.formats.messages import (
+    CONTINUATION,
+    END_OF_STREAM,
+    PREFIX_BYTES,
+    MessageHeader,
+    MessageKind,
+    parse_header,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from laneway.formats.base import PlannedFile
+    from laneway.storage import RangeFile, Storage
+
+    _Source = Callable[[int, int], pa.Buffer]
+
+_MAGIC = b"ARROW1"
+_FEATHER_1_MAGIC = b"FEA1"
+_FILE_HEAD_BYTES = 8  # the magic, padded
+_FILE_TAIL_BYTES = 4 + len(_MAGIC)  # the footer's length, then the magic
+_SAMPLE_BYTES = 1024
+_READ_AHEAD_BYTES = 16 * 1024
+_MAP_NORESERVE = 0x4000
+
+# Values of an entry of the layout, one entry per message in file order; the last two matter for dictionaries only.
+_KIND, _OFFSET, _METADATA, _BODY, _DICTIONARY, _IS_DELTA = range(6)
+
+
+@final
+class ArrowFormat:
+    """Reads Arrow IPC by record batch: memory-mapped without a copy where the file is local."""
+
+    name = "arrow"
+    suffixes = (".arrow", ".arrows", ".ipc", ".feather")
+    block_name = "record batch"
+
+    def recognises(self, head: bytes) -> bool:
+        """Return whether a file that begins with `head` may be an Arrow file or stream."""
+        return head.startswith((_MAGIC, CONTINUATION))
+
+    def scan(self, storage: Storage, path: str, size: int) -> FileScan:
+        """Walk over the message headers; of the bodies, only the first and the last KiB of each are read.
+
+        The digest covers all of that: headers alone stay equal when fixed-width values are rewritten.
+        """
+        messages = list(_walk(storage, path, size))
+        if not messages:
+            text = f"{storage.display(path)} holds no Arrow message: it is {'truncated' if size else 'empty'}"
+            raise DataFileError(text)
+        try:
+            schema = pa.ipc.read_schema(pa.py_buffer(messages[0].metadata))
+        except (pa.ArrowException, OSError) as error:
+            raise storage.problem(path, "has a schema that pyarrow can't read", error) from storage.cause(
+                error
+            )
+        batches = [each.header for each in messages if each.header.kind is MessageKind.RECORD_BATCH]
+        return FileScan(
+            schema=schema,
+            block_rows=[header.num_rows for header in batches],
+            block_bytes=[header.body_length for header in batches],
+            digest=digest(*(part for each in messages for part in (each.metadata, each.sample))),
+            layout=[each.place() for each in messages],
+        )
+
+    def open(self, storage: Storage, planned: PlannedFile, schema: pa.Schema) -> ArrowBlocks:
+        """Open a file: map it, where it is local. Its size is checked now, its batches as they are read.
+
+        A mapped file must not be cut short while it is in use: the operating system kills a process that reads
+        memory behind a file's end.
+        """
+        path = planned.path
+        if not storage.is_local:
+            remote: _Source = lambda start, stop: pa.py_buffer(storage.read_range(path, start, stop))  # noqa: E731
+            return ArrowBlocks(remote, planned.layout, schema)
+        size = storage.size(path)
+        if size != planned.size:
+            difference = f"it had {planned.size:,} bytes and now has {size:,}"
+            raise changed_since_planned(storage, planned, difference)
+        try:
+            mapped = _map_copy_on_write(path, size)
+        except OSError as error:
+            raise storage.problem(path, "can't be memory-mapped", error) from storage.cause(error)
+        return ArrowBlocks(lambda start, stop: mapped.slice(start, stop - start), planned.layout, schema)
+
+
+@final
+class ArrowBlocks:
+    """An open Arrow file or stream."""
+
+    def __init__(self, source: _Source, layout: NDArray[np.int64], schema: pa.Schema) -> None:
+        """Take over an open file.
+
+        Args:
+            source: Returns the bytes [start, stop) of the file.
+            layout: Where its messages are.
+            schema: Its columns.
+        """
+        self._source: _Source | None = source
+        self._starts = layout[:, _OFFSET]
+        self._stops = layout[:, [_OFFSET, _METADATA, _BODY]].sum(axis=1)
+        self._batches = np.flatnonzero(layout[:, _KIND] == MessageKind.RECORD_BATCH)
+        self._dictionaries = np.flatnonzero(layout[:, _KIND] == MessageKind.DICTIONARY)
+        self._layout = layout
+        self._schema = schema
+
+    def read(self, first: int, stop: int, columns: Sequence[str]) -> pa.Table:
+        """Return the record batches [first, stop) of these columns, in this order.
+
+        Zero-copy for a local file of uncompressed batches without dictionaries; the memory is copy-on-write, so
+        that a change in place stays in this process.
+        """
+        indices = self._batches[first:stop]
+        if len(self._dictionaries):
+            batches = self._read_stream(self._with_dictionaries(indices))
+        else:
+            messages = map(pa.ipc.read_message, self._messages(indices))
+            batches = [pa.ipc.read_record_batch(message, self._schema) for message in messages]
+        for batch in batches:
+            batch.validate()
+        return pa.Table.from_batches(batches, self._schema).select(list(columns))
+
+    def close(self) -> None:
+        """Forget the file; a memory map goes with the last table that was read from it."""
+        self._source = None
+
+    def _messages(self, indices: NDArray[np.int64]) -> Iterator[pa.Buffer]:
+        """Yield these messages, neighbours through one read."""
+        if self._source is None:
+            message = "the file was closed"
+            raise ValueError(message)
+        starts, stops = self._starts[indices], self._stops[indices]
+        cuts = np.flatnonzero(starts[1:] != stops[:-1]) + 1
+        for span_starts, span_stops in zip(np.split(starts, cuts), np.split(stops, cuts), strict=True):
+            origin = int(span_starts[0])
+            span = self._source(origin, int(span_stops[-1]))
+            for start, stop in zip(span_starts.tolist(), span_stops.tolist(), strict=True):
+                yield span.slice(start - origin, stop - start)
+
+    def _with_dictionaries(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the schema message, the dictionary messages that these batches need, and the batches."""
+        schema = np.zeros(1, np.int64)
+        if self._starts[0] > 0:  # file format: its dictionaries hold for all batches
+            return np.concatenate([schema, self._dictionaries, indices])
+        before = self._dictionaries[self._dictionaries < indices[0]]
+        ids, is_delta = self._layout[before, _DICTIONARY], self._layout[before, _IS_DELTA]
+        needed = []
+        for dictionary_id in np.unique(ids):
+            same = before[ids == dictionary_id]
+            replacements = np.flatnonzero(is_delta[ids == dictionary_id] == 0)
+            needed.append(same[replacements[-1] if len(replacements) else 0 :])
+        between = np.arange(indices[0], indices[-1] + 1)
+        return np.concatenate([schema, np.sort(np.concatenate(needed)), between])
+
+    def _read_stream(self, indices: NDArray[np.int64]) -> list[pa.RecordBatch]:
+        """Return the batches of a stream made of these messages, to which pyarrow applies its dictionaries."""
+        stream = pa.BufferOutputStream()
+        for message in self._messages(indices):
+            stream.write(message)
+        stream.write(END_OF_STREAM)
+        with pa.ipc.open_stream(stream.getvalue()) as reader:
+            return [pa.RecordBatch.from_arrays(batch.columns, schema=self._schema) for batch in reader]
+
+
+@dataclass(frozen=True, slots=True)
+class _Message:
+    """One message of a file, without its body."""
+
+    offset: int
+    """Where its prefix begins."""
+    metadata: bytes
+    """Prefix and flatbuffer."""
+    header: MessageHeader
+    """What the flatbuffer says."""
+    sample: bytes
+    """The first and the last KiB of the body."""
+
+    def place(self) -> list[int]:
+        """Return the message's entry in the layout."""
+        header = self.header
+        size = [self.offset, len(self.metadata), header.body_length]
+        return [int(header.kind), *size, header.dictionary_id, int(header.is_delta)]
+
+
+def _walk(storage: Storage, path: str, size: int) -> Iterator[_Message]:
+    """Yield the messages of a file, the schema first."""
+    file = io.BufferedReader(storage.open(path, size), _READ_AHEAD_BYTES)
+    name = storage.display(path)
+    offset, end = _message_range(file, name, size)
+    is_first = True
+    while offset < end:
+        file.seek(offset)
+        prefix = file.read(PREFIX_BYTES)
+        metadata_end = offset + PREFIX_BYTES + int.from_bytes(prefix[4:], "little")
+        if not prefix.startswith(CONTINUATION[: len(prefix)]):
+            message = (
+                f"{name} has no Arrow message at byte {offset:,}: it is damaged, no Arrow file, or was written by "
+                f"Arrow before 0.15 (read and write it again with a recent Arrow)"
+            )
+            raise DataFileError(message)
+        if prefix == END_OF_STREAM:
+            if end == size and metadata_end < end:
+                more = end - metadata_end
+                message = (
+                    f"{name} goes on for {more:,} bytes after the end of its stream: is it two in one file?"
+                )
+                raise DataFileError(message)
+            return
+        metadata = prefix + (file.read(metadata_end - file.tell()) if metadata_end <= end else b"")
+        try:
+            header = parse_header(metadata[PREFIX_BYTES:]) if metadata_end <= end else None
+        except ValueError as error:
+            message = f"{name} has a message at byte {offset:,} that can't be understood: {error}"
+            raise DataFileError(message) from error
+        body_end = metadata_end + header.body_length if header else metadata_end
+        if header is None or body_end > end:
+            message = (
+                f"{name} is truncated: the message at byte {offset:,} goes on to byte {body_end:,} of {end:,}"
+            )
+            raise DataFileError(message)
+        if (header.kind is MessageKind.SCHEMA) is not is_first:
+            message = (
+                f"{name} has {'no' if is_first else 'a second'} schema at byte {offset:,}: it is damaged"
+            )
+            raise DataFileError(message)
+        head = file.read(min(_SAMPLE_BYTES, header.body_length))
+        file.seek(max(file.tell(), body_end - _SAMPLE_BYTES))
+        yield _Message(offset, metadata, header, head + file.read(body_end - file.tell()))
+        offset, is_first = body_end, False
+
+
+def _message_range(file: io.BufferedReader[RangeFile], name: str, size: int) -> tuple[int, int]:
+    """Return where the messages begin and where they end at the latest."""
+    head = file.read(_FILE_HEAD_BYTES)
+    if head.startswith(_FEATHER_1_MAGIC):
+        message = f"{name} is of Feather version 1, which laneway can't read: write it again as version 2"
+        raise DataFileError(message)
+    if not head.startswith(_MAGIC):
+        return 0, size
+    file.seek(max(0, size - _FILE_TAIL_BYTES))
+    tail = file.read(_FILE_TAIL_BYTES)
+    end = size - _FILE_TAIL_BYTES - int.from_bytes(tail[:4], "little")
+    if not tail.endswith(_MAGIC) or end < _FILE_HEAD_BYTES:
+        message = f"{name} is truncated: it begins as an Arrow file, but its {size:,} bytes do not end with a footer"
+        raise DataFileError(message)
+    return _FILE_HEAD_BYTES, end
+
+
+def _map_copy_on_write(path: str, size: int) -> pa.Buffer:
+    """Return a file as writable memory whose changes stay in this process."""
+    flags = mmap.MAP_PRIVATE
+    if sys.platform == "linux":
+        # Without it, a private map of a file larger than the memory may be refused.
+        flags |= _MAP_NORESERVE
+    with open(path, "rb") as file:  # noqa: PTH123 - paths are strings here
+        return pa.py_buffer(mmap.mmap(file.fileno(), size, flags, mmap.PROT_READ | mmap.PROT_WRITE))

@@ -1,0 +1,114 @@
+"""Hive-style directories: `lang=en/year=2024/part-0.parquet` has the columns `lang` and `year`."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import unquote
+
+import pyarrow as pa
+
+from laneway.errors import SchemaMismatchError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_NULL = "__HIVE_DEFAULT_PARTITION__"
+_CANONICAL_INT = re.compile(r"0|-?[1-9][0-9]*")
+_INT64 = range(-(2**63), 2**63)
+
+PartitionValue = int | str | None
+"""What the directories say about one file and key."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Partitions:
+    """The columns that the names of directories add to the rows of the files below them."""
+
+    fields: tuple[pa.Field[pa.DataType], ...]
+    """Name and type of each key, in the order of the directories: int64 or string."""
+    values: tuple[tuple[PartitionValue, ...], ...]
+    """For each key its value for each file."""
+
+    @classmethod
+    def parse(cls, paths: Sequence[str], schema: pa.Schema) -> Partitions:
+        """Read the keys out of paths.
+
+        Names and values are URL-decoded; `__HIVE_DEFAULT_PARTITION__` is null. A key is int64 if each of its
+        values is a whole number as Python prints it, else a string: `007` stays a string, unlike in
+        `pyarrow.dataset` (and int64 there is int32), so that no value changes and a larger one fits.
+
+        A key that is a column of the files as well adds nothing: the column is delivered as the files hold it.
+
+        Args:
+            paths: Paths relative to the dataset's root, with forward slashes.
+            schema: The columns of the files.
+
+        Raises:
+            SchemaMismatchError: Files differ in their keys, a path has a key twice, or a key is a column of the
+                files with another kind of type.
+        """
+        found = [_keys(path) for path in paths]
+        names = [name for name, _ in found[0]] if found else []
+        for path, pairs in zip(paths, found, strict=True):
+            here = [name for name, _ in pairs]
+            twice = [name for name, count in Counter(here).items() if count > 1]
+            if twice:
+                message = (
+                    f"{path} has the partition key {twice[0]!r} twice: name one of the directories otherwise"
+                )
+                raise SchemaMismatchError(message)
+            if here != names:
+                message = (
+                    f"{path} has the partition keys {_listed(here)}, but {paths[0]} has {_listed(names)}: "
+                    f"every file needs the same key=value directories in the same order"
+                )
+                raise SchemaMismatchError(message)
+        fields, columns = [], []
+        for index, name in enumerate(names):
+            texts = [pairs[index][1] for pairs in found]
+            values, type_ = _typed(texts)
+            if name in schema.names:
+                _check_column(name, type_, schema.field(name).type)
+                continue
+            fields.append(pa.field(name, type_))
+            columns.append(values)
+        return cls(tuple(fields), tuple(columns))
+
+
+def _keys(path: str) -> list[tuple[str, str | None]]:
+    """Return the keys of a path and their values, in order."""
+    pairs: list[tuple[str, str | None]] = []
+    if "=" not in path:
+        return pairs
+    for directory in path.split("/")[:-1]:
+        name, equals, value = directory.partition("=")
+        if equals and name:
+            pairs.append((unquote(name), None if value == _NULL else unquote(value)))
+    return pairs
+
+
+def _typed(texts: Sequence[str | None]) -> tuple[tuple[PartitionValue, ...], pa.DataType]:
+    known = {text for text in texts if text is not None}
+    if known and all(_CANONICAL_INT.fullmatch(text) and int(text) in _INT64 for text in known):
+        return tuple(None if text is None else int(text) for text in texts), pa.int64()
+    return tuple(texts), pa.string()
+
+
+def _check_column(name: str, key_type: pa.DataType, column_type: pa.DataType) -> None:
+    if pa.types.is_dictionary(column_type):
+        column_type = column_type.value_type
+    is_text = pa.types.is_string(column_type) or pa.types.is_large_string(column_type)
+    if pa.types.is_integer(column_type) if pa.types.is_integer(key_type) else is_text:
+        return
+    message = (
+        f"{name!r} is a column of the files, of type {column_type}, and a key of the directories, of type "
+        f"{key_type}: rename one of them"
+    )
+    raise SchemaMismatchError(message)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names)) or "none"

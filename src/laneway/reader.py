@@ -1,0 +1,164 @@
+"""From rows of a data file to a table: opens files, decodes the blocks that hold the rows, and no others."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections import Counter, OrderedDict
+from typing import TYPE_CHECKING, Any, final
+
+import numpy as np
+import pyarrow as pa
+
+from laneway.errors import DataFileError, SchemaMismatchError
+from laneway.formats import FORMATS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from laneway.formats import BlockReader
+    from laneway.manifest import Manifest
+    from laneway.storage import Storage
+
+_OPEN_FILES = 16
+
+
+@final
+class RowReader:
+    """Reads rows of a dataset's files as tables.
+
+    A few files stay open, for the process that opened them: a reader may be pickled and used after a fork.
+    It is not thread-safe; give each thread a reader of its own.
+    """
+
+    def __init__(self, manifest: Manifest, storage: Storage, columns: Sequence[str] | None = None) -> None:
+        """Prepare to read; no file is opened before its rows are asked for.
+
+        Args:
+            manifest: The files.
+            storage: Where they are; its root is the dataset's.
+            columns: Names of the columns to read, in the order in which they are wanted, those that directories
+                add included; None reads all of them.
+
+        Raises:
+            SchemaMismatchError: A column does not exist or is named twice.
+        """
+        self._manifest = manifest
+        self._storage = storage
+        self._format = FORMATS[manifest.format]
+        names = list(manifest.schema.names if columns is None else columns)
+        _check_columns(names, manifest.schema)
+        self.schema = pa.schema([manifest.schema.field(name) for name in names])
+        """What `read` returns."""
+        self._file_schema = manifest.file_schema
+        self._file_columns = [name for name in names if name in set(manifest.file_schema.names)]
+        keys = [field.name for field in manifest.partitions.fields]
+        self._keys = {name: keys.index(name) for name in names if name in keys}
+        self._open: OrderedDict[int, BlockReader] = OrderedDict()
+        self._pid = os.getpid()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the open files behind."""
+        return {**self.__dict__, "_open": OrderedDict()}
+
+    def __repr__(self) -> str:
+        return f"RowReader({self._manifest!r}, columns={self.schema.names})"
+
+    def read(self, file_index: int, start: int, stop: int) -> pa.Table:
+        """Return the rows [start, stop) of a data file.
+
+        Only the row groups or record batches that hold these rows are decoded, and of them only the columns wanted.
+
+        Args:
+            file_index: Index of the file in the manifest.
+            start: First row, counted from the file's first.
+            stop: Row behind the last one.
+
+        Returns:
+            A table of `schema` with `stop - start` rows.
+
+        Raises:
+            DataFileError: The file is missing, unreadable or damaged, or changed since it was planned.
+            IndexError: The file has no such rows.
+        """
+        files = self._manifest.files
+        first_block, end_block = files.block_starts[file_index], files.block_starts[file_index + 1]
+        row_starts = files.block_row_starts[first_block : end_block + 1]
+        row_starts = row_starts - row_starts[0]
+        if not 0 <= start <= stop <= row_starts[-1]:
+            message = (
+                f"rows {start:,} to {stop:,} of {files.paths[file_index]}: it has {row_starts[-1]:,} rows"
+            )
+            raise IndexError(message)
+        if start == stop:
+            return self.schema.empty_table()
+        first = int(np.searchsorted(row_starts, start, side="right")) - 1
+        end = int(np.searchsorted(row_starts, stop, side="left"))
+        offset = start - int(row_starts[first])
+        decoded = self._decode(file_index, first, end, int(row_starts[end] - row_starts[first]))
+        return self._complete(decoded.slice(offset, stop - start), file_index)
+
+    def close(self) -> None:
+        """Close the files. The reader can still be used: it opens them again."""
+        for reader in self._open.values():
+            reader.close()
+        self._open.clear()
+
+    def _decode(self, file_index: int, first: int, stop: int, num_rows: int) -> pa.Table:
+        reader = self._reader(file_index)
+        try:
+            table = reader.read(first, stop, self._file_columns)
+        except (DataFileError, pa.ArrowException, OSError, ValueError) as error:
+            raise self._undecodable(file_index, first, stop, error) from self._storage.cause(error)
+        if table.num_rows != num_rows:
+            difference = ValueError(f"{num_rows:,} rows were expected and {table.num_rows:,} found")
+            raise self._undecodable(file_index, first, stop, difference)
+        return table
+
+    def _undecodable(self, file_index: int, first: int, stop: int, error: Exception) -> DataFileError:
+        self._open.pop(file_index).close()
+        blocks = f"{self._format.block_name} {first}" + (f" to {stop - 1}" if stop - first > 1 else "")
+        planned = self._manifest.planned(self._storage, file_index)
+        size = self._storage.size(planned.path)
+        what = f"has a damaged {blocks}"
+        if size != planned.size:
+            what = f"changed since it was planned, from {planned.size:,} bytes to {size:,}: {blocks} can't be read"
+        return self._storage.problem(planned.path, what, error)
+
+    def _reader(self, file_index: int) -> BlockReader:
+        if self._pid != os.getpid():
+            # Files that a parent opened share their offsets and connections with it: forget, don't close.
+            self._open = OrderedDict()
+            self._pid = os.getpid()
+        reader = self._open.get(file_index)
+        if reader is None:
+            planned = self._manifest.planned(self._storage, file_index)
+            reader = self._format.open(self._storage, planned, self._file_schema)
+            self._open[file_index] = reader
+            if len(self._open) > _OPEN_FILES:
+                self._open.popitem(last=False)[1].close()
+        self._open.move_to_end(file_index)
+        return reader
+
+    def _complete(self, table: pa.Table, file_index: int) -> pa.Table:
+        """Return the table with the columns that directories add, as `schema` has them."""
+        columns = dict(zip(table.column_names, table.columns, strict=True))
+        for name, key in self._keys.items():
+            value = self._manifest.partitions.values[key][file_index]
+            columns[name] = pa.repeat(pa.scalar(value, self.schema.field(name).type), table.num_rows)
+        if not columns:
+            return table
+        return pa.Table.from_arrays([columns[name] for name in self.schema.names], schema=self.schema)
+
+
+def _check_columns(names: Sequence[str], schema: pa.Schema) -> None:
+    for name in names:
+        if name not in schema.names:
+            close = difflib.get_close_matches(name, schema.names)
+            hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
+            message = f"there is no column {name!r}: {hint}the columns are {', '.join(schema.names)}"
+            raise SchemaMismatchError(message)
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        message = f"the column {twice[0]!r} is selected twice: name each column once"
+        raise SchemaMismatchError(message)

@@ -1,0 +1,171 @@
+"""Which files a source means: a directory, a glob, a file, or several of them."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any
+
+from laneway.errors import DataFileError
+from laneway.formats import FORMATS, Format, format_of_content, format_of_suffix
+from laneway.storage import Storage
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from laneway.storage import FileSystem
+
+_WILDCARDS = "*?["
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DataFiles:
+    """The data files that a source means."""
+
+    storage: Storage
+    """Where they are; its root is the deepest directory that holds all of them."""
+    format: Format
+    """What they are."""
+    paths: list[str]
+    """Paths relative to the root, sorted and distinct."""
+    sizes: list[int]
+    """Bytes of each file."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Listing:
+    """What one source means, before a format is chosen."""
+
+    root: str
+    files: dict[str, int]
+    """Size by path."""
+    is_named: bool
+    """Whether the source is the file itself, which is then taken whatever its name."""
+
+
+def find_data_files(
+    source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    *,
+    format: str | None = None,  # noqa: A002 - the name that users know
+    filesystem: FileSystem | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> DataFiles:
+    """Return the data files that `source` means; see `Manifest.scan` for the rules and errors."""
+    if format is not None and format not in FORMATS:
+        message = f"format is {format!r}: give one of {', '.join(map(repr, FORMATS))}, or None to find out"
+        raise ValueError(message)
+    sources = [source] if isinstance(source, (str, os.PathLike)) else list(source)
+    if not sources:
+        message = "no source is given: the sequence of paths is empty"
+        raise DataFileError(message)
+    storage = Storage(sources[0], filesystem, storage_options)
+    listings = [_list(storage, storage.path_of(each)) for each in sources]
+    storage = storage.at(_common_directory([listing.root for listing in listings]))
+
+    counts = Counter(path for listing in listings for path in listing.files)
+    twice = sorted(path for path, count in counts.items() if count > 1)
+    if twice:
+        message = (
+            f"{storage.display(twice[0])} is given twice ({len(twice):,} such files): name each file once"
+        )
+        raise DataFileError(message)
+
+    chosen = FORMATS[format] if format else _choose_format(storage, listings)
+    files = {path: size for listing in listings for path, size in _select(listing, chosen).items()}
+    if chosen is None or not files:
+        raise _nothing_found(storage, sources, listings, chosen)
+    cut = len(storage.join(""))
+    ordered = sorted(files)
+    return DataFiles(storage, chosen, [path[cut:] for path in ordered], [files[path] for path in ordered])
+
+
+def _list(storage: Storage, path: str) -> _Listing:
+    info = storage.info(path)
+    if info is None and any(wildcard in path for wildcard in _WILDCARDS):
+        return _list_glob(storage, path)
+    if info is None:
+        message = f"{storage.display(path)} does not exist: give a directory, a glob or a data file"
+        raise DataFileError(message)
+    kind, size = info
+    if kind == "file":
+        return _Listing(_parent(path), {path: size}, is_named=True)
+    if kind == "directory":
+        return _Listing(path, _visible(path, dict(storage.find(path))), is_named=False)
+    message = f"{storage.display(path)} is neither a file nor a directory"
+    raise DataFileError(message)
+
+
+def _list_glob(storage: Storage, pattern: str) -> _Listing:
+    parts = pattern.split("/")
+    first = next(
+        index for index, part in enumerate(parts) if any(wildcard in part for wildcard in _WILDCARDS)
+    )
+    root = "/".join(parts[:first]) or ("/" if pattern.startswith("/") else "")
+    files: dict[str, int] = {}
+    for path, kind, size in storage.glob(pattern):
+        files.update({path: size} if kind == "file" else storage.find(path) if kind == "directory" else {})
+    return _Listing(root, _visible(root, files), is_named=False)
+
+
+def _visible(root: str, files: dict[str, int]) -> dict[str, int]:
+    """Return the files that no name below the root hides; object stores also list directories as empty files."""
+    cut = len(root.rstrip("/"))
+    hidden = ("/_", "/.")
+    return {
+        path: size
+        for path, size in files.items()
+        if not path.endswith("/") and not any(mark in f"/{path[cut:].lstrip('/')}" for mark in hidden)
+    }
+
+
+def _choose_format(storage: Storage, listings: Sequence[_Listing]) -> Format | None:
+    paths = sorted((path, size) for listing in listings for path, size in listing.files.items())
+    known = [(path, found) for path, _ in paths if (found := format_of_suffix(path)) is not None]
+    for path, found in known:
+        if found is not known[0][1]:
+            message = (
+                f"{storage.display(path)} is of format {found.name!r}, but {storage.display(known[0][0])} of "
+                f"{known[0][1].name!r}: choose one with format="
+            )
+            raise DataFileError(message)
+    if known:
+        return known[0][1]
+    return format_of_content(storage, *paths[0]) if paths else None
+
+
+def _select(listing: _Listing, chosen: Format | None) -> dict[str, int]:
+    """Return the files of a listing that are data: by suffix, or all without one if none has the right one."""
+    if listing.is_named or chosen is None:
+        return listing.files
+    formats = {path: format_of_suffix(path) for path in listing.files}
+    wanted = chosen if chosen in formats.values() else None
+    return {path: size for path, size in listing.files.items() if formats[path] is wanted}
+
+
+def _nothing_found(
+    storage: Storage, sources: Sequence[object], listings: Sequence[_Listing], chosen: Format | None
+) -> DataFileError:
+    looked_in = storage.display(storage.path_of(str(sources[0])))
+    more = f" and {len(sources) - 1:,} more sources" if len(sources) > 1 else ""
+    formats = [chosen] if chosen else FORMATS.values()
+    suffixes = ", ".join(suffix for each in formats for suffix in each.suffixes)
+    others = sum(len(listing.files) for listing in listings)
+    return DataFileError(
+        f"no data file found in {looked_in}{more}: looked for names that end with {suffixes} and do not begin "
+        f"with '_' or '.'; {others:,} other files are there"
+    )
+
+
+def _parent(path: str) -> str:
+    head, slash, _ = path.rpartition("/")
+    return head or slash
+
+
+def _common_directory(roots: Sequence[str]) -> str:
+    if len(set(roots)) == 1:
+        return roots[0]
+    levels = zip(*(root.split("/") for root in roots), strict=False)
+    common = [level[0] for level in takewhile(lambda level: len(set(level)) == 1, levels)]
+    return "/".join(common) or ("/" if roots[0].startswith("/") else "")

@@ -1,0 +1,352 @@
+"""Where data files are: a filesystem that each process makes anew, and reads that check what they got."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import re
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, cast, final
+
+import fsspec
+import pyarrow.fs
+from fsspec.core import url_to_fs
+from fsspec.implementations.arrow import ArrowFSWrapper
+from fsspec.implementations.local import LocalFileSystem
+
+from laneway.errors import DataFileError, LanewayError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from fsspec import AbstractFileSystem
+
+    FileSystem: TypeAlias = AbstractFileSystem | pyarrow.fs.FileSystem
+
+_USERINFO = re.compile(r"(?<=://)[^/\s]*@")
+_QUERY = re.compile(r"(://[^\s?'\"]*)\?[^\s'\"]*")
+_SHORTEST_SECRET = 4
+
+
+@final
+class Storage:
+    """A place that holds data files.
+
+    The filesystem is made in the process that uses it and never crosses a fork or a pickle: clients of
+    object stores break when they do. A filesystem that was given is copied for another process, by
+    pickling it there. Everything a message may show comes from `display`, which holds no credentials.
+    """
+
+    def __init__(
+        self,
+        source: str | os.PathLike[str],
+        filesystem: FileSystem | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Find the filesystem of `source`, without touching any file.
+
+        Args:
+            source: A path, absolute or relative, or a URL that fsspec knows; it becomes `root`.
+            filesystem: The filesystem that `source` is a path of; by default the URL tells.
+            storage_options: Arguments for the filesystem that the URL tells: credentials, endpoints.
+
+        Raises:
+            ValueError: Both `filesystem` and `storage_options` are given, or the URL's protocol is unknown.
+        """
+        if filesystem is not None and storage_options:
+            message = "storage_options configure the filesystem of a URL: give them or filesystem, not both"
+            raise ValueError(message)
+        self._options = dict(storage_options or {})
+        self._url = os.fspath(source)
+        self._given = _as_fsspec(filesystem)
+        self._made: tuple[int, AbstractFileSystem] | None = None
+        if self._given is not None:
+            self._made = (os.getpid(), self._given)
+        self._queries: dict[str, str] = {}
+        self.is_local = isinstance(self.filesystem, LocalFileSystem)
+        """Whether paths are paths of this machine, to be opened and mapped without a filesystem between."""
+        self.root = self.path_of(source)
+        """The path of `source`, as the filesystem understands it."""
+
+    @property
+    def filesystem(self) -> AbstractFileSystem:
+        """The filesystem of this process."""
+        if self._made is None or self._made[0] != os.getpid():
+            if self._given is None:
+                filesystem = url_to_fs(self._url, **self._options)[0]
+            else:
+                # Through pickle, because that rebuilds wrapped and nested filesystems from their arguments too.
+                filesystem = pickle.loads(pickle.dumps(self._given))  # noqa: S301 - bytes made right here
+            self._made = (os.getpid(), filesystem)
+        return self._made[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the live filesystem behind."""
+        return {**self.__dict__, "_made": None}
+
+    def __repr__(self) -> str:
+        return f"Storage({self.display(self.root)!r})"
+
+    def at(self, root: str) -> Storage:
+        """Return the same storage with another root, a path as the filesystem understands it."""
+        other = Storage.__new__(Storage)
+        other.__dict__.update(self.__dict__)
+        other.root = root
+        return other
+
+    def path_of(self, source: str | os.PathLike[str]) -> str:
+        """Return the path of a URL or path of this storage, as its filesystem understands it.
+
+        Raises:
+            ValueError: `source` belongs to another filesystem.
+        """
+        text = os.fspath(source)
+        if self._given is not None:
+            path = cast("str", self._given._strip_protocol(text))  # noqa: SLF001 - fsspec has no other name for it
+        else:
+            filesystem, path = url_to_fs(text, **self._options)
+            if filesystem != self.filesystem:
+                first, second = _scrub(self._url), _scrub(text)
+                message = f"{first} and {second} are on different filesystems: read them as two datasets"
+                raise ValueError(message)
+        path, mark, query = (
+            path.partition("?") if path.startswith(("http://", "https://")) else (path, "", "")
+        )
+        if mark:
+            # Signatures live in queries, and paths end up in states and messages: keep them apart.
+            self._queries[path] = mark + query
+        return path if path.strip("/") == "" else path.rstrip("/")
+
+    def join(self, relative: str) -> str:
+        """Return the path of a file that is given relative to the root."""
+        return relative if self.root == "" else f"{self.root.rstrip('/')}/{relative}"
+
+    def display(self, path: str) -> str:
+        """Return `path` for messages: as a URL where it is one, without userinfo and query."""
+        if not self.is_local and self._given is None and "://" not in path:
+            path = cast("str", self.filesystem.unstrip_protocol(path))
+        return _scrub(path)
+
+    def info(self, path: str) -> tuple[str, int] | None:
+        """Return the kind ("file" or "directory") and the size in bytes of `path`, or None if it is not there.
+
+        Raises:
+            DataFileError: The storage refused to tell.
+        """
+        with self._naming(path):
+            try:
+                facts = self.filesystem.info(self._asked(path))
+            except FileNotFoundError:
+                return None
+        return str(facts["type"]), int(facts.get("size") or 0)
+
+    def size(self, path: str) -> int:
+        """Return the size of a file in bytes.
+
+        Raises:
+            DataFileError: The file is missing or can't be asked for.
+        """
+        with self._naming(path):
+            return int(self.filesystem.info(self._asked(path))["size"])
+
+    def find(self, directory: str) -> list[tuple[str, int]]:
+        """Return path and size of every file below a directory, in any order.
+
+        Local directories whose name begins with `_` or `.` are not entered.
+
+        Raises:
+            DataFileError: The directory, or one below it, is missing or can't be listed.
+        """
+        if self.is_local:
+            return list(self._walk(directory, (os.path.realpath(directory),)))
+        with self._naming(directory):
+            found = self.filesystem.find(directory, detail=True)
+        return [(path, int(facts["size"])) for path, facts in found.items() if facts["type"] == "file"]
+
+    def glob(self, pattern: str) -> list[tuple[str, str, int]]:
+        """Return path, kind ("file" or "directory") and size of everything that matches, in any order.
+
+        Raises:
+            DataFileError: The storage can't be listed.
+        """
+        with self._naming(pattern):
+            found = self.filesystem.glob(pattern, detail=True)
+        return [(path, str(facts["type"]), int(facts.get("size") or 0)) for path, facts in found.items()]
+
+    def read_range(self, path: str, start: int, stop: int) -> bytes:
+        """Return the bytes [start, stop) of a file.
+
+        Raises:
+            DataFileError: The file is missing or unreadable, or the storage returned another number of bytes.
+        """
+        if start >= stop:
+            return b""
+        with self._naming(path):
+            if self.is_local:
+                with open(path, "rb") as file:  # noqa: PTH123 - paths are strings here, 10,000 of them
+                    file.seek(start)
+                    data = file.read(stop - start)
+            else:
+                data = self.filesystem.cat_file(self._asked(path), start=start, end=stop)
+        if len(data) != stop - start:
+            message = (
+                f"{self.display(path)} is cut short: bytes {start:,} to {stop:,} were asked for, "
+                f"{stop - start:,} of them, and {len(data):,} came"
+            )
+            raise DataFileError(message)
+        return bytes(data)
+
+    def open(self, path: str, size: int) -> RangeFile:
+        """Return a seekable file object, which reads exactly what it is asked for and nothing ahead."""
+        return RangeFile(self, path, size)
+
+    def write(self, path: str, data: bytes) -> None:
+        """Write a file, whole or not at all; one that is there is replaced.
+
+        Raises:
+            DataFileError: The storage refused.
+        """
+        if not self.is_local:
+            with self._naming(path):
+                self.filesystem.pipe_file(self._asked(path), data)
+            return
+        target = Path(path)
+        with self._naming(str(target.parent)):
+            handle, name = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=target.parent)
+            temporary = Path(name)
+            try:
+                with open(handle, "wb") as file:  # noqa: PTH123 - it is open already
+                    file.write(data)
+                    file.flush()
+                    os.fsync(handle)
+                temporary.replace(target)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+
+    def problem(self, path: str, what: str, error: BaseException) -> DataFileError:
+        """Return the error that says what failed about a file; raise it from `cause(error)`."""
+        return DataFileError(
+            f"{self.display(path)} {what}: {self._clean(str(error)) or type(error).__name__}"
+        )
+
+    def cause(self, error: BaseException) -> BaseException | None:
+        """Return `error`, or None where showing it and what led to it would tell a secret."""
+        chain: list[BaseException] = []
+        todo: list[BaseException | None] = [error]
+        while todo:
+            link = todo.pop()
+            if link is not None and link not in chain:
+                chain.append(link)
+                todo += [link.__cause__, link.__context__]
+        texts = [text for link in chain for text in (str(link), repr(link))]
+        return error if all(self._clean(text) == text for text in texts) else None
+
+    @contextmanager
+    def _naming(self, path: str) -> Iterator[None]:
+        """Turn whatever the filesystem raises into a DataFileError that names `path`."""
+        try:
+            yield
+        except LanewayError:
+            raise
+        except FileNotFoundError as error:
+            message = f"{self.display(path)} does not exist"
+            raise DataFileError(message) from self.cause(error)
+        except PermissionError as error:
+            raise self.problem(path, "can't be read, permission denied", error) from self.cause(error)
+        except Exception as error:  # noqa: BLE001 - every fsspec backend has exceptions of its own
+            raise self.problem(path, "can't be read", error) from self.cause(error)
+
+    def _walk(self, directory: str, above: Sequence[str]) -> Iterator[tuple[str, int]]:
+        with self._naming(directory):
+            for entry in sorted(os.scandir(directory), key=lambda entry: entry.name):
+                if entry.is_file():
+                    yield entry.path, entry.stat().st_size
+                elif entry.is_dir() and not entry.name.startswith(("_", ".")):
+                    real = os.path.realpath(entry.path) if entry.is_symlink() else f"{above[-1]}/{entry.name}"
+                    # A link to a directory above would be entered for ever.
+                    if real not in above:
+                        yield from self._walk(entry.path, (*above, real))
+
+    def _asked(self, path: str) -> str:
+        return path + self._queries.get(path, "")
+
+    def _clean(self, text: str) -> str:
+        given = {} if self._given is None else self._given.storage_options
+        for secret in (*_texts(self._options), *_texts(given)):
+            text = text.replace(secret, "***")
+        return _scrub(text)
+
+
+class RangeFile(io.RawIOBase):
+    """A file of a storage, read by ranges: every read is one request for exactly these bytes."""
+
+    def __init__(self, storage: Storage, path: str, size: int) -> None:
+        """Make the file object; nothing is read before it is asked for."""
+        super().__init__()
+        self._storage = storage
+        self._path = path
+        self._size = size
+        self._at = 0
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return True."""
+        return True
+
+    def tell(self) -> int:
+        """Return the offset of the next read."""
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move to an offset in bytes and return it."""
+        self._at = max(0, offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence])
+        return self._at
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Return up to `size` bytes, fewer only at the end of the file."""
+        stop = self._size if size is None or size < 0 else min(self._at + size, self._size)
+        data = self._storage.read_range(self._path, self._at, stop)
+        self._at += len(data)
+        return data
+
+    def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - io's own signature takes any buffer
+        """Fill `buffer` and return the number of bytes."""
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def _as_fsspec(filesystem: FileSystem | None) -> AbstractFileSystem | None:
+    if isinstance(filesystem, pyarrow.fs.LocalFileSystem):
+        return LocalFileSystem()
+    if isinstance(filesystem, pyarrow.fs.FileSystem):
+        return ArrowFSWrapper(filesystem)
+    if filesystem is None or isinstance(filesystem, fsspec.AbstractFileSystem):
+        return filesystem
+    message = f"filesystem is a {type(filesystem).__name__}: give a filesystem of fsspec or of pyarrow.fs"
+    raise TypeError(message)
+
+
+def _scrub(text: str) -> str:
+    """Return `text` without the userinfo and the queries of the URLs in it."""
+    return _QUERY.sub(r"\1", _USERINFO.sub("", text))
+
+
+def _texts(options: object) -> Iterator[str]:
+    """Yield every string that is a value somewhere in storage options and long enough to be a secret."""
+    if isinstance(options, str):
+        if len(options) >= _SHORTEST_SECRET:
+            yield options
+    elif isinstance(options, dict):
+        for value in options.values():
+            yield from _texts(value)
+    elif isinstance(options, (list, tuple)):
+        for value in options:
+            yield from _texts(value)

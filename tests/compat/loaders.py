@@ -1,0 +1,53 @@
+"""What the tests with real DataLoader workers share."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from laneway import StatefulShardedDataset
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+State = dict[str, Any]
+
+
+def make_loader(path: Path, *, rows: bool = False, dataset: State | None = None, **options: Any) -> Any:  # noqa: ANN401
+    """Return a StatefulDataLoader whose batches have three rows: the dataset's, or collated from single rows."""
+    arguments = {"shard_rows": 4, "window_bytes": 200, "seed": 5, **(dataset or {})}
+    if rows:
+        return StatefulDataLoader(StatefulShardedDataset(path, **arguments), batch_size=3, **options)
+    return StatefulDataLoader(StatefulShardedDataset(path, batch_size=3, **arguments), batch_size=None, **options)
+
+
+def ids(batches: Iterable[Any]) -> list[list[int]]:
+    """Return the row ids of each batch."""
+    return [batch["id"].tolist() for batch in batches]
+
+
+def flat(batches: Iterable[list[int]]) -> list[int]:
+    """Return the row ids of all batches in one list."""
+    return [row for batch in batches for row in batch]
+
+
+def saved(state: State) -> State:
+    """Return a state as it comes back from a checkpoint file."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    buffer.seek(0)
+    loaded: State = torch.load(buffer, weights_only=True)
+    return loaded
+
+
+def run_with_states(loader: Any) -> tuple[list[list[int]], list[State]]:  # noqa: ANN401 - torchdata has no types
+    """Run one epoch; return its batches, and the states before the first and after each of them."""
+    states, batches = [saved(loader.state_dict())], []
+    for batch in loader:
+        batches.append(batch["id"].tolist())
+        states.append(saved(loader.state_dict()))
+    return batches, states

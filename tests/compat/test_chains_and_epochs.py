@@ -1,0 +1,271 @@
+"""Saving and restoring again and again, at the edges of epochs, and what comes next."""
+
+from __future__ import annotations
+
+import pickle
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from torch.utils.data import DataLoader
+
+from laneway import StatefulShardedDataset, StateUnavailableError
+from tests.compat.loaders import flat, ids, make_loader, run_with_states, saved
+from tests.corpora import write_corpus
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+WORKERS = [0, 1, 2]
+WAYS: list[dict[str, Any]] = [
+    {"num_workers": 0},
+    {"num_workers": 1},
+    {"num_workers": 2},
+    {"num_workers": 2, "persistent_workers": True},
+]
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    write_corpus(tmp_path)
+    return tmp_path
+
+
+def loader(corpus: Path, **options: Any) -> Any:  # noqa: ANN401 - torchdata has no types
+    return make_loader(corpus, dataset={"shuffle": True}, **options)
+
+
+@pytest.mark.parametrize("options", WAYS)
+@pytest.mark.parametrize("rows", [False, True])
+def test_ten_times_save_restore_and_one_batch(corpus: Path, options: dict[str, Any], rows: bool) -> None:
+    uninterrupted = ids(loader(corpus, rows=rows, **options))
+    current, received = loader(corpus, rows=rows, **options), []
+    for _ in range(10):
+        received += ids(islice(current, 1))
+        state = saved(current.state_dict())
+        current = loader(corpus, rows=rows, **options)
+        current.load_state_dict(state)
+    assert received + ids(current) == uninterrupted
+
+
+@pytest.mark.parametrize("options", WAYS)
+def test_the_same_state_can_be_restored_twice(corpus: Path, options: dict[str, Any]) -> None:
+    uninterrupted, states = run_with_states(loader(corpus, **options))
+    again = loader(corpus, **options)
+    for _ in range(2):
+        again.load_state_dict(states[3])
+        assert uninterrupted[:3] + ids(again) == uninterrupted
+
+
+@pytest.mark.parametrize("options", WAYS)
+def test_a_state_saved_straight_after_a_restore_is_as_good(corpus: Path, options: dict[str, Any]) -> None:
+    uninterrupted, states = run_with_states(loader(corpus, **options))
+    for done in (0, 4, len(uninterrupted)):
+        restored = loader(corpus, **options)
+        restored.load_state_dict(states[done])
+        resaved = saved(restored.state_dict())
+        last = loader(corpus, **options)
+        last.load_state_dict(resaved)
+        assert uninterrupted[:done] + ids(last) == uninterrupted
+        assert uninterrupted[:done] + ids(restored) == uninterrupted
+
+
+@pytest.mark.parametrize("options", WAYS)
+def test_after_the_last_batch_nothing_more_comes_once_and_then_two_whole_epochs(
+    corpus: Path, options: dict[str, Any]
+) -> None:
+    whole = loader(corpus, **options)
+    first, states = run_with_states(whole)
+    second, third = ids(whole), ids(whole)
+    restored = loader(corpus, **options)
+    restored.load_state_dict(states[-1])
+    assert ids(restored) == []
+    assert [ids(restored), ids(restored)] == [second, third]
+    assert sorted(flat(first)) == sorted(flat(second)) == sorted(flat(third)) == list(range(48))
+    assert first != second != third
+
+
+@pytest.mark.parametrize("options", WAYS)
+def test_a_state_from_between_epochs_goes_on_with_the_next_two(corpus: Path, options: dict[str, Any]) -> None:
+    whole = loader(corpus, **options)
+    ids(whole)
+    between = saved(whole.state_dict())
+    second, third = ids(whole), ids(whole)
+    restored = loader(corpus, **options)
+    restored.load_state_dict(between)
+    assert [ids(restored), ids(restored)] == [second, third]
+
+
+@pytest.mark.parametrize("options", WAYS)
+def test_a_resumed_epoch_is_followed_by_the_next(corpus: Path, options: dict[str, Any]) -> None:
+    whole = loader(corpus, **options)
+    first, states = run_with_states(whole)
+    second, third = ids(whole), ids(whole)
+    restored = loader(corpus, **options)
+    restored.load_state_dict(states[6])
+    assert [first[:6] + ids(restored), ids(restored), ids(restored)] == [first, second, third]
+
+
+@pytest.mark.parametrize("options", WAYS)
+def test_every_pass_of_a_plain_dataloader_is_the_next_epoch(corpus: Path, options: dict[str, Any]) -> None:
+    dataset = StatefulShardedDataset(corpus, shuffle=True, batch_size=4, shard_rows=4)
+    plain = DataLoader(dataset, batch_size=None, **options)
+    epochs = []
+    for epoch in range(3):
+        assert dataset.epoch == epoch
+        epochs.append(ids(plain))
+    assert len({str(order) for order in epochs}) == 3
+    again = StatefulShardedDataset(corpus, shuffle=True, batch_size=4, shard_rows=4)
+    again.set_epoch(1)
+    assert ids(DataLoader(again, batch_size=None, **options)) == epochs[1]
+
+
+@pytest.mark.parametrize("options", [*WAYS, {"num_workers": 1, "multiprocessing_context": "spawn"}])
+def test_set_epoch_reaches_the_workers(corpus: Path, options: dict[str, Any]) -> None:
+    whole = loader(corpus, **options)
+    orders = []
+    for epoch in (2, 0, 2):
+        whole.dataset.set_epoch(epoch)
+        orders.append(ids(whole))
+    assert orders[0] == orders[2] != orders[1]
+
+
+@pytest.mark.parametrize("options", WAYS)
+def test_set_epoch_for_the_restored_epoch_keeps_its_progress(corpus: Path, options: dict[str, Any]) -> None:
+    whole = loader(corpus, **options)
+    whole.dataset.set_epoch(4)
+    uninterrupted, states = run_with_states(whole)
+    restored = loader(corpus, **options)
+    restored.load_state_dict(states[5])
+    restored.dataset.set_epoch(4)
+    assert uninterrupted[:5] + ids(restored) == uninterrupted
+    restored.dataset.set_epoch(4)
+    assert ids(restored) == uninterrupted, "its progress is used up: asked for again, the epoch is whole"
+
+
+def test_set_epoch_for_another_epoch_starts_that_one(corpus: Path) -> None:
+    dataset = StatefulShardedDataset(corpus, shuffle=True, batch_size=4)
+    epochs = [ids(dataset), ids(dataset)]
+    dataset.set_epoch(0)
+    state = [next(batches), dataset.state_dict()][1] if (batches := iter(dataset)) else None
+    assert state is not None
+    restored = StatefulShardedDataset(corpus, shuffle=True, batch_size=4)
+    restored.load_state_dict(state)
+    assert restored.epoch == 0
+    restored.set_epoch(1)
+    assert restored.state_dict()["epoch"] == 1
+    assert ids(restored) == epochs[1]
+
+
+@pytest.mark.parametrize("num_workers", WORKERS)
+def test_a_state_that_overrules_set_epoch_says_so(corpus: Path, num_workers: int) -> None:
+    whole = StatefulShardedDataset(corpus, batch_size=4)
+    next(iter(whole))
+    state = whole.state_dict()
+    restored = StatefulShardedDataset(corpus, batch_size=4)
+    restored.set_epoch(3)
+    with pytest.warns(UserWarning, match=r"set_epoch\(3\) was called before this state of epoch 0"):
+        restored.load_state_dict(state)
+    assert restored.epoch == 0
+    rest = ids(DataLoader(restored, batch_size=None, num_workers=num_workers))
+    assert sorted(flat(rest)) == list(range(4, 48))
+
+
+@pytest.mark.parametrize("options", WAYS)
+def test_an_epoch_that_was_broken_off_begins_again(corpus: Path, options: dict[str, Any]) -> None:
+    dataset = StatefulShardedDataset(corpus, shuffle=True, batch_size=1)
+    plain = DataLoader(dataset, batch_size=None, **options)
+    begun = ids(islice(plain, 5))
+    assert ids(plain)[:5] == begun
+
+
+def test_a_restored_epoch_that_was_broken_off_begins_again_where_it_was_restored(corpus: Path) -> None:
+    whole = StatefulShardedDataset(corpus, shuffle=True, batch_size=4)
+    uninterrupted = ids(whole)
+    whole.set_epoch(0)
+    batches = iter(whole)
+    next(batches)
+    restored = StatefulShardedDataset(corpus, shuffle=True, batch_size=4)
+    restored.load_state_dict(whole.state_dict())
+    assert ids(islice(restored, 2)) == uninterrupted[1:3]
+    assert ids(restored) == uninterrupted[1:]
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_state_of_the_dataset_itself_goes_on_in_workers(corpus: Path, num_workers: int) -> None:
+    whole = StatefulShardedDataset(corpus, shuffle=True, batch_size=4)
+    batches = iter(whole)
+    done = flat(ids(islice(batches, 5)))
+    restored = StatefulShardedDataset(corpus, shuffle=True, batch_size=4)
+    restored.load_state_dict(whole.state_dict())
+    plain = DataLoader(restored, batch_size=None, num_workers=num_workers)
+    assert sorted(done + flat(ids(plain))) == list(range(48))
+    ids(whole)
+    assert sorted(flat(ids(plain))) == list(range(48)), "the next epoch is whole"
+    assert restored.epoch == 2
+
+
+def test_a_complete_state_delivers_nothing_once_also_in_workers(corpus: Path) -> None:
+    whole = StatefulShardedDataset(corpus, shuffle=True, batch_size=4)
+    ids(whole)
+    second = StatefulShardedDataset(corpus, shuffle=True, batch_size=4)
+    second.load_state_dict(whole.state_dict())
+    plain = DataLoader(second, batch_size=None, num_workers=2)
+    assert ids(plain) == []
+    assert sorted(flat(ids(plain))) == list(range(48))
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_while_workers_hold_the_progress_the_dataset_says_whom_to_ask(corpus: Path, num_workers: int) -> None:
+    dataset = StatefulShardedDataset(corpus, batch_size=4)
+    plain = DataLoader(dataset, batch_size=None, num_workers=num_workers)
+    fresh = dataset.state_dict()
+    next(iter(plain))
+    with pytest.raises(StateUnavailableError, match="StatefulDataLoader"):
+        dataset.state_dict()
+    with pytest.raises(StateUnavailableError):
+        dataset.completed_shards()
+    dataset.load_state_dict(fresh)
+    assert dataset.state_dict() == fresh
+
+
+def test_states_are_fresh_values_that_later_reading_leaves_alone(corpus: Path) -> None:
+    dataset = StatefulShardedDataset(corpus, batch_size=4, lanes=2)
+    batches = iter(dataset)
+    next(batches)
+    state = dataset.state_dict()
+    copy = pickle.dumps(state)
+    next(batches)
+    assert pickle.dumps(state) == copy
+    restored = StatefulShardedDataset(corpus, batch_size=4, lanes=2)
+    restored.load_state_dict(state)
+    assert restored.state_dict() == state
+    state["positions"].append(1)
+    assert pickle.loads(copy) == restored.state_dict()
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    "arguments",
+    [{"batch_size": 4}, {"batch_size": 4, "drop_last": True}, {"batch_size": 4, "lanes": 6, "turn_rows": 2}, {}],
+)
+def test_the_length_of_a_loader_is_what_it_delivers(corpus: Path, num_workers: int, arguments: dict[str, Any]) -> None:
+    dataset = StatefulShardedDataset(corpus, **arguments)
+    plain = DataLoader(dataset, batch_size=None, num_workers=num_workers)
+    expected = len(plain)
+    assert len(list(plain)) == expected
+    assert len(dataset) == expected
+
+
+def test_changed_copies_leave_the_original_alone(corpus: Path) -> None:
+    dataset = StatefulShardedDataset(corpus, batch_size=7)
+    shuffled = dataset.shuffle(seed=3)
+    half = shuffled.shard(num_shards=2, index=1).map(keep_ids).map(len)
+    assert ids(dataset) == [list(range(start, min(start + 7, 48))) for start in range(0, 48, 7)]
+    assert ids(shuffled) == ids(StatefulShardedDataset(corpus, batch_size=7, shuffle=True, seed=3))
+    assert list(half) == [7, 7, 7, 3]
+    assert list(DataLoader(half, batch_size=None, num_workers=1, multiprocessing_context="spawn")) == [7, 7, 7, 3]
+
+
+def keep_ids(batch: dict[str, Any]) -> Any:  # noqa: ANN401 - a tensor
+    return batch["id"]

@@ -1,0 +1,112 @@
+"""A whole job in one process: every worker's cursor, moved in lockstep, on made-up data files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from hypothesis import strategies as st
+
+from laneway.files import FileTable
+from laneway.plan import Cursor, Identity, Plan, Settings, Wishes, open_epoch, present_cut
+from laneway.progress import CutProgress, LaneProgress, Progress
+from laneway.turns import Place
+
+PLAIN = Settings(
+    seed=7, shuffle=False, shard_bytes=1 << 20, shard_rows=4, window_bytes=100, remainder="keep", drop_last=False
+)
+
+
+def file_table(blocks: list[list[int]], row_bytes: int = 10) -> FileTable:
+    """Return a table of one file per item, with blocks of so many rows."""
+    return FileTable.build(
+        paths=[f"part-{i:03d}.parquet" for i in range(len(blocks))],
+        sizes=[sum(rows) * row_bytes + 100 for rows in blocks],
+        digests=[f"{i:016x}" for i in range(len(blocks))],
+        blocks=[(rows, [row_bytes * n for n in rows]) for rows in blocks],
+        schema_digest="0" * 16,
+    )
+
+
+@st.composite
+def identities(draw: st.DrawFn, *, remainder: str | None = None) -> Identity:
+    """Draw files of unequal size, some empty, and settings."""
+    blocks = draw(st.lists(st.lists(st.integers(0, 9), max_size=5), min_size=1, max_size=6))
+    settings = replace(
+        PLAIN,
+        seed=draw(st.integers(0, 2**63 - 1)),
+        shuffle=draw(st.booleans()),
+        shard_rows=draw(st.integers(1, 12)),
+        window_bytes=draw(st.integers(1, 300)),
+        remainder=remainder or draw(st.sampled_from(["keep", "pad", "drop"])),
+    )
+    return Identity(file_table(blocks), settings)
+
+
+def rows_of(plan: Plan, lane: int, start: int, stop: int) -> list[int]:
+    """Return the numbers, counted over all files, of rows of a lane."""
+    files = plan.identity.files
+    first_rows = files.block_row_starts[files.block_starts[:-1]]
+    found: list[int] = []
+    for segment in plan.lanes.segments(lane, start, stop):
+        ranges = plan.window_files(segment.window)
+        rows = np.concatenate([first_rows[f] + np.arange(lo, hi) for f, lo, hi in ranges])
+        order = plan.window_order(segment.window)
+        found += (rows if order is None else rows[order])[segment.start : segment.stop].tolist()
+    return found
+
+
+@dataclass
+class Job:
+    """All workers of a job, reading one epoch together."""
+
+    identity: Identity
+    world_size: int
+    num_workers: int
+    wishes: Wishes
+    progress: Progress
+
+    def __post_init__(self) -> None:
+        """Open the epoch at every worker."""
+        places = [Place(r, self.world_size, k, self.num_workers) for r in range(self.world_size) for k in range(self.num_workers)]
+        self.cursors: dict[tuple[int, int], Cursor] = {
+            (place.rank, place.worker): open_epoch(self.identity, self.progress, place, self.wishes) for place in places
+        }
+        self.batches_taken = 0
+
+    @property
+    def plan(self) -> Plan:
+        """The plan that all workers share."""
+        return self.cursors[0, 0].plan
+
+    def step(self) -> list[list[int]]:
+        """Take one batch on every rank, in lockstep, and return the rows of each."""
+        worker = self.batches_taken % self.num_workers
+        self.batches_taken += 1
+        batches = []
+        for rank in range(self.world_size):
+            cursor = self.cursors[rank, worker]
+            step = cursor.next_batch()
+            batches.append([row for lanes in step.ranges for row in rows_of(self.plan, *lanes)] if step else [])
+            if step:
+                cursor.deliver_batch(step)
+        return batches
+
+    def run(self, steps: int | None = None) -> list[list[int]]:
+        """Take so many steps, or all that are left, and return each step's rows of all ranks."""
+        taken = []
+        while not all(cursor.is_at_end for cursor in self.cursors.values()) and steps != len(taken):
+            taken.append([row for batch in self.step() for row in batch])
+        return taken
+
+    def whole_progress(self) -> Progress:
+        """Return the progress of the whole job, gathered from every worker."""
+        parts = [cursor.progress() for cursor in self.cursors.values()]
+        lanes: dict[int, LaneProgress] = {}
+        for part in parts:
+            lanes.update(present_cut(part).lanes)
+        cut = present_cut(parts[0])
+        turns_per_batch = self.wishes.turns_per_batch(cut.turn_rows) or 1
+        first = self.cursors[0, 0]._progress  # noqa: SLF001 - the turn that this cut's part of the run began at
+        job_turn = present_cut(first).next_turn + self.batches_taken * self.world_size * turns_per_batch
+        return replace(parts[0], cut=CutProgress(cut.num_lanes, cut.turn_rows, job_turn, lanes), place=None)

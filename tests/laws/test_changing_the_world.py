@@ -1,0 +1,75 @@
+"""Law: an epoch that is stopped and gone on with by other numbers of ranks and workers still has every row once."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from laneway.plan import Wishes, present_cut
+from laneway.progress import Progress
+from laneway.turns import Place
+from laneway.state import StateWriter, read_state
+from tests.laws.simulation import Job, identities
+
+runs = st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 6), st.integers(0, 8))
+
+
+@given(identities(remainder="keep"), st.lists(runs, min_size=1, max_size=6), st.sampled_from([None, 4, 6, 12]))
+@settings(max_examples=200)
+def test_no_row_is_lost_or_repeated_when_the_world_changes_size(identity, chain, lanes):
+    progress, rows = Progress(3), Counter()
+    for world_size, num_workers, batch_size, steps in chain:
+        job = Job(identity, world_size, num_workers, Wishes(lanes, None, batch_size), progress)
+        rows.update(row for step in job.run(steps) for row in step)
+        progress = job.whole_progress()
+    rows.update(row for step in Job(identity, 1, 1, Wishes(None, None, 5), progress).run() for row in step)
+    assert rows == Counter(range(identity.files.num_rows))
+
+
+@given(identities(remainder="pad"), st.lists(runs, min_size=1, max_size=5))
+def test_padding_never_loses_a_row_and_keeps_ranks_in_step_whatever_the_world_does(identity, chain):
+    progress, rows, padded = Progress(0), Counter(), 0
+    for world_size, num_workers, batch_size, steps in [*chain, (2, 2, 3, None)]:
+        job = Job(identity, world_size, num_workers, Wishes(None, None, batch_size), progress)
+        for _ in range(steps if steps is not None else 10**6):
+            if all(cursor.is_at_end for cursor in job.cursors.values()):
+                break
+            batches = job.step()
+            assert len({len(batch) for batch in batches}) == 1
+            rows.update(row for batch in batches for row in batch)
+        padded += job.plan.lanes.num_lanes
+        progress = job.whole_progress()
+    assert set(rows) == set(range(identity.files.num_rows))
+    assert rows.total() - len(rows) < padded
+
+
+@given(identities(), st.lists(runs, min_size=1, max_size=4))
+def test_a_whole_state_survives_being_written_and_read(identity, chain):
+    progress = Progress(0)
+    for world_size, num_workers, batch_size, steps in chain:
+        job = Job(identity, world_size, num_workers, Wishes(None, None, batch_size), progress)
+        job.run(steps)
+        progress = job.whole_progress()
+        complete = all(cursor.is_at_end for cursor in job.cursors.values())
+        state = StateWriter.of(identity).state(progress, Place(0, world_size), complete=complete)
+        assert read_state(state, identity, rank=0, world_size=1, worker=None) == progress
+
+
+@given(identities(remainder="keep"), st.lists(runs, min_size=1, max_size=4))
+def test_completed_shards_are_those_whose_rows_were_all_delivered(identity, chain):
+    progress, delivered = Progress(0), set()
+    for world_size, num_workers, batch_size, steps in chain:
+        job = Job(identity, world_size, num_workers, Wishes(None, None, batch_size), progress)
+        delivered.update(row for step in job.run(steps) for row in step)
+        progress = job.whole_progress()
+        positions = present_cut(progress).positions()
+        completed = job.plan.completed_shards(positions).tolist()
+        shards, files = identity.shards, identity.files
+        first = files.block_row_starts[files.block_starts[:-1]][shards.file_index] + shards.row_offset
+        expected = [
+            i for i, (start, length) in enumerate(zip(first, shards.row_length, strict=True))
+            if delivered >= set(range(start, start + length))
+        ]
+        assert completed == expected

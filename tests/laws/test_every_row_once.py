@@ -1,0 +1,89 @@
+"""Law: together, the workers of a job deliver every row of an epoch exactly once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from laneway.plan import Identity, Wishes, present_cut, rank_length
+from laneway.progress import Progress
+from laneway.turns import Place
+from tests.laws.simulation import PLAIN, Job, file_table, identities
+
+topologies = st.tuples(st.integers(1, 5), st.integers(1, 4))
+batch_sizes = st.integers(1, 7)
+
+
+@given(identities(remainder="keep"), topologies, batch_sizes)
+def test_every_row_is_delivered_once_when_the_remainder_is_kept(identity, topology, batch_size):
+    job = Job(identity, *topology, Wishes(None, None, batch_size), Progress(0))
+    rows = [row for step in job.run() for row in step]
+    assert sorted(rows) == list(range(identity.files.num_rows))
+
+
+@given(identities(remainder="pad"), topologies, batch_sizes)
+def test_padding_repeats_at_most_one_row_per_lane_and_loses_none(identity, topology, batch_size):
+    job = Job(identity, *topology, Wishes(None, None, batch_size), Progress(0))
+    rows = Counter(row for step in job.run() for row in step)
+    assert set(rows) == set(range(identity.files.num_rows))
+    assert rows.total() - len(rows) < job.plan.lanes.num_lanes
+
+
+@given(identities(remainder="drop"), topologies, batch_sizes)
+def test_dropping_loses_at_most_one_row_per_lane_and_repeats_none(identity, topology, batch_size):
+    job = Job(identity, *topology, Wishes(None, None, batch_size), Progress(0))
+    rows = Counter(row for step in job.run() for row in step)
+    assert set(rows.values()) <= {1}
+    assert identity.files.num_rows - rows.total() < job.plan.lanes.num_lanes
+
+
+@given(identities(), topologies, batch_sizes, st.sampled_from(["pad", "drop"]))
+def test_all_ranks_deliver_equally_many_batches_of_equal_size(identity, topology, batch_size, remainder):
+    world_size, num_workers = topology
+    settings = Identity(identity.files, replace(identity.settings, remainder=remainder))
+    job = Job(settings, world_size, num_workers, Wishes(None, None, batch_size), Progress(0))
+    while not all(cursor.is_at_end for cursor in job.cursors.values()):
+        assert len({len(batch) for batch in job.step()}) == 1
+
+
+@given(identities(), topologies, st.integers(1, 3), st.integers(1, 3), st.integers(0, 24), st.booleans())
+def test_the_length_of_a_rank_is_what_it_delivers(identity, topology, turn_rows, turns, lanes, rows_only):
+    world_size, num_workers = topology
+    batch_size = None if rows_only else turn_rows * turns
+    wishes = Wishes(lanes or None, turn_rows, batch_size)
+    for rank in range(world_size):
+        delivered = 0
+        job = Job(identity, world_size, num_workers, wishes, Progress(0))
+        for worker in range(num_workers):
+            cursor = job.cursors[rank, worker]
+            while step := cursor.next_batch():
+                delivered += 1 if batch_size else sum(stop - start for _, start, stop in step.ranges)
+                cursor.deliver_batch(step)
+        place = Place(rank, world_size, 0, num_workers)
+        assert delivered == rank_length(identity.files.num_rows, place, identity.settings, wishes)
+
+
+@pytest.mark.parametrize("remainder", ["keep", "pad", "drop"])
+def test_fewer_rows_than_lanes_is_no_trouble(remainder):
+    settings = replace(PLAIN, remainder=remainder)
+    job = Job(Identity(file_table([[2], [], [1]]), settings), 4, 2, Wishes(None, None, 2), Progress(0))
+    rows = sorted(row for step in job.run() for row in step)
+    expected = {"keep": [0, 1, 2], "drop": []}
+    if remainder == "pad":
+        assert len(rows) == job.plan.lanes.num_lanes
+        assert set(rows) == {0, 1, 2}
+    else:
+        assert rows == expected[remainder]
+
+
+@given(identities(), topologies, batch_sizes)
+def test_no_lane_is_read_by_two_workers(identity, topology, batch_size):
+    job = Job(identity, *topology, Wishes(None, None, batch_size), Progress(0))
+    owners = Counter(
+        lane for cursor in job.cursors.values() if not cursor.is_at_end for lane in present_cut(cursor.progress()).lanes
+    )
+    assert set(owners.values()) <= {1}

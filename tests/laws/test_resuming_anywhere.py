@@ -1,0 +1,68 @@
+"""Law: a worker that goes on from its progress delivers exactly what it had not delivered."""
+
+from __future__ import annotations
+
+import json
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from laneway.plan import Cursor, Wishes, open_epoch
+from laneway.progress import Progress
+from laneway.state import StateWriter, read_state
+from laneway.turns import Place
+from tests.laws.simulation import identities, rows_of
+
+
+def batches(cursor: Cursor) -> list[list[int]]:
+    found = []
+    while step := cursor.next_batch():
+        found.append([row for lanes in step.ranges for row in rows_of(cursor.plan, *lanes)])
+        cursor.deliver_batch(step)
+    return found
+
+
+@given(identities(), st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.integers(1, 2), st.data())
+def test_a_worker_resumes_at_any_batch(identity, world_size, num_workers, turn_rows, turns, data):
+    place = Place(
+        data.draw(st.integers(0, world_size - 1)), world_size, data.draw(st.integers(0, num_workers - 1)), num_workers
+    )
+    lanes = place.stride(turns) * data.draw(st.integers(1, 3))
+    wishes = Wishes(lanes, turn_rows, turn_rows * turns)
+    uninterrupted = batches(open_epoch(identity, Progress(0), place, wishes))
+    cursor = open_epoch(identity, Progress(0), place, wishes)
+    writer = StateWriter.of(identity)
+    for done in range(len(uninterrupted) + 1):
+        state = json.loads(json.dumps(writer.state(cursor.progress(), place, complete=cursor.is_at_end)))
+        progress = read_state(state, identity, rank=place.rank, world_size=world_size, worker=place)
+        assert progress == cursor.progress()
+        assert batches(open_epoch(identity, progress, place, wishes)) == uninterrupted[done:]
+        if step := cursor.next_batch():
+            cursor.deliver_batch(step)
+
+
+@given(identities(), st.integers(1, 6), st.integers(1, 4), st.integers(1, 9))
+def test_rows_come_in_the_same_order_whatever_the_length_of_runs(identity, lanes, turn_rows, max_rows):
+    wishes = Wishes(lanes, turn_rows, None)
+
+    def rows(max_rows: int, stop_after: int | None = None) -> tuple[list[int], Cursor]:
+        cursor, found = open_epoch(identity, Progress(0), Place(), wishes), []
+        while run := cursor.next_run(max_rows):
+            for row in rows_of(cursor.plan, *run.ranges[0]):
+                found.append(row)
+                cursor.deliver_row(run)
+                if len(found) == stop_after:
+                    return found, cursor
+        return found, cursor
+
+    one_by_one, _ = rows(1)
+    assert rows(max_rows)[0] == one_by_one
+    for done in range(1, len(one_by_one)):
+        _, cursor = rows(max_rows, done)
+        resumed = open_epoch(identity, cursor.progress(), Place(), wishes)
+        following = []
+        while run := resumed.next_run(max_rows):
+            following += rows_of(resumed.plan, *run.ranges[0])
+            for _ in range(run.ranges[0].stop - run.ranges[0].start):
+                resumed.deliver_row(run)
+        assert following == one_by_one[done:]
