@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet as pq
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 Kind = Literal["parquet", "arrow-file", "arrow-stream"]
 """What the files are; "arrow-stream" is what HF `datasets` writes, under the suffix `.arrow`."""
@@ -20,11 +22,11 @@ SUFFIX_OF: dict[Kind, str] = {"parquet": ".parquet", "arrow-file": ".arrow", "ar
 UNEQUAL_FILES: tuple[tuple[int, ...], ...] = ((5, 1, 7), (), (1,), (3, 3, 0, 4), (), (2, 9), (13,))
 """Rows of each block of each file: 48 rows in 7 files, two of them empty, one with a single row."""
 
-SCHEMA = pa.schema([("id", pa.int64()), ("text", pa.string()), ("x", pa.float32())])
+SCHEMA = pa.schema(dict[str, pa.DataType](id=pa.int64(), text=pa.string(), x=pa.float32()))
 
 
 def rows(start: int, stop: int) -> pa.Table:
-    """Return the rows [start, stop) of the corpus: `id` is the row's number, `text` and `x` follow from it."""
+    """Return the rows [start, stop) of the corpus: `id` numbers the row, the others follow from it."""
     ids = np.arange(start, stop)
     text = [f"row {i} " + "é" * (i % 4) for i in ids]
     return pa.table(
@@ -64,7 +66,7 @@ def write_corpus(
 
 
 def write_blocks(path: Path, kind: Kind, tables: list[pa.Table], schema: pa.Schema) -> None:
-    """Write one data file, each table as one row group or record batch; a Parquet file has no empty row groups."""
+    """Write one data file, each table as a block; a Parquet file has no empty row groups."""
     if kind == "parquet":
         with pq.ParquetWriter(path, schema) as writer:
             for table in tables:
@@ -72,7 +74,7 @@ def write_blocks(path: Path, kind: Kind, tables: list[pa.Table], schema: pa.Sche
                     writer.write_table(table, row_group_size=table.num_rows)
         return
     new = pa.ipc.new_file if kind == "arrow-file" else pa.ipc.new_stream
-    with new(path, schema) as writer:
+    with new(str(path), schema) as writer:
         for table in tables:
             # A table without rows has no batches: give the writer an empty one.
             batches = table.combine_chunks().to_batches() or [pa.RecordBatch.from_pylist([], schema=schema)]

@@ -295,6 +295,7 @@ class StatefulShardedDataset(IterableDataset[Any]):
             raise ValueError(message)
         restored = self._pending()
         progress = Progress(self._clock.next_epoch) if restored is None else restored.progress
+        self._warn_of_other_lanes(place)
         cursor = open_epoch(self._identity, progress, place, self._wishes)
         stream_type = RowStream if self._wishes.batch_size is None else BatchStream
         stream = stream_type(
@@ -310,6 +311,15 @@ class StatefulShardedDataset(IterableDataset[Any]):
         if cursor.is_at_end:
             self._finish(place, cursor.epoch)
         return stream
+
+    def _warn_of_other_lanes(self, place: Place) -> None:
+        num_lanes = self._wishes.num_lanes(place)
+        if self._wishes.lanes not in {None, num_lanes}:
+            message = (
+                f"{self._wishes.lanes} lanes can't be shared by {place.world_size} rank(s) with {place.num_workers} "
+                f"worker(s): epochs are cut into {num_lanes}, and so in another order; give lanes= a multiple of {num_lanes}"
+            )
+            warnings.warn(message, stacklevel=3)
 
     def _finish(self, place: Place, epoch: int) -> None:
         self._restored = None

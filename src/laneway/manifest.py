@@ -67,7 +67,7 @@ class Manifest:
     partitions: Partitions
     """The columns that the names of directories add."""
     layout: NDArray[np.int64]
-    """Where the blocks are inside the files, as the format understands it, shape (entries, values per entry)."""
+    """Where the blocks are in the files, as the format understands it, shape (entries, values per entry)."""
     layout_starts: NDArray[np.int64]
     """Index of each file's first entry in `layout`, shape (num_files + 1,)."""
 
@@ -83,11 +83,11 @@ class Manifest:
     ) -> Manifest:
         """Find the data files of a dataset and read what they say about themselves, concurrently.
 
-        A directory is searched recursively; of its files and those of a glob, the ones with a suffix of the format
-        count, or all if none has one; a directory that matches a glob is searched as well. Names below the root that
-        begin with `_` or `.` are no data. A file that is named itself is taken whatever its name. Paths become
-        relative to the directory, to the deepest directory of a glob without wildcard, to a file's parent, or for
-        several sources to the deepest directory that holds all of them.
+        A directory is searched recursively; of its files and those of a glob, the ones with a suffix of the
+        format count, or all if none has one; a directory that matches a glob is searched as well. Names below
+        the root that begin with `_` or `.` are no data. A file that is named itself is taken whatever its
+        name. Paths become relative to the directory, to the deepest directory of a glob without wildcard, to
+        a file's parent, or for several sources to the deepest directory that holds all of them.
 
         Args:
             source: A directory, a glob, a file, any URL of these that fsspec knows, or a sequence of them.
@@ -97,8 +97,8 @@ class Manifest:
             progress: True shows a bar, False does not, None does if it takes longer than 2 s.
 
         Raises:
-            DataFileError: A file or directory is missing, unreadable, damaged, of another format or given twice, or
-                there is no data file.
+            DataFileError: A file or directory is missing, unreadable, damaged, of another format or given
+                twice, or there is no data file.
             SchemaMismatchError: The files differ in their columns.
         """
         return scan_source(
@@ -140,7 +140,7 @@ class Manifest:
         filesystem: FileSystem | None = None,
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
-        """Write the manifest as JSON, gzipped if the name ends with `.gz`; a file that is there is replaced at once.
+        """Write the manifest as JSON, gzipped if the name ends with `.gz`, whole or not at all.
 
         Args:
             path: Path or URL of the file to write.
@@ -199,7 +199,7 @@ def scan_source(
     storage_options: Mapping[str, Any] | None = None,
     progress: bool | None = None,
 ) -> tuple[Manifest, Storage]:
-    """Return what `Manifest.scan` returns, and the storage it used: that one knows the credentials in a URL."""
+    """Return what `Manifest.scan` returns, and the storage it used, which knows the credentials in a URL."""
     found = find_data_files(source, format=format, filesystem=filesystem, storage_options=storage_options)
     scans = _scan_files(found, progress=progress)
     schema = _common_schema(found, scans)

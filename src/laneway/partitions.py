@@ -40,15 +40,15 @@ class Partitions:
         values is a whole number as Python prints it, else a string: `007` stays a string, unlike in
         `pyarrow.dataset` (and int64 there is int32), so that no value changes and a larger one fits.
 
-        A key that is a column of the files as well adds nothing: the column is delivered as the files hold it.
+        A key that is a column of the files as well adds nothing: what the files hold is delivered.
 
         Args:
             paths: Paths relative to the dataset's root, with forward slashes.
             schema: The columns of the files.
 
         Raises:
-            SchemaMismatchError: Files differ in their keys, a path has a key twice, or a key is a column of the
-                files with another kind of type.
+            SchemaMismatchError: Files differ in their keys, a path has a key twice, or a key is a column of
+                the files with another kind of type.
         """
         found = [_keys(path) for path in paths]
         names = [name for name, _ in found[0]] if found else []

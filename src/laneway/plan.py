@@ -69,17 +69,12 @@ class Wishes:
         turns, rest = divmod(self.batch_size, turn_rows)
         return None if rest else turns
 
-    def num_lanes(self, place: Place, *, shared: bool = False) -> int:
-        """Return the lanes of an epoch that begins now.
-
-        Args:
-            place: One of the workers that read it.
-            shared: Whether lanes wished for are left out of account where the workers can't share them.
-        """
-        stride = place.stride(self.turns_per_batch(self.default_turn_rows) or 1)
-        if self.lanes is None or (shared and self.lanes % stride):
-            return stride
-        return self.lanes
+    def num_lanes(self, place: Place) -> int:
+        """Return the lanes to cut into: those wished for, if the workers can share them, else as many as they can."""
+        turns_per_batch = self.turns_per_batch(self.default_turn_rows) or 1
+        if self.lanes is not None and has_one_owner_per_lane(self.lanes, place, turns_per_batch):
+            return self.lanes
+        return place.stride(turns_per_batch)
 
 
 class LaneRange(NamedTuple):
@@ -125,8 +120,10 @@ class Plan:
     """The windows of the epoch, made by its first cut."""
     lanes: Lanes
     """The lanes of the present cut."""
-    delivered_before: tuple[Lanes, ...]
-    """What each earlier cut delivered."""
+    lanes_before: tuple[Lanes, ...]
+    """The lanes of each earlier cut, oldest first."""
+    positions_before: tuple[NDArray[np.int64], ...]
+    """Rows that they delivered, each of shape (num_lanes of that cut,)."""
 
     def rows_to_deliver(self, remainder: Remainder, turn_rows: int) -> NDArray[np.int64]:
         """Return how many rows each lane delivers in this cut, shape (num_lanes,)."""
@@ -174,7 +171,8 @@ class Plan:
         """
         delivered = np.zeros(len(self.identity.shards), np.int64)
         windows = self.windows
-        for lanes in (*self.delivered_before, self.lanes.before(positions)):
+        all_lanes, all_positions = (*self.lanes_before, self.lanes), (*self.positions_before, positions)
+        for lanes in map(Lanes.before, all_lanes, all_positions):
             whole = (lanes.start == 0) & (lanes.stop == windows.rows[lanes.window])
             piece_rows = np.zeros(len(windows.shard), np.int64)
             is_whole = np.zeros(len(windows.lane), bool)
@@ -210,12 +208,11 @@ def replay(identity: Identity, progress: Progress) -> Plan:
         seed=settings.seed,
         epoch=progress.epoch,
     )
-    delivered = []
-    for earlier, num_lanes in zip(progress.earlier, counts[1:], strict=True):
-        positions = as_positions(earlier)
-        delivered.append(lanes.before(positions))
+    lanes_before, positions_before = [], [as_positions(earlier) for earlier in progress.earlier]
+    for positions, num_lanes in zip(positions_before, counts[1:], strict=True):
+        lanes_before.append(lanes)
         lanes = cut_again(lanes, positions, num_lanes)
-    return Plan(identity, progress.epoch, windows, lanes, tuple(delivered))
+    return Plan(identity, progress.epoch, windows, lanes, tuple(lanes_before), tuple(positions_before))
 
 
 class Step(NamedTuple):
@@ -373,7 +370,7 @@ def open_epoch(identity: Identity, progress: Progress, place: Place, wishes: Wis
         or cut.next_turn % (place.world_size * turns_per_batch)
     ):
         earlier = tuple(cut.lanes[lane] for lane in range(cut.num_lanes))
-        new_cut = fresh_cut(wishes.num_lanes(place, shared=True), wishes.default_turn_rows)
+        new_cut = fresh_cut(wishes.num_lanes(place), wishes.default_turn_rows)
         progress = replace(progress, cut=new_cut, earlier=(*progress.earlier, earlier))
         plan = replay(identity, progress)
         turns_per_batch = wishes.turns_per_batch(new_cut.turn_rows)
@@ -389,7 +386,7 @@ def rank_length(num_rows: int, place: Place, settings: Settings, wishes: Wishes)
         settings: How the rows are put in order.
         wishes: Lanes, turns and batches.
     """
-    num_lanes = wishes.num_lanes(place, shared=True)
+    num_lanes = wishes.num_lanes(place)
     turn_rows = wishes.default_turn_rows
     turns_per_batch = wishes.turns_per_batch(turn_rows) or 1
     bounds = np.array([lane * num_rows // num_lanes for lane in range(num_lanes + 1)], np.int64)
@@ -414,8 +411,8 @@ def place_differences(saved: Place, present: Place) -> list[str]:
         "num_workers": (
             saved.num_workers,
             present.num_workers,
-            "StatefulDataLoader keeps one state per worker and restores the same number only: "
-            f"give it num_workers={saved.num_workers}",
+            "a StatefulDataLoader keeps one state per worker, and restores as many workers as it saved: "
+            f"give it num_workers={saved.num_workers}" + (", or 0 if it had none" if saved.num_workers == 1 else ""),
         ),
         "worker": (saved.worker, present.worker, "each DataLoader worker goes on from its own state"),
     }

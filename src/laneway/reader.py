@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from laneway.errors import DataFileError, SchemaMismatchError
-from laneway.formats import FORMATS
+from laneway.formats import FORMATS, changed_since_planned
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,8 +37,8 @@ class RowReader:
         Args:
             manifest: The files.
             storage: Where they are; its root is the dataset's.
-            columns: Names of the columns to read, in the order in which they are wanted, those that directories
-                add included; None reads all of them.
+            columns: Names of the columns to read, in the order in which they are wanted, among them those
+                that directories add; None reads all of them.
 
         Raises:
             SchemaMismatchError: A column does not exist or is named twice.
@@ -67,7 +67,7 @@ class RowReader:
     def read(self, file_index: int, start: int, stop: int) -> pa.Table:
         """Return the rows [start, stop) of a data file.
 
-        Only the row groups or record batches that hold these rows are decoded, and of them only the columns wanted.
+        Only the row groups or record batches that hold these rows are decoded, and only these columns.
 
         Args:
             file_index: Index of the file in the manifest.
@@ -106,24 +106,31 @@ class RowReader:
 
     def _decode(self, file_index: int, first: int, stop: int, num_rows: int) -> pa.Table:
         reader = self._reader(file_index)
+        blocks = f"{self._format.block_name} {first}" + (f" to {stop - 1}" if stop - first > 1 else "")
+        path = self._storage.join(self._manifest.files.paths[file_index])
         try:
             table = reader.read(first, stop, self._file_columns)
-        except (DataFileError, pa.ArrowException, OSError, ValueError) as error:
-            raise self._undecodable(file_index, first, stop, error) from self._storage.cause(error)
+        except DataFileError:
+            self._check_unchanged(file_index)
+            raise
+        except (pa.ArrowException, OSError, ValueError) as error:
+            self._check_unchanged(file_index)
+            what = f"can't be decoded ({blocks})"
+            raise self._storage.problem(path, what, error) from self._storage.cause(error)
         if table.num_rows != num_rows:
-            difference = ValueError(f"{num_rows:,} rows were expected and {table.num_rows:,} found")
-            raise self._undecodable(file_index, first, stop, difference)
+            difference = f"{blocks} had {num_rows:,} rows and now has {table.num_rows:,}"
+            planned = self._manifest.planned(self._storage, file_index)
+            raise changed_since_planned(self._storage, planned, difference)
         return table
 
-    def _undecodable(self, file_index: int, first: int, stop: int, error: Exception) -> DataFileError:
+    def _check_unchanged(self, file_index: int) -> None:
+        """Close a file that could not be read, and raise if that is because it changed."""
         self._open.pop(file_index).close()
-        blocks = f"{self._format.block_name} {first}" + (f" to {stop - 1}" if stop - first > 1 else "")
         planned = self._manifest.planned(self._storage, file_index)
         size = self._storage.size(planned.path)
-        what = f"has a damaged {blocks}"
         if size != planned.size:
-            what = f"changed since it was planned, from {planned.size:,} bytes to {size:,}: {blocks} can't be read"
-        return self._storage.problem(planned.path, what, error)
+            difference = f"it had {planned.size:,} bytes and now has {size:,}"
+            raise changed_since_planned(self._storage, planned, difference)
 
     def _reader(self, file_index: int) -> BlockReader:
         if self._pid != os.getpid():

@@ -110,12 +110,13 @@ def _list_glob(storage: Storage, pattern: str) -> _Listing:
 
 
 def _visible(root: str, files: dict[str, int]) -> dict[str, int]:
-    """Return the files that no name below the root hides; object stores also list directories as empty files."""
+    """Return the files that no name below the root hides."""
     cut = len(root.rstrip("/"))
     hidden = ("/_", "/.")
     return {
         path: size
         for path, size in files.items()
+        # Object stores list directories as empty files.
         if not path.endswith("/") and not any(mark in f"/{path[cut:].lstrip('/')}" for mark in hidden)
     }
 
@@ -124,11 +125,10 @@ def _choose_format(storage: Storage, listings: Sequence[_Listing]) -> Format | N
     paths = sorted((path, size) for listing in listings for path, size in listing.files.items())
     known = [(path, found) for path, _ in paths if (found := format_of_suffix(path)) is not None]
     for path, found in known:
-        if found is not known[0][1]:
-            message = (
-                f"{storage.display(path)} is of format {found.name!r}, but {storage.display(known[0][0])} of "
-                f"{known[0][1].name!r}: choose one with format="
-            )
+        first, expected = known[0]
+        if found is not expected:
+            names = f"{storage.display(path)} is of format {found.name!r}, but {storage.display(first)}"
+            message = f"{names} of {expected.name!r}: choose one with format="
             raise DataFileError(message)
     if known:
         return known[0][1]
@@ -136,7 +136,7 @@ def _choose_format(storage: Storage, listings: Sequence[_Listing]) -> Format | N
 
 
 def _select(listing: _Listing, chosen: Format | None) -> dict[str, int]:
-    """Return the files of a listing that are data: by suffix, or all without one if none has the right one."""
+    """Return the data files of a listing: by suffix, or all without a known one if none has the right one."""
     if listing.is_named or chosen is None:
         return listing.files
     formats = {path: format_of_suffix(path) for path in listing.files}
@@ -153,8 +153,8 @@ def _nothing_found(
     suffixes = ", ".join(suffix for each in formats for suffix in each.suffixes)
     others = sum(len(listing.files) for listing in listings)
     return DataFileError(
-        f"no data file found in {looked_in}{more}: looked for names that end with {suffixes} and do not begin "
-        f"with '_' or '.'; {others:,} other files are there"
+        f"no data file found in {looked_in}{more}: looked for names that end with {suffixes} and do not "
+        f"begin with '_' or '.'; {others:,} other files are there"
     )
 
 

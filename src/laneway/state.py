@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from laneway.errors import CheckpointMismatchError, StateFormatError
 from laneway.files import FileFacts, decode_files
 from laneway.order import ORDER_VERSION
-from laneway.plan import Identity, is_complete, place_differences, replay
+from laneway.plan import Identity, is_complete, place_differences, present_cut, replay
 from laneway.progress import CutProgress, LaneProgress, Progress
 from laneway.turns import Place
 
@@ -23,6 +23,7 @@ FORMAT_VERSION = 1
 """Version of the layout below."""
 
 _MAX_NAMED = 3
+_MAX_LANES = 2**24
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +92,11 @@ def read_state(state: object, identity: Identity, *, rank: int, world_size: int,
     fields = _fields(state)
     saved = Place(fields["rank"], fields["world_size"], fields["worker"], fields["num_workers"])
     lines = _identity_differences(fields, identity)
-    if fields["scope"] == "rank":
-        present = worker or Place(rank, world_size, saved.worker, saved.num_workers)
-        lines += place_differences(saved, present)
+    present = worker or Place(rank, world_size, saved.worker, saved.num_workers)
+    if fields["scope"] == "global":
+        # Whole states go on anywhere; but a worker is given one by a loader that restores its own workers only.
+        present = replace(present, rank=saved.rank, world_size=saved.world_size)
+    lines += place_differences(saved, present)
     if lines:
         raise CheckpointMismatchError(_mismatch(lines))
     progress = _progress(fields, identity, saved)
@@ -155,6 +158,11 @@ def _fields(state: object) -> Mapping[str, Any]:
         if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
             message = f"this state is damaged: {name} is {value!r}, not {' or '.join(t.__name__ for t in types)}"
             raise StateFormatError(message)
+    _require(state["scope"] in {"global", "rank"}, f"scope is {state['scope']!r}")
+    for name in ("epoch", "next_turn"):
+        _require(state[name] >= 0, f"{name} is {state[name]}")
+    for index, count in (("rank", "world_size"), ("worker", "num_workers")):
+        _require(0 <= state[index] < state[count], f"{index} is {state[index]} of {count} {state[count]}")
     return state
 
 
@@ -214,44 +222,53 @@ def _mismatch(lines: list[str]) -> str:
 
 def _progress(fields: Mapping[str, Any], identity: Identity, saved: Place) -> Progress:
     remainder = identity.settings.remainder_for(saved.world_size)
-    num_lanes, positions, known = fields["lanes"], fields["positions"], fields["lane_indices"]
-    if fields["scope"] not in {"global", "rank"} or (fields["scope"] == "rank") == (known is None):
-        message = f"this state is damaged: scope is {fields['scope']!r} with lane_indices {known!r}"
-        raise StateFormatError(message)
+    num_lanes, known, positions = fields["lanes"], fields["lane_indices"], fields["positions"]
     if num_lanes is None:
+        _require(not positions and not fields["earlier_cuts"], "it has positions, but no lanes")
         return Progress(fields["epoch"], remainder)
+    is_whole = fields["scope"] == "global"
+    _require(0 < num_lanes < _MAX_LANES, f"lanes is {num_lanes:,}")
+    _require((fields["turn_rows"] or 0) > 0, f"turn_rows is {fields['turn_rows']!r}")
+    _require(is_whole == (known is None), f"scope is {fields['scope']!r} with lane_indices {known!r}")
     known = list(range(num_lanes)) if known is None else known
-    numbers = [*known, *positions, *(rows for cut in fields["earlier_cuts"] for rows in cut), fields["epoch"]]
-    if (
-        len(known) != len(positions)
-        or not all(isinstance(number, int) and number >= 0 for number in numbers)
-        or not all(lane < num_lanes for lane in known)
-        or not fields["turn_rows"]
-    ):
-        message = f"this state is damaged: positions {positions!r} don't fit lanes {known!r} of {num_lanes!r}"
-        raise StateFormatError(message)
-    lanes = dict(zip(known, map(LaneProgress, positions), strict=True))
+    _require(
+        _are_counts([*known, *positions]) and len(known) == len(positions) == len({*known} & {*range(num_lanes)}),
+        f"positions {positions!r} don't fit lanes {known!r} of {num_lanes:,}",
+    )
+    for cut in fields["earlier_cuts"]:
+        _require(isinstance(cut, list) and bool(cut) and _are_counts(cut), f"an earlier cut is {cut!r}")
     return Progress(
         epoch=fields["epoch"],
         remainder=remainder,
-        cut=CutProgress(num_lanes, fields["turn_rows"], fields["next_turn"], lanes),
+        cut=CutProgress(
+            num_lanes,
+            fields["turn_rows"],
+            fields["next_turn"],
+            dict(zip(known, map(LaneProgress, positions), strict=True)),
+        ),
         earlier=tuple(tuple(map(LaneProgress, cut)) for cut in fields["earlier_cuts"]),
-        place=saved if fields["scope"] == "rank" else None,
+        place=None if is_whole else saved,
     )
 
 
 def _check_positions(progress: Progress, identity: Identity, *, complete: bool) -> None:
+    """Check what can only be checked against the lanes."""
     plan = replay(identity, progress)
-    if progress.cut is None:
-        return
-    longest = plan.lanes.rows + 1
-    for lane, lane_progress in progress.cut.lanes.items():
-        if lane_progress.rows > longest[lane]:
-            message = (
-                f"this state is damaged: lane {lane} is at position {lane_progress.rows:,}, "
-                f"but has {plan.lanes.rows[lane]:,} rows"
-            )
-            raise StateFormatError(message)
-    if complete != is_complete(plan, progress):
-        message = f"this state is damaged: it says complete={complete}, which its positions contradict"
+    longest = [*(lanes.rows for lanes in plan.lanes_before), plan.lanes.rows]
+    cuts = [*(dict(enumerate(lanes)) for lanes in progress.earlier), present_cut(progress).lanes]
+    for lanes, rows in zip(cuts, longest, strict=True):
+        for lane, lane_progress in lanes.items():
+            # A lane that is padded delivers one row more than it has.
+            problem = f"lane {lane} is at position {lane_progress.rows:,}, but has {rows[lane]:,} rows"
+            _require(lane_progress.rows <= rows[lane] + 1, problem)
+    _require(complete == is_complete(plan, progress), f"complete={complete} contradicts its positions")
+
+
+def _are_counts(numbers: list[Any]) -> bool:
+    return all(isinstance(number, int) and not isinstance(number, bool) and number >= 0 for number in numbers)
+
+
+def _require(condition: bool, problem: str) -> None:  # noqa: FBT001 - it reads as a sentence
+    if not condition:
+        message = f"this state is damaged: {problem}"
         raise StateFormatError(message)

@@ -78,7 +78,7 @@ class Storage:
             if self._given is None:
                 filesystem = url_to_fs(self._url, **self._options)[0]
             else:
-                # Through pickle, because that rebuilds wrapped and nested filesystems from their arguments too.
+                # Pickling rebuilds wrapped and nested filesystems too, each from its arguments.
                 filesystem = pickle.loads(pickle.dumps(self._given))  # noqa: S301 - bytes made right here
             self._made = (os.getpid(), filesystem)
         return self._made[1]
@@ -112,9 +112,11 @@ class Storage:
                 first, second = _scrub(self._url), _scrub(text)
                 message = f"{first} and {second} are on different filesystems: read them as two datasets"
                 raise ValueError(message)
-        path, mark, query = (
-            path.partition("?") if path.startswith(("http://", "https://")) else (path, "", "")
-        )
+        if self.is_local:
+            return os.path.normpath(path)
+        mark, query = "", ""
+        if path.startswith(("http://", "https://")):
+            path, mark, query = path.partition("?")
         if mark:
             # Signatures live in queries, and paths end up in states and messages: keep them apart.
             self._queries[path] = mark + query
@@ -131,7 +133,7 @@ class Storage:
         return _scrub(path)
 
     def info(self, path: str) -> tuple[str, int] | None:
-        """Return the kind ("file" or "directory") and the size in bytes of `path`, or None if it is not there.
+        """Return kind ("file" or "directory") and size in bytes of `path`, or None if it is not there.
 
         Raises:
             DataFileError: The storage refused to tell.
@@ -144,16 +146,17 @@ class Storage:
         return str(facts["type"]), int(facts.get("size") or 0)
 
     def size(self, path: str) -> int:
-        """Return the size of a file in bytes.
+        """Return the size of a file in bytes, as it is now.
 
         Raises:
             DataFileError: The file is missing or can't be asked for.
         """
         with self._naming(path):
+            self.filesystem.invalidate_cache()
             return int(self.filesystem.info(self._asked(path))["size"])
 
     def find(self, directory: str) -> list[tuple[str, int]]:
-        """Return path and size of every file below a directory, in any order.
+        """Return path and size of every file below a directory as it is now, in any order.
 
         Local directories whose name begins with `_` or `.` are not entered.
 
@@ -163,16 +166,18 @@ class Storage:
         if self.is_local:
             return list(self._walk(directory, (os.path.realpath(directory),)))
         with self._naming(directory):
+            self.filesystem.invalidate_cache()
             found = self.filesystem.find(directory, detail=True)
         return [(path, int(facts["size"])) for path, facts in found.items() if facts["type"] == "file"]
 
     def glob(self, pattern: str) -> list[tuple[str, str, int]]:
-        """Return path, kind ("file" or "directory") and size of everything that matches, in any order.
+        """Return path, kind ("file" or "directory") and size of everything that matches now, in any order.
 
         Raises:
             DataFileError: The storage can't be listed.
         """
         with self._naming(pattern):
+            self.filesystem.invalidate_cache()
             found = self.filesystem.glob(pattern, detail=True)
         return [(path, str(facts["type"]), int(facts.get("size") or 0)) for path, facts in found.items()]
 
@@ -190,7 +195,9 @@ class Storage:
                     file.seek(start)
                     data = file.read(stop - start)
             else:
-                data = self.filesystem.cat_file(self._asked(path), start=start, end=stop)
+                # fsspec opens pyarrow's files as streams for ranges from 0, and then seeks in them.
+                options = {"seekable": True} if isinstance(self._given, ArrowFSWrapper) else {}
+                data = self.filesystem.cat_file(self._asked(path), start=start, end=stop, **options)
         if len(data) != stop - start:
             message = (
                 f"{self.display(path)} is cut short: bytes {start:,} to {stop:,} were asked for, "

@@ -495,6 +495,22 @@ def test_text_bytes_and_decimals_are_filled_if_named() -> None:
         assert converted(batch, "numpy", {"x": value}).tolist() == [value]
 
 
+def test_filling_leaves_the_batch_as_it_was() -> None:
+    batch = pa.record_batch(
+        {
+            "x": pa.array([1, None], pa.int64()),
+            "pair": pa.FixedSizeListArray.from_arrays(
+                pa.array([1, 2, 3, 4]), 2, mask=pa.array([False, True])
+            ),
+        }
+    )
+    saved = [bytes(buffer) for column in batch.columns for buffer in column.buffers() if buffer]
+    columns: Any = BatchConverter(batch.schema, "torch", -1).batch(batch)
+    assert columns["pair"].tolist() == [[1, 2], [-1, -1]]
+    columns["x"].zero_()
+    assert [bytes(buffer) for column in batch.columns for buffer in column.buffers() if buffer] == saved
+
+
 def test_an_unknown_column_in_fill_null_is_named() -> None:
     with pytest.raises(SchemaMismatchError, match=r"\['y'\].*\['x'\]"):
         BatchConverter(pa.schema({"x": pa.int64()}), "torch", {"x": 0, "y": 0})

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import fsspec
 import numpy as np
@@ -18,6 +17,9 @@ from laneway.errors import DataFileError
 from laneway.formats import ArrowFormat, FileScan, PlannedFile
 from laneway.formats.messages import END_OF_STREAM
 from laneway.storage import Storage
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 FORMAT = ArrowFormat()
 KINDS: tuple[Kind, ...] = ("arrow-file", "arrow-stream")
@@ -39,7 +41,7 @@ def _write(
     path: Path, kind: Kind, batches: list[pa.RecordBatch], options: pa.ipc.IpcWriteOptions | None = None
 ) -> Path:
     new = pa.ipc.new_file if kind == "arrow-file" else pa.ipc.new_stream
-    with new(path, batches[0].schema, options=options) as writer:
+    with new(str(path), batches[0].schema, options=options) as writer:
         for batch in batches:
             writer.write_batch(batch)
     return path
@@ -100,7 +102,7 @@ def test_compressed_bodies_are_read(tmp_path: Path, kind: Kind, codec: Literal["
 
 
 def _dictionary_batches(vocabularies: list[list[str]]) -> list[pa.RecordBatch]:
-    """Return batches with a column `a` that draws from a batch's own vocabulary, also nested and beside others."""
+    """Return batches whose column `a` draws from a batch's own vocabulary, also nested and beside others."""
     source = random.Random(7)
     batches = []
     for number, vocabulary in enumerate(vocabularies):
@@ -144,7 +146,7 @@ def test_a_file_gives_all_its_dictionaries_to_every_batch(
         # The writer can't unify nested dictionaries.
         table = pa.Table.from_batches(_dictionary_batches(REPLACED)).select(["id", "a", "fixed"])
         batches = table.to_batches()
-        with pa.ipc.new_file(tmp_path / "a.arrow", table.schema, options=options) as writer:
+        with pa.ipc.new_file(str(tmp_path / "a.arrow"), table.schema, options=options) as writer:
             writer.write_table(table)
     else:
         _write(tmp_path / "a.arrow", "arrow-file", batches, options)
@@ -236,7 +238,10 @@ def test_the_end_of_a_stream_is_optional_and_nothing_may_follow_it(tmp_path: Pat
             b"hello, world\n" * 9,
             "has no Arrow message at byte 0: it is damaged, no Arrow file, or was written by",
         ),
-        (b"ARROW1\0\0" + b"x" * 50, "is truncated: it begins as an Arrow file, but its 58 bytes do not end"),
+        (
+            b"ARROW1\0\0" + b"x" * 50,
+            "is truncated: it begins as an Arrow file, but its 58 bytes end without a footer",
+        ),
         (END_OF_STREAM, "holds no Arrow message"),
         (b"\xff\xff\xff\xff\x10\0\0\0" + b"\xff" * 16, "message at byte 0 that can't be understood"),
         (

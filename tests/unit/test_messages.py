@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -30,7 +33,7 @@ def test_a_schema_header_has_no_body() -> None:
 
 def test_a_tensor_is_refused() -> None:
     sink = pa.BufferOutputStream()
-    pa.ipc.write_tensor(pa.Tensor.from_numpy(__import__("numpy").ones((2, 2))), sink)
+    pa.ipc.write_tensor(pa.Tensor.from_numpy(np.ones((2, 2))), sink)
     with pytest.raises(ValueError, match="4 is not a valid MessageKind"):
         parse_header(_metadata(sink.getvalue()))
 
@@ -46,8 +49,6 @@ def test_a_header_that_is_cut_short_is_an_error_and_no_crash(length: int) -> Non
 
 
 def test_random_bytes_raise_nothing_but_value_errors() -> None:
-    import random
-
     source = random.Random(1)
     for _ in range(2000):
         try:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tests.corpora import FORMAT_OF, KINDS, Kind, rows, write_blocks, write_corpus
 
@@ -152,7 +153,7 @@ def test_a_reader_works_in_forked_children_and_as_a_copy(tmp_path: Path, kind: K
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_missing_file_and_a_changed_file_are_named(tmp_path: Path, kind: Kind) -> None:
     write_corpus(tmp_path, kind)
-    path = sorted(tmp_path.iterdir())[0]
+    path = min(tmp_path.iterdir())
     reader = _reader(tmp_path)
     write_blocks(path, kind, [rows(0, 500)], rows(0, 0).schema)
     with pytest.raises(DataFileError, match=f"{path.name} changed since it was planned"):
@@ -179,9 +180,9 @@ def test_a_block_that_can_not_be_decoded_is_named(tmp_path: Path, kind: Kind) ->
     reader = RowReader(manifest, storage)
     assert reader.read(0, 0, 5).num_rows == 5
     block = BLOCK[FORMAT_OF[kind]]
-    with pytest.raises(DataFileError, match=rf"{path.name} has a damaged {block} 1:"):
+    with pytest.raises(DataFileError, match=rf"{path.name} can't be decoded \({block} 1\):"):
         reader.read(0, 60_000, 60_001)
-    with pytest.raises(DataFileError, match=rf"{path.name} has a damaged {block} 1 to 2:"):
+    with pytest.raises(DataFileError, match=rf"{path.name} can't be decoded \({block} 1 to 2\):"):
         reader.read(0, 60_000, 130_000)
 
 
@@ -189,9 +190,7 @@ def test_a_manifest_that_claims_other_rows_than_a_batch_has_is_found_out(tmp_pat
     write_blocks(tmp_path / "a.arrow", "arrow-stream", [rows(0, 8)], rows(0, 0).schema)
     manifest, storage = scan_source(tmp_path)
     manifest.files.block_rows[0] = 9
-    with pytest.raises(
-        DataFileError, match=r"a\.arrow has a damaged record batch 0: 9 rows were expected and 8 found"
-    ):
+    with pytest.raises(DataFileError, match=r"a\.arrow changed .*: record batch 0 had 9 rows and now has 8"):
         RowReader(manifest, storage).read(0, 0, 9)
 
 
@@ -203,3 +202,18 @@ def test_a_loaded_manifest_reads_without_a_scan(tmp_path: Path, monkeypatch: pyt
     manifest = Manifest.load("m.json", root="moved")
     reader = RowReader(manifest, manifest.storage())
     assert reader.read(0, 2, 7).equals(rows(2, 7))
+
+
+def test_page_checksums_are_verified_where_a_file_has_them(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    table = pa.table({"id": np.arange(50_000), "x": np.arange(50_000)})
+    pq.write_table(
+        table, path, write_page_checksum=True, compression="none", use_dictionary=False, row_group_size=25_000
+    )
+    manifest, storage = scan_source(path)
+    data = bytearray(path.read_bytes())
+    data[300_000] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DataFileError, match=r"a\.parquet can't be decoded \(row group 0\): .*CRC"):
+        RowReader(manifest, storage).read(0, 0, 25_000)
+    assert RowReader(manifest, storage).read(0, 25_000, 50_000).equals(table.slice(25_000))

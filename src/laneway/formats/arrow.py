@@ -1,4 +1,4 @@
-"""Arrow IPC files, file format and stream format alike: blocks are record batches, found by the message headers.
+"""Arrow IPC, file format and stream format alike: blocks are record batches, found by the message headers.
 
 The file format is the stream format between a magic and a footer, so one walk over the messages serves both.
 """
@@ -44,7 +44,7 @@ _SAMPLE_BYTES = 1024
 _READ_AHEAD_BYTES = 16 * 1024
 _MAP_NORESERVE = 0x4000
 
-# Values of an entry of the layout, one entry per message in file order; the last two matter for dictionaries only.
+# Values of an entry of the layout, one per message in file order; the last two matter for dictionaries only.
 _KIND, _OFFSET, _METADATA, _BODY, _DICTIONARY, _IS_DELTA = range(6)
 
 
@@ -85,10 +85,10 @@ class ArrowFormat:
         )
 
     def open(self, storage: Storage, planned: PlannedFile, schema: pa.Schema) -> ArrowBlocks:
-        """Open a file: map it, where it is local. Its size is checked now, its batches as they are read.
+        """Open a file: map it, where it is local. Its batches are checked as they are read.
 
-        A mapped file must not be cut short while it is in use: the operating system kills a process that reads
-        memory behind a file's end.
+        The size of a local file is checked now. It must not be cut short while it is in use: the operating
+        system kills a process that reads mapped memory behind a file's end.
         """
         path = planned.path
         if not storage.is_local:
@@ -128,8 +128,8 @@ class ArrowBlocks:
     def read(self, first: int, stop: int, columns: Sequence[str]) -> pa.Table:
         """Return the record batches [first, stop) of these columns, in this order.
 
-        Zero-copy for a local file of uncompressed batches without dictionaries; the memory is copy-on-write, so
-        that a change in place stays in this process.
+        Zero-copy for a local file of uncompressed batches without dictionaries; the memory is copy-on-write,
+        so that a change in place stays in this process.
         """
         indices = self._batches[first:stop]
         if len(self._dictionaries):
@@ -174,7 +174,7 @@ class ArrowBlocks:
         return np.concatenate([schema, np.sort(np.concatenate(needed)), between])
 
     def _read_stream(self, indices: NDArray[np.int64]) -> list[pa.RecordBatch]:
-        """Return the batches of a stream made of these messages, to which pyarrow applies its dictionaries."""
+        """Return the batches of a stream made of these messages, with its dictionaries applied."""
         stream = pa.BufferOutputStream()
         for message in self._messages(indices):
             stream.write(message)
@@ -215,8 +215,8 @@ def _walk(storage: Storage, path: str, size: int) -> Iterator[_Message]:
         metadata_end = offset + PREFIX_BYTES + int.from_bytes(prefix[4:], "little")
         if not prefix.startswith(CONTINUATION[: len(prefix)]):
             message = (
-                f"{name} has no Arrow message at byte {offset:,}: it is damaged, no Arrow file, or was written by "
-                f"Arrow before 0.15 (read and write it again with a recent Arrow)"
+                f"{name} has no Arrow message at byte {offset:,}: it is damaged, no Arrow file, or was "
+                f"written by Arrow before 0.15 (read and write it again with a recent Arrow)"
             )
             raise DataFileError(message)
         if prefix == END_OF_STREAM:
@@ -262,7 +262,9 @@ def _message_range(file: io.BufferedReader[RangeFile], name: str, size: int) -> 
     tail = file.read(_FILE_TAIL_BYTES)
     end = size - _FILE_TAIL_BYTES - int.from_bytes(tail[:4], "little")
     if not tail.endswith(_MAGIC) or end < _FILE_HEAD_BYTES:
-        message = f"{name} is truncated: it begins as an Arrow file, but its {size:,} bytes do not end with a footer"
+        message = (
+            f"{name} is truncated: it begins as an Arrow file, but its {size:,} bytes end without a footer"
+        )
         raise DataFileError(message)
     return _FILE_HEAD_BYTES, end
 

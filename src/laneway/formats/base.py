@@ -55,7 +55,7 @@ class BlockReader(Protocol):
     def read(self, first: int, stop: int, columns: Sequence[str]) -> pa.Table:
         """Decode the blocks [first, stop), first < stop, of these columns, in this order.
 
-        A table without columns still has the right number of rows. Whatever pyarrow raises on damaged data comes through.
+        A table without columns still has the right number of rows. Damage raises what pyarrow makes of it.
         """
 
     def close(self) -> None:

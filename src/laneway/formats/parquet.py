@@ -39,8 +39,8 @@ class ParquetFormat:
     def scan(self, storage: Storage, path: str, size: int) -> FileScan:
         """Read the footer, with one request unless it is longer than 64 KiB.
 
-        The digest covers the last 64 KiB and the whole footer, so it sees a small file that was rewritten even where
-        the footer stays the same.
+        The digest covers the last 64 KiB and the whole footer, so it sees a small file that was rewritten
+        even where the footer stays the same.
         """
         metadata, tail_digest = _read_footer(storage, path, size)
         groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
@@ -81,9 +81,16 @@ class ParquetFormat:
         try:
             if storage.is_local:
                 # Not memory-mapped: a file that is cut short while it is read would kill the process.
-                return ParquetBlocks(pq.ParquetFile(pa.OSFile(planned.path, mode="r"), metadata=metadata))
-            remote = pa.PythonFile(storage.open(planned.path, planned.size), mode="r")
-            return ParquetBlocks(pq.ParquetFile(remote, metadata=metadata, pre_buffer=True))
+                source: pa.NativeFile = pa.OSFile(planned.path, mode="r")
+            else:
+                source = pa.PythonFile(storage.open(planned.path, planned.size), mode="r")
+            file = pq.ParquetFile(
+                source,
+                metadata=metadata,
+                pre_buffer=not storage.is_local,
+                page_checksum_verification=True,
+            )
+            return ParquetBlocks(file)
         except (pa.ArrowException, OSError) as error:
             raise storage.problem(planned.path, "can't be opened", error) from storage.cause(error)
 
@@ -117,7 +124,7 @@ def _read_footer(storage: Storage, path: str, size: int) -> tuple[pq.FileMetaDat
         message = f"{storage.display(path)} is no Parquet file, or a truncated one: {end}"
         raise DataFileError(message)
     if magic == _ENCRYPTED_MAGIC:
-        message = f"{storage.display(path)} has an encrypted footer, which laneway can't read: decrypt the file first"
+        message = f"{storage.display(path)} has an encrypted footer, which laneway can't read: decrypt it"
         raise DataFileError(message)
     footer_bytes = int.from_bytes(tail[-_TRAILER_BYTES : -len(_MAGIC)], "little") + _TRAILER_BYTES
     if footer_bytes > size - len(_MAGIC):

@@ -1,0 +1,269 @@
+"""A state that does not belong here is refused with its true cause and both values, and changes nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from laneway import CheckpointMismatchError, StatefulShardedDataset, StateFormatError
+from tests.compat.loaders import ids, make_loader, saved
+from tests.corpora import rows as corpus_rows
+from tests.corpora import write_blocks, write_corpus
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ARGUMENTS: dict[str, Any] = {"batch_size": 4, "shuffle": True, "seed": 42, "shard_rows": 4, "window_bytes": 400}
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    write_corpus(tmp_path / "corpus")
+    return tmp_path / "corpus"
+
+
+def state_of(corpus: Path, num_batches: int = 3, **arguments: Any) -> dict[str, Any]:
+    dataset = StatefulShardedDataset(corpus, **(ARGUMENTS | arguments))
+    batches = iter(dataset)
+    for _ in range(num_batches):
+        next(batches)
+    return dataset.state_dict()
+
+
+def refusal(dataset: StatefulShardedDataset, state: Any, error: type[Exception] = CheckpointMismatchError) -> str:
+    """Return the message of the refusal, which has to leave the dataset as it was."""
+    before = dataset.state_dict(), repr(dataset), dataset.epoch
+    with pytest.raises(error) as refused:
+        dataset.load_state_dict(state)
+    assert (dataset.state_dict(), repr(dataset), dataset.epoch) == before
+    return str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("changed", "line"),
+    [
+        ({"seed": 43}, "seed: saved 42, this run has 43"),
+        ({"shuffle": False}, "shuffle: saved True, this run has False"),
+        ({"shard_rows": 5}, "shard_rows: saved 4, this run has 5"),
+        ({"shard_rows": None}, "shard_rows: saved 4, this run has None"),
+        ({"shard_bytes": "1MiB"}, "shard_bytes: saved 8388608, this run has 1048576"),
+        ({"window_bytes": 401}, "window_bytes: saved 400, this run has 401"),
+        ({"remainder": "drop"}, "remainder: saved None, this run has 'drop'"),
+        ({"drop_last": True}, "drop_last: saved False, this run has True"),
+    ],
+)
+def test_a_changed_setting_is_named_with_both_values(corpus: Path, changed: dict[str, Any], line: str) -> None:
+    dataset = StatefulShardedDataset(corpus, **(ARGUMENTS | changed))
+    message = refusal(dataset, state_of(corpus))
+    assert message.splitlines()[0] == "this checkpoint does not belong to this dataset"
+    assert f"  {line}" in message.splitlines()
+    assert "set_epoch()" in message
+
+
+def add(corpus: Path) -> None:
+    pq.write_table(corpus_rows(48, 50), corpus / "part-007.parquet")
+
+
+def remove(corpus: Path) -> None:
+    (corpus / "part-005.parquet").unlink()
+
+
+def rename(corpus: Path) -> None:
+    (corpus / "part-005.parquet").rename(corpus / "part-0055.parquet")
+
+
+def grow(corpus: Path) -> None:
+    pq.write_table(corpus_rows(24, 36), corpus / "part-005.parquet")
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        (add, "part-007.parquet is new"),
+        (remove, "part-005.parquet is gone"),
+        (rename, "part-005.parquet is now part-0055.parquet"),
+        (grow, "part-005.parquet had 11 rows, now 12"),
+    ],
+)
+def test_changed_files_are_named_with_what_changed(corpus: Path, change: Any, cause: str) -> None:
+    state = state_of(corpus)
+    change(corpus)
+    message = refusal(StatefulShardedDataset(corpus, **ARGUMENTS), state)
+    assert f"  files: {cause}" in message.splitlines()
+
+
+def test_a_file_rewritten_with_the_same_size_is_named(corpus: Path) -> None:
+    path = corpus / "part-006.parquet"
+    options = {"write_statistics": False, "compression": "none", "use_dictionary": False}
+    table = corpus_rows(35, 48)
+    pq.write_table(table, path, **options)
+    state, size = state_of(corpus), path.stat().st_size
+    pq.write_table(table.set_column(2, "x", pa.array([7.0] * len(table), pa.float32())), path, **options)
+    assert path.stat().st_size == size
+    message = refusal(StatefulShardedDataset(corpus, **ARGUMENTS), state)
+    assert f"files: part-006.parquet was rewritten with the same size ({size:,} bytes)" in message
+
+
+@pytest.mark.parametrize("kind", ["arrow-file", "arrow-stream"])
+def test_an_arrow_file_rewritten_with_the_same_size_is_named(tmp_path: Path, kind: Any) -> None:
+    schema = pa.schema([("id", pa.int64())])
+    path = tmp_path / "only.arrow"
+    write_blocks(path, kind, [pa.table({"id": [1, 2, 3]}, schema=schema)], schema)
+    state = state_of(tmp_path, num_batches=1)
+    write_blocks(path, kind, [pa.table({"id": [1, 2, 4]}, schema=schema)], schema)
+    assert "only.arrow was rewritten with the same size" in refusal(
+        StatefulShardedDataset(tmp_path, **ARGUMENTS), state
+    )
+
+
+def test_all_differences_come_in_one_error(corpus: Path) -> None:
+    state = state_of(corpus)
+    remove(corpus)
+    add(corpus)
+    message = refusal(StatefulShardedDataset(corpus, **(ARGUMENTS | {"seed": 1, "shuffle": False})), state)
+    for cause in ("seed: saved 42", "shuffle: saved True", "part-005.parquet is gone", "part-007.parquet is new"):
+        assert cause in message
+
+
+def test_many_changed_files_are_counted_after_the_first(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "a", files=((1,),) * 20)
+    write_corpus(tmp_path / "b", files=((2,),) * 20)
+    message = refusal(StatefulShardedDataset(tmp_path / "b", **ARGUMENTS), state_of(tmp_path / "a"))
+    assert "part-000.parquet had 1 rows, now 2" in message
+    assert "and 17 more differences" in message
+
+
+def test_a_dataset_that_moved_or_lists_otherwise_is_no_mismatch(corpus: Path, tmp_path: Path) -> None:
+    state = state_of(corpus)
+    moved = tmp_path / "else" / "where"
+    moved.mkdir(parents=True)
+    for path in sorted(corpus.iterdir(), reverse=True):
+        shutil.copy(path, moved / path.name)
+    rest = StatefulShardedDataset(corpus, **ARGUMENTS)
+    rest.load_state_dict(state)
+    for source in (moved, str(moved / "*.parquet"), sorted(moved.iterdir(), reverse=True)):
+        dataset = StatefulShardedDataset(source, **ARGUMENTS)
+        dataset.load_state_dict(state)
+        assert ids(dataset) == ids(rest)
+        rest.load_state_dict(state)
+
+
+def test_the_state_of_another_rank_is_refused(corpus: Path) -> None:
+    state = state_of(corpus, rank=1, world_size=2)
+    message = refusal(StatefulShardedDataset(corpus, **ARGUMENTS, rank=0, world_size=2), state)
+    assert "rank: saved 1, this is 0" in message
+    message = refusal(StatefulShardedDataset(corpus, **ARGUMENTS, rank=1, world_size=3), state)
+    assert "world_size: saved 2, this is 3" in message
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 3), (1, 2)])
+def test_another_number_of_workers_says_what_to_give(corpus: Path, before: int, after: int) -> None:
+    loader = make_loader(corpus, num_workers=before)
+    next(iter(loader))
+    restored = make_loader(corpus, num_workers=after)
+    restored.load_state_dict(saved(loader.state_dict()))
+    with pytest.raises(CheckpointMismatchError, match=f"num_workers: saved {before}, this is {after}") as refused:
+        next(iter(restored))
+    assert f"num_workers={before}" in str(refused.value)
+
+
+def test_torchdata_itself_refuses_workers_where_there_were_none(corpus: Path) -> None:
+    # It asserts before it asks the dataset, so all we can do is to tell in the documentation what it means.
+    loader = make_loader(corpus, num_workers=0)
+    next(iter(loader))
+    restored = make_loader(corpus, num_workers=2)
+    restored.load_state_dict(saved(loader.state_dict()))
+    with pytest.raises(AssertionError, match="State doesn't contain key '_snapshot'"):
+        next(iter(restored))
+
+
+def test_the_state_of_a_worker_says_so_when_it_is_given_to_the_main_process(corpus: Path) -> None:
+    loader = make_loader(corpus, num_workers=2)
+    next(iter(loader))
+    worker_states = loader.state_dict()["_snapshot"]["_worker_snapshots"]
+    state = worker_states["worker_1"].get("dataset_state")
+    dataset = loader.dataset
+    fresh = StatefulShardedDataset(corpus, batch_size=3, shard_rows=4, window_bytes=200, seed=5)
+    fresh.load_state_dict(state)
+    with pytest.raises(CheckpointMismatchError, match="num_workers: saved 2, this is 1"):
+        iter(fresh)
+    assert dataset.epoch == 0
+
+
+def test_another_batch_size_on_several_workers_is_refused(corpus: Path) -> None:
+    state = state_of(corpus, rank=0, world_size=2)
+    dataset = StatefulShardedDataset(corpus, **(ARGUMENTS | {"batch_size": 6}), rank=0, world_size=2)
+    dataset.load_state_dict(state)
+    with pytest.raises(CheckpointMismatchError, match="turns of 4 rows"):
+        iter(dataset)
+
+
+def test_another_batch_size_alone_goes_on_with_every_row_once(corpus: Path) -> None:
+    dataset = StatefulShardedDataset(corpus, **ARGUMENTS)
+    batches = iter(dataset)
+    done = next(batches)["id"].tolist() + next(batches)["id"].tolist()
+    other = StatefulShardedDataset(corpus, **(ARGUMENTS | {"batch_size": 6}))
+    other.load_state_dict(dataset.state_dict())
+    rest = ids(other)
+    assert {len(batch) for batch in rest[:-1]} == {6}
+    assert sorted(done + [row for batch in rest for row in batch]) == list(range(48))
+
+
+@pytest.mark.parametrize(
+    ("damage", "cause"),
+    [
+        (lambda _: None, "not NoneType"),
+        (lambda _: [], "not list"),
+        (lambda _: {}, "its keys are none"),
+        (lambda _: {"epoch": 1, "model": 2}, "its keys are 'epoch', 'model'"),
+        (lambda _: {"_snapshot": {}, "_iterator_finished": False}, "give it to the loader's load_state_dict"),
+        (lambda s: {**s, "version": 99}, "format version 99"),
+        (lambda s: {k: v for k, v in s.items() if k != "positions"}, "truncated: positions missing"),
+        (lambda s: {**s, "epoch": "1"}, "epoch is '1', not int"),
+        (lambda s: {**s, "epoch": True}, "epoch is True, not int"),
+        (lambda s: {**s, "epoch": -1}, "epoch is -1"),
+        (lambda s: {**s, "positions": [1, 2]}, "don't fit lanes"),
+        (lambda s: {**s, "positions": [-1]}, "don't fit lanes"),
+        (lambda s: {**s, "positions": [10**9]}, "lane 0 is at position 1,000,000,000, but has 48 rows"),
+        (lambda s: {**s, "positions": ["1"]}, "don't fit lanes"),
+        (lambda s: {**s, "lanes": 0, "positions": []}, "damaged"),
+        (lambda s: {**s, "lanes": 10**12}, "damaged"),
+        (lambda s: {**s, "next_turn": -1}, "damaged"),
+        (lambda s: {**s, "turn_rows": 0}, "damaged"),
+        (lambda s: {**s, "turn_rows": None}, "damaged"),
+        (lambda s: {**s, "rank": 3}, "damaged"),
+        (lambda s: {**s, "num_workers": 0}, "damaged"),
+        (lambda s: {**s, "complete": True}, "complete=True"),
+        (lambda s: {**s, "scope": "rank"}, "scope is 'rank'"),
+        (lambda s: {**s, "scope": "galaxy"}, "scope is 'galaxy'"),
+        (lambda s: {**s, "lane_indices": [0, 0], "positions": [1, 2], "scope": "rank", "lanes": 2}, "damaged"),
+        (lambda s: {**s, "earlier_cuts": [3]}, "damaged"),
+        (lambda s: {**s, "earlier_cuts": [[]]}, "damaged"),
+        (lambda s: {**s, "earlier_cuts": [[99]]}, "damaged"),
+        (lambda s: {**s, "fingerprint": "0", "files": s["files"][:-9]}, "truncated or damaged"),
+        (lambda s: {**s, "fingerprint": "0", "files": "~"}, "truncated or damaged"),
+    ],
+)
+def test_what_is_no_state_is_refused_with_what_is_wrong(corpus: Path, damage: Any, cause: str) -> None:
+    state = damage(state_of(corpus))
+    assert cause in refusal(StatefulShardedDataset(corpus, **ARGUMENTS), state, StateFormatError)
+
+
+def test_every_field_of_a_state_that_is_missing_or_of_another_type_is_refused(corpus: Path) -> None:
+    state = state_of(corpus)
+    dataset = StatefulShardedDataset(corpus, **ARGUMENTS)
+    for name in state:
+        refusal(dataset, {key: value for key, value in state.items() if key != name}, StateFormatError)
+        refusal(dataset, {**state, name: object()}, (StateFormatError, CheckpointMismatchError))  # type: ignore[arg-type]
+    dataset.load_state_dict(json.loads(json.dumps(state)))
+
+
+def test_a_state_of_an_older_order_is_refused(corpus: Path) -> None:
+    state = state_of(corpus) | {"order_version": 0}
+    message = refusal(StatefulShardedDataset(corpus, **ARGUMENTS), state)
+    assert "order_version: saved 0, this release of laneway has 1" in message
