@@ -95,10 +95,10 @@ class ShardTable(Sequence[Shard]):
 
 
 def group_by_size(sizes: NDArray[np.int64], owner: NDArray[np.int64], target: int) -> NDArray[np.int64]:
-    """Group consecutive items of the same owner into runs of about `target`.
+    """Group consecutive items of the same owner into runs of like size, of `target` at the most.
 
-    An item goes where its middle lies on its owner's scale of multiples of `target`; so a run is larger
-    than `target` by at most its largest item, and an item that alone is larger stays alone or nearly so.
+    An owner's items are shared evenly among as few runs as that takes; an item goes to the run that its middle
+    lies in. So a run may exceed `target` by at most its largest item, and no small rest is left at the end.
 
     Args:
         sizes: Size of each item, shape (n,).
@@ -111,11 +111,17 @@ def group_by_size(sizes: NDArray[np.int64], owner: NDArray[np.int64], target: in
     if len(sizes) == 0:
         return np.zeros(0, np.int64)
     ends = np.cumsum(sizes)
-    first_of_owner = np.searchsorted(owner, owner, side="left")
-    middle = ends - sizes // 2 - (ends - sizes)[first_of_owner]
-    run = middle // target
-    new = np.concatenate([[True], (np.diff(run) != 0) | (np.diff(owner) != 0)])
-    return np.flatnonzero(new).astype(np.int64)
+    is_first = np.concatenate([[True], np.diff(owner) != 0])
+    firsts = np.flatnonzero(is_first)
+    owner_start = (ends - sizes)[firsts]
+    total = np.diff(np.append(owner_start, ends[-1]))
+    num_runs = np.maximum(-(-total // target), 1)
+    run_size = np.maximum(-(-total // num_runs), 1)
+    num_items = np.diff(np.append(firsts, len(sizes)))
+    middle = ends - sizes // 2 - np.repeat(owner_start, num_items)
+    run = middle // np.repeat(run_size, num_items)
+    is_first[1:] |= np.diff(run) != 0
+    return np.flatnonzero(is_first).astype(np.int64)
 
 
 def cut_shards(files: FileTable, *, shard_bytes: int, shard_rows: int | None = None) -> ShardTable:

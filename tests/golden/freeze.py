@@ -1,0 +1,84 @@
+"""Freezes orders and states of this release, under names that are not taken: what is frozen is never changed.
+
+Run `python -m tests.golden.freeze v2` when ORDER_VERSION or the format of states changes, and commit what it writes.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from laneway import StatefulShardedDataset
+from tests.compat.loaders import saved
+from tests.corpora import write_corpus
+
+HERE = Path(__file__).parent
+CORPUS = HERE / "corpus"
+
+CASES: dict[str, dict[str, Any]] = {
+    "file_order": {"shuffle": False, "lanes": 1},
+    "file_order_in_lanes": {"shuffle": False, "lanes": 4, "turn_rows": 2},
+    "shuffled": {"shuffle": True, "seed": 0},
+    "shuffled_in_lanes": {"shuffle": True, "seed": 2**63 - 1, "lanes": 4, "turn_rows": 2, "remainder": "pad"},
+}
+COMMON: dict[str, Any] = {"batch_size": 4, "shard_rows": 5, "window_bytes": 500}
+
+
+def dataset(case: str) -> StatefulShardedDataset:
+    """Return the dataset of a case, over the committed files."""
+    return StatefulShardedDataset(CORPUS, **(COMMON | CASES[case]))
+
+
+def epochs(found: StatefulShardedDataset) -> list[list[list[int]]]:
+    """Return the batches of row ids of two epochs."""
+    return [[batch["id"].tolist() for batch in found] for _ in range(2)]
+
+
+def state_and_rest(case: str) -> dict[str, Any]:
+    """Return a state from the middle of epoch 1, and the row ids that follow it."""
+    found = dataset(case)
+    found.set_epoch(1)
+    for _ in islice(found, 5):
+        pass
+    state = saved(found.state_dict())
+    rest = dataset(case)
+    rest.load_state_dict(state)
+    return {"state": state, "rest": [batch["id"].tolist() for batch in rest]}
+
+
+def state_cut_again() -> dict[str, Any]:
+    """Return a state of an epoch that was cut twice, and the row ids that follow it."""
+    first = dataset("shuffled_in_lanes")
+    for _ in islice(first, 3):
+        pass
+    second = StatefulShardedDataset(CORPUS, **(COMMON | CASES["shuffled_in_lanes"] | {"batch_size": 6, "lanes": 6}))
+    second.load_state_dict(first.state_dict())
+    for _ in islice(second, 2):
+        pass
+    third = StatefulShardedDataset(CORPUS, **(COMMON | CASES["shuffled_in_lanes"] | {"batch_size": 5, "turn_rows": 5}))
+    third.load_state_dict(second.state_dict())
+    next(iter(third))
+    state = saved(third.state_dict())
+    rest = StatefulShardedDataset(CORPUS, **(COMMON | CASES["shuffled_in_lanes"] | {"batch_size": 5, "turn_rows": 5}))
+    rest.load_state_dict(state)
+    return {"state": state, "rest": [batch["id"].tolist() for batch in rest]}
+
+
+def main(version: str) -> None:
+    """Write what is not there yet."""
+    if not CORPUS.exists():
+        write_corpus(CORPUS)
+    frozen = {f"orders_{version}.json": {case: epochs(dataset(case)) for case in CASES}}
+    frozen |= {f"state_{version}_{case}.json": state_and_rest(case) for case in CASES}
+    frozen[f"state_{version}_cut_again.json"] = state_cut_again()
+    for name, content in frozen.items():
+        with (HERE / name).open("x") as file:
+            json.dump(content, file)
+            file.write("\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
