@@ -54,9 +54,7 @@ class NullInColumnError(ColumnConversionError):
         """Index of the row within the batch that was converted."""
 
     @classmethod
-    def found(
-        cls, column: str, type_name: str, row_index: int, place: str | None = None
-    ) -> NullInColumnError:
+    def found(cls, column: str, type_name: str, row_index: int, place: str | None = None) -> NullInColumnError:
         """Return the error for a null of `column` in a row, known to users as `place`."""
         place = place or f"row {row_index} of this batch"
         message = (

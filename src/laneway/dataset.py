@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
@@ -12,7 +11,7 @@ from torch.utils.data import IterableDataset
 
 from laneway.convert import BatchConverter, FillNull, Output
 from laneway.distributed import data_parallel_rank
-from laneway.epoch import MAX_WORKERS, EpochClock
+from laneway.epoch import MAX_EPOCHS, MAX_WORKERS, EpochClock
 from laneway.errors import StateUnavailableError
 from laneway.lanes import Remainder
 from laneway.manifest import Manifest, scan_source
@@ -27,7 +26,7 @@ from laneway.workers import num_workers_of_caller, worker_place
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import pyarrow as pa
     import pyarrow.fs
@@ -279,8 +278,8 @@ class StatefulShardedDataset(IterableDataset[Any]):
         Args:
             epoch: Zero-based.
         """
-        if not 0 <= epoch < 2**32:
-            message = f"epoch must be in [0, 2**32), not {epoch}"
+        if not 0 <= epoch < MAX_EPOCHS:
+            message = f"epoch must be in [0, {MAX_EPOCHS}), not {epoch}"
             raise ValueError(message)
         restored = self._pending()
         self._restored = restored if restored is not None and restored.progress.epoch == epoch else None
@@ -317,7 +316,8 @@ class StatefulShardedDataset(IterableDataset[Any]):
         if self._wishes.lanes not in {None, num_lanes}:
             message = (
                 f"{self._wishes.lanes} lanes can't be shared by {place.world_size} rank(s) with {place.num_workers} "
-                f"worker(s): epochs are cut into {num_lanes}, and so in another order; give lanes= a multiple of {num_lanes}"
+                f"worker(s): epochs are cut into {num_lanes}, and their order is another one; give lanes= a multiple "
+                f"of {num_lanes}"
             )
             warnings.warn(message, stacklevel=3)
 
@@ -352,8 +352,8 @@ class StatefulShardedDataset(IterableDataset[Any]):
         worker = worker_place(self._rank, self._world_size)
         if worker is None and self._clock.held_by:
             message = (
-                f"the progress is held by {self._clock.held_by} DataLoader worker(s), and the dataset of the main "
-                "process doesn't know it: call state_dict() of the StatefulDataLoader (a plain DataLoader can't be asked)"
+                f"{self._clock.held_by} DataLoader worker(s) hold the progress, and the dataset of the main process "
+                "doesn't know it: call state_dict() of the StatefulDataLoader (a plain DataLoader can't be asked)"
             )
             raise StateUnavailableError(message)
         began = self._current_pass()
@@ -378,9 +378,7 @@ class StatefulShardedDataset(IterableDataset[Any]):
                 listed.
         """
         worker = worker_place(self._rank, self._world_size)
-        progress = read_state(
-            state_dict, self._identity, rank=self._rank, world_size=self._world_size, worker=worker
-        )
+        progress = read_state(state_dict, self._identity, rank=self._rank, world_size=self._world_size, worker=worker)
         asked = self._clock.asked_epoch
         if asked not in {None, progress.epoch}:
             message = (

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from laneway.turns import Place
-
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from laneway.turns import Place
 
 MAX_WORKERS = 1024
 """Workers per rank that the clock has room for."""
+
+MAX_EPOCHS = 2**32 - 1
+"""Epochs that the clock can count."""
 
 _SET, _BEGUN, _HELD, _SLOTS = 0, 1, 2, 3
 _EPOCH_BITS, _WORKERS_BITS = 32, 11
@@ -47,11 +48,11 @@ class EpochClock:
 
     def __init__(self) -> None:
         """Start at epoch 0."""
-        self._shared = torch.zeros(_SLOTS + MAX_WORKERS, dtype=torch.int64).share_memory_()
+        self._cells = _shared(torch.zeros(_SLOTS + MAX_WORKERS, dtype=torch.int64))
 
-    @property
-    def _cells(self) -> NDArray[int]:  # type: ignore[type-var]
-        return self._shared.numpy()
+    def __setstate__(self, state: dict[str, torch.Tensor]) -> None:
+        """Share the memory again: what plain pickle brings is a copy, only what goes to a worker stays shared."""
+        self._cells = _shared(state["_cells"])
 
     def _read(self, cell: int) -> _Mark:
         return _Mark.unpack(int(self._cells[cell]))
@@ -110,7 +111,7 @@ class EpochClock:
         """Number of epochs that all workers of a pass have read to the end since the clock was set."""
         first = self._read(_SLOTS)
         cells = self._cells[_SLOTS : _SLOTS + max(first.num_workers, 1)]
-        marks = [_Mark.unpack(int(bits)) for bits in cells]
+        marks = map(_Mark.unpack, cells.tolist())
         group = (self.generation, first.num_workers)
         return min(mark.epoch if (mark.generation, mark.num_workers) == group else 0 for mark in marks)
 
@@ -120,3 +121,7 @@ class EpochClock:
         begun = self._read(_BEGUN)
         start = begun.epoch if begun.generation == self.generation else self.set_epoch
         return max(start, self.num_finished)
+
+
+def _shared(cells: torch.Tensor) -> torch.Tensor:
+    return cells if cells.is_shared() else cells.share_memory_()  # type: ignore[no-untyped-call]

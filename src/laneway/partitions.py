@@ -56,9 +56,7 @@ class Partitions:
             here = [name for name, _ in pairs]
             twice = [name for name, count in Counter(here).items() if count > 1]
             if twice:
-                message = (
-                    f"{path} has the partition key {twice[0]!r} twice: name one of the directories otherwise"
-                )
+                message = f"{path} has the partition key {twice[0]!r} twice: name one of the directories otherwise"
                 raise SchemaMismatchError(message)
             if here != names:
                 message = (

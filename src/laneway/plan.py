@@ -13,7 +13,7 @@ from laneway.lanes import Lanes, Remainder, Segment, Windows, cut_again, cut_epo
 from laneway.order import window_order
 from laneway.progress import CutProgress, LaneProgress, Progress, as_positions, fresh_cut
 from laneway.shards import cut_shards
-from laneway.turns import Place, has_one_owner_per_lane, own_lanes
+from laneway.turns import Place, has_one_owner_per_lane, own_lanes, place_differences
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -403,22 +403,6 @@ def rank_length(num_rows: int, place: Place, settings: Settings, wishes: Wishes)
     return int(turns.reshape(-1, turns_per_batch).max(axis=1).sum())
 
 
-def place_differences(saved: Place, present: Place) -> list[str]:
-    """Return a line for each way in which the state of one worker does not belong to another."""
-    facts = {
-        "rank": (saved.rank, present.rank, "each rank goes on from its own state"),
-        "world_size": (saved.world_size, present.world_size, "the state of one rank can't be spread over others"),
-        "num_workers": (
-            saved.num_workers,
-            present.num_workers,
-            "a StatefulDataLoader keeps one state per worker, and restores as many workers as it saved: "
-            f"give it num_workers={saved.num_workers}" + (", or 0 if it had none" if saved.num_workers == 1 else ""),
-        ),
-        "worker": (saved.worker, present.worker, "each DataLoader worker goes on from its own state"),
-    }
-    return [f"{name}: saved {old}, this is {new} ({why})" for name, (old, new, why) in facts.items() if old != new]
-
-
 def _check_is_own(progress: Progress, place: Place, turns_per_batch: int | None) -> None:
     cut, saved = present_cut(progress), progress.place
     lines = place_differences(saved, place) if saved else []
@@ -427,10 +411,8 @@ def _check_is_own(progress: Progress, place: Place, turns_per_batch: int | None)
         or not has_one_owner_per_lane(cut.num_lanes, place, turns_per_batch)
         or set(own_lanes(cut.next_turn, cut.num_lanes, place, turns_per_batch)) != set(cut.lanes)
     ):
-        lines = [
-            f"batch_size: this worker's state has turns of {cut.turn_rows:,} rows on lanes {sorted(cut.lanes)}, "
-            "which batches of this size don't fit (give the batch_size of the run that saved it)"
-        ]
+        problem = f"batch_size: this worker's state has turns of {cut.turn_rows:,} rows on lanes {sorted(cut.lanes)}"
+        lines = [f"{problem}, which batches of this size don't fit (give the batch_size of the run that saved it)"]
     if lines:
         message = "\n  ".join(["this checkpoint does not belong to this worker", *lines])
         raise CheckpointMismatchError(message)

@@ -86,9 +86,7 @@ class RowReader:
         row_starts = files.block_row_starts[first_block : end_block + 1]
         row_starts = row_starts - row_starts[0]
         if not 0 <= start <= stop <= row_starts[-1]:
-            message = (
-                f"rows {start:,} to {stop:,} of {files.paths[file_index]}: it has {row_starts[-1]:,} rows"
-            )
+            message = f"rows {start:,} to {stop:,} of {files.paths[file_index]}: it has {row_starts[-1]:,} rows"
             raise IndexError(message)
         if start == stop:
             return self.schema.empty_table()

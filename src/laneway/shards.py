@@ -118,8 +118,8 @@ def group_by_size(sizes: NDArray[np.int64], owner: NDArray[np.int64], target: in
     num_runs = np.maximum(-(-total // target), 1)
     run_size = np.maximum(-(-total // num_runs), 1)
     num_items = np.diff(np.append(firsts, len(sizes)))
-    middle = ends - sizes // 2 - np.repeat(owner_start, num_items)
-    run = middle // np.repeat(run_size, num_items)
+    middle = ends - (sizes + 1) // 2 - np.repeat(owner_start, num_items)
+    run = np.minimum(middle // np.repeat(run_size, num_items), np.repeat(num_runs - 1, num_items))
     is_first[1:] |= np.diff(run) != 0
     return np.flatnonzero(is_first).astype(np.int64)
 

@@ -67,9 +67,7 @@ def find_data_files(
     counts = Counter(path for listing in listings for path in listing.files)
     twice = sorted(path for path, count in counts.items() if count > 1)
     if twice:
-        message = (
-            f"{storage.display(twice[0])} is given twice ({len(twice):,} such files): name each file once"
-        )
+        message = f"{storage.display(twice[0])} is given twice ({len(twice):,} such files): name each file once"
         raise DataFileError(message)
 
     chosen = FORMATS[format] if format else _choose_format(storage, listings)
@@ -99,9 +97,7 @@ def _list(storage: Storage, path: str) -> _Listing:
 
 def _list_glob(storage: Storage, pattern: str) -> _Listing:
     parts = pattern.split("/")
-    first = next(
-        index for index, part in enumerate(parts) if any(wildcard in part for wildcard in _WILDCARDS)
-    )
+    first = next(index for index, part in enumerate(parts) if any(wildcard in part for wildcard in _WILDCARDS))
     root = "/".join(parts[:first]) or ("/" if pattern.startswith("/") else "")
     files: dict[str, int] = {}
     for path, kind, size in storage.glob(pattern):

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from laneway.errors import CheckpointMismatchError, StateFormatError
 from laneway.files import FileFacts, decode_files
 from laneway.order import ORDER_VERSION
-from laneway.plan import Identity, is_complete, place_differences, present_cut, replay
+from laneway.plan import Identity, is_complete, present_cut, replay
 from laneway.progress import CutProgress, LaneProgress, Progress
-from laneway.turns import Place
+from laneway.turns import Place, place_differences
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

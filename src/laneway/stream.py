@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import accumulate
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -17,7 +18,7 @@ from laneway.convert import NullInColumnError
 from laneway.plan import LaneRange
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from laneway.convert import BatchConverter
     from laneway.lanes import Segment
@@ -68,7 +69,7 @@ class LaneReader:
             found += self._window(wanted.lane, segment).slices(segment.start, segment.stop)
         if wanted.stop > self._plan.lanes.rows[wanted.lane]:
             # The row that pads a lane was delivered before: a copy keeps in-place changes of a user's apart.
-            found[-1] = found[-1].take(pa.array([0]))
+            found[-1] = found[-1].take([0])
         return found
 
     def _window(self, lane: int, segment: Segment) -> _OpenWindow:
@@ -85,7 +86,7 @@ class LaneReader:
             (file,) = files
             table = self._rows.read(file.file_index, file.start + start, file.stop)
         else:
-            table = pa.concat_tables([self._rows.read(*file) for file in files]).take(pa.array(order[start:]))
+            table = pa.concat_tables([self._rows.read(*file) for file in files]).take(order[start:])
         batches = table.combine_chunks().to_batches()
         return _OpenWindow(window, start, batches, [*accumulate((len(b) for b in batches), initial=start)])
 
@@ -143,7 +144,7 @@ class Stream:
 
     def _converted(self, convert: Callable[[pa.RecordBatch], Any], ranges: list[LaneRange]) -> Any:  # noqa: ANN401
         slices = [batch for lane_range in ranges for batch in self._lanes.read(lane_range)]
-        batch = slices[0] if len(slices) == 1 else pa.concat_batches(slices)
+        batch = slices[0] if len(slices) == 1 else _joined(slices)
         try:
             return convert(batch)
         except NullInColumnError as error:
@@ -178,9 +179,9 @@ class RowStream(Stream):
     """Yields rows. They are converted many at once and handed out one by one."""
 
     _run: Step
-    _ready: tuple[list[Any], int, int] = ([], 0, 0)
+    _ready: tuple[Sequence[Any], int, int] = ((), 0, 0)
     """Converted rows of one lane, the next of them, and where those of this run end."""
-    _ahead: dict[int, tuple[int, list[Any]]] | None = None
+    _ahead: Mapping[int, tuple[int, list[Any]]] = MappingProxyType({})
     """Lane -> position of its first converted row, and the converted rows."""
 
     def __next__(self) -> Any:  # noqa: ANN401 - a user's transform may return anything
@@ -194,23 +195,27 @@ class RowStream(Stream):
                 row = self._transform(row)
             except BaseException:
                 # The row may be half changed: asked again, it is made again.
-                self._ready, self._ahead = ([], 0, 0), None
+                self._ready, self._ahead = ((), 0, 0), {}
                 raise
         self.cursor.deliver_row(self._run)
         self._ready = (rows, index + 1, stop)
         return row
 
-    def _next_run(self) -> tuple[list[Any], int, int]:
+    def _next_run(self) -> tuple[Sequence[Any], int, int]:
         run = self.cursor.next_run(_ROWS_AT_ONCE)
         if run is None:
             self._finish()
             raise StopIteration
         lane, start, stop = run.ranges[0]
-        if self._ahead is None:
-            self._ahead = {}
         first, rows = self._ahead.get(lane, (0, []))
         if not first <= start < first + len(rows):
             wanted = LaneRange(lane, start, min(start + _ROWS_AT_ONCE, self.cursor.end_of(lane)))
-            first, rows = self._ahead[lane] = (start, self._converted(self._converter.rows, [wanted]))
+            first, rows = start, self._converted(self._converter.rows, [wanted])
+            self._ahead = {**self._ahead, lane: (first, rows)}
         self._run = run
         return rows, start - first, min(stop - first, len(rows))
+
+
+def _joined(slices: list[pa.RecordBatch]) -> pa.RecordBatch:
+    (batch,) = pa.Table.from_batches(slices).combine_chunks().to_batches()
+    return batch

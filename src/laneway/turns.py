@@ -54,3 +54,19 @@ def own_lanes(first_turn: int, num_lanes: int, place: Place, turns_per_batch: in
     """
     starts = range(first_turn, first_turn + num_lanes, place.stride(turns_per_batch))
     return [(start + i) % num_lanes for start in starts for i in range(turns_per_batch)]
+
+
+def place_differences(saved: Place, present: Place) -> list[str]:
+    """Return a line for each way in which the state of one worker does not belong to another."""
+    facts = {
+        "rank": (saved.rank, present.rank, "each rank goes on from its own state"),
+        "world_size": (saved.world_size, present.world_size, "the state of one rank can't be spread over others"),
+        "num_workers": (
+            saved.num_workers,
+            present.num_workers,
+            "a StatefulDataLoader keeps one state per worker, and restores as many workers as it saved: "
+            f"give it num_workers={saved.num_workers}" + (", or 0 if it had none" if saved.num_workers == 1 else ""),
+        ),
+        "worker": (saved.worker, present.worker, "each DataLoader worker goes on from its own state"),
+    }
+    return [f"{name}: saved {old}, this is {new} ({why})" for name, (old, new, why) in facts.items() if old != new]

@@ -72,9 +72,7 @@ class ArrowFormat:
         try:
             schema = pa.ipc.read_schema(pa.py_buffer(messages[0].metadata))
         except (pa.ArrowException, OSError) as error:
-            raise storage.problem(path, "has a schema that pyarrow can't read", error) from storage.cause(
-                error
-            )
+            raise storage.problem(path, "has a schema that pyarrow can't read", error) from storage.cause(error)
         batches = [each.header for each in messages if each.header.kind is MessageKind.RECORD_BATCH]
         return FileScan(
             schema=schema,
@@ -222,9 +220,7 @@ def _walk(storage: Storage, path: str, size: int) -> Iterator[_Message]:
         if prefix == END_OF_STREAM:
             if end == size and metadata_end < end:
                 more = end - metadata_end
-                message = (
-                    f"{name} goes on for {more:,} bytes after the end of its stream: is it two in one file?"
-                )
+                message = f"{name} goes on for {more:,} bytes after the end of its stream: is it two in one file?"
                 raise DataFileError(message)
             return
         metadata = prefix + (file.read(metadata_end - file.tell()) if metadata_end <= end else b"")
@@ -235,14 +231,10 @@ def _walk(storage: Storage, path: str, size: int) -> Iterator[_Message]:
             raise DataFileError(message) from error
         body_end = metadata_end + header.body_length if header else metadata_end
         if header is None or body_end > end:
-            message = (
-                f"{name} is truncated: the message at byte {offset:,} goes on to byte {body_end:,} of {end:,}"
-            )
+            message = f"{name} is truncated: the message at byte {offset:,} goes on to byte {body_end:,} of {end:,}"
             raise DataFileError(message)
         if (header.kind is MessageKind.SCHEMA) is not is_first:
-            message = (
-                f"{name} has {'no' if is_first else 'a second'} schema at byte {offset:,}: it is damaged"
-            )
+            message = f"{name} has {'no' if is_first else 'a second'} schema at byte {offset:,}: it is damaged"
             raise DataFileError(message)
         head = file.read(min(_SAMPLE_BYTES, header.body_length))
         file.seek(max(file.tell(), body_end - _SAMPLE_BYTES))
@@ -262,9 +254,7 @@ def _message_range(file: io.BufferedReader[RangeFile], name: str, size: int) -> 
     tail = file.read(_FILE_TAIL_BYTES)
     end = size - _FILE_TAIL_BYTES - int.from_bytes(tail[:4], "little")
     if not tail.endswith(_MAGIC) or end < _FILE_HEAD_BYTES:
-        message = (
-            f"{name} is truncated: it begins as an Arrow file, but its {size:,} bytes end without a footer"
-        )
+        message = f"{name} is truncated: it begins as an Arrow file, but its {size:,} bytes end without a footer"
         raise DataFileError(message)
     return _FILE_HEAD_BYTES, end
 

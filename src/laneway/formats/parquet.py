@@ -47,9 +47,7 @@ class ParquetFormat:
         try:
             schema = metadata.schema.to_arrow_schema()
         except (pa.ArrowException, OSError) as error:
-            raise storage.problem(path, "has columns that pyarrow can't read", error) from storage.cause(
-                error
-            )
+            raise storage.problem(path, "has columns that pyarrow can't read", error) from storage.cause(error)
         return FileScan(
             schema=schema,
             block_rows=[group.num_rows for group in groups],
@@ -71,9 +69,7 @@ class ParquetFormat:
         rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
         if not np.array_equal(rows, planned.block_rows):
             had, num_groups = int(planned.block_rows.sum()), len(planned.block_rows)
-            difference = (
-                f"it had {had:,} rows in {num_groups:,} row groups and now has {sum(rows):,} in {len(rows):,}"
-            )
+            difference = f"it had {had:,} rows in {num_groups:,} row groups and now has {sum(rows):,} in {len(rows):,}"
             raise changed_since_planned(storage, planned, difference)
         if tail_digest != planned.digest:
             difference = f"its footer had the digest {planned.digest} and now has {tail_digest}"
@@ -128,9 +124,7 @@ def _read_footer(storage: Storage, path: str, size: int) -> tuple[pq.FileMetaDat
         raise DataFileError(message)
     footer_bytes = int.from_bytes(tail[-_TRAILER_BYTES : -len(_MAGIC)], "little") + _TRAILER_BYTES
     if footer_bytes > size - len(_MAGIC):
-        message = (
-            f"{storage.display(path)} is damaged: its footer claims {footer_bytes:,} of the {size:,} bytes"
-        )
+        message = f"{storage.display(path)} is damaged: its footer claims {footer_bytes:,} of the {size:,} bytes"
         raise DataFileError(message)
     if footer_bytes > len(tail):
         tail = storage.read_range(path, size - footer_bytes, start) + tail
