@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import operator
 import warnings
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, SupportsIndex, get_args
 
 from torch.utils.data import IterableDataset
 
@@ -152,11 +153,16 @@ class StatefulShardedDataset(IterableDataset[Any]):
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
         """See the class."""
-        for name, count in (("shard_rows", shard_rows), ("lanes", lanes), ("turn_rows", turn_rows)):
-            _check_count(name, count)
-        _check_count("batch_size", batch_size)
+        shard_rows, lanes = _checked_count("shard_rows", shard_rows), _checked_count("lanes", lanes)
+        turn_rows, batch_size = _checked_count("turn_rows", turn_rows), _checked_count("batch_size", batch_size)
         _check_choice("remainder", remainder, get_args(Remainder))
         _check_choice("output", output, get_args(Output))
+        if transform is not None and not callable(transform):
+            message = f"transform must be callable, not {transform!r}"
+            raise TypeError(message)
+        if isinstance(columns, str) or columns == []:
+            message = f"columns must be a sequence of names, with at least one column, or None for all; not {columns!r}"
+            raise ValueError(message)
         if batch_size and turn_rows and batch_size % turn_rows:
             message = f"batch_size {batch_size} must be a multiple of turn_rows {turn_rows}: a batch is made of turns"
             raise ValueError(message)
@@ -413,10 +419,14 @@ class StatefulShardedDataset(IterableDataset[Any]):
         return {**vars(self), "_pass": None}
 
 
-def _check_count(name: str, count: int | None) -> None:
-    if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+def _checked_count(name: str, count: int | None) -> int | None:
+    if count is None:
+        return None
+    found = _int(count)
+    if found is None or found < 1:
         message = f"{name} must be an int of at least 1, or None, not {count!r}"
         raise ValueError(message)
+    return found
 
 
 def _check_choice(name: str, choice: str | None, choices: tuple[str, ...]) -> None:
@@ -426,7 +436,16 @@ def _check_choice(name: str, choice: str | None, choices: tuple[str, ...]) -> No
 
 
 def _checked_seed(seed: int) -> int:
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+    found = _int(seed)
+    if found is None or not 0 <= found < 2**63:
         message = f"seed must be an int in [0, 2**63), not {seed!r}"
         raise ValueError(message)
-    return seed
+    return found
+
+
+def _int(value: SupportsIndex) -> int | None:
+    """Return a plain int, which JSON can hold, also for numpy's; None for what is no int."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None

@@ -13,7 +13,7 @@ from laneway.lanes import Lanes, Remainder, Segment, Windows, cut_again, cut_epo
 from laneway.order import window_order
 from laneway.progress import CutProgress, LaneProgress, Progress, as_positions, fresh_cut
 from laneway.shards import cut_shards
-from laneway.turns import Place, has_one_owner_per_lane, own_lanes, place_differences
+from laneway.turns import Place, has_one_owner_per_lane, place_differences
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -244,9 +244,9 @@ class Cursor:
         self._turn_rows = cut.turn_rows
         self._turns_per_batch = turns_per_batch
         self._stride = place.stride(turns_per_batch)
-        self._next_turn = cut.next_turn if progress.place else place.first_turn(cut.next_turn, turns_per_batch)
+        self._next_turn = place.first_turn(cut.next_turn, turns_per_batch)
         ends = plan.rows_to_deliver(progress.remainder, cut.turn_rows)
-        lanes = own_lanes(self._next_turn, cut.num_lanes, place, turns_per_batch)
+        lanes = place.own_lanes(cut.next_turn, cut.num_lanes, turns_per_batch)
         self._positions = {lane: cut.lanes[lane].rows for lane in lanes}
         self._ends = {lane: int(ends[lane]) for lane in lanes}
         self._rows_left = sum(max(self._ends[lane] - self._positions[lane], 0) for lane in lanes)
@@ -269,7 +269,8 @@ class Cursor:
         """Return what has been delivered up to now."""
         lanes = {lane: LaneProgress(rows) for lane, rows in self._positions.items()}
         place = None if len(lanes) == self._num_lanes else self._place
-        cut = CutProgress(self._num_lanes, self._turn_rows, self._next_turn, lanes)
+        job_turn = self._next_turn - self._place.first_turn(0, self._turns_per_batch)
+        cut = CutProgress(self._num_lanes, self._turn_rows, job_turn, lanes)
         return replace(self._progress, cut=cut, place=place)
 
     def next_batch(self) -> Step | None:
@@ -361,7 +362,7 @@ def open_epoch(identity: Identity, progress: Progress, place: Place, wishes: Wis
     cut = present_cut(progress)
     turns_per_batch = wishes.turns_per_batch(cut.turn_rows)
     if progress.place is not None:
-        _check_is_own(progress, place, turns_per_batch)
+        _check_is_own(progress, progress.place, place, turns_per_batch)
     elif is_complete(plan, progress):
         return Cursor(plan, progress, Place(), 1)
     elif (
@@ -403,16 +404,19 @@ def rank_length(num_rows: int, place: Place, settings: Settings, wishes: Wishes)
     return int(turns.reshape(-1, turns_per_batch).max(axis=1).sum())
 
 
-def _check_is_own(progress: Progress, place: Place, turns_per_batch: int | None) -> None:
-    cut, saved = present_cut(progress), progress.place
-    lines = place_differences(saved, place) if saved else []
+def _check_is_own(progress: Progress, saved: Place, place: Place, turns_per_batch: int | None) -> None:
+    """Check that a part of the job's progress is all that the worker at `place` needs."""
+    cut = present_cut(progress)
+    # The progress of a whole rank may be shared among another number of workers, if they can share its lanes.
+    lines = place_differences(saved, place.of_rank() if saved.num_workers == 1 else place)
     if not lines and (
         turns_per_batch is None
         or not has_one_owner_per_lane(cut.num_lanes, place, turns_per_batch)
-        or set(own_lanes(cut.next_turn, cut.num_lanes, place, turns_per_batch)) != set(cut.lanes)
+        or not cut.lanes.keys() >= {*place.own_lanes(cut.next_turn, cut.num_lanes, turns_per_batch)}
     ):
-        problem = f"batch_size: this worker's state has turns of {cut.turn_rows:,} rows on lanes {sorted(cut.lanes)}"
-        lines = [f"{problem}, which batches of this size don't fit (give the batch_size of the run that saved it)"]
+        known = f"lanes: this is the state of {len(cut.lanes)} of {cut.num_lanes} lanes, with turns of {cut.turn_rows:,} rows"
+        problem = f"{place.num_workers} worker(s) with batches of this size can't share them"
+        lines = [f"{known}: {problem} (give the batch_size and num_workers of the run that saved it)"]
     if lines:
         message = "\n  ".join(["this checkpoint does not belong to this worker", *lines])
         raise CheckpointMismatchError(message)

@@ -33,9 +33,9 @@ class CutProgress:
     turn_rows: int
     """Rows of a turn."""
     next_turn: int
-    """The turn that comes next: the job's, or where not all lanes are known, that of the worker at `place`."""
+    """The job's next turn; where not all lanes are known, as those who read them have come to it."""
     lanes: Mapping[int, LaneProgress]
-    """Progress of the lanes that are known: all of them, or those of the worker at `place`."""
+    """Progress of the lanes that are known."""
 
     @property
     def knows_every_lane(self) -> bool:
@@ -63,7 +63,7 @@ class Progress:
     earlier: tuple[tuple[LaneProgress, ...], ...] = field(default=())
     """How far the lanes of each earlier cut of this epoch came, oldest first."""
     place: Place | None = None
-    """The worker that the progress is known of; None where every lane is known."""
+    """Whose lanes are known: a worker's, or a rank's where that is its only worker; None: every lane is."""
 
 
 def fresh_cut(num_lanes: int, turn_rows: int) -> CutProgress:

@@ -74,9 +74,10 @@ def find_data_files(
     files = {path: size for listing in listings for path, size in _select(listing, chosen).items()}
     if chosen is None or not files:
         raise _nothing_found(storage, sources, listings, chosen)
-    cut = len(storage.join(""))
+    root = storage.join("")
     ordered = sorted(files)
-    return DataFiles(storage, chosen, [path[cut:] for path in ordered], [files[path] for path in ordered])
+    relative = [path.removeprefix(root) for path in ordered]
+    return DataFiles(storage, chosen, relative, [files[path] for path in ordered])
 
 
 def _list(storage: Storage, path: str) -> _Listing:

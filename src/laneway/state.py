@@ -59,7 +59,7 @@ class StateWriter:
         lanes = sorted(cut.lanes) if cut else []
         return {
             **self.constants,
-            "scope": "global" if progress.place is None else "rank",
+            "scope": _scope(progress.place),
             "rank": place.rank,
             "world_size": place.world_size,
             "worker": place.worker,
@@ -92,9 +92,9 @@ def read_state(state: object, identity: Identity, *, rank: int, world_size: int,
     fields = _fields(state)
     saved = Place(fields["rank"], fields["world_size"], fields["worker"], fields["num_workers"])
     lines = _identity_differences(fields, identity)
+    # Without a worker, who will read isn't known yet; with one, a loader restores exactly the workers it saved.
     present = worker or Place(rank, world_size, saved.worker, saved.num_workers)
     if fields["scope"] == "global":
-        # Whole states go on anywhere; but a worker is given one by a loader that restores its own workers only.
         present = replace(present, rank=saved.rank, world_size=saved.world_size)
     lines += place_differences(saved, present)
     if lines:
@@ -158,7 +158,6 @@ def _fields(state: object) -> Mapping[str, Any]:
         if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
             message = f"this state is damaged: {name} is {value!r}, not {' or '.join(t.__name__ for t in types)}"
             raise StateFormatError(message)
-    _require(state["scope"] in {"global", "rank"}, f"scope is {state['scope']!r}")
     for name in ("epoch", "next_turn"):
         _require(state[name] >= 0, f"{name} is {state[name]}")
     for index, count in (("rank", "world_size"), ("worker", "num_workers")):
@@ -220,16 +219,25 @@ def _mismatch(lines: list[str]) -> str:
     )
 
 
+def _scope(place: Place | None) -> str:
+    """Return whose lanes a state knows: "global", "rank" or "worker"."""
+    if place is None:
+        return "global"
+    return "rank" if place.num_workers == 1 else "worker"
+
+
 def _progress(fields: Mapping[str, Any], identity: Identity, saved: Place) -> Progress:
     remainder = identity.settings.remainder_for(saved.world_size)
+    is_whole = fields["scope"] == "global"
     num_lanes, known, positions = fields["lanes"], fields["lane_indices"], fields["positions"]
     if num_lanes is None:
+        _require(is_whole, f"scope is {fields['scope']!r}, but it has no lanes")
         _require(not positions and not fields["earlier_cuts"], "it has positions, but no lanes")
         return Progress(fields["epoch"], remainder)
-    is_whole = fields["scope"] == "global"
     _require(0 < num_lanes < _MAX_LANES, f"lanes is {num_lanes:,}")
     _require((fields["turn_rows"] or 0) > 0, f"turn_rows is {fields['turn_rows']!r}")
-    _require(is_whole == (known is None), f"scope is {fields['scope']!r} with lane_indices {known!r}")
+    scope = "global" if known is None else _scope(saved)
+    _require(fields["scope"] == scope, f"scope is {fields['scope']!r} with lane_indices {known!r}")
     known = list(range(num_lanes)) if known is None else known
     _require(
         _are_counts([*known, *positions]) and len(known) == len(positions) == len({*known} & {*range(num_lanes)}),

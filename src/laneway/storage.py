@@ -278,6 +278,9 @@ class Storage:
                     # A link to a directory above would be entered for ever.
                     if real not in above:
                         yield from self._walk(entry.path, (*above, real))
+                elif entry.is_symlink() and not entry.is_dir():
+                    # A link to nothing is listed: if it is one of the data files, reading it is the error.
+                    yield entry.path, 0
 
     def _asked(self, path: str) -> str:
         return path + self._queries.get(path, "")

@@ -24,36 +24,34 @@ class Place:
     num_workers: int = 1
     """Workers per rank; a process that reads for itself counts as one."""
 
-    @property
-    def total_workers(self) -> int:
-        """Workers of the whole job."""
-        return self.world_size * self.num_workers
-
     def first_turn(self, job_turn: int, turns_per_batch: int) -> int:
         """Return the first turn of this worker's first batch, from where the job's next turn is `job_turn`."""
         return job_turn + (self.worker * self.world_size + self.rank) * turns_per_batch
 
     def stride(self, turns_per_batch: int) -> int:
         """Return the distance between the first turns of two consecutive batches of this worker."""
-        return self.total_workers * turns_per_batch
+        return self.world_size * self.num_workers * turns_per_batch
+
+    def own_lanes(self, job_turn: int, num_lanes: int, turns_per_batch: int) -> list[int]:
+        """Return the lanes that this worker reads, in the order in which it first comes to them.
+
+        Args:
+            job_turn: The job's next turn.
+            num_lanes: Number of lanes, a multiple of `stride(turns_per_batch)`.
+            turns_per_batch: Turns of one batch.
+        """
+        first = self.first_turn(job_turn, turns_per_batch)
+        starts = range(first, first + num_lanes, self.stride(turns_per_batch))
+        return [(start + i) % num_lanes for start in starts for i in range(turns_per_batch)]
+
+    def of_rank(self) -> Place:
+        """Return the place of a process that reads for the whole rank."""
+        return Place(self.rank, self.world_size)
 
 
 def has_one_owner_per_lane(num_lanes: int, place: Place, turns_per_batch: int) -> bool:
     """Tell whether the job's workers can share `num_lanes` lanes without two of them reading the same lane."""
     return num_lanes % place.stride(turns_per_batch) == 0
-
-
-def own_lanes(first_turn: int, num_lanes: int, place: Place, turns_per_batch: int) -> list[int]:
-    """Return the lanes that a worker reads, in the order in which it first comes to them.
-
-    Args:
-        first_turn: First turn of the worker's next batch.
-        num_lanes: Number of lanes, a multiple of `place.stride(turns_per_batch)`.
-        place: The worker.
-        turns_per_batch: Turns of one batch.
-    """
-    starts = range(first_turn, first_turn + num_lanes, place.stride(turns_per_batch))
-    return [(start + i) % num_lanes for start in starts for i in range(turns_per_batch)]
 
 
 def place_differences(saved: Place, present: Place) -> list[str]:

@@ -151,9 +151,7 @@ def test_everything_else_becomes_python_values(data_type: pa.DataType, values: l
 
 
 @pytest.mark.parametrize("data_type", [case[0] for case in NUMBERS] + [case[0] for case in OBJECTS])
-@pytest.mark.parametrize(
-    "make", [pa.array, lambda _, t: pa.array([None] * 9, t).slice(9)], ids=["new", "sliced"]
-)
+@pytest.mark.parametrize("make", [pa.array, lambda _, t: pa.array([None] * 9, t).slice(9)], ids=["new", "sliced"])
 def test_a_batch_without_rows_keeps_its_dtype(data_type: pa.DataType, make: Any) -> None:
     batch = pa.RecordBatch.from_arrays([make([], data_type)], ["x"])
     dtypes = {case[0]: case[2] for case in NUMBERS}
@@ -175,9 +173,7 @@ def test_a_null_is_an_error_that_names_column_and_row_and_the_way_out(
 ) -> None:
     batch = one_column([*values, None, None, *values], data_type).slice(1)
     for output in ("numpy", "torch"):
-        with pytest.raises(
-            NullInColumnError, match=r"column 'x' of type .* row 2 .* fill_null=\{'x': 0\}"
-        ) as caught:
+        with pytest.raises(NullInColumnError, match=r"column 'x' of type .* row 2 .* fill_null=\{'x': 0\}") as caught:
             converted(batch, output)
         assert (caught.value.column, caught.value.row_index) == ("x", 2)
     filled = converted(batch, "torch", {"x": 0})
@@ -277,9 +273,7 @@ def test_a_null_inside_a_list_names_the_row_and_can_be_filled() -> None:
 
 def test_what_lies_under_a_null_list_is_not_seen() -> None:
     mask = pa.array([False, True, False])
-    lists = pa.ListArray.from_arrays(
-        pa.array([0, 2, 4, 5], pa.int32()), pa.array([1, 2, None, 8, 3]), mask=mask
-    )
+    lists = pa.ListArray.from_arrays(pa.array([0, 2, 4, 5], pa.int32()), pa.array([1, 2, None, 8, 3]), mask=mask)
     batch = pa.RecordBatch.from_arrays([lists], ["x"])
     assert plain(converted(batch, "torch")) == [[1, 2], None, [3]]
     pairs = pa.FixedSizeListArray.from_arrays(pa.array([1, 2, 7, 8, 3, 4]), 2, mask=mask)
@@ -333,9 +327,7 @@ def test_tensors_and_arrays_are_views_of_arrows_memory(output: Output, tmp_path:
         "int": pa.array(range(100), pa.int32()),
         "time": pa.array(range(100), pa.timestamp("us")),
         "pair": pa.FixedSizeListArray.from_arrays(pa.array(range(200), pa.float32()), 2),
-        "list": pa.ListArray.from_arrays(
-            pa.array(range(0, 202, 2), pa.int32()), pa.array(range(200), pa.float64())
-        ),
+        "list": pa.ListArray.from_arrays(pa.array(range(0, 202, 2), pa.int32()), pa.array(range(200), pa.float64())),
     }
     pq.write_table(pa.table(data), tmp_path / "rows.parquet")
     batch = pq.read_table(tmp_path / "rows.parquet").to_batches()[0].slice(10, 20)
@@ -343,9 +335,7 @@ def test_tensors_and_arrays_are_views_of_arrows_memory(output: Output, tmp_path:
     columns["list"] = columns["list"][0]
     for name, row_bytes in (("int", 4), ("time", 8), ("pair", 8), ("list", 16)):
         column = columns[name]
-        address = (
-            column.data_ptr() if isinstance(column, torch.Tensor) else column.__array_interface__["data"][0]
-        )
+        address = column.data_ptr() if isinstance(column, torch.Tensor) else column.__array_interface__["data"][0]
         buffer = batch.column(name).buffers()[-1]
         assert buffer is not None
         assert address == buffer.address + 10 * row_bytes, name
@@ -499,9 +489,7 @@ def test_filling_leaves_the_batch_as_it_was() -> None:
     batch = pa.record_batch(
         {
             "x": pa.array([1, None], pa.int64()),
-            "pair": pa.FixedSizeListArray.from_arrays(
-                pa.array([1, 2, 3, 4]), 2, mask=pa.array([False, True])
-            ),
+            "pair": pa.FixedSizeListArray.from_arrays(pa.array([1, 2, 3, 4]), 2, mask=pa.array([False, True])),
         }
     )
     saved = [bytes(buffer) for column in batch.columns for buffer in column.buffers() if buffer]

@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.ipc
 import pytest
 from fsspec.implementations.dirfs import DirFileSystem
-from tests.corpora import Kind, rows, write_blocks
 
 from laneway.errors import DataFileError
 from laneway.formats import ArrowFormat, FileScan, PlannedFile
 from laneway.formats.messages import END_OF_STREAM
 from laneway.storage import Storage
+from tests.corpora import Kind, rows, write_blocks
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -72,10 +72,7 @@ def _check_every_range(path: Path, expected: list[pa.RecordBatch], columns: list
                 table = reader.read(first, stop, columns)
                 table.validate(full=True)
                 assert table.schema.names == columns
-                assert (
-                    table.to_pydict()
-                    == pa.Table.from_batches(expected[first:stop]).select(columns).to_pydict()
-                )
+                assert table.to_pydict() == pa.Table.from_batches(expected[first:stop]).select(columns).to_pydict()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -138,9 +135,7 @@ def test_a_stream_seeks_to_any_batch_with_the_dictionaries_of_that_place(
     "options",
     [pa.ipc.IpcWriteOptions(emit_dictionary_deltas=True), pa.ipc.IpcWriteOptions(unify_dictionaries=True)],
 )
-def test_a_file_gives_all_its_dictionaries_to_every_batch(
-    tmp_path: Path, options: pa.ipc.IpcWriteOptions
-) -> None:
+def test_a_file_gives_all_its_dictionaries_to_every_batch(tmp_path: Path, options: pa.ipc.IpcWriteOptions) -> None:
     batches = _dictionary_batches(GROWING)
     if options.unify_dictionaries:
         # The writer can't unify nested dictionaries.
@@ -159,9 +154,7 @@ def test_a_dictionary_of_dictionaries_is_read(tmp_path: Path) -> None:
     outer = pa.DictionaryArray.from_arrays(pa.array([2, 0, 1, 2]), values)
     batch = pa.record_batch({"outer": outer})
     for kind in KINDS:
-        _check_every_range(
-            _write(tmp_path / "a.arrow", kind, [batch, batch.slice(1, 2)]), [batch, batch.slice(1, 2)]
-        )
+        _check_every_range(_write(tmp_path / "a.arrow", kind, [batch, batch.slice(1, 2)]), [batch, batch.slice(1, 2)])
 
 
 def test_reading_a_local_file_copies_nothing_and_a_change_stays_in_memory(tmp_path: Path) -> None:

@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
-from tests.corpora import rows, write_blocks
 
 from laneway.errors import DataFileError
 from laneway.formats import FileScan, ParquetFormat, PlannedFile
 from laneway.storage import Storage
+from tests.corpora import rows, write_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,9 +57,7 @@ def _planned(path: str, size: int, scan: FileScan) -> PlannedFile:
 
 def _open(path: Path, scan: FileScan | None = None, size: int | None = None) -> Any:
     scan = scan or _scan(path)
-    return FORMAT.open(
-        Storage(path.parent), _planned(str(path), size or path.stat().st_size, scan), scan.schema
-    )
+    return FORMAT.open(Storage(path.parent), _planned(str(path), size or path.stat().st_size, scan), scan.schema)
 
 
 def test_a_scan_tells_schema_and_row_groups(tmp_path: Path) -> None:
@@ -170,9 +168,7 @@ def test_a_file_that_changed_since_the_scan_is_refused(tmp_path: Path) -> None:
     pq.write_table(rows(0, 10), path)
     scan, size = _scan(path), path.stat().st_size
     pq.write_table(rows(0, 11), path)
-    with pytest.raises(
-        DataFileError, match=rf"a\.parquet changed since it was planned: it had {size:,} bytes"
-    ):
+    with pytest.raises(DataFileError, match=rf"a\.parquet changed since it was planned: it had {size:,} bytes"):
         _open(path, scan, size)
     pq.write_table(rows(0, 10), path, row_group_size=5)
     with pytest.raises(DataFileError, match="it had 10 rows in 1 row groups and now has 10 in 2"):

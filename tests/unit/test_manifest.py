@@ -14,10 +14,10 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.dirfs import DirFileSystem
-from tests.corpora import FORMAT_OF, KINDS, UNEQUAL_FILES, Kind, rows, write_blocks, write_corpus
 
 from laneway.errors import DataFileError, SchemaMismatchError
 from laneway.manifest import Manifest, scan_source
+from tests.corpora import FORMAT_OF, KINDS, UNEQUAL_FILES, Kind, rows, write_blocks, write_corpus
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,9 +54,7 @@ def test_a_directory_is_scanned_file_by_file(tmp_path: Path, kind: Kind) -> None
     assert np.diff(manifest.files.block_starts).tolist() == [len(file) for file in blocks]
 
 
-def test_a_dataset_that_moved_or_is_listed_otherwise_keeps_its_fingerprint(
-    tmp_path: Path, memory: str
-) -> None:
+def test_a_dataset_that_moved_or_is_listed_otherwise_keeps_its_fingerprint(tmp_path: Path, memory: str) -> None:
     write_corpus(tmp_path / "a")
     expected = Manifest.scan(tmp_path / "a").fingerprint
     (tmp_path / "a").rename(tmp_path / "b")
@@ -188,15 +186,11 @@ def test_nothing_to_read_is_an_error_that_says_what_was_looked_for(tmp_path: Pat
     with pytest.raises(DataFileError, match="the sequence of paths is empty"):
         Manifest.scan([])
     (tmp_path / "empty.parquet").touch()
-    with pytest.raises(
-        DataFileError, match=r"empty\.parquet is no Parquet file, or a truncated one: it is empty"
-    ):
+    with pytest.raises(DataFileError, match=r"empty\.parquet is no Parquet file, or a truncated one: it is empty"):
         Manifest.scan(tmp_path)
 
 
-def test_an_unreadable_directory_is_an_error_and_no_gap(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unreadable_directory_is_an_error_and_no_gap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _file(tmp_path / "a.parquet")
     _file(tmp_path / "closed" / "b.parquet")
     scandir = os.scandir
@@ -310,9 +304,7 @@ def test_a_damaged_manifest_is_an_error_that_says_so(tmp_path: Path) -> None:
         ("[1]", "is no manifest of laneway"),
         ("", "is no manifest of laneway"),
         (
-            text.replace('"laneway_manifest": 1', '"laneway_manifest": 2').replace(
-                'manifest":1', 'manifest":2'
-            ),
+            text.replace('"laneway_manifest": 1', '"laneway_manifest": 2').replace('manifest":1', 'manifest":2'),
             "of format 2",
         ),
     ):

@@ -10,12 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tests.corpora import FORMAT_OF, KINDS, Kind, rows, write_blocks, write_corpus
 
 from laneway.errors import DataFileError, SchemaMismatchError
 from laneway.formats import parquet
 from laneway.manifest import Manifest, scan_source
 from laneway.reader import RowReader
+from tests.corpora import FORMAT_OF, KINDS, Kind, rows, write_blocks, write_corpus
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -64,14 +64,10 @@ def test_only_the_blocks_that_hold_the_rows_are_decoded(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_columns_come_as_selected_with_those_of_the_directories(tmp_path: Path, kind: Kind) -> None:
-    write_corpus(
-        tmp_path, kind, ((3,), (2, 2)), names=("lang=de/n=__HIVE_DEFAULT_PARTITION__/a", "lang=en/n=7/a")
-    )
+    write_corpus(tmp_path, kind, ((3,), (2, 2)), names=("lang=de/n=__HIVE_DEFAULT_PARTITION__/a", "lang=en/n=7/a"))
     everything = _reader(tmp_path)
     assert everything.schema.names == ["id", "text", "x", "lang", "n"]
-    assert everything.read(1, 1, 3).to_pylist() == [
-        {**row, "lang": "en", "n": 7} for row in rows(4, 6).to_pylist()
-    ]
+    assert everything.read(1, 1, 3).to_pylist() == [{**row, "lang": "en", "n": 7} for row in rows(4, 6).to_pylist()]
     some = _reader(tmp_path, ["n", "x", "lang"])
     assert some.read(0, 1, 3).to_pydict() == {"n": [None, None], "x": [0.5, 1.0], "lang": ["de", "de"]}
     assert some.read(0, 1, 3).schema.equals(some.schema)
@@ -172,9 +168,7 @@ def test_a_block_that_can_not_be_decoded_is_named(tmp_path: Path, kind: Kind) ->
     data = bytearray(path.read_bytes())
     # Parquet: the pages of the second row group; Arrow: the second batch's message header, by its place.
     second = 450_000 if kind == "parquet" else int(manifest.layout[2, 1]) + 8
-    data[second : second + (300_000 if kind == "parquet" else 40)] = b"\xff" * (
-        300_000 if kind == "parquet" else 40
-    )
+    data[second : second + (300_000 if kind == "parquet" else 40)] = b"\xff" * (300_000 if kind == "parquet" else 40)
     assert len(data) == path.stat().st_size
     path.write_bytes(data)
     reader = RowReader(manifest, storage)

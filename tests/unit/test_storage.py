@@ -61,9 +61,7 @@ class BrokenFileSystem(fsspec.AbstractFileSystem):  # type: ignore[misc]
         raise RuntimeError(message)
 
 
-def test_a_relative_path_and_a_home_directory_become_absolute(
-    data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_relative_path_and_a_home_directory_become_absolute(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(data)
     monkeypatch.setenv("HOME", str(data))
     assert Storage("deep").root == str(data / "deep")
@@ -164,9 +162,7 @@ def test_a_forked_child_reads_with_a_filesystem_of_its_own(data: Path, memory: s
     storage = {
         "local": lambda: Storage(data),
         "memory": lambda: Storage(memory),
-        "given": lambda: Storage(
-            "", DirFileSystem(str(data), fsspec.filesystem("file", skip_instance_cache=True))
-        ),
+        "given": lambda: Storage("", DirFileSystem(str(data), fsspec.filesystem("file", skip_instance_cache=True))),
         "arrow": lambda: Storage("", pyarrow.fs.SubTreeFileSystem(str(data), pyarrow.fs.LocalFileSystem())),
     }[place]()
     path = storage.join("a.bin")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from laneway.turns import Place, has_one_owner_per_lane, own_lanes, place_differences
+from laneway.turns import Place, has_one_owner_per_lane, place_differences
 
 
 def test_batches_go_round_the_ranks_and_then_the_workers() -> None:
@@ -17,8 +17,8 @@ def test_workers_share_lanes_whose_number_their_turns_divide() -> None:
 
 
 def test_a_worker_owns_the_lanes_that_its_turns_come_to() -> None:
-    assert own_lanes(4, 8, Place(0, 2, 0, 1), 2) == [4, 5, 0, 1]
-    assert own_lanes(5, 6, Place(1, 2, 1, 3), 1) == [5]
+    assert Place(0, 2, 0, 1).own_lanes(4, 8, 2) == [4, 5, 0, 1]
+    assert Place(1, 2, 1, 3).own_lanes(2, 6, 1) == [5]
 
 
 def test_the_differences_of_two_places_say_what_to_do() -> None:
