@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal, Self, SupportsIndex, get_args
 from torch.utils.data import IterableDataset
 
 from laneway.convert import BatchConverter, FillNull, Output
+from laneway.cursor import Wishes, open_epoch, rank_length
 from laneway.distributed import data_parallel_rank
 from laneway.epoch import MAX_EPOCHS, MAX_WORKERS, EpochClock
 from laneway.errors import StateUnavailableError
 from laneway.lanes import Remainder
 from laneway.manifest import Manifest, scan_source
-from laneway.plan import Identity, Settings, Wishes, open_epoch, rank_length, replay
+from laneway.plan import Identity, Settings, replay
 from laneway.progress import Progress
 from laneway.reader import RowReader
 from laneway.shards import Shard, ShardTable, parse_bytes

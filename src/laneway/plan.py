@@ -1,19 +1,17 @@
-"""The plan of an epoch: its windows and lanes replayed from progress, and the place of one worker in it."""
+"""The plan of an epoch: its windows and lanes, replayed from progress, and where their rows are in the files."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from laneway.errors import CheckpointMismatchError
 from laneway.lanes import Lanes, Remainder, Segment, Windows, cut_again, cut_epoch, rows_to_deliver
 from laneway.order import window_order
-from laneway.progress import CutProgress, LaneProgress, Progress, as_positions, fresh_cut
+from laneway.progress import Progress, as_positions, present_cut
 from laneway.shards import cut_shards
-from laneway.turns import Place, has_one_owner_per_lane, place_differences
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -44,45 +42,6 @@ class Settings:
     def remainder_for(self, world_size: int) -> Remainder:
         """Return what to do about the remainder on `world_size` ranks."""
         return self.remainder or ("keep" if world_size == 1 else "pad")
-
-
-@dataclass(frozen=True, slots=True)
-class Wishes:
-    """What a user may leave to laneway, and what may change from run to run."""
-
-    lanes: int | None
-    """Number of lanes; None: one turn of a batch for each worker."""
-    turn_rows: int | None
-    """Rows of a turn; None: one batch, or one row where there are no batches."""
-    batch_size: int | None
-    """Rows of a batch; None: single rows."""
-
-    @property
-    def default_turn_rows(self) -> int:
-        """Rows of a turn of an epoch that begins now."""
-        return self.turn_rows or self.batch_size or 1
-
-    def turns_per_batch(self, turn_rows: int) -> int | None:
-        """Return the turns that make a batch, or None where a batch is no whole number of turns."""
-        if self.batch_size is None:
-            return 1
-        turns, rest = divmod(self.batch_size, turn_rows)
-        return None if rest else turns
-
-    def num_lanes(self, place: Place) -> int:
-        """Return the lanes to cut into: those wished for, if the workers can share them, else as many as they can."""
-        turns_per_batch = self.turns_per_batch(self.default_turn_rows) or 1
-        if self.lanes is not None and has_one_owner_per_lane(self.lanes, place, turns_per_batch):
-            return self.lanes
-        return place.stride(turns_per_batch)
-
-
-class LaneRange(NamedTuple):
-    """Rows [start, stop) of a lane."""
-
-    lane: int
-    start: int
-    stop: int
 
 
 class FileRange(NamedTuple):
@@ -215,208 +174,8 @@ def replay(identity: Identity, progress: Progress) -> Plan:
     return Plan(identity, progress.epoch, windows, lanes, tuple(lanes_before), tuple(positions_before))
 
 
-class Step(NamedTuple):
-    """What a worker delivers next: the rows of one batch, or a run of single rows."""
-
-    turn: int
-    """First of the turns that it comes from."""
-    ranges: list[LaneRange]
-    """The rows, in order; none of the ranges is empty."""
-
-
-class Cursor:
-    """Where one worker is in an epoch: it says what comes next, and counts what was delivered."""
-
-    def __init__(self, plan: Plan, progress: Progress, place: Place, turns_per_batch: int) -> None:
-        """Stand where `progress` says.
-
-        Args:
-            plan: The plan that belongs to `progress`.
-            progress: Of the worker at `place`, or of the whole job.
-            place: The worker.
-            turns_per_batch: Turns of one batch.
-        """
-        cut = present_cut(progress)
-        self.plan = plan
-        self._place = place
-        self._progress = progress
-        self._num_lanes = cut.num_lanes
-        self._turn_rows = cut.turn_rows
-        self._turns_per_batch = turns_per_batch
-        self._stride = place.stride(turns_per_batch)
-        self._next_turn = place.first_turn(cut.next_turn, turns_per_batch)
-        ends = plan.rows_to_deliver(progress.remainder, cut.turn_rows)
-        lanes = place.own_lanes(cut.next_turn, cut.num_lanes, turns_per_batch)
-        self._positions = {lane: cut.lanes[lane].rows for lane in lanes}
-        self._ends = {lane: int(ends[lane]) for lane in lanes}
-        self._rows_left = sum(max(self._ends[lane] - self._positions[lane], 0) for lane in lanes)
-
-    @property
-    def epoch(self) -> int:
-        """The epoch that this cursor is in."""
-        return self.plan.epoch
-
-    @property
-    def is_at_end(self) -> bool:
-        """Whether this worker has delivered all its rows of the epoch."""
-        return self._rows_left == 0
-
-    def end_of(self, lane: int) -> int:
-        """Return how many rows a lane of this worker delivers."""
-        return self._ends[lane]
-
-    def progress(self) -> Progress:
-        """Return what has been delivered up to now."""
-        lanes = {lane: LaneProgress(rows) for lane, rows in self._positions.items()}
-        place = None if len(lanes) == self._num_lanes else self._place
-        job_turn = self._next_turn - self._place.first_turn(0, self._turns_per_batch)
-        cut = CutProgress(self._num_lanes, self._turn_rows, job_turn, lanes)
-        return replace(self._progress, cut=cut, place=place)
-
-    def next_batch(self) -> Step | None:
-        """Return the rows of this worker's next batch, or None at the end of the epoch."""
-        first_turn = self._next_turn
-        while not self.is_at_end:
-            turns = range(first_turn, first_turn + self._turns_per_batch)
-            ranges = [self._rest_of_turn(turn % self._num_lanes) for turn in turns]
-            found = [rows for rows in ranges if rows.start < rows.stop]
-            if found:
-                return Step(first_turn, found)
-            first_turn += self._stride
-        return None
-
-    def next_run(self, max_rows: int) -> Step | None:
-        """Return up to `max_rows` rows that come next and lie together in one lane, or None at the end.
-
-        A worker that reads one lane may run through several turns; one that reads more ends with the turn.
-        """
-        step = self.next_batch()
-        if step is None:
-            return None
-        lane, start, stop = step.ranges[0]
-        if len(self._positions) == 1:
-            stop = self._ends[lane]
-        return Step(step.turn, [LaneRange(lane, start, min(stop, start + max_rows))])
-
-    def _rest_of_turn(self, lane: int) -> LaneRange:
-        start = self._positions[lane]
-        return LaneRange(lane, start, min(start - start % self._turn_rows + self._turn_rows, self._ends[lane]))
-
-    def deliver_batch(self, step: Step) -> None:
-        """Count what `next_batch` returned as delivered."""
-        for lane, start, stop in step.ranges:
-            self._positions[lane] = stop
-            self._rows_left -= stop - start
-        self._next_turn = step.turn + self._stride
-
-    def deliver_row(self, run: Step) -> None:
-        """Count the next row of what `next_run` returned as delivered."""
-        lane = run.ranges[0].lane
-        position = self._positions[lane] + 1
-        turn = max(self._next_turn, run.turn)
-        turn_ends = position % self._turn_rows == 0 or position == self._ends[lane]
-        self._positions[lane] = position
-        self._rows_left -= 1
-        self._next_turn = turn + self._stride if turn_ends else turn
-
-
-def present_cut(progress: Progress) -> CutProgress:
-    """Return the cut that an epoch is in.
-
-    Raises:
-        ValueError: The epoch has not been cut.
-    """
-    if progress.cut is None:
-        message = f"epoch {progress.epoch} has not been cut into lanes yet"
-        raise ValueError(message)
-    return progress.cut
-
-
 def is_complete(plan: Plan, progress: Progress) -> bool:
     """Tell whether the lanes that are known have delivered all that they deliver in this epoch."""
     cut = present_cut(progress)
     ends = plan.rows_to_deliver(progress.remainder, cut.turn_rows)
     return all(lane_progress.rows >= ends[lane] for lane, lane_progress in cut.lanes.items())
-
-
-def open_epoch(identity: Identity, progress: Progress, place: Place, wishes: Wishes) -> Cursor:
-    """Return the cursor of one worker, from progress that was made by any number of workers.
-
-    An epoch that has not begun is cut as wished. One that has goes on in its present cut where the workers
-    can share its lanes, and is cut again where they can't.
-
-    Args:
-        identity: The rows and settings.
-        progress: Of this worker, or of the whole job.
-        place: The worker.
-        wishes: Lanes and turns of an epoch that begins, and the batch size.
-
-    Raises:
-        CheckpointMismatchError: The progress is that of one worker, and this one can't go on from it.
-    """
-    remainder = identity.settings.remainder_for(place.world_size)
-    if progress.cut is None:
-        cut = fresh_cut(wishes.num_lanes(place), wishes.default_turn_rows)
-        progress = replace(progress, cut=cut, remainder=remainder)
-    plan = replay(identity, progress)
-    cut = present_cut(progress)
-    turns_per_batch = wishes.turns_per_batch(cut.turn_rows)
-    if progress.place is not None:
-        _check_is_own(progress, progress.place, place, turns_per_batch)
-    elif is_complete(plan, progress):
-        return Cursor(plan, progress, Place(), 1)
-    elif (
-        turns_per_batch is None
-        or not has_one_owner_per_lane(cut.num_lanes, place, turns_per_batch)
-        or cut.next_turn % (place.world_size * turns_per_batch)
-    ):
-        earlier = tuple(cut.lanes[lane] for lane in range(cut.num_lanes))
-        new_cut = fresh_cut(wishes.num_lanes(place), wishes.default_turn_rows)
-        progress = replace(progress, cut=new_cut, earlier=(*progress.earlier, earlier))
-        plan = replay(identity, progress)
-        turns_per_batch = wishes.turns_per_batch(new_cut.turn_rows)
-    return Cursor(plan, replace(progress, remainder=remainder), place, turns_per_batch or 1)
-
-
-def rank_length(num_rows: int, place: Place, settings: Settings, wishes: Wishes) -> int:
-    """Return what a rank delivers in a whole epoch: batches, or rows where there are no batches.
-
-    Args:
-        num_rows: Rows of the dataset.
-        place: Any worker of the rank.
-        settings: How the rows are put in order.
-        wishes: Lanes, turns and batches.
-    """
-    num_lanes = wishes.num_lanes(place)
-    turn_rows = wishes.default_turn_rows
-    turns_per_batch = wishes.turns_per_batch(turn_rows) or 1
-    bounds = np.array([lane * num_rows // num_lanes for lane in range(num_lanes + 1)], np.int64)
-    ends = rows_to_deliver(
-        np.diff(bounds),
-        remainder=settings.remainder_for(place.world_size),
-        turn_rows=turn_rows,
-        drop_last=settings.drop_last,
-    )
-    of_rank = np.arange(num_lanes) // turns_per_batch % place.world_size == place.rank
-    if wishes.batch_size is None:
-        return int(ends[of_rank].sum())
-    turns = -(-ends[of_rank] // turn_rows)
-    return int(turns.reshape(-1, turns_per_batch).max(axis=1).sum())
-
-
-def _check_is_own(progress: Progress, saved: Place, place: Place, turns_per_batch: int | None) -> None:
-    """Check that a part of the job's progress is all that the worker at `place` needs."""
-    cut = present_cut(progress)
-    # The progress of a whole rank may be shared among another number of workers, if they can share its lanes.
-    lines = place_differences(saved, place.of_rank() if saved.num_workers == 1 else place)
-    if not lines and (
-        turns_per_batch is None
-        or not has_one_owner_per_lane(cut.num_lanes, place, turns_per_batch)
-        or not cut.lanes.keys() >= {*place.own_lanes(cut.next_turn, cut.num_lanes, turns_per_batch)}
-    ):
-        known = f"lanes: this is the state of {len(cut.lanes)} of {cut.num_lanes} lanes, with turns of {cut.turn_rows:,} rows"
-        problem = f"{place.num_workers} worker(s) with batches of this size can't share them"
-        lines = [f"{known}: {problem} (give the batch_size and num_workers of the run that saved it)"]
-    if lines:
-        message = "\n  ".join(["this checkpoint does not belong to this worker", *lines])
-        raise CheckpointMismatchError(message)

@@ -74,3 +74,15 @@ def fresh_cut(num_lanes: int, turn_rows: int) -> CutProgress:
 def as_positions(lanes: Iterable[LaneProgress]) -> NDArray[np.int64]:
     """Return the rows delivered of each of an earlier cut's lanes, shape (num_lanes,)."""
     return np.array([lane.rows for lane in lanes], np.int64)
+
+
+def present_cut(progress: Progress) -> CutProgress:
+    """Return the cut that an epoch is in.
+
+    Raises:
+        ValueError: The epoch has not been cut.
+    """
+    if progress.cut is None:
+        message = f"epoch {progress.epoch} has not been cut into lanes yet"
+        raise ValueError(message)
+    return progress.cut

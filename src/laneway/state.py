@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from laneway.errors import CheckpointMismatchError, StateFormatError
 from laneway.files import FileFacts, decode_files
 from laneway.order import ORDER_VERSION
-from laneway.plan import Identity, is_complete, present_cut, replay
-from laneway.progress import CutProgress, LaneProgress, Progress
+from laneway.plan import Identity, is_complete, replay
+from laneway.progress import CutProgress, LaneProgress, Progress, present_cut
 from laneway.turns import Place, place_differences
 
 if TYPE_CHECKING:

@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from laneway.convert import NullInColumnError
-from laneway.plan import LaneRange
+from laneway.cursor import LaneRange
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from laneway.convert import BatchConverter
+    from laneway.cursor import Cursor, Step
     from laneway.lanes import Segment
-    from laneway.plan import Cursor, Plan, Step
+    from laneway.plan import Plan
     from laneway.reader import RowReader
 
 _ROWS_AT_ONCE = 1024

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 State = dict[str, Any]
 
 
-def make_loader(path: Path, *, rows: bool = False, dataset: State | None = None, **options: Any) -> Any:  # noqa: ANN401
+def make_loader(path: Path, *, rows: bool = False, dataset: State | None = None, **options: Any) -> Any:
     """Return a StatefulDataLoader whose batches have three rows: the dataset's, or collated from single rows."""
     arguments = {"shard_rows": 4, "window_bytes": 200, "seed": 5, **(dataset or {})}
     if rows:
@@ -44,7 +44,7 @@ def saved(state: State) -> State:
     return loaded
 
 
-def run_with_states(loader: Any) -> tuple[list[list[int]], list[State]]:  # noqa: ANN401 - torchdata has no types
+def run_with_states(loader: Any) -> tuple[list[list[int]], list[State]]:
     """Run one epoch; return its batches, and the states before the first and after each of them."""
     states, batches = [saved(loader.state_dict())], []
     for batch in loader:

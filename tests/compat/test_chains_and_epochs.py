@@ -31,7 +31,7 @@ def corpus(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def loader(corpus: Path, **options: Any) -> Any:  # noqa: ANN401 - torchdata has no types
+def loader(corpus: Path, **options: Any) -> Any:
     return make_loader(corpus, dataset={"shuffle": True}, **options)
 
 
@@ -267,5 +267,5 @@ def test_changed_copies_leave_the_original_alone(corpus: Path) -> None:
     assert list(DataLoader(half, batch_size=None, num_workers=1, multiprocessing_context="spawn")) == [7, 7, 7, 3]
 
 
-def keep_ids(batch: dict[str, Any]) -> Any:  # noqa: ANN401 - a tensor
+def keep_ids(batch: dict[str, Any]) -> Any:
     return batch["id"]

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from laneway import CheckpointMismatchError, StatefulShardedDataset, StateFormatError
+from laneway import CheckpointMismatchError, StateFormatError, StatefulShardedDataset
 from tests.compat.loaders import ids, make_loader, saved
 from tests.corpora import rows as corpus_rows
 from tests.corpora import write_blocks, write_corpus

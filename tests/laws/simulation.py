@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from hypothesis import strategies as st
 
+from laneway.cursor import Cursor, Wishes, open_epoch
 from laneway.files import FileTable
-from laneway.plan import Cursor, Identity, Plan, Settings, Wishes, open_epoch, present_cut
-from laneway.progress import CutProgress, LaneProgress, Progress
+from laneway.plan import Identity, Plan, Settings
+from laneway.progress import CutProgress, LaneProgress, Progress, present_cut
 from laneway.turns import Place
 
 PLAIN = Settings(
@@ -107,6 +108,6 @@ class Job:
             lanes.update(present_cut(part).lanes)
         cut = present_cut(parts[0])
         turns_per_batch = self.wishes.turns_per_batch(cut.turn_rows) or 1
-        first = self.cursors[0, 0]._progress  # noqa: SLF001 - the turn that this cut's part of the run began at
+        first = self.cursors[0, 0]._progress
         job_turn = present_cut(first).next_turn + self.batches_taken * self.world_size * turns_per_batch
         return replace(parts[0], cut=CutProgress(cut.num_lanes, cut.turn_rows, job_turn, lanes), place=None)

@@ -7,10 +7,10 @@ from collections import Counter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from laneway.plan import Wishes, present_cut
-from laneway.progress import Progress
-from laneway.turns import Place
+from laneway.cursor import Wishes
+from laneway.progress import Progress, present_cut
 from laneway.state import StateWriter, read_state
+from laneway.turns import Place
 from tests.laws.simulation import Job, identities
 
 runs = st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 6), st.integers(0, 8))

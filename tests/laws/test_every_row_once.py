@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from laneway.plan import Identity, Wishes, present_cut, rank_length
-from laneway.progress import Progress
+from laneway.cursor import Wishes, rank_length
+from laneway.plan import Identity
+from laneway.progress import Progress, present_cut
 from laneway.turns import Place
 from tests.laws.simulation import PLAIN, Job, file_table, identities
 

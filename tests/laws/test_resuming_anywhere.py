@@ -7,7 +7,7 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from laneway.plan import Cursor, Wishes, open_epoch
+from laneway.cursor import Cursor, Wishes, open_epoch
 from laneway.progress import Progress
 from laneway.state import StateWriter, read_state
 from laneway.turns import Place

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from laneway.plan import Wishes
+from laneway.cursor import Wishes
 from laneway.progress import Progress
 from tests.laws.simulation import Job, identities
 
