@@ -247,7 +247,7 @@ def test_states_are_fresh_values_that_later_reading_leaves_alone(corpus: Path) -
 @pytest.mark.parametrize("num_workers", [0, 1, 2, 3])
 @pytest.mark.parametrize(
     "arguments",
-    [{"batch_size": 4}, {"batch_size": 4, "drop_last": True}, {"batch_size": 4, "lanes": 6, "turn_rows": 2}, {}],
+    [{"batch_size": 4}, {"batch_size": 4, "drop_last": True}, {"batch_size": 4, "lanes": 12, "turn_rows": 2}, {}],
 )
 def test_the_length_of_a_loader_is_what_it_delivers(corpus: Path, num_workers: int, arguments: dict[str, Any]) -> None:
     dataset = StatefulShardedDataset(corpus, **arguments)
