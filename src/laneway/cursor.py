@@ -9,7 +9,7 @@ import numpy as np
 
 from laneway.errors import CheckpointMismatchError
 from laneway.lanes import rows_to_deliver
-from laneway.plan import Identity, Plan, Settings, is_complete, replay
+from laneway.plan import Identity, Plan, Settings, is_complete, is_in_step, replay
 from laneway.progress import CutProgress, LaneProgress, Progress, fresh_cut, present_cut
 from laneway.turns import Place, has_one_owner_per_lane, place_differences
 
@@ -158,20 +158,29 @@ class Cursor:
         self._next_turn = turn + self._stride if turn_ends else turn
 
 
-def open_epoch(identity: Identity, progress: Progress, place: Place, wishes: Wishes) -> Cursor:
-    """Return the cursor of one worker, from progress that was made by any number of workers.
+class Settled(NamedTuple):
+    """An epoch as the present workers read it: in the cut that it was in, or cut again for them."""
+
+    plan: Plan
+    progress: Progress
+    turns_per_batch: int
+    """Turns that make a batch."""
+
+
+def settle(identity: Identity, progress: Progress, place: Place, wishes: Wishes) -> Settled:
+    """Return an epoch as the workers of `place` read it; all of them, on every rank, come to the same.
 
     An epoch that has not begun is cut as wished. One that has goes on in its present cut where the workers
-    can share its lanes, and is cut again where they can't.
+    can share its lanes and have come to the same turn, and is cut again where not.
 
     Args:
         identity: The rows and settings.
-        progress: Of this worker, or of the whole job.
-        place: The worker.
+        progress: Of the whole job; or of a rank or worker, and then only the one at `place` can go on from it.
+        place: Any of the workers.
         wishes: Lanes and turns of an epoch that begins, and the batch size.
 
     Raises:
-        CheckpointMismatchError: The progress is that of one worker, and this one can't go on from it.
+        CheckpointMismatchError: The progress is that of one worker, and the one at `place` can't go on from it.
     """
     remainder = identity.settings.remainder_for(place.world_size)
     if progress.cut is None:
@@ -183,18 +192,29 @@ def open_epoch(identity: Identity, progress: Progress, place: Place, wishes: Wis
     if progress.place is not None:
         _check_is_own(progress, progress.place, place, turns_per_batch)
     elif is_complete(plan, progress):
-        return Cursor(plan, progress, Place(), 1)
+        return Settled(plan, progress, 1)
     elif (
         turns_per_batch is None
         or not has_one_owner_per_lane(cut.num_lanes, place, turns_per_batch)
         or cut.next_turn % (place.world_size * turns_per_batch)
+        or not is_in_step(plan, replace(progress, remainder=remainder))
     ):
         earlier = tuple(cut.lanes[lane] for lane in range(cut.num_lanes))
         new_cut = fresh_cut(wishes.num_lanes(place), wishes.default_turn_rows)
         progress = replace(progress, cut=new_cut, earlier=(*progress.earlier, earlier))
         plan = replay(identity, progress)
         turns_per_batch = wishes.turns_per_batch(new_cut.turn_rows)
-    return Cursor(plan, replace(progress, remainder=remainder), place, turns_per_batch or 1)
+    return Settled(plan, replace(progress, remainder=remainder), turns_per_batch or 1)
+
+
+def open_epoch(identity: Identity, progress: Progress, place: Place, wishes: Wishes) -> Cursor:
+    """Return the cursor of the worker at `place`; for the arguments and errors see `settle`."""
+    settled = settle(identity, progress, place, wishes)
+    if is_complete(settled.plan, settled.progress):
+        # Whoever asks has nothing left to deliver, and knows all that is to be known.
+        whole = settled.progress.place is None
+        return Cursor(settled.plan, settled.progress, Place() if whole else place, settled.turns_per_batch)
+    return Cursor(settled.plan, settled.progress, place, settled.turns_per_batch)
 
 
 def rank_length(num_rows: int, place: Place, settings: Settings, wishes: Wishes) -> int:
