@@ -89,8 +89,8 @@ def read_state(state: object, identity: Identity, *, rank: int, world_size: int,
         StateFormatError: It is no state, or a damaged one.
         CheckpointMismatchError: It is the state of another dataset, order or rank. All differences are listed.
     """
-    fields = _fields(state)
-    saved = Place(fields["rank"], fields["world_size"], fields["worker"], fields["num_workers"])
+    fields = parse_state(state)
+    saved = _place(fields)
     lines = _identity_differences(fields, identity)
     # Without a worker, who will read isn't known yet; with one, a loader restores exactly the workers it saved.
     present = worker or Place(rank, world_size, saved.worker, saved.num_workers)
@@ -99,7 +99,7 @@ def read_state(state: object, identity: Identity, *, rank: int, world_size: int,
     lines += place_differences(saved, present)
     if lines:
         raise CheckpointMismatchError(_mismatch(lines))
-    progress = _progress(fields, identity, saved)
+    progress = _progress(fields, identity)
     if progress.cut is not None:
         _check_positions(progress, identity, complete=fields["complete"])
     return progress
@@ -132,7 +132,12 @@ _TYPES: dict[str, tuple[type, ...]] = {
 }
 
 
-def _fields(state: object) -> Mapping[str, Any]:
+def parse_state(state: object) -> Mapping[str, Any]:
+    """Return the fields of a state, which are of the right types and don't contradict each other.
+
+    Raises:
+        StateFormatError: It is no state, or a damaged one.
+    """
     if not isinstance(state, dict):
         message = f"a state is the dict that state_dict() returned, not {type(state).__name__}"
         raise StateFormatError(message)
@@ -162,7 +167,32 @@ def _fields(state: object) -> Mapping[str, Any]:
         _require(state[name] >= 0, f"{name} is {state[name]}")
     for index, count in (("rank", "world_size"), ("worker", "num_workers")):
         _require(0 <= state[index] < state[count], f"{index} is {state[index]} of {count} {state[count]}")
+    _check_lanes(state)
     return state
+
+
+def _check_lanes(fields: Mapping[str, Any]) -> None:
+    is_whole = fields["scope"] == "global"
+    num_lanes, known, positions = fields["lanes"], fields["lane_indices"], fields["positions"]
+    if num_lanes is None:
+        _require(is_whole, f"scope is {fields['scope']!r}, but it has no lanes")
+        _require(not positions and not fields["earlier_cuts"], "it has positions, but no lanes")
+        return
+    _require(0 < num_lanes < _MAX_LANES, f"lanes is {num_lanes:,}")
+    _require((fields["turn_rows"] or 0) > 0, f"turn_rows is {fields['turn_rows']!r}")
+    scope = "global" if known is None else _scope(_place(fields))
+    _require(fields["scope"] == scope, f"scope is {fields['scope']!r} with lane_indices {known!r}")
+    known = list(range(num_lanes)) if is_whole else known
+    _require(
+        _are_counts([*known, *positions]) and len(known) == len(positions) == len({*known} & {*range(num_lanes)}),
+        f"positions {positions!r} don't fit lanes {known!r} of {num_lanes:,}",
+    )
+    for cut in fields["earlier_cuts"]:
+        _require(isinstance(cut, list) and bool(cut) and _are_counts(cut), f"an earlier cut is {cut!r}")
+
+
+def _place(fields: Mapping[str, Any]) -> Place:
+    return Place(fields["rank"], fields["world_size"], fields["worker"], fields["num_workers"])
 
 
 def _identity_differences(fields: Mapping[str, Any], identity: Identity) -> list[str]:
@@ -226,36 +256,20 @@ def _scope(place: Place | None) -> str:
     return "rank" if place.num_workers == 1 else "worker"
 
 
-def _progress(fields: Mapping[str, Any], identity: Identity, saved: Place) -> Progress:
-    remainder = identity.settings.remainder_for(saved.world_size)
-    is_whole = fields["scope"] == "global"
-    num_lanes, known, positions = fields["lanes"], fields["lane_indices"], fields["positions"]
-    if num_lanes is None:
-        _require(is_whole, f"scope is {fields['scope']!r}, but it has no lanes")
-        _require(not positions and not fields["earlier_cuts"], "it has positions, but no lanes")
+def _progress(fields: Mapping[str, Any], identity: Identity) -> Progress:
+    place = _place(fields)
+    remainder = identity.settings.remainder_for(place.world_size)
+    if fields["lanes"] is None:
         return Progress(fields["epoch"], remainder)
-    _require(0 < num_lanes < _MAX_LANES, f"lanes is {num_lanes:,}")
-    _require((fields["turn_rows"] or 0) > 0, f"turn_rows is {fields['turn_rows']!r}")
-    scope = "global" if known is None else _scope(saved)
-    _require(fields["scope"] == scope, f"scope is {fields['scope']!r} with lane_indices {known!r}")
-    known = list(range(num_lanes)) if known is None else known
-    _require(
-        _are_counts([*known, *positions]) and len(known) == len(positions) == len({*known} & {*range(num_lanes)}),
-        f"positions {positions!r} don't fit lanes {known!r} of {num_lanes:,}",
-    )
-    for cut in fields["earlier_cuts"]:
-        _require(isinstance(cut, list) and bool(cut) and _are_counts(cut), f"an earlier cut is {cut!r}")
+    is_whole = fields["scope"] == "global"
+    known = range(fields["lanes"]) if is_whole else fields["lane_indices"]
+    lanes = dict(zip(known, map(LaneProgress, fields["positions"]), strict=True))
     return Progress(
         epoch=fields["epoch"],
         remainder=remainder,
-        cut=CutProgress(
-            num_lanes,
-            fields["turn_rows"],
-            fields["next_turn"],
-            dict(zip(known, map(LaneProgress, positions), strict=True)),
-        ),
+        cut=CutProgress(fields["lanes"], fields["turn_rows"], fields["next_turn"], lanes),
         earlier=tuple(tuple(map(LaneProgress, cut)) for cut in fields["earlier_cuts"]),
-        place=None if is_whole else saved,
+        place=None if is_whole else place,
     )
 
 
