@@ -1,5 +1,6 @@
 """Stateful iterable datasets for PyTorch: stop anywhere, go on exactly there, on any number of machines."""
 
+from laneway.convert import NullInColumnError
 from laneway.dataset import StatefulShardedDataset
 from laneway.errors import (
     CheckpointMismatchError,
@@ -19,6 +20,7 @@ __all__ = [
     "DataFileError",
     "LanewayError",
     "Manifest",
+    "NullInColumnError",
     "SchemaMismatchError",
     "Shard",
     "StateFormatError",

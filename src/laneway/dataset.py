@@ -13,16 +13,17 @@ from torch.utils.data import IterableDataset
 from laneway.convert import BatchConverter, FillNull, Output
 from laneway.cursor import Wishes, open_epoch, rank_length
 from laneway.distributed import data_parallel_rank
-from laneway.epoch import MAX_EPOCHS, MAX_WORKERS, EpochClock
+from laneway.epoch import MAX_WORKERS
 from laneway.errors import StateUnavailableError
 from laneway.lanes import Remainder
 from laneway.manifest import Manifest, scan_source
+from laneway.passes import Passes
 from laneway.plan import Identity, Settings, replay
 from laneway.progress import Progress
 from laneway.reader import RowReader
 from laneway.shards import Shard, ShardTable, parse_bytes
 from laneway.state import StateWriter, read_state
-from laneway.stream import BatchStream, RowStream, Stream
+from laneway.stream import BatchStream, RowStream
 from laneway.turns import Place
 from laneway.workers import num_workers_of_caller, worker_place
 
@@ -33,26 +34,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.fs
     from fsspec import AbstractFileSystem
-
-
-@dataclass(frozen=True, slots=True)
-class _Restored:
-    """A state that was loaded, and is good until its epoch is finished or another one is asked for."""
-
-    state: dict[str, Any]
-    progress: Progress
-    generation: int
-    """Generation of the clock when it was loaded."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Pass:
-    """The last pass over the data that this process began."""
-
-    stream: Stream
-    place: Place
-    generation: int
-    """Generation of the clock when it began."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +79,8 @@ class StatefulShardedDataset(IterableDataset[Any]):
         batch_size: Rows of a batch; None: rows one by one. A batch is shorter where its lane ends.
         drop_last: Whether such a shorter batch is left out.
         output: What becomes of columns: "python", "numpy", "torch" or "arrow". None: "torch" for batches, "python" for
-            rows. See `laneway.convert.BatchConverter` for every type.
+            rows. See `laneway.convert.BatchConverter` for every type. (DataLoader itself turns arrays into tensors;
+            `collate_fn=lambda batch: batch` leaves them alone.)
         transform: Called in the worker on each row, or each batch, before it is delivered.
         fill_null: What to put in place of nulls in columns of numbers: one value, or column -> value. Without it such a
             null is an error where a tensor or an array has no place for it.
@@ -198,9 +180,7 @@ class StatefulShardedDataset(IterableDataset[Any]):
     def _identify(self, settings: Settings) -> None:
         self._identity = Identity(self._manifest.files, settings)
         self._writer = StateWriter.of(self._identity)
-        self._clock = EpochClock()
-        self._restored: _Restored | None = None
-        self._pass: _Pass | None = None
+        self._passes = Passes()
 
     # -- What it is ---------------------------------------------------------------------------------------------------
 
@@ -222,11 +202,7 @@ class StatefulShardedDataset(IterableDataset[Any]):
     @property
     def epoch(self) -> int:
         """The epoch that is under way, or else the one that the next pass delivers."""
-        began = self._current_pass()
-        if began is not None and not began.stream.is_finished:
-            return began.stream.cursor.epoch
-        restored = self._pending()
-        return self._clock.next_epoch if restored is None else restored.progress.epoch
+        return self._passes.epoch
 
     def __len__(self) -> int:
         """Return what this rank delivers in a whole epoch: batches, or rows where there is no batch size.
@@ -236,7 +212,7 @@ class StatefulShardedDataset(IterableDataset[Any]):
         """
         num_workers = num_workers_of_caller(self)
         if num_workers is None:
-            num_workers = self._clock.held_by
+            num_workers = self._passes.clock.held_by
         place = Place(self._rank, self._world_size, 0, max(1, num_workers))
         return rank_length(self._manifest.num_rows, place, self._identity.settings, self._wishes)
 
@@ -285,37 +261,25 @@ class StatefulShardedDataset(IterableDataset[Any]):
         Args:
             epoch: Zero-based.
         """
-        if not 0 <= epoch < MAX_EPOCHS:
-            message = f"epoch must be in [0, {MAX_EPOCHS}), not {epoch}"
-            raise ValueError(message)
-        restored = self._pending()
-        self._restored = restored if restored is not None and restored.progress.epoch == epoch else None
-        self._clock.set(epoch, asked=True)
+        self._passes.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[Any]:
         """Begin a pass over an epoch: the one that is under way in a loaded state, or the next."""
-        worker = worker_place(self._rank, self._world_size)
-        place = worker or Place(self._rank, self._world_size)
+        place = worker_place(self._rank, self._world_size) or Place(self._rank, self._world_size)
         if place.num_workers > MAX_WORKERS:
             message = f"num_workers is {place.num_workers:,}, but {MAX_WORKERS:,} per rank is the most"
             raise ValueError(message)
-        restored = self._pending()
-        progress = Progress(self._clock.next_epoch) if restored is None else restored.progress
         self._warn_of_other_lanes(place)
-        cursor = open_epoch(self._identity, progress, place, self._wishes)
+        cursor = open_epoch(self._identity, self._passes.next_progress, place, self._wishes)
         stream_type = RowStream if self._wishes.batch_size is None else BatchStream
         stream = stream_type(
             cursor,
             RowReader(self._manifest, self._storage, self._columns),
             self._converter,
             self._transform,
-            at_end=lambda: self._finish(place, cursor.epoch),
+            at_end=lambda: self._passes.finish(place, cursor.epoch),
         )
-        self._clock.hold(place.num_workers if worker else 0)
-        self._clock.begin(place, cursor.epoch)
-        self._pass = _Pass(stream, place, self._clock.generation)
-        if cursor.is_at_end:
-            self._finish(place, cursor.epoch)
+        self._passes.begin(stream, place)
         return stream
 
     def _warn_of_other_lanes(self, place: Place) -> None:
@@ -328,26 +292,6 @@ class StatefulShardedDataset(IterableDataset[Any]):
             )
             warnings.warn(message, stacklevel=3)
 
-    def _finish(self, place: Place, epoch: int) -> None:
-        self._restored = None
-        self._clock.finish(place, epoch)
-
-    def _current_pass(self) -> _Pass | None:
-        """Return the last pass of this process, unless another epoch was asked for since."""
-        began, clock = self._pass, self._clock
-        if began is None or worker_place(0, 1) is not None or began.generation == clock.generation:
-            return began
-        same = clock.set_epoch == began.stream.cursor.epoch and not began.stream.is_finished
-        return began if same else None
-
-    def _pending(self) -> _Restored | None:
-        """Return the loaded state, unless its epoch is finished or another one was asked for since."""
-        restored, clock = self._restored, self._clock
-        if restored is None:
-            return None
-        superseded = restored.generation != clock.generation and clock.set_epoch != restored.progress.epoch
-        return None if superseded or clock.num_finished > restored.progress.epoch else restored
-
     # -- States -------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
@@ -357,18 +301,19 @@ class StatefulShardedDataset(IterableDataset[Any]):
             StateUnavailableError: DataLoader workers hold the progress; ask the StatefulDataLoader.
         """
         worker = worker_place(self._rank, self._world_size)
-        if worker is None and self._clock.held_by:
+        holders = self._passes.clock.held_by
+        if worker is None and holders:
             message = (
-                f"{self._clock.held_by} DataLoader worker(s) hold the progress, and the dataset of the main process "
+                f"{holders} DataLoader worker(s) hold the progress, and the dataset of the main process "
                 "doesn't know it: call state_dict() of the StatefulDataLoader (a plain DataLoader can't be asked)"
             )
             raise StateUnavailableError(message)
-        began = self._current_pass()
+        began = self._passes.current
         if began is not None:
             cursor = began.stream.cursor
             return self._writer.state(cursor.progress(), began.place, complete=cursor.is_at_end)
-        restored = self._pending()
-        if restored is not None:
+        restored = self._passes.pending
+        if restored is not None and restored.state is not None:
             return copy.deepcopy(restored.state)
         place = worker or Place(self._rank, self._world_size)
         return self._writer.state(Progress(self.epoch), place, complete=False)
@@ -386,20 +331,16 @@ class StatefulShardedDataset(IterableDataset[Any]):
         """
         worker = worker_place(self._rank, self._world_size)
         progress = read_state(state_dict, self._identity, rank=self._rank, world_size=self._world_size, worker=worker)
-        asked = self._clock.asked_epoch
-        if asked not in {None, progress.epoch}:
+        asked = self._passes.clock.asked_epoch
+        # What follows a complete epoch is what a training loop asks for next.
+        expected = {None, progress.epoch, progress.epoch + 1 if state_dict["complete"] else None}
+        if asked not in expected:
             message = (
                 f"set_epoch({asked}) was called before this state of epoch {progress.epoch} was loaded, and the state "
                 "wins; call set_epoch after the state was loaded (StatefulDataLoader loads it when iteration begins)"
             )
             warnings.warn(message, stacklevel=2)
-        if worker is None:
-            self._clock.set(progress.epoch, asked=False)
-            self._clock.hold(0)
-        else:
-            self._clock.restart(worker, progress.epoch)
-        self._restored = _Restored(copy.deepcopy(state_dict), progress, self._clock.generation)
-        self._pass = None
+        self._passes.restore(state_dict, progress, worker)
 
     def completed_shards(self) -> list[Shard]:
         """Return the shards of this epoch whose rows have all been delivered, as far as this process knows.
@@ -414,10 +355,6 @@ class StatefulShardedDataset(IterableDataset[Any]):
             return []
         completed = replay(self._identity, progress).completed_shards(progress.cut.positions())
         return [self.shards[index] for index in completed.tolist()]
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave the running pass behind: open files stay in the process that opened them."""
-        return {**vars(self), "_pass": None}
 
 
 def _checked_count(name: str, count: int | None) -> int | None:

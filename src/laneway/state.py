@@ -96,9 +96,9 @@ def read_state(state: object, identity: Identity, *, rank: int, world_size: int,
     present = worker or Place(rank, world_size, saved.worker, saved.num_workers)
     if fields["scope"] == "global":
         present = replace(present, rank=saved.rank, world_size=saved.world_size)
-    lines += place_differences(saved, present)
-    if lines:
-        raise CheckpointMismatchError(_mismatch(lines))
+    problems = place_differences(saved, present)
+    if lines or problems:
+        raise CheckpointMismatchError(_mismatch(lines, problems))
     progress = _progress(fields, identity)
     if progress.cut is not None:
         _check_positions(progress, identity, complete=fields["complete"])
@@ -184,7 +184,9 @@ def _check_lanes(fields: Mapping[str, Any]) -> None:
     _require(fields["scope"] == scope, f"scope is {fields['scope']!r} with lane_indices {known!r}")
     known = list(range(num_lanes)) if is_whole else known
     _require(
-        _are_counts([*known, *positions]) and len(known) == len(positions) == len({*known} & {*range(num_lanes)}),
+        _are_counts([*known, *positions])
+        and len(known) == len(positions) == len({*known})
+        and all(lane < num_lanes for lane in known),
         f"positions {positions!r} don't fit lanes {known!r} of {num_lanes:,}",
     )
     for cut in fields["earlier_cuts"]:
@@ -238,13 +240,14 @@ def _change(saved: FileFacts, present: FileFacts) -> str:
     return "" if saved == present else f"was rewritten with the same size ({saved.size:,} bytes)"
 
 
-def _mismatch(lines: list[str]) -> str:
-    names = sorted({line.split(":", 1)[0] for line in lines}, key=[line.split(":", 1)[0] for line in lines].index)
+def _mismatch(lines: list[str], place_lines: list[str]) -> str:
+    names = list(dict.fromkeys(line.split(":", 1)[0] for line in lines))
+    way_out = f"give the same {', '.join(names)}, or start an epoch afresh with a new dataset and set_epoch()"
     return "\n".join(
         [
-            "this checkpoint does not belong to this dataset",
-            *(f"  {line}" for line in lines),
-            f"give the same {', '.join(names)}, or start an epoch afresh with a new dataset and set_epoch()",
+            f"this checkpoint does not belong to this {'dataset' if lines else 'worker'}",
+            *(f"  {line}" for line in (*lines, *place_lines)),
+            *([way_out] if lines else []),
         ]
     )
 

@@ -169,11 +169,23 @@ class BatchStream(Stream):
         if step is None:
             self._finish()
             raise StopIteration
-        batch = self._converted(self._converter.batch, step.ranges)
-        if self._transform is not None:
-            batch = self._transform(batch)
+        batch = self._make(step)
         self.cursor.deliver_batch(step)
         return batch
+
+    def _make(self, step: Step) -> Any:  # noqa: ANN401 - a user's transform may return anything
+        batch = self._converted(self._converter.batch, step.ranges)
+        return batch if self._transform is None else self._transform(batch)
+
+
+class CollatedStream(BatchStream):
+    """Yields batches that a user's function makes of a list of rows."""
+
+    collate: Callable[[list[Any]], Any]
+
+    def _make(self, step: Step) -> Any:  # noqa: ANN401 - a user's function may return anything
+        rows = self._converted(self._converter.rows, step.ranges)
+        return self.collate(rows if self._transform is None else [self._transform(row) for row in rows])
 
 
 class RowStream(Stream):

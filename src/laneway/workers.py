@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from torch.utils.data import Dataset
 
 
+def is_in_worker() -> bool:
+    """Tell whether this process is a DataLoader worker."""
+    return get_worker_info() is not None
+
+
 def worker_place(rank: int, world_size: int) -> Place | None:
     """Return the place of the DataLoader worker that this process is, or None in a main process."""
     info = get_worker_info()

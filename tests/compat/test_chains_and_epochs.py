@@ -172,6 +172,24 @@ def test_a_state_that_overrules_set_epoch_says_so(corpus: Path, num_workers: int
 
 
 @pytest.mark.parametrize("options", WAYS)
+def test_a_training_loop_that_sets_every_epoch_resumes_between_epochs(corpus: Path, options: dict[str, Any]) -> None:
+    def epochs(loop: Any, start: int) -> list[list[list[int]]]:  # noqa: ANN401 - torchdata has no types
+        found = []
+        for epoch in range(start, 4):
+            loop.dataset.set_epoch(epoch)
+            found.append(ids(loop))
+        return found
+
+    uninterrupted = epochs(loader(corpus, **options), 0)
+    first = loader(corpus, **options)
+    first.dataset.set_epoch(0)
+    assert ids(first) == uninterrupted[0]
+    resumed = loader(corpus, **options)
+    resumed.load_state_dict(saved(first.state_dict()))
+    assert epochs(resumed, 1) == uninterrupted[1:]
+
+
+@pytest.mark.parametrize("options", WAYS)
 def test_an_epoch_that_was_broken_off_begins_again(corpus: Path, options: dict[str, Any]) -> None:
     dataset = StatefulShardedDataset(corpus, shuffle=True, batch_size=1)
     plain = DataLoader(dataset, batch_size=None, **options)

@@ -1,0 +1,224 @@
+"""Draws docs/images/epoch.svg: data files, the line of an epoch, its lanes, a checkpoint, and the rest cut again.
+
+Nothing in it is drawn by hand: the cells are where the library's own functions put the rows.
+Run it with `.venv/bin/python scripts/draw_epoch.py`; it writes the same bytes every time.
+"""
+# ruff: noqa: INP001 - scripts are no package
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from laneway.cursor import Wishes, open_epoch
+from laneway.files import FileTable
+from laneway.plan import Identity, Plan, Settings, replay
+from laneway.progress import CutProgress, LaneProgress, Progress
+from laneway.turns import Place
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+TARGET = Path(__file__).resolve().parent.parent / "docs" / "images" / "epoch.svg"
+WIDTH, HEIGHT, MARGIN = 1000, 534, 40
+
+FILE_BLOCKS = ((8, 8, 8), (8, 6), (8, 8, 8, 8, 6), (8, 8, 4))
+"""Rows of each row group of each data file: 96 rows."""
+NUM_LANES, TURN_ROWS, TURNS = 4, 3, 18
+"""Lanes of the epoch, rows of a turn, and turns that are delivered before the checkpoint."""
+RANKS_AFTER = 3
+"""Ranks of the run that goes on."""
+CELL_HEIGHT = 21
+
+HUES = ("#4a7bdc", "#e5883c", "#2fa590", "#b0609f")
+PALE = "#f6f1e6"
+STYLE = """
+text { font-family: ui-sans-serif, system-ui, "Segoe UI", "Helvetica Neue", Arial, "DejaVu Sans", sans-serif }
+.mono { font-family: ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; font-size: 12.5px }
+.title { font-size: 15px; font-weight: 600 } .note { font-size: 12.5px } .tag { font-size: 12px }
+.paper { fill: #fdfcf9; stroke: #e2ddd1 } .card { fill: #f4f0e6; stroke: #d9d2c0 }
+.note, .tag { fill: #666a73 } .title, .number { fill: #23262d } .number { font-weight: 600 } .key { fill: #7a5c2e }
+.mark { stroke: #23262d } .flow { stroke: #a39c8b }
+@media (prefers-color-scheme: dark) {
+.paper { fill: #14171c; stroke: #2b3038 } .card { fill: #1d2128; stroke: #363c46 }
+.note, .tag { fill: #9aa1ad } .title, .number { fill: #eceef2 } .key { fill: #d9b779 }
+.mark { stroke: #eceef2 } .flow { stroke: #646b77 }
+}
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the dataset."""
+
+    file_index: int
+    """Data file."""
+    row: int
+    """Row in the data file."""
+
+    @property
+    def color(self) -> str:
+        """The file's colour, paler towards the end of the file."""
+        share = 0.55 * self.row / sum(FILE_BLOCKS[self.file_index])
+        pairs = [(int(HUES[self.file_index][i : i + 2], 16), int(PALE[i : i + 2], 16)) for i in (1, 3, 5)]
+        return "#" + "".join(f"{round(hue + (pale - hue) * share):02x}" for hue, pale in pairs)
+
+
+@dataclass
+class Drawing:
+    """SVG, element after element."""
+
+    elements: list[str] = field(default_factory=list)
+    """What has been drawn."""
+
+    def heading(self, x: float, y: float, title: str, note: str) -> None:
+        """Write a title and, behind it, what it means."""
+        second = f'<tspan class="note" dx="10">{note}</tspan>'
+        self.elements.append(f'<text x="{x:g}" y="{y:g}"><tspan class="title">{title}</tspan>{second}</text>')
+
+    def text(self, x: float, y: float, words: str, *, kind: str, anchor: str = "start") -> None:
+        """Write words, their baseline starting, centred or ending at (x, y)."""
+        place = f'x="{x:g}" y="{y:g}" text-anchor="{anchor}"'
+        self.elements.append(f'<text class="{kind}" {place}>{words}</text>')
+
+    def cells(self, x: float, y: float, rows: Iterable[Row], *, pitch: float, spent: int = 0) -> None:
+        """Draw rows as cells from left to right, the first `spent` of them faint."""
+        for index, row in enumerate(rows):
+            faint = ' opacity="0.22"' if index < spent else ""
+            box = f'x="{x + index * pitch:.4g}" y="{y:g}" width="{pitch - 1.2:.4g}" height="{CELL_HEIGHT}" rx="1.6"'
+            self.elements.append(f'<rect {box} fill="{row.color}"{faint}/>')
+
+    def line(self, kind: str, *points: tuple[float, float], dash: str = "", width: float = 1.4) -> None:
+        """Draw straight lines through points."""
+        path = "M" + " L".join(f"{x:.5g} {y:.5g}" for x, y in points)
+        dashes = f' stroke-dasharray="{dash}"' if dash else ""
+        look = f'fill="none" stroke-width="{width}" stroke-linecap="round" stroke-linejoin="round"'
+        self.elements.append(f'<path class="{kind}" d="{path}" {look}{dashes}/>')
+
+    def arrow(self, start: float, stop: float, y: float) -> None:
+        """Draw an arrow to the right."""
+        self.line("flow", (start, y), (stop, y), width=1.8)
+        self.line("flow", (stop - 6, y - 5), (stop, y), (stop - 6, y + 5), width=1.8)
+
+
+def identity() -> Identity:
+    """Return the dataset of the picture."""
+    files = FileTable.build(
+        paths=[f"part-{index}" for index in range(len(FILE_BLOCKS))],
+        sizes=[sum(blocks) for blocks in FILE_BLOCKS],
+        digests=[""] * len(FILE_BLOCKS),
+        blocks=[(blocks, blocks) for blocks in FILE_BLOCKS],
+        schema_digest="",
+    )
+    settings = Settings(
+        seed=13, shuffle=True, shard_bytes=8, shard_rows=None, window_bytes=24, remainder="keep", drop_last=False
+    )
+    return Identity(files, settings)
+
+
+def lane_rows(plan: Plan, lane: int) -> list[Row]:
+    """Return the rows of a lane in the order of delivery."""
+    found = []
+    for segment in plan.lanes.segments(lane, 0, int(plan.lanes.rows[lane])):
+        for index in range(segment.stop - segment.start):
+            path, row = plan.locate(segment, index)
+            found.append(Row(plan.identity.files.paths.index(path), row))
+    return found
+
+
+def line_rows(plan: Plan) -> list[Row]:
+    """Return the rows of the epoch's line, before windows are shuffled."""
+    ranges = [each for window in range(len(plan.windows.lane)) for each in plan.window_files(window)]
+    return [Row(each.file_index, row) for each in ranges for row in range(each.start, each.stop)]
+
+
+def draw_files(drawing: Drawing, y: float) -> None:
+    """Draw the data files and their shards."""
+    drawing.heading(MARGIN, y, "Data files", "cut at row groups into shards; each cell is a row")
+    x, pitch, shard_gap = float(MARGIN), 8.8, 3.0
+    num_rows, num_shards = sum(map(sum, FILE_BLOCKS)), sum(map(len, FILE_BLOCKS))
+    used = num_rows * pitch + shard_gap * (num_shards - len(FILE_BLOCKS))
+    file_gap = (WIDTH - 2 * MARGIN - used) / (len(FILE_BLOCKS) - 1)
+    for file_index, blocks in enumerate(FILE_BLOCKS):
+        drawing.text(x, y + 52, f"part-{file_index}.parquet", kind="tag")
+        first = 0
+        for rows in blocks:
+            drawing.cells(x, y + 14, [Row(file_index, first + i) for i in range(rows)], pitch=pitch)
+            x, first = x + rows * pitch + shard_gap, first + rows
+        x += file_gap - shard_gap
+
+
+def draw_line(drawing: Drawing, y: float, plan: Plan) -> None:
+    """Draw the line of the epoch, and where it is cut."""
+    note = "the shards in an order drawn from seed and epoch, cut into lanes"
+    drawing.heading(MARGIN, y, "The line of an epoch", note)
+    rows = line_rows(plan)
+    pitch = (WIDTH - 2 * MARGIN) / len(rows)
+    drawing.cells(MARGIN, y + 18, rows, pitch=pitch)
+    bounds = [lane * len(rows) // NUM_LANES for lane in range(NUM_LANES + 1)]
+    for lane in range(NUM_LANES):
+        middle = (bounds[lane] + bounds[lane + 1]) / 2
+        drawing.text(MARGIN + middle * pitch, y + 58, f"lane {lane}", kind="tag", anchor="middle")
+        if lane:
+            x = MARGIN + bounds[lane] * pitch - 0.6
+            drawing.line("mark", (x, y + 12), (x, y + 62), dash="2 4")
+
+
+def draw_lanes(drawing: Drawing, x: float, y: float, plan: Plan, positions: list[int]) -> None:
+    """Draw the lanes of the run that saves, with their positions."""
+    drawing.heading(x, y, "Lanes", "each with its rows shuffled in windows")
+    pitch = 14.0
+    for lane, position in enumerate(positions):
+        top = y + 38 + 50 * lane
+        drawing.text(x, top - 7, f"lane {lane}", kind="tag")
+        drawing.cells(x, top, lane_rows(plan, lane), pitch=pitch, spent=position)
+        marker = x + position * pitch - 0.6
+        drawing.line("mark", (marker, top - 4), (marker, top + CELL_HEIGHT + 4), width=2.4)
+        drawing.text(marker, top - 9, str(position), kind="tag number", anchor="middle")
+
+
+def draw_checkpoint(drawing: Drawing, x: float, y: float, facts: dict[str, object]) -> None:
+    """Draw the checkpoint as what it is: a few integers."""
+    drawing.elements.append(f'<rect class="card" x="{x}" y="{y}" width="226" height="120" rx="8"/>')
+    drawing.heading(x + 18, y + 27, "Checkpoint", "")
+    for index, (name, value) in enumerate(facts.items()):
+        words = f'<tspan class="key">{name}</tspan> {value}'
+        drawing.text(x + 18, y + 50 + 19 * index, words, kind="mono number")
+
+
+def draw_rest(drawing: Drawing, x: float, y: float, saved: Progress) -> None:
+    """Draw what is left, in the lanes of the run that goes on."""
+    drawing.heading(x, y, "The rest", f"cut for {RANKS_AFTER} ranks")
+    for rank in range(RANKS_AFTER):
+        cursor = open_epoch(identity(), saved, Place(rank, RANKS_AFTER), Wishes(None, None, TURN_ROWS))
+        top = y + 63 + 50 * rank
+        drawing.text(x, top - 7, f"rank {rank}", kind="tag")
+        drawing.cells(x, top, lane_rows(cursor.plan, rank), pitch=14.0)
+
+
+def draw() -> str:
+    """Return the picture."""
+    drawing, positions = Drawing(), [TURN_ROWS * len(range(lane, TURNS, NUM_LANES)) for lane in range(NUM_LANES)]
+    lanes = {lane: LaneProgress(position) for lane, position in enumerate(positions)}
+    saved = Progress(epoch=0, cut=CutProgress(NUM_LANES, TURN_ROWS, TURNS, lanes))
+    plan = replay(identity(), saved)
+    facts = {"epoch": saved.epoch, "lanes": NUM_LANES, "positions": positions, "next_turn": TURNS}
+    draw_files(drawing, 54)
+    draw_line(drawing, 162, plan)
+    draw_lanes(drawing, MARGIN, 280, plan, positions)
+    draw_checkpoint(drawing, 450, 340, facts)
+    draw_rest(drawing, 764, 280, saved)
+    drawing.arrow(394, 432, 400)
+    drawing.arrow(694, 732, 400)
+    box = f'x="0.5" y="0.5" width="{WIDTH - 1}" height="{HEIGHT - 1}" rx="12"'
+    alt = (
+        "Data files are cut into shards, shards are laid in the line of an epoch, the line is cut into four lanes. "
+        "A checkpoint holds one position per lane. What is left is cut again for three ranks."
+    )
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{alt}">'
+    return "\n".join([head, f"<style>{STYLE}</style>", f'<rect class="paper" {box}/>', *drawing.elements, "</svg>", ""])
+
+
+if __name__ == "__main__":
+    TARGET.write_text(draw(), encoding="utf-8")

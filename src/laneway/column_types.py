@@ -1,0 +1,68 @@
+"""What the Arrow type of a column says about its values: what they are wrapped in, and what numpy has for them."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+_LISTS = (pa.ListType, pa.LargeListType, pa.FixedSizeListType, pa.ListViewType, pa.LargeListViewType)
+
+
+def decoded_type(data_type: pa.DataType) -> pa.DataType | None:
+    """Return the type inside a dictionary, runs or an extension type, or None for a type that is none of them."""
+    if isinstance(data_type, (pa.DictionaryType, pa.RunEndEncodedType)):
+        return cast("pa.DataType", data_type.value_type)
+    if isinstance(data_type, pa.BaseExtensionType):
+        return data_type.storage_type
+    return None
+
+
+def decoded(array: pa.Array[Any]) -> pa.Array[Any]:
+    """Return the values of `array`, of which `decoded_type` knows the type; it must have one."""
+    if isinstance(array, pa.DictionaryArray):
+        return array.dictionary_decode()
+    if isinstance(array, pa.ExtensionArray):
+        return cast("pa.Array[Any]", array.storage)
+    return cast("pa.Array[Any]", pc.call_function("run_end_decode", [array]))
+
+
+def value_type(data_type: pa.DataType) -> pa.DataType | None:
+    """Return the type of the values of a list of any kind, or None for a type that is no list."""
+    return cast("pa.DataType", data_type.value_type) if isinstance(data_type, _LISTS) else None
+
+
+def innermost_type(data_type: pa.DataType) -> pa.DataType:
+    """Return the type of the values inside all lists and encodings."""
+    for inner in (decoded_type(data_type), value_type(data_type)):
+        if inner is not None:
+            return innermost_type(inner)
+    return data_type
+
+
+def is_number(data_type: pa.DataType) -> bool:
+    """Return whether a tensor can hold the values: numbers, bools and times, but not calendar intervals."""
+    types = pa.types
+    if types.is_integer(data_type) or types.is_floating(data_type) or types.is_boolean(data_type):
+        return True
+    return types.is_temporal(data_type) and not types.is_interval(data_type)
+
+
+def stored_dtype(data_type: pa.DataType) -> np.dtype[Any]:
+    """Return the dtype of the numbers that Arrow stores, for a type that `is_number`."""
+    if pa.types.is_temporal(data_type):
+        return np.dtype(f"i{data_type.bit_width // 8}")
+    return np.dtype(data_type.to_pandas_dtype())
+
+
+def time_dtype(data_type: pa.DataType) -> np.dtype[Any] | None:
+    """Return numpy's own dtype for a type of times, with its unit, or None for any other type."""
+    if pa.types.is_date(data_type):
+        return np.dtype("M8[D]" if pa.types.is_date32(data_type) else "M8[ms]")
+    if isinstance(data_type, pa.TimestampType):
+        return np.dtype(f"M8[{data_type.unit}]")
+    if isinstance(data_type, (pa.DurationType, pa.Time32Type, pa.Time64Type)):
+        return np.dtype(f"m8[{data_type.unit}]")
+    return None
