@@ -55,9 +55,7 @@ def measure(num_shards: int) -> dict[str, float]:
         start = time.perf_counter()
         shards = cut_shards(files, shard_bytes=SHARD_BYTES)
         cut = time.perf_counter()
-        _, lanes = cut_epoch(
-            shards, num_lanes=NUM_LANES, window_bytes=WINDOW_BYTES, shuffle=True, seed=1, epoch=repeat
-        )
+        _, lanes = cut_epoch(shards, num_lanes=NUM_LANES, window_bytes=WINDOW_BYTES, shuffle=True, seed=1, epoch=repeat)
         laid = time.perf_counter()
         cut_again(lanes, lanes.rows // 2, NUM_LANES * 3 // 2)
         for name, seconds in zip(times, np.diff([start, cut, laid, time.perf_counter()]), strict=True):

@@ -229,9 +229,7 @@ def prove(corpus: Path, whole: list[Step], killed: list[Step], resumed: list[Ste
         f"steps {lost} died with the process and came again": killed == whole[: len(killed)],
         "killed in mid-epoch, past its last checkpoint": saved_step < len(killed) < len(whole),
     }
-    print(
-        f"  rows  {num_before:,} before the checkpoint + {len(ids) - num_before:,} after the resume", end=""
-    )
+    print(f"  rows  {num_before:,} before the checkpoint + {len(ids) - num_before:,} after the resume", end="")
     print(f" = {len(ids):,}; without a break {len(ids_whole):,}")
     print(f"  loss  {first:.3f} -> {last:.3f} nats a byte; last one {halves[-1].loss}, {whole[-1].loss}")
     for claim, holds in claims.items():
@@ -273,9 +271,7 @@ def demonstrate() -> bool:
 def main() -> None:
     """Run the demo, or one training process of it."""
     parser = argparse.ArgumentParser(description="Train, be killed, resume, and prove that nothing differs.")
-    trainer = parser.add_subparsers(dest="command").add_parser(
-        "train", help="one training process of the demo"
-    )
+    trainer = parser.add_subparsers(dest="command").add_parser("train", help="one training process of the demo")
     trainer.add_argument("corpus", type=Path)
     trainer.add_argument("run", type=Path)
     trainer.add_argument("--save", action="store_true")

@@ -29,9 +29,7 @@ def rows(start: int, stop: int) -> pa.Table:
     """Return the rows [start, stop) of the corpus: `id` numbers the row, the others follow from it."""
     ids = np.arange(start, stop)
     text = [f"row {i} " + "é" * (i % 4) for i in ids]
-    return pa.table(
-        [pa.array(ids), pa.array(text, pa.string()), pa.array(ids / 2, pa.float32())], schema=SCHEMA
-    )
+    return pa.table([pa.array(ids), pa.array(text, pa.string()), pa.array(ids / 2, pa.float32())], schema=SCHEMA)
 
 
 def write_corpus(

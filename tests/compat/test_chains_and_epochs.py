@@ -173,7 +173,7 @@ def test_a_state_that_overrules_set_epoch_says_so(corpus: Path, num_workers: int
 
 @pytest.mark.parametrize("options", WAYS)
 def test_a_training_loop_that_sets_every_epoch_resumes_between_epochs(corpus: Path, options: dict[str, Any]) -> None:
-    def epochs(loop: Any, start: int) -> list[list[list[int]]]:  # noqa: ANN401 - torchdata has no types
+    def epochs(loop: Any, start: int) -> list[list[list[int]]]:
         found = []
         for epoch in range(start, 4):
             loop.dataset.set_epoch(epoch)

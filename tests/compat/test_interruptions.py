@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 FAILING_ROW = 23
 
 
-class TransformFailed(Exception):
+class TransformError(Exception):
     """What the failing transform raises."""
 
 
@@ -29,7 +29,7 @@ def fail_at_one_row(item: dict[str, Any]) -> dict[str, Any]:
     found = item["id"]
     if FAILING_ROW in (found.tolist() if not isinstance(found, int) else [found]):
         message = f"row {FAILING_ROW} can't be transformed"
-        raise TransformFailed(message)
+        raise TransformError(message)
     return item
 
 
@@ -40,7 +40,7 @@ def test_break_marks_nothing_done_that_was_not_delivered(tmp_path: Path, num_wor
     uninterrupted = ids(loader)
     for stop in (1, 5, len(uninterrupted)):
         loader = make_loader(tmp_path, dataset={"shuffle": True}, num_workers=num_workers)
-        received = []
+        received: list[list[int]] = []
         for batch in loader:
             received.append(batch["id"].tolist())
             if len(received) == stop:
@@ -55,8 +55,8 @@ def test_a_transform_that_fails_marks_nothing_done(tmp_path: Path, num_workers: 
     num_rows = write_corpus(tmp_path)
     options: dict[str, Any] = {"num_workers": num_workers}
     failing = make_loader(tmp_path, dataset={"shuffle": True, "transform": fail_at_one_row}, **options)
-    received = []
-    with pytest.raises(TransformFailed):
+    received: list[list[int]] = []
+    with pytest.raises(TransformError):
         received.extend(batch["id"].tolist() for batch in failing)
     assert len(flat(received)) < num_rows
     mended = make_loader(tmp_path, dataset={"shuffle": True}, **options)
@@ -75,11 +75,12 @@ def test_the_dataset_tries_again_what_failed(tmp_path: Path, batch_size: int | N
 
     arguments: dict[str, Any] = {"shuffle": True, "batch_size": batch_size, "shard_rows": 4}
     dataset = StatefulShardedDataset(tmp_path, transform=fail_until_mended, **arguments)
-    stream, received = iter(dataset), []
-    with pytest.raises(TransformFailed):
+    stream = iter(dataset)
+    received: list[dict[str, Any]] = []
+    with pytest.raises(TransformError):
         received.extend(stream)
     state = dataset.state_dict()
-    with pytest.raises(TransformFailed):
+    with pytest.raises(TransformError):
         next(stream)
     assert dataset.state_dict() == state
     mended = True
@@ -109,7 +110,7 @@ def test_a_file_that_disappears_is_an_error_after_which_a_retry_goes_on(tmp_path
     uninterrupted = ids(make_loader(tmp_path, num_workers=num_workers))
     loader = make_loader(tmp_path, num_workers=num_workers)
     moved = (tmp_path / "part-005.parquet").rename(tmp_path / "elsewhere")
-    received = []
+    received: list[list[int]] = []
     with pytest.raises(DataFileError, match=r"part-005\.parquet"):
         received.extend(batch["id"].tolist() for batch in loader)
     moved.rename(tmp_path / "part-005.parquet")

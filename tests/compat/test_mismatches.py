@@ -99,7 +99,7 @@ def test_changed_files_are_named_with_what_changed(corpus: Path, change: Any, ca
 
 def test_a_file_rewritten_with_the_same_size_is_named(corpus: Path) -> None:
     path = corpus / "part-006.parquet"
-    options = {"write_statistics": False, "compression": "none", "use_dictionary": False}
+    options: dict[str, Any] = {"write_statistics": False, "compression": "none", "use_dictionary": False}
     table = corpus_rows(35, 48)
     pq.write_table(table, path, **options)
     state, size = state_of(corpus), path.stat().st_size

@@ -6,8 +6,7 @@ import json
 import logging
 import pickle
 from itertools import islice
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import fsspec
 import pytest
@@ -18,6 +17,7 @@ from tests.corpora import KINDS, Kind, write_corpus
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 CANARY = "c4nary-0f-s3crets"
 
@@ -81,12 +81,13 @@ def test_no_secret_is_in_a_state_a_manifest_a_repr_a_log_or_an_error(
     dataset.manifest.save(f"{memory_url}/_manifest.json", storage_options=options)
     seen = [str(dataset.state_dict()), repr(dataset), repr(dataset.manifest), str(vars(dataset))]
     seen.append(fsspec.filesystem("memory").cat("/states/_manifest.json").decode())
+    other: Literal["parquet", "arrow"] = "arrow" if kind == "parquet" else "parquet"
     for bad in (
         lambda: StatefulShardedDataset(f"{memory_url}/nowhere", storage_options=options),
         lambda: StatefulShardedDataset(memory_url, columns=["none"], storage_options=options),
-        lambda: StatefulShardedDataset(memory_url, format="parquet" if kind != "parquet" else "arrow", storage_options=options),
+        lambda: StatefulShardedDataset(memory_url, format=other, storage_options=options),
         lambda: dataset.load_state_dict({**local.state_dict(), "fingerprint": "0", "seed": 3}),
-    ):  # fmt: skip
+    ):
         with pytest.raises(LanewayError) as error:
             bad()
         seen += [str(error.value), repr(error.value), repr(error.value.__cause__)]
@@ -139,7 +140,7 @@ def test_a_dataset_given_a_manifest_reads_no_footer(tmp_path: Path) -> None:
 def test_completed_shards_are_those_whose_rows_were_all_delivered(tmp_path: Path, shuffle: bool) -> None:
     num_rows = write_corpus(tmp_path)
     dataset = StatefulShardedDataset(tmp_path, shuffle=shuffle, shard_rows=4, window_bytes=300)
-    starts = {path: start for path, start in zip(dataset.manifest.files.paths, first_rows(dataset), strict=True)}
+    starts = dict(zip(dataset.manifest.files.paths, first_rows(dataset), strict=True))
     assert dataset.completed_shards() == []
     delivered: set[int] = set()
     for row in dataset:

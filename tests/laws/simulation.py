@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from hypothesis import strategies as st
@@ -12,6 +13,9 @@ from laneway.files import FileTable
 from laneway.plan import Identity, Plan, Settings
 from laneway.progress import CutProgress, LaneProgress, Progress, present_cut
 from laneway.turns import Place
+
+if TYPE_CHECKING:
+    from laneway.lanes import Remainder
 
 PLAIN = Settings(
     seed=7, shuffle=False, shard_bytes=1 << 20, shard_rows=4, window_bytes=100, remainder="keep", drop_last=False
@@ -30,7 +34,7 @@ def file_table(blocks: list[list[int]], row_bytes: int = 10) -> FileTable:
 
 
 @st.composite
-def identities(draw: st.DrawFn, *, remainder: str | None = None) -> Identity:
+def identities(draw: st.DrawFn, *, remainder: Remainder | None = None) -> Identity:
     """Draw files of unequal size, some empty, and settings."""
     blocks = draw(st.lists(st.lists(st.integers(0, 9), max_size=5), min_size=1, max_size=6))
     settings = replace(
@@ -69,10 +73,14 @@ class Job:
 
     def __post_init__(self) -> None:
         """Open the epoch at every worker."""
-        places = [Place(r, self.world_size, k, self.num_workers) for r in range(self.world_size) for k in range(self.num_workers)]
         self.cursors: dict[tuple[int, int], Cursor] = {
-            (place.rank, place.worker): open_epoch(self.identity, self.progress, place, self.wishes) for place in places
+            (rank, worker): open_epoch(
+                self.identity, self.progress, Place(rank, self.world_size, worker, self.num_workers), self.wishes
+            )
+            for rank in range(self.world_size)
+            for worker in range(self.num_workers)
         }
+        self.first_turn = present_cut(self.cursors[0, 0].progress()).next_turn
         self.batches_taken = 0
 
     @property
@@ -95,7 +103,7 @@ class Job:
 
     def run(self, steps: int | None = None) -> list[list[int]]:
         """Take so many steps, or all that are left, and return each step's rows of all ranks."""
-        taken = []
+        taken: list[list[int]] = []
         while not all(cursor.is_at_end for cursor in self.cursors.values()) and steps != len(taken):
             taken.append([row for batch in self.step() for row in batch])
         return taken

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import TYPE_CHECKING
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,13 +14,18 @@ from laneway.state import StateWriter, read_state
 from laneway.turns import Place
 from tests.laws.simulation import Job, identities
 
+if TYPE_CHECKING:
+    from laneway.plan import Identity
+
 runs = st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 6), st.integers(0, 8))
 
 
 @given(identities(remainder="keep"), st.lists(runs, min_size=1, max_size=6), st.sampled_from([None, 4, 6, 12]))
 @settings(max_examples=200)
-def test_no_row_is_lost_or_repeated_when_the_world_changes_size(identity, chain, lanes):
-    progress, rows = Progress(3), Counter()
+def test_no_row_is_lost_or_repeated_when_the_world_changes_size(
+    identity: Identity, chain: list[tuple[int, int, int, int]], lanes: int | None
+) -> None:
+    progress, rows = Progress(3), Counter[int]()
     for world_size, num_workers, batch_size, steps in chain:
         job = Job(identity, world_size, num_workers, Wishes(lanes, None, batch_size), progress)
         rows.update(row for step in job.run(steps) for row in step)
@@ -29,11 +35,13 @@ def test_no_row_is_lost_or_repeated_when_the_world_changes_size(identity, chain,
 
 
 @given(identities(remainder="pad"), st.lists(runs, min_size=1, max_size=5))
-def test_padding_never_loses_a_row_and_keeps_ranks_in_step_whatever_the_world_does(identity, chain):
-    progress, rows, padded = Progress(0), Counter(), 0
-    for world_size, num_workers, batch_size, steps in [*chain, (2, 2, 3, None)]:
+def test_padding_never_loses_a_row_and_keeps_ranks_in_step_whatever_the_world_does(
+    identity: Identity, chain: list[tuple[int, int, int, int]]
+) -> None:
+    progress, rows, padded = Progress(0), Counter[int](), 0
+    for world_size, num_workers, batch_size, steps in [*chain, (2, 2, 3, 10**6)]:
         job = Job(identity, world_size, num_workers, Wishes(None, None, batch_size), progress)
-        for _ in range(steps if steps is not None else 10**6):
+        for _ in range(steps):
             if all(cursor.is_at_end for cursor in job.cursors.values()):
                 break
             batches = job.step()
@@ -46,7 +54,9 @@ def test_padding_never_loses_a_row_and_keeps_ranks_in_step_whatever_the_world_do
 
 
 @given(identities(), st.lists(runs, min_size=1, max_size=4))
-def test_a_whole_state_survives_being_written_and_read(identity, chain):
+def test_a_whole_state_survives_being_written_and_read(
+    identity: Identity, chain: list[tuple[int, int, int, int]]
+) -> None:
     progress = Progress(0)
     for world_size, num_workers, batch_size, steps in chain:
         job = Job(identity, world_size, num_workers, Wishes(None, None, batch_size), progress)
@@ -58,8 +68,10 @@ def test_a_whole_state_survives_being_written_and_read(identity, chain):
 
 
 @given(identities(remainder="keep"), st.lists(runs, min_size=1, max_size=4))
-def test_completed_shards_are_those_whose_rows_were_all_delivered(identity, chain):
-    progress, delivered = Progress(0), set()
+def test_completed_shards_are_those_whose_rows_were_all_delivered(
+    identity: Identity, chain: list[tuple[int, int, int, int]]
+) -> None:
+    progress, delivered = Progress(0), set[int]()
     for world_size, num_workers, batch_size, steps in chain:
         job = Job(identity, world_size, num_workers, Wishes(None, None, batch_size), progress)
         delivered.update(row for step in job.run(steps) for row in step)
@@ -69,7 +81,8 @@ def test_completed_shards_are_those_whose_rows_were_all_delivered(identity, chai
         shards, files = identity.shards, identity.files
         first = files.block_row_starts[files.block_starts[:-1]][shards.file_index] + shards.row_offset
         expected = [
-            i for i, (start, length) in enumerate(zip(first, shards.row_length, strict=True))
+            i
+            for i, (start, length) in enumerate(zip(first, shards.row_length, strict=True))
             if delivered >= set(range(start, start + length))
         ]
         assert completed == expected

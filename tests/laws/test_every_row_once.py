@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
@@ -15,19 +16,26 @@ from laneway.progress import Progress, present_cut
 from laneway.turns import Place
 from tests.laws.simulation import PLAIN, Job, file_table, identities
 
+if TYPE_CHECKING:
+    from laneway.lanes import Remainder
+
 topologies = st.tuples(st.integers(1, 5), st.integers(1, 4))
 batch_sizes = st.integers(1, 7)
 
 
 @given(identities(remainder="keep"), topologies, batch_sizes)
-def test_every_row_is_delivered_once_when_the_remainder_is_kept(identity, topology, batch_size):
+def test_every_row_is_delivered_once_when_the_remainder_is_kept(
+    identity: Identity, topology: tuple[int, int], batch_size: int
+) -> None:
     job = Job(identity, *topology, Wishes(None, None, batch_size), Progress(0))
     rows = [row for step in job.run() for row in step]
     assert sorted(rows) == list(range(identity.files.num_rows))
 
 
 @given(identities(remainder="pad"), topologies, batch_sizes)
-def test_padding_repeats_at_most_one_row_per_lane_and_loses_none(identity, topology, batch_size):
+def test_padding_repeats_at_most_one_row_per_lane_and_loses_none(
+    identity: Identity, topology: tuple[int, int], batch_size: int
+) -> None:
     job = Job(identity, *topology, Wishes(None, None, batch_size), Progress(0))
     rows = Counter(row for step in job.run() for row in step)
     assert set(rows) == set(range(identity.files.num_rows))
@@ -35,7 +43,9 @@ def test_padding_repeats_at_most_one_row_per_lane_and_loses_none(identity, topol
 
 
 @given(identities(remainder="drop"), topologies, batch_sizes)
-def test_dropping_loses_at_most_one_row_per_lane_and_repeats_none(identity, topology, batch_size):
+def test_dropping_loses_at_most_one_row_per_lane_and_repeats_none(
+    identity: Identity, topology: tuple[int, int], batch_size: int
+) -> None:
     job = Job(identity, *topology, Wishes(None, None, batch_size), Progress(0))
     rows = Counter(row for step in job.run() for row in step)
     assert set(rows.values()) <= {1}
@@ -43,7 +53,9 @@ def test_dropping_loses_at_most_one_row_per_lane_and_repeats_none(identity, topo
 
 
 @given(identities(), topologies, batch_sizes, st.sampled_from(["pad", "drop"]))
-def test_all_ranks_deliver_equally_many_batches_of_equal_size(identity, topology, batch_size, remainder):
+def test_all_ranks_deliver_equally_many_batches_of_equal_size(
+    identity: Identity, topology: tuple[int, int], batch_size: int, remainder: Remainder
+) -> None:
     world_size, num_workers = topology
     settings = Identity(identity.files, replace(identity.settings, remainder=remainder))
     job = Job(settings, world_size, num_workers, Wishes(None, None, batch_size), Progress(0))
@@ -52,7 +64,9 @@ def test_all_ranks_deliver_equally_many_batches_of_equal_size(identity, topology
 
 
 @given(identities(), topologies, st.integers(1, 3), st.integers(1, 3), st.integers(0, 24), st.booleans())
-def test_the_length_of_a_rank_is_what_it_delivers(identity, topology, turn_rows, turns, lanes, rows_only):
+def test_the_length_of_a_rank_is_what_it_delivers(
+    identity: Identity, topology: tuple[int, int], turn_rows: int, turns: int, lanes: int, rows_only: bool
+) -> None:
     world_size, num_workers = topology
     batch_size = None if rows_only else turn_rows * turns
     wishes = Wishes(lanes or None, turn_rows, batch_size)
@@ -69,7 +83,7 @@ def test_the_length_of_a_rank_is_what_it_delivers(identity, topology, turn_rows,
 
 
 @pytest.mark.parametrize("remainder", ["keep", "pad", "drop"])
-def test_fewer_rows_than_lanes_is_no_trouble(remainder):
+def test_fewer_rows_than_lanes_is_no_trouble(remainder: Remainder) -> None:
     settings = replace(PLAIN, remainder=remainder)
     job = Job(Identity(file_table([[2], [], [1]]), settings), 4, 2, Wishes(None, None, 2), Progress(0))
     rows = sorted(row for step in job.run() for row in step)
@@ -82,7 +96,7 @@ def test_fewer_rows_than_lanes_is_no_trouble(remainder):
 
 
 @given(identities(), topologies, batch_sizes)
-def test_no_lane_is_read_by_two_workers(identity, topology, batch_size):
+def test_no_lane_is_read_by_two_workers(identity: Identity, topology: tuple[int, int], batch_size: int) -> None:
     job = Job(identity, *topology, Wishes(None, None, batch_size), Progress(0))
     owners = Counter(
         lane for cursor in job.cursors.values() if not cursor.is_at_end for lane in present_cut(cursor.progress()).lanes

@@ -120,9 +120,7 @@ def test_another_seed_is_another_order() -> None:
 
 
 def test_windows_are_of_the_size_that_was_asked_for() -> None:
-    windows, lanes = cut_epoch(
-        IDENTITY.shards, num_lanes=4, window_bytes=4000, shuffle=True, seed=1, epoch=0
-    )
+    windows, lanes = cut_epoch(IDENTITY.shards, num_lanes=4, window_bytes=4000, shuffle=True, seed=1, epoch=0)
     assert isinstance(windows, Windows)
     assert isinstance(lanes, Lanes)
     sizes = windows.rows * 10

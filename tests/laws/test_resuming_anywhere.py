@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +13,9 @@ from laneway.progress import Progress
 from laneway.state import StateWriter, read_state
 from laneway.turns import Place
 from tests.laws.simulation import identities, rows_of
+
+if TYPE_CHECKING:
+    from laneway.plan import Identity
 
 
 def batches(cursor: Cursor) -> list[list[int]]:
@@ -23,7 +27,9 @@ def batches(cursor: Cursor) -> list[list[int]]:
 
 
 @given(identities(), st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.integers(1, 2), st.data())
-def test_a_worker_resumes_at_any_batch(identity, world_size, num_workers, turn_rows, turns, data):
+def test_a_worker_resumes_at_any_batch(
+    identity: Identity, world_size: int, num_workers: int, turn_rows: int, turns: int, data: st.DataObject
+) -> None:
     place = Place(
         data.draw(st.integers(0, world_size - 1)), world_size, data.draw(st.integers(0, num_workers - 1)), num_workers
     )
@@ -42,7 +48,9 @@ def test_a_worker_resumes_at_any_batch(identity, world_size, num_workers, turn_r
 
 
 @given(identities(), st.integers(1, 6), st.integers(1, 4), st.integers(1, 9))
-def test_rows_come_in_the_same_order_whatever_the_length_of_runs(identity, lanes, turn_rows, max_rows):
+def test_rows_come_in_the_same_order_whatever_the_length_of_runs(
+    identity: Identity, lanes: int, turn_rows: int, max_rows: int
+) -> None:
     wishes = Wishes(lanes, turn_rows, None)
 
     def rows(max_rows: int, stop_after: int | None = None) -> tuple[list[int], Cursor]:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from laneway.cursor import Wishes
 from laneway.progress import Progress
 from tests.laws.simulation import Job, identities
+
+if TYPE_CHECKING:
+    from laneway.plan import Identity
 
 TOPOLOGIES = [(8, 1, 1), (4, 2, 1), (2, 4, 1), (1, 8, 1), (4, 1, 2), (2, 2, 2), (2, 1, 4), (1, 1, 8), (1, 2, 4)]
 
@@ -17,7 +22,7 @@ def global_turns(job: Job, steps: int | None = None) -> list[int]:
 
 
 @given(identities(), st.integers(1, 4))
-def test_seven_topologies_deliver_the_same_rows_in_the_same_order(identity, turn_rows):
+def test_seven_topologies_deliver_the_same_rows_in_the_same_order(identity: Identity, turn_rows: int) -> None:
     orders = [
         global_turns(Job(identity, world, workers, Wishes(8, turn_rows, turn_rows * turns), Progress(0)))
         for world, workers, turns in TOPOLOGIES
@@ -26,7 +31,9 @@ def test_seven_topologies_deliver_the_same_rows_in_the_same_order(identity, turn
 
 
 @given(identities(), st.integers(1, 4), st.sampled_from(TOPOLOGIES), st.sampled_from(TOPOLOGIES), st.integers(0, 4))
-def test_the_topology_may_change_in_the_middle_of_an_epoch(identity, turn_rows, before, after, steps):
+def test_the_topology_may_change_in_the_middle_of_an_epoch(
+    identity: Identity, turn_rows: int, before: tuple[int, int, int], after: tuple[int, int, int], steps: int
+) -> None:
     uninterrupted = global_turns(Job(identity, 1, 1, Wishes(8, turn_rows, turn_rows), Progress(0)))
     first = Job(identity, before[0], before[1], Wishes(8, turn_rows, turn_rows * before[2]), Progress(0))
     rows = global_turns(first, steps * 8)

@@ -96,7 +96,7 @@ def test_copies_tell_the_same_time_and_then_go_their_own_way() -> None:
     clock.set(7, asked=True)
     for other in copies:
         assert other.next_epoch == 6
-        assert other._cells.is_shared()
+        assert other._cells.is_shared()  # type: ignore[no-untyped-call]
 
 
 def test_the_largest_epoch_and_most_workers_fit_a_cell() -> None:

@@ -28,7 +28,7 @@ def test_files_are_sorted_by_path_with_their_blocks() -> None:
 
 
 def test_everything_in_the_table_is_in_the_fingerprint() -> None:
-    changes = [
+    changes: list[dict[str, object]] = [
         {"paths": ("a", "c")},
         {"sizes": np.array([10, 21])},
         {"digests": ("01", "03")},
