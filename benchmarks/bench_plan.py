@@ -13,12 +13,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from laneway.files import FileTable
 from laneway.lanes import cut_again, cut_epoch
 from laneway.shards import cut_shards
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 SIZES = (10_000, 100_000, 1_000_000)
 REPEATS = 5
@@ -29,12 +33,13 @@ COLUMNS = ("shards", "cut files into shards", "order + lanes", "cut again", "pea
 def file_table(num_shards: int) -> FileTable:
     """Return a table of files with a thousand row groups each, every row group as large as a shard."""
     num_files = -(-num_shards // 1000)
-    counts = np.diff(np.linspace(0, num_shards, num_files + 1).astype(np.int64))
+    block_starts = np.linspace(0, num_shards, num_files + 1).astype(np.int64)
+    sizes: NDArray[np.int64] = np.diff(block_starts) * SHARD_BYTES
     return FileTable(
         paths=tuple(f"part-{i:06d}.parquet" for i in range(num_files)),
-        sizes=counts * SHARD_BYTES,
+        sizes=sizes,
         digests=("0" * 16,) * num_files,
-        block_starts=np.concatenate([[0], np.cumsum(counts)]),
+        block_starts=block_starts,
         block_rows=np.full(num_shards, 10_000),
         block_bytes=np.full(num_shards, SHARD_BYTES),
         schema_digest="0" * 16,

@@ -53,15 +53,6 @@ class LaneRange(NamedTuple):
     stop: int
 
 
-class Mark(NamedTuple):
-    """How far the lanes have come that the last delivery touched: it travels with what was delivered."""
-
-    job_turn: int
-    """The job's next turn, if all ranks have taken as many batches as this one."""
-    positions: tuple[tuple[int, int], ...]
-    """Pairs of a lane and the rows of it that have been delivered."""
-
-
 class Step(NamedTuple):
     """What a worker delivers next: the rows of one batch, or a run of single rows."""
 
@@ -96,7 +87,6 @@ class Cursor:
         lanes = place.own_lanes(cut.next_turn, cut.num_lanes, turns_per_batch)
         self._positions = {lane: cut.lanes[lane].rows for lane in lanes}
         self._ends = {lane: int(ends[lane]) for lane in lanes}
-        self._last: Step | None = None
         self._rows_left = sum(max(self._ends[lane] - self._positions[lane], 0) for lane in lanes)
 
     @property
@@ -120,17 +110,6 @@ class Cursor:
         job_turn = self._next_turn - self._place.first_turn(0, self._turns_per_batch)
         cut = CutProgress(self._num_lanes, self._turn_rows, job_turn, lanes)
         return replace(self._progress, cut=cut, place=place)
-
-    def mark(self) -> Mark:
-        """Return how far the lanes have come that the last delivery touched."""
-        if self._last is None:
-            message = "nothing has been delivered yet"
-            raise ValueError(message)
-        is_taken = self._next_turn != self._last.turn
-        job_turn = self._last.turn - self._place.of_rank().first_turn(0, self._turns_per_batch)
-        if is_taken:
-            job_turn += self._place.of_rank().stride(self._turns_per_batch)
-        return Mark(job_turn, tuple((lane, self._positions[lane]) for lane, _, _ in self._last.ranges))
 
     def next_batch(self) -> Step | None:
         """Return the rows of this worker's next batch, or None at the end of the epoch."""
@@ -167,7 +146,6 @@ class Cursor:
             self._positions[lane] = stop
             self._rows_left -= stop - start
         self._next_turn = step.turn + self._stride
-        self._last = step
 
     def deliver_row(self, run: Step) -> None:
         """Count the next row of what `next_run` returned as delivered."""
@@ -178,7 +156,6 @@ class Cursor:
         self._positions[lane] = position
         self._rows_left -= 1
         self._next_turn = turn + self._stride if turn_ends else turn
-        self._last = Step(turn, run.ranges)
 
 
 class Settled(NamedTuple):
@@ -220,7 +197,7 @@ def settle(identity: Identity, progress: Progress, place: Place, wishes: Wishes)
         turns_per_batch is None
         or not has_one_owner_per_lane(cut.num_lanes, place, turns_per_batch)
         or cut.next_turn % (place.world_size * turns_per_batch)
-        or not is_in_step(plan, replace(progress, remainder=remainder))
+        or not is_in_step(plan, replace(progress, remainder=remainder), in_part=place.world_size == 1)
     ):
         earlier = tuple(cut.lanes[lane] for lane in range(cut.num_lanes))
         new_cut = fresh_cut(wishes.num_lanes(place), wishes.default_turn_rows)

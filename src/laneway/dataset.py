@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import copy
-import operator
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, Self, SupportsIndex, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from torch.utils.data import IterableDataset
 
 from laneway.convert import BatchConverter, FillNull, Output
-from laneway.cursor import Wishes, open_epoch, rank_length
+from laneway.cursor import Wishes, open_epoch, rank_length, settle
 from laneway.distributed import data_parallel_rank
 from laneway.epoch import MAX_WORKERS
 from laneway.errors import StateUnavailableError
-from laneway.lanes import Remainder
+from laneway.lanes import MAX_LANES, Remainder
 from laneway.manifest import Manifest, scan_source
 from laneway.passes import Passes
 from laneway.plan import Identity, Settings, replay
-from laneway.progress import Progress
 from laneway.reader import RowReader
-from laneway.shards import Shard, ShardTable, parse_bytes
+from laneway.shards import Shard, ShardTable, parse_bytes, plain_int
 from laneway.state import StateWriter, read_state
 from laneway.stream import BatchStream, RowStream
 from laneway.turns import Place
@@ -29,7 +28,7 @@ from laneway.workers import num_workers_of_caller, worker_place
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping
 
     import pyarrow as pa
     import pyarrow.fs
@@ -50,13 +49,12 @@ class _Composed:
 class StatefulShardedDataset(IterableDataset[Any]):
     """The rows of Parquet or Arrow files as an iterable dataset that can stop anywhere and go on exactly there.
 
-    Every rank and every DataLoader worker reads rows of its own. Each pass is one epoch: an epoch that was read to
-    its end is followed by the next, one that was broken off begins again where the pass began, and `set_epoch`
-    chooses. `state_dict` counts the rows that the training loop received, never those that were only read ahead.
+    Every rank and every DataLoader worker reads rows of its own. Each pass is the next epoch, whether or not the one
+    before was read to its end; `set_epoch` chooses. `state_dict` counts the rows that the training loop received, never
+    those that were only read ahead. A state that is loaded is used by one pass, the next.
 
     In DataLoader workers the progress is held by the workers: take the state from torchdata's `StatefulDataLoader`,
-    which asks them, and not from the dataset. There an epoch counts as finished when every worker has read it to its
-    end, so after a `break` within the batches that are still prefetched, say with `set_epoch` what comes next.
+    which asks them, and not from the dataset.
 
     Args:
         source: A directory (read recursively), a glob, a file, or a sequence of them, on any filesystem that fsspec
@@ -136,16 +134,19 @@ class StatefulShardedDataset(IterableDataset[Any]):
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
         """See the class."""
-        shard_rows, lanes = _checked_count("shard_rows", shard_rows), _checked_count("lanes", lanes)
+        shard_rows, lanes = _checked_count("shard_rows", shard_rows), _checked_count("lanes", lanes, MAX_LANES)
         turn_rows, batch_size = _checked_count("turn_rows", turn_rows), _checked_count("batch_size", batch_size)
         _check_choice("remainder", remainder, get_args(Remainder))
         _check_choice("output", output, get_args(Output))
         if transform is not None and not callable(transform):
             message = f"transform must be callable, not {transform!r}"
             raise TypeError(message)
-        if isinstance(columns, str) or columns == []:
-            message = f"columns must be a sequence of names, with at least one column, or None for all; not {columns!r}"
-            raise ValueError(message)
+        for name, flag in (("shuffle", shuffle), ("drop_last", drop_last)):
+            if not isinstance(flag, bool):
+                message = f"{name} must be True or False, not {flag!r}"
+                raise TypeError(message)
+        if columns is not None:
+            columns = _checked_columns(columns)
         if batch_size and turn_rows and batch_size % turn_rows:
             message = f"batch_size {batch_size} must be a multiple of turn_rows {turn_rows}: a batch is made of turns"
             raise ValueError(message)
@@ -154,12 +155,12 @@ class StatefulShardedDataset(IterableDataset[Any]):
             raise ValueError(message)
         settings = Settings(
             seed=_checked_seed(seed),
-            shuffle=bool(shuffle),
-            shard_bytes=parse_bytes(shard_bytes),
+            shuffle=shuffle,
+            shard_bytes=_checked_size("shard_bytes", shard_bytes),
             shard_rows=shard_rows,
-            window_bytes=parse_bytes(window_bytes),
+            window_bytes=_checked_size("window_bytes", window_bytes),
             remainder=remainder,
-            drop_last=bool(drop_last),
+            drop_last=drop_last,
         )
         self._rank, self._world_size = data_parallel_rank(rank, world_size)
         if isinstance(source, Manifest):
@@ -169,7 +170,7 @@ class StatefulShardedDataset(IterableDataset[Any]):
             self._manifest, self._storage = scan_source(
                 source, format=format, filesystem=filesystem, storage_options=storage_options
             )
-        self._columns = None if columns is None else tuple(columns)
+        self._columns = columns
         self._output: Output = output or ("python" if batch_size is None else "torch")
         self._transform = transform
         self._fill_null = fill_null
@@ -201,7 +202,7 @@ class StatefulShardedDataset(IterableDataset[Any]):
 
     @property
     def epoch(self) -> int:
-        """The epoch that is under way, or else the one that the next pass delivers."""
+        """The epoch of the last pass, or the one that was asked for with `set_epoch`, or loaded, since."""
         return self._passes.epoch
 
     def __len__(self) -> int:
@@ -237,12 +238,18 @@ class StatefulShardedDataset(IterableDataset[Any]):
         return self._changed(settings=replace(self._identity.settings, shuffle=True, seed=_checked_seed(seed)))
 
     def shard(self, num_shards: int, index: int) -> Self:
-        """Return a copy that delivers part `index` of `num_shards`: rank and world size take these values."""
-        return self._changed(_rank=index, _world_size=data_parallel_rank(index, num_shards)[1])
+        """Return a copy that delivers part `index` of `num_shards`, at the beginning of epoch 0.
+
+        Rank and world size take these values.
+        """
+        rank, world_size = data_parallel_rank(index, num_shards)
+        return self._changed(_rank=rank, _world_size=world_size)
 
     def map(self, fn: Callable[[Any], Any]) -> Self:
-        """Return a copy that calls `fn` on each row or batch, after the transforms it has."""
-        return self._changed(_transform=fn if self._transform is None else _Composed(self._transform, fn))
+        """Return a copy that calls `fn` on each row or batch, after its transforms, and goes on where this one does."""
+        changed = self._changed(_transform=fn if self._transform is None else _Composed(self._transform, fn))
+        changed._passes = self._passes.copy()  # noqa: SLF001 - it is one of us
+        return changed
 
     def _changed(self, settings: Settings | None = None, **attributes: object) -> Self:
         changed = copy.copy(self)
@@ -270,16 +277,12 @@ class StatefulShardedDataset(IterableDataset[Any]):
             message = f"num_workers is {place.num_workers:,}, but {MAX_WORKERS:,} per rank is the most"
             raise ValueError(message)
         self._warn_of_other_lanes(place)
-        cursor = open_epoch(self._identity, self._passes.next_progress, place, self._wishes)
+        progress, generation = self._passes.start()
+        cursor = open_epoch(self._identity, progress, place, self._wishes)
         stream_type = RowStream if self._wishes.batch_size is None else BatchStream
-        stream = stream_type(
-            cursor,
-            RowReader(self._manifest, self._storage, self._columns),
-            self._converter,
-            self._transform,
-            at_end=lambda: self._passes.finish(place, cursor.epoch),
-        )
-        self._passes.begin(stream, place)
+        rows = RowReader(self._manifest, self._storage, self._columns)
+        stream = stream_type(cursor, rows, self._converter, self._transform)
+        self._passes.begin(stream, place, generation)
         return stream
 
     def _warn_of_other_lanes(self, place: Place) -> None:
@@ -313,10 +316,10 @@ class StatefulShardedDataset(IterableDataset[Any]):
             cursor = began.stream.cursor
             return self._writer.state(cursor.progress(), began.place, complete=cursor.is_at_end)
         restored = self._passes.pending
-        if restored is not None and restored.state is not None:
+        if restored is not None:
             return copy.deepcopy(restored.state)
         place = worker or Place(self._rank, self._world_size)
-        return self._writer.state(Progress(self.epoch), place, complete=False)
+        return self._writer.state(self._passes.next_progress, place, complete=False)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a state; the next pass delivers what it had not. A state that is refused changes nothing.
@@ -331,16 +334,10 @@ class StatefulShardedDataset(IterableDataset[Any]):
         """
         worker = worker_place(self._rank, self._world_size)
         progress = read_state(state_dict, self._identity, rank=self._rank, world_size=self._world_size, worker=worker)
-        asked = self._passes.clock.asked_epoch
-        # What follows a complete epoch is what a training loop asks for next.
-        expected = {None, progress.epoch, progress.epoch + 1 if state_dict["complete"] else None}
-        if asked not in expected:
-            message = (
-                f"set_epoch({asked}) was called before this state of epoch {progress.epoch} was loaded, and the state "
-                "wins; call set_epoch after the state was loaded (StatefulDataLoader loads it when iteration begins)"
-            )
-            warnings.warn(message, stacklevel=2)
-        self._passes.restore(state_dict, progress, worker)
+        if progress.place is not None and worker is None and progress.place.num_workers == 1:
+            # A rank's state whose lanes not even one worker could read would be refused by every pass.
+            settle(self._identity, progress, progress.place, self._wishes)
+        self._passes.restore(state_dict, progress)
 
     def completed_shards(self) -> list[Shard]:
         """Return the shards of this epoch whose rows have all been delivered, as far as this process knows.
@@ -357,14 +354,34 @@ class StatefulShardedDataset(IterableDataset[Any]):
         return [self.shards[index] for index in completed.tolist()]
 
 
-def _checked_count(name: str, count: int | None) -> int | None:
+def _checked_count(name: str, count: int | None, most: int = 2**48) -> int | None:
     if count is None:
         return None
-    found = _int(count)
-    if found is None or found < 1:
+    found = plain_int(count)
+    if found is None or not 1 <= found <= most:
         message = f"{name} must be an int of at least 1, or None, not {count!r}"
+        if found is not None and found > most:
+            message = f"{name} must be an int of at most {most:,}, not {count!r}"
         raise ValueError(message)
     return found
+
+
+def _checked_size(name: str, size: int | str) -> int:
+    try:
+        return parse_bytes(size)
+    except ValueError as error:
+        message = f"{name}: {error}"
+        raise ValueError(message) from None
+
+
+def _checked_columns(columns: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(columns, str | bytes) or not isinstance(columns, Sequence):
+        message = f"columns must be a sequence of names, or None for all, not {columns!r}"
+        raise TypeError(message)
+    if not columns or not all(isinstance(name, str) for name in columns):
+        message = f"columns must name at least one column, by texts, not {columns!r}"
+        raise ValueError(message)
+    return tuple(columns)
 
 
 def _check_choice(name: str, choice: str | None, choices: tuple[str, ...]) -> None:
@@ -374,16 +391,8 @@ def _check_choice(name: str, choice: str | None, choices: tuple[str, ...]) -> No
 
 
 def _checked_seed(seed: int) -> int:
-    found = _int(seed)
+    found = plain_int(seed)
     if found is None or not 0 <= found < 2**63:
         message = f"seed must be an int in [0, 2**63), not {seed!r}"
         raise ValueError(message)
     return found
-
-
-def _int(value: SupportsIndex) -> int | None:
-    """Return a plain int, which JSON can hold, also for numpy's; None for what is no int."""
-    try:
-        return None if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        return None

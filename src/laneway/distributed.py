@@ -6,6 +6,8 @@ import os
 
 import torch.distributed as dist
 
+from laneway.shards import plain_int
+
 
 def data_parallel_rank(rank: int | None = None, world_size: int | None = None) -> tuple[int, int]:
     """Return rank and world size of this process.
@@ -30,10 +32,13 @@ def data_parallel_rank(rank: int | None = None, world_size: int | None = None) -
     if rank is None or world_size is None:
         message = f"{origin} belong together: rank is {rank}, world_size is {world_size}; give both or neither"
         raise ValueError(message)
-    if not 0 <= rank < world_size:
+    if (plain_rank := plain_int(rank)) is None or (plain_size := plain_int(world_size)) is None:
+        message = f"{origin} must be ints, not {rank!r} and {world_size!r}"
+        raise TypeError(message)
+    if not 0 <= plain_rank < plain_size:
         message = f"{origin}: rank {rank} is not in [0, {world_size})"
         raise ValueError(message)
-    return rank, world_size
+    return plain_rank, plain_size
 
 
 def _environment(name: str) -> int | None:

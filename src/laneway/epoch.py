@@ -1,127 +1,157 @@
-"""The epoch clock: which epoch comes next, in memory that the main process shares with its workers.
+"""The epoch clock: which epoch a pass delivers, alike in the main process and in each of its DataLoader workers.
 
-The main process sets the clock; DataLoader workers, which may be forked, spawned or persistent, read it when they
-begin a pass, and mark in it that they have read one to its end. Each cell has one kind of writer and is written
-at once, so no lock is needed.
+It lives in memory that the main process shares with its workers, be they forked, spawned or persistent. The main
+process writes one cell, and each worker writes its own when it begins a pass. A cell is 64 bits, written at once,
+so no lock is needed. All workers of a pass come to the same epoch, however late one begins: they know their pass by a
+number, the epoch of an older pass tells the next one, and the cell of a fellow worker tells that of their own.
 """
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from laneway.workers import is_in_worker
+
 if TYPE_CHECKING:
-    from laneway.turns import Place
+    from collections.abc import Callable
 
 MAX_WORKERS = 1024
 """Workers per rank that the clock has room for."""
-
-MAX_EPOCHS = 2**32 - 1
+_EPOCH_BITS, _PASS_BITS, _GENERATION_BITS = 26, 22, 15
+MAX_EPOCHS = 2**_EPOCH_BITS - 1
 """Epochs that the clock can count."""
 
-_SET, _BEGUN, _HELD, _SLOTS = 0, 1, 2, 3
-_EPOCH_BITS, _WORKERS_BITS = 32, 11
+_SET, _HELD, _SLOTS = 0, 1, 2
 
 
 class _Mark(NamedTuple):
-    """What a cell holds: one 64-bit value, so that it can't be read half written."""
+    """What a worker writes when it begins a pass."""
 
     generation: int
-    """Counts how often the clock was set; a mark of another generation is void."""
-    num_workers: int
-    """Workers of the pass; in the cell that the main process sets, 1 where a user asked for the epoch."""
+    """Of the clock, as of the pass; never 0."""
+    pass_number: int
+    """Larger for a later pass."""
     epoch: int
-    """An epoch, or in a worker's slot the number of epochs that are finished."""
+    """What the pass delivers."""
 
     @classmethod
     def unpack(cls, bits: int) -> _Mark:
-        epochs, workers = 1 << _EPOCH_BITS, 1 << _WORKERS_BITS
-        return cls(bits >> (_EPOCH_BITS + _WORKERS_BITS), (bits >> _EPOCH_BITS) % workers, bits % epochs)
+        rest, epoch = divmod(bits, 1 << _EPOCH_BITS)
+        return cls(*divmod(rest, 1 << _PASS_BITS), epoch)
 
     def pack(self) -> int:
-        return (((self.generation << _WORKERS_BITS) + self.num_workers) << _EPOCH_BITS) + self.epoch
+        return (((self.generation << _PASS_BITS) + self.pass_number % (1 << _PASS_BITS)) << _EPOCH_BITS) + self.epoch
+
+
+class _Setting(NamedTuple):
+    """What the main process writes when it sets the clock."""
+
+    times: int
+    """How often it has been set."""
+    asked: bool
+    """Whether a user asked for this epoch; a state that was loaded, or a pass that began, did not."""
+    epoch: int
+    """The epoch of the next pass."""
 
 
 class EpochClock:
-    """Tells the epoch of the next pass, alike in the main process and in each of its workers."""
+    """Tells the epoch of the next pass."""
 
     def __init__(self) -> None:
         """Start at epoch 0."""
-        self._cells = _shared(torch.zeros(_SLOTS + MAX_WORKERS, dtype=torch.int64))
+        self._cells = torch.zeros(_SLOTS + MAX_WORKERS, dtype=torch.int64)
+        self._owner_pid = os.getpid()
+        _share(self._cells)
 
-    def __setstate__(self, state: dict[str, torch.Tensor]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         """Share the memory again: what plain pickle brings is a copy, only what goes to a worker stays shared."""
-        self._cells = _shared(state["_cells"])
+        vars(self).update(state)
+        _share(self._cells)
 
-    def _read(self, cell: int) -> _Mark:
-        return _Mark.unpack(int(self._cells[cell]))
+    def _own(self) -> None:
+        """Leave the memory to whom it belongs, in a process that is neither its owner nor a worker of its."""
+        if self._owner_pid != os.getpid() and not is_in_worker():
+            self._cells = self._cells.clone()
+            self._owner_pid = os.getpid()
+            _share(self._cells)
+
+    @property
+    def _setting(self) -> _Setting:
+        self._own()
+        rest, epoch = divmod(int(self._cells[_SET]), 1 << _EPOCH_BITS)
+        times, asked = divmod(rest, 2)
+        return _Setting(times, bool(asked), epoch)
+
+    def _marks(self, wanted: Callable[[_Mark], bool]) -> list[_Mark]:
+        bits = self._cells[_SLOTS:]
+        return [mark for mark in map(_Mark.unpack, bits[bits != 0].tolist()) if wanted(mark)]
 
     @property
     def generation(self) -> int:
-        """How often the clock has been set."""
-        return self._read(_SET).generation
+        """Changes whenever the clock is set; marks of another generation are void."""
+        return self._setting.times % ((1 << _GENERATION_BITS) - 1) + 1
 
     @property
     def set_epoch(self) -> int:
-        """The epoch that the clock was last set to."""
-        return self._read(_SET).epoch
+        """The epoch that the clock was set to."""
+        return self._setting.epoch
 
     def set(self, epoch: int, *, asked: bool) -> None:
         """Make `epoch` the next, and void all marks. For the main process.
 
         Args:
             epoch: Zero-based.
-            asked: Whether a user asked for this epoch; a state that was loaded did otherwise.
+            asked: Whether a user asked for this epoch.
         """
-        self._cells[_SET] = _Mark(self.generation + 1, int(asked), epoch).pack()
-
-    @property
-    def asked_epoch(self) -> int | None:
-        """The epoch that a user asked for and that no pass has begun yet, if any."""
-        mark = self._read(_SET)
-        return mark.epoch if mark.num_workers and self._read(_BEGUN).generation != mark.generation else None
+        self._cells[_SET] = ((self._setting.times + 1) * 2 + asked << _EPOCH_BITS) + epoch
 
     @property
     def held_by(self) -> int:
-        """Number of workers that the last pass was begun by, 0 where the main process read it."""
+        """Number of workers that the last pass was begun by, 0 where the main process reads by itself."""
         return int(self._cells[_HELD])
 
     def hold(self, num_workers: int) -> None:
         """Say who holds the progress: this many workers, or 0 for the main process."""
+        self._own()
         self._cells[_HELD] = num_workers
 
-    def begin(self, place: Place, epoch: int) -> None:
-        """Say that a pass over `epoch` has begun."""
-        self._cells[_BEGUN] = _Mark(self.generation, place.num_workers, epoch).pack()
+    def begin(self, worker: int, generation: int, pass_number: int, epoch: int) -> None:
+        """Say that a worker has begun a pass, as `next` told it."""
+        self._cells[_SLOTS + worker] = _Mark(generation, pass_number, epoch).pack()
 
-    def finish(self, place: Place, epoch: int) -> None:
-        """Say that the worker at `place` has read `epoch` to its end."""
-        self._mark(place, epoch + 1)
+    def is_fresh(self, generation: int, pass_number: int | None = None) -> bool:
+        """Tell whether the clock is of this generation still, and no pass but `pass_number` has begun in it."""
+        others = self._marks(lambda mark: mark.generation == generation and mark.pass_number != pass_number)
+        return generation == self.generation and not others
 
-    def restart(self, place: Place, epoch: int) -> None:
-        """Say that the worker at `place` was given the state of `epoch`, which is not at its end."""
-        self._mark(place, epoch)
+    def asked_epoch(self, pass_number: int | None = None) -> int | None:
+        """Return the epoch that a user asked for and that no pass but `pass_number` has begun yet, if any."""
+        return self._setting.epoch if self._setting.asked and self.is_fresh(self.generation, pass_number) else None
 
-    def _mark(self, place: Place, finished: int) -> None:
-        self._cells[_SLOTS + place.worker] = _Mark(self.generation, place.num_workers, finished).pack()
+    def next(self, pass_number: int | None = None) -> tuple[int, int]:
+        """Return generation and epoch of a pass that begins now.
+
+        Args:
+            pass_number: The pass that this worker begins with others; None in the main process.
+        """
+        fellows = self._marks(lambda mark: mark.pass_number == pass_number)
+        if fellows:
+            # Whatever was set since the first of them began is for the pass after this one.
+            return fellows[0].generation, fellows[0].epoch
+        last = self.last_epoch
+        return self.generation, self._setting.epoch if last is None else last + 1
 
     @property
-    def num_finished(self) -> int:
-        """Number of epochs that all workers of a pass have read to the end since the clock was set."""
-        first = self._read(_SLOTS)
-        cells = self._cells[_SLOTS : _SLOTS + max(first.num_workers, 1)]
-        marks = map(_Mark.unpack, cells.tolist())
-        group = (self.generation, first.num_workers)
-        return min(mark.epoch if (mark.generation, mark.num_workers) == group else 0 for mark in marks)
-
-    @property
-    def next_epoch(self) -> int:
-        """The epoch of a pass that begins now: the first that is not finished."""
-        begun = self._read(_BEGUN)
-        start = begun.epoch if begun.generation == self.generation else self.set_epoch
-        return max(start, self.num_finished)
+    def last_epoch(self) -> int | None:
+        """The epoch of the last pass that workers began since the clock was set, if any."""
+        generation = self.generation
+        marks = self._marks(lambda mark: mark.generation == generation)
+        return max(marks).epoch if marks else None
 
 
-def _shared(cells: torch.Tensor) -> torch.Tensor:
-    return cells if cells.is_shared() else cells.share_memory_()  # type: ignore[no-untyped-call]
+def _share(cells: torch.Tensor) -> None:
+    if not cells.is_shared():  # type: ignore[no-untyped-call]
+        cells.share_memory_()  # type: ignore[no-untyped-call]

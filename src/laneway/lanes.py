@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
     from laneway.shards import ShardTable
 
+MAX_LANES = 2**16
+"""Lanes of a cut at the most: a state holds an integer for each."""
+
 Remainder = Literal["pad", "drop", "keep"]
 """What to do about the row by which lanes differ in length."""
 

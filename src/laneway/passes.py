@@ -1,14 +1,22 @@
-"""Passes over a dataset: which epoch the next one delivers and from where, and what the last one has delivered."""
+"""Passes over a dataset: which epoch the next one delivers and from where, and what the last one has delivered.
+
+Every pass is the next epoch, whether or not the one before was read to its end. A state that was loaded is used by
+one pass; `set_epoch` says what the next pass is.
+"""
 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+import os
+import warnings
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from laneway.epoch import MAX_EPOCHS, EpochClock
+from laneway.errors import StateFormatError
 from laneway.progress import Progress
-from laneway.workers import is_in_worker
+from laneway.shards import plain_int
+from laneway.workers import is_in_worker, loader_number
 
 if TYPE_CHECKING:
     from laneway.stream import Stream
@@ -17,14 +25,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """A state that was loaded, and is good until its epoch is finished or another one is asked for."""
+    """A state that was loaded; the next pass goes on from it."""
 
-    state: dict[str, Any] | None
-    """The state itself, where there is one."""
+    state: dict[str, Any]
+    """The state itself."""
     progress: Progress
     """What it says."""
     generation: int
-    """Generation of the clock when it was loaded."""
+    """Generation of the clock that it is good in."""
+    pid: int
+    """The process that loaded it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +46,9 @@ class Pass:
     place: Place
     """Who reads it."""
     generation: int
-    """Generation of the clock when it began."""
+    """Generation of the clock, as of this pass."""
+    pid: int
+    """The process: a fork of it has not begun this pass."""
 
 
 class Passes:
@@ -52,72 +64,116 @@ class Passes:
         """Leave the running pass behind: open files stay in the process that opened them."""
         return {**vars(self), "_began": None}
 
+    def copy(self) -> Passes:
+        """Return passes of their own that go on from the same place."""
+        other = Passes()
+        other.clock.set(self.next_progress.epoch, asked=False)
+        restored = self.pending
+        if restored is not None:
+            other._restored = replace(restored, generation=other.clock.generation)
+        return other
+
     @property
     def current(self) -> Pass | None:
-        """The last pass that this process began, unless another epoch was asked for since."""
+        """The last pass, where it was this process that began it, unless another epoch was asked for since."""
         began, clock = self._began, self.clock
-        if began is None or is_in_worker() or began.generation == clock.generation:
+        if is_in_worker():
             return began
-        same = clock.set_epoch == began.stream.cursor.epoch and not began.stream.is_finished
-        return began if same else None
+        return None if began is None or clock.held_by or not clock.is_fresh(began.generation) else began
 
     @property
     def pending(self) -> Restored | None:
-        """The loaded state, unless its epoch is finished or another one was asked for since."""
-        restored, clock = self._restored, self.clock
-        if restored is None:
-            return None
-        superseded = restored.generation != clock.generation and clock.set_epoch != restored.progress.epoch
-        return None if superseded or clock.num_finished > restored.progress.epoch else restored
+        """The loaded state, where no pass has used it and no other epoch was asked for since."""
+        restored = self._restored
+        if restored is None or (is_in_worker() and restored.pid == os.getpid()):
+            # A loader has its workers load their states right before the pass that they are for.
+            return restored
+        return restored if self.clock.is_fresh(restored.generation, loader_number()) else None
 
     @property
     def epoch(self) -> int:
-        """The epoch that is under way, or else the one that the next pass delivers."""
-        began = self.current
-        if began is not None and not began.stream.is_finished:
+        """The epoch of the last pass, or the one that was asked for or loaded since."""
+        began, restored, last = self.current, self.pending, self.clock.last_epoch
+        if began is not None:
             return began.stream.cursor.epoch
-        return self.next_progress.epoch
+        if restored is not None:
+            return restored.progress.epoch
+        return self.clock.set_epoch if last is None else last
 
     @property
     def next_progress(self) -> Progress:
         """Where the next pass begins."""
+        return self.start()[0]
+
+    def start(self) -> tuple[Progress, int]:
+        """Return where a pass that begins now begins, and the generation of the clock that it belongs to."""
         restored = self.pending
-        return Progress(self.clock.next_epoch) if restored is None else restored.progress
+        if restored is not None:
+            return restored.progress, restored.generation
+        last, generation = self._began, self.clock.generation
+        if last is not None and last.pid == os.getpid() and is_in_worker():
+            # A persistent worker: its loader begins each pass in all of its workers, so they count alike.
+            same = last.generation == generation
+            return Progress(last.stream.cursor.epoch + 1 if same else self.clock.set_epoch), generation
+        generation, epoch = self.clock.next(loader_number())
+        return Progress(epoch), generation
 
     def set_epoch(self, epoch: int) -> None:
         """Make `epoch` the one that the next pass delivers; the progress of a loaded state of it is kept."""
-        if not 0 <= epoch < MAX_EPOCHS:
-            message = f"epoch must be in [0, {MAX_EPOCHS}), not {epoch}"
+        number = plain_int(epoch)
+        if number is None or not 0 <= number < MAX_EPOCHS:
+            message = f"epoch must be an int in [0, {MAX_EPOCHS}), not {epoch!r}"
             raise ValueError(message)
-        restored = self.pending
-        self._restored = restored if restored is not None and restored.progress.epoch == epoch else None
+        epoch = number
+        restored, current = self.pending, self.current
         self.clock.set(epoch, asked=True)
+        generation, self._restored = self.clock.generation, None
+        if restored is not None and restored.progress.epoch == epoch:
+            self._restored = replace(restored, generation=generation)
+        if current is not None and current.stream.cursor.epoch == epoch and not current.stream.is_finished:
+            # It is still under way, and what it delivers still counts.
+            self._began = replace(current, generation=generation)
 
-    def begin(self, stream: Stream, place: Place) -> None:
-        """Say that a pass has begun in this process."""
+    def begin(self, stream: Stream, place: Place, generation: int) -> None:
+        """Say that a pass has begun in this process, in the generation that `start` told."""
+        epoch = stream.cursor.epoch
+        asked = self.clock.asked_epoch(loader_number())
+        # A complete state delivers nothing: what a user asked for after it is still to come.
+        is_kept = stream.cursor.is_at_end and asked is not None and asked > epoch
         self.clock.hold(place.num_workers if is_in_worker() else 0)
-        self.clock.begin(place, stream.cursor.epoch)
-        self._began = Pass(stream, place, self.clock.generation)
-        if stream.cursor.is_at_end:
-            self.finish(place, stream.cursor.epoch)
-
-    def finish(self, place: Place, epoch: int) -> None:
-        """Say that the worker at `place` has read `epoch` to its end."""
+        if not is_kept:
+            generation = self._count(place, generation, epoch)
         self._restored = None
-        self.clock.finish(place, epoch)
+        self._began = Pass(stream, place, generation, os.getpid())
 
-    def restore(self, state: dict[str, Any] | None, progress: Progress, worker: Place | None) -> None:
-        """Make the next pass go on from `progress`.
+    def _count(self, place: Place, generation: int, epoch: int) -> int:
+        if is_in_worker():
+            self.clock.begin(place.worker, generation, loader_number() or 0, epoch)
+            return generation
+        self.clock.set(epoch + 1, asked=False)
+        return self.clock.generation
 
-        Args:
-            state: The state that says so, if any.
-            progress: Where to go on.
-            worker: The DataLoader worker that this process is, or None.
+    def restore(self, state: dict[str, Any], progress: Progress) -> None:
+        """Make the next pass go on from `progress`, which `state` says.
+
+        An epoch that a user asked for and that is later than the state's comes first: it starts afresh.
         """
-        if worker is None:
-            self.clock.set(progress.epoch, asked=False)
+        if progress.epoch >= MAX_EPOCHS:
+            message = f"this state is damaged: epoch is {progress.epoch}"
+            raise StateFormatError(message)
+        asked = self.clock.asked_epoch(loader_number())
+        is_overruled = asked is not None and asked > progress.epoch
+        if asked is not None and asked < progress.epoch:
+            message = (
+                f"set_epoch({asked}) was called, but the state that is loaded is of epoch {progress.epoch}, and so is "
+                f"the pass; begin the loop over epochs at {progress.epoch}"
+            )
+            warnings.warn(message, stacklevel=3)
+        if not is_in_worker():
             self.clock.hold(0)
-        else:
-            self.clock.restart(worker, progress.epoch)
-        self._restored = Restored(copy.deepcopy(state), progress, self.clock.generation)
+            if not is_overruled:
+                self.clock.set(progress.epoch, asked=False)
         self._began = None
+        is_used = not is_overruled or state["complete"]
+        generation = self.clock.generation
+        self._restored = Restored(copy.deepcopy(state), progress, generation, os.getpid()) if is_used else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from laneway.lanes import Lanes, Remainder, Segment, Windows, cut_again, cut_epoch, rows_to_deliver
 from laneway.order import window_order
-from laneway.progress import LaneProgress, Progress, as_positions, present_cut
+from laneway.progress import Progress, as_positions, present_cut
 from laneway.shards import cut_shards
 
 if TYPE_CHECKING:
@@ -181,37 +181,21 @@ def is_complete(plan: Plan, progress: Progress) -> bool:
     return all(lane_progress.rows >= ends[lane] for lane, lane_progress in cut.lanes.items())
 
 
-def whole_progress(plan: Plan, progress: Progress, next_turn: int) -> Progress:
-    """Return the progress of the whole job, all of whose turns before `next_turn` have been taken and no other.
+def is_in_step(plan: Plan, progress: Progress, *, in_part: bool) -> bool:
+    """Tell whether the lanes are where the job's next turn says.
 
     Args:
         plan: The plan that belongs to `progress`.
-        progress: Of any part of the job, in the same cut.
-        next_turn: The job's next turn.
+        progress: Of the whole job.
+        in_part: Whether the next turn may have been taken in part, as it may where rows are delivered one by one.
     """
-    cut = present_cut(progress)
-    positions = _positions_at(plan, progress, next_turn)
-    lanes = dict(enumerate(map(LaneProgress, positions.tolist())))
-    return replace(progress, cut=replace(cut, next_turn=next_turn, lanes=lanes), place=None)
-
-
-def is_in_step(plan: Plan, progress: Progress) -> bool:
-    """Tell whether the lanes are where the job's next turn says, but for a turn that has been taken in part."""
     cut = present_cut(progress)
     positions = cut.positions()
     ahead = positions - _positions_at(plan, progress, cut.next_turn)
     taking = cut.next_turn % cut.num_lanes
-    in_part = positions[taking] % cut.turn_rows
-    if ahead[taking] == in_part:
+    if in_part and ahead[taking] == positions[taking] % cut.turn_rows:
         ahead[taking] = 0
     return not ahead.any()
-
-
-def num_common_turns(plan: Plan, progress: Progress) -> int:
-    """Return up to which turn of the cut no lane runs out, so that all ranks deliver equally many batches."""
-    cut = present_cut(progress)
-    ends = plan.rows_to_deliver(progress.remainder, cut.turn_rows)
-    return int(-(-ends // cut.turn_rows).min()) * cut.num_lanes
 
 
 def _positions_at(plan: Plan, progress: Progress, next_turn: int) -> NDArray[np.int64]:

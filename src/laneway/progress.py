@@ -37,11 +37,6 @@ class CutProgress:
     lanes: Mapping[int, LaneProgress]
     """Progress of the lanes that are known."""
 
-    @property
-    def knows_every_lane(self) -> bool:
-        """Whether this is the whole job's progress."""
-        return len(self.lanes) == self.num_lanes
-
     def positions(self) -> NDArray[np.int64]:
         """Return the rows delivered of each lane, 0 where that isn't known, shape (num_lanes,)."""
         positions = np.zeros(self.num_lanes, np.int64)

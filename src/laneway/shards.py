@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, SupportsIndex, overload
 
 import numpy as np
 
@@ -16,32 +17,41 @@ if TYPE_CHECKING:
 
     from laneway.files import FileTable
 
-_UNITS = {"": 1, "B": 1} | {
-    f"{prefix}{suffix}": base**power
+_UNITS = {"": 1, "b": 1} | {
+    f"{prefix}{suffix}".lower(): base**power
     for suffix, base in (("B", 1000), ("iB", 1024))
     for power, prefix in enumerate("KMGT", start=1)
 }
 
 
-def parse_bytes(size: int | str) -> int:
+def parse_bytes(size: SupportsIndex | str) -> int:
     """Return a number of bytes from an int or a text such as "8MiB", "1GB" or "500 KB".
 
     Raises:
-        ValueError: The text is no size, or the size is not positive.
+        ValueError: It is no size, or not in [1, 2**62).
     """
-    if isinstance(size, str):
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", size)
-        units = {name.lower(): factor for name, factor in _UNITS.items()}
-        if match is None or match[2].lower() not in units:
-            message = f"{size!r} is no size; give bytes as an int, or a text such as '64MiB' or '1GB'"
-            raise ValueError(message)
-        num_bytes = int(float(match[1]) * units[match[2].lower()])
-    else:
-        num_bytes = int(size)
-    if num_bytes < 1:
-        message = f"a size must be at least 1 byte, not {size!r}"
+    num_bytes = _parsed(size) if isinstance(size, str) else plain_int(size)
+    if num_bytes is None:
+        message = f"{size!r} is no size; give bytes as an int, or a text such as '64MiB' or '1GB'"
+        raise ValueError(message)
+    if not 1 <= num_bytes < 2**62:
+        message = f"a size must be at least 1 byte and less than 2**62, not {size!r}"
         raise ValueError(message)
     return num_bytes
+
+
+def _parsed(text: str) -> int | None:
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    factor = _UNITS.get(match[2].lower()) if match else None
+    return int(float(match[1]) * factor) if match and factor else None
+
+
+def plain_int(value: SupportsIndex) -> int | None:
+    """Return a plain int, which JSON can hold, also for numpy's; None for a bool and for what is no int."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from laneway.formats import FORMATS, Format, format_of_content, format_of_suffix
 from laneway.storage import Storage
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from laneway.storage import FileSystem
 
@@ -56,7 +57,13 @@ def find_data_files(
     if format is not None and format not in FORMATS:
         message = f"format is {format!r}: give one of {', '.join(map(repr, FORMATS))}, or None to find out"
         raise ValueError(message)
+    if not isinstance(source, (str, os.PathLike, Sequence)):
+        message = f"source must be a path or URL, a sequence of them, or a Manifest, not {source!r}"
+        raise TypeError(message)
     sources = [source] if isinstance(source, (str, os.PathLike)) else list(source)
+    if "" in sources and filesystem is None:
+        message = "source is an empty path; give '.' for the working directory"
+        raise ValueError(message)
     if not sources:
         message = "no source is given: the sequence of paths is empty"
         raise DataFileError(message)

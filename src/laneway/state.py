@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from laneway.errors import CheckpointMismatchError, StateFormatError
 from laneway.files import FileFacts, decode_files
+from laneway.lanes import MAX_LANES, Remainder
 from laneway.order import ORDER_VERSION
 from laneway.plan import Identity, is_complete, replay
 from laneway.progress import CutProgress, LaneProgress, Progress, present_cut
@@ -23,7 +24,8 @@ FORMAT_VERSION = 1
 """Version of the layout below."""
 
 _MAX_NAMED = 3
-_MAX_LANES = 2**24
+_MAX_COUNT = 2**48
+"""More rows, turns or epochs than any dataset has; below it numpy's int64 can't overflow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,7 @@ class StateWriter:
             "complete": complete,
             "lanes": cut.num_lanes if cut else None,
             "turn_rows": cut.turn_rows if cut else None,
+            "lane_remainder": progress.remainder if cut else None,
             "next_turn": cut.next_turn if cut else 0,
             "lane_indices": lanes if progress.place else None,
             "positions": [cut.lanes[lane].rows for lane in lanes] if cut else [],
@@ -99,7 +102,7 @@ def read_state(state: object, identity: Identity, *, rank: int, world_size: int,
     problems = place_differences(saved, present)
     if lines or problems:
         raise CheckpointMismatchError(_mismatch(lines, problems))
-    progress = _progress(fields, identity)
+    progress = _progress(fields)
     if progress.cut is not None:
         _check_positions(progress, identity, complete=fields["complete"])
     return progress
@@ -125,6 +128,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "complete": (bool,),
     "lanes": (int, type(None)),
     "turn_rows": (int, type(None)),
+    "lane_remainder": (str, type(None)),
     "next_turn": (int,),
     "lane_indices": (list, type(None)),
     "positions": (list,),
@@ -164,7 +168,7 @@ def parse_state(state: object) -> Mapping[str, Any]:
             message = f"this state is damaged: {name} is {value!r}, not {' or '.join(t.__name__ for t in types)}"
             raise StateFormatError(message)
     for name in ("epoch", "next_turn"):
-        _require(state[name] >= 0, f"{name} is {state[name]}")
+        _require(0 <= state[name] < _MAX_COUNT, f"{name} is {state[name]}")
     for index, count in (("rank", "world_size"), ("worker", "num_workers")):
         _require(0 <= state[index] < state[count], f"{index} is {state[index]} of {count} {state[count]}")
     _check_lanes(state)
@@ -177,9 +181,12 @@ def _check_lanes(fields: Mapping[str, Any]) -> None:
     if num_lanes is None:
         _require(is_whole, f"scope is {fields['scope']!r}, but it has no lanes")
         _require(not positions and not fields["earlier_cuts"], "it has positions, but no lanes")
+        _require(not fields["complete"], "it is complete, but has no lanes")
         return
-    _require(0 < num_lanes < _MAX_LANES, f"lanes is {num_lanes:,}")
-    _require((fields["turn_rows"] or 0) > 0, f"turn_rows is {fields['turn_rows']!r}")
+    _require(0 < num_lanes < MAX_LANES, f"lanes is {num_lanes:,}")
+    _require(0 < (fields["turn_rows"] or 0) < _MAX_COUNT, f"turn_rows is {fields['turn_rows']!r}")
+    remainder = fields["lane_remainder"]
+    _require(remainder in get_args(Remainder), f"lane_remainder is {remainder!r}")
     scope = "global" if known is None else _scope(_place(fields))
     _require(fields["scope"] == scope, f"scope is {fields['scope']!r} with lane_indices {known!r}")
     known = list(range(num_lanes)) if is_whole else known
@@ -259,20 +266,18 @@ def _scope(place: Place | None) -> str:
     return "rank" if place.num_workers == 1 else "worker"
 
 
-def _progress(fields: Mapping[str, Any], identity: Identity) -> Progress:
-    place = _place(fields)
-    remainder = identity.settings.remainder_for(place.world_size)
+def _progress(fields: Mapping[str, Any]) -> Progress:
     if fields["lanes"] is None:
-        return Progress(fields["epoch"], remainder)
+        return Progress(fields["epoch"])
     is_whole = fields["scope"] == "global"
     known = range(fields["lanes"]) if is_whole else fields["lane_indices"]
     lanes = dict(zip(known, map(LaneProgress, fields["positions"]), strict=True))
     return Progress(
         epoch=fields["epoch"],
-        remainder=remainder,
+        remainder=fields["lane_remainder"],
         cut=CutProgress(fields["lanes"], fields["turn_rows"], fields["next_turn"], lanes),
         earlier=tuple(tuple(map(LaneProgress, cut)) for cut in fields["earlier_cuts"]),
-        place=None if is_whole else place,
+        place=None if is_whole else _place(fields),
     )
 
 
@@ -290,7 +295,7 @@ def _check_positions(progress: Progress, identity: Identity, *, complete: bool) 
 
 
 def _are_counts(numbers: list[Any]) -> bool:
-    return all(isinstance(number, int) and not isinstance(number, bool) and number >= 0 for number in numbers)
+    return all(isinstance(each, int) and not isinstance(each, bool) and 0 <= each < _MAX_COUNT for each in numbers)
 
 
 def _require(condition: bool, problem: str) -> None:  # noqa: FBT001 - it reads as a sentence

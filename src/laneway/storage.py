@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     FileSystem: TypeAlias = AbstractFileSystem | pyarrow.fs.FileSystem
 
-_USERINFO = re.compile(r"(?<=://)[^/\s]*@")
+_USERINFO = re.compile(r"(?<=://)/?[^/\s]*@")
 _QUERY = re.compile(r"(://[^\s?'\"]*)\?[^\s'\"]*")
 _SHORTEST_SECRET = 4
 

@@ -58,6 +58,8 @@ class LaneReader:
         self._plan = plan
         self._rows = rows
         self._open: dict[int, _OpenWindow] = {}
+        self._last_rows: dict[int, pa.RecordBatch] = {}
+        """Lane -> a copy of its last row, which may be delivered again to pad the lane."""
 
     def segments(self, wanted: LaneRange) -> list[Segment]:
         """Return where rows of a lane lie."""
@@ -65,12 +67,19 @@ class LaneReader:
 
     def read(self, wanted: LaneRange) -> list[pa.RecordBatch]:
         """Return rows of a lane, as slices of its windows."""
-        found: list[pa.RecordBatch] = []
-        for segment in self.segments(wanted):
-            found += self._window(wanted.lane, segment).slices(segment.start, segment.stop)
-        if wanted.stop > self._plan.lanes.rows[wanted.lane]:
-            # The row that pads a lane was delivered before: a copy keeps in-place changes of a user's apart.
-            found[-1] = found[-1].take([0])
+        lane, start, stop = wanted
+        lane_rows = int(self._plan.lanes.rows[lane])
+        if start == lane_rows and lane in self._last_rows:
+            return [self._last_rows[lane]]
+        found = [
+            rows
+            for segment in self.segments(wanted)
+            for rows in self._window(lane, segment).slices(segment.start, segment.stop)
+        ]
+        if start < lane_rows <= stop:
+            # Copied before a user sees it: what pads the lane stays apart from changes in place.
+            own = found[: len(found) - (stop - lane_rows)]
+            self._last_rows[lane] = own[-1].take([len(own[-1]) - 1])
         return found
 
     def _window(self, lane: int, segment: Segment) -> _OpenWindow:
@@ -105,6 +114,7 @@ class LaneReader:
     def close(self) -> None:
         """Let go of windows and files."""
         self._open.clear()
+        self._last_rows.clear()
         self._rows.close()
 
 
@@ -117,7 +127,6 @@ class Stream:
         rows: RowReader,
         converter: BatchConverter,
         transform: Callable[[Any], Any] | None,
-        at_end: Callable[[], None],
     ) -> None:
         """Go on from where `cursor` stands.
 
@@ -126,14 +135,12 @@ class Stream:
             rows: Reads the data files.
             converter: Makes what is yielded out of Arrow.
             transform: Called on each thing before it is yielded.
-            at_end: Called once, when the epoch has been read to its end.
         """
         self.cursor = cursor
         self.is_finished = False
         self._lanes = LaneReader(cursor.plan, rows)
         self._converter = converter
         self._transform = transform
-        self._at_end = at_end
 
     def __iter__(self) -> Iterator[Any]:
         """Return self."""
@@ -153,11 +160,26 @@ class Stream:
                 raise
             raise error.at(self._lanes.locate(ranges, error.row_index)) from None
 
+    def _transformed(self, item: Any) -> Any:  # noqa: ANN401 - a user's transform may take and return anything
+        if self._transform is None:
+            return item
+        try:
+            return self._transform(item)
+        except StopIteration as error:
+            self._forget()
+            message = "the transform raised StopIteration, which would end the epoch unseen"
+            raise RuntimeError(message) from error
+        except BaseException:
+            self._forget()
+            raise
+
+    def _forget(self) -> None:
+        """Let go of what a transform that failed may have changed half-way: asked again, it is read again."""
+        self._lanes.close()
+
     def _finish(self) -> None:
-        if not self.is_finished:
-            self.is_finished = True
-            self._lanes.close()
-            self._at_end()
+        self.is_finished = True
+        self._lanes.close()
 
 
 class BatchStream(Stream):
@@ -169,23 +191,9 @@ class BatchStream(Stream):
         if step is None:
             self._finish()
             raise StopIteration
-        batch = self._make(step)
+        batch = self._transformed(self._converted(self._converter.batch, step.ranges))
         self.cursor.deliver_batch(step)
         return batch
-
-    def _make(self, step: Step) -> Any:  # noqa: ANN401 - a user's transform may return anything
-        batch = self._converted(self._converter.batch, step.ranges)
-        return batch if self._transform is None else self._transform(batch)
-
-
-class CollatedStream(BatchStream):
-    """Yields batches that a user's function makes of a list of rows."""
-
-    collate: Callable[[list[Any]], Any]
-
-    def _make(self, step: Step) -> Any:  # noqa: ANN401 - a user's function may return anything
-        rows = self._converted(self._converter.rows, step.ranges)
-        return self.collate(rows if self._transform is None else [self._transform(row) for row in rows])
 
 
 class RowStream(Stream):
@@ -202,17 +210,14 @@ class RowStream(Stream):
         rows, index, stop = self._ready
         if index == stop:
             rows, index, stop = self._next_run()
-        row = rows[index]
-        if self._transform is not None:
-            try:
-                row = self._transform(row)
-            except BaseException:
-                # The row may be half changed: asked again, it is made again.
-                self._ready, self._ahead = ((), 0, 0), {}
-                raise
+        row = rows[index] if self._transform is None else self._transformed(rows[index])
         self.cursor.deliver_row(self._run)
         self._ready = (rows, index + 1, stop)
         return row
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._ready, self._ahead = ((), 0, 0), {}
 
     def _next_run(self) -> tuple[Sequence[Any], int, int]:
         run = self.cursor.next_run(_ROWS_AT_ONCE)

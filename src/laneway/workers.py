@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import re
 import sys
 from typing import TYPE_CHECKING
 
@@ -10,6 +12,8 @@ from torch.utils.data import DataLoader, get_worker_info
 from laneway.turns import Place
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from torch.utils.data import Dataset
 
 
@@ -24,13 +28,29 @@ def worker_place(rank: int, world_size: int) -> Place | None:
     return None if info is None else Place(rank, world_size, info.id, info.num_workers)
 
 
+def loader_number() -> int | None:
+    """Return a number that all workers that a loader started together share, None in a main process.
+
+    A process numbers its children in the order in which it makes them, and a loader makes its workers one after
+    another; so the number of a later set of workers is larger.
+    """
+    info = get_worker_info()
+    if info is None:
+        return None
+    number = re.search(r"\d+$", multiprocessing.current_process().name)
+    return int(number[0]) - info.id if number else 0
+
+
 def num_workers_of_caller(dataset: Dataset[object]) -> int | None:
     """Return num_workers of the DataLoader whose `__len__` is asking for the length of `dataset`, if one is.
 
     An epoch's batches depend on how many workers cut it, and DataLoader asks its dataset for the length
-    without saying. So the caller is looked up, two frames above this function.
+    without saying. So the loader is looked for among the callers.
     """
-    loader = sys._getframe(2).f_locals.get("self")  # noqa: SLF001 - documented, and there is no other way to know
-    if isinstance(loader, DataLoader) and loader.dataset is dataset:
-        return int(loader.num_workers)
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - documented, and there is no other way to know
+    while frame is not None and frame.f_code.co_name == "__len__":
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, DataLoader) and caller.dataset is dataset:
+            return int(caller.num_workers)
+        frame = frame.f_back
     return None

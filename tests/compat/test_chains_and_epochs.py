@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import pickle
+import time
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 
 from laneway import StatefulShardedDataset, StateUnavailableError
-from tests.compat.loaders import flat, ids, make_loader, run_with_states, saved
+from tests.compat.loaders import FORKSERVER, flat, ids, make_loader, run_with_states, saved
 from tests.corpora import write_corpus
 
 if TYPE_CHECKING:
@@ -110,17 +111,26 @@ def test_a_resumed_epoch_is_followed_by_the_next(corpus: Path, options: dict[str
 def test_every_pass_of_a_plain_dataloader_is_the_next_epoch(corpus: Path, options: dict[str, Any]) -> None:
     dataset = StatefulShardedDataset(corpus, shuffle=True, batch_size=4, shard_rows=4)
     plain = DataLoader(dataset, batch_size=None, **options)
-    epochs = []
+    epochs: list[list[list[int]]] = []
     for epoch in range(3):
-        assert dataset.epoch == epoch
-        epochs.append(ids(plain))
+        epochs.append([])
+        for batch in plain:
+            epochs[-1].append(batch["id"].tolist())
+            assert dataset.epoch == epoch
     assert len({str(order) for order in epochs}) == 3
     again = StatefulShardedDataset(corpus, shuffle=True, batch_size=4, shard_rows=4)
     again.set_epoch(1)
     assert ids(DataLoader(again, batch_size=None, **options)) == epochs[1]
 
 
-@pytest.mark.parametrize("options", [*WAYS, {"num_workers": 1, "multiprocessing_context": "spawn"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        *WAYS,
+        {"num_workers": 1, "multiprocessing_context": FORKSERVER},
+        {"num_workers": 1, "persistent_workers": True, "multiprocessing_context": "spawn"},
+    ],
+)
 def test_set_epoch_reaches_the_workers(corpus: Path, options: dict[str, Any]) -> None:
     whole = loader(corpus, **options)
     orders = []
@@ -147,8 +157,9 @@ def test_set_epoch_for_another_epoch_starts_that_one(corpus: Path) -> None:
     dataset = StatefulShardedDataset(corpus, shuffle=True, batch_size=4)
     epochs = [ids(dataset), ids(dataset)]
     dataset.set_epoch(0)
-    state = [next(batches), dataset.state_dict()][1] if (batches := iter(dataset)) else None
-    assert state is not None
+    batches = iter(dataset)
+    next(batches)
+    state = dataset.state_dict()
     restored = StatefulShardedDataset(corpus, shuffle=True, batch_size=4)
     restored.load_state_dict(state)
     assert restored.epoch == 0
@@ -158,17 +169,34 @@ def test_set_epoch_for_another_epoch_starts_that_one(corpus: Path) -> None:
 
 
 @pytest.mark.parametrize("num_workers", WORKERS)
-def test_a_state_that_overrules_set_epoch_says_so(corpus: Path, num_workers: int) -> None:
+def test_a_state_of_a_later_epoch_overrules_set_epoch_and_says_so(corpus: Path, num_workers: int) -> None:
     whole = StatefulShardedDataset(corpus, batch_size=4)
+    whole.set_epoch(3)
     next(iter(whole))
-    state = whole.state_dict()
     restored = StatefulShardedDataset(corpus, batch_size=4)
-    restored.set_epoch(3)
-    with pytest.warns(UserWarning, match=r"set_epoch\(3\) was called before this state of epoch 0"):
-        restored.load_state_dict(state)
-    assert restored.epoch == 0
+    restored.set_epoch(0)
+    with pytest.warns(UserWarning, match=r"set_epoch\(0\) was called, but the state that is loaded is of epoch 3"):
+        restored.load_state_dict(whole.state_dict())
+    assert restored.epoch == 3
     rest = ids(DataLoader(restored, batch_size=None, num_workers=num_workers))
     assert sorted(flat(rest)) == list(range(4, 48))
+
+
+@pytest.mark.parametrize("options", WAYS)
+def test_a_later_epoch_that_was_asked_for_overrules_the_state_of_a_loader(
+    corpus: Path, options: dict[str, Any]
+) -> None:
+    whole = loader(corpus, **options)
+    epochs = [run_with_states(whole), run_with_states(whole)]
+    # After four batches it is worker 0's turn again: a restored loader begins with the worker that comes next.
+    ways: list[tuple[int, list[list[list[int]]]]] = [(4, []), (len(epochs[0][0]), [[]])]
+    for done, nothing in ways:
+        restored = loader(corpus, **options)
+        restored.load_state_dict(epochs[0][1][done])
+        restored.dataset.set_epoch(1)
+        passes = [ids(restored) for _ in range(2)]
+        # The state of a complete epoch delivers nothing, once.
+        assert [*nothing, epochs[1][0]] == passes[: len(nothing) + 1]
 
 
 @pytest.mark.parametrize("options", WAYS)
@@ -189,24 +217,95 @@ def test_a_training_loop_that_sets_every_epoch_resumes_between_epochs(corpus: Pa
     assert epochs(resumed, 1) == uninterrupted[1:]
 
 
-@pytest.mark.parametrize("options", WAYS)
-def test_an_epoch_that_was_broken_off_begins_again(corpus: Path, options: dict[str, Any]) -> None:
-    dataset = StatefulShardedDataset(corpus, shuffle=True, batch_size=1)
+SLOW_WAYS: list[dict[str, Any]] = [
+    {"num_workers": 2, "prefetch_factor": 8},
+    {"num_workers": 2, "prefetch_factor": 8, "persistent_workers": True},
+]
+
+
+def slow_worker(batch: dict[str, Any]) -> dict[str, Any]:
+    info = get_worker_info()
+    if info is not None and info.id == 1:
+        time.sleep(0.03)
+    return batch
+
+
+@pytest.mark.parametrize("wait_s", [0.0, 1.0])
+@pytest.mark.parametrize("options", [*WAYS, *SLOW_WAYS])
+def test_a_pass_after_a_break_is_the_next_epoch_and_whole_however_far_workers_had_read(
+    corpus: Path, options: dict[str, Any], wait_s: float
+) -> None:
+    arguments: dict[str, Any] = {"shuffle": True, "batch_size": 2, "shard_rows": 4, "transform": slow_worker}
+    epochs = StatefulShardedDataset(corpus, **arguments)
+    plain = DataLoader(epochs, batch_size=None, **options)
+    expected = [ids(plain) for _ in range(3)]
+    dataset = StatefulShardedDataset(corpus, **arguments)
+    broken = DataLoader(dataset, batch_size=None, **options)
+    batches = iter(broken)
+    assert next(batches)["id"].tolist() == expected[0][0]
+    time.sleep(wait_s)
+    del batches
+    assert [ids(broken), ids(broken)] == expected[1:]
+    assert dataset.epoch == 2
+
+
+@pytest.mark.parametrize("options", [*WAYS, *SLOW_WAYS])
+def test_set_epoch_in_the_middle_of_a_pass_is_for_the_next(corpus: Path, options: dict[str, Any]) -> None:
+    arguments: dict[str, Any] = {"shuffle": True, "batch_size": 2, "shard_rows": 4, "transform": slow_worker}
+    dataset = StatefulShardedDataset(corpus, **arguments)
     plain = DataLoader(dataset, batch_size=None, **options)
-    begun = ids(islice(plain, 5))
-    assert ids(plain)[:5] == begun
+    expected = ids(plain)
+    dataset.set_epoch(0)
+    batches = iter(plain)
+    found = [next(batches)["id"].tolist()]
+    dataset.set_epoch(0)
+    time.sleep(0.5)
+    assert found + ids(batches) == expected
+    assert ids(plain) == expected
+    assert ids(plain) != expected
 
 
-def test_a_restored_epoch_that_was_broken_off_begins_again_where_it_was_restored(corpus: Path) -> None:
+@pytest.mark.parametrize("options", WAYS)
+def test_a_loaded_state_is_used_by_one_pass(corpus: Path, options: dict[str, Any]) -> None:
+    whole = loader(corpus, **options)
+    first, states = run_with_states(whole)
+    second = ids(whole)
+    restored = loader(corpus, **options)
+    restored.load_state_dict(states[4])
+    assert ids(islice(restored, 2)) == first[4:6]
+    assert ids(restored) == second
+    for epoch in (3, 0):
+        restored.dataset.set_epoch(epoch)
+        passed = ids(restored)
+    assert passed == first
+
+
+def test_a_state_loaded_while_an_old_pass_still_runs_is_not_lost(corpus: Path) -> None:
     whole = StatefulShardedDataset(corpus, shuffle=True, batch_size=4)
-    uninterrupted = ids(whole)
-    whole.set_epoch(0)
+    whole.set_epoch(5)
     batches = iter(whole)
-    next(batches)
-    restored = StatefulShardedDataset(corpus, shuffle=True, batch_size=4)
-    restored.load_state_dict(whole.state_dict())
-    assert ids(islice(restored, 2)) == uninterrupted[1:3]
-    assert ids(restored) == uninterrupted[1:]
+    first = next(batches)["id"].tolist()
+    state = whole.state_dict()
+    rest = ids(batches)
+    dataset = StatefulShardedDataset(corpus, shuffle=True, batch_size=4)
+    old = iter(dataset)
+    next(old)
+    dataset.load_state_dict(state)
+    list(old)
+    assert dataset.state_dict() == state
+    assert [first, *ids(dataset)] == [first, *rest]
+    assert dataset.epoch == 5
+    assert dataset.state_dict()["complete"]
+
+
+def test_a_mapped_copy_goes_on_where_the_original_does(corpus: Path) -> None:
+    dataset = StatefulShardedDataset(corpus, batch_size=4)
+    next(iter(dataset))
+    restored = StatefulShardedDataset(corpus, batch_size=4)
+    restored.load_state_dict(dataset.state_dict())
+    assert flat([batch.tolist() for batch in restored.map(keep_ids)]) == list(range(4, 48))
+    restored.set_epoch(3)
+    assert restored.map(keep_ids).epoch == 3
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
@@ -220,7 +319,7 @@ def test_a_state_of_the_dataset_itself_goes_on_in_workers(corpus: Path, num_work
     assert sorted(done + flat(ids(plain))) == list(range(48))
     ids(whole)
     assert sorted(flat(ids(plain))) == list(range(48)), "the next epoch is whole"
-    assert restored.epoch == 2
+    assert restored.epoch == 1
 
 
 def test_a_complete_state_delivers_nothing_once_also_in_workers(corpus: Path) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from laneway import ColumnConversionError, DataFileError, Manifest, SchemaMismatchError, StatefulShardedDataset
-from tests.compat.loaders import flat, ids
+from tests.compat.loaders import flat, ids, loader_raises
 from tests.corpora import KINDS, Kind, write_corpus
 
 if TYPE_CHECKING:
@@ -60,8 +60,7 @@ def test_keys_of_hive_directories_are_typed_columns(tmp_path: Path) -> None:
     write(tmp_path / "lang=de" / "year=2024" / "a.parquet", x=[1, 2])
     write(tmp_path / "lang=en" / "year=2023" / "a.parquet", x=[3])
     dataset = StatefulShardedDataset(tmp_path, batch_size=3)
-    types = {"x": pa.int64(), "lang": pa.string(), "year": pa.int64()}
-    assert dict(zip(dataset.schema.names, dataset.schema.types, strict=True)) == types
+    assert dataset.schema == pa.schema(dict[str, pa.DataType](x=pa.int64(), lang=pa.string(), year=pa.int64()))
     (batch,) = dataset
     assert batch["lang"] == ["de", "de", "en"]
     assert batch["year"].tolist() == [2024, 2024, 2023]
@@ -91,11 +90,9 @@ def test_a_null_names_column_file_and_row_and_how_to_choose(tmp_path: Path, num_
     write(tmp_path / "b.parquet", x=[4, 5, None, 7])
     dataset = StatefulShardedDataset(tmp_path, batch_size=7, shuffle=shuffle)
     loader = DataLoader(dataset, batch_size=None, num_workers=num_workers)
-    with pytest.raises(
-        ColumnConversionError, match=r"column 'x' of type int64 has a null in row 2 of b\.parquet.*fill_null"
-    ) as error:
+    problem = r"column 'x' of type int64 has a null in row 2 of b\.parquet.*fill_null=\{'x':"
+    with loader_raises(ColumnConversionError, problem):
         list(loader)
-    assert "fill_null={'x':" in str(error.value)
     filled = StatefulShardedDataset(tmp_path, batch_size=7, fill_null={"x": -1})
     assert next(iter(filled))["x"].tolist() == [1, 2, 3, 4, 5, -1, 7]
     assert [row["x"] for row in StatefulShardedDataset(tmp_path)] == [1, 2, 3, 4, 5, None, 7]
@@ -154,6 +151,17 @@ def test_the_last_batch_of_a_lane_can_be_dropped(tmp_path: Path) -> None:
         ({"columns": ["idd"]}, "did you mean 'id'"),
         ({"columns": []}, "at least one column"),
         ({"columns": "id"}, "sequence of names"),
+        ({"columns": ()}, "at least one column"),
+        ({"columns": [1]}, "by texts"),
+        ({"columns": {"id"}}, "sequence of names"),
+        ({"window_bytes": None}, "window_bytes: None is no size"),
+        ({"window_bytes": 1.5}, "window_bytes: 1.5 is no size"),
+        ({"shard_bytes": 2**70}, r"shard_bytes: a size must be .* less than 2\*\*62"),
+        ({"shard_rows": 2**70}, "shard_rows must be an int of at most"),
+        ({"lanes": 2**24}, "lanes must be an int of at most 65,536"),
+        ({"shuffle": "no"}, "shuffle must be True or False, not 'no'"),
+        ({"drop_last": "False", "batch_size": 2}, "drop_last must be True or False"),
+        ({"rank": "0", "world_size": 1}, "must be ints, not '0' and 1"),
         ({"format": "csv"}, "csv"),
         ({"transform": 3}, "transform must be callable, not 3"),
     ],
@@ -164,13 +172,30 @@ def test_bad_arguments_are_refused_with_what_to_give(tmp_path: Path, arguments: 
         StatefulShardedDataset(tmp_path, **arguments)
 
 
+@pytest.mark.parametrize(
+    ("source", "problem"), [(None, "not None"), (3, "not 3"), ("", "'.' for the working directory"), ([], "is empty")]
+)
+def test_what_is_no_source_is_refused(source: Any, problem: str) -> None:
+    with pytest.raises((TypeError, ValueError, DataFileError), match=problem):
+        StatefulShardedDataset(source)
+
+
+@pytest.mark.parametrize("epoch", [-1, 2.5, "3", True, 2**40, None])
+def test_what_is_no_epoch_is_refused(tmp_path: Path, epoch: Any) -> None:
+    write_corpus(tmp_path)
+    dataset = StatefulShardedDataset(tmp_path)
+    with pytest.raises(ValueError, match="epoch must be an int in"):
+        dataset.set_epoch(epoch)
+    assert dataset.epoch == 0
+
+
 def test_numpy_integers_are_integers(tmp_path: Path) -> None:
     write_corpus(tmp_path)
-    dataset = StatefulShardedDataset(tmp_path, batch_size=np.int64(5), seed=np.int32(3), shuffle=True)  # type: ignore[arg-type]
+    numbers: dict[str, Any] = {"batch_size": np.int64(5), "seed": np.int32(3)}
+    dataset = StatefulShardedDataset(tmp_path, shuffle=True, **numbers)
     assert ids(dataset) == ids(StatefulShardedDataset(tmp_path, batch_size=5, seed=3, shuffle=True))
-    assert StatefulShardedDataset(tmp_path, batch_size=5, seed=3, shuffle=True).state_dict() == dataset.state_dict() | {
-        "epoch": 0, "complete": False, "lanes": None, "turn_rows": None, "next_turn": 0, "positions": [],
-    }  # fmt: skip
+    fresh = StatefulShardedDataset(tmp_path, batch_size=5, seed=3, shuffle=True)
+    fresh.load_state_dict(dataset.state_dict())
 
 
 def truncate(path: Path) -> None:

@@ -12,6 +12,7 @@ import fsspec
 import pytest
 
 from laneway import DataFileError, LanewayError, Manifest, Shard, StatefulShardedDataset
+from laneway.files import decode_files
 from tests.compat.loaders import ids, make_loader, saved
 from tests.corpora import KINDS, Kind, write_corpus
 
@@ -115,8 +116,6 @@ def test_no_secret_is_in_the_error_of_an_endpoint_that_does_not_answer() -> None
 def test_a_state_holds_no_path_outside_the_dataset(tmp_path: Path) -> None:
     write_corpus(tmp_path / "corpus")
     dataset = StatefulShardedDataset(tmp_path / "corpus")
-    from laneway.files import decode_files  # noqa: PLC0415 - only this test looks inside
-
     assert not any(str(tmp_path) in str(value) for value in dataset.state_dict().values())
     assert list(decode_files(dataset.state_dict()["files"])) == [f"part-{i:03}.parquet" for i in range(7)]
 

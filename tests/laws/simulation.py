@@ -116,6 +116,5 @@ class Job:
             lanes.update(present_cut(part).lanes)
         cut = present_cut(parts[0])
         turns_per_batch = self.wishes.turns_per_batch(cut.turn_rows) or 1
-        first = self.cursors[0, 0]._progress
-        job_turn = present_cut(first).next_turn + self.batches_taken * self.world_size * turns_per_batch
+        job_turn = self.first_turn + self.batches_taken * self.world_size * turns_per_batch
         return replace(parts[0], cut=CutProgress(cut.num_lanes, cut.turn_rows, job_turn, lanes), place=None)

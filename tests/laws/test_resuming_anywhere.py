@@ -47,30 +47,26 @@ def test_a_worker_resumes_at_any_batch(
             cursor.deliver_batch(step)
 
 
+def rows(cursor: Cursor, max_rows: int) -> tuple[list[int], list[Progress]]:
+    """Return the rows that a cursor still delivers, in runs of up to `max_rows`, and its progress after each row."""
+    found: list[int] = []
+    progress_after: list[Progress] = []
+    while run := cursor.next_run(max_rows):
+        for row in rows_of(cursor.plan, *run.ranges[0]):
+            found.append(row)
+            cursor.deliver_row(run)
+            progress_after.append(cursor.progress())
+    return found, progress_after
+
+
 @given(identities(), st.integers(1, 6), st.integers(1, 4), st.integers(1, 9))
 def test_rows_come_in_the_same_order_whatever_the_length_of_runs(
     identity: Identity, lanes: int, turn_rows: int, max_rows: int
 ) -> None:
     wishes = Wishes(lanes, turn_rows, None)
-
-    def rows(max_rows: int, stop_after: int | None = None) -> tuple[list[int], Cursor]:
-        cursor, found = open_epoch(identity, Progress(0), Place(), wishes), []
-        while run := cursor.next_run(max_rows):
-            for row in rows_of(cursor.plan, *run.ranges[0]):
-                found.append(row)
-                cursor.deliver_row(run)
-                if len(found) == stop_after:
-                    return found, cursor
-        return found, cursor
-
-    one_by_one, _ = rows(1)
-    assert rows(max_rows)[0] == one_by_one
-    for done in range(1, len(one_by_one)):
-        _, cursor = rows(max_rows, done)
-        resumed = open_epoch(identity, cursor.progress(), Place(), wishes)
-        following = []
-        while run := resumed.next_run(max_rows):
-            following += rows_of(resumed.plan, *run.ranges[0])
-            for _ in range(run.ranges[0].stop - run.ranges[0].start):
-                resumed.deliver_row(run)
+    one_by_one, _ = rows(open_epoch(identity, Progress(0), Place(), wishes), 1)
+    found, progress_after = rows(open_epoch(identity, Progress(0), Place(), wishes), max_rows)
+    assert found == one_by_one
+    for done, progress in enumerate(progress_after, start=1):
+        following, _ = rows(open_epoch(identity, progress, Place(), wishes), max_rows)
         assert following == one_by_one[done:]

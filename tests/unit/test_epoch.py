@@ -3,90 +3,95 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
+from typing import TYPE_CHECKING
 
-import torch.multiprocessing
+from torch.utils.data import DataLoader, IterableDataset
 
-from laneway.epoch import EpochClock
-from laneway.turns import Place
+from laneway.epoch import MAX_EPOCHS, MAX_WORKERS, EpochClock
+from laneway.workers import loader_number, worker_place
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
-def worker(index: int, num_workers: int = 2) -> Place:
-    return Place(0, 1, index, num_workers)
+def begin(clock: EpochClock, worker: int, pass_number: int) -> int:
+    generation, epoch = clock.next(pass_number)
+    clock.begin(worker, generation, pass_number, epoch)
+    return epoch
 
 
-def test_an_epoch_is_finished_when_all_workers_finished_it() -> None:
+def test_every_pass_is_the_next_epoch() -> None:
     clock = EpochClock()
-    for index in range(2):
-        clock.begin(worker(index), 0)
-    clock.finish(worker(0), 0)
-    assert clock.next_epoch == 0
-    clock.finish(worker(1), 0)
-    assert clock.next_epoch == 1
+    assert [begin(clock, 0, pass_number) for pass_number in (3, 8, 9)] == [0, 1, 2]
+    assert clock.next()[1] == 3
 
 
-def test_a_late_worker_reads_the_epoch_of_a_fast_one() -> None:
+def test_all_workers_of_a_pass_come_to_the_same_epoch_however_late() -> None:
     clock = EpochClock()
-    for index in range(2):
-        clock.finish(worker(index), 0)
-    clock.begin(worker(0), clock.next_epoch)
-    clock.finish(worker(0), 1)
-    assert clock.next_epoch == 1, "worker 1 begins the epoch that worker 0 has already finished"
+    assert [begin(clock, worker, 1) for worker in (0, 1, 2)] == [0, 0, 0]
+    assert [begin(clock, worker, 4) for worker in (2, 0)] == [1, 1]
+    assert begin(clock, 1, 4) == 1
 
 
-def test_passes_by_other_numbers_of_workers_count_too() -> None:
+def test_a_late_worker_is_not_moved_by_what_was_set_after_its_fellows_began() -> None:
     clock = EpochClock()
-    for epoch, num_workers in enumerate([2, 1, 3, 1, 2]):
-        assert clock.next_epoch == epoch
-        for index in range(num_workers):
-            clock.begin(worker(index, num_workers), epoch)
-            clock.finish(worker(index, num_workers), epoch)
-    assert clock.next_epoch == 5
+    clock.set(5, asked=True)
+    assert begin(clock, 0, 1) == 5
+    clock.set(9, asked=True)
+    assert begin(clock, 1, 1) == 5
+    assert begin(clock, 0, 3) == 9
 
 
-def test_setting_the_clock_voids_what_workers_finished_before() -> None:
+def test_an_older_pass_does_not_count_after_the_clock_was_set() -> None:
     clock = EpochClock()
-    clock.finish(worker(0, 1), 4)
-    assert clock.next_epoch == 5
-    clock.set(1, asked=True)
-    assert clock.next_epoch == 1
-    assert clock.num_finished == 0
+    generation, epoch = clock.next(1)
+    clock.set(7, asked=True)
+    clock.begin(0, generation, 1, epoch)
+    assert clock.next(2)[1] == 7
 
 
 def test_an_epoch_that_was_asked_for_is_remembered_until_it_begins() -> None:
     clock = EpochClock()
-    assert clock.asked_epoch is None
+    assert clock.asked_epoch() is None
     clock.set(3, asked=True)
-    assert clock.asked_epoch == 3
-    clock.begin(worker(0), 3)
-    assert clock.asked_epoch is None
+    assert clock.asked_epoch() == 3
+    begin(clock, 0, 6)
+    assert clock.asked_epoch(6) == 3, "for the other workers of this pass it is still to come"
+    assert clock.asked_epoch() is None
     clock.set(2, asked=False)
-    assert clock.asked_epoch is None
+    assert clock.asked_epoch() is None
 
 
-def test_a_worker_that_is_given_a_state_takes_its_mark_back() -> None:
+def test_a_generation_is_fresh_until_a_pass_begins_or_the_clock_is_set() -> None:
     clock = EpochClock()
-    for index in range(2):
-        clock.finish(worker(index), 5)
-    for index in range(2):
-        clock.restart(worker(index), 2)
-    assert clock.num_finished == 2
+    generation = clock.generation
+    assert clock.is_fresh(generation)
+    begin(clock, 1, 6)
+    assert clock.is_fresh(generation, 6)
+    assert not clock.is_fresh(generation)
+    clock.set(0, asked=False)
+    assert not clock.is_fresh(generation, 6)
 
 
-def _finish(clock: EpochClock, index: int) -> None:
-    clock.begin(worker(index), 0)
-    clock.finish(worker(index), 0)
+class Beginning(IterableDataset[int]):
+    """Begins a pass in each worker."""
+
+    def __init__(self, clock: EpochClock) -> None:
+        self.clock = clock
+
+    def __iter__(self) -> Iterator[int]:
+        place = worker_place(0, 1)
+        yield begin(self.clock, place.worker if place else 0, loader_number() or 0)
 
 
-def test_spawned_workers_share_the_clock() -> None:
+def test_workers_share_the_clock_of_their_loader() -> None:
     clock = EpochClock()
-    context = torch.multiprocessing.get_context("spawn")
-    processes = [context.Process(target=_finish, args=(clock, index)) for index in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert clock.next_epoch == 1
+    for method, epoch in (("spawn", 0), ("fork", 1)):
+        loader = DataLoader(Beginning(clock), batch_size=None, num_workers=2, multiprocessing_context=method)
+        assert [int(found) for found in loader] == [epoch, epoch]
+        assert clock.next()[1] == epoch + 1
 
 
 def test_copies_tell_the_same_time_and_then_go_their_own_way() -> None:
@@ -95,13 +100,26 @@ def test_copies_tell_the_same_time_and_then_go_their_own_way() -> None:
     copies: list[EpochClock] = [pickle.loads(pickle.dumps(clock)), copy.deepcopy(clock)]
     clock.set(7, asked=True)
     for other in copies:
-        assert other.next_epoch == 6
+        assert other.next()[1] == 6
         assert other._cells.is_shared()  # type: ignore[no-untyped-call]
 
 
-def test_the_largest_epoch_and_most_workers_fit_a_cell() -> None:
+def test_a_fork_that_is_no_worker_sets_a_clock_of_its_own() -> None:
     clock = EpochClock()
-    clock.set(2**32 - 2, asked=True)
-    for index in range(1024):
-        clock.finish(worker(index, 1024), 2**32 - 2)
-    assert clock.next_epoch == 2**32 - 1
+    child = os.fork()
+    if child == 0:
+        clock.set(5, asked=True)
+        os._exit(0 if clock.next()[1] == 5 else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert clock.next()[1] == 0
+
+
+def test_the_largest_epoch_the_last_worker_and_many_generations_fit_a_cell() -> None:
+    clock = EpochClock()
+    clock.set(MAX_EPOCHS - 1, asked=True)
+    assert begin(clock, MAX_WORKERS - 1, 2**22 - 1) == MAX_EPOCHS - 1
+    assert clock.next()[1] == MAX_EPOCHS
+    for times in range(2**15 + 3):
+        clock.set(times, asked=False)
+    assert clock.next(5) == (clock.generation, 2**15 + 2)
+    assert 0 < clock.generation < 2**15
