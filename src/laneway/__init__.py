@@ -12,6 +12,7 @@ from laneway.errors import (
     StateUnavailableError,
 )
 from laneway.manifest import Manifest
+from laneway.merge import merge_states
 from laneway.shards import Shard
 
 __all__ = [
@@ -26,5 +27,6 @@ __all__ = [
     "StateFormatError",
     "StateUnavailableError",
     "StatefulShardedDataset",
+    "merge_states",
 ]
 __version__ = "0.1.0"

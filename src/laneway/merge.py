@@ -1,0 +1,108 @@
+"""One state of the whole job from the states of its ranks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import chain, pairwise
+from typing import TYPE_CHECKING, Any
+
+from laneway.errors import CheckpointMismatchError
+from laneway.state import parse_state
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+_ALIKE = (
+    *("order_version", "fingerprint", "seed", "shuffle", "shard_bytes", "shard_rows", "window_bytes", "remainder"),
+    *("drop_last", "world_size", "epoch", "lanes", "turn_rows", "lane_remainder", "earlier_cuts"),
+)
+
+
+def merge_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Merge the states that all ranks saved at the same step into one that any number of ranks can load.
+
+    Args:
+        states: What `state_dict` returned on each rank, in any order.
+
+    Returns:
+        The state of the whole job.
+
+    Raises:
+        StateFormatError: One of them is no state.
+        CheckpointMismatchError: They are of different runs or steps, or a rank is missing or there twice.
+
+    Example:
+        >>> import pyarrow as pa, pyarrow.parquet as pq, tempfile
+        >>> from laneway import StatefulShardedDataset
+        >>> folder = tempfile.mkdtemp()
+        >>> pq.write_table(pa.table({"x": range(12)}), f"{folder}/part-0.parquet")
+        >>> ranks = [StatefulShardedDataset(folder, batch_size=2, rank=rank, world_size=2) for rank in range(2)]
+        >>> [next(iter(rank))["x"].tolist() for rank in ranks]
+        [[0, 1], [6, 7]]
+        >>> single = StatefulShardedDataset(folder, batch_size=2, rank=0, world_size=1)
+        >>> single.load_state_dict(merge_states([rank.state_dict() for rank in ranks]))
+        >>> [batch["x"].tolist() for batch in single]
+        [[2, 3], [8, 9], [4, 5], [10, 11]]
+    """
+    parsed = [parse_state(state) for state in states]
+    if not parsed:
+        message = "there is nothing to merge: give the states of all ranks"
+        raise CheckpointMismatchError(message)
+    first = parsed[0]
+    problems = [
+        f"{name}: rank {first['rank']} has {_short(first[name])}, rank {state['rank']} has {_short(state[name])}"
+        for name in _ALIKE
+        for state in parsed[1:]
+        if state[name] != first[name]
+    ]
+    problems = problems or _rank_problems(parsed) or _step_problems(parsed)
+    if problems:
+        way_out = "give the states that all ranks saved at the same step"
+        message = "\n  ".join(["these are not the states of all ranks of one job at one step", *problems, way_out])
+        raise CheckpointMismatchError(message)
+    if first["scope"] == "global":
+        return dict(first)
+    lanes = dict(chain.from_iterable(zip(s["lane_indices"], s["positions"], strict=True) for s in parsed))
+    return {
+        **first,
+        "scope": "global",
+        "rank": 0,
+        "complete": all(state["complete"] for state in parsed),
+        "next_turn": max(state["next_turn"] for state in parsed),
+        "lane_indices": None,
+        "positions": [lanes[lane] for lane in range(first["lanes"])],
+    }
+
+
+def _rank_problems(states: Sequence[Mapping[str, Any]]) -> list[str]:
+    scopes = {state["scope"] for state in states}
+    if "worker" in scopes:
+        return ["scope: these are states of DataLoader workers, not of ranks"]
+    if scopes == {"global"}:
+        same = all(state["positions"] == states[0]["positions"] for state in states)
+        return [] if same else ["positions: each of these claims to be the whole job's state, and they differ"]
+    if scopes != {"rank"}:
+        return ["scope: some of these are the state of a rank, some that of the whole job"]
+    counts = Counter(state["rank"] for state in states)
+    problems = [f"rank {rank} is missing" for rank in range(states[0]["world_size"]) if rank not in counts]
+    problems += [f"rank {rank} is there twice" for rank, count in sorted(counts.items()) if count > 1]
+    if not problems:
+        known = sorted(lane for state in states for lane in state["lane_indices"])
+        if known != list(range(states[0]["lanes"])):
+            problems = [f"lanes: together they know lanes {known}, not each of {states[0]['lanes']} once"]
+    return problems
+
+
+def _step_problems(states: Sequence[Mapping[str, Any]]) -> list[str]:
+    # A rank that has delivered all it has stays where it is while others go on.
+    going = [state for state in states if not state["complete"]]
+    return [
+        f"step: rank {one['rank']} is at turn {one['next_turn']}, rank {other['rank']} at {other['next_turn']}"
+        for one, other in pairwise(going)
+        if one["next_turn"] != other["next_turn"]
+    ]
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."  # noqa: PLR2004 - enough to tell two values apart

@@ -1,0 +1,113 @@
+"""Law: what all ranks know, merged, is what the whole job knows; and any other number of ranks goes on from it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from laneway.cursor import Wishes
+from laneway.errors import CheckpointMismatchError, StateFormatError
+from laneway.merge import merge_states
+from laneway.plan import Identity
+from laneway.progress import Progress
+from laneway.state import StateWriter, read_state
+from laneway.turns import Place
+from tests.laws.simulation import PLAIN, Job, file_table, identities
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def rank_states(job: Job) -> list[dict[str, Any]]:
+    """Return the state of each rank of a job with one worker per rank."""
+    return [
+        StateWriter.of(job.identity).state(
+            job.cursors[rank, 0].progress(), Place(rank, job.world_size), complete=job.cursors[rank, 0].is_at_end
+        )
+        for rank in range(job.world_size)
+    ]
+
+
+def ranks_after(steps: int, world_size: int = 3, batch_size: int = 2) -> list[dict[str, Any]]:
+    job = Job(
+        Identity(file_table([[7], [5, 8], [10]]), PLAIN), world_size, 1, Wishes(None, None, batch_size), Progress(0)
+    )
+    job.run(steps)
+    return rank_states(job)
+
+
+@given(identities(), st.integers(1, 5), st.integers(1, 5), st.integers(0, 9), st.integers(1, 3), st.randoms())
+def test_merged_states_are_the_whole_jobs_progress(
+    identity: Identity, world_size: int, batch_size: int, steps: int, lanes: int, random: Any
+) -> None:
+    job = Job(identity, world_size, 1, Wishes(lanes * world_size, None, batch_size), Progress(0))
+    job.run(steps)
+    states = rank_states(job)
+    random.shuffle(states)
+    merged = merge_states(states)
+    if not any(state["complete"] for state in states):
+        assert read_state(merged, identity, rank=0, world_size=1, worker=None) == job.whole_progress()
+
+
+@given(
+    identities(remainder="keep"),
+    st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5), st.integers(0, 5)), min_size=1, max_size=6),
+)
+def test_every_row_comes_once_over_chains_of_worlds_that_merge_their_states(
+    identity: Identity, chain: list[tuple[int, int, int]]
+) -> None:
+    progress, rows = Progress(0), Counter[int]()
+    for world_size, batch_size, steps in [*chain, (2, 3, 10**6)]:
+        job = Job(identity, world_size, 1, Wishes(None, None, batch_size), progress)
+        rows.update(row for step in job.run(steps) for row in step)
+        merged = merge_states(rank_states(job))
+        progress = read_state(merged, identity, rank=0, world_size=1, worker=None)
+    assert rows == Counter(range(identity.files.num_rows))
+    assert merged["complete"]
+
+
+def test_states_that_no_rank_has_begun_merge_into_the_same() -> None:
+    state = StateWriter.of(Identity(file_table([[3]]), PLAIN)).state(Progress(4), Place(1, 2), complete=False)
+    assert merge_states([state, state]) == state
+
+
+@pytest.mark.parametrize(
+    ("spoil", "problem"),
+    [
+        (lambda s: s[:2], "rank 2 is missing"),
+        (lambda s: [s[0], s[1], s[1], s[2]], "rank 1 is there twice"),
+        (lambda s: [s[0], s[1], {**s[2], "epoch": 1}], "epoch: rank 0 has 0, rank 2 has 1"),
+        (lambda s: [s[0], s[1], {**s[2], "seed": 1}], "seed: rank 0 has 7, rank 2 has 1"),
+        (lambda s: [s[0], s[1], {**s[2], "fingerprint": "0"}], "fingerprint: rank 0 has"),
+        (lambda s: [s[0], ranks_after(3)[1], s[2]], "step: rank 0 is at turn 6, rank 1 at 9"),
+        (lambda s: [s[0], ranks_after(2, world_size=2)[1], s[2]], "world_size: rank 0 has 3, rank 1 has 2"),
+        (lambda _: [], "nothing to merge"),
+        (lambda s: [*s[:2], merge_states(s)], "some of these are the state of a rank, some that of the whole job"),
+        (
+            lambda s: [{**state, "scope": "worker", "num_workers": 2} for state in s],
+            "states of DataLoader workers, not of ranks",
+        ),
+        (
+            lambda s: [s[0], {**s[1], "lane_indices": s[0]["lane_indices"]}, s[2]],
+            r"together they know lanes \[0, 0, 2\]",
+        ),
+        (
+            lambda s: [merge_states(s), {**merge_states(s), "positions": [0, 0, 0]}],
+            "each of these claims to be the whole job's state, and they differ",
+        ),
+    ],
+)
+def test_states_that_do_not_belong_together_are_refused_with_which(
+    spoil: Callable[[list[dict[str, Any]]], list[dict[str, Any]]], problem: str
+) -> None:
+    with pytest.raises(CheckpointMismatchError, match=problem):
+        merge_states(spoil(ranks_after(2)))
+
+
+def test_what_is_no_state_is_refused() -> None:
+    with pytest.raises(StateFormatError, match="its keys are none"):
+        merge_states([*ranks_after(2)[:2], {}])
