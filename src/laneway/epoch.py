@@ -9,14 +9,11 @@ number, the epoch of an older pass tells the next one, and the cell of a fellow 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from laneway.workers import is_in_worker
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 MAX_WORKERS = 1024
 """Workers per rank that the clock has room for."""
@@ -73,10 +70,14 @@ class EpochClock:
 
     def _own(self) -> None:
         """Leave the memory to whom it belongs, in a process that is neither its owner nor a worker of its."""
-        if self._owner_pid != os.getpid() and not is_in_worker():
-            self._cells = self._cells.clone()
-            self._owner_pid = os.getpid()
-            _share(self._cells)
+        if self._owner_pid == os.getpid() or is_in_worker():
+            return
+        self._owner_pid = os.getpid()
+        epoch = self.next()[1]
+        # Marks stay behind: this process numbers its passes anew.
+        self._cells = torch.zeros_like(self._cells)
+        _share(self._cells)
+        self.set(epoch, asked=False)
 
     @property
     def _setting(self) -> _Setting:
@@ -85,9 +86,9 @@ class EpochClock:
         times, asked = divmod(rest, 2)
         return _Setting(times, bool(asked), epoch)
 
-    def _marks(self, wanted: Callable[[_Mark], bool]) -> list[_Mark]:
+    def _marks(self) -> list[_Mark]:
         bits = self._cells[_SLOTS:]
-        return [mark for mark in map(_Mark.unpack, bits[bits != 0].tolist()) if wanted(mark)]
+        return [*map(_Mark.unpack, bits[bits != 0].tolist())]
 
     @property
     def generation(self) -> int:
@@ -124,8 +125,8 @@ class EpochClock:
 
     def is_fresh(self, generation: int, pass_number: int | None = None) -> bool:
         """Tell whether the clock is of this generation still, and no pass but `pass_number` has begun in it."""
-        others = self._marks(lambda mark: mark.generation == generation and mark.pass_number != pass_number)
-        return generation == self.generation and not others
+        is_of_others = any(mark.generation == generation and mark.pass_number != pass_number for mark in self._marks())
+        return generation == self.generation and not is_of_others
 
     def asked_epoch(self, pass_number: int | None = None) -> int | None:
         """Return the epoch that a user asked for and that no pass but `pass_number` has begun yet, if any."""
@@ -137,18 +138,20 @@ class EpochClock:
         Args:
             pass_number: The pass that this worker begins with others; None in the main process.
         """
-        fellows = self._marks(lambda mark: mark.pass_number == pass_number)
+        # Looked at once: a fellow that begins in between must not pass for an older pass.
+        generation, marks = self.generation, self._marks()
+        fellows = [mark for mark in marks if mark.pass_number == pass_number]
         if fellows:
             # Whatever was set since the first of them began is for the pass after this one.
             return fellows[0].generation, fellows[0].epoch
-        last = self.last_epoch
-        return self.generation, self._setting.epoch if last is None else last + 1
+        older = [mark for mark in marks if mark.generation == generation]
+        return generation, max(older).epoch + 1 if older else self._setting.epoch
 
     @property
     def last_epoch(self) -> int | None:
         """The epoch of the last pass that workers began since the clock was set, if any."""
         generation = self.generation
-        marks = self._marks(lambda mark: mark.generation == generation)
+        marks = [mark for mark in self._marks() if mark.generation == generation]
         return max(marks).epoch if marks else None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import pickle
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -14,6 +14,8 @@ from laneway.workers import loader_number, worker_place
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    import pytest
 
 
 def begin(clock: EpochClock, worker: int, pass_number: int) -> int:
@@ -42,6 +44,21 @@ def test_a_late_worker_is_not_moved_by_what_was_set_after_its_fellows_began() ->
     clock.set(9, asked=True)
     assert begin(clock, 1, 1) == 5
     assert begin(clock, 0, 3) == 9
+
+
+def test_a_fellow_that_begins_meanwhile_does_not_pass_for_an_older_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = EpochClock()
+    begin(clock, 0, 1)
+    looks = []
+    look = clock._marks
+
+    def look_and_let_a_fellow_begin() -> Any:
+        looks.append(look())
+        clock.begin(1, clock.generation, 2, 1)
+        return looks[-1]
+
+    monkeypatch.setattr(clock, "_marks", look_and_let_a_fellow_begin)
+    assert clock.next(2)[1] == 1
 
 
 def test_an_older_pass_does_not_count_after_the_clock_was_set() -> None:
@@ -106,12 +123,14 @@ def test_copies_tell_the_same_time_and_then_go_their_own_way() -> None:
 
 def test_a_fork_that_is_no_worker_sets_a_clock_of_its_own() -> None:
     clock = EpochClock()
+    begin(clock, 0, 4)
     child = os.fork()
     if child == 0:
+        found = [clock.next()[1], begin(clock, 0, 4)]
         clock.set(5, asked=True)
-        os._exit(0 if clock.next()[1] == 5 else 1)
+        os._exit(0 if [*found, clock.next()[1]] == [1, 1, 5] else 1)
     assert os.waitpid(child, 0)[1] == 0
-    assert clock.next()[1] == 0
+    assert clock.next()[1] == 1
 
 
 def test_the_largest_epoch_the_last_worker_and_many_generations_fit_a_cell() -> None:
