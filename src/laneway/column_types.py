@@ -54,7 +54,7 @@ def stored_dtype(data_type: pa.DataType) -> np.dtype[Any]:
     """Return the dtype of the numbers that Arrow stores, for a type that `is_number`."""
     if pa.types.is_temporal(data_type):
         return np.dtype(f"i{data_type.bit_width // 8}")
-    return np.dtype(data_type.to_pandas_dtype())
+    return pa.array([], data_type).to_numpy(zero_copy_only=False).dtype
 
 
 def time_dtype(data_type: pa.DataType) -> np.dtype[Any] | None:
