@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from laneway.turns import Place
 
 
+_NO_GENERATION = 0
+"""Of a pass that is not counted: a persistent worker asks the clock for the one after it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Restored:
     """A state that was loaded; the next pass goes on from it."""
@@ -143,6 +147,8 @@ class Passes:
         self.clock.hold(place.num_workers if is_in_worker() else 0)
         if not is_kept:
             generation = self._count(place, generation, epoch)
+        elif is_in_worker():
+            generation = _NO_GENERATION
         self._restored = None
         self._began = Pass(stream, place, generation, os.getpid())
 
