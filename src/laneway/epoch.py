@@ -1,9 +1,10 @@
 """The epoch clock: which epoch a pass delivers, alike in the main process and in each of its DataLoader workers.
 
 It lives in memory that the main process shares with its workers, be they forked, spawned or persistent. The main
-process writes one cell, and each worker writes its own when it begins a pass. A cell is 64 bits, written at once,
-so no lock is needed. All workers of a pass come to the same epoch, however late one begins: they know their pass by a
-number, the epoch of an older pass tells the next one, and the cell of a fellow worker tells that of their own.
+process sets it, and each worker has a cell that it writes when it begins a pass. A cell is 64 bits, written at once,
+so no lock is needed. Workers of a pass come to the same epoch, also when one begins late: they know their pass by a
+number, the epoch of an older pass tells the next one, and the cell of a fellow worker tells that of their own. For
+that, loaders over one dataset have to begin one after another, and not in two threads at the same time.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ _EPOCH_BITS, _PASS_BITS, _GENERATION_BITS = 26, 22, 15
 MAX_EPOCHS = 2**_EPOCH_BITS - 1
 """Epochs that the clock can count."""
 
-_SET, _HELD, _SLOTS = 0, 1, 2
+_SET, _HELD, _FIRST, _LAST = 0, 1, 2, 2 + MAX_WORKERS
+"""Cells: what is set; who holds the progress; the first and the last pass of each worker, where workers persist."""
 
 
 class _Mark(NamedTuple):
@@ -59,7 +61,7 @@ class EpochClock:
 
     def __init__(self) -> None:
         """Start at epoch 0."""
-        self._cells = torch.zeros(_SLOTS + MAX_WORKERS, dtype=torch.int64)
+        self._cells = torch.zeros(_LAST + MAX_WORKERS, dtype=torch.int64)
         self._owner_pid = os.getpid()
         _share(self._cells)
 
@@ -86,8 +88,8 @@ class EpochClock:
         times, asked = divmod(rest, 2)
         return _Setting(times, bool(asked), epoch)
 
-    def _marks(self) -> list[_Mark]:
-        bits = self._cells[_SLOTS:]
+    def _marks(self, cell: int = _LAST) -> list[_Mark]:
+        bits = self._cells[cell : cell + MAX_WORKERS]
         return [*map(_Mark.unpack, bits[bits != 0].tolist())]
 
     @property
@@ -119,9 +121,12 @@ class EpochClock:
         self._own()
         self._cells[_HELD] = num_workers
 
-    def begin(self, worker: int, generation: int, pass_number: int, epoch: int) -> None:
-        """Say that a worker has begun a pass, as `next` told it."""
-        self._cells[_SLOTS + worker] = _Mark(generation, pass_number, epoch).pack()
+    def begin(self, worker: int, generation: int, pass_number: int, epoch: int, *, is_first: bool = True) -> None:
+        """Say that a worker has begun a pass, as `next` told it; a persistent worker begins more than its first."""
+        bits = _Mark(generation, pass_number, epoch).pack()
+        self._cells[_LAST + worker] = bits
+        if is_first:
+            self._cells[_FIRST + worker] = bits
 
     def is_fresh(self, generation: int, pass_number: int | None = None) -> bool:
         """Tell whether the clock is of this generation still, and no pass but `pass_number` has begun in it."""
@@ -138,14 +143,22 @@ class EpochClock:
         Args:
             pass_number: The pass that this worker begins with others; None in the main process.
         """
-        # Looked at once: a fellow that begins in between must not pass for an older pass.
+        # A fellow may be in its second pass already, and begin its first in between: neither makes it an older pass.
         generation, marks = self.generation, self._marks()
-        fellows = [mark for mark in marks if mark.pass_number == pass_number]
+        fellows = [mark for mark in self._marks(_FIRST) if mark.pass_number == pass_number]
         if fellows:
             # Whatever was set since the first of them began is for the pass after this one.
             return fellows[0].generation, fellows[0].epoch
         older = [mark for mark in marks if mark.generation == generation]
+        if pass_number is not None:
+            older = [mark for mark in older if mark.pass_number < pass_number]
         return generation, max(older).epoch + 1 if older else self._setting.epoch
+
+    def next_of_others(self, pass_number: int | None) -> int:
+        """Return the epoch that comes after those that other loaders' workers have begun since the clock was set."""
+        generation, marks = self.generation, self._marks()
+        others = [mark for mark in marks if mark.generation == generation and mark.pass_number != pass_number]
+        return max(mark.epoch for mark in others) + 1 if others else self._setting.epoch
 
     @property
     def last_epoch(self) -> int | None:

@@ -23,10 +23,6 @@ if TYPE_CHECKING:
     from laneway.turns import Place
 
 
-_NO_GENERATION = 0
-"""Of a pass that is not counted: a persistent worker asks the clock for the one after it."""
-
-
 @dataclass(frozen=True, slots=True)
 class Restored:
     """A state that was loaded; the next pass goes on from it."""
@@ -79,11 +75,8 @@ class Passes:
 
     @property
     def current(self) -> Pass | None:
-        """The last pass, where it was this process that began it, unless another epoch was asked for since."""
-        began, clock = self._began, self.clock
-        if is_in_worker():
-            return began
-        return None if began is None or clock.held_by or not clock.is_fresh(began.generation) else began
+        """The last pass, where it was this process that began it: it stays so until another one begins."""
+        return self._began if is_in_worker() or not self.clock.held_by else None
 
     @property
     def pending(self) -> Restored | None:
@@ -97,11 +90,11 @@ class Passes:
     @property
     def epoch(self) -> int:
         """The epoch of the last pass, or the one that was asked for or loaded since."""
-        began, restored, last = self.current, self.pending, self.clock.last_epoch
+        asked, began, last = self.clock.asked_epoch(), self.current, self.clock.last_epoch
+        if asked is not None:
+            return asked
         if began is not None:
             return began.stream.cursor.epoch
-        if restored is not None:
-            return restored.progress.epoch
         return self.clock.set_epoch if last is None else last
 
     @property
@@ -117,8 +110,10 @@ class Passes:
         last, generation = self._began, self.clock.generation
         if last is not None and last.pid == os.getpid() and is_in_worker():
             # A persistent worker: its loader begins each pass in all of its workers, so they count alike.
-            same = last.generation == generation
-            return Progress(last.stream.cursor.epoch + 1 if same else self.clock.set_epoch), generation
+            epoch = self.clock.next_of_others(loader_number())
+            if last.generation == generation:
+                epoch = max(epoch, last.stream.cursor.epoch + 1)
+            return Progress(epoch), generation
         generation, epoch = self.clock.next(loader_number())
         return Progress(epoch), generation
 
@@ -129,47 +124,31 @@ class Passes:
             message = f"epoch must be an int in [0, {MAX_EPOCHS}), not {epoch!r}"
             raise ValueError(message)
         epoch = number
-        restored, current = self.pending, self.current
+        restored = self.pending
         self.clock.set(epoch, asked=True)
-        generation, self._restored = self.clock.generation, None
-        if restored is not None and restored.progress.epoch == epoch:
-            self._restored = replace(restored, generation=generation)
-        if current is not None and current.stream.cursor.epoch == epoch and not current.stream.is_finished:
-            # It is still under way, and what it delivers still counts.
-            self._began = replace(current, generation=generation)
+        is_kept = restored is not None and restored.progress.epoch == epoch
+        self._restored = replace(restored, generation=self.clock.generation) if restored and is_kept else None
 
     def begin(self, stream: Stream, place: Place, generation: int) -> None:
         """Say that a pass has begun in this process, in the generation that `start` told."""
         epoch = stream.cursor.epoch
-        asked = self.clock.asked_epoch(loader_number())
-        # A complete state delivers nothing: what a user asked for after it is still to come.
-        is_kept = stream.cursor.is_at_end and asked is not None and asked > epoch
         self.clock.hold(place.num_workers if is_in_worker() else 0)
-        if not is_kept:
-            generation = self._count(place, generation, epoch)
-        elif is_in_worker():
-            generation = _NO_GENERATION
+        if is_in_worker():
+            is_first = self._began is None or self._began.pid != os.getpid()
+            self.clock.begin(place.worker, generation, loader_number() or 0, epoch, is_first=is_first)
+        else:
+            self.clock.set(epoch + 1, asked=False)
         self._restored = None
         self._began = Pass(stream, place, generation, os.getpid())
 
-    def _count(self, place: Place, generation: int, epoch: int) -> int:
-        if is_in_worker():
-            self.clock.begin(place.worker, generation, loader_number() or 0, epoch)
-            return generation
-        self.clock.set(epoch + 1, asked=False)
-        return self.clock.generation
-
     def restore(self, state: dict[str, Any], progress: Progress) -> None:
-        """Make the next pass go on from `progress`, which `state` says.
-
-        An epoch that a user asked for and that is later than the state's comes first: it starts afresh.
-        """
+        """Make the next pass go on from `progress`, which `state` says."""
         if progress.epoch >= MAX_EPOCHS:
             message = f"this state is damaged: epoch is {progress.epoch}"
             raise StateFormatError(message)
         asked = self.clock.asked_epoch(loader_number())
-        is_overruled = asked is not None and asked > progress.epoch
-        if asked is not None and asked < progress.epoch:
+        # What follows a complete epoch is what a training loop asks for next.
+        if asked not in {None, progress.epoch, progress.epoch + 1 if state["complete"] else None}:
             message = (
                 f"set_epoch({asked}) was called, but the state that is loaded is of epoch {progress.epoch}, and so is "
                 f"the pass; begin the loop over epochs at {progress.epoch}"
@@ -177,9 +156,6 @@ class Passes:
             warnings.warn(message, stacklevel=3)
         if not is_in_worker():
             self.clock.hold(0)
-            if not is_overruled:
-                self.clock.set(progress.epoch, asked=False)
+            self.clock.set(progress.epoch, asked=False)
         self._began = None
-        is_used = not is_overruled or state["complete"]
-        generation = self.clock.generation
-        self._restored = Restored(copy.deepcopy(state), progress, generation, os.getpid()) if is_used else None
+        self._restored = Restored(copy.deepcopy(state), progress, self.clock.generation, os.getpid())

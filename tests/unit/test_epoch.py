@@ -52,13 +52,29 @@ def test_a_fellow_that_begins_meanwhile_does_not_pass_for_an_older_pass(monkeypa
     looks = []
     look = clock._marks
 
-    def look_and_let_a_fellow_begin() -> Any:
-        looks.append(look())
+    def look_and_let_a_fellow_begin(*cell: int) -> Any:
+        looks.append(look(*cell))
         clock.begin(1, clock.generation, 2, 1)
         return looks[-1]
 
     monkeypatch.setattr(clock, "_marks", look_and_let_a_fellow_begin)
     assert clock.next(2)[1] == 1
+
+
+def test_a_late_worker_begins_the_first_pass_though_its_fellow_is_in_the_second() -> None:
+    clock = EpochClock()
+    generation, epoch = clock.next(4)
+    clock.begin(0, generation, 4, epoch)
+    clock.begin(0, generation, 4, epoch + 1, is_first=False)
+    assert clock.next(4)[1] == epoch
+    assert clock.next(9)[1] == epoch + 2
+
+
+def test_a_newer_pass_is_not_older() -> None:
+    clock = EpochClock()
+    begin(clock, 0, 4)
+    begin(clock, 0, 6)
+    assert clock.next(4)[1] == 0
 
 
 def test_an_older_pass_does_not_count_after_the_clock_was_set() -> None:
