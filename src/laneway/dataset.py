@@ -173,7 +173,6 @@ class StatefulShardedDataset(IterableDataset[Any]):
         self._columns = columns
         self._output: Output = output or ("python" if batch_size is None else "torch")
         self._transform = transform
-        self._fill_null = fill_null
         self._converter = BatchConverter(self.schema, self._output, fill_null)
         self._wishes = Wishes(lanes=lanes, turn_rows=turn_rows, batch_size=batch_size)
         self._identify(settings)

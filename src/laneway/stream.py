@@ -51,7 +51,7 @@ class _OpenWindow:
 
 
 class LaneReader:
-    """Reads rows of lanes. It holds one window per lane, and nothing else."""
+    """Reads rows of lanes. It holds one window per lane, and a copy of the last row of lanes that are at their end."""
 
     def __init__(self, plan: Plan, rows: RowReader) -> None:
         """Read lanes of `plan` from the data files behind `rows`."""
@@ -137,7 +137,6 @@ class Stream:
             transform: Called on each thing before it is yielded.
         """
         self.cursor = cursor
-        self.is_finished = False
         self._lanes = LaneReader(cursor.plan, rows)
         self._converter = converter
         self._transform = transform
@@ -177,10 +176,6 @@ class Stream:
         """Let go of what a transform that failed may have changed half-way: asked again, it is read again."""
         self._lanes.close()
 
-    def _finish(self) -> None:
-        self.is_finished = True
-        self._lanes.close()
-
 
 class BatchStream(Stream):
     """Yields batches."""
@@ -189,7 +184,7 @@ class BatchStream(Stream):
         """Return the next batch; it counts as delivered from now on."""
         step = self.cursor.next_batch()
         if step is None:
-            self._finish()
+            self._lanes.close()
             raise StopIteration
         batch = self._transformed(self._converted(self._converter.batch, step.ranges))
         self.cursor.deliver_batch(step)
@@ -222,7 +217,7 @@ class RowStream(Stream):
     def _next_run(self) -> tuple[Sequence[Any], int, int]:
         run = self.cursor.next_run(_ROWS_AT_ONCE)
         if run is None:
-            self._finish()
+            self._lanes.close()
             raise StopIteration
         lane, start, stop = run.ranges[0]
         first, rows = self._ahead.get(lane, (0, []))
