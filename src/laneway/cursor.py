@@ -44,6 +44,16 @@ class Wishes:
             return self.lanes
         return place.stride(turns_per_batch)
 
+    def warning_for(self, place: Place) -> str | None:
+        """Return what to tell a user whose wish for lanes can't be met at `place`, if it can't."""
+        num_lanes = self.num_lanes(place)
+        if self.lanes in {None, num_lanes}:
+            return None
+        return (
+            f"{self.lanes} lanes can't be shared by {place.world_size} rank(s) with {place.num_workers} worker(s): "
+            f"epochs are cut into {num_lanes}, and their order is another one; give lanes= a multiple of {num_lanes}"
+        )
+
 
 class LaneRange(NamedTuple):
     """Rows [start, stop) of a lane."""

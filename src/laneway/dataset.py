@@ -5,24 +5,24 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from torch.utils.data import IterableDataset
 
 from laneway.convert import BatchConverter, FillNull, Output
-from laneway.cursor import Wishes, open_epoch, rank_length, settle
+from laneway.cursor import Wishes, settle
 from laneway.distributed import data_parallel_rank
 from laneway.epoch import MAX_WORKERS
 from laneway.errors import StateUnavailableError
 from laneway.lanes import MAX_LANES, Remainder
 from laneway.manifest import Manifest, scan_source
 from laneway.passes import Passes
+from laneway.pipeline import Composed, Pipeline
 from laneway.plan import Identity, Settings, replay
 from laneway.reader import RowReader
 from laneway.shards import Shard, ShardTable, parse_bytes, plain_int
 from laneway.state import StateWriter, read_state
-from laneway.stream import BatchStream, RowStream
 from laneway.turns import Place
 from laneway.workers import num_workers_of_caller, worker_place
 
@@ -34,16 +34,7 @@ if TYPE_CHECKING:
     import pyarrow.fs
     from fsspec import AbstractFileSystem
 
-
-@dataclass(frozen=True, slots=True)
-class _Composed:
-    """Two transforms, one after the other; unlike a lambda it can be sent to a spawned worker."""
-
-    first: Callable[[Any], Any]
-    second: Callable[[Any], Any]
-
-    def __call__(self, value: Any) -> Any:  # noqa: ANN401 - whatever the transforms take and return
-        return self.second(self.first(value))
+    from laneway.progress import Progress
 
 
 class StatefulShardedDataset(IterableDataset[Any]):
@@ -164,22 +155,27 @@ class StatefulShardedDataset(IterableDataset[Any]):
         )
         self._rank, self._world_size = data_parallel_rank(rank, world_size)
         if isinstance(source, Manifest):
-            self._manifest = source
-            self._storage = source.storage(filesystem=filesystem, storage_options=storage_options)
+            manifest, storage = source, source.storage(filesystem=filesystem, storage_options=storage_options)
         else:
-            self._manifest, self._storage = scan_source(
+            manifest, storage = scan_source(
                 source, format=format, filesystem=filesystem, storage_options=storage_options
             )
-        self._columns = columns
         self._output: Output = output or ("python" if batch_size is None else "torch")
-        self._transform = transform
-        self._converter = BatchConverter(self.schema, self._output, fill_null)
-        self._wishes = Wishes(lanes=lanes, turn_rows=turn_rows, batch_size=batch_size)
-        self._identify(settings)
+        self._begin_anew(
+            Pipeline(
+                identity=Identity(manifest.files, settings),
+                wishes=Wishes(lanes=lanes, turn_rows=turn_rows, batch_size=batch_size),
+                manifest=manifest,
+                storage=storage,
+                columns=columns,
+                converter=BatchConverter(RowReader(manifest, storage, columns).schema, self._output, fill_null),
+                transform=transform,
+            )
+        )
 
-    def _identify(self, settings: Settings) -> None:
-        self._identity = Identity(self._manifest.files, settings)
-        self._writer = StateWriter.of(self._identity)
+    def _begin_anew(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+        self._writer = StateWriter.of(pipeline.identity)
         self._passes = Passes()
 
     # -- What it is ---------------------------------------------------------------------------------------------------
@@ -187,17 +183,17 @@ class StatefulShardedDataset(IterableDataset[Any]):
     @property
     def manifest(self) -> Manifest:
         """The data files, with sizes, rows, row groups and schema."""
-        return self._manifest
+        return self._pipeline.manifest
 
     @property
     def shards(self) -> ShardTable:
         """All shards of the dataset in file order, those of other ranks included."""
-        return self._identity.shards
+        return self._pipeline.identity.shards
 
     @property
     def schema(self) -> pa.Schema:
         """Names and Arrow types of the columns that are delivered."""
-        return RowReader(self._manifest, self._storage, self._columns).schema
+        return self._pipeline.schema
 
     @property
     def epoch(self) -> int:
@@ -213,18 +209,17 @@ class StatefulShardedDataset(IterableDataset[Any]):
         num_workers = num_workers_of_caller(self)
         if num_workers is None:
             num_workers = self._passes.clock.held_by
-        place = Place(self._rank, self._world_size, 0, max(1, num_workers))
-        return rank_length(self._manifest.num_rows, place, self._identity.settings, self._wishes)
+        return self._pipeline.num_items(Place(self._rank, self._world_size, 0, max(1, num_workers)))
 
     def __repr__(self) -> str:
-        settings, wishes = self._identity.settings, self._wishes
+        settings, wishes = self._pipeline.identity.settings, self._pipeline.wishes
         order = f"shuffled with seed {settings.seed}" if settings.shuffle else "in file order"
         unit = "rows" if wishes.batch_size is None else f"batches of {wishes.batch_size:,} rows"
         names = self.schema.names
         shown = ", ".join(names[:8]) + (f", ... ({len(names):,} columns)" if len(names) > 8 else "")  # noqa: PLR2004
         return (
             f"{type(self).__name__}(\n"
-            f"  {self._manifest!r},\n"
+            f"  {self._pipeline.manifest!r},\n"
             f"  {len(self.shards):,} shards {order},\n"
             f"  {unit} as {self._output}: {shown},\n"
             f"  rank {self._rank} of {self._world_size}, epoch {self.epoch}\n)"
@@ -234,26 +229,29 @@ class StatefulShardedDataset(IterableDataset[Any]):
 
     def shuffle(self, seed: int = 0) -> Self:
         """Return a copy that is shuffled with `seed`, at the beginning of epoch 0."""
-        return self._changed(settings=replace(self._identity.settings, shuffle=True, seed=_checked_seed(seed)))
+        identity = self._pipeline.identity
+        settings = replace(identity.settings, shuffle=True, seed=_checked_seed(seed))
+        return self._changed(replace(self._pipeline, identity=Identity(identity.files, settings)))
 
     def shard(self, num_shards: int, index: int) -> Self:
         """Return a copy that delivers part `index` of `num_shards`, at the beginning of epoch 0.
 
         Rank and world size take these values.
         """
-        rank, world_size = data_parallel_rank(index, num_shards)
-        return self._changed(_rank=rank, _world_size=world_size)
+        changed = self._changed(self._pipeline)
+        changed._rank, changed._world_size = data_parallel_rank(index, num_shards)  # noqa: SLF001 - it is one of us
+        return changed
 
     def map(self, fn: Callable[[Any], Any]) -> Self:
         """Return a copy that calls `fn` on each row or batch, after its transforms, and goes on where this one does."""
-        changed = self._changed(_transform=fn if self._transform is None else _Composed(self._transform, fn))
+        transform = self._pipeline.transform
+        changed = self._changed(replace(self._pipeline, transform=Composed(transform, fn) if transform else fn))
         changed._passes = self._passes.copy()  # noqa: SLF001 - it is one of us
         return changed
 
-    def _changed(self, settings: Settings | None = None, **attributes: object) -> Self:
+    def _changed(self, pipeline: Pipeline) -> Self:
         changed = copy.copy(self)
-        vars(changed).update(attributes)
-        changed._identify(settings or self._identity.settings)  # noqa: SLF001 - it is one of us
+        changed._begin_anew(pipeline)  # noqa: SLF001 - it is one of us
         return changed
 
     # -- Epochs -------------------------------------------------------------------------------------------------------
@@ -275,24 +273,13 @@ class StatefulShardedDataset(IterableDataset[Any]):
         if place.num_workers > MAX_WORKERS:
             message = f"num_workers is {place.num_workers:,}, but {MAX_WORKERS:,} per rank is the most"
             raise ValueError(message)
-        self._warn_of_other_lanes(place)
+        warning = self._pipeline.wishes.warning_for(place)
+        if warning:
+            warnings.warn(warning, stacklevel=2)
         progress, generation = self._passes.start()
-        cursor = open_epoch(self._identity, progress, place, self._wishes)
-        stream_type = RowStream if self._wishes.batch_size is None else BatchStream
-        rows = RowReader(self._manifest, self._storage, self._columns)
-        stream = stream_type(cursor, rows, self._converter, self._transform)
+        stream = self._pipeline.open(progress, place)
         self._passes.begin(stream, place, generation)
         return stream
-
-    def _warn_of_other_lanes(self, place: Place) -> None:
-        num_lanes = self._wishes.num_lanes(place)
-        if self._wishes.lanes not in {None, num_lanes}:
-            message = (
-                f"{self._wishes.lanes} lanes can't be shared by {place.world_size} rank(s) with {place.num_workers} "
-                f"worker(s): epochs are cut into {num_lanes}, and their order is another one; give lanes= a multiple "
-                f"of {num_lanes}"
-            )
-            warnings.warn(message, stacklevel=3)
 
     # -- States -------------------------------------------------------------------------------------------------------
 
@@ -332,11 +319,15 @@ class StatefulShardedDataset(IterableDataset[Any]):
                 listed.
         """
         worker = worker_place(self._rank, self._world_size)
-        progress = read_state(state_dict, self._identity, rank=self._rank, world_size=self._world_size, worker=worker)
+        progress = self._read(state_dict, worker)
         if progress.place is not None and worker is None and progress.place.num_workers == 1:
             # A rank's state whose lanes not even one worker could read would be refused by every pass.
-            settle(self._identity, progress, progress.place, self._wishes)
+            settle(self._pipeline.identity, progress, progress.place, self._pipeline.wishes)
         self._passes.restore(state_dict, progress)
+
+    def _read(self, state: object, worker: Place | None) -> Progress:
+        identity = self._pipeline.identity
+        return read_state(state, identity, rank=self._rank, world_size=self._world_size, worker=worker)
 
     def completed_shards(self) -> list[Shard]:
         """Return the shards of this epoch whose rows have all been delivered, as far as this process knows.
@@ -344,12 +335,10 @@ class StatefulShardedDataset(IterableDataset[Any]):
         Raises:
             StateUnavailableError: DataLoader workers hold the progress.
         """
-        progress = read_state(
-            self.state_dict(), self._identity, rank=self._rank, world_size=self._world_size, worker=None
-        )
+        progress = self._read(self.state_dict(), None)
         if progress.cut is None:
             return []
-        completed = replay(self._identity, progress).completed_shards(progress.cut.positions())
+        completed = replay(self._pipeline.identity, progress).completed_shards(progress.cut.positions())
         return [self.shards[index] for index in completed.tolist()]
 
 

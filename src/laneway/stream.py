@@ -159,21 +159,21 @@ class Stream:
                 raise
             raise error.at(self._lanes.locate(ranges, error.row_index)) from None
 
-    def _transformed(self, item: Any) -> Any:  # noqa: ANN401 - a user's transform may take and return anything
-        if self._transform is None:
+    def _called(self, function: Callable[[Any], Any] | None, item: Any) -> Any:  # noqa: ANN401 - it is a user's
+        if function is None:
             return item
         try:
-            return self._transform(item)
+            return function(item)
         except StopIteration as error:
             self._forget()
-            message = "the transform raised StopIteration, which would end the epoch unseen"
+            message = "the transform or collate_fn raised StopIteration, which would end the epoch unseen"
             raise RuntimeError(message) from error
         except BaseException:
             self._forget()
             raise
 
     def _forget(self) -> None:
-        """Let go of what a transform that failed may have changed half-way: asked again, it is read again."""
+        """Let go of what a user's function that failed may have changed half-way: asked again, it is read again."""
         self._lanes.close()
 
 
@@ -186,9 +186,32 @@ class BatchStream(Stream):
         if step is None:
             self._lanes.close()
             raise StopIteration
-        batch = self._transformed(self._converted(self._converter.batch, step.ranges))
+        batch = self._make(step)
         self.cursor.deliver_batch(step)
         return batch
+
+    def _make(self, step: Step) -> Any:  # noqa: ANN401 - a user's transform may return anything
+        return self._called(self._transform, self._converted(self._converter.batch, step.ranges))
+
+
+class CollatedStream(BatchStream):
+    """Yields batches that a function makes of a list of rows."""
+
+    def __init__(
+        self,
+        cursor: Cursor,
+        rows: RowReader,
+        converter: BatchConverter,
+        transform: Callable[[Any], Any] | None,
+        collate_fn: Callable[[list[Any]], Any],
+    ) -> None:
+        """Go on from where `cursor` stands; `transform` is called on rows, `collate_fn` on the rows of a batch."""
+        super().__init__(cursor, rows, converter, transform)
+        self._collate_fn = collate_fn
+
+    def _make(self, step: Step) -> Any:  # noqa: ANN401 - a user's function may return anything
+        rows = self._converted(self._converter.rows, step.ranges)
+        return self._called(self._collate_fn, [self._called(self._transform, row) for row in rows])
 
 
 class RowStream(Stream):
@@ -205,7 +228,7 @@ class RowStream(Stream):
         rows, index, stop = self._ready
         if index == stop:
             rows, index, stop = self._next_run()
-        row = rows[index] if self._transform is None else self._transformed(rows[index])
+        row = rows[index] if self._transform is None else self._called(self._transform, rows[index])
         self.cursor.deliver_row(self._run)
         self._ready = (rows, index + 1, stop)
         return row

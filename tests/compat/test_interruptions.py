@@ -77,7 +77,7 @@ def test_a_transform_that_raises_stop_iteration_does_not_end_the_epoch(
         return next(iter(()))
 
     dataset = StatefulShardedDataset(tmp_path, batch_size=batch_size, transform=stop)
-    with loader_raises(RuntimeError, "the transform raised StopIteration"):
+    with loader_raises(RuntimeError, "the transform or collate_fn raised StopIteration"):
         list(DataLoader(dataset, batch_size=None, num_workers=num_workers))
 
 

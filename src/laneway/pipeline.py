@@ -1,0 +1,94 @@
+"""The pipeline: all that a worker needs to read its part of an epoch, as one value that can be sent to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from laneway.cursor import open_epoch, rank_length
+from laneway.reader import RowReader
+from laneway.stream import BatchStream, CollatedStream, RowStream
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import pyarrow as pa
+
+    from laneway.convert import BatchConverter
+    from laneway.cursor import Wishes
+    from laneway.manifest import Manifest
+    from laneway.plan import Identity
+    from laneway.progress import Progress
+    from laneway.storage import Storage
+    from laneway.stream import Stream
+    from laneway.turns import Place
+
+
+@dataclass(frozen=True, slots=True)
+class Composed:
+    """Two functions, one after the other; unlike a lambda it can be sent to a spawned worker."""
+
+    first: Callable[[Any], Any]
+    """Called first."""
+    second: Callable[[Any], Any]
+    """Called on what the first returns."""
+
+    def __call__(self, value: Any) -> Any:  # noqa: ANN401 - whatever the functions take and return
+        """Call both."""
+        return self.second(self.first(value))
+
+
+@dataclass(frozen=True, eq=False)
+class Pipeline:
+    """From data files to what a dataset yields."""
+
+    identity: Identity
+    """Which rows, in which order."""
+    wishes: Wishes
+    """Lanes, turns and batches."""
+    manifest: Manifest
+    """Where the rows are in the data files."""
+    storage: Storage
+    """Where the data files are."""
+    columns: tuple[str, ...] | None
+    """Columns to deliver; None: all."""
+    converter: BatchConverter
+    """Makes what is yielded out of Arrow."""
+    transform: Callable[[Any], Any] | None
+    """Called on each row or batch."""
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Names and Arrow types of the columns that are delivered."""
+        return self._reader().schema
+
+    def _reader(self) -> RowReader:
+        return RowReader(self.manifest, self.storage, self.columns)
+
+    def num_items(self, place: Place) -> int:
+        """Return how many batches, or rows, the rank of `place` delivers in a whole epoch."""
+        return rank_length(self.manifest.num_rows, place, self.identity.settings, self.wishes)
+
+    def open(self, progress: Progress, place: Place) -> Stream:
+        """Return what the worker at `place` delivers from `progress` on.
+
+        Raises:
+            CheckpointMismatchError: The progress is that of another worker.
+        """
+        cursor = open_epoch(self.identity, progress, place, self.wishes)
+        stream_type = RowStream if self.wishes.batch_size is None else BatchStream
+        return stream_type(cursor, self._reader(), self.converter, self.transform)
+
+    def open_collated(
+        self, progress: Progress, place: Place, wishes: Wishes, collate_fn: Callable[[list[Any]], Any]
+    ) -> Stream:
+        """Return the same for a dataset of rows that are put together to batches.
+
+        Args:
+            progress: Where to go on.
+            place: The worker.
+            wishes: Lanes, turns and batches, in place of the dataset's own.
+            collate_fn: Makes a batch of a list of rows.
+        """
+        cursor = open_epoch(self.identity, progress, place, wishes)
+        return CollatedStream(cursor, self._reader(), self.converter, self.transform, collate_fn)
