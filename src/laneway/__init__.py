@@ -4,6 +4,7 @@ from laneway.convert import NullInColumnError
 from laneway.dataset import StatefulShardedDataset
 from laneway.errors import (
     CheckpointMismatchError,
+    CollectiveError,
     ColumnConversionError,
     DataFileError,
     LanewayError,
@@ -11,17 +12,20 @@ from laneway.errors import (
     StateFormatError,
     StateUnavailableError,
 )
+from laneway.loader import SavableLoader
 from laneway.manifest import Manifest
 from laneway.merge import merge_states
 from laneway.shards import Shard
 
 __all__ = [
     "CheckpointMismatchError",
+    "CollectiveError",
     "ColumnConversionError",
     "DataFileError",
     "LanewayError",
     "Manifest",
     "NullInColumnError",
+    "SavableLoader",
     "SchemaMismatchError",
     "Shard",
     "StateFormatError",

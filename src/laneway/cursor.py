@@ -44,6 +44,10 @@ class Wishes:
             return self.lanes
         return place.stride(turns_per_batch)
 
+    def ranks_in_part(self, place: Place) -> int:
+        """Return how many ranks may go on from within a turn, and still deliver equally much."""
+        return place.world_size if self.batch_size is None or place.world_size == 1 else 0
+
     def warning_for(self, place: Place) -> str | None:
         """Return what to tell a user whose wish for lanes can't be met at `place`, if it can't."""
         num_lanes = self.num_lanes(place)
@@ -92,7 +96,8 @@ class Cursor:
         self._turn_rows = cut.turn_rows
         self._turns_per_batch = turns_per_batch
         self._stride = place.stride(turns_per_batch)
-        self._next_turn = place.first_turn(cut.next_turn, turns_per_batch)
+        self.next_turn = place.first_turn(cut.next_turn, turns_per_batch)
+        """The first turn of this worker's next batch."""
         ends = plan.rows_to_deliver(progress.remainder, cut.turn_rows)
         lanes = place.own_lanes(cut.next_turn, cut.num_lanes, turns_per_batch)
         self._positions = {lane: cut.lanes[lane].rows for lane in lanes}
@@ -117,21 +122,36 @@ class Cursor:
         """Return what has been delivered up to now."""
         lanes = {lane: LaneProgress(rows) for lane, rows in self._positions.items()}
         place = None if len(lanes) == self._num_lanes else self._place
-        job_turn = self._next_turn - self._place.first_turn(0, self._turns_per_batch)
+        job_turn = self.next_turn - self._place.first_turn(0, self._turns_per_batch)
         cut = CutProgress(self._num_lanes, self._turn_rows, job_turn, lanes)
         return replace(self._progress, cut=cut, place=place)
 
     def next_batch(self) -> Step | None:
         """Return the rows of this worker's next batch, or None at the end of the epoch."""
-        first_turn = self._next_turn
+        first_turn = self.next_turn
         while not self.is_at_end:
-            turns = range(first_turn, first_turn + self._turns_per_batch)
-            ranges = [self._rest_of_turn(turn % self._num_lanes) for turn in turns]
-            found = [rows for rows in ranges if rows.start < rows.stop]
-            if found:
-                return Step(first_turn, found)
+            step = self.step_at(first_turn)
+            if step.ranges:
+                return step
             first_turn += self._stride
         return None
+
+    def step_at(self, first_turn: int) -> Step:
+        """Return what is left of the turns of one batch, perhaps nothing.
+
+        Args:
+            first_turn: The first of them, a turn of this worker.
+        """
+        turns = range(first_turn, first_turn + self._turns_per_batch)
+        ranges = [self._rest_of_turn(turn % self._num_lanes) for turn in turns]
+        return Step(first_turn, [rows for rows in ranges if rows.start < rows.stop])
+
+    def pass_over(self) -> bool:
+        """Pass over this worker's next batch if its turns are empty though later ones are not; tell whether so."""
+        if self.is_at_end or self.step_at(self.next_turn).ranges:
+            return False
+        self.next_turn += self._stride
+        return True
 
     def next_run(self, max_rows: int) -> Step | None:
         """Return up to `max_rows` rows that come next and lie together in one lane, or None at the end.
@@ -151,21 +171,21 @@ class Cursor:
         return LaneRange(lane, start, min(start - start % self._turn_rows + self._turn_rows, self._ends[lane]))
 
     def deliver_batch(self, step: Step) -> None:
-        """Count what `next_batch` returned as delivered."""
+        """Count what `next_batch` or `step_at` returned as delivered."""
         for lane, start, stop in step.ranges:
             self._positions[lane] = stop
             self._rows_left -= stop - start
-        self._next_turn = step.turn + self._stride
+        self.next_turn = max(self.next_turn, step.turn + self._stride)
 
     def deliver_row(self, run: Step) -> None:
-        """Count the next row of what `next_run` returned as delivered."""
+        """Count the next row of what `next_run`, or `step_at` for a single turn, returned as delivered."""
         lane = run.ranges[0].lane
         position = self._positions[lane] + 1
-        turn = max(self._next_turn, run.turn)
+        turn = max(self.next_turn, run.turn)
         turn_ends = position % self._turn_rows == 0 or position == self._ends[lane]
         self._positions[lane] = position
         self._rows_left -= 1
-        self._next_turn = turn + self._stride if turn_ends else turn
+        self.next_turn = turn + self._stride if turn_ends else turn
 
 
 class Settled(NamedTuple):
@@ -207,7 +227,7 @@ def settle(identity: Identity, progress: Progress, place: Place, wishes: Wishes)
         turns_per_batch is None
         or not has_one_owner_per_lane(cut.num_lanes, place, turns_per_batch)
         or cut.next_turn % (place.world_size * turns_per_batch)
-        or not is_in_step(plan, replace(progress, remainder=remainder), in_part=place.world_size == 1)
+        or not is_in_step(plan, replace(progress, remainder=remainder), ranks_in_part=wishes.ranks_in_part(place))
     ):
         earlier = tuple(cut.lanes[lane] for lane in range(cut.num_lanes))
         new_cut = fresh_cut(wishes.num_lanes(place), wishes.default_turn_rows)
@@ -253,6 +273,21 @@ def rank_length(num_rows: int, place: Place, settings: Settings, wishes: Wishes)
     return int(turns.reshape(-1, turns_per_batch).max(axis=1).sum())
 
 
+def num_items_left(settled: Settled, place: Place, wishes: Wishes) -> int:
+    """Return what the rank of `place` has still to deliver of an epoch: batches, or rows where there are no batches."""
+    if is_complete(settled.plan, settled.progress):
+        return 0
+    cut = present_cut(settled.progress)
+    ends = settled.plan.rows_to_deliver(settled.progress.remainder, cut.turn_rows)
+    own = place.of_rank().own_lanes(cut.next_turn, cut.num_lanes, settled.turns_per_batch)
+    rows_left = np.maximum(ends[own] - cut.positions()[own], 0)
+    if wishes.batch_size is None:
+        return int(rows_left.sum())
+    starts = cut.positions()[own] // cut.turn_rows
+    turns_left = np.where(rows_left, -(-ends[own] // cut.turn_rows) - starts, 0)
+    return int(turns_left.reshape(-1, settled.turns_per_batch).max(axis=1).sum())
+
+
 def _check_is_own(progress: Progress, saved: Place, place: Place, turns_per_batch: int | None) -> None:
     """Check that a part of the job's progress is all that the worker at `place` needs."""
     cut = present_cut(progress)
@@ -265,7 +300,8 @@ def _check_is_own(progress: Progress, saved: Place, place: Place, turns_per_batc
     ):
         known = f"lanes: this is the state of {len(cut.lanes)} of {cut.num_lanes}, with turns of {cut.turn_rows:,} rows"
         problem = f"{place.num_workers} worker(s) with batches of this size can't share them"
-        lines = [f"{known}: {problem} (give the batch_size and num_workers of the run that saved it)"]
+        way_out = "give the batch_size and num_workers of the run that saved it, or load merge_states() of all ranks"
+        lines = [f"{known}: {problem} ({way_out})"]
     if lines:
         message = "\n  ".join(["this checkpoint does not belong to this worker", *lines])
         raise CheckpointMismatchError(message)

@@ -6,7 +6,7 @@ import copy
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, get_args
 
 from torch.utils.data import IterableDataset
 
@@ -22,7 +22,7 @@ from laneway.pipeline import Composed, Pipeline
 from laneway.plan import Identity, Settings, replay
 from laneway.reader import RowReader
 from laneway.shards import Shard, ShardTable, parse_bytes, plain_int
-from laneway.state import StateWriter, read_state
+from laneway.state import StateWriter, parse_state, read_state
 from laneway.turns import Place
 from laneway.workers import num_workers_of_caller, worker_place
 
@@ -293,8 +293,8 @@ class StatefulShardedDataset(IterableDataset[Any]):
         holders = self._passes.clock.held_by
         if worker is None and holders:
             message = (
-                f"{holders} DataLoader worker(s) hold the progress, and the dataset of the main process "
-                "doesn't know it: call state_dict() of the StatefulDataLoader (a plain DataLoader can't be asked)"
+                f"a loader with {holders} worker(s) holds the progress, and the dataset doesn't know it: call "
+                "state_dict() of the SavableLoader or StatefulDataLoader (a plain DataLoader can't be asked)"
             )
             raise StateUnavailableError(message)
         began = self._passes.current
@@ -323,7 +323,7 @@ class StatefulShardedDataset(IterableDataset[Any]):
         if progress.place is not None and worker is None and progress.place.num_workers == 1:
             # A rank's state whose lanes not even one worker could read would be refused by every pass.
             settle(self._pipeline.identity, progress, progress.place, self._pipeline.wishes)
-        self._passes.restore(state_dict, progress)
+        self._passes.restore(dict(parse_state(state_dict)), progress)
 
     def _read(self, state: object, worker: Place | None) -> Progress:
         identity = self._pipeline.identity
@@ -340,6 +340,31 @@ class StatefulShardedDataset(IterableDataset[Any]):
             return []
         completed = replay(self._pipeline.identity, progress).completed_shards(progress.cut.positions())
         return [self.shards[index] for index in completed.tolist()]
+
+
+class Parts(NamedTuple):
+    """What a dataset is made of, for the loader that reads it."""
+
+    pipeline: Pipeline
+    """From data files to what it yields."""
+    place: Place
+    """Its rank."""
+    passes: Passes
+    """Which epoch comes next."""
+    writer: StateWriter
+    """Writes its states."""
+
+
+def parts_of(dataset: StatefulShardedDataset) -> Parts:
+    """Return what a dataset is made of."""
+    place = Place(dataset._rank, dataset._world_size)  # noqa: SLF001 - one of us, as the next ones
+    return Parts(dataset._pipeline, place, dataset._passes, dataset._writer)  # noqa: SLF001
+
+
+def use_turns_of(dataset: StatefulShardedDataset, turn_rows: int) -> None:
+    """Make the turns of a dataset as long as the batches that a loader puts its rows together to."""
+    pipeline = dataset._pipeline  # noqa: SLF001 - one of us, as the next one
+    dataset._pipeline = replace(pipeline, wishes=replace(pipeline.wishes, turn_rows=turn_rows))  # noqa: SLF001
 
 
 def _checked_count(name: str, count: int | None, most: int = 2**48) -> int | None:

@@ -1,12 +1,29 @@
-"""Which rank of how many this process is: the only module that asks torch.distributed."""
+"""Which rank of how many this process is, and what ranks tell each other: the only module that uses torch.distributed.
+
+Ranks agree before they raise: a call that fails on one rank fails on all of them with the same error, and none is left
+waiting for another.
+"""
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar
 
 import torch.distributed as dist
 
+from laneway import errors
+from laneway.errors import CollectiveError, LanewayError
 from laneway.shards import plain_int
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch.distributed.device_mesh import DeviceMesh
+
+    ProcessGroup: TypeAlias = dist.ProcessGroup | DeviceMesh
+
+Value = TypeVar("Value")
 
 
 def data_parallel_rank(rank: int | None = None, world_size: int | None = None) -> tuple[int, int]:
@@ -22,7 +39,7 @@ def data_parallel_rank(rank: int | None = None, world_size: int | None = None) -
     """
     origin = "rank and world_size"
     if rank is None and world_size is None:
-        if dist.is_available() and dist.is_initialized():
+        if _is_initialised():
             rank, world_size = dist.get_rank(), dist.get_world_size()
         else:
             origin = "the environment's RANK and WORLD_SIZE"
@@ -50,3 +67,183 @@ def _environment(name: str) -> int | None:
     except ValueError:
         message = f"the environment's {name} is {value!r}, which is no int; unset it or give rank and world_size"
         raise ValueError(message) from None
+
+
+def rank_in_group(process_group: ProcessGroup) -> tuple[int, int]:
+    """Return rank and world size of this process in a group, or in a one-dimensional DeviceMesh.
+
+    Raises:
+        ValueError: There is no such group, or this process doesn't belong to it.
+    """
+    if not _is_initialised():
+        message = "process_group is given, but torch.distributed is not initialised: call init_process_group() before"
+        raise ValueError(message)
+    group = _as_group(process_group)
+    rank = dist.get_rank(group)
+    if rank < 0:
+        message = "this process does not belong to the process_group that was given"
+        raise ValueError(message)
+    return rank, dist.get_world_size(group)
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """The data-parallel ranks of a job, which can talk to each other."""
+
+    rank: int
+    """Data-parallel rank of this process."""
+    world_size: int
+    """Number of data-parallel ranks."""
+    group: dist.ProcessGroup | None
+    """A group that can send from the CPU; None where there is nobody to talk to."""
+
+    @classmethod
+    def of(cls, process_group: ProcessGroup | None, rank: int, world_size: int) -> Self:
+        """Return the ranks of a group, or by default of the whole world.
+
+        Must be called by all ranks: where the group can't send from the CPU, a gloo group is made beside it.
+
+        Args:
+            process_group: The group or one-dimensional DeviceMesh of the data-parallel ranks.
+            rank: What this process takes for its data-parallel rank.
+            world_size: What it takes for the number of ranks.
+
+        Raises:
+            ValueError: The group is not that of these ranks.
+        """
+        if process_group is None and not _is_initialised():
+            if world_size > 1:
+                message = (
+                    f"this is rank {rank} of {world_size}, but torch.distributed is not initialised, so ranks can't "
+                    "talk: call init_process_group(), or save_state_rank() on each rank and merge_states()"
+                )
+                raise ValueError(message)
+            return cls(rank, world_size, None)
+        group = _as_group(process_group)
+        found = dist.get_rank(group), dist.get_world_size(group)
+        if found != (rank, world_size):
+            if world_size == 1:
+                return cls(rank, world_size, None)
+            message = (
+                f"the dataset is of rank {rank} of {world_size}, but this process is rank {found[0]} of {found[1]} in "
+                "the process group: give process_group= the group of the data-parallel ranks"
+            )
+            raise ValueError(message)
+        return cls(rank, world_size, _on_cpu(group))
+
+    def fresh(self) -> Self:
+        """Return the same ranks with a group of their own, for a thread that talks while another one does.
+
+        Must be called by all ranks.
+        """
+        return self if self.group is None else type(self)(self.rank, self.world_size, _gloo(self.group))
+
+    def gather(self, work: Callable[[], Value], dst_rank: int | None = None) -> list[Value] | None:
+        """Return what `work` returned on each rank, in the order of ranks.
+
+        Must be called by all ranks. An error on one of them is raised on all.
+
+        Args:
+            work: Called on every rank.
+            dst_rank: The rank that gets the values, others get None; None: all get them.
+        """
+        self._check_rank("dst_rank", dst_rank)
+        value = self.agree(work)
+        if self.group is None:
+            return [value]
+        gathered: list[Any] = [None] * self.world_size
+        if dst_rank is None:
+            self._together(lambda: dist.all_gather_object(gathered, value, group=self.group))
+            return gathered
+        mine = gathered if self.rank == dst_rank else None
+        self._together(lambda: dist.gather_object(value, mine, group=self.group, group_dst=dst_rank))
+        return mine
+
+    def broadcast(self, work: Callable[[], Value], src_rank: int) -> Value:
+        """Return on all ranks what `work` returned on rank `src_rank`.
+
+        Must be called by all ranks. An error on that rank is raised on all.
+        """
+        self._check_rank("src_rank", src_rank)
+        values: list[Any] = [self.agree(lambda: work() if self.rank == src_rank else None)]
+        if self.group is not None:
+            self._together(lambda: dist.broadcast_object_list(values, group=self.group, group_src=src_rank))
+        value: Value = values[0]
+        return value
+
+    def agree(self, work: Callable[[], Value]) -> Value:
+        """Return what `work` returns here; if it raises on any rank, raise that error on all of them.
+
+        Must be called by all ranks.
+
+        Raises:
+            LanewayError: Of the class that was raised on the first rank that failed.
+            CollectiveError: A rank could not be reached.
+        """
+        if self.group is None:
+            return work()
+        value, failure = None, None
+        try:
+            value = work()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the other ranks have to hear of it
+            failure = error
+        reports: list[Any] = [None] * self.world_size
+        report = None if failure is None else (type(failure).__name__, str(failure))
+        self._together(lambda: dist.all_gather_object(reports, report, group=self.group))
+        failed = [rank for rank, each in enumerate(reports) if each is not None]
+        if failed:
+            name, text = reports[failed[0]]
+            others = f" (and on {len(failed) - 1} more)" if len(failed) > 1 else ""
+            message = f"on rank {failed[0]}{others}: {text}"
+            raise _error_named(name)(message) from failure
+        return value  # type: ignore[return-value]
+
+    def _check_rank(self, name: str, rank: int | None) -> None:
+        if rank is not None and not 0 <= rank < self.world_size:
+            message = f"{name} must be a data-parallel rank in [0, {self.world_size}), not {rank!r}"
+            raise ValueError(message)
+
+    def _together(self, collective: Callable[[], object]) -> None:
+        try:
+            collective()
+        except RuntimeError as error:
+            message = (
+                f"rank {self.rank} of {self.world_size} could not reach the other ranks, "
+                f"one of them has died or is not taking part: {error}"
+            )
+            raise CollectiveError(message) from error
+
+
+def _is_initialised() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _as_group(process_group: ProcessGroup | None) -> dist.ProcessGroup | None:
+    if process_group is None or isinstance(process_group, dist.ProcessGroup):
+        return process_group
+    if process_group.ndim != 1:
+        names = process_group.mesh_dim_names
+        message = (
+            f"process_group is a DeviceMesh of {process_group.ndim} dimensions {names}: "
+            'give the data-parallel one, such as mesh["dp"]'
+        )
+        raise ValueError(message)
+    return process_group.get_group()
+
+
+def _error_named(name: str) -> type[Exception]:
+    found = getattr(errors, name, None)
+    return found if isinstance(found, type) and issubclass(found, LanewayError) else LanewayError
+
+
+def _on_cpu(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
+    world = dist.group.WORLD if group is None else group
+    config = dist.get_backend_config(world)
+    return world if "cpu:" in config or config == "gloo" else _gloo(world)  # type: ignore[return-value]
+
+
+def _gloo(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
+    ranks = dist.get_process_group_ranks(group)
+    # With local synchronisation only the members have to call, not the whole world.
+    made: dist.ProcessGroup = dist.new_group(ranks, backend="gloo", use_local_synchronization=True)
+    return made

@@ -27,3 +27,7 @@ class SchemaMismatchError(LanewayError, ValueError):
 
 class ColumnConversionError(LanewayError, TypeError):
     """A column can't become what `output` asks for without losing something."""
+
+
+class CollectiveError(LanewayError, RuntimeError):
+    """A rank could not reach the others: one of them died, or did not take part."""

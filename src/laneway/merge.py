@@ -22,10 +22,11 @@ def merge_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Merge the states that all ranks saved at the same step into one that any number of ranks can load.
 
     Args:
-        states: What `state_dict` returned on each rank, in any order.
+        states: What `SavableLoader.save_state_rank`, or `state_dict` of a dataset that is read without workers,
+            returned on each rank, in any order.
 
     Returns:
-        The state of the whole job.
+        The state of the whole job, for `restore_state_global` or `load_state_dict`.
 
     Raises:
         StateFormatError: One of them is no state.
@@ -44,10 +45,21 @@ def merge_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         >>> [batch["x"].tolist() for batch in single]
         [[2, 3], [8, 9], [4, 5], [10, 11]]
     """
-    parsed = [parse_state(state) for state in states]
-    if not parsed:
+    if not states:
         message = "there is nothing to merge: give the states of all ranks"
         raise CheckpointMismatchError(message)
+    return merge_ranks(states, same_step=True)
+
+
+def merge_ranks(states: Sequence[Mapping[str, Any]], *, same_step: bool) -> dict[str, Any]:
+    """Merge the states of all ranks; see `merge_states`.
+
+    Args:
+        states: One state per rank, in any order.
+        same_step: Whether states of different steps are refused. States that ranks gave at one moment are true together
+            whatever their steps.
+    """
+    parsed = [parse_state(state) for state in states]
     first = parsed[0]
     problems = [
         f"{name}: rank {first['rank']} has {_short(first[name])}, rank {state['rank']} has {_short(state[name])}"
@@ -55,9 +67,9 @@ def merge_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for state in parsed[1:]
         if state[name] != first[name]
     ]
-    problems = problems or _rank_problems(parsed) or _step_problems(parsed)
+    problems = problems or _rank_problems(parsed) or (_step_problems(parsed) if same_step else [])
     if problems:
-        way_out = "give the states that all ranks saved at the same step"
+        way_out = "give the states that all ranks saved at the same step, or have them call save_state_global() there"
         message = "\n  ".join(["these are not the states of all ranks of one job at one step", *problems, way_out])
         raise CheckpointMismatchError(message)
     if first["scope"] == "global":

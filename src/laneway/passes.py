@@ -141,6 +141,18 @@ class Passes:
         self._restored = None
         self._began = Pass(stream, place, generation, os.getpid())
 
+    def begin_elsewhere(self, epoch: int, num_workers: int) -> None:
+        """Say that a loader of this process has begun a pass, and keeps its progress.
+
+        Args:
+            epoch: What the pass delivers.
+            num_workers: Number of workers that read it, at least 1.
+        """
+        self.clock.set(epoch, asked=False)
+        self.clock.begin(0, self.clock.generation, 0, epoch)
+        self.clock.hold(num_workers)
+        self._restored = self._began = None
+
     def restore(self, state: dict[str, Any], progress: Progress) -> None:
         """Make the next pass go on from `progress`, which `state` says."""
         if progress.epoch >= MAX_EPOCHS:

@@ -55,7 +55,9 @@ class Pipeline:
     converter: BatchConverter
     """Makes what is yielded out of Arrow."""
     transform: Callable[[Any], Any] | None
-    """Called on each row or batch."""
+    """Called on each row, or on each batch that is made by columns."""
+    collate_fn: Callable[[list[Any]], Any] | None = None
+    """Makes what is yielded of the rows of a batch, or of a turn where there are no batches; None: no rows are made."""
 
     @property
     def schema(self) -> pa.Schema:
@@ -75,20 +77,8 @@ class Pipeline:
         Raises:
             CheckpointMismatchError: The progress is that of another worker.
         """
-        cursor = open_epoch(self.identity, progress, place, self.wishes)
+        cursor, reader = open_epoch(self.identity, progress, place, self.wishes), self._reader()
+        if self.collate_fn is not None:
+            return CollatedStream(cursor, reader, self.converter, self.transform, self.collate_fn)
         stream_type = RowStream if self.wishes.batch_size is None else BatchStream
-        return stream_type(cursor, self._reader(), self.converter, self.transform)
-
-    def open_collated(
-        self, progress: Progress, place: Place, wishes: Wishes, collate_fn: Callable[[list[Any]], Any]
-    ) -> Stream:
-        """Return the same for a dataset of rows that are put together to batches.
-
-        Args:
-            progress: Where to go on.
-            place: The worker.
-            wishes: Lanes, turns and batches, in place of the dataset's own.
-            collate_fn: Makes a batch of a list of rows.
-        """
-        cursor = open_epoch(self.identity, progress, place, wishes)
-        return CollatedStream(cursor, self._reader(), self.converter, self.transform, collate_fn)
+        return stream_type(cursor, reader, self.converter, self.transform)

@@ -181,24 +181,27 @@ def is_complete(plan: Plan, progress: Progress) -> bool:
     return all(lane_progress.rows >= ends[lane] for lane, lane_progress in cut.lanes.items())
 
 
-def is_in_step(plan: Plan, progress: Progress, *, in_part: bool) -> bool:
+def is_in_step(plan: Plan, progress: Progress, *, ranks_in_part: int) -> bool:
     """Tell whether the lanes are where the job's next turn says.
 
     Args:
         plan: The plan that belongs to `progress`.
         progress: Of the whole job.
-        in_part: Whether the next turn may have been taken in part, as it may where rows are delivered one by one.
+        ranks_in_part: So many ranks may each have taken the same part of their next turn, as they may where rows are
+            delivered one by one.
     """
     cut = present_cut(progress)
     positions = cut.positions()
-    ahead = positions - _positions_at(plan, progress, cut.next_turn)
-    taking = cut.next_turn % cut.num_lanes
-    if in_part and ahead[taking] == positions[taking] % cut.turn_rows:
+    ahead = positions - positions_at(plan, progress, cut.next_turn)
+    taking = (cut.next_turn + np.arange(ranks_in_part)) % cut.num_lanes
+    part = positions[taking] % cut.turn_rows
+    if np.all(ahead[taking] == part) and np.all(part == part[:1]):
         ahead[taking] = 0
     return not ahead.any()
 
 
-def _positions_at(plan: Plan, progress: Progress, next_turn: int) -> NDArray[np.int64]:
+def positions_at(plan: Plan, progress: Progress, next_turn: int) -> NDArray[np.int64]:
+    """Return the position of each lane when all turns before `next_turn` have been taken, shape (num_lanes,)."""
     cut = present_cut(progress)
     turns = (next_turn - np.arange(cut.num_lanes) + cut.num_lanes - 1) // cut.num_lanes
     return np.minimum(turns * cut.turn_rows, plan.rows_to_deliver(progress.remainder, cut.turn_rows))

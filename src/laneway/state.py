@@ -101,11 +101,20 @@ def read_state(state: object, identity: Identity, *, rank: int, world_size: int,
         present = replace(present, rank=saved.rank, world_size=saved.world_size)
     problems = place_differences(saved, present)
     if lines or problems:
-        raise CheckpointMismatchError(_mismatch(lines, problems))
+        raise CheckpointMismatchError(_mismatch(lines, problems, fields["scope"]))
     progress = _progress(fields)
     if progress.cut is not None:
         _check_positions(progress, identity, complete=fields["complete"])
     return progress
+
+
+def parse_progress(state: object) -> Progress:
+    """Return what a state says has been delivered, not checked against a dataset.
+
+    Raises:
+        StateFormatError: It is no state, or a damaged one.
+    """
+    return _progress(parse_state(state))
 
 
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -136,12 +145,27 @@ _TYPES: dict[str, tuple[type, ...]] = {
 }
 
 
+_KEY = "laneway"
+
+
+def wrapped(state: dict[str, Any]) -> dict[str, Any]:
+    """Return a state under one key, as one value that torch.distributed.checkpoint does not take apart."""
+    return {_KEY: [state]}
+
+
+def unwrapped(state: object) -> object:
+    """Return the state in what `wrapped` returned, or what was given where it is something else."""
+    inner = state.get(_KEY) if isinstance(state, dict) and len(state) == 1 else None
+    return inner[0] if isinstance(inner, list) and len(inner) == 1 else state
+
+
 def parse_state(state: object) -> Mapping[str, Any]:
     """Return the fields of a state, which are of the right types and don't contradict each other.
 
     Raises:
         StateFormatError: It is no state, or a damaged one.
     """
+    state = unwrapped(state)
     if not isinstance(state, dict):
         message = f"a state is the dict that state_dict() returned, not {type(state).__name__}"
         raise StateFormatError(message)
@@ -183,7 +207,7 @@ def _check_lanes(fields: Mapping[str, Any]) -> None:
         _require(not positions and not fields["earlier_cuts"], "it has positions, but no lanes")
         _require(not fields["complete"], "it is complete, but has no lanes")
         return
-    _require(0 < num_lanes < MAX_LANES, f"lanes is {num_lanes:,}")
+    _require(0 < num_lanes <= MAX_LANES, f"lanes is {num_lanes:,}")
     _require(0 < (fields["turn_rows"] or 0) < _MAX_COUNT, f"turn_rows is {fields['turn_rows']!r}")
     remainder = fields["lane_remainder"]
     _require(remainder in get_args(Remainder), f"lane_remainder is {remainder!r}")
@@ -247,14 +271,21 @@ def _change(saved: FileFacts, present: FileFacts) -> str:
     return "" if saved == present else f"was rewritten with the same size ({saved.size:,} bytes)"
 
 
-def _mismatch(lines: list[str], place_lines: list[str]) -> str:
+def _mismatch(lines: list[str], place_lines: list[str], scope: str) -> str:
     names = list(dict.fromkeys(line.split(":", 1)[0] for line in lines))
-    way_out = f"give the same {', '.join(names)}, or start an epoch afresh with a new dataset and set_epoch()"
+    ways_out = [f"give the same {', '.join(names)}, or start an epoch afresh with a new dataset and set_epoch()"]
+    if not lines:
+        ways_out = []
+    if place_lines and scope == "rank":
+        ways_out.append(
+            "this state knows the lanes of one rank alone; for any number of ranks save the whole job's with "
+            "SavableLoader.save_state_global(), or load merge_states() of the states of all ranks"
+        )
     return "\n".join(
         [
             f"this checkpoint does not belong to this {'dataset' if lines else 'worker'}",
             *(f"  {line}" for line in (*lines, *place_lines)),
-            *([way_out] if lines else []),
+            *ways_out,
         ]
     )
 
