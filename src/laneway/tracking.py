@@ -130,11 +130,11 @@ class TrackedPass:
         self._feed = feed
         self._rows: list[Any] = []
         self._is_over = False
-        self._go_on_from(progress, settled)
+        self._parcels: Iterator[Parcel] | None = self._go_on_from(progress, settled)
 
-    def _go_on_from(self, progress: Progress, settled: Settled) -> None:
+    def _go_on_from(self, progress: Progress, settled: Settled) -> Iterator[Parcel]:
         self._cursor = Cursor(settled.plan, settled.progress, self._feed.place.of_rank(), settled.turns_per_batch)
-        self._parcels: Iterator[Parcel] | None = self._feed.parcels(progress)
+        return self._feed.parcels(progress)
 
     @property
     def plan(self) -> Plan:
@@ -166,11 +166,12 @@ class TrackedPass:
         raise StopIteration
 
     def _receive(self) -> Sequence[Any]:
+        if self._parcels is None:
+            progress, pipeline = self._cursor.progress(), self._feed.pipeline
+            settled = settle(pipeline.identity, progress, self._feed.place, pipeline.wishes)
+            self._parcels = self._go_on_from(progress, settled)
         try:
-            if self._parcels is None:
-                progress, pipeline = self._cursor.progress(), self._feed.pipeline
-                self._go_on_from(progress, settle(pipeline.identity, progress, self._feed.place, pipeline.wishes))
-            return next(self._parcels)  # type: ignore[arg-type] - there are some now
+            return next(self._parcels)
         except StopIteration:
             if not self._cursor.is_at_end:
                 message = "the workers ended before all rows of the epoch were delivered"
