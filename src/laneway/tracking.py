@@ -113,11 +113,15 @@ class TrackedFeed:
         self._passes.begin_elsewhere(progress.epoch, self.place.num_workers)
         return begun
 
+    def renew(self) -> None:
+        """Let go of workers that persist."""
+        self._loader = self._make_loader()
+
     def parcels(self, progress: Progress) -> Iterator[Parcel]:
         """Have workers go on from `progress`, and return what they send."""
-        if progress.cut is not None and self._loader.persistent_workers:
-            # Workers that are there already know of fresh epochs only.
-            self._loader = self._make_loader()
+        if progress.cut is not None:
+            # Workers that persist know of fresh epochs only.
+            self.renew()
         self._source.begin(progress)
         return iter(self._loader)
 
@@ -181,4 +185,5 @@ class TrackedPass:
         except BaseException:
             # What workers have made ahead is let go: the next call starts from what was delivered.
             self._parcels = None
+            self._feed.renew()
             raise
