@@ -200,7 +200,7 @@ def draw_rest(drawing: Drawing, x: float, y: float, saved: Progress) -> None:
 def draw() -> str:
     """Return the picture."""
     drawing, positions = Drawing(), [TURN_ROWS * len(range(lane, TURNS, NUM_LANES)) for lane in range(NUM_LANES)]
-    lanes = {lane: LaneProgress(position) for lane, position in enumerate(positions)}
+    lanes = LaneProgress.of(positions)
     saved = Progress(epoch=0, cut=CutProgress(NUM_LANES, TURN_ROWS, TURNS, lanes))
     plan = replay(identity(), saved)
     facts = {"epoch": saved.epoch, "lanes": NUM_LANES, "positions": positions, "next_turn": TURNS}

@@ -100,7 +100,7 @@ class Cursor:
         """The first turn of this worker's next batch."""
         ends = plan.rows_to_deliver(progress.remainder, cut.turn_rows)
         lanes = place.own_lanes(cut.next_turn, cut.num_lanes, turns_per_batch)
-        self._positions = {lane: cut.lanes[lane].rows for lane in lanes}
+        self._positions = {lane: cut.lanes.rows[lane] for lane in lanes}
         self._ends = {lane: int(ends[lane]) for lane in lanes}
         self._rows_left = sum(max(self._ends[lane] - self._positions[lane], 0) for lane in lanes)
 
@@ -120,11 +120,12 @@ class Cursor:
 
     def progress(self) -> Progress:
         """Return what has been delivered up to now."""
-        lanes = {lane: LaneProgress(rows) for lane, rows in self._positions.items()}
-        place = None if len(lanes) == self._num_lanes else self._place
+        lanes = LaneProgress(dict(self._positions))
+        place = None if len(self._positions) == self._num_lanes else self._place
         job_turn = self.next_turn - self._place.first_turn(0, self._turns_per_batch)
         cut = CutProgress(self._num_lanes, self._turn_rows, job_turn, lanes)
-        return replace(self._progress, cut=cut, place=place)
+        before = self._progress
+        return Progress(before.epoch, before.remainder, cut, before.earlier, place)
 
     def next_batch(self) -> Step | None:
         """Return the rows of this worker's next batch, or None at the end of the epoch."""
@@ -229,7 +230,7 @@ def settle(identity: Identity, progress: Progress, place: Place, wishes: Wishes)
         or cut.next_turn % (place.world_size * turns_per_batch)
         or not is_in_step(plan, replace(progress, remainder=remainder), ranks_in_part=wishes.ranks_in_part(place))
     ):
-        earlier = tuple(cut.lanes[lane] for lane in range(cut.num_lanes))
+        earlier = LaneProgress.of(cut.positions().tolist())
         new_cut = fresh_cut(wishes.num_lanes(place), wishes.default_turn_rows)
         progress = replace(progress, cut=new_cut, earlier=(*progress.earlier, earlier))
         plan = replay(identity, progress)
@@ -296,9 +297,10 @@ def _check_is_own(progress: Progress, saved: Place, place: Place, turns_per_batc
     if not lines and (
         turns_per_batch is None
         or not has_one_owner_per_lane(cut.num_lanes, place, turns_per_batch)
-        or not cut.lanes.keys() >= {*place.own_lanes(cut.next_turn, cut.num_lanes, turns_per_batch)}
+        or not cut.lanes.rows.keys() >= {*place.own_lanes(cut.next_turn, cut.num_lanes, turns_per_batch)}
     ):
-        known = f"lanes: this is the state of {len(cut.lanes)} of {cut.num_lanes}, with turns of {cut.turn_rows:,} rows"
+        num_known = len(cut.lanes.rows)
+        known = f"lanes: this is the state of {num_known} of {cut.num_lanes}, with turns of {cut.turn_rows:,} rows"
         problem = f"{place.num_workers} worker(s) with batches of this size can't share them"
         way_out = "give the batch_size and num_workers of the run that saved it, or load merge_states() of all ranks"
         lines = [f"{known}: {problem} ({way_out})"]

@@ -17,7 +17,7 @@ from laneway.cursor import Cursor, num_items_left, rank_length, settle
 from laneway.dataset import StatefulShardedDataset, parts_of, use_turns_of
 from laneway.distributed import Ranks, rank_in_group
 from laneway.errors import CheckpointMismatchError, LanewayError
-from laneway.lockstep import progress_of_job
+from laneway.lockstep import Lockstep
 from laneway.merge import merge_ranks
 from laneway.pipeline import Composed
 from laneway.plan import is_complete
@@ -44,6 +44,10 @@ class _Pass(Protocol):
     @property
     def plan(self) -> Plan:
         """The plan that belongs to `progress`."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether this rank has delivered all it has of the epoch."""
 
     def progress(self) -> Progress:
         """Return what this rank has delivered."""
@@ -77,6 +81,10 @@ class _CompletePass:
     def __init__(self, settled: Settled) -> None:
         self.plan = settled.plan
         self._progress = settled.progress
+
+    @property
+    def is_complete(self) -> bool:
+        return True
 
     def progress(self) -> Progress:
         return self._progress
@@ -208,9 +216,10 @@ class SavableLoader:
             self._feed = TrackedFeed(_batched(pipeline, batch_size, collate_fn), place, passes, options)
         _, _, self._passes, self._writer = parts_of(source)
         self._place = self._feed.place
+        self._rank_place, self._job_place = self._place.of_rank(), Place(0, self._place.world_size)
         self._pass: _Pass | None = None
-        self._generation = 0
-        """Of the passes' clock, as the pass left it; as long as it stays, nothing else was asked for."""
+        self._num_changes = 0
+        """Of the passes, when the pass had begun; as long as it stays, nothing else was asked for."""
         self._num_delivered = 0
         self._shows_progress = progress
         self._bar: tqdm[Any] = tqdm(disable=True)
@@ -231,7 +240,7 @@ class SavableLoader:
     def epoch(self) -> int:
         """The epoch of the last pass, or the one that was asked for with `set_epoch`, or restored, since."""
         running = self._running
-        is_last = running is not None and self._generation == self._passes.clock.generation
+        is_last = running is not None and self._num_changes == self._passes.num_changes
         return running.plan.epoch if running is not None and is_last else self._passes.epoch
 
     @property
@@ -271,7 +280,7 @@ class SavableLoader:
     def __iter__(self) -> Iterator[Any]:
         """Begin a pass over an epoch: the one that is under way in a restored state, or the next."""
         running = self._running
-        is_next = running is not None and self._generation == self._passes.clock.generation
+        is_next = running is not None and self._num_changes == self._passes.num_changes
         progress = Progress(running.plan.epoch + 1) if running is not None and is_next else self._passes.next_progress
         warning = self._feed.pipeline.wishes.warning_for(self._place)
         if warning:
@@ -282,7 +291,8 @@ class SavableLoader:
             self._passes.begin_elsewhere(progress.epoch, self._place.num_workers)
         else:
             self._pass = self._feed.begin(progress, settled)
-        self._generation = self._passes.clock.generation
+        self._lockstep = Lockstep(settled.plan, settled.progress)
+        self._num_changes = self._passes.num_changes
         self._num_delivered = self._num_before(settled)
         self._bar.close()
         self._bar = tqdm(
@@ -297,7 +307,7 @@ class SavableLoader:
     @property
     def _running(self) -> _Pass | None:
         """The last pass, unless a state was restored since, to the loader or to its dataset."""
-        is_last = self._generation == self._passes.clock.generation or self._passes.pending is None
+        is_last = self._num_changes == self._passes.num_changes or self._passes.pending is None
         return self._pass if is_last else None
 
     def _settled(self, progress: Progress) -> Settled:
@@ -319,7 +329,9 @@ class SavableLoader:
         running = self._running
         if running is not None:
             own = running.progress()
-            return wrapped(self._written(running.plan, progress_of_job(running.plan, own) or own))
+            complete = running.is_complete
+            job = self._lockstep.job(own, is_complete=complete)
+            return wrapped(self._written(*job) if job else self._written(own, complete))
         restored = self._passes.pending
         if restored is not None:
             return wrapped(copy.deepcopy(restored.state))
@@ -349,7 +361,7 @@ class SavableLoader:
         """
         running = self._running
         if running is not None:
-            return self._written(running.plan, running.progress())
+            return self._written(running.progress(), running.is_complete)
         restored = self._passes.pending
         if restored is not None and restored.progress.place is not None:
             return copy.deepcopy(restored.state)
@@ -357,9 +369,11 @@ class SavableLoader:
         if progress.cut is None:
             return self._not_begun()
         plan, progress, turns_per_batch = self._settled(progress)
-        if not is_complete(plan, progress):
-            progress = Cursor(plan, progress, self._place.of_rank(), turns_per_batch).progress()
-        return self._written(plan, progress)
+        complete = is_complete(plan, progress)
+        if not complete:
+            cursor = Cursor(plan, progress, self._place.of_rank(), turns_per_batch)
+            progress, complete = cursor.progress(), cursor.is_at_end
+        return self._written(progress, complete)
 
     def restore_state_rank(self, state: State) -> None:
         """Go on from what `save_state_rank` returned on this rank of as many ranks; nothing is communicated.
@@ -448,12 +462,12 @@ class SavableLoader:
     # -- Writing and reading states -----------------------------------------------------------------------------------
 
     def _not_begun(self) -> State:
-        return self._writer.state(self._passes.next_progress, Place(0, self._place.world_size), complete=False)
+        return self._written(self._passes.next_progress, False)  # noqa: FBT003 - as in its definition
 
-    def _written(self, plan: Plan, progress: Progress) -> State:
+    def _written(self, progress: Progress, complete: bool) -> State:  # noqa: FBT001 - a pair, as lockstep returns it
         # What the whole job has delivered is the same on every rank, to the last value.
-        place = Place(0, self._place.world_size) if progress.place is None else self._place.of_rank()
-        return self._writer.state(progress, place, complete=is_complete(plan, progress))
+        place = self._job_place if progress.place is None else self._rank_place
+        return self._writer.state(progress, place, complete=complete)
 
     def _checked(self, state: object) -> Progress:
         rank, world_size = self._place.rank, self._place.world_size

@@ -57,6 +57,8 @@ class Passes:
     def __init__(self) -> None:
         """Begin before epoch 0."""
         self.clock = EpochClock()
+        self.num_changes = 0
+        """How often this process began a pass, loaded a state or chose an epoch."""
         self._restored: Restored | None = None
         self._began: Pass | None = None
 
@@ -124,6 +126,7 @@ class Passes:
             message = f"epoch must be an int in [0, {MAX_EPOCHS}), not {epoch!r}"
             raise ValueError(message)
         epoch = number
+        self.num_changes += 1
         restored = self.pending
         self.clock.set(epoch, asked=True)
         is_kept = restored is not None and restored.progress.epoch == epoch
@@ -132,6 +135,7 @@ class Passes:
     def begin(self, stream: Stream, place: Place, generation: int) -> None:
         """Say that a pass has begun in this process, in the generation that `start` told."""
         epoch = stream.cursor.epoch
+        self.num_changes += 1
         self.clock.hold(place.num_workers if is_in_worker() else 0)
         if is_in_worker():
             is_first = self._began is None or self._began.pid != os.getpid()
@@ -148,6 +152,7 @@ class Passes:
             epoch: What the pass delivers.
             num_workers: Number of workers that read it, at least 1.
         """
+        self.num_changes += 1
         self.clock.set(epoch, asked=False)
         self.clock.begin(0, self.clock.generation, 0, epoch)
         self.clock.hold(num_workers)
@@ -166,6 +171,7 @@ class Passes:
                 f"the pass; begin the loop over epochs at {progress.epoch}"
             )
             warnings.warn(message, stacklevel=3)
+        self.num_changes += 1
         if not is_in_worker():
             self.clock.hold(0)
             self.clock.set(progress.epoch, asked=False)

@@ -10,7 +10,7 @@ import numpy as np
 
 from laneway.lanes import Lanes, Remainder, Segment, Windows, cut_again, cut_epoch, rows_to_deliver
 from laneway.order import window_order
-from laneway.progress import Progress, as_positions, present_cut
+from laneway.progress import Progress, present_cut
 from laneway.shards import cut_shards
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def replay(identity: Identity, progress: Progress) -> Plan:
         progress: Of an epoch that has been cut.
     """
     settings = identity.settings
-    counts = [*map(len, progress.earlier), present_cut(progress).num_lanes]
+    counts = [*(len(earlier.rows) for earlier in progress.earlier), present_cut(progress).num_lanes]
     windows, lanes = cut_epoch(
         identity.shards,
         num_lanes=counts[0],
@@ -167,7 +167,7 @@ def replay(identity: Identity, progress: Progress) -> Plan:
         seed=settings.seed,
         epoch=progress.epoch,
     )
-    lanes_before, positions_before = [], [as_positions(earlier) for earlier in progress.earlier]
+    lanes_before, positions_before = [], [earlier.positions(len(earlier.rows)) for earlier in progress.earlier]
     for positions, num_lanes in zip(positions_before, counts[1:], strict=True):
         lanes_before.append(lanes)
         lanes = cut_again(lanes, positions, num_lanes)
@@ -178,7 +178,7 @@ def is_complete(plan: Plan, progress: Progress) -> bool:
     """Tell whether the lanes that are known have delivered all that they deliver in this epoch."""
     cut = present_cut(progress)
     ends = plan.rows_to_deliver(progress.remainder, cut.turn_rows)
-    return all(lane_progress.rows >= ends[lane] for lane, lane_progress in cut.lanes.items())
+    return all(rows >= ends[lane] for lane, rows in cut.lanes.rows.items())
 
 
 def is_in_step(plan: Plan, progress: Progress, *, ranks_in_part: int) -> bool:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
@@ -18,10 +18,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class LaneProgress:
-    """How far one lane has come. A type of its own, since a stage may come to need more than its rows."""
+    """How far lanes have come. A type of its own, since a stage may come to need more of a lane than its rows."""
 
-    rows: int = 0
-    """Rows that the training loop has received."""
+    rows: Mapping[int, int]
+    """Lane -> rows of it that the training loop has received."""
+
+    @classmethod
+    def of(cls, rows: Iterable[int]) -> Self:
+        """Return the progress of lanes 0, 1, 2, ..."""
+        return cls(dict(enumerate(rows)))
+
+    def positions(self, num_lanes: int) -> NDArray[np.int64]:
+        """Return the rows delivered of each lane, 0 where that isn't known, shape (num_lanes,)."""
+        positions = np.zeros(num_lanes, np.int64)
+        positions[[*self.rows]] = [*self.rows.values()]
+        return positions
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,15 +45,12 @@ class CutProgress:
     """Rows of a turn."""
     next_turn: int
     """The job's next turn; where not all lanes are known, as those who read them have come to it."""
-    lanes: Mapping[int, LaneProgress]
+    lanes: LaneProgress
     """Progress of the lanes that are known."""
 
     def positions(self) -> NDArray[np.int64]:
         """Return the rows delivered of each lane, 0 where that isn't known, shape (num_lanes,)."""
-        positions = np.zeros(self.num_lanes, np.int64)
-        for lane, progress in self.lanes.items():
-            positions[lane] = progress.rows
-        return positions
+        return self.lanes.positions(self.num_lanes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +63,7 @@ class Progress:
     """What is done about the row by which the lanes of the present cut differ."""
     cut: CutProgress | None = None
     """The present cut; None while the epoch has not been cut at all."""
-    earlier: tuple[tuple[LaneProgress, ...], ...] = field(default=())
+    earlier: tuple[LaneProgress, ...] = ()
     """How far the lanes of each earlier cut of this epoch came, oldest first."""
     place: Place | None = None
     """Whose lanes are known: a worker's, or a rank's where that is its only worker; None: every lane is."""
@@ -63,12 +71,7 @@ class Progress:
 
 def fresh_cut(num_lanes: int, turn_rows: int) -> CutProgress:
     """Return the progress of a cut of which nothing has been delivered."""
-    return CutProgress(num_lanes, turn_rows, 0, dict.fromkeys(range(num_lanes), LaneProgress()))
-
-
-def as_positions(lanes: Iterable[LaneProgress]) -> NDArray[np.int64]:
-    """Return the rows delivered of each of an earlier cut's lanes, shape (num_lanes,)."""
-    return np.array([lane.rows for lane in lanes], np.int64)
+    return CutProgress(num_lanes, turn_rows, 0, LaneProgress.of([0] * num_lanes))
 
 
 def present_cut(progress: Progress) -> CutProgress:

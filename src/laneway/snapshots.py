@@ -7,7 +7,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from laneway.plan import is_complete
-from laneway.progress import present_cut
+from laneway.progress import LaneProgress, present_cut
 from laneway.state import parse_progress
 from laneway.turns import Place
 
@@ -104,13 +104,18 @@ class SnapshotPass:
         """Return what this rank has delivered."""
         parts = [parse_progress(state) for state in worker_states(self._loader.state_dict())]
         cuts = [present_cut(part) for part in parts]
-        lanes = dict(chain.from_iterable(cut.lanes.items() for cut in cuts))
+        rows = dict(chain.from_iterable(cut.lanes.rows.items() for cut in cuts))
         # Batches come from workers in rotation: some are one ahead, in the round that the others come to next.
         turns = [cut.next_turn for cut in cuts]
         num_ahead = sum(turn > min(turns) for turn in turns)
         next_turn = min(turns) + num_ahead * self._rank_place.stride(self._turns_per_batch)
-        cut = replace(cuts[0], lanes=lanes, next_turn=next_turn)
-        return replace(parts[0], cut=cut, place=None if len(lanes) == cut.num_lanes else self._rank_place)
+        cut = replace(cuts[0], lanes=LaneProgress(rows), next_turn=next_turn)
+        return replace(parts[0], cut=cut, place=None if len(rows) == cut.num_lanes else self._rank_place)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether this rank has delivered all it has of the epoch."""
+        return is_complete(self.plan, self.progress())
 
     def __next__(self) -> Any:  # noqa: ANN401 - a batch may be anything
         """Return the next batch or row; it counts as delivered from now on."""

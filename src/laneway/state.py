@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, get_args
 
+import numpy as np
+
 from laneway.errors import CheckpointMismatchError, StateFormatError
 from laneway.files import FileFacts, decode_files
 from laneway.lanes import MAX_LANES, Remainder
@@ -58,7 +60,8 @@ class StateWriter:
             complete: Whether that is all it delivers in this epoch.
         """
         cut = progress.cut
-        lanes = sorted(cut.lanes) if cut else []
+        rows = cut.lanes.rows if cut else {}
+        lanes = range(len(rows)) if progress.place is None else sorted(rows)
         return {
             **self.constants,
             "scope": _scope(progress.place),
@@ -72,9 +75,9 @@ class StateWriter:
             "turn_rows": cut.turn_rows if cut else None,
             "lane_remainder": progress.remainder if cut else None,
             "next_turn": cut.next_turn if cut else 0,
-            "lane_indices": lanes if progress.place else None,
-            "positions": [cut.lanes[lane].rows for lane in lanes] if cut else [],
-            "earlier_cuts": [[lane.rows for lane in lanes] for lanes in progress.earlier],
+            "lane_indices": None if progress.place is None else lanes,
+            "positions": [rows[lane] for lane in lanes],
+            "earlier_cuts": [list(earlier.rows.values()) for earlier in progress.earlier],
         }
 
 
@@ -302,12 +305,12 @@ def _progress(fields: Mapping[str, Any]) -> Progress:
         return Progress(fields["epoch"])
     is_whole = fields["scope"] == "global"
     known = range(fields["lanes"]) if is_whole else fields["lane_indices"]
-    lanes = dict(zip(known, map(LaneProgress, fields["positions"]), strict=True))
+    lanes = LaneProgress(dict(zip(known, fields["positions"], strict=True)))
     return Progress(
         epoch=fields["epoch"],
         remainder=fields["lane_remainder"],
         cut=CutProgress(fields["lanes"], fields["turn_rows"], fields["next_turn"], lanes),
-        earlier=tuple(tuple(map(LaneProgress, cut)) for cut in fields["earlier_cuts"]),
+        earlier=tuple(map(LaneProgress.of, fields["earlier_cuts"])),
         place=None if is_whole else _place(fields),
     )
 
@@ -316,12 +319,14 @@ def _check_positions(progress: Progress, identity: Identity, *, complete: bool) 
     """Check what can only be checked against the lanes."""
     plan = replay(identity, progress)
     longest = [*(lanes.rows for lanes in plan.lanes_before), plan.lanes.rows]
-    cuts = [*(dict(enumerate(lanes)) for lanes in progress.earlier), present_cut(progress).lanes]
-    for lanes, rows in zip(cuts, longest, strict=True):
-        for lane, lane_progress in lanes.items():
-            # A lane that is padded delivers one row more than it has.
-            problem = f"lane {lane} is at position {lane_progress.rows:,}, but has {rows[lane]:,} rows"
-            _require(lane_progress.rows <= rows[lane] + 1, problem)
+    for lanes, rows in zip((*progress.earlier, present_cut(progress).lanes), longest, strict=True):
+        # A lane that is padded delivers one row more than it has.
+        too_far = np.flatnonzero(lanes.positions(len(rows)) > rows + 1)
+        for lane in too_far[:1].tolist():
+            message = (
+                f"this state is damaged: lane {lane} is at position {lanes.rows[lane]:,}, but has {rows[lane]:,} rows"
+            )
+            raise StateFormatError(message)
     _require(complete == is_complete(plan, progress), f"complete={complete} contradicts its positions")
 
 

@@ -145,6 +145,11 @@ class TrackedPass:
         """The plan that belongs to `progress`."""
         return self._cursor.plan
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether this rank has delivered all it has of the epoch."""
+        return self._cursor.is_at_end
+
     def progress(self) -> Progress:
         """Return what this rank has delivered."""
         return self._cursor.progress()

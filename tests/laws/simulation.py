@@ -111,10 +111,12 @@ class Job:
     def whole_progress(self) -> Progress:
         """Return the progress of the whole job, gathered from every worker."""
         parts = [cursor.progress() for cursor in self.cursors.values()]
-        lanes: dict[int, LaneProgress] = {}
+        lanes: dict[int, int] = {}
         for part in parts:
-            lanes.update(present_cut(part).lanes)
+            lanes.update(present_cut(part).lanes.rows)
         cut = present_cut(parts[0])
         turns_per_batch = self.wishes.turns_per_batch(cut.turn_rows) or 1
         job_turn = self.first_turn + self.batches_taken * self.world_size * turns_per_batch
-        return replace(parts[0], cut=CutProgress(cut.num_lanes, cut.turn_rows, job_turn, lanes), place=None)
+        return replace(
+            parts[0], cut=CutProgress(cut.num_lanes, cut.turn_rows, job_turn, LaneProgress(lanes)), place=None
+        )

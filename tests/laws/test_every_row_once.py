@@ -99,6 +99,9 @@ def test_fewer_rows_than_lanes_is_no_trouble(remainder: Remainder) -> None:
 def test_no_lane_is_read_by_two_workers(identity: Identity, topology: tuple[int, int], batch_size: int) -> None:
     job = Job(identity, *topology, Wishes(None, None, batch_size), Progress(0))
     owners = Counter(
-        lane for cursor in job.cursors.values() if not cursor.is_at_end for lane in present_cut(cursor.progress()).lanes
+        lane
+        for cursor in job.cursors.values()
+        if not cursor.is_at_end
+        for lane in present_cut(cursor.progress()).lanes.rows
     )
     assert set(owners.values()) <= {1}
