@@ -291,7 +291,8 @@ class SavableLoader:
             self._passes.begin_elsewhere(progress.epoch, self._place.num_workers)
         else:
             self._pass = self._feed.begin(progress, settled)
-        self._lockstep = Lockstep(settled.plan, settled.progress)
+        yields_rows = self._feed.item_wishes.batch_size is None
+        self._lockstep = Lockstep(settled, self._place, yields_rows=yields_rows)
         self._num_changes = self._passes.num_changes
         self._num_delivered = self._num_before(settled)
         self._bar.close()
@@ -299,7 +300,7 @@ class SavableLoader:
             total=self._num_delivered + num_items_left(settled, self._place, self._feed.item_wishes),
             initial=self._num_delivered,
             desc=f"epoch {progress.epoch}",
-            unit="row" if self._feed.item_wishes.batch_size is None else "batch",
+            unit="row" if yields_rows else "batch",
             disable=not self._shows_progress or self._place.rank > 0,
         )
         return _Iterator(self, self._pass, self._bar)

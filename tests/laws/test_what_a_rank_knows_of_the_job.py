@@ -1,0 +1,199 @@
+"""Laws: a rank's main process counts by turns alone, whatever its workers; and never says of others what isn't so."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from laneway.cursor import Cursor, Wishes, open_epoch, settle
+from laneway.lockstep import JobProgress, Lockstep
+from laneway.plan import is_complete
+from laneway.progress import LaneProgress, Progress, present_cut
+from laneway.turns import Place
+from tests.laws.simulation import identities, rows_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from laneway.plan import Identity
+
+
+@dataclass
+class Rank:
+    """A rank whose workers send batches with their turns, and whose main process counts them."""
+
+    identity: Identity
+    progress: Progress
+    place: Place
+    wishes: Wishes
+
+    def __post_init__(self) -> None:
+        """Open the epoch at every worker, and count from where it begins."""
+        self.settled = settle(self.identity, self.progress, self.place, self.wishes)
+        self.is_over = is_complete(self.settled.plan, self.settled.progress)
+        if not self.is_over:
+            self.cursor = Cursor(
+                self.settled.plan, self.settled.progress, self.place.of_rank(), self.settled.turns_per_batch
+            )
+        self.batches, self.rows = self.in_rotation(), list[int]()
+
+    def in_rotation(self) -> Iterator[int]:
+        """Yield the turns that a DataLoader takes from its workers: each in its turn, those at their end no more."""
+        places = [replace(self.place, worker=worker) for worker in range(self.place.num_workers)]
+        workers = [open_epoch(self.identity, self.progress, place, self.wishes) for place in places]
+        while not self.is_over and workers:
+            for worker in list(workers):
+                turn = worker.next_turn
+                if worker.pass_over():
+                    continue
+                step = worker.next_batch()
+                if step is None:
+                    workers.remove(worker)
+                    continue
+                worker.deliver_batch(step)
+                yield turn
+
+    def step(self) -> list[int]:
+        """Deliver a batch, or a row, and return its rows; none at the end."""
+        if not self.rows:
+            for turn in self.batches:
+                self.taken = self.cursor.step_at(turn)
+                ranges = self.taken.ranges
+                self.rows = [row for lane_range in ranges for row in rows_of(self.cursor.plan, *lane_range)]
+                assert self.rows
+                break
+        if self.wishes.batch_size is None:
+            delivered, self.rows = self.rows[:1], self.rows[1:]
+            if delivered:
+                self.cursor.deliver_row(self.taken)
+        else:
+            delivered, self.rows = self.rows, []
+            if delivered:
+                self.cursor.deliver_batch(self.taken)
+        return delivered
+
+    def own(self) -> tuple[Progress, bool]:
+        """Return what this rank has delivered, and whether that is all."""
+        if self.is_over:
+            return self.settled.progress, True
+        return self.cursor.progress(), self.cursor.is_at_end
+
+    def job(self) -> JobProgress | None:
+        """Return what this rank says of the whole job."""
+        progress, complete = self.own()
+        return Lockstep(self.settled, self.place, yields_rows=self.wishes.batch_size is None).job(
+            progress, is_complete=complete
+        )
+
+
+def ranks_of(identity: Identity, progress: Progress, world_size: int, num_workers: int, wishes: Wishes) -> list[Rank]:
+    """Return all ranks of a job."""
+    return [Rank(identity, progress, Place(r, world_size, 0, num_workers), wishes) for r in range(world_size)]
+
+
+def gathered(ranks: list[Rank]) -> Progress:
+    """Return what all ranks together have delivered."""
+    parts = [rank.own()[0] for rank in ranks]
+    if parts[0].place is None:
+        return parts[0]
+    rows = {lane: rows for part in parts for lane, rows in present_cut(part).lanes.rows.items()}
+    next_turn = max(present_cut(part).next_turn for part in parts)
+    return replace(
+        parts[0], cut=replace(present_cut(parts[0]), lanes=LaneProgress(rows), next_turn=next_turn), place=None
+    )
+
+
+@given(identities(), st.integers(1, 3), st.integers(1, 3), st.integers(1, 3))
+def test_the_order_of_a_rank_does_not_depend_on_its_workers(
+    identity: Identity, world_size: int, turn_rows: int, turns_per_batch: int
+) -> None:
+    wishes = Wishes(6 * world_size * turns_per_batch, turn_rows, turn_rows * turns_per_batch)
+    orders = []
+    for num_workers in (1, 2, 3, 6):
+        ranks = ranks_of(identity, Progress(1), world_size, num_workers, wishes)
+        orders.append([[rank.step() for rank in ranks] for _ in range(identity.files.num_rows + 60)])
+        assert all(rank.own()[1] for rank in ranks)
+    assert all(order == orders[0] for order in orders)
+
+
+@given(
+    identities(),
+    st.integers(1, 4),
+    st.integers(1, 3),
+    st.sampled_from(
+        [
+            (None, None, 3),
+            (None, 2, 4),
+            (12, 1, 3),
+            (24, 1, 2),
+            (None, 1, 1),
+            (7, None, 2),
+            (None, 1, None),
+            (None, 4, None),
+            (12, 3, None),
+        ]
+    ),
+    st.lists(st.integers(0, 9), max_size=3),
+)
+@settings(max_examples=300)
+def test_what_a_rank_says_of_the_whole_job_is_so_when_all_are_in_lockstep(
+    identity: Identity, world_size: int, num_workers: int, wished: tuple[int | None, int | None, int], pauses: list[int]
+) -> None:
+    progress = Progress(0)
+    for pause in [*pauses, 10**6]:
+        ranks = ranks_of(identity, progress, world_size, num_workers, Wishes(*wished))
+        for _ in range(pause):
+            said = [rank.job() for rank in ranks]
+            truth = gathered(ranks)
+            for job in filter(None, said):
+                assert present_cut(job.progress).positions().tolist() == present_cut(truth).positions().tolist()
+                assert job.is_complete == all(rank.own()[1] for rank in ranks)
+            # Ranks that say something say the same, so that it doesn't matter which of them is asked.
+            assert len({repr(job) for job in said if job}) <= 1
+            batches = [rank.step() for rank in ranks]
+            if not any(batches):
+                break
+        progress = gathered(ranks)
+        world_size = world_size % 4 + 1
+
+
+@given(identities(remainder="pad"), st.integers(2, 4), st.integers(1, 3), st.integers(0, 30))
+def test_ranks_that_are_padded_always_know_the_whole_job(
+    identity: Identity, world_size: int, num_workers: int, steps: int
+) -> None:
+    ranks = ranks_of(identity, Progress(0), world_size, num_workers, Wishes(None, None, 3))
+    for _ in range(steps):
+        assert len({len(rank.step()) for rank in ranks}) == 1
+    assert all(rank.job() for rank in ranks)
+
+
+runs = st.tuples(
+    st.integers(1, 4),
+    st.integers(1, 3),
+    st.sampled_from([None, 1, 2, 3, 4, 6]),
+    st.lists(st.integers(0, 5), max_size=3),
+)
+
+
+@given(identities(remainder="keep"), st.lists(runs, min_size=1, max_size=5), st.randoms(use_true_random=False))
+@settings(max_examples=200)
+def test_no_row_is_lost_or_repeated_whoever_says_what_was_delivered(
+    identity: Identity, chain: list[tuple[int, int, int | None, list[int]]], random: object
+) -> None:
+    progress, rows = Progress(2), Counter[int]()
+    for world_size, num_workers, batch_size, pauses in chain:
+        ranks = ranks_of(
+            identity, progress, world_size, num_workers, Wishes(None, 3 if batch_size is None else None, batch_size)
+        )
+        for pause in pauses:
+            rows.update(row for _ in range(pause) for rank in ranks for row in rank.step())
+        job = random.choice(ranks).job()  # type: ignore[attr-defined] - hypothesis gives a random.Random
+        progress = job.progress if job else gathered(ranks)
+    (last,) = ranks_of(identity, progress, 1, 1, Wishes(None, None, 4))
+    while batch := last.step():
+        rows.update(batch)
+    assert rows == Counter(range(identity.files.num_rows))
