@@ -330,9 +330,11 @@ class SavableLoader:
         running = self._running
         if running is not None:
             own = running.progress()
-            complete = running.is_complete
-            job = self._lockstep.job(own, is_complete=complete)
-            return wrapped(self._written(*job) if job else self._written(own, complete))
+            job = self._lockstep.job(own, is_complete=running.is_complete)
+            if job is None:
+                return wrapped(self._written(own, running.is_complete))
+            next_turn, part_rows, complete = job
+            return wrapped(self._writer.state_in_step(own, self._job_place, next_turn, part_rows, complete=complete))
         restored = self._passes.pending
         if restored is not None:
             return wrapped(copy.deepcopy(restored.state))

@@ -91,7 +91,8 @@ def _rank_problems(states: Sequence[Mapping[str, Any]]) -> list[str]:
     if "worker" in scopes:
         return ["scope: these are states of DataLoader workers, not of ranks"]
     if scopes == {"global"}:
-        same = all(state["positions"] == states[0]["positions"] for state in states)
+        facts = ("positions", "next_turn", "part_rows")
+        same = all(state[name] == states[0][name] for state in states for name in facts)
         return [] if same else ["positions: each of these claims to be the whole job's state, and they differ"]
     if scopes != {"rank"}:
         return ["scope: some of these are the state of a rank, some that of the whole job"]

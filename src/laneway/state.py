@@ -11,7 +11,7 @@ from laneway.errors import CheckpointMismatchError, StateFormatError
 from laneway.files import FileFacts, decode_files
 from laneway.lanes import MAX_LANES, Remainder
 from laneway.order import ORDER_VERSION
-from laneway.plan import Identity, is_complete, replay
+from laneway.plan import Identity, is_complete, positions_at, replay
 from laneway.progress import CutProgress, LaneProgress, Progress, present_cut
 from laneway.turns import Place, place_differences
 
@@ -59,12 +59,37 @@ class StateWriter:
             place: The worker that says so.
             complete: Whether that is all it delivers in this epoch.
         """
-        cut = progress.cut
-        rows = cut.lanes.rows if cut else {}
+        rows = progress.cut.lanes.rows if progress.cut else {}
         lanes = range(len(rows)) if progress.place is None else sorted(rows)
         return {
+            **self._about(progress, place, _scope(progress.place), complete=complete),
+            "lane_indices": None if progress.place is None else lanes,
+            "positions": [rows[lane] for lane in lanes],
+        }
+
+    def state_in_step(
+        self, progress: Progress, place: Place, next_turn: int, part_rows: int, *, complete: bool
+    ) -> dict[str, Any]:
+        """Return the state of a whole job all of whose lanes are in step: it needs no position.
+
+        Args:
+            progress: What any of the ranks has delivered.
+            place: Where `rank` is 0, the state is the same whichever rank says so.
+            next_turn: All turns before this one have been taken.
+            part_rows: Rows that each rank has taken of its next turn.
+            complete: Whether the epoch is complete.
+        """
+        return {
+            **self._about(progress, place, "global", complete=complete),
+            "next_turn": next_turn,
+            "part_rows": part_rows,
+        }
+
+    def _about(self, progress: Progress, place: Place, scope: str, *, complete: bool) -> dict[str, Any]:
+        cut = progress.cut
+        return {
             **self.constants,
-            "scope": _scope(progress.place),
+            "scope": scope,
             "rank": place.rank,
             "world_size": place.world_size,
             "worker": place.worker,
@@ -75,8 +100,9 @@ class StateWriter:
             "turn_rows": cut.turn_rows if cut else None,
             "lane_remainder": progress.remainder if cut else None,
             "next_turn": cut.next_turn if cut else 0,
-            "lane_indices": None if progress.place is None else lanes,
-            "positions": [rows[lane] for lane in lanes],
+            "part_rows": 0,
+            "lane_indices": None,
+            "positions": None,
             "earlier_cuts": [list(earlier.rows.values()) for earlier in progress.earlier],
         }
 
@@ -106,6 +132,8 @@ def read_state(state: object, identity: Identity, *, rank: int, world_size: int,
     if lines or problems:
         raise CheckpointMismatchError(_mismatch(lines, problems, fields["scope"]))
     progress = _progress(fields)
+    if progress.cut is not None and fields["positions"] is None:
+        progress = _in_step(progress, progress.cut, identity, fields)
     if progress.cut is not None:
         _check_positions(progress, identity, complete=fields["complete"])
     return progress
@@ -142,8 +170,9 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "turn_rows": (int, type(None)),
     "lane_remainder": (str, type(None)),
     "next_turn": (int,),
+    "part_rows": (int,),
     "lane_indices": (list, type(None)),
-    "positions": (list,),
+    "positions": (list, type(None)),
     "earlier_cuts": (list,),
 }
 
@@ -216,13 +245,16 @@ def _check_lanes(fields: Mapping[str, Any]) -> None:
     _require(remainder in get_args(Remainder), f"lane_remainder is {remainder!r}")
     scope = "global" if known is None else _scope(_place(fields))
     _require(fields["scope"] == scope, f"scope is {fields['scope']!r} with lane_indices {known!r}")
+    part_rows, is_in_step = fields["part_rows"], is_whole and positions is None
+    _require(0 <= part_rows < (fields["turn_rows"] if is_in_step else 1), f"part_rows is {part_rows}")
     known = list(range(num_lanes)) if is_whole else known
-    _require(
-        _are_counts([*known, *positions])
+    is_known = (
+        positions is not None
+        and _are_counts([*known, *positions])
         and len(known) == len(positions) == len({*known})
-        and all(lane < num_lanes for lane in known),
-        f"positions {positions!r} don't fit lanes {known!r} of {num_lanes:,}",
+        and all(lane < num_lanes for lane in known)
     )
+    _require(is_in_step or is_known, f"positions {positions!r} don't fit lanes {known!r} of {num_lanes:,}")
     for cut in fields["earlier_cuts"]:
         _require(isinstance(cut, list) and bool(cut) and _are_counts(cut), f"an earlier cut is {cut!r}")
 
@@ -305,7 +337,7 @@ def _progress(fields: Mapping[str, Any]) -> Progress:
         return Progress(fields["epoch"])
     is_whole = fields["scope"] == "global"
     known = range(fields["lanes"]) if is_whole else fields["lane_indices"]
-    lanes = LaneProgress(dict(zip(known, fields["positions"], strict=True)))
+    lanes = LaneProgress(dict(zip(known, fields["positions"] or (), strict=fields["positions"] is not None)))
     return Progress(
         epoch=fields["epoch"],
         remainder=fields["lane_remainder"],
@@ -313,6 +345,15 @@ def _progress(fields: Mapping[str, Any]) -> Progress:
         earlier=tuple(map(LaneProgress.of, fields["earlier_cuts"])),
         place=None if is_whole else _place(fields),
     )
+
+
+def _in_step(progress: Progress, cut: CutProgress, identity: Identity, fields: Mapping[str, Any]) -> Progress:
+    """Return the progress of a whole job whose state says only which turn is next."""
+    plan = replay(identity, progress)
+    positions = positions_at(plan, progress, cut.next_turn)
+    if fields["part_rows"]:
+        positions[(cut.next_turn + np.arange(fields["world_size"])) % cut.num_lanes] += fields["part_rows"]
+    return replace(progress, cut=replace(cut, lanes=LaneProgress.of(positions.tolist())))
 
 
 def _check_positions(progress: Progress, identity: Identity, *, complete: bool) -> None:

@@ -411,8 +411,8 @@ def test_arguments_that_cannot_be_exact_are_refused(corpus: Path, make: Any, mes
 
 def test_what_is_no_dataset_of_laneway_is_refused(corpus: Path) -> None:
     with pytest.raises(TypeError, match="must be a StatefulShardedDataset, or a DataLoader over one"):
-        SavableLoader([1, 2, 3])  # type: ignore[arg-type] - on purpose
+        SavableLoader([1, 2, 3])  # type: ignore[arg-type]  # on purpose
     with pytest.raises(TypeError, match="must be a StatefulShardedDataset, or a DataLoader over one"):
-        SavableLoader(DataLoader([1, 2, 3]))  # type: ignore[arg-type] - on purpose
+        SavableLoader(DataLoader([1, 2, 3]))  # type: ignore[arg-type]  # on purpose
     assert "of 16 delivered" in repr(make_savable(corpus))
     assert isinstance(make_savable(corpus).dataset, StatefulShardedDataset)

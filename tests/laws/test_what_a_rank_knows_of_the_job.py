@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laneway.cursor import Cursor, Wishes, open_epoch, settle
-from laneway.lockstep import JobProgress, Lockstep
+from laneway.lockstep import Lockstep
 from laneway.plan import is_complete
 from laneway.progress import LaneProgress, Progress, present_cut
+from laneway.state import StateWriter, read_state
 from laneway.turns import Place
 from tests.laws.simulation import identities, rows_of
 
@@ -82,12 +83,17 @@ class Rank:
             return self.settled.progress, True
         return self.cursor.progress(), self.cursor.is_at_end
 
-    def job(self) -> JobProgress | None:
-        """Return what this rank says of the whole job."""
+    def job(self) -> dict[str, Any] | None:
+        """Return the state of the whole job that this rank vouches for, if it does."""
         progress, complete = self.own()
-        return Lockstep(self.settled, self.place, yields_rows=self.wishes.batch_size is None).job(
-            progress, is_complete=complete
-        )
+        writer, place = StateWriter.of(self.identity), Place(0, self.place.world_size)
+        if progress.place is None:
+            return writer.state(progress, place, complete=complete)
+        lockstep = Lockstep(self.settled, self.place, yields_rows=self.wishes.batch_size is None)
+        job = lockstep.job(progress, is_complete=complete)
+        if job is None:
+            return None
+        return writer.state_in_step(progress, place, job.next_turn, job.part_rows, complete=job.is_complete)
 
 
 def ranks_of(identity: Identity, progress: Progress, world_size: int, num_workers: int, wishes: Wishes) -> list[Rank]:
@@ -105,6 +111,11 @@ def gathered(ranks: list[Rank]) -> Progress:
     return replace(
         parts[0], cut=replace(present_cut(parts[0]), lanes=LaneProgress(rows), next_turn=next_turn), place=None
     )
+
+
+def read(state: dict[str, Any], identity: Identity) -> Progress:
+    """Return the progress that a state stands for, as a job of one rank reads it."""
+    return read_state(state, identity, rank=0, world_size=1, worker=None)
 
 
 @given(identities(), st.integers(1, 3), st.integers(1, 3), st.integers(1, 3))
@@ -150,8 +161,9 @@ def test_what_a_rank_says_of_the_whole_job_is_so_when_all_are_in_lockstep(
             said = [rank.job() for rank in ranks]
             truth = gathered(ranks)
             for job in filter(None, said):
-                assert present_cut(job.progress).positions().tolist() == present_cut(truth).positions().tolist()
-                assert job.is_complete == all(rank.own()[1] for rank in ranks)
+                said_positions = present_cut(read(job, identity)).positions().tolist()
+                assert said_positions == present_cut(truth).positions().tolist()
+                assert job["complete"] == all(rank.own()[1] for rank in ranks)
             # Ranks that say something say the same, so that it doesn't matter which of them is asked.
             assert len({repr(job) for job in said if job}) <= 1
             batches = [rank.step() for rank in ranks]
@@ -191,8 +203,8 @@ def test_no_row_is_lost_or_repeated_whoever_says_what_was_delivered(
         )
         for pause in pauses:
             rows.update(row for _ in range(pause) for rank in ranks for row in rank.step())
-        job = random.choice(ranks).job()  # type: ignore[attr-defined] - hypothesis gives a random.Random
-        progress = job.progress if job else gathered(ranks)
+        job = random.choice(ranks).job()  # type: ignore[attr-defined]  # hypothesis gives a random.Random
+        progress = read(job, identity) if job else gathered(ranks)
     (last,) = ranks_of(identity, progress, 1, 1, Wishes(None, None, 4))
     while batch := last.step():
         rows.update(batch)
