@@ -61,11 +61,13 @@ def merge_ranks(states: Sequence[Mapping[str, Any]], *, same_step: bool) -> dict
     """
     parsed = [parse_state(state) for state in states]
     first = parsed[0]
+    # States of the whole job say that they are of rank 0: those are named by where they stand.
+    names = [f"rank {state['rank'] if state['scope'] == 'rank' else index}" for index, state in enumerate(parsed)]
     problems = [
-        f"{name}: rank {first['rank']} has {_short(first[name])}, rank {state['rank']} has {_short(state[name])}"
-        for name in _ALIKE
-        for state in parsed[1:]
-        if state[name] != first[name]
+        f"{field}: {names[0]} has {_short(first[field])}, {name} has {_short(state[field])}"
+        for field in _ALIKE
+        for name, state in zip(names[1:], parsed[1:], strict=True)
+        if state[field] != first[field]
     ]
     problems = problems or _rank_problems(parsed) or (_step_problems(parsed) if same_step else [])
     if problems:

@@ -1,0 +1,269 @@
+"""Ranks at different batches, with other states, or dead: an error on all of them, or exactly what they delivered."""
+
+from __future__ import annotations
+
+import os
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch.distributed as dist
+
+from laneway import merge_states
+from tests.compat.loaders import saved
+from tests.corpora import write_corpus
+from tests.distributed.ranks import (
+    NUM_ROWS,
+    Ids,
+    State,
+    flat,
+    ids,
+    make_loader,
+    refusal,
+    restore,
+    run_ranks,
+    save,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ALL_ROWS = list(range(NUM_ROWS))
+Refusal = tuple[str, str]
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    write_corpus(tmp_path / "corpus")
+    return tmp_path / "corpus"
+
+
+def gathered(value: Any) -> list[Any]:
+    """Return what each rank gives, on all of them."""
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+# -- States that do not belong to a rank ------------------------------------------------------------------------------
+
+
+def rank_files(rank: int, corpus: Path) -> list[State]:
+    del rank
+    loader = make_loader(corpus)
+    batches = iter(loader)
+    states = []
+    for _ in range(2):
+        next(batches)
+        states.append(saved(loader.save_state_rank()))
+    return states
+
+
+def given_states_of_others(rank: int, corpus: Path, of_four: list[State]) -> dict[str, Refusal]:
+    loader = make_loader(corpus, 2)
+    batches = iter(loader)
+    next(batches)
+    older = saved(loader.save_state_rank())
+    next(batches)
+    before = loader.save_state_rank()
+    states = gathered(saved(before))
+    other = states[1 - rank]
+    whole = merge_states(states)
+    found = {
+        "rank of rank": refusal(loader.restore_state_rank, other),
+        "load of rank": refusal(loader.load_state_dict, other),
+        "rank of four": refusal(loader.restore_state_rank, of_four[rank]),
+        "load of four": refusal(loader.load_state_dict, of_four[rank]),
+        "rank of whole": refusal(loader.restore_state_rank, whole),
+        "different steps": refusal(merge_states, [older, other]),
+        "missing": refusal(merge_states, [other]),
+        "twice": refusal(merge_states, [other, other]),
+        "different worlds": refusal(merge_states, [*states, *of_four[2:]]),
+    }
+    assert loader.save_state_rank() == before
+    # Not even a pass under way has noticed.
+    assert sum(len(batch) for batch in ids(batches)) == NUM_ROWS // 2 - 6
+    return found
+
+
+def test_states_that_do_not_belong_here_are_refused_with_which_and_what_to_call_and_change_nothing(
+    corpus: Path,
+) -> None:
+    of_four = [states[-1] for states in run_ranks(rank_files, 4, corpus)]
+    for rank, found in enumerate(run_ranks(given_states_of_others, 2, corpus, of_four)):
+        assert {name for name, _ in found.values()} == {"CheckpointMismatchError"}
+        expected = {
+            "rank of rank": [f"rank: saved {1 - rank}, ", "save_state_global()", "merge_states()"],
+            "load of rank": [f"rank: saved {1 - rank}, ", "save_state_global()", "merge_states()"],
+            "rank of four": ["world_size: saved 4, ", "save_state_global()", "merge_states()"],
+            "load of four": ["world_size: saved 4, ", "save_state_global()", "merge_states()"],
+            "rank of whole": ["whole job of 2 rank(s)", f"rank {rank} of 2", "restore_state_global()"],
+            "different steps": ["step: ", f"rank {rank} is at turn", "save_state_global()"],
+            "missing": [f"rank {rank} is missing", "save_state_global()"],
+            "twice": [f"rank {1 - rank} is there twice", "save_state_global()"],
+            "different worlds": ["world_size: ", "save_state_global()"],
+        }
+        missing = {case: [part for part in parts if part not in found[case][1]] for case, parts in expected.items()}
+        assert not any(missing.values()), f"{missing} in {found}"
+
+
+# -- One rank of several fails ----------------------------------------------------------------------------------------
+
+
+def restored_where_one_fails(rank: int, corpus: Path) -> dict[str, Refusal]:
+    loader = make_loader(corpus, 1)
+    batches = iter(loader)
+    received = ids(islice(batches, 2))
+    before = loader.save_state_rank()
+    good = gathered(saved(loader.state_dict()))[0]
+    broken = {"format": "laneway.state"}
+    foreign = saved(make_loader(corpus, seed=6).state_dict())
+    later = make_loader(corpus)
+    list(islice(later, 3))
+    stranger = make_loader(corpus, seed=5 + rank)
+    of_rank = saved(before)
+    found = {
+        "source has none": refusal(loader.restore_state_global, None if rank else broken),
+        "source forgot": refusal(loader.restore_state_global, None),
+        "source has a foreign one": refusal(loader.restore_state_global, None if rank else foreign),
+        "source has a rank's": refusal(loader.restore_state_global, None if rank else of_rank),
+        "one has none": refusal(loader.restore_state_global, broken if rank == 1 else good, src_rank=None),
+        "one has a foreign one": refusal(loader.restore_state_global, foreign if rank == 1 else good, src_rank=None),
+        "one has a later one": refusal(
+            loader.restore_state_global, saved(later.state_dict()) if rank == 1 else good, src_rank=None
+        ),
+        "one has another dataset": refusal(stranger.restore_state_global, None if rank else good),
+        "no such source": refusal(loader.restore_state_global, good, src_rank=7),
+    }
+    assert loader.save_state_rank() == before
+    state = loader.save_state_global()
+    assert (state is None) == (rank > 0)
+    resumed = make_loader(corpus)
+    resumed.restore_state_global(state)
+    whole = ids(make_loader(corpus))
+    assert received + ids(resumed) == whole
+    # The pass under way has noticed none of it.
+    assert received + ids(batches) == whole
+    return found
+
+
+def test_what_is_wrong_on_one_rank_is_the_same_error_on_all_and_changes_nothing(corpus: Path) -> None:
+    ranks = run_ranks(restored_where_one_fails, 3, corpus)
+    assert ranks[0] == ranks[1] == ranks[2]
+    found = ranks[0]
+    expected = {
+        "source has none": ("StateFormatError", ["on rank 0: ", "format version None"]),
+        "source forgot": ("StateFormatError", ["on rank 0: ", "NoneType"]),
+        "source has a foreign one": ("CheckpointMismatchError", ["seed: saved 6, this run has 5"]),
+        "source has a rank's": ("CheckpointMismatchError", ["state of rank 0 of 3 alone", "restore_state_rank()"]),
+        "one has none": ("StateFormatError", ["on rank 1: ", "format version None"]),
+        "one has a foreign one": ("CheckpointMismatchError", ["on rank 1: ", "seed: saved 6, this run has 5"]),
+        "one has a later one": ("CheckpointMismatchError", ["rank 1 was given another state than rank 0"]),
+        "one has another dataset": ("CheckpointMismatchError", ["on rank 1 (and on 1 more): ", "seed: saved 5"]),
+        "no such source": ("ValueError", ["src_rank must be a data-parallel rank in [0, 3), not 7"]),
+    }
+    assert {case: name for case, (name, _) in found.items()} == {case: name for case, (name, _) in expected.items()}
+    missing = {case: [part for part in parts if part not in found[case][1]] for case, (_, parts) in expected.items()}
+    assert not any(missing.values()), f"{missing} in {found}"
+
+
+def left_by_a_rank_that_died(rank: int, corpus: Path) -> Refusal:
+    loader = make_loader(corpus)
+    list(islice(loader, 2))
+    loader.save_state_global()
+    if rank == 1:
+        os._exit(1)
+    return refusal(loader.save_state_global)
+
+
+def test_a_rank_that_died_is_an_error_on_the_others(corpus: Path) -> None:
+    results = run_ranks(left_by_a_rank_that_died, 3, corpus, group_timeout_s=10, timeout_s=60, deaths=frozenset({1}))
+    assert results[1] is None
+    for rank in (0, 2):
+        name, text = results[rank]
+        assert name == "CollectiveError"
+        assert f"rank {rank} of 3 could not reach the other ranks" in text
+
+
+# -- Ranks at different batches ---------------------------------------------------------------------------------------
+
+
+def saved_apart(rank: int, corpus: Path, num_batches: list[int], rows: bool) -> tuple[Ids, Ids]:
+    loader = make_loader(corpus, 2, rows=rows, batch_size=2, remainder="keep")
+    batches = iter(loader)
+    received = ids(islice(batches, num_batches[rank]))
+    save(loader, "global", corpus.parent / "checkpoint")
+    return received, ids(batches)
+
+
+def resumed(rank: int, corpus: Path, num_workers: int, rows: bool) -> Ids:
+    del rank
+    loader = make_loader(corpus, num_workers, rows=rows, batch_size=2, remainder="keep")
+    restore(loader, "global", corpus.parent / "checkpoint")
+    return ids(loader)
+
+
+@pytest.mark.parametrize(("num_batches", "rows"), [([1, 3, 2], False), ([0, 8, 1], True)])
+def test_a_gathered_state_is_exact_though_ranks_are_at_different_batches(
+    corpus: Path, num_batches: list[int], rows: bool
+) -> None:
+    before = run_ranks(saved_apart, 3, corpus, num_batches, rows)
+    assert [len(received) for received, _ in before] == num_batches
+    assert sorted(row for both in before for batches in both for row in flat(batches)) == ALL_ROWS
+    done = [row for received, _ in before for row in flat(received)]
+    for world_size, num_workers in [(3, 2), (2, 1), (1, 0)]:
+        rest = [row for batches in run_ranks(resumed, world_size, corpus, num_workers, rows) for row in flat(batches)]
+        assert sorted(done + rest) == ALL_ROWS
+
+
+# -- What one rank may vouch for --------------------------------------------------------------------------------------
+
+
+def vouched_for(rank: int, corpus: Path, num_lanes: int | None, rows: bool) -> list[str]:
+    """Return what became of the state of each rank after each batch: wrong is what is lost or comes twice."""
+    world_size = dist.get_world_size()
+    options: dict[str, Any] = {"rows": rows, "remainder": "keep", "lanes": num_lanes}
+    whole = ids(make_loader(corpus, **options))
+    loader = make_loader(corpus, **options)
+    batches = iter(loader)
+    received: Ids = []
+    outcomes = []
+    num_steps = max(gathered(len(whole)))
+    for step in range(num_steps + 1):
+        for owner, state in enumerate(gathered(saved(loader.state_dict()))):
+            fresh, single = make_loader(corpus, **options), make_loader(corpus, **options, rank=0, world_size=1)
+            name, text = refusal(fresh.load_state_dict, state)
+            single_name, single_text = refusal(single.load_state_dict, state)
+            texts = gathered(text)
+            if not any(texts):
+                done = [row for batches_of_rank in gathered(received) for row in flat(batches_of_rank)]
+                assert not single_name, single_text
+                assert received + ids(fresh) == whole, f"rank {owner} was wrong after batch {step}"
+                assert sorted(done + flat(ids(single))) == ALL_ROWS, f"rank {owner} was wrong after batch {step}"
+                outcomes.append("whole")
+                continue
+            # It is of one rank alone: good there, and an error everywhere else.
+            assert "save_state_global()" in single_text or "merge_states()" in single_text, single_text
+            assert single_name == "CheckpointMismatchError"
+            assert [bool(each) for each in texts] == [other != owner for other in range(world_size)]
+            if rank == owner:
+                assert received + ids(fresh) == whole
+            else:
+                assert name == "CheckpointMismatchError"
+                assert "save_state_global()" in text
+            outcomes.append("refused")
+        received += ids(islice(batches, 1))
+    assert received == whole
+    return outcomes
+
+
+@pytest.mark.parametrize("rows", [False, True])
+# 9 or 10 rows for each of 5 ranks are 3 or 4 batches; the 3 or 4 rows of each of 14 lanes are 1 or 2.
+@pytest.mark.parametrize(("world_size", "num_lanes"), [(5, None), (2, 14)])
+def test_near_the_end_of_an_uneven_epoch_no_rank_vouches_for_what_it_can_not_know(
+    corpus: Path, world_size: int, num_lanes: int | None, rows: bool
+) -> None:
+    ranks = run_ranks(vouched_for, world_size, corpus, num_lanes, rows)
+    assert all(outcomes == ranks[0] for outcomes in ranks)
+    assert {*ranks[0]} == {"whole", "refused"}
+    assert {*ranks[0][:world_size]} == {"whole"}

@@ -1,0 +1,77 @@
+"""Other ranks, other workers, several times within one epoch: every row comes once, and all ranks equally far."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.corpora import write_corpus
+from tests.distributed.ranks import NUM_ROWS, Ids, flat, ids, make_loader, restore, run_ranks, save
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CHAIN = [(2, 2, 2), (3, 1, 2), (1, 0, 3), (4, 2, 1), (2, 3, None)]
+"""World size, workers and batches of each leg; the last goes to the end of the epoch, and through the next."""
+LAST_LANES = 6
+ALL_ROWS = list(range(NUM_ROWS))
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    write_corpus(tmp_path / "corpus")
+    return tmp_path / "corpus"
+
+
+def leg(
+    rank: int, corpus: Path, index: int, num_workers: int, num_batches: int | None, options: tuple[bool, str, str]
+) -> tuple[Ids, Ids]:
+    """Go on from the leg before; return the batches of this one, and of the next epoch after the last."""
+    del rank
+    rows, remainder, way = options
+    loader = make_loader(corpus, num_workers, rows=rows, batch_size=2, remainder=remainder)
+    if index:
+        restore(loader, way, corpus.parent / f"leg {index - 1}")
+    received = ids(islice(loader, num_batches))
+    if num_batches is None:
+        return received, ids(loader)
+    save(loader, way, corpus.parent / f"leg {index}")
+    return received, []
+
+
+@pytest.mark.parametrize(
+    ("rows", "remainder", "way"),
+    [
+        (False, "keep", "global"),
+        (True, "keep", "global from every rank"),
+        (False, "keep", "state_dict"),
+        (True, "pad", "global"),
+        (False, "pad", "state_dict"),
+        (False, "drop", "global"),
+        (True, "drop", "state_dict"),
+        (True, "pad", "dcp"),
+    ],
+)
+def test_every_row_comes_once_over_four_changes_within_one_epoch(
+    corpus: Path, rows: bool, remainder: str, way: str
+) -> None:
+    epoch: list[int] = []
+    for index, (world_size, num_workers, num_batches) in enumerate(CHAIN):
+        ranks = run_ranks(leg, world_size, corpus, index, num_workers, num_batches, (rows, remainder, way))
+        counts = {(len(received), len(following)) for received, following in ranks}
+        assert len(counts) == 1 or remainder == "keep", f"leg {index}: batches of each rank"
+        assert num_batches is None or counts == {(num_batches, 0)}
+        epoch += [row for received, _ in ranks for row in flat(received)]
+    following = [row for _, batches in ranks for row in flat(batches)]
+    assert sorted(following) == ALL_ROWS, "the next epoch"
+    num_distinct = len({*epoch})
+    if remainder == "keep":
+        assert sorted(epoch) == ALL_ROWS
+    elif remainder == "pad":
+        assert {*epoch} == {*ALL_ROWS}
+        assert len(epoch) - num_distinct < LAST_LANES
+    else:
+        assert len(epoch) == num_distinct
+        assert NUM_ROWS - num_distinct < LAST_LANES
