@@ -293,11 +293,12 @@ def _check_is_own(progress: Progress, saved: Place, place: Place, turns_per_batc
     """Check that a part of the job's progress is all that the worker at `place` needs."""
     cut = present_cut(progress)
     # The progress of a whole rank may be shared among another number of workers, if they can share its lanes.
-    lines = place_differences(saved, place.of_rank() if saved.num_workers == 1 else place)
+    reader = place.of_rank() if saved.num_workers == 1 else place
+    lines = place_differences(saved, reader)
     if not lines and (
         turns_per_batch is None
         or not has_one_owner_per_lane(cut.num_lanes, place, turns_per_batch)
-        or not cut.lanes.rows.keys() >= {*place.own_lanes(cut.next_turn, cut.num_lanes, turns_per_batch)}
+        or not cut.lanes.rows.keys() >= {*reader.own_lanes(cut.next_turn, cut.num_lanes, turns_per_batch)}
     ):
         num_known = len(cut.lanes.rows)
         known = f"lanes: this is the state of {num_known} of {cut.num_lanes}, with turns of {cut.turn_rows:,} rows"

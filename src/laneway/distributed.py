@@ -7,6 +7,7 @@ waiting for another.
 from __future__ import annotations
 
 import os
+import pickle
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar
 
@@ -105,11 +106,11 @@ class Ranks:
 
         Args:
             process_group: The group or one-dimensional DeviceMesh of the data-parallel ranks.
-            rank: What this process takes for its data-parallel rank.
+            rank: What this process takes for its data-parallel rank, where there are no process groups.
             world_size: What it takes for the number of ranks.
 
         Raises:
-            ValueError: The group is not that of these ranks.
+            ValueError: There are several ranks, but no process group.
         """
         if process_group is None and not _is_initialised():
             if world_size > 1:
@@ -120,16 +121,7 @@ class Ranks:
                 raise ValueError(message)
             return cls(rank, world_size, None)
         group = _as_group(process_group)
-        found = dist.get_rank(group), dist.get_world_size(group)
-        if found != (rank, world_size):
-            if world_size == 1:
-                return cls(rank, world_size, None)
-            message = (
-                f"the dataset is of rank {rank} of {world_size}, but this process is rank {found[0]} of {found[1]} in "
-                "the process group: give process_group= the group of the data-parallel ranks"
-            )
-            raise ValueError(message)
-        return cls(rank, world_size, _on_cpu(group))
+        return cls(dist.get_rank(group), dist.get_world_size(group), _on_cpu(group))
 
     def fresh(self) -> Self:
         """Return the same ranks with a group of their own, for a thread that talks while another one does.
@@ -137,6 +129,19 @@ class Ranks:
         Must be called by all ranks.
         """
         return self if self.group is None else type(self)(self.rank, self.world_size, _gloo(self.group))
+
+    def check(self, rank: int, world_size: int) -> None:
+        """Check that this process is the rank that it takes itself for.
+
+        Raises:
+            ValueError: It is another one in the process group.
+        """
+        if (self.rank, self.world_size) != (rank, world_size):
+            message = (
+                f"the dataset is of rank {rank} of {world_size}, but this process is rank {self.rank} of "
+                f"{self.world_size} in the process group: give process_group= the group of the data-parallel ranks"
+            )
+            raise ValueError(message)
 
     def gather(self, work: Callable[[], Value], dst_rank: int | None = None) -> list[Value] | None:
         """Return what `work` returned on each rank, in the order of ranks.
@@ -147,37 +152,45 @@ class Ranks:
             work: Called on every rank.
             dst_rank: The rank that gets the values, others get None; None: all get them.
         """
-        self._check_rank("dst_rank", dst_rank)
-        value = self.agree(work)
+        value = self.agree(lambda: _pickled("dst_rank", dst_rank, self.world_size, work()), f"dst_rank={dst_rank!r}")
         if self.group is None:
-            return [value]
+            return [pickle.loads(value)]  # noqa: S301 - made above
         gathered: list[Any] = [None] * self.world_size
         if dst_rank is None:
             self._together(lambda: dist.all_gather_object(gathered, value, group=self.group))
-            return gathered
-        mine = gathered if self.rank == dst_rank else None
-        self._together(lambda: dist.gather_object(value, mine, group=self.group, group_dst=dst_rank))
-        return mine
+        else:
+            mine = gathered if self.rank == dst_rank else None
+            self._together(lambda: dist.gather_object(value, mine, group=self.group, group_dst=dst_rank))
+            if mine is None:
+                return None
+        return [pickle.loads(each) for each in gathered]  # noqa: S301 - made by ranks of the same job
 
     def broadcast(self, work: Callable[[], Value], src_rank: int) -> Value:
         """Return on all ranks what `work` returned on rank `src_rank`.
 
         Must be called by all ranks. An error on that rank is raised on all.
         """
-        self._check_rank("src_rank", src_rank)
-        values: list[Any] = [self.agree(lambda: work() if self.rank == src_rank else None)]
+
+        def sent() -> bytes:
+            return _pickled("src_rank", src_rank, self.world_size, work() if self.rank == src_rank else None)
+
+        values: list[Any] = [self.agree(sent, f"src_rank={src_rank!r}")]
         if self.group is not None:
             self._together(lambda: dist.broadcast_object_list(values, group=self.group, group_src=src_rank))
-        value: Value = values[0]
+        value: Value = pickle.loads(values[0])  # noqa: S301 - made by a rank of the same job
         return value
 
-    def agree(self, work: Callable[[], Value]) -> Value:
+    def agree(self, work: Callable[[], Value], call: str = "") -> Value:
         """Return what `work` returns here; if it raises on any rank, raise that error on all of them.
 
         Must be called by all ranks.
 
+        Args:
+            work: Called on every rank.
+            call: What is to be alike on all of them.
+
         Raises:
-            LanewayError: Of the class that was raised on the first rank that failed.
+            LanewayError: Of the class that was raised on the first rank that failed, or because calls differ.
             CollectiveError: A rank could not be reached.
         """
         if self.group is None:
@@ -188,20 +201,19 @@ class Ranks:
         except Exception as error:  # noqa: BLE001 - whatever it is, the other ranks have to hear of it
             failure = error
         reports: list[Any] = [None] * self.world_size
-        report = None if failure is None else (type(failure).__name__, str(failure))
+        report = (call, None if failure is None else (type(failure).__name__, str(failure)))
         self._together(lambda: dist.all_gather_object(reports, report, group=self.group))
-        failed = [rank for rank, each in enumerate(reports) if each is not None]
+        failed = [rank for rank, (_, error) in enumerate(reports) if error is not None]
         if failed:
-            name, text = reports[failed[0]]
+            name, text = reports[failed[0]][1]
             others = f" (and on {len(failed) - 1} more)" if len(failed) > 1 else ""
             message = f"on rank {failed[0]}{others}: {text}"
             raise _error_named(name)(message) from failure
+        for rank, (other, _) in enumerate(reports):
+            if other != reports[0][0]:
+                message = f"ranks must call alike: rank 0 gave {reports[0][0] or 'none'}, rank {rank} {other or 'none'}"
+                raise LanewayError(message)
         return value  # type: ignore[return-value]
-
-    def _check_rank(self, name: str, rank: int | None) -> None:
-        if rank is not None and not 0 <= rank < self.world_size:
-            message = f"{name} must be a data-parallel rank in [0, {self.world_size}), not {rank!r}"
-            raise ValueError(message)
 
     def _together(self, collective: Callable[[], object]) -> None:
         try:
@@ -212,6 +224,14 @@ class Ranks:
                 f"one of them has died or is not taking part: {error}"
             )
             raise CollectiveError(message) from error
+
+
+def _pickled(name: str, rank: int | None, world_size: int, value: object) -> bytes:
+    """Return a value as bytes: what can't be pickled, or sent there, is found before any rank waits for it."""
+    if rank is not None and (plain_int(rank) is None or not 0 <= rank < world_size):
+        message = f"{name} must be a data-parallel rank in [0, {world_size}), not {rank!r}"
+        raise ValueError(message)
+    return pickle.dumps(value)
 
 
 def _is_initialised() -> bool:
@@ -232,6 +252,8 @@ def _as_group(process_group: ProcessGroup | None) -> dist.ProcessGroup | None:
 
 
 def _error_named(name: str) -> type[Exception]:
+    if name in {"TypeError", "ValueError"}:
+        return TypeError if name == "TypeError" else ValueError
     found = getattr(errors, name, None)
     return found if isinstance(found, type) and issubclass(found, LanewayError) else LanewayError
 

@@ -22,6 +22,7 @@ from laneway.merge import merge_ranks
 from laneway.pipeline import Composed
 from laneway.plan import is_complete
 from laneway.progress import Progress
+from laneway.shards import plain_int
 from laneway.snapshots import SnapshotFeed
 from laneway.state import parse_state, read_state, wrapped
 from laneway.tracking import TrackedFeed
@@ -71,6 +72,10 @@ class _Feed(Protocol):
     def place(self) -> Place:
         """Any worker of the rank."""
 
+    @property
+    def in_order(self) -> bool:
+        """Whether batches come in their order."""
+
     def begin(self, progress: Progress, settled: Settled) -> _Pass:
         """Begin a pass that goes on from `progress`, settled for the workers."""
 
@@ -94,26 +99,27 @@ class _CompletePass:
 
 
 class _Iterator:
-    """Iterates over a pass, as long as it is the loader's last."""
+    """Iterates over a pass, as long as it is the loader's last. The pass begins with its first batch."""
 
-    def __init__(self, loader: SavableLoader, current: _Pass, bar: tqdm[Any]) -> None:
+    def __init__(self, loader: SavableLoader) -> None:
         self._loader = loader
-        self._pass = current
-        self._bar = bar
+        self._pass: _Pass | None = None
         self._is_over = False
 
     def __iter__(self) -> Iterator[Any]:
         return self
 
     def __next__(self) -> Any:  # noqa: ANN401 - a batch may be anything
-        loader, current = self._loader, self._pass
+        loader = self._loader
         if self._is_over:
             raise StopIteration
-        if loader._pass is not current:  # noqa: SLF001 - it is one of us
+        if self._pass is None:
+            self._pass, self._bar = loader._begin()  # noqa: SLF001 - it is one of us
+        if loader._running is not self._pass:  # noqa: SLF001 - it is one of us
             message = "this iterator is over: another pass over its SavableLoader has begun, or a state was restored"
             raise LanewayError(message)
         try:
-            item = next(current)
+            item = next(self._pass)
         except StopIteration:
             self._is_over = True
             self._bar.close()
@@ -130,8 +136,9 @@ class SavableLoader:
     that the training loop has received, whatever the workers have made ahead. It is known to the main process, so no
     worker is asked when it is saved.
 
-    Where all ranks take equally many batches, as they do when they train together, the `state_dict()` of any one of
-    them is the state of the whole job. `save_state_rank` and `save_state_global` assume nothing.
+    Where all ranks have taken equally many batches of the epoch, as they do when they train together, the
+    `state_dict()` of any one of them is the state of the whole job. `save_state_rank` and `save_state_global` assume
+    nothing.
 
     Args:
         dataset: A StatefulShardedDataset; or a DataLoader or StatefulDataLoader over one, and then the arguments up to
@@ -185,6 +192,13 @@ class SavableLoader:
         progress: bool = False,
     ) -> None:
         """See the class."""
+        if plain_int(num_workers) is None:
+            message = f"num_workers must be an int of at least 0, not {num_workers!r}"
+            raise TypeError(message)
+        for name, function in (("collate_fn", collate_fn), ("worker_init_fn", worker_init_fn)):
+            if function is not None and not callable(function):
+                message = f"{name} must be callable, not {function!r}"
+                raise TypeError(message)
         options = {
             "num_workers": num_workers,
             "pin_memory": pin_memory,
@@ -228,8 +242,13 @@ class SavableLoader:
 
     @property
     def dataset(self) -> StatefulShardedDataset:
-        """The dataset whose batches these are."""
+        """The dataset whose batches these are: the one that was given, or its copy for the rank in process_group."""
         return self._dataset
+
+    @property
+    def sampler(self) -> SavableLoader:
+        """The loader itself: frameworks such as Lightning call `loader.sampler.set_epoch(epoch)` before each epoch."""
+        return self
 
     @property
     def num_workers(self) -> int:
@@ -249,7 +268,7 @@ class SavableLoader:
 
         Rows, where there are no batches. After a resume on other ranks or workers, it is what they would have come to.
         """
-        if self._running is not None:
+        if self._running is not None and self._num_changes == self._passes.num_changes:
             return self._num_delivered
         progress = self._passes.next_progress
         return 0 if progress.cut is None else self._num_before(self._settled(progress))
@@ -278,13 +297,19 @@ class SavableLoader:
         self._passes.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[Any]:
-        """Begin a pass over an epoch: the one that is under way in a restored state, or the next."""
+        """Return a pass over an epoch: the one that is under way in a restored state, or the next.
+
+        It begins with its first batch; so `set_epoch` and a state that is restored count until then.
+        """
+        return _Iterator(self)
+
+    def _begin(self) -> tuple[_Pass, tqdm[Any]]:
         running = self._running
         is_next = running is not None and self._num_changes == self._passes.num_changes
         progress = Progress(running.plan.epoch + 1) if running is not None and is_next else self._passes.next_progress
         warning = self._feed.pipeline.wishes.warning_for(self._place)
         if warning:
-            warnings.warn(warning, stacklevel=2)
+            warnings.warn(warning, stacklevel=3)
         settled = self._settled(progress)
         if is_complete(settled.plan, settled.progress):
             self._pass = _CompletePass(settled)
@@ -292,7 +317,7 @@ class SavableLoader:
         else:
             self._pass = self._feed.begin(progress, settled)
         yields_rows = self._feed.item_wishes.batch_size is None
-        self._lockstep = Lockstep(settled, self._place, yields_rows=yields_rows)
+        self._lockstep = Lockstep(settled, self._place, yields_rows=yields_rows, in_order=self._feed.in_order)
         self._num_changes = self._passes.num_changes
         self._num_delivered = self._num_before(settled)
         self._bar.close()
@@ -303,7 +328,7 @@ class SavableLoader:
             unit="row" if yields_rows else "batch",
             disable=not self._shows_progress or self._place.rank > 0,
         )
-        return _Iterator(self, self._pass, self._bar)
+        return self._pass, self._bar
 
     @property
     def _running(self) -> _Pass | None:
@@ -313,6 +338,12 @@ class SavableLoader:
 
     def _settled(self, progress: Progress) -> Settled:
         pipeline = self._feed.pipeline
+        if progress.place is not None and progress.place.num_workers > 1:
+            message = (
+                f"this is the state of DataLoader worker {progress.place.worker} of {progress.place.num_workers} "
+                "alone: give a SavableLoader the state of a rank or of the whole job"
+            )
+            raise CheckpointMismatchError(message)
         return settle(pipeline.identity, progress, self._place, pipeline.wishes)
 
     def _num_before(self, settled: Settled) -> int:
@@ -368,10 +399,7 @@ class SavableLoader:
         restored = self._passes.pending
         if restored is not None and restored.progress.place is not None:
             return copy.deepcopy(restored.state)
-        progress = self._passes.next_progress
-        if progress.cut is None:
-            return self._not_begun()
-        plan, progress, turns_per_batch = self._settled(progress)
+        plan, progress, turns_per_batch = self._settled(self._passes.next_progress)
         complete = is_complete(plan, progress)
         if not complete:
             cursor = Cursor(plan, progress, self._place.of_rank(), turns_per_batch)
@@ -429,23 +457,29 @@ class SavableLoader:
         ranks = self.ranks()
         if src_rank is not None:
             state = ranks.broadcast(lambda: dict(_of_job(state)), src_rank)
-        self.restore_together(ranks, state)
+        self.restore_together(ranks, state, f"src_rank={src_rank!r}")
 
     def gather_state(self, ranks: Ranks, dst_rank: int | None) -> State | None:
         """Gather the state of the whole job over `ranks`; see `save_state_global`."""
         files = self._writer.constants["files"]
+
         # All ranks have the same table of files, which may be large, or their fingerprints differ.
-        parts = ranks.gather(lambda: {**self.save_state_rank(), "files": ""}, dst_rank)
+        def part() -> State:
+            ranks.check(self._place.rank, self._place.world_size)
+            return {**self.save_state_rank(), "files": ""}
+
+        parts = ranks.gather(part, dst_rank)
         return ranks.agree(lambda: {**merge_ranks(parts, same_step=False), "files": files} if parts else None)
 
-    def restore_together(self, ranks: Ranks, state: object) -> None:
+    def restore_together(self, ranks: Ranks, state: object, call: str = "") -> None:
         """Go on from a state that every rank of `ranks` gives; see `restore_state_global`."""
 
         def checked() -> tuple[str, Progress]:
+            ranks.check(self._place.rank, self._place.world_size)
             fields = _of_job(state)
             return _digest(fields), self._checked(fields)
 
-        digest, progress = ranks.agree(checked)
+        digest, progress = ranks.agree(checked, call)
         digests = ranks.gather(lambda: digest) or []
         others = [rank for rank, each in enumerate(digests) if each != digests[0]]
         if others:
@@ -534,7 +568,10 @@ def _of_rank(
             f"world_size={world_size}"
         )
         raise ValueError(message)
-    return dataset.shard(world_size, rank)
+    sharded = dataset.shard(world_size, rank)
+    if passes.next_progress.epoch:
+        sharded.set_epoch(passes.next_progress.epoch)
+    return sharded
 
 
 def _batched(pipeline: Pipeline, batch_size: int | None, collate_fn: Callable[[Any], Any] | None) -> Pipeline:
@@ -545,31 +582,35 @@ def _batched(pipeline: Pipeline, batch_size: int | None, collate_fn: Callable[[A
             return pipeline
         transform = pipeline.transform
         return replace(pipeline, transform=Composed(transform, collate_fn) if transform else collate_fn)
-    _check_batch_size(wishes, batch_size)
-    wishes = replace(wishes, batch_size=batch_size)
+    wishes = replace(wishes, batch_size=_checked_batch_size(wishes, batch_size))
     return replace(pipeline, wishes=wishes, collate_fn=collate_fn or default_collate)
 
 
 def _snapshot_feed(dataset: StatefulShardedDataset, loader: StatefulDataLoader[Any]) -> SnapshotFeed:
     wishes = parts_of(dataset).pipeline.wishes
     if loader.batch_size is not None:
-        _check_batch_size(wishes, loader.batch_size)
-        if wishes.turn_rows is None:
-            use_turns_of(dataset, loader.batch_size)
+        _checked_batch_size(wishes, loader.batch_size)
     pipeline, place, passes, writer = parts_of(dataset)
-    return SnapshotFeed(loader, pipeline, replace(place, num_workers=max(1, loader.num_workers)), passes, writer)
+    place = replace(place, num_workers=max(1, loader.num_workers))
+    feed = SnapshotFeed(loader, pipeline, place, passes, writer)
+    if loader.batch_size is None or wishes.turn_rows is not None:
+        return feed
+    use_turns_of(dataset, loader.batch_size)
+    return SnapshotFeed(loader, parts_of(dataset).pipeline, place, passes, writer)
 
 
-def _check_batch_size(wishes: Wishes, batch_size: int) -> None:
+def _checked_batch_size(wishes: Wishes, batch_size: int) -> int:
     if wishes.batch_size is not None:
         message = (
             f"the dataset makes batches of {wishes.batch_size:,} rows already: give batch_size={batch_size} either to "
             "it or to the loader (a DataLoader that is to leave them as they are takes batch_size=None)"
         )
         raise ValueError(message)
-    if not isinstance(batch_size, int) or batch_size < 1:
+    found = plain_int(batch_size)
+    if found is None or found < 1:
         message = f"batch_size must be an int of at least 1, or None, not {batch_size!r}"
         raise ValueError(message)
-    if wishes.turn_rows and batch_size % wishes.turn_rows:
+    if wishes.turn_rows and found % wishes.turn_rows:
         message = f"batch_size {batch_size} must be a multiple of the dataset's turn_rows {wishes.turn_rows}"
         raise ValueError(message)
+    return found

@@ -28,13 +28,14 @@ class JobTurn(NamedTuple):
 class Lockstep:
     """What one rank knows of the whole job in one cut of an epoch."""
 
-    def __init__(self, settled: Settled, place: Place, *, yields_rows: bool) -> None:
+    def __init__(self, settled: Settled, place: Place, *, yields_rows: bool, in_order: bool = True) -> None:
         """Prepare for a pass that begins.
 
         Args:
             settled: The epoch as the workers of `place` read it.
             place: Any worker of the rank.
             yields_rows: Whether ranks deliver row by row, and not batch by batch.
+            in_order: Whether every rank delivers its batches in their order. Otherwise none knows which another has.
         """
         cut, group = present_cut(settled.progress), settled.turns_per_batch
         ends = settled.plan.rows_to_deliver(settled.progress.remainder, cut.turn_rows)
@@ -44,6 +45,8 @@ class Lockstep:
         is_even = not yields_rows or ends.min() == ends.max()
         self._num_common_turns = int((turns if is_even else ends // cut.turn_rows).min()) * cut.num_lanes
         """Up to here ranks deliver equally much."""
+        if not in_order:
+            self._num_common_turns = -1
         self._num_turns = int(turns.max()) * cut.num_lanes
         self._is_last = True
         """Whether this rank is at its end no sooner than all others."""

@@ -76,6 +76,10 @@ def merge_ranks(states: Sequence[Mapping[str, Any]], *, same_step: bool) -> dict
         raise CheckpointMismatchError(message)
     if first["scope"] == "global":
         return dict(first)
+    if not first["earlier_cuts"] and not any(any(state["positions"]) for state in parsed):
+        # Nothing was delivered, so whoever goes on may cut the epoch as it likes.
+        begun: dict[str, Any] = {"next_turn": 0, "positions": [], **dict.fromkeys(("lanes", "turn_rows", "lane_remainder"))}
+        return {**first, **begun, "scope": "global", "rank": 0, "complete": False, "lane_indices": None}
     lanes = dict(chain.from_iterable(zip(s["lane_indices"], s["positions"], strict=True) for s in parsed))
     return {
         **first,
@@ -109,6 +113,11 @@ def _rank_problems(states: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _step_problems(states: Sequence[Mapping[str, Any]]) -> list[str]:
+    if states[0]["scope"] == "global":
+        return []
+    problems = _row_problems(states)
+    if problems:
+        return problems
     # A rank that has delivered all it has stays where it is while others go on.
     going = [state for state in states if not state["complete"]]
     return [
@@ -116,6 +125,21 @@ def _step_problems(states: Sequence[Mapping[str, Any]]) -> list[str]:
         for one, other in pairwise(going)
         # At the end of an epoch that keeps its remainder, ranks pass over different turns that are empty.
         if one["next_turn"] != other["next_turn"] and _num_taken(one) != _num_taken(other)
+    ]
+
+
+def _row_problems(states: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return whether ranks have delivered different numbers of rows, as they can't have at the same step.
+
+    Lanes that are padded or dropped are equally long; those that keep their remainder differ by a row.
+    """
+    first = states[0]
+    rows = [sum(state["positions"]) for state in states]
+    most = 0 if first["lane_remainder"] != "keep" else first["lanes"] // first["world_size"]
+    return [
+        f"step: rank {first['rank']} has delivered {rows[0]:,} rows, rank {state['rank']} {count:,}"
+        for state, count in zip(states[1:], rows[1:], strict=True)
+        if abs(count - rows[0]) > most
     ]
 
 

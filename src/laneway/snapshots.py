@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from laneway.cursor import settle
 from laneway.plan import is_complete
 from laneway.progress import LaneProgress, present_cut
 from laneway.state import parse_progress
@@ -58,6 +59,7 @@ class SnapshotFeed:
         Raises:
             ValueError: It has settings under which its snapshot isn't that of the last delivered batch.
         """
+        check_unused(loader)
         if loader.num_workers and loader.snapshot_every_n_steps != 1:
             message = (
                 f"snapshot_every_n_steps is {loader.snapshot_every_n_steps}: between snapshots a StatefulDataLoader "
@@ -70,12 +72,18 @@ class SnapshotFeed:
         self.pipeline = pipeline
         self.item_wishes = replace(pipeline.wishes, batch_size=pipeline.wishes.batch_size or loader.batch_size)
         self.place = place
+        self.in_order = True
         self._loader = loader
         self._passes = passes
         self._writer = writer
 
     def begin(self, progress: Progress, settled: Settled) -> SnapshotPass:
         """Begin a pass that goes on from `progress`, settled for the workers of this loader."""
+        return SnapshotPass(self, progress, settled)
+
+    def batches(self, progress: Progress, settled: Settled) -> Iterator[Any]:
+        """Have workers go on from `progress`, and return the batches that they send."""
+        check_unused(self._loader)
         if progress.cut is None:
             self._passes.set_epoch(progress.epoch)
         else:
@@ -83,34 +91,42 @@ class SnapshotFeed:
             place = self.place.of_rank() if progress.place else Place(0, self.place.world_size)
             self._passes.restore(self._writer.state(progress, place, complete=complete), progress)
         if progress.cut is not None or not self._loader.persistent_workers:
-            # Lets go of workers and of any state, so that new workers begin as the dataset of this process says.
+            # Lets go of workers, so that new workers begin as the dataset of this process says.
             self._loader.load_state_dict({})
-        return SnapshotPass(self._loader, settled, self.place.of_rank())
-
-
-class SnapshotPass:
-    """What one rank delivers of an epoch, and how far it has come."""
-
-    def __init__(self, loader: StatefulDataLoader[Any], settled: Settled, rank_place: Place) -> None:
-        """Begin; the workers start at once."""
-        self._loader = loader
-        self._turns_per_batch = settled.turns_per_batch
-        self.plan = settled.plan
-        """The plan that belongs to `progress`."""
-        self._rank_place = rank_place
-        self._batches: Iterator[Any] = iter(loader)
+        return iter(self._loader)
 
     def progress(self) -> Progress:
-        """Return what this rank has delivered."""
+        """Return what this rank has delivered, as the snapshot of the loader says."""
         parts = [parse_progress(state) for state in worker_states(self._loader.state_dict())]
         cuts = [present_cut(part) for part in parts]
         rows = dict(chain.from_iterable(cut.lanes.rows.items() for cut in cuts))
         # Batches come from workers in rotation: some are one ahead, in the round that the others come to next.
         turns = [cut.next_turn for cut in cuts]
         num_ahead = sum(turn > min(turns) for turn in turns)
-        next_turn = min(turns) + num_ahead * self._rank_place.stride(self._turns_per_batch)
-        cut = replace(cuts[0], lanes=LaneProgress(rows), next_turn=next_turn)
-        return replace(parts[0], cut=cut, place=None if len(rows) == cut.num_lanes else self._rank_place)
+        group = self.pipeline.wishes.turns_per_batch(cuts[0].turn_rows) or 1
+        cut = replace(
+            cuts[0],
+            lanes=LaneProgress(rows),
+            next_turn=min(turns) + num_ahead * self.place.of_rank().stride(group),
+        )
+        return replace(parts[0], cut=cut, place=None if len(rows) == cut.num_lanes else self.place.of_rank())
+
+
+class SnapshotPass:
+    """What one rank delivers of an epoch, and how far it has come. After an error it goes on where it was."""
+
+    def __init__(self, feed: SnapshotFeed, progress: Progress, settled: Settled) -> None:
+        """Begin; the workers start at once."""
+        self._feed = feed
+        self.plan = settled.plan
+        """The plan that belongs to `progress`."""
+        self._batches: Iterator[Any] | None = feed.batches(progress, settled)
+        self._delivered = feed.progress()
+        """What was delivered before the batch that is being made."""
+
+    def progress(self) -> Progress:
+        """Return what this rank has delivered."""
+        return self._delivered if self._batches is None else self._feed.progress()
 
     @property
     def is_complete(self) -> bool:
@@ -119,4 +135,30 @@ class SnapshotPass:
 
     def __next__(self) -> Any:  # noqa: ANN401 - a batch may be anything
         """Return the next batch or row; it counts as delivered from now on."""
-        return next(self._batches)
+        if self._batches is None:
+            pipeline = self._feed.pipeline
+            settled = settle(pipeline.identity, self._delivered, self._feed.place, pipeline.wishes)
+            self._batches, self.plan = self._feed.batches(self._delivered, settled), settled.plan
+        # Without workers, rows of a batch that then fails are counted already when the error comes.
+        self._delivered = self._feed.progress()
+        try:
+            return next(self._batches)
+        except StopIteration:
+            raise
+        except BaseException:
+            self._batches = None
+            raise
+
+
+def check_unused(loader: StatefulDataLoader[Any]) -> None:
+    """Check that no state of its own would come before what a SavableLoader says.
+
+    Raises:
+        ValueError: One was loaded.
+    """
+    if loader.next_iter_state is not None:
+        message = (
+            "a state was loaded into the StatefulDataLoader itself: load a state of the SavableLoader into the "
+            "SavableLoader, and make the StatefulDataLoader anew"
+        )
+        raise ValueError(message)

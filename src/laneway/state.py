@@ -228,7 +228,7 @@ def parse_state(state: object) -> Mapping[str, Any]:
     for index, count in (("rank", "world_size"), ("worker", "num_workers")):
         _require(0 <= state[index] < state[count], f"{index} is {state[index]} of {count} {state[count]}")
     _check_lanes(state)
-    return state
+    return {name: state[name] for name in ("format", "version", *_TYPES)}
 
 
 def _check_lanes(fields: Mapping[str, Any]) -> None:

@@ -102,6 +102,7 @@ class TrackedFeed:
         self._passes = passes
         self._source = _ParcelDataset(pipeline, place.of_rank())
         self._options = options
+        self.in_order = place.num_workers == 1 or bool(options.get("in_order", True))
         self._loader = self._make_loader()
 
     def _make_loader(self) -> DataLoader[Parcel]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -98,7 +99,7 @@ def test_states_that_do_not_belong_here_are_refused_with_which_and_what_to_call_
             "rank of four": ["world_size: saved 4, ", "save_state_global()", "merge_states()"],
             "load of four": ["world_size: saved 4, ", "save_state_global()", "merge_states()"],
             "rank of whole": ["whole job of 2 rank(s)", f"rank {rank} of 2", "restore_state_global()"],
-            "different steps": ["step: ", f"rank {rank} is at turn", "save_state_global()"],
+            "different steps": ["step: ", f"rank {rank} has delivered 3 rows", "save_state_global()"],
             "missing": [f"rank {rank} is missing", "save_state_global()"],
             "twice": [f"rank {1 - rank} is there twice", "save_state_global()"],
             "different worlds": ["world_size: ", "save_state_global()"],
@@ -267,3 +268,33 @@ def test_near_the_end_of_an_uneven_epoch_no_rank_vouches_for_what_it_can_not_kno
     assert all(outcomes == ranks[0] for outcomes in ranks)
     assert {*ranks[0]} == {"whole", "refused"}
     assert {*ranks[0][:world_size]} == {"whole"}
+
+
+# -- Ranks that call different things ---------------------------------------------------------------------------------
+
+
+def called_differently(rank: int, corpus: Path) -> dict[str, Refusal]:
+    loader = make_loader(corpus)
+    next(iter(loader))
+    state = gathered(saved(loader.state_dict()))[0]
+    stranger = make_loader(corpus, rank=0, world_size=2 - rank)
+    found = {
+        "to different ranks": refusal(loader.save_state_global, rank),
+        "to a rank that is none": refusal(loader.save_state_global, 7 if rank else 0),
+        "from different ranks": refusal(loader.restore_state_global, state, rank),
+        "from one and from all": refusal(loader.restore_state_global, state, None if rank else 0),
+        "as another rank": refusal(stranger.save_state_global),
+    }
+    # What is no part of a state is not sent.
+    loader.restore_state_global({**state["laneway"][0], "lock": threading.Lock()})
+    assert loader.state_dict()["laneway"] == state["laneway"]
+    return found
+
+
+def test_ranks_that_call_different_things_are_all_told_so(corpus: Path) -> None:
+    for found in run_ranks(called_differently, 2, corpus, group_timeout_s=30):
+        assert "dst_rank=0, rank 1 dst_rank=1" in found["to different ranks"][1]
+        assert "must be a data-parallel rank in [0, 2), not 7" in found["to a rank that is none"][1]
+        assert "src_rank=0, rank 1 src_rank=1" in found["from different ranks"][1]
+        assert "src_rank=0, rank 1 src_rank=None" in found["from one and from all"][1]
+        assert "the dataset is of rank 0 of 1, but this process is rank 1 of 2" in found["as another rank"][1]

@@ -74,6 +74,24 @@ def test_every_row_comes_once_over_chains_of_worlds_that_merge_their_states(
     assert merged["complete"]
 
 
+@given(identities(remainder="pad"), st.integers(2, 4), st.integers(1, 3), st.integers(0, 20), st.integers(0, 20))
+def test_ranks_at_different_steps_are_refused_also_where_some_are_at_their_end(
+    identity: Identity, world_size: int, batch_size: int, steps: int, others: int
+) -> None:
+    jobs = [
+        Job(identity, world_size, 1, Wishes(None, None, batch_size), Progress(0)),
+        Job(identity, world_size, 1, Wishes(None, None, batch_size), Progress(0)),
+    ]
+    for job, number in zip(jobs, (steps, others), strict=True):
+        job.run(number)
+    states = [rank_states(jobs[0])[0], *rank_states(jobs[1])[1:]]
+    if states[0]["positions"] == rank_states(jobs[1])[0]["positions"]:
+        assert merge_states(states)["complete"] == states[0]["complete"]
+        return
+    with pytest.raises(CheckpointMismatchError, match="step: rank 0 has delivered"):
+        merge_states(states)
+
+
 def test_states_that_no_rank_has_begun_merge_into_the_same() -> None:
     state = StateWriter.of(Identity(file_table([[3]]), PLAIN)).state(Progress(4), Place(1, 2), complete=False)
     assert merge_states([state, state]) == state
@@ -87,7 +105,7 @@ def test_states_that_no_rank_has_begun_merge_into_the_same() -> None:
         (lambda s: [s[0], s[1], {**s[2], "epoch": 1}], "epoch: rank 0 has 0, rank 2 has 1"),
         (lambda s: [s[0], s[1], {**s[2], "seed": 1}], "seed: rank 0 has 7, rank 2 has 1"),
         (lambda s: [s[0], s[1], {**s[2], "fingerprint": "0"}], "fingerprint: rank 0 has"),
-        (lambda s: [s[0], ranks_after(3)[1], s[2]], "step: rank 0 is at turn 6, rank 1 at 9"),
+        (lambda s: [s[0], ranks_after(3)[1], s[2]], "step: rank 0 has delivered 4 rows, rank 1 6"),
         (lambda s: [s[0], ranks_after(2, world_size=2)[1], s[2]], "world_size: rank 0 has 3, rank 1 has 2"),
         (lambda _: [], "nothing to merge"),
         (lambda s: [*s[:2], merge_states(s)], "some of these are the state of a rank, some that of the whole job"),
