@@ -78,8 +78,8 @@ def merge_ranks(states: Sequence[Mapping[str, Any]], *, same_step: bool) -> dict
         return dict(first)
     if not first["earlier_cuts"] and not any(any(state["positions"]) for state in parsed):
         # Nothing was delivered, so whoever goes on may cut the epoch as it likes.
-        begun: dict[str, Any] = {"next_turn": 0, "positions": [], **dict.fromkeys(("lanes", "turn_rows", "lane_remainder"))}
-        return {**first, **begun, "scope": "global", "rank": 0, "complete": False, "lane_indices": None}
+        uncut = dict.fromkeys(("lanes", "turn_rows", "lane_remainder", "lane_indices"))
+        return {**first, **uncut, "scope": "global", "rank": 0, "complete": False, "next_turn": 0, "positions": []}
     lanes = dict(chain.from_iterable(zip(s["lane_indices"], s["positions"], strict=True) for s in parsed))
     return {
         **first,
