@@ -76,7 +76,8 @@ def merge_ranks(states: Sequence[Mapping[str, Any]], *, same_step: bool) -> dict
         raise CheckpointMismatchError(message)
     if first["scope"] == "global":
         return dict(first)
-    if not first["earlier_cuts"] and not any(any(state["positions"]) for state in parsed):
+    complete = all(state["complete"] for state in parsed)
+    if not complete and not first["earlier_cuts"] and not any(any(state["positions"]) for state in parsed):
         # Nothing was delivered, so whoever goes on may cut the epoch as it likes.
         uncut = dict.fromkeys(("lanes", "turn_rows", "lane_remainder", "lane_indices"))
         return {**first, **uncut, "scope": "global", "rank": 0, "complete": False, "next_turn": 0, "positions": []}
@@ -85,7 +86,7 @@ def merge_ranks(states: Sequence[Mapping[str, Any]], *, same_step: bool) -> dict
         **first,
         "scope": "global",
         "rank": 0,
-        "complete": all(state["complete"] for state in parsed),
+        "complete": complete,
         "next_turn": max(state["next_turn"] for state in parsed),
         "lane_indices": None,
         "positions": [lanes[lane] for lane in range(first["lanes"])],

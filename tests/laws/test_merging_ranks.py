@@ -50,8 +50,12 @@ def test_merged_states_are_the_whole_jobs_progress(
     random.shuffle(states)
     merged = merge_states(states)
     found, whole = read_state(merged, identity, rank=0, world_size=1, worker=None), job.whole_progress()
-    assert present_cut(found).lanes == present_cut(whole).lanes
     assert merged["complete"] == all(state["complete"] for state in states)
+    if found.cut is None:
+        # Nothing was delivered, so the epoch may be cut as whoever goes on likes.
+        assert not present_cut(whole).positions().any()
+        return
+    assert present_cut(found).lanes == present_cut(whole).lanes
     if identity.settings.remainder != "keep" and not merged["complete"]:
         # Kept, lanes may differ by a turn, and cursors pass over the turns that are empty.
         assert found == whole
