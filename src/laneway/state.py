@@ -26,6 +26,7 @@ FORMAT_VERSION = 1
 """Version of the layout below."""
 
 _MAX_NAMED = 3
+_REMAINDERS = get_args(Remainder)
 _MAX_COUNT = 2**48
 """More rows, turns or epochs than any dataset has; below it numpy's int64 can't overflow."""
 
@@ -220,7 +221,7 @@ def parse_state(state: object) -> Mapping[str, Any]:
         raise StateFormatError(message)
     for name, types in _TYPES.items():
         value = state[name]
-        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+        if type(value) not in types:
             message = f"this state is damaged: {name} is {value!r}, not {' or '.join(t.__name__ for t in types)}"
             raise StateFormatError(message)
     for name in ("epoch", "next_turn"):
@@ -242,7 +243,7 @@ def _check_lanes(fields: Mapping[str, Any]) -> None:
     _require(0 < num_lanes <= MAX_LANES, f"lanes is {num_lanes:,}")
     _require(0 < (fields["turn_rows"] or 0) < _MAX_COUNT, f"turn_rows is {fields['turn_rows']!r}")
     remainder = fields["lane_remainder"]
-    _require(remainder in get_args(Remainder), f"lane_remainder is {remainder!r}")
+    _require(remainder in _REMAINDERS, f"lane_remainder is {remainder!r}")
     scope = "global" if known is None else _scope(_place(fields))
     _require(fields["scope"] == scope, f"scope is {fields['scope']!r} with lane_indices {known!r}")
     part_rows, is_in_step = fields["part_rows"], is_whole and positions is None
@@ -252,7 +253,7 @@ def _check_lanes(fields: Mapping[str, Any]) -> None:
         positions is not None
         and _are_counts([*known, *positions])
         and len(known) == len(positions) == len({*known})
-        and all(lane < num_lanes for lane in known)
+        and max(known, default=0) < num_lanes
     )
     _require(is_in_step or is_known, f"positions {positions!r} don't fit lanes {known!r} of {num_lanes:,}")
     for cut in fields["earlier_cuts"]:
@@ -372,7 +373,7 @@ def _check_positions(progress: Progress, identity: Identity, *, complete: bool) 
 
 
 def _are_counts(numbers: list[Any]) -> bool:
-    return all(isinstance(each, int) and not isinstance(each, bool) and 0 <= each < _MAX_COUNT for each in numbers)
+    return {*map(type, numbers)} <= {int} and 0 <= min(numbers, default=0) <= max(numbers, default=0) < _MAX_COUNT
 
 
 def _require(condition: bool, problem: str) -> None:  # noqa: FBT001 - it reads as a sentence
