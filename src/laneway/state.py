@@ -255,7 +255,9 @@ def _check_lanes(fields: Mapping[str, Any]) -> None:
         and len(known) == len(positions) == len({*known})
         and max(known, default=0) < num_lanes
     )
-    _require(is_in_step or is_known, f"positions {positions!r} don't fit lanes {known!r} of {num_lanes:,}")
+    if not (is_in_step or is_known):
+        message = f"this state is damaged: positions {positions!r} don't fit lanes {known!r} of {num_lanes:,}"
+        raise StateFormatError(message)
     for cut in fields["earlier_cuts"]:
         _require(isinstance(cut, list) and bool(cut) and _are_counts(cut), f"an earlier cut is {cut!r}")
 
