@@ -50,6 +50,12 @@ def is_number(data_type: pa.DataType) -> bool:
     return types.is_temporal(data_type) and not types.is_interval(data_type)
 
 
+def is_plain_number(data_type: pa.DataType) -> bool:
+    """Return whether numpy's numbers of a type become the same Python numbers as Arrow's."""
+    types = pa.types
+    return types.is_integer(data_type) or types.is_float32(data_type) or types.is_float64(data_type)
+
+
 def stored_dtype(data_type: pa.DataType) -> np.dtype[Any]:
     """Return the dtype of the numbers that Arrow stores, for a type that `is_number`."""
     if pa.types.is_temporal(data_type):

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any, final, get_args
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, final, get_args
 
 import pyarrow as pa
 import torch
 
-from laneway.columns import NullFoundError, Output, column_converter
+from laneway.columns import NullFoundError, Output, at_once, column_converter
 from laneway.errors import ColumnConversionError, SchemaMismatchError
 from laneway.fill import FillNull, fill_scalars
 
-__all__ = ["BatchConverter", "FillNull", "NullInColumnError", "Output"]
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from numpy.typing import NDArray
+
+    from laneway.columns import ColumnConverter
+
+__all__ = ["BatchConverter", "FillNull", "NullInColumnError", "OpenBatch", "Output"]
+
+_CONVERSION_ERRORS = (ValueError, ArithmeticError, LookupError, pa.ArrowNotImplementedError)
+"""What pyarrow raises for a value that Python, numpy or torch can't express."""
 
 
 class NullInColumnError(ColumnConversionError):
@@ -93,7 +106,7 @@ class BatchConverter:
         {'x': tensor([ 1, -1]), 'name': ['a', 'b']}
     """
 
-    __slots__ = ("_columns", "_output", "_schema")
+    __slots__ = ("_columns", "_output", "_schema", "_wrap")
 
     def __init__(self, schema: pa.Schema, output: Output, fill_null: FillNull | None = None) -> None:
         if output not in get_args(Output):
@@ -110,6 +123,7 @@ class BatchConverter:
         self._schema = schema
         self._output = output
         converted = () if output == "arrow" else schema
+        self._wrap: Callable[[NDArray[Any]], Any] = torch.from_numpy if output == "torch" else _as_it_is
         self._columns = tuple((f.name, column_converter(f.type, output, fills.get(f.name))) for f in converted)
 
     def batch(self, batch: pa.RecordBatch) -> dict[str, Any] | pa.RecordBatch:
@@ -120,6 +134,45 @@ class BatchConverter:
             ColumnConversionError: A value that Python can't express, such as text that is not UTF-8.
             SchemaMismatchError: `batch` has another schema.
         """
+        self._check(batch)
+        if self._output == "arrow":
+            return batch
+        return {
+            name: self._convert(name, convert, column)
+            for (name, convert), column in zip(self._columns, batch.columns, strict=True)
+        }
+
+    def open(self, batch: pa.RecordBatch) -> OpenBatch:
+        """Return a batch that is handed out in slices; what can be converted once for all of them is.
+
+        Raises:
+            SchemaMismatchError: `batch` has another schema.
+        """
+        self._check(batch)
+        arrays: dict[str, NDArray[Any]] = {}
+        for (name, convert), column in zip(self._columns, batch.columns, strict=self._output != "arrow"):
+            to_array = at_once(convert)
+            # A null that can't be converted is an error of the slice that it lies in.
+            with suppress(NullFoundError, *_CONVERSION_ERRORS):
+                if to_array is not None:
+                    arrays[name] = to_array(column)
+        return OpenBatch(batch, arrays)
+
+    def slice(self, opened: OpenBatch, start: int, stop: int) -> dict[str, Any] | pa.RecordBatch:
+        """Return what `batch` returns for rows [start, stop) of an open batch."""
+        if self._output == "arrow":
+            return opened.batch.slice(start, stop - start)
+        arrays, wrap = opened.arrays, self._wrap
+        if len(arrays) == len(self._columns):
+            return {name: wrap(array[start:stop]) for name, array in arrays.items()}
+        return {
+            name: wrap(arrays[name][start:stop])
+            if name in arrays
+            else self._convert(name, convert, opened.batch.column(index).slice(start, stop - start))
+            for index, (name, convert) in enumerate(self._columns)
+        }
+
+    def _check(self, batch: pa.RecordBatch) -> None:
         if not batch.schema.equals(self._schema):
             message = (
                 f"this batch has another schema than its converter was made for\n"
@@ -127,21 +180,18 @@ class BatchConverter:
                 f"make a BatchConverter for the batch's own schema"
             )
             raise SchemaMismatchError(message)
-        if self._output == "arrow":
-            return batch
-        converted: dict[str, Any] = {}
-        for (name, convert), column in zip(self._columns, batch.columns, strict=True):
-            try:
-                converted[name] = convert(column)
-            except NullFoundError as error:
-                raise NullInColumnError.found(name, str(column.type), error.index) from None
-            except (ValueError, ArithmeticError, LookupError, pa.ArrowNotImplementedError) as error:
-                message = (
-                    f"column {name!r} of type {column.type} can't be converted to {self._output!r}: {error}\n"
-                    f'read without this column, or take output="arrow"'
-                )
-                raise ColumnConversionError(message) from error
-        return converted
+
+    def _convert(self, name: str, convert: ColumnConverter, column: pa.Array[Any]) -> Any:  # noqa: ANN401
+        try:
+            return convert(column)
+        except NullFoundError as error:
+            raise NullInColumnError.found(name, str(column.type), error.index) from None
+        except _CONVERSION_ERRORS as error:
+            message = (
+                f"column {name!r} of type {column.type} can't be converted to {self._output!r}: {error}\n"
+                f'read without this column, or take output="arrow"'
+            )
+            raise ColumnConversionError(message) from error
 
     def rows(self, batch: pa.RecordBatch) -> list[Any]:
         """Return one object per row: a dict of the row's values by column, or a batch of one row for "arrow".
@@ -154,14 +204,47 @@ class BatchConverter:
             ColumnConversionError: As `batch`.
             SchemaMismatchError: As `batch`.
         """
-        converted = self.batch(batch)
-        if isinstance(converted, pa.RecordBatch):
-            return [batch.slice(i, 1) for i in range(batch.num_rows)]
-        if not converted:
-            return [{} for _ in range(batch.num_rows)]
-        names = tuple(converted)
-        columns = [c.unbind() if isinstance(c, torch.Tensor) else c for c in converted.values()]
-        return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+        return _as_rows(self.batch(batch), batch.num_rows)
+
+    def slice_rows(self, opened: OpenBatch, start: int, stop: int) -> list[Any]:
+        """Return what `rows` returns for rows [start, stop) of an open batch."""
+        return _as_rows(self.slice(opened, start, stop), stop - start)
+
+
+def _as_rows(converted: dict[str, Any] | pa.RecordBatch, num_rows: int) -> list[Any]:
+    if isinstance(converted, pa.RecordBatch):
+        return [converted.slice(i, 1) for i in range(num_rows)]
+    if not converted:
+        return [{} for _ in range(num_rows)]
+    columns = [c.unbind() if isinstance(c, torch.Tensor) else c for c in converted.values()]
+    return _row_maker(tuple(converted))(*columns)
+
+
+@lru_cache(64)
+def _row_maker(names: tuple[str, ...]) -> Callable[..., list[dict[str, Any]]]:
+    """Return a function that makes of columns a list of rows, each a dict.
+
+    A dict display with the names written out takes a third of the time of dict(zip(names, row)).
+    """
+    values = [f"v{index}" for index in range(len(names))]
+    items = ", ".join(f"{name!r}: {value}" for name, value in zip(names, values, strict=True))
+    source = f"lambda *columns: [{{{items}}} for {', '.join(values)}, in zip(*columns, strict=True)]"
+    maker: Callable[..., list[dict[str, Any]]] = eval(source, {"zip": zip})  # noqa: S307 - names are literals in it
+    return maker
+
+
+@dataclass(frozen=True, slots=True)
+class OpenBatch:
+    """A batch that is handed out in slices."""
+
+    batch: pa.RecordBatch
+    """The batch."""
+    arrays: Mapping[str, NDArray[Any]]
+    """Column -> all its numbers, where slices of them are what slices of the column become."""
+
+
+def _as_it_is(array: NDArray[Any]) -> NDArray[Any]:
+    return array
 
 
 def _summary(schema: pa.Schema) -> str:

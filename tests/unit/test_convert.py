@@ -150,6 +150,43 @@ def test_everything_else_becomes_python_values(data_type: pa.DataType, values: l
     assert list(array) == values
 
 
+@pytest.mark.parametrize(("data_type", "values"), [*((c[0], c[1]) for c in NUMBERS), *OBJECTS])
+@pytest.mark.parametrize("output", get_args(Output))
+def test_slices_of_an_open_batch_are_what_slices_of_a_batch_become(
+    data_type: pa.DataType, values: list[Any], output: Output
+) -> None:
+    lists = pa.array([values, values[:1], values[1:]], pa.list_(data_type))
+    batch = pa.record_batch({"x": pa.array(values, data_type), "lists": lists, "n": pa.array([1, 2, 3])})
+    batch = sliced(batch)
+    converter = BatchConverter(batch.schema, output)
+    opened = converter.open(batch)
+    for start, stop in [(0, 3), (0, 1), (1, 3), (2, 2)]:
+        part = batch.slice(start, stop - start)
+        assert outcome(converter.slice, opened, start, stop) == outcome(converter.batch, part)
+        assert outcome(converter.slice_rows, opened, start, stop) == outcome(converter.rows, part)
+
+
+def outcome(convert: Any, *args: Any) -> str:
+    """Return what a conversion returns, or the error that it raises, as text."""
+    try:
+        return repr(convert(*args))
+    except ColumnConversionError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("output", ["torch", "numpy"])
+def test_a_null_in_an_open_batch_is_an_error_of_its_slice_only(output: Output) -> None:
+    batch = pa.record_batch({"x": pa.array([1, 2, None, 4]), "y": pa.array([1, 2, 3, 4])})
+    converter = BatchConverter(batch.schema, output)
+    opened = converter.open(batch)
+    assert repr(converter.slice(opened, 0, 2)) == repr(converter.batch(batch.slice(0, 2)))
+    with pytest.raises(NullInColumnError) as raised:
+        converter.slice(opened, 1, 4)
+    assert raised.value.row_index == 1
+    filled = BatchConverter(batch.schema, output, fill_null=-1)
+    assert [*filled.slice(filled.open(batch), 1, 4)["x"]] == [2, -1, 4]
+
+
 @pytest.mark.parametrize("data_type", [case[0] for case in NUMBERS] + [case[0] for case in OBJECTS])
 @pytest.mark.parametrize("make", [pa.array, lambda _, t: pa.array([None] * 9, t).slice(9)], ids=["new", "sliced"])
 def test_a_batch_without_rows_keeps_its_dtype(data_type: pa.DataType, make: Any) -> None:
