@@ -178,15 +178,16 @@ class Cursor:
             self._rows_left -= stop - start
         self.next_turn = max(self.next_turn, step.turn + self._stride)
 
-    def deliver_row(self, run: Step) -> None:
-        """Count the next row of what `next_run`, or `step_at` for a single turn, returned as delivered."""
+    def deliver_rows(self, run: Step, count: int) -> None:
+        """Count the next rows of what `next_run`, or `step_at` for a single turn, returned as delivered."""
         lane = run.ranges[0].lane
-        position = self._positions[lane] + 1
-        turn = max(self.next_turn, run.turn)
-        turn_ends = position % self._turn_rows == 0 or position == self._ends[lane]
+        before, turn_rows = self._positions[lane], self._turn_rows
+        position = before + count
+        is_cut_short = position == self._ends[lane] and position % turn_rows > 0
+        turns_ended = position // turn_rows - before // turn_rows + is_cut_short
         self._positions[lane] = position
-        self._rows_left -= 1
-        self.next_turn = turn + self._stride if turn_ends else turn
+        self._rows_left -= count
+        self.next_turn = max(self.next_turn, run.turn) + turns_ended * self._stride
 
 
 class Settled(NamedTuple):

@@ -60,6 +60,8 @@ class StatefulShardedDataset(IterableDataset[Any]):
         shard_rows: Wanted rows of a shard, in place of `shard_bytes`.
         window_bytes: Wanted uncompressed size of the shards whose rows are shuffled together. A worker holds a window
             of this size for each lane it reads.
+        prefetch_windows: Windows of each lane that are read and decoded ahead, by a thread. A worker holds so many more
+            for each lane it reads; 0: none.
         lanes: Number of independent streams that an epoch is cut into. With a multiple of the number of all workers,
             the global order depends neither on ranks nor on workers. None: one for each worker.
         turn_rows: Rows taken from a lane before the next lane's turn; divides `batch_size`. None: one batch.
@@ -111,6 +113,7 @@ class StatefulShardedDataset(IterableDataset[Any]):
         shard_bytes: int | str = "8MiB",
         shard_rows: int | None = None,
         window_bytes: int | str = "64MiB",
+        prefetch_windows: int = 1,
         lanes: int | None = None,
         turn_rows: int | None = None,
         remainder: Remainder | None = None,
@@ -170,6 +173,7 @@ class StatefulShardedDataset(IterableDataset[Any]):
                 columns=columns,
                 converter=BatchConverter(RowReader(manifest, storage, columns).schema, self._output, fill_null),
                 transform=transform,
+                prefetch_windows=_checked_prefetch(prefetch_windows),
             )
         )
 
@@ -375,6 +379,14 @@ def _checked_count(name: str, count: int | None, most: int = 2**48) -> int | Non
         message = f"{name} must be an int of at least 1, or None, not {count!r}"
         if found is not None and found > most:
             message = f"{name} must be an int of at most {most:,}, not {count!r}"
+        raise ValueError(message)
+    return found
+
+
+def _checked_prefetch(prefetch_windows: int) -> int:
+    found = plain_int(prefetch_windows)
+    if found is None or found < 0:
+        message = f"prefetch_windows must be an int of at least 0, not {prefetch_windows!r}"
         raise ValueError(message)
     return found
 

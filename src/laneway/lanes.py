@@ -12,6 +12,8 @@ from laneway.order import shard_order
 from laneway.shards import group_by_size
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from laneway.shards import ShardTable
@@ -107,6 +109,15 @@ class Lanes:
             padding = max(lane_stop - 1, 0)
             found += self._line(padding, padding + 1)
         return found
+
+    def segments_from(self, lane: int, position: int) -> Iterator[Segment]:
+        """Yield what is left of the segment that holds row `position` of a lane, and all segments after it."""
+        row = int(self.row_starts[self.segment_starts[lane]]) + position
+        first = int(np.searchsorted(self.row_starts, row, side="right")) - 1
+        for i in range(first, int(self.segment_starts[lane + 1])):
+            skipped = max(row - int(self.row_starts[i]), 0)
+            if self.start[i] + skipped < self.stop[i]:
+                yield Segment(int(self.window[i]), int(self.start[i]) + skipped, int(self.stop[i]))
 
     def _line(self, start: int, stop: int) -> list[Segment]:
         found = []

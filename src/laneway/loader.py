@@ -103,8 +103,7 @@ class _Iterator:
 
     def __init__(self, loader: SavableLoader) -> None:
         self._loader = loader
-        self._pass: _Pass | None = None
-        self._is_over = False
+        self._has_begun = self._is_over = self._is_shown = False
 
     def __iter__(self) -> Iterator[Any]:
         return self
@@ -113,9 +112,12 @@ class _Iterator:
         loader = self._loader
         if self._is_over:
             raise StopIteration
-        if self._pass is None:
+        if not self._has_begun:
             self._pass, self._bar = loader._begin()  # noqa: SLF001 - it is one of us
-        if loader._running is not self._pass:  # noqa: SLF001 - it is one of us
+            self._has_begun, self._is_shown = True, not self._bar.disable
+        # What else was asked of the loader or its dataset is looked at only where something was: rows are many.
+        is_last = loader._pass is self._pass and loader._num_changes == loader._passes.num_changes  # noqa: SLF001
+        if not is_last and loader._running is not self._pass:  # noqa: SLF001 - it is one of us
             message = "this iterator is over: another pass over its SavableLoader has begun, or a state was restored"
             raise LanewayError(message)
         try:
@@ -125,7 +127,8 @@ class _Iterator:
             self._bar.close()
             raise
         loader._num_delivered += 1  # noqa: SLF001 - it is one of us
-        self._bar.update()
+        if self._is_shown:
+            self._bar.update()
         return item
 
 

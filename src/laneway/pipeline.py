@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from laneway.cursor import open_epoch, rank_length
 from laneway.reader import RowReader
-from laneway.stream import BatchStream, CollatedStream, RowStream
+from laneway.stream import BatchStream, CollatedStream, LaneReader, RowStream
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,6 +56,8 @@ class Pipeline:
     """Makes what is yielded out of Arrow."""
     transform: Callable[[Any], Any] | None
     """Called on each row, or on each batch that is made by columns."""
+    prefetch_windows: int
+    """Windows of each lane that are read ahead."""
     collate_fn: Callable[[list[Any]], Any] | None = None
     """Makes what is yielded of the rows of a batch, or of a turn where there are no batches; None: no rows are made."""
 
@@ -77,8 +79,9 @@ class Pipeline:
         Raises:
             CheckpointMismatchError: The progress is that of another worker.
         """
-        cursor, reader = open_epoch(self.identity, progress, place, self.wishes), self._reader()
+        cursor = open_epoch(self.identity, progress, place, self.wishes)
+        lanes = LaneReader(cursor.plan, self._reader(), self.converter, self.prefetch_windows)
         if self.collate_fn is not None:
-            return CollatedStream(cursor, reader, self.converter, self.transform, self.collate_fn)
+            return CollatedStream(cursor, lanes, self.converter, self.transform, self.collate_fn)
         stream_type = RowStream if self.wishes.batch_size is None else BatchStream
-        return stream_type(cursor, reader, self.converter, self.transform)
+        return stream_type(cursor, lanes, self.converter, self.transform)

@@ -7,21 +7,24 @@ is read from the data files, put in order once and cut into slices. What is yiel
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import accumulate
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from itertools import accumulate, islice
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 
 from laneway.convert import NullInColumnError
-from laneway.cursor import LaneRange
+from laneway.cursor import LaneRange, Step
+from laneway.packing import packed
+from laneway.workers import is_in_worker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator
 
-    from laneway.convert import BatchConverter
-    from laneway.cursor import Cursor, Step
+    from laneway.convert import BatchConverter, OpenBatch
+    from laneway.cursor import Cursor
     from laneway.lanes import Segment
     from laneway.plan import Plan
     from laneway.reader import RowReader
@@ -30,80 +33,135 @@ _ROWS_AT_ONCE = 1024
 """Rows that are converted together where rows are yielded one by one."""
 
 
+class Slice(NamedTuple):
+    """Rows [start, stop) of an open batch."""
+
+    opened: OpenBatch
+    start: int
+    stop: int
+
+
 @dataclass(frozen=True, slots=True)
 class _OpenWindow:
-    """The rows of a window in memory, in the order of delivery, from row `start` on."""
+    """What a lane delivers of a window, in memory."""
 
-    window: int
-    start: int
-    batches: list[pa.RecordBatch]
-    """One batch, or several where a column is too long for one."""
     bounds: list[int]
-    """Row of the window's order at which each batch begins, and where the last ends."""
+    """Position of the lane at which each batch begins, and where the last ends."""
+    batches: list[OpenBatch]
+    """One batch, or several where a column is too long for one."""
 
-    def slices(self, start: int, stop: int) -> Iterator[pa.RecordBatch]:
-        """Yield rows [start, stop) of the window's order, without a copy."""
-        while start < stop:
-            i = bisect_right(self.bounds, start) - 1
-            end = min(stop, self.bounds[i + 1])
-            yield self.batches[i].slice(start - self.bounds[i], end - start)
-            start = end
+    def slice(self, start: int, stop: int) -> Slice:
+        """Return what one batch has of positions [start, stop), beginning with `start`; without a copy."""
+        i = bisect_right(self.bounds, start) - 1
+        first, last = self.bounds[i], self.bounds[i + 1]
+        return Slice(self.batches[i], start - first, min(stop, last) - first)
+
+
+class _LaneAhead:
+    """The windows of one lane, read ahead from a position on."""
+
+    def __init__(
+        self, segments: Iterator[Segment], position: int, read: Callable[[Segment, int], Future[_OpenWindow]]
+    ) -> None:
+        self.position = position
+        """Where the next window begins."""
+        self._segments = segments
+        self._read = read
+        self._end = position
+        self._reading: deque[Future[_OpenWindow]] = deque()
+
+    def next_window(self, num_ahead: int) -> _OpenWindow:
+        """Return the next window, and have so many after it read."""
+        for segment in islice(self._segments, num_ahead + 1 - len(self._reading)):
+            self._reading.append(self._read(segment, self._end))
+            self._end += segment.stop - segment.start
+        opened = self._reading.popleft().result()
+        self.position = opened.bounds[-1]
+        return opened
+
+    def close(self) -> None:
+        """Read no more."""
+        for future in self._reading:
+            future.cancel()
 
 
 class LaneReader:
-    """Reads rows of lanes. It holds one window per lane, and a copy of the last row of lanes that are at their end."""
+    """Reads rows of lanes.
 
-    def __init__(self, plan: Plan, rows: RowReader) -> None:
-        """Read lanes of `plan` from the data files behind `rows`."""
+    It holds one window per lane, so many more as are read ahead, and a copy of the last row of lanes that are at their
+    end. Windows are read by one thread, in the order in which they were asked for; it ends with the reader.
+    """
+
+    def __init__(self, plan: Plan, rows: RowReader, converter: BatchConverter, num_ahead: int) -> None:
+        """Read lanes of `plan`.
+
+        Args:
+            plan: The lanes.
+            rows: Reads the data files; only the thread uses it.
+            converter: Makes what is yielded out of Arrow.
+            num_ahead: Windows of each lane that are read ahead.
+        """
         self._plan = plan
         self._rows = rows
+        self._converter = converter
+        self._num_ahead = num_ahead
+        self._thread = ThreadPoolExecutor(1, "laneway-read")
+        self._lane_rows: list[int] = plan.lanes.rows.tolist()
         self._open: dict[int, _OpenWindow] = {}
-        self._last_rows: dict[int, pa.RecordBatch] = {}
+        self._ahead: dict[int, _LaneAhead] = {}
+        self._last_rows: dict[int, Slice] = {}
         """Lane -> a copy of its last row, which may be delivered again to pad the lane."""
 
-    def segments(self, wanted: LaneRange) -> list[Segment]:
-        """Return where rows of a lane lie."""
-        return self._plan.lanes.segments(*wanted)
-
-    def read(self, wanted: LaneRange) -> list[pa.RecordBatch]:
+    def read(self, wanted: LaneRange) -> list[Slice]:
         """Return rows of a lane, as slices of its windows."""
         lane, start, stop = wanted
-        lane_rows = int(self._plan.lanes.rows[lane])
-        if start == lane_rows and lane in self._last_rows:
-            return [self._last_rows[lane]]
-        found = [
-            rows
-            for segment in self.segments(wanted)
-            for rows in self._window(lane, segment).slices(segment.start, segment.stop)
-        ]
-        if start < lane_rows <= stop:
+        lane_rows = self._lane_rows[lane]
+        found = []
+        while start < min(stop, lane_rows):
+            rows = self._window(lane, start).slice(start, stop)
+            found.append(rows)
+            start += rows.stop - rows.start
+        if found and stop >= lane_rows:
             # Copied before a user sees it: what pads the lane stays apart from changes in place.
-            own = found[: len(found) - (stop - lane_rows)]
-            self._last_rows[lane] = own[-1].take([len(own[-1]) - 1])
+            opened, _, last = found[-1]
+            self._last_rows[lane] = Slice(self._converter.open(opened.batch.take([last - 1])), 0, 1)
+        if stop > lane_rows:
+            found.append(self._last_rows.get(lane) or self._padding(lane))
         return found
 
-    def _window(self, lane: int, segment: Segment) -> _OpenWindow:
+    def _padding(self, lane: int) -> Slice:
+        """Return the row that pads a lane: its last one, or for an empty lane a neighbour's."""
+        (segment,) = self._plan.lanes.segments(lane, self._lane_rows[lane], self._lane_rows[lane] + 1)
+        return self._submit(segment, 0).result().slice(0, 1)
+
+    def _window(self, lane: int, position: int) -> _OpenWindow:
         opened = self._open.get(lane)
-        if opened is None or opened.window != segment.window or opened.start > segment.start:
-            # The old window goes first: two of them are never held for one lane.
-            self._open.pop(lane, None)
-            opened = self._open[lane] = self._read_window(segment.window, segment.start)
+        if opened is not None and opened.bounds[0] <= position < opened.bounds[-1]:
+            return opened
+        # The old window goes first: it is not held beside all that are read ahead.
+        self._open.pop(lane, None)
+        ahead = self._ahead.get(lane)
+        if ahead is None or ahead.position != position:
+            self._stop_reading(lane)
+            ahead = _LaneAhead(self._plan.lanes.segments_from(lane, position), position, self._submit)
+        # Put back only when all went well: asked again after an error, it is read again.
+        self._ahead.pop(lane, None)
+        opened = self._open[lane] = ahead.next_window(self._num_ahead)
+        self._ahead[lane] = ahead
         return opened
 
-    def _read_window(self, window: int, start: int) -> _OpenWindow:
-        files, order = self._plan.window_files(window), self._plan.window_order(window)
-        if order is None:
-            (file,) = files
-            table = self._rows.read(file.file_index, file.start + start, file.stop)
-        else:
-            table = pa.concat_tables([self._rows.read(*file) for file in files]).take(order[start:])
-        batches = table.combine_chunks().to_batches()
-        return _OpenWindow(window, start, batches, [*accumulate((len(b) for b in batches), initial=start)])
+    def _submit(self, segment: Segment, position: int) -> Future[_OpenWindow]:
+        return self._thread.submit(_read_window, self._plan, self._rows, self._converter, segment, position)
+
+    def _stop_reading(self, lane: int) -> None:
+        ahead = self._ahead.pop(lane, None)
+        if ahead is not None:
+            ahead.close()
 
     def locate(self, wanted: list[LaneRange], row_index: int) -> str:
         """Return path and row in the data file of row `row_index` of what was read, as text."""
         for lane_range in wanted:
-            for segment in self.segments(lane_range):
+            for segment in self._plan.lanes.segments(*lane_range):
                 if row_index < segment.stop - segment.start:
                     path, row = self._plan.locate(segment, row_index)
                     return f"row {row:,} of {path}"
@@ -113,9 +171,26 @@ class LaneReader:
 
     def close(self) -> None:
         """Let go of windows and files."""
+        for lane in list(self._ahead):
+            self._stop_reading(lane)
         self._open.clear()
         self._last_rows.clear()
-        self._rows.close()
+        self._thread.submit(self._rows.close)
+
+
+def _read_window(
+    plan: Plan, rows: RowReader, converter: BatchConverter, segment: Segment, position: int
+) -> _OpenWindow:
+    """Read a segment, which begins at a position of its lane."""
+    files, order = plan.window_files(segment.window), plan.window_order(segment.window)
+    if order is None:
+        (file,) = files
+        table = rows.read(file.file_index, file.start + segment.start, file.start + segment.stop)
+    else:
+        table = pa.concat_tables([rows.read(*file) for file in files]).take(order[segment.start : segment.stop])
+    batches = table.combine_chunks().to_batches()
+    bounds = [*accumulate((len(batch) for batch in batches), initial=position)]
+    return _OpenWindow(bounds, [converter.open(batch) for batch in batches])
 
 
 class Stream:
@@ -124,7 +199,7 @@ class Stream:
     def __init__(
         self,
         cursor: Cursor,
-        rows: RowReader,
+        lanes: LaneReader,
         converter: BatchConverter,
         transform: Callable[[Any], Any] | None,
     ) -> None:
@@ -132,14 +207,20 @@ class Stream:
 
         Args:
             cursor: The worker's place in the epoch; it is moved as things are yielded.
-            rows: Reads the data files.
+            lanes: Reads the lanes of the cursor's plan.
             converter: Makes what is yielded out of Arrow.
             transform: Called on each thing before it is yielded.
         """
-        self.cursor = cursor
-        self._lanes = LaneReader(cursor.plan, rows)
+        self._cursor = cursor
+        self._is_sent = is_in_worker()
+        self._lanes = lanes
         self._converter = converter
         self._transform = transform
+
+    @property
+    def cursor(self) -> Cursor:
+        """The worker's place in the epoch."""
+        return self._cursor
 
     def __iter__(self) -> Iterator[Any]:
         """Return self."""
@@ -149,11 +230,19 @@ class Stream:
         """Return the next row or batch; it counts as delivered from now on."""
         raise NotImplementedError
 
-    def _converted(self, convert: Callable[[pa.RecordBatch], Any], ranges: list[LaneRange]) -> Any:  # noqa: ANN401
-        slices = [batch for lane_range in ranges for batch in self._lanes.read(lane_range)]
-        batch = slices[0] if len(slices) == 1 else _joined(slices)
+    def _read(self, ranges: list[LaneRange]) -> Slice:
+        slices = [found for lane_range in ranges for found in self._lanes.read(lane_range)]
+        return slices[0] if len(slices) == 1 else self._joined(slices)
+
+    def _joined(self, slices: list[Slice]) -> Slice:
+        parts = [opened.batch.slice(start, stop - start) for opened, start, stop in slices]
+        (batch,) = pa.Table.from_batches(parts).combine_chunks().to_batches()
+        return Slice(self._converter.open(batch), 0, len(batch))
+
+    def _converted(self, convert: Callable[[OpenBatch, int, int], Any], ranges: list[LaneRange]) -> Any:  # noqa: ANN401
+        found = self._read(ranges)
         try:
-            return convert(batch)
+            return convert(*found)
         except NullInColumnError as error:
             if error.row_index is None:
                 raise
@@ -188,10 +277,10 @@ class BatchStream(Stream):
             raise StopIteration
         batch = self._make(step)
         self.cursor.deliver_batch(step)
-        return batch
+        return packed(batch) if self._is_sent else batch
 
     def _make(self, step: Step) -> Any:  # noqa: ANN401 - a user's transform may return anything
-        return self._called(self._transform, self._converted(self._converter.batch, step.ranges))
+        return self._called(self._transform, self._converted(self._converter.slice, step.ranges))
 
 
 class CollatedStream(BatchStream):
@@ -200,44 +289,68 @@ class CollatedStream(BatchStream):
     def __init__(
         self,
         cursor: Cursor,
-        rows: RowReader,
+        lanes: LaneReader,
         converter: BatchConverter,
         transform: Callable[[Any], Any] | None,
         collate_fn: Callable[[list[Any]], Any],
     ) -> None:
         """Go on from where `cursor` stands; `transform` is called on rows, `collate_fn` on the rows of a batch."""
-        super().__init__(cursor, rows, converter, transform)
+        super().__init__(cursor, lanes, converter, transform)
         self._collate_fn = collate_fn
 
     def _make(self, step: Step) -> Any:  # noqa: ANN401 - a user's function may return anything
-        rows = self._converted(self._converter.rows, step.ranges)
-        return self._called(self._collate_fn, [self._called(self._transform, row) for row in rows])
+        rows = self._converted(self._converter.slice_rows, step.ranges)
+        if self._transform is not None:
+            rows = [self._called(self._transform, row) for row in rows]
+        return self._called(self._collate_fn, rows)
 
 
 class RowStream(Stream):
     """Yields rows. They are converted many at once and handed out one by one."""
 
-    _run: Step
-    _ready: tuple[Sequence[Any], int, int] = ((), 0, 0)
-    """Converted rows of one lane, the next of them, and where those of this run end."""
-    _ahead: Mapping[int, tuple[int, list[Any]]] = MappingProxyType({})
-    """Lane -> position of its first converted row, and the converted rows."""
+    def __init__(
+        self,
+        cursor: Cursor,
+        lanes: LaneReader,
+        converter: BatchConverter,
+        transform: Callable[[Any], Any] | None,
+    ) -> None:
+        """Go on from where `cursor` stands; see Stream."""
+        super().__init__(cursor, lanes, converter, transform)
+        self._rows: list[Any] = []
+        """Rows of the present run that are still to be delivered, last first."""
+        self._num_uncounted = 0
+        """How many there were when they were last counted."""
+        self._ahead: dict[int, tuple[int, list[Any]]] = {}
+        """Lane -> position of its first converted row, and the converted rows."""
+
+    @property
+    def cursor(self) -> Cursor:
+        """The worker's place in the epoch."""
+        # Rows are counted many at once, when somebody asks: there are more of them than of anything else.
+        if self._num_uncounted > len(self._rows):
+            self._cursor.deliver_rows(self._run, self._num_uncounted - len(self._rows))
+            self._num_uncounted = len(self._rows)
+        return self._cursor
 
     def __next__(self) -> Any:  # noqa: ANN401 - a user's transform may return anything
         """Return the next row; it counts as delivered from now on."""
-        rows, index, stop = self._ready
-        if index == stop:
-            rows, index, stop = self._next_run()
-        row = rows[index] if self._transform is None else self._called(self._transform, rows[index])
-        self.cursor.deliver_row(self._run)
-        self._ready = (rows, index + 1, stop)
+        if not self._rows:
+            self._next_run()
+        if self._transform is None:
+            return self._rows.pop()
+        row = self._called(self._transform, self._rows[-1])
+        self._rows.pop()
         return row
 
     def _forget(self) -> None:
         super()._forget()
-        self._ready, self._ahead = ((), 0, 0), {}
+        self._ahead.clear()
+        self._run = Step(self.cursor.next_turn, [])
+        self._rows.clear()
+        self._num_uncounted = 0
 
-    def _next_run(self) -> tuple[Sequence[Any], int, int]:
+    def _next_run(self) -> None:
         run = self.cursor.next_run(_ROWS_AT_ONCE)
         if run is None:
             self._lanes.close()
@@ -246,12 +359,8 @@ class RowStream(Stream):
         first, rows = self._ahead.get(lane, (0, []))
         if not first <= start < first + len(rows):
             wanted = LaneRange(lane, start, min(start + _ROWS_AT_ONCE, self.cursor.end_of(lane)))
-            first, rows = start, self._converted(self._converter.rows, [wanted])
-            self._ahead = {**self._ahead, lane: (first, rows)}
+            first, rows = start, self._converted(self._converter.slice_rows, [wanted])
+            self._ahead[lane] = (first, rows)
         self._run = run
-        return rows, start - first, min(stop - first, len(rows))
-
-
-def _joined(slices: list[pa.RecordBatch]) -> pa.RecordBatch:
-    (batch,) = pa.Table.from_batches(slices).combine_chunks().to_batches()
-    return batch
+        self._rows = rows[start - first : stop - first][::-1]
+        self._num_uncounted = len(self._rows)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     Parcel = tuple[int] | tuple[int, Any]
     """First turn of a batch, and the batch; without one, these turns are empty."""
 
-_ROWS_AT_ONCE = 64
+_ROWS_AT_ONCE = 256
 """Rows of a turn, and so of a parcel, where rows are yielded one by one and a user has not chosen."""
 
 
@@ -134,6 +134,9 @@ class TrackedPass:
         """Begin; the workers start at once."""
         self._feed = feed
         self._rows: list[Any] = []
+        """Rows of the last parcel that are still to be delivered, last first."""
+        self._num_rows = 0
+        """How many of them had not been counted when they were last counted."""
         self._is_over = False
         self._parcels: Iterator[Parcel] | None = self._go_on_from(progress, settled)
 
@@ -149,10 +152,12 @@ class TrackedPass:
     @property
     def is_complete(self) -> bool:
         """Whether this rank has delivered all it has of the epoch."""
+        self._count_rows()
         return self._cursor.is_at_end
 
     def progress(self) -> Progress:
         """Return what this rank has delivered."""
+        self._count_rows()
         return self._cursor.progress()
 
     def __next__(self) -> Any:  # noqa: ANN401 - a batch may be anything
@@ -162,10 +167,17 @@ class TrackedPass:
             self._cursor.deliver_batch(step)
             return batch
         if not self._rows:
+            self._count_rows()
             self._step, rows = self._next_parcel()
             self._rows = rows[::-1]
-        self._cursor.deliver_row(self._step)
+            self._num_rows = len(rows)
         return self._rows.pop()
+
+    def _count_rows(self) -> None:
+        """Count the rows that were delivered since this was last done: all at once, as there are many."""
+        if self._num_rows > len(self._rows):
+            self._cursor.deliver_rows(self._step, self._num_rows - len(self._rows))
+            self._num_rows = len(self._rows)
 
     def _next_parcel(self) -> tuple[Step, Any]:
         while not self._is_over:

@@ -54,7 +54,7 @@ def rows(cursor: Cursor, max_rows: int) -> tuple[list[int], list[Progress]]:
     while run := cursor.next_run(max_rows):
         for row in rows_of(cursor.plan, *run.ranges[0]):
             found.append(row)
-            cursor.deliver_row(run)
+            cursor.deliver_rows(run, 1)
             progress_after.append(cursor.progress())
     return found, progress_after
 

@@ -70,7 +70,7 @@ class Rank:
         if self.wishes.batch_size is None:
             delivered, self.rows = self.rows[:1], self.rows[1:]
             if delivered:
-                self.cursor.deliver_row(self.taken)
+                self.cursor.deliver_rows(self.taken, 1)
         else:
             delivered, self.rows = self.rows, []
             if delivered:
