@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -60,6 +60,13 @@ class Identity:
     """The data files."""
     settings: Settings
     """How they are put in order."""
+
+    _last_plan: dict[object, Plan] = field(default_factory=dict, init=False, repr=False)
+    """What `replay` returned last: loading, beginning and forked workers all ask for the same."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what follows from the rest, and may be large."""
+        return {"files": self.files, "settings": self.settings, "_last_plan": {}}
 
     @cached_property
     def shards(self) -> ShardTable:
@@ -157,8 +164,11 @@ def replay(identity: Identity, progress: Progress) -> Plan:
         identity: The rows and settings.
         progress: Of an epoch that has been cut.
     """
-    settings = identity.settings
+    settings, known = identity.settings, identity._last_plan  # noqa: SLF001 - it is one of us
     counts = [*(len(earlier.rows) for earlier in progress.earlier), present_cut(progress).num_lanes]
+    key = (progress.epoch, *counts, *(tuple(earlier.rows.items()) for earlier in progress.earlier))
+    if key in known:
+        return known[key]
     windows, lanes = cut_epoch(
         identity.shards,
         num_lanes=counts[0],
@@ -171,7 +181,10 @@ def replay(identity: Identity, progress: Progress) -> Plan:
     for positions, num_lanes in zip(positions_before, counts[1:], strict=True):
         lanes_before.append(lanes)
         lanes = cut_again(lanes, positions, num_lanes)
-    return Plan(identity, progress.epoch, windows, lanes, tuple(lanes_before), tuple(positions_before))
+    plan = Plan(identity, progress.epoch, windows, lanes, tuple(lanes_before), tuple(positions_before))
+    known.clear()
+    known[key] = plan
+    return plan
 
 
 def is_complete(plan: Plan, progress: Progress) -> bool:
