@@ -7,7 +7,7 @@ export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test check format clean
+.PHONY: help demo test bench check format clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -19,6 +19,12 @@ demo: .venv/installed ## Train, be killed, resume, on more ranks too, and prove 
 
 test: .venv/installed ## Run all tests, doctests and the README's code
 	$(BIN)/python -m pytest
+
+bench: .venv/installed ## Run all benchmarks in a short form (some minutes)
+	@for file in benchmarks/bench_*.py; do \
+		printf '\n== %s\n' $$file; \
+		$(BIN)/python $$file $$(grep -q -e --short $$file && echo --short) || exit 1; \
+	done
 
 check: .venv/installed ## Run ruff, mypy and import-linter, as CI does
 	$(BIN)/ruff check

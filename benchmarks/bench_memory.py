@@ -1,0 +1,280 @@
+"""How much memory does a shuffled scan need, and does it grow?
+
+Scans made-up text and tokens in shuffled batches, in this process's own thread, with laneway at several
+`prefetch_windows`, with pyarrow reading whole windows of the same size, and with HF datasets where installed. Each
+scan is in a process of its own; what counts is its peak over what its imports took. The columns, in MB:
+
+- peak, floor: largest resident memory, and that before the first file was opened;
+- over floor, to raw: what the scan added, and that as a multiple of pyarrow's;
+- private: the largest memory seen that is no file's (anonymous and shared), over the floor's; only on Linux;
+- growth: how much larger the peak is after ten passes than after two.
+
+Run `python benchmarks/bench_memory.py [--short] [--json PATH]`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import inspect
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import threading
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    Batch = dict[str, Any]
+
+BATCH_ROWS = 256
+PASSES = 10
+COLUMNS = ("rows", "peak", "floor", "over floor", "to raw", "private", "growth")
+WINDOWS = 6
+"""Windows of an epoch."""
+SEED = 1
+TOKENS = 1024
+ROW_BYTES = {"text": 1110, "tokens": 4104}
+"""Uncompressed, on average."""
+POOL_WORDS = 1_000_000
+"""Text is cut from so many random words."""
+STATUS = Path("/proc/self/status")
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What a process of its own measures."""
+
+    folder: str
+    """Folder of the data files."""
+    reader: str
+    """Name of the function that reads."""
+    window_bytes: int
+    prefetch_windows: int | None
+    """None where the dataset has no such argument."""
+    passes: int
+
+
+def write_files(folder: Path, kind: str, window_bytes: int) -> None:
+    """Write four files, with eight row groups to a window."""
+    import numpy as np  # noqa: PLC0415 - the process that starts the others stays small: they inherit its peak
+    import pyarrow as pa  # noqa: PLC0415
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    rng = np.random.default_rng(SEED)
+    folder.mkdir()
+    file_rows = WINDOWS * window_bytes // ROW_BYTES[kind] // 4
+    words = ["".join(map(chr, rng.integers(97, 123, size=n))) for n in rng.integers(2, 10, 5000)]
+    pool = " ".join(words[i] for i in rng.integers(len(words), size=POOL_WORDS).tolist())
+    for i in range(4):
+        if kind == "text":
+            starts = rng.integers(len(pool) - 2000, size=file_rows)
+            stops = starts + rng.integers(200, 2001, file_rows)
+            column: pa.Array[Any] = pa.array([pool[i:j] for i, j in zip(starts.tolist(), stops.tolist(), strict=True)])
+        else:
+            values = rng.integers(50_000, size=file_rows * TOKENS, dtype=np.int32)
+            column = pa.FixedSizeListArray.from_arrays(pa.array(values), TOKENS)
+        table = pa.table({"id": np.arange(i * file_rows, (i + 1) * file_rows), kind: column})
+        # Without dictionaries sizes in the footer, which make the windows, are those of the decoded columns.
+        pq.write_table(
+            table,
+            folder / f"part-{i}.parquet",
+            row_group_size=window_bytes // ROW_BYTES[kind] // 8,
+            compression="zstd",
+            use_dictionary=False,
+        )
+
+
+def read_with_laneway(scan: Scan) -> Iterator[Iterator[Batch]]:
+    """Yield passes over batches of a SavableLoader."""
+    from laneway import SavableLoader, StatefulShardedDataset  # noqa: PLC0415 - each process imports what it measures
+
+    yield iter(())
+    options: dict[str, Any] = {} if scan.prefetch_windows is None else {"prefetch_windows": scan.prefetch_windows}
+    dataset = StatefulShardedDataset(
+        scan.folder, batch_size=BATCH_ROWS, shuffle=True, window_bytes=scan.window_bytes, **options
+    )
+    loader = SavableLoader(dataset)
+    while True:
+        yield iter(loader)
+
+
+def read_with_pyarrow(scan: Scan) -> Iterator[Iterator[Batch]]:
+    """Yield passes over batches of windows that are read whole, permuted and sliced."""
+    import numpy as np  # noqa: PLC0415 - each process imports what it measures
+    import pyarrow as pa  # noqa: PLC0415
+    import pyarrow.parquet as pq  # noqa: PLC0415
+    import torch  # noqa: PLC0415
+
+    def as_tensors(batch: pa.RecordBatch) -> Batch:
+        ids = torch.from_numpy(batch["id"].to_numpy())
+        if "text" in batch.schema.names:
+            return {"id": ids, "text": batch["text"].to_pylist()}
+        lists: Any = batch["tokens"]
+        return {"id": ids, "tokens": torch.from_numpy(lists.flatten().to_numpy().reshape(-1, TOKENS))}
+
+    def one_pass() -> Iterator[Batch]:
+        files = [pq.ParquetFile(path) for path in sorted(Path(scan.folder).iterdir())]
+        groups = [(file, group) for file in files for group in range(file.num_row_groups)]
+        num_bytes = sum(file.metadata.row_group(group).total_byte_size for file, group in groups)
+        order = rng.permutation(len(groups))
+        for window in np.array_split(order, -(-num_bytes // scan.window_bytes)):
+            table = pa.concat_tables([groups[i][0].read_row_group(groups[i][1]) for i in window])
+            table = table.take(rng.permutation(len(table))).combine_chunks()
+            for batch in table.to_batches(max_chunksize=BATCH_ROWS):
+                yield as_tensors(batch)
+            del table, batch
+
+    rng = np.random.default_rng(SEED)
+    yield iter(())
+    while True:
+        yield one_pass()
+
+
+def read_with_hf_datasets(scan: Scan) -> Iterator[Iterator[Batch]]:
+    """Yield passes over batches of a streaming dataset with the shuffle buffer that it has by default."""
+    import torch  # noqa: F401, PLC0415 - each process imports what it measures
+
+    datasets = importlib.import_module("datasets")
+
+    yield iter(())
+    paths = sorted(str(path) for path in Path(scan.folder).iterdir())
+    stream = datasets.load_dataset("parquet", data_files=paths, split="train", streaming=True)
+    batches = stream.shuffle(seed=SEED).with_format("torch")
+    while True:
+        yield iter(batches.iter(batch_size=BATCH_ROWS))
+
+
+READERS = {
+    "laneway": read_with_laneway,
+    "raw pyarrow": read_with_pyarrow,
+    "HF datasets": read_with_hf_datasets,
+}
+
+
+def peak_mb() -> float:
+    """Return the peak resident memory of this process in MB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 1024)
+
+
+def private_mb() -> float:
+    """Return the memory of this process that belongs to no file, now, in MB; 0 where the system doesn't tell."""
+    if not STATUS.exists():
+        return 0.0
+    facts = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
+    return sum(int(facts[name].split()[0]) for name in ("RssAnon", "RssShmem")) / 1024
+
+
+def measure(scan: Scan) -> dict[str, float]:
+    """Return what a scan takes, in MB; the first thing a reader yields comes when its imports are done."""
+    passes = READERS[scan.reader](scan)
+    next(passes)
+    floor, private_floor = peak_mb(), private_mb()
+    most_private = private_floor
+    is_over = threading.Event()
+
+    def watch() -> None:
+        nonlocal most_private
+        while not is_over.wait(0.005):
+            most_private = max(most_private, private_mb())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    peaks, num_rows = [], 0
+    try:
+        for _ in range(scan.passes):
+            for batch in next(passes):
+                num_rows += len(batch["id"])
+                del batch
+            peaks.append(peak_mb())
+    finally:
+        is_over.set()
+        watcher.join()
+    found = {"rows": num_rows / scan.passes, "peak": peaks[-1], "floor": floor, "over floor": peaks[-1] - floor}
+    return found | {"private": most_private - private_floor, "growth": peaks[-1] - peaks[min(1, len(peaks) - 1)]}
+
+
+def make_data(folder: Path, window_bytes: int) -> list[int | None]:
+    """Write all data files and return the numbers of windows that laneway can be told to read ahead."""
+    from laneway import StatefulShardedDataset  # noqa: PLC0415 - see write_files
+
+    for kind in ROW_BYTES:
+        write_files(folder / kind, kind, window_bytes)
+    has_prefetch = "prefetch_windows" in inspect.signature(StatefulShardedDataset).parameters
+    return [0, 1, 2] if has_prefetch else [None]
+
+
+def scans_of(folder: str, window_bytes: int, prefetch: list[int | None]) -> dict[str, Scan]:
+    """Return the scans of one folder by name, pyarrow's first."""
+    scans = {"raw pyarrow": Scan(folder, "raw pyarrow", window_bytes, None, PASSES)}
+    for count in prefetch:
+        name = "laneway" if count is None else f"laneway, prefetch {count}"
+        scans[name] = Scan(folder, "laneway", window_bytes, count, PASSES)
+    if importlib.util.find_spec("datasets"):
+        scans["HF datasets"] = Scan(folder, "HF datasets", window_bytes, None, passes=1)
+    return scans
+
+
+def run(*arguments: str) -> Any:  # noqa: ANN401 - whatever JSON holds
+    """Return what this file prints when it is run in a process of its own."""
+    command = [sys.executable, "-W", "ignore", __file__, *arguments]
+    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+
+
+def measure_all(window_bytes: int, repeats: int) -> list[dict[str, Any]]:
+    """Return one row for each kind of data and scan: the medians of several processes, taken in turns."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        prefetch = run("--make", json.dumps([folder, window_bytes]))
+        for kind in ROW_BYTES:
+            scans = scans_of(f"{folder}/{kind}", window_bytes, prefetch)
+            runs: dict[str, list[dict[str, float]]] = {name: [] for name in scans}
+            for _ in range(repeats):
+                for name, scan in scans.items():
+                    runs[name].append(run("--one", json.dumps(asdict(scan))))
+            raw_mb = median(one["over floor"] for one in runs["raw pyarrow"])
+            for name, found in runs.items():
+                medians = {key: median(one[key] for one in found) for key in found[0]}
+                row = {"data": kind, "reader": name, **medians, "to raw": medians["over floor"] / raw_mb}
+                rows.append(row | {"growth": None} if scans[name].passes == 1 else row)
+    return rows
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--short", action="store_true", help="windows of 16 MiB, not 64, and each scan once")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--make", type=json.loads, help=argparse.SUPPRESS)
+    parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.make:
+        folder, window_bytes = arguments.make
+        print(json.dumps(make_data(Path(folder), window_bytes)))
+        return
+    if arguments.one:
+        print(json.dumps(measure(Scan(**arguments.one))))
+        return
+    window_bytes = (16 if arguments.short else 64) << 20
+    print(f"windows of {window_bytes >> 20} MiB, {WINDOWS} of them, {PASSES} passes\n")
+    rows = measure_all(window_bytes, repeats=1 if arguments.short else 3)
+    if not importlib.util.find_spec("datasets"):
+        print("HF datasets: skipped, it is not installed\n")
+    print("".join(f"{name:>20}" for name in ("data", "reader")) + "".join(f"{name:>12}" for name in COLUMNS))
+    for row in rows:
+        figures = ("-" if row[name] is None else f"{row[name]:,.{2 * (name == 'to raw')}f}" for name in COLUMNS)
+        print(f"{row['data']:>20}{row['reader']:>20}" + "".join(f"{text:>12}" for text in figures))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

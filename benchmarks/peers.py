@@ -1,0 +1,230 @@
+"""Other libraries that read the same corpora, each by an adapter of a few lines, as its own documentation does it.
+
+Where a library has a file format of its own, the corpus is converted once, before anything is timed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch.utils.data import DataLoader
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
+
+    from benchmarks.corpora import Corpus, FileFormat
+
+BATCH_ROWS = 256
+SHUFFLE_BUFFER_ROWS = 10_000
+"""For libraries that shuffle by a buffer: about as many rows as raw pyarrow shuffles, those of a row group."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What is read, and as what objects."""
+
+    corpus: Corpus
+    file_format: FileFormat
+    shuffle: bool
+    num_workers: int
+    is_row_by_row: bool = False
+    """Whether workers send rows one by one. Else they send lists of them."""
+
+    @property
+    def yields_rows(self) -> bool:
+        """Whether rows are wanted, as dicts of Python values, and not batches as dicts of tensors."""
+        return self.corpus.name == "text"
+
+    @property
+    def rows_per_item(self) -> int | None:
+        """Rows of what is yielded; None: rows come one by one. Batches, and lists of rows, are for all alike."""
+        return None if self.yields_rows and (self.is_row_by_row or not self.num_workers) else BATCH_ROWS
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A library to compare with."""
+
+    module: str
+    """What it is imported as."""
+    open: Callable[[Reading, Path], Iterable[Any]]
+    """Returns what yields rows or batches; may keep files of its own in the directory."""
+    reads_arrow: bool = False
+    """Whether Arrow files mean something to it; else it is only compared on Parquet, or what it made of that."""
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether it can be imported."""
+        return importlib.util.find_spec(self.module) is not None
+
+
+def _load(module: str) -> Any:  # noqa: ANN401 - they may be missing, so their types are not known
+    return importlib.import_module(module)
+
+
+def _loader(dataset: Any, reading: Reading, **options: Any) -> Iterable[Any]:  # noqa: ANN401 - as above
+    """Return a DataLoader that collates rows: to tensors, or to a list where rows are wanted."""
+    if reading.rows_per_item is None and not reading.num_workers:
+        rows: Iterable[Any] = dataset
+        return rows
+    collate = list if reading.yields_rows else None
+    kind = options.pop("kind", DataLoader)
+    loader: Iterable[Any] = kind(
+        dataset, batch_size=BATCH_ROWS, num_workers=reading.num_workers, collate_fn=collate, **options
+    )
+    return loader
+
+
+# HF datasets.
+
+
+def _open_datasets(reading: Reading, directory: Path) -> Iterable[Any]:
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    files = reading.corpus.files(reading.file_format)
+    dataset = _load("datasets").load_dataset(
+        reading.file_format, data_files=files, split="train", streaming=True, cache_dir=str(directory)
+    )
+    if reading.shuffle:
+        dataset = dataset.shuffle(seed=0, buffer_size=SHUFFLE_BUFFER_ROWS)
+    if reading.yields_rows:
+        return _loader(dataset, reading)
+    dataset = dataset.with_format("torch")
+    if not reading.num_workers:
+        batches: Iterable[Any] = dataset.iter(batch_size=BATCH_ROWS)
+        return batches
+    return DataLoader(dataset.batch(BATCH_ROWS), batch_size=None, num_workers=reading.num_workers)
+
+
+def _open_datasets_map(reading: Reading, directory: Path) -> Iterable[Any]:
+    """Open the map-style dataset, for which it keeps the corpus as Arrow files of its own."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    files = reading.corpus.files(reading.file_format)
+    dataset = _load("datasets").load_dataset(
+        reading.file_format, data_files=files, split="train", cache_dir=str(directory)
+    )
+    if not reading.yields_rows:
+        dataset = dataset.with_format("torch")
+    if reading.num_workers:
+        # DataLoader asks it for the rows of a whole batch at once.
+        return _loader(dataset, reading, shuffle=reading.shuffle)
+    if reading.shuffle:
+        dataset = dataset.shuffle(seed=0)
+    batches: Iterable[Any] = dataset if reading.yields_rows else dataset.iter(batch_size=BATCH_ROWS)
+    return batches
+
+
+# torch-dataloader-utils.
+
+
+def _rows_of(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    return batch.to_pylist()
+
+
+def _tensors_of(batch: pa.RecordBatch) -> dict[str, torch.Tensor]:
+    def tensor(array: Any) -> torch.Tensor:  # noqa: ANN401 - pyarrow's classes are generic in its stubs only
+        if isinstance(array, pa.FixedSizeListArray):
+            return torch.from_numpy(array.flatten().to_numpy()).view(len(array), -1)
+        return torch.from_numpy(array.to_numpy())
+
+    return {name: tensor(array) for name, array in zip(batch.schema.names, batch.columns, strict=True)}
+
+
+def _open_dataloader_utils(reading: Reading, _: Path) -> Iterable[Any]:
+    # As Arrow, for its own conversion makes Python lists of the tokens.
+    loader, _dataset = _load("torch_dataloader_utils").StructuredDataset.create_dataloader(
+        str(reading.corpus.folder("parquet")),
+        "parquet",
+        batch_size=BATCH_ROWS,
+        shuffle=reading.shuffle,
+        shuffle_buffer_size=SHUFFLE_BUFFER_ROWS if reading.shuffle else None,
+        num_workers=reading.num_workers,
+        output_format="arrow",
+        collate_fn=_rows_of if reading.yields_rows else _tensors_of,
+    )
+    batches: Iterable[Any] = loader
+    return (row for batch in batches for row in batch) if reading.rows_per_item is None else batches
+
+
+# litdata, in its own format.
+
+
+def _rows_of_file(path: str) -> Iterator[dict[str, Any]]:
+    for batch in pq.ParquetFile(path).iter_batches():
+        yield from batch.to_pylist()
+
+
+def _tokens_of_file(path: str) -> Iterator[torch.Tensor]:
+    for batch in pq.ParquetFile(path).iter_batches():
+        yield from _tensors_of(batch)["tokens"]
+
+
+def _open_litdata(reading: Reading, directory: Path) -> Iterable[Any]:
+    litdata = _load("litdata")
+    is_tokens = reading.corpus.name == "tokens"
+    item_loader = litdata.TokensLoader(block_size=1_024) if is_tokens else None
+    if not (directory / "index.json").exists():
+        litdata.optimize(
+            fn=_tokens_of_file if is_tokens else _rows_of_file,
+            inputs=reading.corpus.files("parquet"),
+            output_dir=str(directory),
+            # Chunks that its shuffling and two workers can share out.
+            chunk_size=1 << 21 if is_tokens else None,
+            chunk_bytes=None if is_tokens else "8MB",
+            num_workers=1,
+            item_loader=item_loader,
+        )
+    dataset = litdata.StreamingDataset(
+        str(directory), item_loader=item_loader, shuffle=reading.shuffle, drop_last=False, seed=0
+    )
+    return _loader(dataset, reading, kind=litdata.StreamingDataLoader)
+
+
+# mosaicml-streaming, in its own format.
+
+
+def _mds_type(field: pa.Field[Any]) -> str:
+    if isinstance(field.type, pa.FixedSizeListType):
+        return f"ndarray:int32:{field.type.list_size}"
+    return {"int64": "int64", "int8": "int8", "float": "float32", "string": "str"}[str(field.type)]
+
+
+def _write_mds(corpus: Corpus, directory: Path) -> None:
+    files = [pq.ParquetFile(path) for path in corpus.files("parquet")]
+    types = {field.name: _mds_type(field) for field in files[0].schema_arrow}
+    with _load("streaming").MDSWriter(out=str(directory), columns=types) as writer:
+        for file in files:
+            for batch in file.iter_batches():
+                arrays = (
+                    batch.to_pydict()
+                    if corpus.name == "text"
+                    else {name: tensor.numpy() for name, tensor in _tensors_of(batch).items()}
+                )
+                for row in zip(*arrays.values(), strict=True):
+                    writer.write(dict(zip(types, row, strict=True)))
+
+
+def _open_streaming(reading: Reading, directory: Path) -> Iterable[Any]:
+    streaming = _load("streaming")
+    if not (directory / "index.json").exists():
+        _write_mds(reading.corpus, directory)
+    streaming.base.util.clean_stale_shared_memory()
+    dataset = streaming.StreamingDataset(local=str(directory), shuffle=reading.shuffle, batch_size=BATCH_ROWS)
+    return _loader(dataset, reading)
+
+
+PEERS = {
+    "datasets": Peer("datasets", _open_datasets, reads_arrow=True),
+    "datasets map": Peer("datasets", _open_datasets_map, reads_arrow=True),
+    "torch-dataloader-utils": Peer("torch_dataloader_utils", _open_dataloader_utils),
+    "litdata": Peer("litdata", _open_litdata),
+    "mosaicml-streaming": Peer("streaming", _open_streaming),
+}
+"""Name -> library; "datasets map" is the map-style side of HF datasets, and "datasets" the streaming one."""
