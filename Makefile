@@ -12,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
-demo: .venv/installed ## Train, be killed, resume, on more ranks too, and prove that nothing is lost (about a minute)
+demo: .venv/installed ## Train, be killed, resume, on more ranks too, and prove that nothing is lost (a minute or two)
 	@$(BIN)/python -u examples/train_resume.py
 	@echo
 	@$(BIN)/python -u examples/ddp_elastic.py

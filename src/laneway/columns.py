@@ -176,7 +176,7 @@ class _ToValues:
     data_type: pa.DataType
     fill: Any
     dtype: np.dtype[Any] | None
-    """Of numbers that numpy turns into Python's ten times as fast; None for all other types."""
+    """Of numbers that numpy turns into Python's faster than Arrow; None for all other types."""
 
     def __call__(self, array: _Array) -> list[Any]:
         if self.dtype is not None and not array.null_count:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -188,6 +188,33 @@ class Cursor:
         self._positions[lane] = position
         self._rows_left -= count
         self.next_turn = max(self.next_turn, run.turn) + turns_ended * self._stride
+
+
+class RowRun:
+    """Rows that are delivered one by one. They are counted many at once, when somebody asks: nothing is as many."""
+
+    def __init__(self, cursor: Cursor) -> None:
+        """Hold no rows yet; those to come are counted by `cursor`."""
+        self._cursor = cursor
+        self._num_uncounted = 0
+        self.rows: list[Any] = []
+        """What is still to be delivered, last first: to take one is to deliver it."""
+
+    def begin(self, run: Step, rows: list[Any]) -> None:
+        """Go on with the rows of another run."""
+        self.count()
+        self._run, self.rows, self._num_uncounted = run, rows[::-1], len(rows)
+
+    def count(self) -> None:
+        """Count what has been taken up to now as delivered."""
+        if self._num_uncounted > len(self.rows):
+            self._cursor.deliver_rows(self._run, self._num_uncounted - len(self.rows))
+            self._num_uncounted = len(self.rows)
+
+    def drop(self) -> None:
+        """Let go of the rows that are still to be delivered."""
+        self.count()
+        self.rows, self._num_uncounted = [], 0
 
 
 class Settled(NamedTuple):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, get_args
 from torch.utils.data import IterableDataset
 
 from laneway.convert import BatchConverter, FillNull, Output
-from laneway.cursor import Wishes, settle
+from laneway.cursor import Wishes
 from laneway.distributed import data_parallel_rank
 from laneway.epoch import MAX_WORKERS
 from laneway.errors import StateUnavailableError
@@ -213,7 +213,9 @@ class StatefulShardedDataset(IterableDataset[Any]):
         num_workers = num_workers_of_caller(self)
         if num_workers is None:
             num_workers = self._passes.clock.held_by
-        return self._pipeline.num_items(Place(self._rank, self._world_size, 0, max(1, num_workers)))
+        return self._pipeline.num_items(
+            Place(self._rank, self._world_size, 0, max(1, num_workers)), self._pipeline.wishes
+        )
 
     def __repr__(self) -> str:
         settings, wishes = self._pipeline.identity.settings, self._pipeline.wishes
@@ -326,7 +328,7 @@ class StatefulShardedDataset(IterableDataset[Any]):
         progress = self._read(state_dict, worker)
         if progress.place is not None and worker is None and progress.place.num_workers == 1:
             # A rank's state whose lanes not even one worker could read would be refused by every pass.
-            settle(self._pipeline.identity, progress, progress.place, self._pipeline.wishes)
+            self._pipeline.settle(progress, progress.place)
         self._passes.restore(dict(parse_state(state_dict)), progress)
 
     def _read(self, state: object, worker: Place | None) -> Progress:

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, default_collate
 from torchdata.stateful_dataloader import StatefulDataLoader
 from tqdm.auto import tqdm
 
-from laneway.cursor import Cursor, num_items_left, rank_length, settle
+from laneway.cursor import Cursor, num_items_left
 from laneway.dataset import StatefulShardedDataset, parts_of, use_turns_of
 from laneway.distributed import Ranks, rank_in_group
 from laneway.errors import CheckpointMismatchError, LanewayError
@@ -23,7 +23,7 @@ from laneway.pipeline import Composed
 from laneway.plan import is_complete
 from laneway.progress import Progress
 from laneway.shards import plain_int
-from laneway.snapshots import SnapshotFeed
+from laneway.snapshots import SnapshotFeed, check_exact
 from laneway.state import parse_state, read_state, wrapped
 from laneway.tracking import TrackedFeed
 from laneway.turns import Place
@@ -261,9 +261,7 @@ class SavableLoader:
     @property
     def epoch(self) -> int:
         """The epoch of the last pass, or the one that was asked for with `set_epoch`, or restored, since."""
-        running = self._running
-        is_last = running is not None and self._num_changes == self._passes.num_changes
-        return running.plan.epoch if running is not None and is_last else self._passes.epoch
+        return self._passes.epoch if self._undisturbed is None else self._undisturbed.plan.epoch
 
     @property
     def batches_delivered(self) -> int:
@@ -271,15 +269,14 @@ class SavableLoader:
 
         Rows, where there are no batches. After a resume on other ranks or workers, it is what they would have come to.
         """
-        if self._running is not None and self._num_changes == self._passes.num_changes:
+        if self._undisturbed is not None:
             return self._num_delivered
         progress = self._passes.next_progress
         return 0 if progress.cut is None else self._num_before(self._settled(progress))
 
     def __len__(self) -> int:
         """Return the batches, or rows where there are no batches, that this rank delivers in a whole epoch."""
-        pipeline, wishes = self._feed.pipeline, self._feed.item_wishes
-        return rank_length(pipeline.manifest.num_rows, self._place, pipeline.identity.settings, wishes)
+        return self._feed.pipeline.num_items(self._place, self._feed.item_wishes)
 
     def __repr__(self) -> str:
         reader = f"{self._place.num_workers} worker(s)"
@@ -307,9 +304,8 @@ class SavableLoader:
         return _Iterator(self)
 
     def _begin(self) -> tuple[_Pass, tqdm[Any]]:
-        running = self._running
-        is_next = running is not None and self._num_changes == self._passes.num_changes
-        progress = Progress(running.plan.epoch + 1) if running is not None and is_next else self._passes.next_progress
+        last = self._undisturbed
+        progress = self._passes.next_progress if last is None else Progress(last.plan.epoch + 1)
         warning = self._feed.pipeline.wishes.warning_for(self._place)
         if warning:
             warnings.warn(warning, stacklevel=3)
@@ -334,20 +330,23 @@ class SavableLoader:
         return self._pass, self._bar
 
     @property
+    def _undisturbed(self) -> _Pass | None:
+        """The last pass, unless anything was asked of the loader or of its dataset since."""
+        return self._pass if self._num_changes == self._passes.num_changes else None
+
+    @property
     def _running(self) -> _Pass | None:
         """The last pass, unless a state was restored since, to the loader or to its dataset."""
-        is_last = self._num_changes == self._passes.num_changes or self._passes.pending is None
-        return self._pass if is_last else None
+        return self._pass if self._passes.pending is None else self._undisturbed
 
     def _settled(self, progress: Progress) -> Settled:
-        pipeline = self._feed.pipeline
         if progress.place is not None and progress.place.num_workers > 1:
             message = (
                 f"this is the state of DataLoader worker {progress.place.worker} of {progress.place.num_workers} "
                 "alone: give a SavableLoader the state of a rank or of the whole job"
             )
             raise CheckpointMismatchError(message)
-        return settle(pipeline.identity, progress, self._place, pipeline.wishes)
+        return self._feed.pipeline.settle(progress, self._place)
 
     def _num_before(self, settled: Settled) -> int:
         return max(0, len(self) - num_items_left(settled, self._place, self._feed.item_wishes))
@@ -590,16 +589,13 @@ def _batched(pipeline: Pipeline, batch_size: int | None, collate_fn: Callable[[A
 
 
 def _snapshot_feed(dataset: StatefulShardedDataset, loader: StatefulDataLoader[Any]) -> SnapshotFeed:
+    check_exact(loader)
     wishes = parts_of(dataset).pipeline.wishes
     if loader.batch_size is not None:
-        _checked_batch_size(wishes, loader.batch_size)
+        batch_size = _checked_batch_size(wishes, loader.batch_size)
+        use_turns_of(dataset, wishes.turn_rows or batch_size)
     pipeline, place, passes, writer = parts_of(dataset)
-    place = replace(place, num_workers=max(1, loader.num_workers))
-    feed = SnapshotFeed(loader, pipeline, place, passes, writer)
-    if loader.batch_size is None or wishes.turn_rows is not None:
-        return feed
-    use_turns_of(dataset, loader.batch_size)
-    return SnapshotFeed(loader, parts_of(dataset).pipeline, place, passes, writer)
+    return SnapshotFeed(loader, pipeline, replace(place, num_workers=max(1, loader.num_workers)), passes, writer)
 
 
 def _checked_batch_size(wishes: Wishes, batch_size: int) -> int:

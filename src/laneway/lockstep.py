@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from laneway.progress import present_cut
+from laneway.turns import turns_taken
 
 if TYPE_CHECKING:
     from laneway.cursor import Settled
@@ -51,7 +52,7 @@ class Lockstep:
         self._is_last = True
         """Whether this rank is at its end no sooner than all others."""
         if cut.num_lanes % (place.world_size * group) == 0:
-            taken = (cut.next_turn - np.arange(cut.num_lanes) + cut.num_lanes - 1) // cut.num_lanes
+            taken = turns_taken(cut.next_turn, np.arange(cut.num_lanes), cut.num_lanes)
             left = (ends - taken * cut.turn_rows) if yields_rows else turns - taken
             of_ranks = np.maximum(left, 0).reshape(-1, place.world_size, group).max(axis=2).sum(axis=0)
             self._is_last = bool(of_ranks[place.rank] == of_ranks.max())
@@ -82,8 +83,8 @@ class Lockstep:
         if any(rows[own] >= self._ends[lane] for lane in in_part):
             return None
         for lane, delivered in rows.items():
-            turns = (next_turn - lane + num_lanes - 1) // num_lanes
-            expected = min(turns * cut.turn_rows, self._ends[lane]) + (part_rows if lane in in_part else 0)
+            whole_turns = turns_taken(next_turn, lane, num_lanes) * cut.turn_rows
+            expected = min(whole_turns, self._ends[lane]) + (part_rows if lane in in_part else 0)
             if delivered != expected:
                 return None
         return JobTurn(next_turn, part_rows, is_complete)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from laneway.cursor import open_epoch, rank_length
+from laneway.cursor import open_epoch, rank_length, settle
 from laneway.reader import RowReader
 from laneway.stream import BatchStream, CollatedStream, LaneReader, RowStream
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from laneway.convert import BatchConverter
-    from laneway.cursor import Wishes
+    from laneway.cursor import Settled, Wishes
     from laneway.manifest import Manifest
     from laneway.plan import Identity
     from laneway.progress import Progress
@@ -69,9 +69,13 @@ class Pipeline:
     def _reader(self) -> RowReader:
         return RowReader(self.manifest, self.storage, self.columns)
 
-    def num_items(self, place: Place) -> int:
-        """Return how many batches, or rows, the rank of `place` delivers in a whole epoch."""
-        return rank_length(self.manifest.num_rows, place, self.identity.settings, self.wishes)
+    def num_items(self, place: Place, wishes: Wishes) -> int:
+        """Return how many batches of `wishes`, or rows, the rank of `place` delivers in a whole epoch."""
+        return rank_length(self.manifest.num_rows, place, self.identity.settings, wishes)
+
+    def settle(self, progress: Progress, place: Place) -> Settled:
+        """Return an epoch as the workers of `place` read it; see `laneway.cursor.settle`."""
+        return settle(self.identity, progress, place, self.wishes)
 
     def open(self, progress: Progress, place: Place) -> Stream:
         """Return what the worker at `place` delivers from `progress` on.

@@ -12,6 +12,7 @@ from laneway.lanes import Lanes, Remainder, Segment, Windows, cut_again, cut_epo
 from laneway.order import window_order
 from laneway.progress import Progress, present_cut
 from laneway.shards import cut_shards
+from laneway.turns import turns_taken
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -216,5 +217,5 @@ def is_in_step(plan: Plan, progress: Progress, *, ranks_in_part: int) -> bool:
 def positions_at(plan: Plan, progress: Progress, next_turn: int) -> NDArray[np.int64]:
     """Return the position of each lane when all turns before `next_turn` have been taken, shape (num_lanes,)."""
     cut = present_cut(progress)
-    turns = (next_turn - np.arange(cut.num_lanes) + cut.num_lanes - 1) // cut.num_lanes
+    turns = turns_taken(next_turn, np.arange(cut.num_lanes), cut.num_lanes)
     return np.minimum(turns * cut.turn_rows, plan.rows_to_deliver(progress.remainder, cut.turn_rows))

@@ -6,7 +6,6 @@ from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from laneway.cursor import settle
 from laneway.plan import is_complete
 from laneway.progress import LaneProgress, present_cut
 from laneway.state import parse_progress
@@ -50,29 +49,18 @@ class SnapshotFeed:
         """Prepare to feed from `loader`.
 
         Args:
-            loader: It has not been iterated over since a state was loaded.
+            loader: One that passes `check_exact`.
             pipeline: Of its dataset.
             place: Any worker of the rank.
             passes: Of its dataset.
             writer: Of its dataset.
-
-        Raises:
-            ValueError: It has settings under which its snapshot isn't that of the last delivered batch.
         """
-        check_unused(loader)
-        if loader.num_workers and loader.snapshot_every_n_steps != 1:
-            message = (
-                f"snapshot_every_n_steps is {loader.snapshot_every_n_steps}: between snapshots a StatefulDataLoader "
-                "knows only how many batches to replay, on as many workers as now; give it snapshot_every_n_steps=1"
-            )
-            raise ValueError(message)
-        if loader.num_workers and not loader.in_order:
-            message = "in_order=False: the snapshots of StatefulDataLoader are wrong then; give it in_order=True"
-            raise ValueError(message)
         self.pipeline = pipeline
         self.item_wishes = replace(pipeline.wishes, batch_size=pipeline.wishes.batch_size or loader.batch_size)
         self.place = place
         self.in_order = True
+        self.counts_early = loader.num_workers == 0
+        """Whether rows of a batch are counted before it is made, so that they are too when it fails."""
         self._loader = loader
         self._passes = passes
         self._writer = writer
@@ -121,8 +109,8 @@ class SnapshotPass:
         self.plan = settled.plan
         """The plan that belongs to `progress`."""
         self._batches: Iterator[Any] | None = feed.batches(progress, settled)
-        self._delivered = feed.progress()
-        """What was delivered before the batch that is being made."""
+        self._delivered = settled.progress
+        """What had been delivered when the batch failed that was being made."""
 
     def progress(self) -> Progress:
         """Return what this rank has delivered."""
@@ -136,16 +124,17 @@ class SnapshotPass:
     def __next__(self) -> Any:  # noqa: ANN401 - a batch may be anything
         """Return the next batch or row; it counts as delivered from now on."""
         if self._batches is None:
-            pipeline = self._feed.pipeline
-            settled = settle(pipeline.identity, self._delivered, self._feed.place, pipeline.wishes)
+            settled = self._feed.pipeline.settle(self._delivered, self._feed.place)
             self._batches, self.plan = self._feed.batches(self._delivered, settled), settled.plan
-        # Without workers, rows of a batch that then fails are counted already when the error comes.
-        self._delivered = self._feed.progress()
+        if self._feed.counts_early:
+            self._delivered = self._feed.progress()
         try:
             return next(self._batches)
         except StopIteration:
             raise
         except BaseException:
+            if not self._feed.counts_early:
+                self._delivered = self._feed.progress()
             self._batches = None
             raise
 
@@ -161,4 +150,22 @@ def check_unused(loader: StatefulDataLoader[Any]) -> None:
             "a state was loaded into the StatefulDataLoader itself: load a state of the SavableLoader into the "
             "SavableLoader, and make the StatefulDataLoader anew"
         )
+        raise ValueError(message)
+
+
+def check_exact(loader: StatefulDataLoader[Any]) -> None:
+    """Check that the snapshots of a loader are those of the last delivered batch.
+
+    Raises:
+        ValueError: It has settings under which they aren't, or a state of its own.
+    """
+    check_unused(loader)
+    if loader.num_workers and loader.snapshot_every_n_steps != 1:
+        message = (
+            f"snapshot_every_n_steps is {loader.snapshot_every_n_steps}: between snapshots a StatefulDataLoader "
+            "knows only how many batches to replay, on as many workers as now; give it snapshot_every_n_steps=1"
+        )
+        raise ValueError(message)
+    if loader.num_workers and not loader.in_order:
+        message = "in_order=False: the snapshots of StatefulDataLoader are wrong then; give it in_order=True"
         raise ValueError(message)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pyarrow as pa
 
 from laneway.convert import NullInColumnError
-from laneway.cursor import LaneRange, Step
+from laneway.cursor import LaneRange, RowRun
 from laneway.packing import packed
 from laneway.workers import is_in_worker
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from laneway.convert import BatchConverter, OpenBatch
-    from laneway.cursor import Cursor
+    from laneway.cursor import Cursor, Step
     from laneway.lanes import Segment
     from laneway.plan import Plan
     from laneway.reader import RowReader
@@ -317,38 +317,30 @@ class RowStream(Stream):
     ) -> None:
         """Go on from where `cursor` stands; see Stream."""
         super().__init__(cursor, lanes, converter, transform)
-        self._rows: list[Any] = []
-        """Rows of the present run that are still to be delivered, last first."""
-        self._num_uncounted = 0
-        """How many there were when they were last counted."""
+        self._run = RowRun(cursor)
         self._ahead: dict[int, tuple[int, list[Any]]] = {}
         """Lane -> position of its first converted row, and the converted rows."""
 
     @property
     def cursor(self) -> Cursor:
         """The worker's place in the epoch."""
-        # Rows are counted many at once, when somebody asks: there are more of them than of anything else.
-        if self._num_uncounted > len(self._rows):
-            self._cursor.deliver_rows(self._run, self._num_uncounted - len(self._rows))
-            self._num_uncounted = len(self._rows)
+        self._run.count()
         return self._cursor
 
     def __next__(self) -> Any:  # noqa: ANN401 - a user's transform may return anything
         """Return the next row; it counts as delivered from now on."""
-        if not self._rows:
+        if not self._run.rows:
             self._next_run()
         if self._transform is None:
-            return self._rows.pop()
-        row = self._called(self._transform, self._rows[-1])
-        self._rows.pop()
+            return self._run.rows.pop()
+        row = self._called(self._transform, self._run.rows[-1])
+        self._run.rows.pop()
         return row
 
     def _forget(self) -> None:
         super()._forget()
         self._ahead.clear()
-        self._run = Step(self.cursor.next_turn, [])
-        self._rows.clear()
-        self._num_uncounted = 0
+        self._run.drop()
 
     def _next_run(self) -> None:
         run = self.cursor.next_run(_ROWS_AT_ONCE)
@@ -361,6 +353,4 @@ class RowStream(Stream):
             wanted = LaneRange(lane, start, min(start + _ROWS_AT_ONCE, self.cursor.end_of(lane)))
             first, rows = start, self._converted(self._converter.slice_rows, [wanted])
             self._ahead[lane] = (first, rows)
-        self._run = run
-        self._rows = rows[start - first : stop - first][::-1]
-        self._num_uncounted = len(self._rows)
+        self._run.begin(run, rows[start - first : stop - first])

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from laneway.cursor import Cursor, settle
+from laneway.cursor import Cursor, RowRun
 from laneway.errors import LanewayError
 from laneway.progress import Progress
 from laneway.workers import worker_place
@@ -133,15 +133,12 @@ class TrackedPass:
     def __init__(self, feed: TrackedFeed, progress: Progress, settled: Settled) -> None:
         """Begin; the workers start at once."""
         self._feed = feed
-        self._rows: list[Any] = []
-        """Rows of the last parcel that are still to be delivered, last first."""
-        self._num_rows = 0
-        """How many of them had not been counted when they were last counted."""
         self._is_over = False
         self._parcels: Iterator[Parcel] | None = self._go_on_from(progress, settled)
 
     def _go_on_from(self, progress: Progress, settled: Settled) -> Iterator[Parcel]:
         self._cursor = Cursor(settled.plan, settled.progress, self._feed.place.of_rank(), settled.turns_per_batch)
+        self._run = RowRun(self._cursor)
         return self._feed.parcels(progress)
 
     @property
@@ -152,12 +149,12 @@ class TrackedPass:
     @property
     def is_complete(self) -> bool:
         """Whether this rank has delivered all it has of the epoch."""
-        self._count_rows()
+        self._run.count()
         return self._cursor.is_at_end
 
     def progress(self) -> Progress:
         """Return what this rank has delivered."""
-        self._count_rows()
+        self._run.count()
         return self._cursor.progress()
 
     def __next__(self) -> Any:  # noqa: ANN401 - a batch may be anything
@@ -166,18 +163,12 @@ class TrackedPass:
             step, batch = self._next_parcel()
             self._cursor.deliver_batch(step)
             return batch
-        if not self._rows:
-            self._count_rows()
-            self._step, rows = self._next_parcel()
-            self._rows = rows[::-1]
-            self._num_rows = len(rows)
-        return self._rows.pop()
-
-    def _count_rows(self) -> None:
-        """Count the rows that were delivered since this was last done: all at once, as there are many."""
-        if self._num_rows > len(self._rows):
-            self._cursor.deliver_rows(self._step, self._num_rows - len(self._rows))
-            self._num_rows = len(self._rows)
+        if not self._run.rows:
+            self._run.count()
+            # After an error the next parcel comes with a cursor and a run of its own.
+            step, rows = self._next_parcel()
+            self._run.begin(step, rows)
+        return self._run.rows.pop()
 
     def _next_parcel(self) -> tuple[Step, Any]:
         while not self._is_over:
@@ -189,9 +180,8 @@ class TrackedPass:
 
     def _receive(self) -> Sequence[Any]:
         if self._parcels is None:
-            progress, pipeline = self._cursor.progress(), self._feed.pipeline
-            settled = settle(pipeline.identity, progress, self._feed.place, pipeline.wishes)
-            self._parcels = self._go_on_from(progress, settled)
+            progress = self._cursor.progress()
+            self._parcels = self._go_on_from(progress, self._feed.pipeline.settle(progress, self._feed.place))
         try:
             return next(self._parcels)
         except StopIteration:

@@ -9,6 +9,11 @@ and the sequence of turns of the whole job depends neither on `W` nor on `K`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +52,14 @@ class Place:
     def of_rank(self) -> Place:
         """Return the place of a process that reads for the whole rank."""
         return Place(self.rank, self.world_size)
+
+
+IntOrArray = TypeVar("IntOrArray", int, "NDArray[np.int64]")
+
+
+def turns_taken(next_turn: int, lane: IntOrArray, num_lanes: int) -> IntOrArray:
+    """Return how many turns of a lane, or of each of several, come before the job's turn `next_turn`."""
+    return (next_turn - lane + num_lanes - 1) // num_lanes
 
 
 def has_one_owner_per_lane(num_lanes: int, place: Place, turns_per_batch: int) -> bool:
