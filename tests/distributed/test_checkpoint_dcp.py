@@ -49,13 +49,11 @@ def load(loader: SavableLoader | GatheredState, corpus: Path, **options: Any) ->
     assert torch.equal(fresh.weight, model(7).weight)
 
 
-def saved(rank: int, corpus: Path, how: str) -> tuple[Ids, Ids]:
-    """Return the batches before and after the state that is saved."""
-    del rank
-    loader = make_loader(corpus, 1, remainder="keep")
+def saved_after(num_batches: int, loader: SavableLoader, stateful: Any, corpus: Path, how: str) -> tuple[Ids, Ids]:
+    """Save so many batches into an epoch, and go on; return the batches before and after the state that is saved."""
     batches = iter(loader)
-    received = ids(islice(batches, 3))
-    state = {"model": model(7).state_dict(), "loader": loader}
+    received = ids(islice(batches, num_batches))
+    state = {"model": model(7).state_dict(), "loader": stateful}
     if how == "save":
         dcp_save(state, checkpoint_id=checkpoint(corpus))
         return received, ids(batches)
@@ -63,6 +61,12 @@ def saved(rank: int, corpus: Path, how: str) -> tuple[Ids, Ids]:
     rest = ids(batches)
     pending.result()  # type: ignore[union-attr]
     return received, rest
+
+
+def saved(rank: int, corpus: Path, how: str) -> tuple[Ids, Ids]:
+    del rank
+    loader = make_loader(corpus, 1, remainder="keep")
+    return saved_after(3, loader, loader, corpus, how)
 
 
 def loaded(rank: int, corpus: Path, num_workers: int) -> tuple[Ids, Ids]:
@@ -105,17 +109,7 @@ def test_what_a_process_without_a_group_saved_goes_on_with_two_ranks(corpus: Pat
 
 def saved_apart(rank: int, corpus: Path, num_batches: list[int], how: str) -> tuple[Ids, Ids]:
     loader = make_loader(corpus, remainder="keep")
-    gathered = GatheredState(loader)
-    batches = iter(loader)
-    received = ids(islice(batches, num_batches[rank]))
-    state = {"model": model(7).state_dict(), "loader": gathered}
-    if how == "save":
-        dcp_save(state, checkpoint_id=checkpoint(corpus))
-        return received, ids(batches)
-    pending = async_save(state, checkpoint_id=checkpoint(corpus))
-    rest = ids(batches)
-    pending.result()  # type: ignore[union-attr]
-    return received, rest
+    return saved_after(num_batches[rank], loader, GatheredState(loader), corpus, how)
 
 
 def loaded_together(rank: int, corpus: Path) -> Ids:
