@@ -38,7 +38,11 @@ if TYPE_CHECKING:
     _Array = pa.Array[Any]
     _Scalar = pa.Scalar[Any]
     ColumnConverter = Callable[[_Array], Any]
-    _ToStored = Callable[[_Array], NDArray[Any]]
+    ToStored = Callable[[_Array], NDArray[Any]]
+
+
+CONVERSION_ERRORS = (ValueError, ArithmeticError, LookupError, pa.ArrowNotImplementedError)
+"""What pyarrow raises for a value that Python, numpy or torch can't express."""
 
 
 class NullFoundError(Exception):
@@ -79,7 +83,7 @@ def column_converter(data_type: pa.DataType, output: Output, fill: _Scalar | Non
     return _ToObjects(to_values) if output == "numpy" else to_values
 
 
-def at_once(convert: ColumnConverter) -> _ToStored | None:
+def at_once(convert: ColumnConverter) -> ToStored | None:
     """Return what makes one array of a whole column, where slices of it are what `convert` makes of slices, else None.
 
     With "torch" the array has still to be made a tensor.
@@ -94,7 +98,7 @@ def at_once(convert: ColumnConverter) -> _ToStored | None:
     return None
 
 
-def _stored_converter(data_type: pa.DataType, fill: _Scalar | None) -> _ToStored | None:
+def _stored_converter(data_type: pa.DataType, fill: _Scalar | None) -> ToStored | None:
     """Return what makes one array of the numbers that Arrow stores, or None for types that have no such array."""
     inner = decoded_type(data_type)
     if inner is not None:
@@ -110,7 +114,7 @@ def _stored_converter(data_type: pa.DataType, fill: _Scalar | None) -> _ToStored
     return _Numbers(stored_dtype(data_type), stored_number(fill))
 
 
-def _to_array(to_stored: _ToStored, data_type: pa.DataType) -> ColumnConverter:
+def _to_array(to_stored: ToStored, data_type: pa.DataType) -> ColumnConverter:
     dtype = time_dtype(innermost_type(data_type))
     return to_stored if dtype is None else _ToTimes(to_stored, dtype)
 
@@ -132,7 +136,7 @@ class _Decoded:
 class _ToTensor:
     """Numbers, bools and times -> tensor of what Arrow stores."""
 
-    to_stored: _ToStored
+    to_stored: ToStored
 
     def __call__(self, array: _Array) -> torch.Tensor:
         return torch.from_numpy(self.to_stored(array))
@@ -142,7 +146,7 @@ class _ToTensor:
 class _ToTimes:
     """Times -> array of numpy's own dtype for them."""
 
-    to_stored: _ToStored
+    to_stored: ToStored
     dtype: np.dtype[Any]
 
     def __call__(self, array: _Array) -> NDArray[Any]:
@@ -199,7 +203,7 @@ class _ToObjects:
 class _FixedSizeLists:
     """Fixed-size lists -> array (rows, size, *shape of one value)."""
 
-    to_stored: _ToStored
+    to_stored: ToStored
     size: int
     fill: Any
 

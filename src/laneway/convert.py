@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from typing import TYPE_CHECKING, Any, final, get_args
 
+import numpy as np
 import pyarrow as pa
 import torch
 
-from laneway.columns import NullFoundError, Output, at_once, column_converter
+from laneway.columns import CONVERSION_ERRORS, NullFoundError, Output, at_once, column_converter
 from laneway.errors import ColumnConversionError, SchemaMismatchError
 from laneway.fill import FillNull, fill_scalars
+from laneway.gather import Block, Gathering, OpenRows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Sequence
 
     from numpy.typing import NDArray
 
     from laneway.columns import ColumnConverter
 
-__all__ = ["BatchConverter", "FillNull", "NullInColumnError", "OpenBatch", "Output"]
-
-_CONVERSION_ERRORS = (ValueError, ArithmeticError, LookupError, pa.ArrowNotImplementedError)
-"""What pyarrow raises for a value that Python, numpy or torch can't express."""
+__all__ = ["BatchConverter", "FillNull", "NullInColumnError", "Output"]
 
 
 class NullInColumnError(ColumnConversionError):
@@ -106,7 +105,7 @@ class BatchConverter:
         {'x': tensor([ 1, -1]), 'name': ['a', 'b']}
     """
 
-    __slots__ = ("_columns", "_output", "_schema", "_wrap")
+    __slots__ = ("_at_once", "_columns", "_output", "_schema", "_wrap", "_wrap_all")
 
     def __init__(self, schema: pa.Schema, output: Output, fill_null: FillNull | None = None) -> None:
         if output not in get_args(Output):
@@ -124,7 +123,10 @@ class BatchConverter:
         self._output = output
         converted = () if output == "arrow" else schema
         self._wrap: Callable[[NDArray[Any]], Any] = torch.from_numpy if output == "torch" else _as_it_is
+        self._wrap_all: Callable[[NDArray[Any]], Iterable[Any]] = _as_tensors if output == "torch" else _as_it_is
         self._columns = tuple((f.name, column_converter(f.type, output, fills.get(f.name))) for f in converted)
+        to_arrays = ((name, at_once(convert)) for name, convert in self._columns)
+        self._at_once = {name: to_array for name, to_array in to_arrays if to_array is not None}
 
     def batch(self, batch: pa.RecordBatch) -> dict[str, Any] | pa.RecordBatch:
         """Return the columns of `batch` by name, in the schema's order, or `batch` itself for "arrow".
@@ -142,35 +144,62 @@ class BatchConverter:
             for (name, convert), column in zip(self._columns, batch.columns, strict=True)
         }
 
-    def open(self, batch: pa.RecordBatch) -> OpenBatch:
-        """Return a batch that is handed out in slices; what can be converted once for all of them is.
+    def open(self, batch: pa.RecordBatch) -> OpenRows:
+        """Return the rows of a batch, to be handed out in slices; what can be converted once for all of them is.
 
         Raises:
             SchemaMismatchError: `batch` has another schema.
         """
         self._check(batch)
-        arrays: dict[str, NDArray[Any]] = {}
-        for (name, convert), column in zip(self._columns, batch.columns, strict=self._output != "arrow"):
-            to_array = at_once(convert)
+        blocks = []
+        for name, to_array in self._at_once.items():
             # A null that can't be converted is an error of the slice that it lies in.
-            with suppress(NullFoundError, *_CONVERSION_ERRORS):
-                if to_array is not None:
-                    arrays[name] = to_array(column)
-        return OpenBatch(batch, arrays)
+            with suppress(NullFoundError, *CONVERSION_ERRORS):
+                blocks.append(Block((name,), to_array(batch.column(name))[np.newaxis]))
+        is_all = len(blocks) == len(self._columns) and self._output != "arrow"
+        return OpenRows(len(batch), tuple(blocks), None if is_all else batch)
 
-    def slice(self, opened: OpenBatch, start: int, stop: int) -> dict[str, Any] | pa.RecordBatch:
-        """Return what `batch` returns for rows [start, stop) of an open batch."""
-        if self._output == "arrow":
-            return opened.batch.slice(start, stop - start)
-        arrays, wrap = opened.arrays, self._wrap
-        if len(arrays) == len(self._columns):
-            return {name: wrap(array[start:stop]) for name, array in arrays.items()}
+    def gathering(self, order: NDArray[np.int64], run_rows: Sequence[int], *, at_once: bool = True) -> Gathering:
+        """Return what puts rows of several runs in order; see Gathering.
+
+        Args:
+            order: The row of the runs, counted over all of them, that comes at each place; shape (rows,).
+            run_rows: Rows of each run.
+            at_once: Whether numbers are converted once, for all slices together.
+        """
+        return Gathering(self._at_once if at_once else {}, order, run_rows)
+
+    def slice(self, rows: OpenRows, start: int, stop: int) -> dict[str, Any] | pa.RecordBatch:
+        """Return what `batch` returns for rows [start, stop) of open rows."""
+        rest = None if rows.rest is None else rows.rest.slice(start, stop - start)
+        if self._output == "arrow" and rest is not None:
+            return rest
+        found: dict[str, Any] = {}
+        for names, values in rows.blocks:
+            if len(names) == 1:
+                found[names[0]] = self._wrap(values[0, start:stop])
+            else:
+                # Copied together: a tensor that is sent or saved would take the whole window's memory with it.
+                found.update(zip(names, self._wrap_all(values[:, start:stop].copy()), strict=True))
+        if rest is None:
+            return found
         return {
-            name: wrap(arrays[name][start:stop])
-            if name in arrays
-            else self._convert(name, convert, opened.batch.column(index).slice(start, stop - start))
-            for index, (name, convert) in enumerate(self._columns)
+            name: found[name] if name in found else self._convert(name, convert, rest.column(name))
+            for name, convert in self._columns
         }
+
+    def joined(self, parts: Sequence[Any]) -> Any:  # noqa: ANN401 - as `slice` returns
+        """Return what `slice` would return for the rows of all its results, of one output, together."""
+        if isinstance(parts[0], pa.RecordBatch):
+            (batch,) = pa.Table.from_batches(parts).combine_chunks().to_batches()
+            return batch
+        return {name: _JOIN[type(first)]([part[name] for part in parts]) for name, first in parts[0].items()}
+
+    def copied(self, rows: OpenRows, index: int) -> OpenRows:
+        """Return one of open rows by itself, in memory of its own."""
+        blocks = tuple(Block(names, values[:, [index]]) for names, values in rows.blocks)
+        # Taken, and not only sliced: changes in place would reach a slice.
+        return OpenRows(1, blocks, None if rows.rest is None else rows.rest.take([index]))
 
     def _check(self, batch: pa.RecordBatch) -> None:
         if not batch.schema.equals(self._schema):
@@ -186,7 +215,7 @@ class BatchConverter:
             return convert(column)
         except NullFoundError as error:
             raise NullInColumnError.found(name, str(column.type), error.index) from None
-        except _CONVERSION_ERRORS as error:
+        except CONVERSION_ERRORS as error:
             message = (
                 f"column {name!r} of type {column.type} can't be converted to {self._output!r}: {error}\n"
                 f'read without this column, or take output="arrow"'
@@ -206,9 +235,9 @@ class BatchConverter:
         """
         return _as_rows(self.batch(batch), batch.num_rows)
 
-    def slice_rows(self, opened: OpenBatch, start: int, stop: int) -> list[Any]:
-        """Return what `rows` returns for rows [start, stop) of an open batch."""
-        return _as_rows(self.slice(opened, start, stop), stop - start)
+    def slice_rows(self, rows: OpenRows, start: int, stop: int) -> list[Any]:
+        """Return what `rows` returns for rows [start, stop) of open rows."""
+        return _as_rows(self.slice(rows, start, stop), stop - start)
 
 
 def _as_rows(converted: dict[str, Any] | pa.RecordBatch, num_rows: int) -> list[Any]:
@@ -233,18 +262,20 @@ def _row_maker(names: tuple[str, ...]) -> Callable[..., list[dict[str, Any]]]:
     return maker
 
 
-@dataclass(frozen=True, slots=True)
-class OpenBatch:
-    """A batch that is handed out in slices."""
-
-    batch: pa.RecordBatch
-    """The batch."""
-    arrays: Mapping[str, NDArray[Any]]
-    """Column -> all its numbers, where slices of them are what slices of the column become."""
-
-
 def _as_it_is(array: NDArray[Any]) -> NDArray[Any]:
     return array
+
+
+def _as_tensors(array: NDArray[Any]) -> tuple[torch.Tensor, ...]:
+    return torch.from_numpy(array).unbind()
+
+
+_JOIN: dict[type, Callable[[list[Any]], Any]] = {
+    # By numpy: torch.cat starts threads, for which a batch is too small.
+    torch.Tensor: lambda tensors: torch.from_numpy(np.concatenate([tensor.numpy() for tensor in tensors])),
+    np.ndarray: np.concatenate,
+    list: lambda lists: [*chain.from_iterable(lists)],
+}
 
 
 def _summary(schema: pa.Schema) -> str:

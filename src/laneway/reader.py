@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections import Counter, OrderedDict
+import threading
+from collections import Counter, deque
 from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
@@ -27,8 +28,8 @@ _OPEN_FILES = 16
 class RowReader:
     """Reads rows of a dataset's files as tables.
 
-    A few files stay open, for the process that opened them: a reader may be pickled and used after a fork.
-    It is not thread-safe; give each thread a reader of its own.
+    A few files stay open, for the process that opened them: a reader may be pickled, used after a fork, and by several
+    threads, each of which has a file for itself while it reads.
     """
 
     def __init__(self, manifest: Manifest, storage: Storage, columns: Sequence[str] | None = None) -> None:
@@ -54,15 +55,30 @@ class RowReader:
         self._file_columns = [name for name in names if name in set(manifest.file_schema.names)]
         keys = [field.name for field in manifest.partitions.fields]
         self._keys = {name: keys.index(name) for name in names if name in keys}
-        self._open: OrderedDict[int, BlockReader] = OrderedDict()
+        self._forget_files()
+
+    def _forget_files(self) -> None:
+        self._idle: deque[tuple[int, BlockReader]] = deque()
+        """Index of the file and open file, of those that no thread reads now; the one used last comes last."""
+        self._lock = threading.Lock()
         self._pid = os.getpid()
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the open files behind."""
-        return {**self.__dict__, "_open": OrderedDict()}
+        return {name: value for name, value in self.__dict__.items() if name not in {"_idle", "_lock", "_pid"}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Begin without open files."""
+        self.__dict__.update(state)
+        self._forget_files()
 
     def __repr__(self) -> str:
         return f"RowReader({self._manifest!r}, columns={self.schema.names})"
+
+    @property
+    def is_instant(self) -> bool:
+        """Whether reading is no more than looking up where rows are in memory."""
+        return self._storage.is_local and self._format.is_mapped
 
     def read(self, file_index: int, start: int, stop: int) -> pa.Table:
         """Return the rows [start, stop) of a data file.
@@ -98,23 +114,26 @@ class RowReader:
 
     def close(self) -> None:
         """Close the files. The reader can still be used: it opens them again."""
-        for reader in self._open.values():
-            reader.close()
-        self._open.clear()
+        with self._lock:
+            while self._idle:
+                self._idle.popleft()[1].close()
 
     def _decode(self, file_index: int, first: int, stop: int, num_rows: int) -> pa.Table:
-        reader = self._reader(file_index)
+        reader = self._borrow(file_index)
         blocks = f"{self._format.block_name} {first}" + (f" to {stop - 1}" if stop - first > 1 else "")
         path = self._storage.join(self._manifest.files.paths[file_index])
         try:
             table = reader.read(first, stop, self._file_columns)
         except DataFileError:
+            reader.close()
             self._check_unchanged(file_index)
             raise
         except (pa.ArrowException, OSError, ValueError) as error:
+            reader.close()
             self._check_unchanged(file_index)
             what = f"can't be decoded ({blocks})"
             raise self._storage.problem(path, what, error) from self._storage.cause(error)
+        self._give_back(file_index, reader)
         if table.num_rows != num_rows:
             difference = f"{blocks} had {num_rows:,} rows and now has {table.num_rows:,}"
             planned = self._manifest.planned(self._storage, file_index)
@@ -122,28 +141,30 @@ class RowReader:
         return table
 
     def _check_unchanged(self, file_index: int) -> None:
-        """Close a file that could not be read, and raise if that is because it changed."""
-        self._open.pop(file_index).close()
+        """Raise if a file could not be read because it changed."""
         planned = self._manifest.planned(self._storage, file_index)
         size = self._storage.size(planned.path)
         if size != planned.size:
             difference = f"it had {planned.size:,} bytes and now has {size:,}"
             raise changed_since_planned(self._storage, planned, difference)
 
-    def _reader(self, file_index: int) -> BlockReader:
+    def _borrow(self, file_index: int) -> BlockReader:
         if self._pid != os.getpid():
             # Files that a parent opened share their offsets and connections with it: forget, don't close.
-            self._open = OrderedDict()
-            self._pid = os.getpid()
-        reader = self._open.get(file_index)
-        if reader is None:
-            planned = self._manifest.planned(self._storage, file_index)
-            reader = self._format.open(self._storage, planned, self._file_schema)
-            self._open[file_index] = reader
-            if len(self._open) > _OPEN_FILES:
-                self._open.popitem(last=False)[1].close()
-        self._open.move_to_end(file_index)
-        return reader
+            self._forget_files()
+        with self._lock:
+            for index, (idle, reader) in enumerate(self._idle):
+                if idle == file_index:
+                    del self._idle[index]
+                    return reader
+        planned = self._manifest.planned(self._storage, file_index)
+        return self._format.open(self._storage, planned, self._file_schema)
+
+    def _give_back(self, file_index: int, reader: BlockReader) -> None:
+        with self._lock:
+            self._idle.append((file_index, reader))
+            if len(self._idle) > _OPEN_FILES:
+                self._idle.popleft()[1].close()
 
     def _complete(self, table: pa.Table, file_index: int) -> pa.Table:
         """Return the table with the columns that directories add, as `schema` has them."""

@@ -6,71 +6,45 @@ is read from the data files, put in order once and cut into slices. What is yiel
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import accumulate, islice
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-import pyarrow as pa
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any
 
 from laneway.convert import NullInColumnError
 from laneway.cursor import LaneRange, RowRun
 from laneway.packing import packed
+from laneway.windows import Slice, WindowReader
 from laneway.workers import is_in_worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from laneway.convert import BatchConverter, OpenBatch
+    from laneway.convert import BatchConverter
     from laneway.cursor import Cursor, Step
+    from laneway.gather import OpenRows
     from laneway.lanes import Segment
     from laneway.plan import Plan
     from laneway.reader import RowReader
+    from laneway.windows import OpenWindow, PendingWindow
 
 _ROWS_AT_ONCE = 1024
 """Rows that are converted together where rows are yielded one by one."""
-
-
-class Slice(NamedTuple):
-    """Rows [start, stop) of an open batch."""
-
-    opened: OpenBatch
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True, slots=True)
-class _OpenWindow:
-    """What a lane delivers of a window, in memory."""
-
-    bounds: list[int]
-    """Position of the lane at which each batch begins, and where the last ends."""
-    batches: list[OpenBatch]
-    """One batch, or several where a column is too long for one."""
-
-    def slice(self, start: int, stop: int) -> Slice:
-        """Return what one batch has of positions [start, stop), beginning with `start`; without a copy."""
-        i = bisect_right(self.bounds, start) - 1
-        first, last = self.bounds[i], self.bounds[i + 1]
-        return Slice(self.batches[i], start - first, min(stop, last) - first)
 
 
 class _LaneAhead:
     """The windows of one lane, read ahead from a position on."""
 
     def __init__(
-        self, segments: Iterator[Segment], position: int, read: Callable[[Segment, int], Future[_OpenWindow]]
+        self, segments: Iterator[Segment], position: int, read: Callable[[Segment, int], PendingWindow]
     ) -> None:
         self.position = position
         """Where the next window begins."""
         self._segments = segments
         self._read = read
         self._end = position
-        self._reading: deque[Future[_OpenWindow]] = deque()
+        self._reading: deque[PendingWindow] = deque()
 
-    def next_window(self, num_ahead: int) -> _OpenWindow:
+    def next_window(self, num_ahead: int) -> OpenWindow:
         """Return the next window, and have so many after it read."""
         for segment in islice(self._segments, num_ahead + 1 - len(self._reading)):
             self._reading.append(self._read(segment, self._end))
@@ -81,15 +55,15 @@ class _LaneAhead:
 
     def close(self) -> None:
         """Read no more."""
-        for future in self._reading:
-            future.cancel()
+        for window in self._reading:
+            window.cancel()
 
 
 class LaneReader:
     """Reads rows of lanes.
 
     It holds one window per lane, so many more as are read ahead, and a copy of the last row of lanes that are at their
-    end. Windows are read by one thread, in the order in which they were asked for; it ends with the reader.
+    end.
     """
 
     def __init__(self, plan: Plan, rows: RowReader, converter: BatchConverter, num_ahead: int) -> None:
@@ -97,17 +71,16 @@ class LaneReader:
 
         Args:
             plan: The lanes.
-            rows: Reads the data files; only the thread uses it.
-            converter: Makes what is yielded out of Arrow.
+            rows: Reads the data files, in threads of its own.
+            converter: Opens what was read.
             num_ahead: Windows of each lane that are read ahead.
         """
         self._plan = plan
-        self._rows = rows
+        self._windows = WindowReader(plan, rows, converter)
         self._converter = converter
         self._num_ahead = num_ahead
-        self._thread = ThreadPoolExecutor(1, "laneway-read")
         self._lane_rows: list[int] = plan.lanes.rows.tolist()
-        self._open: dict[int, _OpenWindow] = {}
+        self._open: dict[int, OpenWindow] = {}
         self._ahead: dict[int, _LaneAhead] = {}
         self._last_rows: dict[int, Slice] = {}
         """Lane -> a copy of its last row, which may be delivered again to pad the lane."""
@@ -124,7 +97,7 @@ class LaneReader:
         if found and stop >= lane_rows:
             # Copied before a user sees it: what pads the lane stays apart from changes in place.
             opened, _, last = found[-1]
-            self._last_rows[lane] = Slice(self._converter.open(opened.batch.take([last - 1])), 0, 1)
+            self._last_rows[lane] = Slice(self._converter.copied(opened, last - 1), 0, 1)
         if stop > lane_rows:
             found.append(self._last_rows.get(lane) or self._padding(lane))
         return found
@@ -132,9 +105,9 @@ class LaneReader:
     def _padding(self, lane: int) -> Slice:
         """Return the row that pads a lane: its last one, or for an empty lane a neighbour's."""
         (segment,) = self._plan.lanes.segments(lane, self._lane_rows[lane], self._lane_rows[lane] + 1)
-        return self._submit(segment, 0).result().slice(0, 1)
+        return self._windows.begin(segment, 0).result().slice(0, 1)
 
-    def _window(self, lane: int, position: int) -> _OpenWindow:
+    def _window(self, lane: int, position: int) -> OpenWindow:
         opened = self._open.get(lane)
         if opened is not None and opened.bounds[0] <= position < opened.bounds[-1]:
             return opened
@@ -143,15 +116,12 @@ class LaneReader:
         ahead = self._ahead.get(lane)
         if ahead is None or ahead.position != position:
             self._stop_reading(lane)
-            ahead = _LaneAhead(self._plan.lanes.segments_from(lane, position), position, self._submit)
+            ahead = _LaneAhead(self._plan.lanes.segments_from(lane, position), position, self._windows.begin)
         # Put back only when all went well: asked again after an error, it is read again.
         self._ahead.pop(lane, None)
         opened = self._open[lane] = ahead.next_window(self._num_ahead)
         self._ahead[lane] = ahead
         return opened
-
-    def _submit(self, segment: Segment, position: int) -> Future[_OpenWindow]:
-        return self._thread.submit(_read_window, self._plan, self._rows, self._converter, segment, position)
 
     def _stop_reading(self, lane: int) -> None:
         ahead = self._ahead.pop(lane, None)
@@ -175,22 +145,7 @@ class LaneReader:
             self._stop_reading(lane)
         self._open.clear()
         self._last_rows.clear()
-        self._thread.submit(self._rows.close)
-
-
-def _read_window(
-    plan: Plan, rows: RowReader, converter: BatchConverter, segment: Segment, position: int
-) -> _OpenWindow:
-    """Read a segment, which begins at a position of its lane."""
-    files, order = plan.window_files(segment.window), plan.window_order(segment.window)
-    if order is None:
-        (file,) = files
-        table = rows.read(file.file_index, file.start + segment.start, file.start + segment.stop)
-    else:
-        table = pa.concat_tables([rows.read(*file) for file in files]).take(order[segment.start : segment.stop])
-    batches = table.combine_chunks().to_batches()
-    bounds = [*accumulate((len(batch) for batch in batches), initial=position)]
-    return _OpenWindow(bounds, [converter.open(batch) for batch in batches])
+        self._windows.close()
 
 
 class Stream:
@@ -230,23 +185,19 @@ class Stream:
         """Return the next row or batch; it counts as delivered from now on."""
         raise NotImplementedError
 
-    def _read(self, ranges: list[LaneRange]) -> Slice:
+    def _converted(self, convert: Callable[[OpenRows, int, int], Any], ranges: list[LaneRange]) -> list[Any]:
+        """Return what the rows of lane ranges become, in one part or in several."""
         slices = [found for lane_range in ranges for found in self._lanes.read(lane_range)]
-        return slices[0] if len(slices) == 1 else self._joined(slices)
-
-    def _joined(self, slices: list[Slice]) -> Slice:
-        parts = [opened.batch.slice(start, stop - start) for opened, start, stop in slices]
-        (batch,) = pa.Table.from_batches(parts).combine_chunks().to_batches()
-        return Slice(self._converter.open(batch), 0, len(batch))
-
-    def _converted(self, convert: Callable[[OpenBatch, int, int], Any], ranges: list[LaneRange]) -> Any:  # noqa: ANN401
-        found = self._read(ranges)
+        parts: list[Any] = []
         try:
-            return convert(*found)
+            for found in slices:
+                parts.append(convert(*found))  # noqa: PERF401 - an error has to know how many were converted
         except NullInColumnError as error:
             if error.row_index is None:
                 raise
-            raise error.at(self._lanes.locate(ranges, error.row_index)) from None
+            row_index = sum(stop - start for _, start, stop in slices[: len(parts)]) + error.row_index
+            raise error.at(self._lanes.locate(ranges, row_index)) from None
+        return parts
 
     def _called(self, function: Callable[[Any], Any] | None, item: Any) -> Any:  # noqa: ANN401 - it is a user's
         if function is None:
@@ -280,7 +231,8 @@ class BatchStream(Stream):
         return packed(batch) if self._is_sent else batch
 
     def _make(self, step: Step) -> Any:  # noqa: ANN401 - a user's transform may return anything
-        return self._called(self._transform, self._converted(self._converter.slice, step.ranges))
+        parts = self._converted(self._converter.slice, step.ranges)
+        return self._called(self._transform, parts[0] if len(parts) == 1 else self._converter.joined(parts))
 
 
 class CollatedStream(BatchStream):
@@ -299,7 +251,7 @@ class CollatedStream(BatchStream):
         self._collate_fn = collate_fn
 
     def _make(self, step: Step) -> Any:  # noqa: ANN401 - a user's function may return anything
-        rows = self._converted(self._converter.slice_rows, step.ranges)
+        rows = [*chain.from_iterable(self._converted(self._converter.slice_rows, step.ranges))]
         if self._transform is not None:
             rows = [self._called(self._transform, row) for row in rows]
         return self._called(self._collate_fn, rows)
@@ -351,6 +303,6 @@ class RowStream(Stream):
         first, rows = self._ahead.get(lane, (0, []))
         if not first <= start < first + len(rows):
             wanted = LaneRange(lane, start, min(start + _ROWS_AT_ONCE, self.cursor.end_of(lane)))
-            first, rows = start, self._converted(self._converter.slice_rows, [wanted])
+            first, rows = start, [*chain.from_iterable(self._converted(self._converter.slice_rows, [wanted]))]
             self._ahead[lane] = (first, rows)
         self._run.begin(run, rows[start - first : stop - first])

@@ -48,15 +48,16 @@ def test_only_the_blocks_that_hold_the_rows_are_decoded(
 ) -> None:
     write_corpus(tmp_path, kind, ((5, 1, 7, 3),))
     reader = _reader(tmp_path)
-    opened = reader._reader(0)
+    blocks = type(reader._borrow(0))
     read: list[tuple[int, int]] = []
-    original = type(opened).read
+    original: Any = blocks.read
 
     def watch(self: Any, first: int, stop: int, columns: Any) -> pa.Table:
         read.append((first, stop))
-        return original(self, first, stop, columns)
+        table: pa.Table = original(self, first, stop, columns)
+        return table
 
-    monkeypatch.setattr(type(opened), "read", watch)
+    monkeypatch.setattr(blocks, "read", watch)
     for start, stop in ((0, 5), (4, 5), (5, 6), (4, 6), (6, 7), (12, 14), (0, 16), (3, 3)):
         reader.read(0, start, stop)
     assert read == [(0, 1), (0, 1), (1, 2), (0, 2), (2, 3), (2, 4), (0, 4)]
@@ -119,9 +120,9 @@ def test_few_files_stay_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     for file_index in [*range(40), *range(39, 24, -1), 39]:
         assert reader.read(file_index, 0, 1).column("id")[0].as_py() == 2 * file_index
     assert len(opened) == 40
-    assert len(reader._open) == 16
+    assert len(reader._idle) == 16
     reader.close()
-    assert len(reader._open) == 0
+    assert len(reader._idle) == 0
     assert reader.read(39, 0, 2).num_rows == 2
 
 
@@ -141,7 +142,7 @@ def test_a_reader_works_in_forked_children_and_as_a_copy(tmp_path: Path, kind: K
     assert results.get() == expected
     child.join()
     copy = pickle.loads(pickle.dumps(reader))
-    assert not copy._open
+    assert not copy._idle
     assert copy.read(0, 3, 9).to_pydict() == expected
     assert reader.read(0, 3, 9).to_pydict() == expected
 

@@ -55,6 +55,7 @@ class ArrowFormat:
     name = "arrow"
     suffixes = (".arrow", ".arrows", ".ipc", ".feather")
     block_name = "record batch"
+    is_mapped = True
 
     def recognises(self, head: bytes) -> bool:
         """Return whether a file that begins with `head` may be an Arrow file or stream."""

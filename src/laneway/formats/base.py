@@ -77,6 +77,10 @@ class Format(Protocol):
     def block_name(self) -> str:
         """What messages call a block: "row group" or "record batch"."""
 
+    @property
+    def is_mapped(self) -> bool:
+        """Whether local files are memory-mapped, so that reading most of them costs nothing."""
+
     def recognises(self, head: bytes) -> bool:
         """Return whether a file that begins with `head`, 8 bytes or fewer, may be of this format."""
 

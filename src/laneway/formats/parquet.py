@@ -31,6 +31,7 @@ class ParquetFormat:
     name = "parquet"
     suffixes = (".parquet", ".pq")
     block_name = "row group"
+    is_mapped = False
 
     def recognises(self, head: bytes) -> bool:
         """Return whether a file that begins with `head` may be a Parquet file."""

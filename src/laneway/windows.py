@@ -1,0 +1,143 @@
+"""Windows: their runs are read by a few threads, and put in order as they come in."""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_right
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+from laneway.gather import NotAtOnceError, OpenRows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from laneway.convert import BatchConverter
+    from laneway.gather import Gathering
+    from laneway.lanes import Segment
+    from laneway.plan import FileRange, Plan
+    from laneway.reader import RowReader
+
+_MAX_THREADS = 4
+
+_Result = TypeVar("_Result")
+
+
+class Slice(NamedTuple):
+    """Rows [start, stop) of open rows."""
+
+    opened: OpenRows
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class OpenWindow:
+    """What a lane delivers of a window, in memory."""
+
+    bounds: list[int]
+    """Position of the lane at which each part begins, and where the last ends."""
+    parts: list[OpenRows]
+    """One part, or several where a column is too long for one."""
+
+    def slice(self, start: int, stop: int) -> Slice:
+        """Return what one part has of positions [start, stop), beginning with `start`; without a copy."""
+        i = bisect_right(self.bounds, start) - 1
+        first, last = self.bounds[i], self.bounds[i + 1]
+        return Slice(self.parts[i], start - first, min(stop, last) - first)
+
+
+class WindowReader:
+    """Reads windows in the order in which they are asked for, each by several threads; they end with the reader."""
+
+    def __init__(self, plan: Plan, rows: RowReader, converter: BatchConverter) -> None:
+        """Read windows of `plan`.
+
+        Args:
+            plan: Tells what is in a window.
+            rows: Reads the data files; only the threads use it.
+            converter: Opens what was read.
+        """
+        self._plan = plan
+        self._rows = rows
+        self._converter = converter
+        is_instant = rows.is_instant and not plan.identity.settings.shuffle
+        num_threads = min(_MAX_THREADS, os.cpu_count() or 1)
+        self._threads = _NoThreads() if is_instant else ThreadPoolExecutor(num_threads, "laneway-read")
+
+    def begin(self, segment: Segment, position: int, *, at_once: bool = True) -> PendingWindow:
+        """Have a segment read, which begins at a position of its lane.
+
+        Args:
+            segment: Of a window.
+            position: Rows of the lane before it.
+            at_once: Whether numbers are converted once, for all slices together.
+        """
+        files, order = self._plan.window_files(segment.window), self._plan.window_order(segment.window)
+        if order is None:
+            (file,) = files
+            wanted = file._replace(start=file.start + segment.start, stop=file.start + segment.stop)
+            return PendingWindow(self, segment, position, [self._threads.submit(self._open, wanted)])
+        run_rows = [file.stop - file.start for file in files]
+        gathering = self._converter.gathering(order[segment.start : segment.stop], run_rows, at_once=at_once)
+        runs = [self._threads.submit(self._gather, gathering, *run) for run in enumerate(files)]
+        return PendingWindow(self, segment, position, runs)
+
+    def _open(self, file: FileRange) -> list[OpenRows]:
+        batches = self._rows.read(*file).combine_chunks().to_batches()
+        return [self._converter.open(batch) for batch in batches]
+
+    def _gather(self, gathering: Gathering, run_index: int, file: FileRange) -> list[OpenRows] | None:
+        return gathering.finish() if gathering.put(run_index, self._rows.read(*file)) else None
+
+    def close(self) -> None:
+        """Let go of the files; the reader can still be used."""
+        self._threads.submit(self._rows.close)
+
+
+class PendingWindow:
+    """A window that is being read."""
+
+    def __init__(
+        self, reader: WindowReader, segment: Segment, position: int, runs: list[Future[list[OpenRows] | None]]
+    ) -> None:
+        """Wait for these runs, one of which returns the rows of all."""
+        self._reader = reader
+        self._segment = segment
+        self._position = position
+        self._runs = runs
+
+    def result(self) -> OpenWindow:
+        """Return the window when it has been read.
+
+        Raises:
+            DataFileError: Of the first run that can't be read.
+        """
+        try:
+            (parts,) = [found for found in [run.result() for run in self._runs] if found is not None]
+        except NotAtOnceError:
+            return self._reader.begin(self._segment, self._position, at_once=False).result()
+        finally:
+            self.cancel()
+        bounds = [*accumulate((part.num_rows for part in parts), initial=self._position)]
+        return OpenWindow(bounds, parts)
+
+    def cancel(self) -> None:
+        """Read no run that hasn't been begun."""
+        for run in self._runs:
+            run.cancel()
+
+
+class _NoThreads(Executor):
+    """Does at once, in the caller's thread, what it is given: reading what is memory-mapped is only looking it up."""
+
+    def submit(self, function: Callable[..., _Result], /, *args: object, **kwargs: object) -> Future[_Result]:
+        """Return the outcome."""
+        future: Future[_Result] = Future()
+        try:
+            future.set_result(function(*args, **kwargs))
+        except Exception as error:  # noqa: BLE001 - it is the future's, as with threads
+            future.set_exception(error)
+        return future
