@@ -17,7 +17,7 @@ from laneway.fill import FillNull, fill_scalars
 from laneway.gather import Block, Gathering, OpenRows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -105,7 +105,7 @@ class BatchConverter:
         {'x': tensor([ 1, -1]), 'name': ['a', 'b']}
     """
 
-    __slots__ = ("_at_once", "_columns", "_output", "_schema", "_wrap", "_wrap_all")
+    __slots__ = ("_at_once", "_columns", "_output", "_schema", "_wrap")
 
     def __init__(self, schema: pa.Schema, output: Output, fill_null: FillNull | None = None) -> None:
         if output not in get_args(Output):
@@ -123,7 +123,6 @@ class BatchConverter:
         self._output = output
         converted = () if output == "arrow" else schema
         self._wrap: Callable[[NDArray[Any]], Any] = torch.from_numpy if output == "torch" else _as_it_is
-        self._wrap_all: Callable[[NDArray[Any]], Iterable[Any]] = _as_tensors if output == "torch" else _as_it_is
         self._columns = tuple((f.name, column_converter(f.type, output, fills.get(f.name))) for f in converted)
         to_arrays = ((name, at_once(convert)) for name, convert in self._columns)
         self._at_once = {name: to_array for name, to_array in to_arrays if to_array is not None}
@@ -176,11 +175,7 @@ class BatchConverter:
             return rest
         found: dict[str, Any] = {}
         for names, values in rows.blocks:
-            if len(names) == 1:
-                found[names[0]] = self._wrap(values[0, start:stop])
-            else:
-                # Copied together: a tensor that is sent or saved would take the whole window's memory with it.
-                found.update(zip(names, self._wrap_all(values[:, start:stop].copy()), strict=True))
+            found.update(zip(names, map(self._wrap, values[:, start:stop]), strict=True))
         if rest is None:
             return found
         return {
@@ -264,10 +259,6 @@ def _row_maker(names: tuple[str, ...]) -> Callable[..., list[dict[str, Any]]]:
 
 def _as_it_is(array: NDArray[Any]) -> NDArray[Any]:
     return array
-
-
-def _as_tensors(array: NDArray[Any]) -> tuple[torch.Tensor, ...]:
-    return torch.from_numpy(array).unbind()
 
 
 _JOIN: dict[type, Callable[[list[Any]], Any]] = {

@@ -1,7 +1,7 @@
 """Rows in memory that are handed out in slices, and how those of several runs are put in another order.
 
 Numbers are copied to their places as soon as a run has been read, so that a window is held once; neighbouring columns
-of one dtype share an array, of which a batch is one copy. All other columns stay Arrow's: they are put
+of one dtype share an array, so that they are sent together. All other columns stay Arrow's: they are put
 together and taken in order when all runs are there.
 """
 
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from laneway.columns import ToStored
-
-_SHARED_VALUE_BYTES = 64
-"""Columns share an array if a value takes no more: larger ones are not worth a copy per batch."""
 
 
 class Block(NamedTuple):
@@ -91,8 +88,7 @@ class Gathering:
             self._put_numbers(start, chunks)
             start += len(chunks[0])
         rest = [name for name in table.column_names if name not in self._at_once]
-        # A table without columns still tells its rows.
-        self._rest[run_index] = table.select(rest) if rest or not self._at_once else None
+        self._rest[run_index] = table.select(rest) if rest else None
         with self._lock:
             self._num_missing -= 1
             return not self._num_missing
@@ -135,15 +131,8 @@ class Gathering:
 
 def _blocks(columns: dict[str, NDArray[Any]], num_rows: int) -> list[Block]:
     """Return blocks, not filled yet, for columns like these."""
-
-    def kind(item: tuple[int, tuple[str, NDArray[Any]]]) -> tuple[Any, ...]:
-        index, (_, values) = item
-        value_bytes = values.dtype.itemsize * int(np.prod(values.shape[1:]))
-        # A column of large values is alone, so the index tells it from its neighbours.
-        return values.dtype, values.shape[1:], index if value_bytes > _SHARED_VALUE_BYTES else -1
-
     blocks = []
-    for (dtype, shape, _), members in groupby(enumerate(columns.items()), kind):
-        names = tuple(name for _, (name, _) in members)
-        blocks.append(Block(names, np.empty((len(names), num_rows, *shape), dtype)))
+    for (dtype, shape), names in groupby(columns, lambda name: (columns[name].dtype, columns[name].shape[1:])):
+        alike = tuple(names)
+        blocks.append(Block(alike, np.empty((len(alike), num_rows, *shape), dtype)))
     return blocks

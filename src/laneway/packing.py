@@ -7,15 +7,25 @@ tensors and arrays are views of that buffer.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import math
+import operator
+from multiprocessing.reduction import ForkingPickler
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 
+from laneway.buffers import Ticket, lend, receive
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from laneway.gather import Block
+
 _ALIGNMENT = 64
 """Bytes: every dtype may begin there."""
-_MAX_INLINE_BYTES = 1 << 17
-"""A buffer up to this size travels through the pipe; a larger one in shared memory, for which a handle is sent."""
+_MAX_INLINE_BYTES = 1 << 14
+"""A buffer up to this size travels through the pipe, a larger one in shared memory."""
 
 
 _DTYPES = frozenset(
@@ -42,71 +52,145 @@ class _Block(NamedTuple):
     start: int
     """Byte of the buffer at which the first one begins; the others follow it."""
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all of them."""
+        return len(self.keys) * math.prod(self.shape) * self.dtype.itemsize
+
+    def view(self, buffer: bytearray | torch.Tensor) -> torch.Tensor:
+        """Return all of them, in a buffer, as one tensor (columns, *shape)."""
+        shape, num_bytes = (len(self.keys), *self.shape), self.num_bytes
+        if isinstance(buffer, torch.Tensor):
+            return buffer[self.start : self.start + num_bytes].view(self.dtype).view(shape)
+        if not num_bytes:
+            return torch.empty(shape, dtype=self.dtype)
+        count = num_bytes // self.dtype.itemsize
+        return torch.frombuffer(buffer, dtype=self.dtype, count=count, offset=self.start).view(shape)
+
 
 class PackedBatch(dict[Any, Any]):
     """A batch that is sent between processes as one buffer, and received as a plain dict."""
 
+    def __init__(self, batch: dict[Any, Any], blocks: Sequence[Block] = ()) -> None:
+        """Take over a batch.
+
+        Args:
+            batch: The batch.
+            blocks: Columns of it that lie together, in one piece each.
+        """
+        super().__init__(batch)
+        self._blocks = blocks
+        self._values = tuple(batch.values()) if blocks else ()
+
     def __copy__(self) -> PackedBatch:
         """Return a shallow copy, which is sent as one buffer too."""
-        return PackedBatch(self)
+        return PackedBatch(self, self.known_blocks)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Return how the plain dict is made in the receiver."""
-        return _unpacked, _packed(self)
+        """Return how a plain dict is made of it, wherever it is pickled to."""
+        return dict, (dict(self),)
+
+    @property
+    def known_blocks(self) -> Sequence[Block]:
+        """The columns that lie together, unless somebody has put another value into the dict."""
+        is_as_made = len(self) == len(self._values) and all(map(operator.is_, self.values(), self._values))
+        return self._blocks if is_as_made else ()
 
 
-def packed(item: Any) -> Any:  # noqa: ANN401 - a user's transform may return anything
-    """Return what a worker sends for an item: a packed batch for a dict, and any other item as it is."""
-    return PackedBatch(item) if type(item) is dict else item
+def packed(item: Any, blocks: Sequence[Block] = ()) -> Any:  # noqa: ANN401 - a user's transform may return anything
+    """Return what a worker sends for an item: a packed batch for a dict, and any other item as it is.
+
+    Args:
+        item: What is sent.
+        blocks: Columns of it that lie together, in one piece each.
+    """
+    return PackedBatch(item, blocks) if type(item) is dict else item
 
 
-def _packed(batch: dict[Any, Any]) -> tuple[Any, ...]:
+def _reduced(batch: PackedBatch) -> tuple[Any, ...]:
+    """Return how the plain dict is made in another process that a queue leads to."""
+    return _unpacked, _packed(batch, batch.known_blocks)
+
+
+ForkingPickler.register(PackedBatch, _reduced)
+
+
+class _Group(NamedTuple):
+    """What becomes a block."""
+
+    keys: list[Any]
+    """Columns."""
+    is_numpy: bool
+    """Whether they are arrays, and not tensors."""
+    columns: list[torch.Tensor] | torch.Tensor
+    """Each of them, or all as one tensor of one dimension more."""
+
+
+def _packed(batch: dict[Any, Any], known: Sequence[Block]) -> tuple[Any, ...]:
     """Return the keys, the blocks, the buffer, and the values that are in no block."""
-    found: list[tuple[tuple[bool, torch.dtype, torch.Size], list[Any], list[torch.Tensor]]] = []
+    groups, rest = _grouped(batch, known)
+    blocks, stop = [], 0
+    for keys, is_numpy, columns in groups:
+        start = -(-stop // _ALIGNMENT) * _ALIGNMENT
+        block = _Block(tuple(keys), is_numpy, columns[0].dtype, tuple(columns[0].shape), start)
+        blocks.append(block)
+        stop = start + block.num_bytes
+    into: bytearray | torch.Tensor
+    sent: bytearray | Ticket
+    if stop <= _MAX_INLINE_BYTES:
+        into = sent = bytearray(stop)
+    else:
+        into, sent = lend(stop)
+    for block, group in zip(blocks, groups, strict=True):
+        if isinstance(group.columns, torch.Tensor):
+            block.view(into).copy_(group.columns)
+        else:
+            torch.stack(group.columns, out=block.view(into))
+    return tuple(batch), tuple(blocks), sent, rest
+
+
+def _grouped(batch: dict[Any, Any], known: Sequence[Block]) -> tuple[list[_Group], dict[Any, Any]]:
+    """Return what becomes a block each, and the values that become none."""
+    groups = [
+        _Group(list(names), type(batch[names[0]]) is np.ndarray, torch.from_numpy(values)) for names, values in known
+    ]
+    others = batch.items()
+    if known:
+        covered = {name for names, _ in known for name in names}
+        others = {key: value for key, value in batch.items() if key not in covered}.items()
     rest: dict[Any, Any] = {}
-    for key, value in batch.items():
+    last: tuple[bool, torch.dtype, torch.Size] | None = None
+    for key, value in others:
         is_numpy = type(value) is np.ndarray
         tensor = _as_tensor(value) if is_numpy else value
         if type(tensor) is not torch.Tensor or not _can_be_copied(tensor):
             rest[key] = value
             continue
         kind = (is_numpy, tensor.dtype, tensor.shape)
-        if not found or found[-1][0] != kind:
-            found.append((kind, [], []))
-        found[-1][1].append(key)
-        found[-1][2].append(tensor)
-    blocks, stop = [], 0
-    for (is_numpy, dtype, shape), keys, tensors in found:
-        start = -(-stop // _ALIGNMENT) * _ALIGNMENT
-        blocks.append(_Block(tuple(keys), is_numpy, dtype, tuple(shape), start))
-        stop = start + len(tensors) * tensors[0].nbytes
-    is_inline = stop <= _MAX_INLINE_BYTES
-    buffer = torch.empty(stop, dtype=torch.uint8)
-    if not is_inline:
-        buffer.share_memory_()  # type: ignore[no-untyped-call]
-    for block, (_, _, tensors) in zip(blocks, found, strict=True):
-        torch.stack(tensors, out=_view(buffer, block))
-    return tuple(batch), tuple(blocks), buffer.numpy().tobytes() if is_inline else buffer, rest
+        if kind != last:
+            groups.append(_Group([], is_numpy, columns := []))
+            last = kind
+        groups[-1].keys.append(key)
+        columns.append(tensor)
+    return groups, rest
 
 
 def _unpacked(
-    keys: tuple[Any, ...], blocks: tuple[_Block, ...], sent: bytes | torch.Tensor, rest: dict[Any, Any]
+    keys: tuple[Any, ...], blocks: tuple[_Block, ...], sent: bytearray | Ticket, rest: dict[Any, Any]
 ) -> dict[Any, Any]:
     """Return the batch; what `_packed` returned is given."""
-    buffer = sent
-    if not isinstance(buffer, torch.Tensor):
-        buffer = torch.frombuffer(bytearray(buffer), dtype=torch.uint8) if buffer else torch.empty(0, dtype=torch.uint8)
     values = dict(rest)
+    buffer = sent if isinstance(sent, bytearray) else receive(sent)
     for block in blocks:
-        whole = _view(buffer, block)
-        values.update(zip(block.keys, whole.numpy() if block.is_numpy else whole.unbind(), strict=True))
-    return {key: values[key] for key in keys} if rest else values
-
-
-def _view(buffer: torch.Tensor, block: _Block) -> torch.Tensor:
-    shape = (len(block.keys), *block.shape)
-    num_bytes = int(np.prod(shape)) * block.dtype.itemsize
-    return buffer[block.start : block.start + num_bytes].view(block.dtype).view(shape)
+        whole = block.view(buffer)
+        if block.is_numpy:
+            values.update(zip(block.keys, whole.numpy(), strict=True))
+        elif block.dtype is not torch.bfloat16:
+            # Faster than unbind; and numpy lacks only that dtype.
+            values.update(zip(block.keys, map(torch.from_numpy, whole.numpy()), strict=True))
+        else:
+            values.update(zip(block.keys, whole.unbind(), strict=True))
+    return {key: values[key] for key in keys}
 
 
 def _as_tensor(array: np.ndarray[Any, Any]) -> torch.Tensor | None:

@@ -185,9 +185,13 @@ class Stream:
         """Return the next row or batch; it counts as delivered from now on."""
         raise NotImplementedError
 
-    def _converted(self, convert: Callable[[OpenRows, int, int], Any], ranges: list[LaneRange]) -> list[Any]:
-        """Return what the rows of lane ranges become, in one part or in several."""
-        slices = [found for lane_range in ranges for found in self._lanes.read(lane_range)]
+    def _read(self, ranges: list[LaneRange]) -> list[Slice]:
+        return [found for lane_range in ranges for found in self._lanes.read(lane_range)]
+
+    def _converted(
+        self, convert: Callable[[OpenRows, int, int], Any], slices: list[Slice], ranges: list[LaneRange]
+    ) -> list[Any]:
+        """Return what each slice becomes of what was read of lane ranges."""
         parts: list[Any] = []
         try:
             for found in slices:
@@ -198,6 +202,10 @@ class Stream:
             row_index = sum(stop - start for _, start, stop in slices[: len(parts)]) + error.row_index
             raise error.at(self._lanes.locate(ranges, row_index)) from None
         return parts
+
+    def _rows(self, ranges: list[LaneRange]) -> list[Any]:
+        parts = self._converted(self._converter.slice_rows, self._read(ranges), ranges)
+        return parts[0] if len(parts) == 1 else [*chain.from_iterable(parts)]
 
     def _called(self, function: Callable[[Any], Any] | None, item: Any) -> Any:  # noqa: ANN401 - it is a user's
         if function is None:
@@ -228,11 +236,18 @@ class BatchStream(Stream):
             raise StopIteration
         batch = self._make(step)
         self.cursor.deliver_batch(step)
-        return packed(batch) if self._is_sent else batch
+        return batch
 
     def _make(self, step: Step) -> Any:  # noqa: ANN401 - a user's transform may return anything
-        parts = self._converted(self._converter.slice, step.ranges)
-        return self._called(self._transform, parts[0] if len(parts) == 1 else self._converter.joined(parts))
+        slices = self._read(step.ranges)
+        parts = self._converted(self._converter.slice, slices, step.ranges)
+        batch = self._called(self._transform, parts[0] if len(parts) == 1 else self._converter.joined(parts))
+        if not self._is_sent:
+            return batch
+        if len(parts) > 1 or self._transform is not None:
+            return packed(batch)
+        opened, start, stop = slices[0]
+        return packed(batch, [block.slice(start, stop) for block in opened.blocks])
 
 
 class CollatedStream(BatchStream):
@@ -251,10 +266,11 @@ class CollatedStream(BatchStream):
         self._collate_fn = collate_fn
 
     def _make(self, step: Step) -> Any:  # noqa: ANN401 - a user's function may return anything
-        rows = [*chain.from_iterable(self._converted(self._converter.slice_rows, step.ranges))]
+        rows = self._rows(step.ranges)
         if self._transform is not None:
             rows = [self._called(self._transform, row) for row in rows]
-        return self._called(self._collate_fn, rows)
+        batch = self._called(self._collate_fn, rows)
+        return packed(batch) if self._is_sent else batch
 
 
 class RowStream(Stream):
@@ -303,6 +319,6 @@ class RowStream(Stream):
         first, rows = self._ahead.get(lane, (0, []))
         if not first <= start < first + len(rows):
             wanted = LaneRange(lane, start, min(start + _ROWS_AT_ONCE, self.cursor.end_of(lane)))
-            first, rows = start, [*chain.from_iterable(self._converted(self._converter.slice_rows, [wanted]))]
+            first, rows = start, self._rows([wanted])
             self._ahead[lane] = (first, rows)
         self._run.begin(run, rows[start - first : stop - first])
