@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 MAX_LANES = 2**16
 """Lanes of a cut at the most: a state holds an integer for each."""
 
+MAX_WINDOW_SHARDS = 128
+"""Pieces of shards in a window at the most: each is a file to open, where files are small."""
+
 Remainder = Literal["pad", "drop", "keep"]
 """What to do about the row by which lanes differ in length."""
 
@@ -193,8 +196,9 @@ def cut_epoch(
     Args:
         shards: All shards of the dataset.
         num_lanes: Number of lanes, >= 1.
-        window_bytes: Wanted uncompressed size of a window, where `shuffle` is true; otherwise the order doesn't
-            depend on windows, and each piece of a shard is one, so that reading holds as little as possible.
+        window_bytes: Wanted uncompressed size of a window, where `shuffle` is true; a window has no more than
+            `MAX_WINDOW_SHARDS` pieces of shards. Otherwise the order doesn't depend on windows, and each piece of a
+            shard is one, so that reading holds as little as possible.
         shuffle: Whether the shards are permuted, and later the rows of each window.
         seed: Any int in [0, 2**63).
         epoch: Zero-based.
@@ -208,6 +212,8 @@ def cut_epoch(
     if shuffle:
         share = (pieces.stop - pieces.start) / lengths[pieces.item]
         sizes = (shards.num_bytes[order][pieces.item] * share).astype(np.int64)
+        # Many small files make no window that takes seconds to open: the line itself mixes those.
+        sizes = np.maximum(sizes, window_bytes // MAX_WINDOW_SHARDS)
         first_pieces = group_by_size(sizes, pieces.lane, window_bytes)
     else:
         first_pieces = np.arange(len(pieces.item), dtype=np.int64)
