@@ -25,7 +25,7 @@ from fsspec.utils import glob_translate
 from laneway.errors import DataFileError, LanewayError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from fsspec import AbstractFileSystem
 
@@ -272,29 +272,31 @@ class Storage:
 
     @property
     def reads_at_once(self) -> bool:
-        """Whether `read_ranges` sends its requests at the same time."""
+        """Whether `read_tails` sends its requests at the same time."""
         return bool(self.filesystem.async_impl)
 
-    def read_ranges(self, paths: Sequence[str], starts: Sequence[int], stops: Sequence[int]) -> list[bytes | None]:
-        """Return the bytes [start, stop) of each file, or None where that did not succeed at once.
+    def read_tails(self, paths: Sequence[str], sizes: Sequence[int], num_bytes: int) -> list[bytes | None]:
+        """Return the last `num_bytes` of each file, or all of it; None for one where that did not succeed at once.
 
         What is None is to be asked for with `read_range`, which tries again and says what fails.
         """
-        wanted = [index for index in range(len(paths)) if starts[index] < stops[index]]
-        found: list[bytes | None] = [b""] * len(paths)
-        try:
-            results = self.filesystem.cat_ranges(
-                [self._asked(paths[index]) for index in wanted],
-                [starts[index] for index in wanted],
-                [stops[index] for index in wanted],
-                on_error="return",
-            )
-        except Exception:  # noqa: BLE001 - every fsspec backend has exceptions of its own
-            results = [None] * len(wanted)
-        for index, result in zip(wanted, results, strict=True):
-            is_whole = isinstance(result, bytes) and len(result) == stops[index] - starts[index]
-            found[index] = result if is_whole else None
-        return found
+        lengths = [min(size, num_bytes) for size in sizes]
+        starts = [size - length for size, length in zip(sizes, lengths, strict=True)]
+        tails: Iterable[Any]
+        if self.is_local:
+            tails = map(_read_at, paths, starts, lengths)
+        elif self.reads_at_once and all(lengths):
+            try:
+                asked = [self._asked(path) for path in paths]
+                tails = self.filesystem.cat_ranges(asked, starts, list(sizes), on_error="return")
+            except Exception:  # noqa: BLE001 - every fsspec backend has exceptions of its own
+                tails = [None] * len(paths)
+        else:
+            tails = [None] * len(paths)
+        return [
+            tail if isinstance(tail, bytes) and len(tail) == length else None
+            for tail, length in zip(tails, lengths, strict=True)
+        ]
 
     def open(self, path: str, size: int) -> RangeFile:
         """Return a seekable file object, which reads exactly what it is asked for and nothing ahead."""
@@ -461,6 +463,18 @@ def glob_root(pattern: str) -> str:
     parts = pattern.split("/")
     first = next(index for index, part in enumerate(parts) if has_wildcards(part))
     return "/".join(parts[:first]) or ("/" if pattern.startswith("/") else "")
+
+
+def _read_at(path: str, start: int, length: int) -> bytes | None:
+    """Return what is there to read of a local file, without a file object: that takes longer than the reading."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return os.pread(handle, length, start)
+        finally:
+            os.close(handle)
+    except OSError:
+        return None
 
 
 def _local_entry(path: str, facts: os.stat_result) -> Entry:

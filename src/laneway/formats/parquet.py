@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, final
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow.parquet.core import ParquetReader
 
 from laneway.errors import DataFileError
 from laneway.files import digest
@@ -42,26 +43,31 @@ class ParquetFormat:
         The digest covers the last 64 KiB and the whole footer, so it sees a small file that was rewritten
         even where the footer stays the same.
         """
-        file, tail_digest = _read_footer(storage, path, size, tail)
-        metadata = file.metadata
-        groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+        tail = _read_tail(storage, path, size, tail)
+        # What pq.ParquetFile is made of, without what it prepares for reading: there may be 100,000 files.
+        reader = ParquetReader()
         try:
-            schema = file.schema_arrow
+            reader.open(pa.BufferReader(tail))
+        except (pa.ArrowException, OSError) as error:
+            raise storage.problem(path, "has a damaged footer", error) from storage.cause(error)
+        try:
+            schema = reader.schema_arrow
         except (pa.ArrowException, OSError) as error:
             raise storage.problem(path, "has columns that pyarrow can't read", error) from storage.cause(error)
+        metadata = reader.metadata
+        groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
         return FileScan(
             schema=schema,
             block_rows=[group.num_rows for group in groups],
             block_bytes=[group.total_byte_size for group in groups],
-            digest=tail_digest,
+            digest=digest(tail),
             layout=[],
         )
 
     def open(self, storage: Storage, planned: PlannedFile, schema: pa.Schema) -> ParquetBlocks:  # noqa: ARG002
         """Open a file whose footer is still the one that the manifest was made of."""
         try:
-            footer, tail_digest = _read_footer(storage, planned.path, planned.size)
-            metadata = footer.metadata
+            metadata, tail_digest = _read_footer(storage, planned.path, planned.size)
         except DataFileError:
             size = storage.size(planned.path)
             if size == planned.size:
@@ -112,8 +118,18 @@ class ParquetBlocks:
         self._file.close(force=True)
 
 
-def _read_footer(storage: Storage, path: str, size: int, tail: bytes | None = None) -> tuple[pq.ParquetFile, str]:
-    """Return the end of a Parquet file, as a file of which nothing but the footer is there, and its digest."""
+def _read_footer(storage: Storage, path: str, size: int) -> tuple[pq.FileMetaData, str]:
+    """Return the footer of a Parquet file and the digest of the bytes at its end."""
+    tail = _read_tail(storage, path, size)
+    try:
+        metadata = pq.read_metadata(pa.BufferReader(tail))
+    except (pa.ArrowException, OSError) as error:
+        raise storage.problem(path, "has a damaged footer", error) from storage.cause(error)
+    return metadata, digest(tail)
+
+
+def _read_tail(storage: Storage, path: str, size: int, tail: bytes | None = None) -> bytes:
+    """Return the end of a Parquet file, at least its whole footer; `tail` is what has been read of it."""
     start = max(0, size - ParquetFormat.tail_bytes)
     if tail is None:
         tail = storage.read_range(path, start, size)
@@ -131,9 +147,4 @@ def _read_footer(storage: Storage, path: str, size: int, tail: bytes | None = No
         raise DataFileError(message)
     if footer_bytes > len(tail):
         tail = storage.read_range(path, size - footer_bytes, start) + tail
-    try:
-        # Not pq.read_metadata: what is opened here knows the Arrow schema already.
-        file = pq.ParquetFile(pa.BufferReader(tail))
-    except (pa.ArrowException, OSError) as error:
-        raise storage.problem(path, "has a damaged footer", error) from storage.cause(error)
-    return file, digest(tail)
+    return tail
