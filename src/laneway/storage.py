@@ -6,21 +6,26 @@ import io
 import os
 import pickle
 import re
-import tempfile
+import stat
+import uuid
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, cast, final
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast, final
 
 import fsspec
 import pyarrow.fs
-from fsspec.core import url_to_fs
+from fsspec.asyn import AsyncFileSystem
+from fsspec.core import split_protocol, url_to_fs
 from fsspec.implementations.arrow import ArrowFSWrapper
+from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.utils import glob_translate
 
 from laneway.errors import DataFileError, LanewayError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from fsspec import AbstractFileSystem
 
@@ -29,6 +34,23 @@ if TYPE_CHECKING:
 _USERINFO = re.compile(r"(?<=://)/?[^/\s]*@")
 _QUERY = re.compile(r"(://[^\s?'\"]*)\?[^\s'\"]*")
 _SHORTEST_SECRET = 4
+_WILDCARDS = "*?["
+
+# What filesystems call the version of a file; an ETag tells more than a time does.
+_VERSION_KEYS = ("ETag", "etag", "e_tag", "blob_id", "mtime", "LastModified", "last_modified", "updated", "created")
+
+
+class Entry(NamedTuple):
+    """A file or a directory, as its storage lists it."""
+
+    path: str
+    """Path as the storage understands it."""
+    kind: str
+    """"file" or "directory"."""
+    size: int
+    """Bytes."""
+    version: str
+    """What changes when the file is written again: its ETag, else its time in ns, else nothing."""
 
 
 @final
@@ -122,6 +144,14 @@ class Storage:
             self._queries[path] = mark + query
         return path if path.strip("/") == "" else path.rstrip("/")
 
+    def beside(self, source: str | os.PathLike[str]) -> Storage:
+        """Return the storage of a local path or a URL, with the options of this one if it is of the same filesystem."""
+        protocol = split_protocol(os.fspath(source))[0]
+        mine = self.filesystem.protocol
+        if protocol and not self.is_local and protocol in ((mine,) if isinstance(mine, str) else mine):
+            return Storage(source, self._given, self._options)
+        return Storage(source)
+
     def join(self, relative: str) -> str:
         """Return the path of a file that is given relative to the root."""
         return relative if self.root == "" else f"{self.root.rstrip('/')}/{relative}"
@@ -132,18 +162,21 @@ class Storage:
             path = cast("str", self.filesystem.unstrip_protocol(path))
         return _scrub(path)
 
-    def info(self, path: str) -> tuple[str, int] | None:
-        """Return kind ("file" or "directory") and size in bytes of `path`, or None if it is not there.
+    def info(self, path: str) -> Entry | None:
+        """Return what is at `path` now, or None if nothing is.
 
         Raises:
             DataFileError: The storage refused to tell.
         """
         with self._naming(path):
             try:
+                if self.is_local:
+                    return _local_entry(path, os.stat(path))  # noqa: PTH116 - paths are strings here
+                self.filesystem.invalidate_cache(path)
                 facts = self.filesystem.info(self._asked(path))
             except FileNotFoundError:
                 return None
-        return str(facts["type"]), int(facts.get("size") or 0)
+        return Entry(path, str(facts["type"]), int(facts.get("size") or 0), _version(facts))
 
     def size(self, path: str) -> int:
         """Return the size of a file in bytes, as it is now.
@@ -155,10 +188,11 @@ class Storage:
             self.filesystem.invalidate_cache()
             return int(self.filesystem.info(self._asked(path))["size"])
 
-    def find(self, directory: str) -> list[tuple[str, int]]:
-        """Return path and size of every file below a directory as it is now, in any order.
+    def find(self, directory: str) -> list[Entry]:
+        """Return every file below a directory as it is now, in any order, with one listing where the store has it.
 
-        Local directories whose name begins with `_` or `.` are not entered.
+        Local directories whose name begins with `_` or `.` are not entered. An object store without directories may
+        return nothing for one that is missing, and for the path of a file that file.
 
         Raises:
             DataFileError: The directory, or one below it, is missing or can't be listed.
@@ -166,20 +200,47 @@ class Storage:
         if self.is_local:
             return list(self._walk(directory, (os.path.realpath(directory),)))
         with self._naming(directory):
-            self.filesystem.invalidate_cache()
-            found = self.filesystem.find(directory, detail=True)
-        return [(path, int(facts["size"])) for path, facts in found.items() if facts["type"] == "file"]
+            filesystem = self.filesystem
+            filesystem.invalidate_cache()
+            if isinstance(filesystem, ArrowFSWrapper):
+                infos = filesystem.fs.get_file_info(pyarrow.fs.FileSelector(directory, recursive=True))
+                files = [info for info in infos if info.type == pyarrow.fs.FileType.File]
+                return [Entry(info.path, "file", info.size, str(info.mtime_ns or "")) for info in files]
+            # Where fsspec walks by itself, it would leave out the directories that it can't list.
+            options = {"on_error": "raise"} if _is_walked(filesystem) else {}
+            found = filesystem.find(directory, detail=True, **options)
+        return [entry for path, facts in found.items() if (entry := self._entry(path, facts)).kind == "file"]
 
-    def glob(self, pattern: str) -> list[tuple[str, str, int]]:
-        """Return path, kind ("file" or "directory") and size of everything that matches now, in any order.
+    @property
+    def lists_at_once(self) -> bool:
+        """Whether `find` is one listing, instead of one for each directory."""
+        return not self.is_local and not _is_walked(self.filesystem)
+
+    def glob(self, pattern: str) -> list[Entry]:
+        """Return every file that matches now, or lies below a directory that does, in any order.
+
+        Wildcards are those of fsspec: `*`, `?`, `[...]`, and `**` for any number of directories.
 
         Raises:
             DataFileError: The storage can't be listed.
         """
-        with self._naming(pattern):
-            self.filesystem.invalidate_cache()
-            found = self.filesystem.glob(pattern, detail=True)
-        return [(path, str(facts["type"]), int(facts.get("size") or 0)) for path, facts in found.items()]
+        root = glob_root(pattern)
+        depth = pattern.count("/") + 1
+        matches = re.compile(glob_translate(pattern)).match
+        if "**" not in pattern and "/" not in pattern[len(root) :].lstrip("/"):
+            found = [entry for entry in self._children(root) if matches(entry.path.rstrip("/"))]
+            directories = [entry.path for entry in found if entry.kind == "directory"]
+            below = [entry for directory in directories for entry in self.find(directory)]
+            return [entry for entry in found if entry.kind == "file"] + below
+        if (self.is_local or not self.lists_at_once) and self.info(root) is None:
+            return []
+
+        def is_below_a_match(path: str) -> bool:
+            parts = path.split("/")
+            depths = range(depth, depth + 1) if "**" not in pattern else range(len(parts), 0, -1)
+            return any(matches("/".join(parts[:count])) for count in depths if count <= len(parts))
+
+        return [entry for entry in self.find(root) if is_below_a_match(entry.path)]
 
     def read_range(self, path: str, start: int, stop: int) -> bytes:
         """Return the bytes [start, stop) of a file.
@@ -209,6 +270,34 @@ class Storage:
             raise DataFileError(message)
         return bytes(data)
 
+    @property
+    def reads_at_once(self) -> bool:
+        """Whether `read_tails` sends its requests at the same time."""
+        return bool(self.filesystem.async_impl)
+
+    def read_tails(self, paths: Sequence[str], sizes: Sequence[int], num_bytes: int) -> list[bytes | None]:
+        """Return the last `num_bytes` of each file, or all of it; None for one where that did not succeed at once.
+
+        What is None is to be asked for with `read_range`, which tries again and says what fails.
+        """
+        lengths = [min(size, num_bytes) for size in sizes]
+        starts = [size - length for size, length in zip(sizes, lengths, strict=True)]
+        tails: Iterable[Any]
+        if self.is_local:
+            tails = map(_read_at, paths, starts, lengths)
+        elif self.reads_at_once and all(lengths):
+            try:
+                asked = [self._asked(path) for path in paths]
+                tails = self.filesystem.cat_ranges(asked, starts, list(sizes), on_error="return")
+            except Exception:  # noqa: BLE001 - every fsspec backend has exceptions of its own
+                tails = [None] * len(paths)
+        else:
+            tails = [None] * len(paths)
+        return [
+            tail if isinstance(tail, bytes) and len(tail) == length else None
+            for tail, length in zip(tails, lengths, strict=True)
+        ]
+
     def open(self, path: str, size: int) -> RangeFile:
         """Return a seekable file object, which reads exactly what it is asked for and nothing ahead."""
         return RangeFile(self, path, size)
@@ -224,14 +313,14 @@ class Storage:
                 self.filesystem.pipe_file(self._asked(path), data)
             return
         target = Path(path)
+        # Made by hand: what the tempfile module makes could not be read by others, as in a shared cache.
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
         with self._naming(str(target.parent)):
-            handle, name = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=target.parent)
-            temporary = Path(name)
             try:
-                with open(handle, "wb") as file:  # noqa: PTH123 - it is open already
+                with temporary.open("xb") as file:
                     file.write(data)
                     file.flush()
-                    os.fsync(handle)
+                    os.fsync(file.fileno())
                 temporary.replace(target)
             except BaseException:
                 temporary.unlink(missing_ok=True)
@@ -268,11 +357,12 @@ class Storage:
         except Exception as error:  # noqa: BLE001 - every fsspec backend has exceptions of its own
             raise self.problem(path, "can't be read", error) from self.cause(error)
 
-    def _walk(self, directory: str, above: Sequence[str]) -> Iterator[tuple[str, int]]:
+    def _walk(self, directory: str, above: Sequence[str]) -> Iterator[Entry]:
         with self._naming(directory):
-            for entry in sorted(os.scandir(directory), key=lambda entry: entry.name):
+            for entry in list(os.scandir(directory)):
                 if entry.is_file():
-                    yield entry.path, entry.stat().st_size
+                    facts = entry.stat()
+                    yield Entry(entry.path, "file", facts.st_size, str(facts.st_mtime_ns))
                 elif entry.is_dir() and not entry.name.startswith(("_", ".")):
                     real = os.path.realpath(entry.path) if entry.is_symlink() else f"{above[-1]}/{entry.name}"
                     # A link to a directory above would be entered for ever.
@@ -280,7 +370,31 @@ class Storage:
                         yield from self._walk(entry.path, (*above, real))
                 elif entry.is_symlink() and not entry.is_dir():
                     # A link to nothing is listed: if it is one of the data files, reading it is the error.
-                    yield entry.path, 0
+                    yield Entry(entry.path, "file", 0, "")
+
+    def _children(self, directory: str) -> list[Entry]:
+        """Return the files and directories in a directory; none if it is not there."""
+        with self._naming(directory):
+            try:
+                if self.is_local:
+                    entries = list(os.scandir(directory))
+                else:
+                    self.filesystem.invalidate_cache()
+                    listed = self.filesystem.ls(directory, detail=True)
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+            if self.is_local:
+                return [
+                    _local_entry(entry.path, entry.stat(follow_symlinks=entry.is_dir() or entry.is_file()))
+                    for entry in entries
+                ]
+        return [self._entry(str(facts["name"]), facts) for facts in listed]
+
+    def _entry(self, path: str, facts: Mapping[str, Any]) -> Entry:
+        size = facts.get("size")
+        if size is None and facts["type"] == "file":
+            size = self.size(path)
+        return Entry(path, str(facts["type"]), int(size or 0), _version(facts))
 
     def _asked(self, path: str) -> str:
         return path + self._queries.get(path, "")
@@ -332,6 +446,61 @@ class RangeFile(io.RawIOBase):
         data = self.read(len(buffer))
         buffer[: len(data)] = data
         return len(data)
+
+
+def without_secrets(text: str) -> str:
+    """Return a text without the userinfo and the queries of the URLs in it."""
+    return _scrub(text)
+
+
+def has_wildcards(path: str) -> bool:
+    """Return whether a path may be a glob."""
+    return any(wildcard in path for wildcard in _WILDCARDS)
+
+
+def glob_root(pattern: str) -> str:
+    """Return the deepest directory of a glob without wildcards."""
+    parts = pattern.split("/")
+    first = next(index for index, part in enumerate(parts) if has_wildcards(part))
+    return "/".join(parts[:first]) or ("/" if pattern.startswith("/") else "")
+
+
+def _read_at(path: str, start: int, length: int) -> bytes | None:
+    """Return what is there to read of a local file, without a file object: that takes longer than the reading."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return os.pread(handle, length, start)
+        finally:
+            os.close(handle)
+    except OSError:
+        return None
+
+
+def _local_entry(path: str, facts: os.stat_result) -> Entry:
+    kind = "directory" if stat.S_ISDIR(facts.st_mode) else "other"
+    if stat.S_ISREG(facts.st_mode) or stat.S_ISLNK(facts.st_mode):
+        kind = "file"
+    return Entry(path, kind, facts.st_size, str(facts.st_mtime_ns))
+
+
+def _version(facts: Mapping[str, Any]) -> str:
+    """Return what the facts about a file say of its version; empty if nothing."""
+    value = next((facts[key] for key in _VERSION_KEYS if facts.get(key)), "")
+    if isinstance(value, datetime):
+        value = value.timestamp()
+    return str(round(value * 1e9) if isinstance(value, float) else value)
+
+
+def _is_walked(filesystem: AbstractFileSystem) -> bool:
+    """Return whether `find` lists one directory after the other, as it does unless a filesystem has its own."""
+    while isinstance(filesystem, DirFileSystem):
+        filesystem = filesystem.fs
+    if isinstance(filesystem, ArrowFSWrapper):
+        return False
+    if filesystem.async_impl:
+        return type(filesystem)._find is AsyncFileSystem._find  # noqa: SLF001 - what `find` calls
+    return type(filesystem).find is fsspec.AbstractFileSystem.find
 
 
 def _as_fsspec(filesystem: FileSystem | None) -> AbstractFileSystem | None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, final
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow.parquet.core import ParquetReader
 
 from laneway.errors import DataFileError
 from laneway.files import digest
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 _MAGIC = b"PAR1"
 _ENCRYPTED_MAGIC = b"PARE"
-_TAIL_BYTES = 64 * 1024
 _TRAILER_BYTES = 8  # the footer's length, then the magic
 
 
@@ -31,28 +31,36 @@ class ParquetFormat:
     name = "parquet"
     suffixes = (".parquet", ".pq")
     block_name = "row group"
+    tail_bytes = 64 * 1024
 
     def recognises(self, head: bytes) -> bool:
         """Return whether a file that begins with `head` may be a Parquet file."""
         return head.startswith((_MAGIC, _ENCRYPTED_MAGIC))
 
-    def scan(self, storage: Storage, path: str, size: int) -> FileScan:
+    def scan(self, storage: Storage, path: str, size: int, tail: bytes | None = None) -> FileScan:
         """Read the footer, with one request unless it is longer than 64 KiB.
 
         The digest covers the last 64 KiB and the whole footer, so it sees a small file that was rewritten
         even where the footer stays the same.
         """
-        metadata, tail_digest = _read_footer(storage, path, size)
-        groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+        tail = _read_tail(storage, path, size, tail)
+        # What pq.ParquetFile is made of, without what it prepares for reading: there may be 100,000 files.
+        reader = ParquetReader()
         try:
-            schema = metadata.schema.to_arrow_schema()
+            reader.open(pa.BufferReader(tail))
+        except (pa.ArrowException, OSError) as error:
+            raise storage.problem(path, "has a damaged footer", error) from storage.cause(error)
+        try:
+            schema = reader.schema_arrow
         except (pa.ArrowException, OSError) as error:
             raise storage.problem(path, "has columns that pyarrow can't read", error) from storage.cause(error)
+        metadata = reader.metadata
+        groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
         return FileScan(
             schema=schema,
             block_rows=[group.num_rows for group in groups],
             block_bytes=[group.total_byte_size for group in groups],
-            digest=tail_digest,
+            digest=digest(tail),
             layout=[],
         )
 
@@ -112,8 +120,19 @@ class ParquetBlocks:
 
 def _read_footer(storage: Storage, path: str, size: int) -> tuple[pq.FileMetaData, str]:
     """Return the footer of a Parquet file and the digest of the bytes at its end."""
-    start = max(0, size - _TAIL_BYTES)
-    tail = storage.read_range(path, start, size)
+    tail = _read_tail(storage, path, size)
+    try:
+        metadata = pq.read_metadata(pa.BufferReader(tail))
+    except (pa.ArrowException, OSError) as error:
+        raise storage.problem(path, "has a damaged footer", error) from storage.cause(error)
+    return metadata, digest(tail)
+
+
+def _read_tail(storage: Storage, path: str, size: int, tail: bytes | None = None) -> bytes:
+    """Return the end of a Parquet file, at least its whole footer; `tail` is what has been read of it."""
+    start = max(0, size - ParquetFormat.tail_bytes)
+    if tail is None:
+        tail = storage.read_range(path, start, size)
     magic = tail[-len(_MAGIC) :]
     if size < len(_MAGIC) + _TRAILER_BYTES or magic not in (_MAGIC, _ENCRYPTED_MAGIC):
         end = f"its {size:,} bytes end with {magic!r} instead of {_MAGIC!r}" if size else "it is empty"
@@ -128,8 +147,4 @@ def _read_footer(storage: Storage, path: str, size: int) -> tuple[pq.FileMetaDat
         raise DataFileError(message)
     if footer_bytes > len(tail):
         tail = storage.read_range(path, size - footer_bytes, start) + tail
-    try:
-        metadata = pq.read_metadata(pa.BufferReader(tail))
-    except (pa.ArrowException, OSError) as error:
-        raise storage.problem(path, "has a damaged footer", error) from storage.cause(error)
-    return metadata, digest(tail)
+    return tail
