@@ -7,9 +7,11 @@ import os
 import pickle
 import re
 import tempfile
+import time
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, cast, final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, cast, final
 
 import fsspec
 import pyarrow.fs
@@ -18,17 +20,39 @@ from fsspec.implementations.arrow import ArrowFSWrapper
 from fsspec.implementations.local import LocalFileSystem
 
 from laneway.errors import DataFileError, LanewayError
+from laneway.ranges import ByteRange, RangeClient, ShortBodyError, VersionError, client_for, in_time
+from laneway.retries import GaveUpError, RetryPolicy, is_transient, retried
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from fsspec import AbstractFileSystem
 
+    from laneway.ranges import Data
+
     FileSystem: TypeAlias = AbstractFileSystem | pyarrow.fs.FileSystem
 
 _USERINFO = re.compile(r"(?<=://)/?[^/\s]*@")
 _QUERY = re.compile(r"(://[^\s?'\"]*)\?[^\s'\"]*")
 _SHORTEST_SECRET = 4
+# What filesystems call the version of a file; an ETag tells more than a time does.
+_VERSION_KEYS = ("ETag", "etag", "e_tag", "blob_id", "mtime", "LastModified", "last_modified", "updated", "created")
+# What servers repeat of a request they refuse: the name of a key, and what was signed.
+_SIGNED = re.compile(
+    r"<(AWSAccessKeyId|StringToSign\w*|SignatureProvided|CanonicalRequest\w*)>.*?</\1>", re.DOTALL | re.IGNORECASE
+)
+_CONNECTIONS: Final = 32
+
+
+class _Made(NamedTuple):
+    """What a process made for itself."""
+
+    pid: int
+    """The process."""
+    filesystem: AbstractFileSystem
+    """The filesystem."""
+    client: RangeClient
+    """Asks it for ranges."""
 
 
 @final
@@ -45,6 +69,7 @@ class Storage:
         source: str | os.PathLike[str],
         filesystem: FileSystem | None = None,
         storage_options: Mapping[str, Any] | None = None,
+        retries: RetryPolicy | None = None,
     ) -> None:
         """Find the filesystem of `source`, without touching any file.
 
@@ -52,6 +77,7 @@ class Storage:
             source: A path, absolute or relative, or a URL that fsspec knows; it becomes `root`.
             filesystem: The filesystem that `source` is a path of; by default the URL tells.
             storage_options: Arguments for the filesystem that the URL tells: credentials, endpoints.
+            retries: What is tried again, and for how long; None: `RetryPolicy()`.
 
         Raises:
             ValueError: Both `filesystem` and `storage_options` are given, or the URL's protocol is unknown.
@@ -59,12 +85,14 @@ class Storage:
         if filesystem is not None and storage_options:
             message = "storage_options configure the filesystem of a URL: give them or filesystem, not both"
             raise ValueError(message)
-        self._options = dict(storage_options or {})
+        self._retries = retries or RetryPolicy()
         self._url = os.fspath(source)
+        self._options = dict(storage_options or {})
+        self._arguments = _with_timeouts(self._url, self._options, self._retries)
         self._given = _as_fsspec(filesystem)
-        self._made: tuple[int, AbstractFileSystem] | None = None
+        self._made: _Made | None = None
         if self._given is not None:
-            self._made = (os.getpid(), self._given)
+            self._made = _Made(os.getpid(), self._given, client_for(self._given))
         self._queries: dict[str, str] = {}
         self.is_local = isinstance(self.filesystem, LocalFileSystem)
         """Whether paths are paths of this machine, to be opened and mapped without a filesystem between."""
@@ -74,14 +102,19 @@ class Storage:
     @property
     def filesystem(self) -> AbstractFileSystem:
         """The filesystem of this process."""
-        if self._made is None or self._made[0] != os.getpid():
+        return self._own().filesystem
+
+    def _own(self) -> _Made:
+        """Return what this process made, or make it."""
+        made = self._made
+        if made is None or made.pid != os.getpid():
             if self._given is None:
-                filesystem = url_to_fs(self._url, **self._options)[0]
+                filesystem = url_to_fs(self._url, **self._arguments)[0]
             else:
                 # Pickling rebuilds wrapped and nested filesystems too, each from its arguments.
                 filesystem = pickle.loads(pickle.dumps(self._given))  # noqa: S301 - bytes made right here
-            self._made = (os.getpid(), filesystem)
-        return self._made[1]
+            made = self._made = _Made(os.getpid(), filesystem, client_for(filesystem))
+        return made
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the live filesystem behind."""
@@ -107,7 +140,7 @@ class Storage:
         if self._given is not None:
             path = cast("str", self._given._strip_protocol(text))  # noqa: SLF001 - fsspec has no other name for it
         else:
-            filesystem, path = url_to_fs(text, **self._options)
+            filesystem, path = url_to_fs(text, **self._arguments)
             if filesystem != self.filesystem:
                 first, second = _scrub(self._url), _scrub(text)
                 message = f"{first} and {second} are on different filesystems: read them as two datasets"
@@ -181,37 +214,90 @@ class Storage:
             found = self.filesystem.glob(pattern, detail=True)
         return [(path, str(facts["type"]), int(facts.get("size") or 0)) for path, facts in found.items()]
 
-    def read_range(self, path: str, start: int, stop: int) -> bytes:
-        """Return the bytes [start, stop) of a file.
+    def read_range(self, path: str, start: int, stop: int, version: str = "") -> bytes:
+        """Return the bytes [start, stop) of a file; see `read_ranges`."""
+        return bytes(self.read_ranges(path, [(start, stop)], version)[0])
+
+    def read_ranges(self, path: str, ranges: Sequence[tuple[int, int]], version: str = "") -> list[Data]:
+        """Return the bytes [start, stop) of a file for each range; of a remote one, all are asked for at once.
+
+        What fails and may pass is tried again, as `retries` says.
+
+        Args:
+            path: The file.
+            ranges: The ranges.
+            version: What the file's version was when it was listed; "" if that is unknown.
 
         Raises:
-            DataFileError: The file is missing or unreadable, or the storage returned another number of bytes.
+            DataFileError: The file is missing, unreadable or of another version, or the storage returned other bytes
+                than those, or nothing in time.
         """
-        if start >= stop:
-            return b""
-        with self._naming(path):
-            if self.is_local:
-                with open(path, "rb") as file:  # noqa: PTH123 - paths are strings here, 10,000 of them
-                    file.seek(start)
-                    data = file.read(stop - start)
-            elif isinstance(self._given, ArrowFSWrapper):
-                # Older releases of fsspec hand out the whole file when a range of pyarrow's is asked for.
-                with self.filesystem.open(self._asked(path), "rb", seekable=True) as file:
-                    file.seek(start)
-                    data = file.read(stop - start)
-            else:
-                data = self.filesystem.cat_file(self._asked(path), start=start, end=stop)
-        if len(data) != stop - start:
-            message = (
-                f"{self.display(path)} is cut short: bytes {start:,} to {stop:,} were asked for, "
-                f"{stop - start:,} of them, and {len(data):,} came"
-            )
-            raise DataFileError(message)
-        return bytes(data)
+        wanted = [ByteRange(*each) for each in ranges]
+        if self.is_local:
+            return self._read_local(path, wanted)
+        found: dict[int, Data] = {index: b"" for index, part in enumerate(wanted) if part.start >= part.stop}
+        client = self._own().client
+        # A version that is a time can't be a condition: times of a listing are finer than those of an answer.
+        condition = version if client.is_conditional and not version.isdigit() else ""
 
-    def open(self, path: str, size: int) -> RangeFile:
+        def attempt(limit_s: float) -> None:
+            missing = [index for index in range(len(wanted)) if index not in found]
+            parts = [wanted[index] for index in missing]
+            failed: list[BaseException] = []
+            end = time.monotonic() + limit_s
+            for index, data in zip(missing, client.fetch(self._asked(path), parts, condition, limit_s), strict=True):
+                if isinstance(data, BaseException):
+                    failed.append(data)
+                else:
+                    found[index] = data
+            error = next((error for error in failed if not is_transient(error)), failed[0] if failed else None)
+            if isinstance(error, ShortBodyError) or (version and not condition and error is None):
+                # After the bytes have come: a file that is still of this version was so when they were read.
+                size, version_now = self._look_at(path, max(end - time.monotonic(), 1.0))
+                if error is not None and size is not None and size < max(part.stop for part in parts):
+                    raise self.problem(path, "is cut short", error)
+                if version and _differ(version, version_now):
+                    raise VersionError
+            if error is not None:
+                raise error
+
+        with self._naming(path):
+            if len(found) < len(wanted):
+                retried(attempt, self._retries)
+        return [found[index] for index in range(len(wanted))]
+
+    def _look_at(self, path: str, limit_s: float) -> tuple[int | None, str]:
+        """Return size and version of a file as they are now, or what is known of them."""
+
+        def look() -> dict[str, Any]:
+            filesystem = self.filesystem
+            filesystem.invalidate_cache()
+            facts: dict[str, Any] = filesystem.info(self._asked(path))
+            return facts
+
+        (facts,) = in_time([look], limit_s)
+        if isinstance(facts, BaseException):
+            raise facts
+        size = facts.get("size")
+        return None if size is None else int(size), _version(facts)
+
+    def _read_local(self, path: str, ranges: Sequence[ByteRange]) -> list[Data]:
+        found: list[Data] = []
+        with self._naming(path), open(path, "rb") as file:  # noqa: PTH123 - paths are strings here, 10,000 of them
+            for start, stop in ranges:
+                file.seek(start)
+                data = file.read(max(0, stop - start))
+                if len(data) < stop - start:
+                    message = (
+                        f"bytes {start:,} to {stop:,} were asked for, {stop - start:,} of them, and {len(data):,} came"
+                    )
+                    raise ShortBodyError(message)
+                found.append(data)
+        return found
+
+    def open(self, path: str, size: int, version: str = "") -> RangeFile:
         """Return a seekable file object, which reads exactly what it is asked for and nothing ahead."""
-        return RangeFile(self, path, size)
+        return RangeFile(self, path, size, version)
 
     def write(self, path: str, data: bytes) -> None:
         """Write a file, whole or not at all; one that is there is replaced.
@@ -241,6 +327,10 @@ class Storage:
         """Return the error that says what failed about a file; raise it from `cause(error)`."""
         return DataFileError(f"{self.display(path)} {what}: {self._clean(str(error)) or type(error).__name__}")
 
+    def changed(self, path: str, difference: str) -> DataFileError:
+        """Return the error for a file that is no longer what it was when it was planned."""
+        return DataFileError(f"{self.display(path)} changed since it was planned: {difference}; scan the dataset again")
+
     def cause(self, error: BaseException) -> BaseException | None:
         """Return `error`, or None where showing it and what led to it would tell a secret."""
         chain: list[BaseException] = []
@@ -265,6 +355,14 @@ class Storage:
             raise DataFileError(message) from self.cause(error)
         except PermissionError as error:
             raise self.problem(path, "can't be read, permission denied", error) from self.cause(error)
+        except VersionError as error:
+            raise self.changed(path, "its version (ETag or time) is another one") from self.cause(error)
+        except ShortBodyError as error:
+            raise self.problem(path, "is cut short", error) from self.cause(error)
+        except GaveUpError as error:
+            last = error.__cause__ or error
+            what = "is cut short" if isinstance(last, ShortBodyError) else "can't be read"
+            raise self.problem(path, f"{what} ({error.effort})", last) from self.cause(last)
         except Exception as error:  # noqa: BLE001 - every fsspec backend has exceptions of its own
             raise self.problem(path, "can't be read", error) from self.cause(error)
 
@@ -295,9 +393,10 @@ class Storage:
 class RangeFile(io.RawIOBase):
     """A file of a storage, read by ranges: every read is one request for exactly these bytes."""
 
-    def __init__(self, storage: Storage, path: str, size: int) -> None:
+    def __init__(self, storage: Storage, path: str, size: int, version: str) -> None:
         """Make the file object; nothing is read before it is asked for."""
         super().__init__()
+        self._version = version
         self._storage = storage
         self._path = path
         self._size = size
@@ -323,7 +422,7 @@ class RangeFile(io.RawIOBase):
     def read(self, size: int | None = -1) -> bytes:
         """Return up to `size` bytes, fewer only at the end of the file."""
         stop = self._size if size is None or size < 0 else min(self._at + size, self._size)
-        data = self._storage.read_range(self._path, self._at, stop)
+        data = self._storage.read_range(self._path, self._at, stop, self._version)
         self._at += len(data)
         return data
 
@@ -345,9 +444,43 @@ def _as_fsspec(filesystem: FileSystem | None) -> AbstractFileSystem | None:
     raise TypeError(message)
 
 
+def _version(facts: Mapping[str, Any]) -> str:
+    """Return what the facts about a file say of its version; empty if nothing."""
+    value = next((facts[key] for key in _VERSION_KEYS if facts.get(key)), "")
+    if isinstance(value, datetime):
+        value = value.timestamp()
+    return str(round(value * 1e9) if isinstance(value, float) else value)
+
+
+def _differ(version: str, other: str) -> bool:
+    """Return whether two versions of one file are known to differ: both are ETags, or both are times."""
+    if version.isdigit() != other.isdigit() or not other:
+        return False
+    if version.isdigit():
+        # Some servers tell milliseconds when they list, and seconds when they are asked for one object.
+        return int(version) // 10**9 != int(other) // 10**9
+    return version.strip('"') != other.strip('"')
+
+
+def _with_timeouts(url: str, options: Mapping[str, Any], policy: RetryPolicy) -> dict[str, Any]:
+    """Return storage options that tell s3fs how long to wait, and not to try again what is tried again here.
+
+    What the user gave stays as it is.
+    """
+    if not url.startswith(("s3://", "s3a://")):
+        return dict(options)
+    ours = {
+        "connect_timeout": policy.connect_timeout_s,
+        "read_timeout": policy.read_timeout_s,
+        "max_pool_connections": _CONNECTIONS,
+        "retries": {"total_max_attempts": 1, "mode": "standard"},
+    }
+    return {**options, "config_kwargs": {**ours, **(options.get("config_kwargs") or {})}}
+
+
 def _scrub(text: str) -> str:
-    """Return `text` without the userinfo and the queries of the URLs in it."""
-    return _QUERY.sub(r"\1", _USERINFO.sub("", text))
+    """Return `text` without the userinfo and the queries of the URLs in it, and without what was signed."""
+    return _SIGNED.sub(r"<\1>***</\1>", _QUERY.sub(r"\1", _USERINFO.sub("", text)))
 
 
 def _texts(options: object) -> Iterator[str]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from laneway.errors import DataFileError
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -14,6 +12,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
+    from laneway.errors import DataFileError
     from laneway.storage import Storage
 
 
@@ -47,6 +46,8 @@ class PlannedFile:
     """Rows of each block, shape (num_blocks,)."""
     layout: NDArray[np.int64]
     """`FileScan.layout`, shape (entries, values per entry)."""
+    version: str = ""
+    """What the storage said the file's version was when it was listed: its ETag or time; "" if unknown."""
 
 
 class BlockReader(Protocol):
@@ -102,6 +103,4 @@ class Format(Protocol):
 
 def changed_since_planned(storage: Storage, planned: PlannedFile, difference: str) -> DataFileError:
     """Return the error for a file that is no longer what the manifest says."""
-    return DataFileError(
-        f"{storage.display(planned.path)} changed since it was planned: {difference}; scan the dataset again"
-    )
+    return storage.changed(planned.path, difference)
