@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import time
 import zlib
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
-from tqdm import tqdm
 
+from laneway.caching import CacheEntry
 from laneway.errors import DataFileError, SchemaMismatchError
 from laneway.files import FileTable, digest
+from laneway.footers import read_footers
 from laneway.formats import FileScan, PlannedFile
 from laneway.partitions import Partitions
 from laneway.sources import DataFiles, find_data_files
@@ -29,15 +30,13 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from laneway.caching import CacheDir
     from laneway.storage import FileSystem
 
     Source: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
-_VERSION = 1
-_THREADS = 32
-_LOCAL_THREADS = 4
-_FILES_PER_TASK = 64
-_SHOW_PROGRESS_AFTER_S = 2.0
+_VERSION = 2
+_SETTLED_AFTER_NS = 2 * 10**9
 _GZIP_MAGIC = b"\x1f\x8b"
 
 
@@ -70,6 +69,11 @@ class Manifest:
     """Where the blocks are in the files, as the format understands it, shape (entries, values per entry)."""
     layout_starts: NDArray[np.int64]
     """Index of each file's first entry in `layout`, shape (num_files + 1,)."""
+    versions: tuple[str, ...]
+    """Version of each file when it was listed: its ETag, else its time of writing in ns; empty where unknown.
+
+    No part of the fingerprint: a copy of a dataset has other versions.
+    """
 
     @classmethod
     def scan(
@@ -80,6 +84,7 @@ class Manifest:
         filesystem: FileSystem | None = None,
         storage_options: Mapping[str, Any] | None = None,
         progress: bool | None = None,
+        cache_dir: CacheDir = None,
     ) -> Manifest:
         """Find the data files of a dataset and read what they say about themselves, concurrently.
 
@@ -95,6 +100,9 @@ class Manifest:
             filesystem: The filesystem, of fsspec or pyarrow, that `source` is a path of.
             storage_options: Arguments for the filesystem that the URL names: credentials, endpoints.
             progress: True shows a bar, False does not, None does if it takes longer than 2 s.
+            cache_dir: Directory or URL where the result is kept, so that the next scan lists the files and reads
+                only those that are new or changed. None: for remote storage the user's cache directory, for local
+                files none; True: the user's cache directory; False: none.
 
         Raises:
             DataFileError: A file or directory is missing, unreadable, damaged, of another format or given
@@ -102,7 +110,12 @@ class Manifest:
             SchemaMismatchError: The files differ in their columns.
         """
         return scan_source(
-            source, format=format, filesystem=filesystem, storage_options=storage_options, progress=progress
+            source,
+            format=format,
+            filesystem=filesystem,
+            storage_options=storage_options,
+            progress=progress,
+            cache_dir=cache_dir,
         )[0]
 
     @classmethod
@@ -131,7 +144,7 @@ class Manifest:
         if root is None:
             return manifest
         moved = Storage(root, filesystem, storage_options)
-        return replace(manifest, root=moved.display(moved.root))
+        return replace(manifest, root=moved.display(moved.root), versions=("",) * manifest.files.num_files)
 
     def save(
         self,
@@ -184,6 +197,19 @@ class Manifest:
             digest=files.digests[file_index],
             block_rows=files.block_rows[files.block_starts[file_index] : files.block_starts[file_index + 1]],
             layout=self.layout[self.layout_starts[file_index] : self.layout_starts[file_index + 1]],
+            version=self.versions[file_index],
+        )
+
+    def scan_of(self, file_index: int) -> FileScan:
+        """Return what the file at `file_index` said about itself when it was scanned."""
+        files = self.files
+        blocks = slice(files.block_starts[file_index], files.block_starts[file_index + 1])
+        return FileScan(
+            schema=self.file_schema,
+            block_rows=files.block_rows[blocks].tolist(),
+            block_bytes=files.block_bytes[blocks].tolist(),
+            digest=files.digests[file_index],
+            layout=self.layout[self.layout_starts[file_index] : self.layout_starts[file_index + 1]].tolist(),
         )
 
     def __repr__(self) -> str:
@@ -198,10 +224,50 @@ def scan_source(
     filesystem: FileSystem | None = None,
     storage_options: Mapping[str, Any] | None = None,
     progress: bool | None = None,
+    cache_dir: CacheDir = None,
 ) -> tuple[Manifest, Storage]:
     """Return what `Manifest.scan` returns, and the storage it used, which knows the credentials in a URL."""
+    began_ns = time.time_ns()
     found = find_data_files(source, format=format, filesystem=filesystem, storage_options=storage_options)
-    scans = _scan_files(found, progress=progress)
+    entry = CacheEntry.find(cache_dir, found.storage, (f"format {_VERSION}", found.format.name, *found.sources))
+    cached = None if entry is None else _cached(entry)
+    manifest = _update(found, cached, progress=progress)
+    if entry is not None and manifest is not cached:
+        # A file that was written just now may be written again without another time: its version can't be relied on.
+        newest = began_ns - _SETTLED_AFTER_NS
+        settled = tuple("" if text.isdigit() and int(text) > newest else text for text in manifest.versions)
+        if any(settled):
+            entry.write(gzip.compress(_encode(replace(manifest, versions=settled)), compresslevel=1, mtime=0))
+    return manifest, found.storage
+
+
+def _cached(entry: CacheEntry) -> Manifest | None:
+    data = entry.read()
+    if data is None:
+        return None
+    try:
+        return _decode(data, entry.display)
+    except DataFileError as error:
+        entry.warn_damaged(error)
+        return None
+
+
+def _update(found: DataFiles, cached: Manifest | None, *, progress: bool | None) -> Manifest:
+    """Return the manifest of the files that were found: `cached` itself, if none of them is new, changed or gone."""
+    known: dict[int, FileScan] = {}
+    if cached is not None:
+        listed = tuple(found.paths), found.sizes, tuple(found.versions)
+        if listed == (cached.files.paths, cached.files.sizes.tolist(), cached.versions) and all(cached.versions):
+            return cached
+        index_of = {path: index for index, path in enumerate(cached.files.paths)}
+        facts = zip(found.paths, found.sizes, found.versions, strict=True)
+        for index, (path, size, version) in enumerate(facts):
+            old = index_of.get(path)
+            if old is not None and version and (size, version) == (int(cached.files.sizes[old]), cached.versions[old]):
+                known[index] = cached.scan_of(old)
+    missing = [index for index in range(len(found.paths)) if index not in known]
+    known.update(zip(missing, read_footers(found, missing, progress=progress), strict=True))
+    scans = [known[index] for index in range(len(found.paths))]
     schema = _common_schema(found, scans)
     lines = "\n".join(f"{field.name}: {field.type}" for field in schema)
     files = FileTable.build(
@@ -211,63 +277,16 @@ def scan_source(
         [(scan.block_rows, scan.block_bytes) for scan in scans],
         digest(lines.encode()),
     )
-    manifest = Manifest(
+    return Manifest(
         root=found.storage.display(found.storage.root),
         format=found.format.name,
         files=files,
         file_schema=schema,
         partitions=Partitions.parse(files.paths, schema),
-        layout=_table([entry for scan in scans for entry in scan.layout]),
+        layout=_table([place for scan in scans for place in scan.layout]),
         layout_starts=np.array([0, *accumulate(len(scan.layout) for scan in scans)], np.int64),
+        versions=tuple(found.versions),
     )
-    return manifest, found.storage
-
-
-class _ProgressBar(tqdm):  # type: ignore[type-arg]
-    monitor_interval = 0
-    """No monitor thread: it would live on, and a later fork of a process with threads is unsafe."""
-
-
-def _scan_files(found: DataFiles, *, progress: bool | None) -> list[FileScan]:
-    """Scan all files concurrently; the threads are gone when this returns, so that a later fork is safe."""
-
-    def scan(chunk: range) -> list[FileScan | DataFileError]:
-        results: list[FileScan | DataFileError] = []
-        for index in chunk:
-            path = found.storage.join(found.paths[index])
-            try:
-                results.append(found.format.scan(found.storage, path, found.sizes[index]))
-            except DataFileError as error:
-                results.append(error)
-        return results
-
-    scans: list[FileScan] = []
-    errors: list[DataFileError] = []
-    threads = _LOCAL_THREADS if found.storage.is_local else _THREADS
-    # Several files per task: handing over a task costs as much as reading a local footer.
-    length = min(_FILES_PER_TASK, 1 + len(found.paths) // (4 * threads))
-    chunks = [range(len(found.paths))[start : start + length] for start in range(0, len(found.paths), length)]
-    bar = _ProgressBar(
-        total=len(found.paths),
-        desc="reading footers",
-        unit=" files",
-        leave=False,
-        disable=progress is False,
-        delay=0 if progress else _SHOW_PROGRESS_AFTER_S,
-    )
-    with bar, ThreadPoolExecutor(threads) as pool:
-        for results in pool.map(scan, chunks):
-            bar.update(len(results))
-            for result in results:
-                if isinstance(result, DataFileError):
-                    errors.append(result)
-                else:
-                    scans.append(result)
-    if errors:
-        more = f" ({len(errors) - 1:,} more of {len(found.paths):,} files failed)" if len(errors) > 1 else ""
-        message = f"{errors[0]}{more}"
-        raise DataFileError(message) from errors[0].__cause__
-    return scans
 
 
 def _common_schema(found: DataFiles, scans: Sequence[FileScan]) -> pa.Schema:
@@ -322,6 +341,7 @@ def _encode(manifest: Manifest) -> bytes:
         "partition_values": manifest.partitions.values,
         "layout": manifest.layout.tolist(),
         "layout_starts": manifest.layout_starts.tolist(),
+        "versions": manifest.versions,
     }
     text = json.dumps(body, separators=(",", ":"))
     head = json.dumps({"laneway_manifest": _VERSION, "digest": digest(text.encode())}, separators=(",", ":"))
@@ -366,6 +386,7 @@ def _decode(data: bytes, name: str) -> Manifest:
         ),
         layout=_table(body["layout"]),
         layout_starts=np.array(body["layout_starts"], np.int64),
+        versions=tuple(body["versions"]),
     )
 
 

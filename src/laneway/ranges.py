@@ -39,16 +39,20 @@ _PARTIAL_CONTENT: Final = 206
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
 
-class ByteRange(NamedTuple):
-    """The bytes [start, stop) of a file."""
+class Request(NamedTuple):
+    """A request for the bytes [start, stop) of a file."""
 
+    path: str
+    """The file."""
     start: int
     stop: int
+    version: str = ""
+    """The version that the file must have, for a client that can make that a condition; "" for any."""
 
     @property
-    def header(self) -> str:
-        """What HTTP calls the range."""
-        return f"bytes={self.start}-{self.stop - 1}"
+    def text(self) -> str:
+        """The range, for messages."""
+        return f"bytes {self.start:,} to {self.stop:,} were asked for"
 
 
 class ShortBodyError(TransientError):
@@ -64,13 +68,14 @@ class RangeClient(Protocol):
 
     @property
     def is_conditional(self) -> bool:
-        """Whether a version that is given is compared by the storage itself; else `fetch` doesn't look at it."""
+        """Whether the storage itself compares the version of a request; else `fetch` doesn't look at it."""
 
-    def fetch(self, path: str, ranges: Sequence[ByteRange], version: str, limit_s: float) -> list[Data | BaseException]:
-        """Return for each range its bytes, or why they did not come, after `limit_s` seconds at the latest.
+    @property
+    def is_concurrent(self) -> bool:
+        """Whether many requests fly at once without a thread for each."""
 
-        A version that is "" is unknown, and not compared.
-        """
+    def fetch(self, requests: Sequence[Request], limit_s: float) -> list[Data | BaseException]:
+        """Return for each request its bytes, or why they did not come, after `limit_s` seconds at the latest."""
 
 
 def client_for(filesystem: AbstractFileSystem) -> RangeClient:
@@ -87,7 +92,7 @@ def client_for(filesystem: AbstractFileSystem) -> RangeClient:
     if is_async and filesystem.async_impl and not filesystem.asynchronous:
         is_obstore = type(filesystem).__module__.partition(".")[0] == "obstore"
         return _ObstoreClient(filesystem) if is_obstore else _AsyncClient(filesystem)
-    return _BlockingClient(lambda path, part: filesystem.cat_file(path, start=part.start, end=part.stop))
+    return _BlockingClient(lambda request: filesystem.cat_file(request.path, start=request.start, end=request.stop))
 
 
 @final
@@ -97,30 +102,28 @@ class _DirectoryClient:
     def __init__(self, filesystem: DirFileSystem) -> None:
         self._join = filesystem._join  # noqa: SLF001 - what all its methods call
         self._client = client_for(filesystem.fs)
-        self.is_conditional = self._client.is_conditional
+        self.is_conditional, self.is_concurrent = self._client.is_conditional, self._client.is_concurrent
 
-    def fetch(self, path: str, ranges: Sequence[ByteRange], version: str, limit_s: float) -> list[Data | BaseException]:
-        return self._client.fetch(self._join(path), ranges, version, limit_s)
+    def fetch(self, requests: Sequence[Request], limit_s: float) -> list[Data | BaseException]:
+        return self._client.fetch([each._replace(path=self._join(each.path)) for each in requests], limit_s)
 
 
 class _AsyncClient:
     """Any filesystem that has an event loop of its own."""
 
-    is_conditional = False
+    is_conditional, is_concurrent = False, True
 
     def __init__(self, filesystem: AsyncFileSystem) -> None:
         self._filesystem = filesystem
 
-    def fetch(self, path: str, ranges: Sequence[ByteRange], version: str, limit_s: float) -> list[Data | BaseException]:
+    def fetch(self, requests: Sequence[Request], limit_s: float) -> list[Data | BaseException]:
         found: list[Data | BaseException] = sync(
-            self._filesystem.loop, self._gather, path, ranges, version, limit_s, timeout=limit_s + _LOOP_GRACE_S
+            self._filesystem.loop, self._gather, requests, limit_s, timeout=limit_s + _LOOP_GRACE_S
         )
         return found
 
-    async def _gather(
-        self, path: str, ranges: Sequence[ByteRange], version: str, limit_s: float
-    ) -> list[Data | BaseException]:
-        tries = (self._in_time(self._get(path, part, version), limit_s) for part in ranges)
+    async def _gather(self, requests: Sequence[Request], limit_s: float) -> list[Data | BaseException]:
+        tries = (self._in_time(self._get(request), limit_s) for request in requests)
         return await asyncio.gather(*tries, return_exceptions=True)
 
     async def _in_time(self, answer: Coroutine[Any, Any, Data], limit_s: float) -> Data:
@@ -132,9 +135,9 @@ class _AsyncClient:
             message = f"no answer within {limit_s:.1f} s"
             raise TimeoutError(message) from None
 
-    async def _get(self, path: str, part: ByteRange, version: str) -> Data:  # noqa: ARG002 - it has no use for it
-        data = await self._filesystem._cat_file(path, start=part.start, end=part.stop)  # noqa: SLF001 - fsspec's own way
-        return _checked(data, part)
+    async def _get(self, request: Request) -> Data:
+        cat_file = self._filesystem._cat_file  # noqa: SLF001 - what `cat_file` calls
+        return checked(await cat_file(request.path, start=request.start, end=request.stop), request)
 
 
 @final
@@ -143,17 +146,17 @@ class _S3fsClient(_AsyncClient):
 
     is_conditional = True
 
-    async def _get(self, path: str, part: ByteRange, version: str) -> Data:
+    async def _get(self, request: Request) -> Data:
         from botocore.exceptions import ClientError  # noqa: PLC0415 - s3fs was imported, so this was too
         from s3fs.errors import translate_boto_error  # noqa: PLC0415
 
         filesystem = self._filesystem
-        bucket, key, version_id = filesystem.split_path(path)
-        asked = {"Bucket": bucket, "Key": key, "Range": part.header}
+        bucket, key, version_id = filesystem.split_path(request.path)
+        asked = {"Bucket": bucket, "Key": key, "Range": f"bytes={request.start}-{request.stop - 1}"}
         if version_id:
             asked["VersionId"] = version_id
-        if version:
-            asked["IfMatch"] = version
+        if request.version:
+            asked["IfMatch"] = request.version
         try:
             await filesystem.set_session()
             client = await filesystem.get_s3(bucket)
@@ -169,11 +172,11 @@ class _S3fsClient(_AsyncClient):
                 raise
             # A FileNotFoundError or PermissionError, where it is one.
             raise translate_boto_error(error) from error
-        if version and answer.get("ETag", version).strip('"') != version.strip('"'):
+        if request.version and answer.get("ETag", request.version).strip('"') != request.version.strip('"'):
             raise VersionError
         status = answer["ResponseMetadata"].get("HTTPStatusCode", _PARTIAL_CONTENT)
-        _check_place(part, status, answer.get("ContentRange"))
-        return _checked(data, part)
+        _check_place(request, status, answer.get("ContentRange"))
+        return checked(data, request)
 
 
 @final
@@ -182,12 +185,13 @@ class _ObstoreClient(_AsyncClient):
 
     is_conditional = True
 
-    async def _get(self, path: str, part: ByteRange, version: str) -> Data:
-        bucket, key = self._filesystem._split_path(path)  # noqa: SLF001 - there is no public way to a bucket's store
+    async def _get(self, request: Request) -> Data:
+        bucket, key = self._filesystem._split_path(request.path)  # noqa: SLF001 - there is no public way to a bucket's store
         store = self._filesystem._construct_store(bucket)  # noqa: SLF001
-        options: dict[str, Any] = {"range": tuple(part)}
-        if version:
-            options["if_match"] = version
+        wanted = (request.start, request.stop)
+        options: dict[str, Any] = {"range": wanted}
+        if request.version:
+            options["if_match"] = request.version
         try:
             answer = await store.get_async(key, options=options)
             data = memoryview(await answer.bytes_async())
@@ -196,31 +200,25 @@ class _ObstoreClient(_AsyncClient):
             if type(error).__name__ == "PreconditionError":
                 raise VersionError from error
             raise
-        if tuple(answer.range) != tuple(part):
-            message = f"bytes {part.start:,} to {part.stop:,} were asked for, and others came"
+        if tuple(answer.range) != wanted:
+            message = f"{request.text}, and others came"
             raise ShortBodyError(message)
-        return _checked(data, part)
+        return checked(data, request)
 
 
 class _BlockingClient:
     """Any other filesystem: each request waits in a thread that can be left behind."""
 
-    is_conditional = False
+    is_conditional = is_concurrent = False
 
-    def __init__(self, read: Callable[[str, ByteRange], Data]) -> None:
+    def __init__(self, read: Callable[[Request], Data]) -> None:
         self._read = read
 
-    def fetch(
-        self,
-        path: str,
-        ranges: Sequence[ByteRange],
-        version: str,  # noqa: ARG002 - it has no use for it
-        limit_s: float,
-    ) -> list[Data | BaseException]:
-        return in_time([partial(self._read_checked, path, part) for part in ranges], limit_s)
+    def fetch(self, requests: Sequence[Request], limit_s: float) -> list[Data | BaseException]:
+        return in_time([partial(self._read_and_check, request) for request in requests], limit_s)
 
-    def _read_checked(self, path: str, part: ByteRange) -> Data:
-        return _checked(self._read(path, part), part)
+    def _read_and_check(self, request: Request) -> Data:
+        return checked(self._read(request), request)
 
 
 @final
@@ -233,7 +231,8 @@ class _ArrowClient(_BlockingClient):
         self._open: OrderedDict[str, Any] = OrderedDict()
         self._lock = threading.Lock()
 
-    def _read_at(self, path: str, part: ByteRange) -> Data:
+    def _read_at(self, request: Request) -> Data:
+        path, num_bytes = request.path, request.stop - request.start
         with self._lock:
             file = self._open.get(path)
         if file is None:
@@ -243,11 +242,11 @@ class _ArrowClient(_BlockingClient):
                 if len(self._open) > _OPEN_FILES:
                     self._open.popitem(last=False)
         try:
-            data: bytes = file.read_at(part.stop - part.start, part.start)
+            data: bytes = file.read_at(num_bytes, request.start)
         except BaseException:
             self._forget(path)
             raise
-        if len(data) != part.stop - part.start:
+        if len(data) != num_bytes:
             self._forget(path)
         return data
 
@@ -262,7 +261,8 @@ def in_time(calls: Sequence[Callable[[], T]], limit_s: float) -> list[T | BaseEx
     They run in daemon threads, which are left alone when the time is over and hold nothing up: not this process's end
     either.
     """
-    results: list[T | BaseException | None] = [None] * len(calls)
+    late = TimeoutError(f"no answer within {limit_s:.1f} s")
+    results: list[T | BaseException] = [late] * len(calls)
     left = iter(range(len(calls)))
     lock, done = threading.Lock(), threading.Semaphore(0)
 
@@ -284,28 +284,26 @@ def in_time(calls: Sequence[Callable[[], T]], limit_s: float) -> list[T | BaseEx
     for _ in calls:
         if not done.acquire(timeout=max(0.0, end - time.monotonic())):
             break
-    return [TimeoutError(f"no answer within {limit_s:.1f} s") if found is None else found for found in results]
+    return list(results)
 
 
-def _checked(data: Data, part: ByteRange) -> Data:
+def checked(data: Data, request: Request) -> Data:
     """Return the bytes of a range if they are as many as were asked for."""
-    if len(data) != part.stop - part.start:
-        message = (
-            f"bytes {part.start:,} to {part.stop:,} were asked for, {part.stop - part.start:,} of them, "
-            f"and {len(data):,} came"
-        )
+    num_bytes = request.stop - request.start
+    if len(data) != num_bytes:
+        message = f"{request.text}, {num_bytes:,} of them, and {len(data):,} came"
         raise ShortBodyError(message)
     return data
 
 
-def _check_place(part: ByteRange, status: int, content_range: str | None) -> None:
+def _check_place(request: Request, status: int, content_range: str | None) -> None:
     """Raise unless an answer says that it holds the range, or is the beginning of a whole file and so is the range."""
     if status != _PARTIAL_CONTENT:
-        if part.start == 0:
+        if request.start == 0:
             return
-        message = f"bytes {part.start:,} to {part.stop:,} were asked for, and the whole file came"
+        message = f"{request.text}, and the whole file came"
         raise ShortBodyError(message)
     place = _CONTENT_RANGE.fullmatch(content_range or "")
-    if place is not None and (int(place[1]), int(place[2]) + 1) != part:
-        message = f"bytes {part.start:,} to {part.stop:,} were asked for, and {content_range} came"
+    if place is not None and (int(place[1]), int(place[2]) + 1) != (request.start, request.stop):
+        message = f"{request.text}, and {content_range} came"
         raise ShortBodyError(message)

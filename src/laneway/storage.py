@@ -6,35 +6,43 @@ import io
 import os
 import pickle
 import re
-import tempfile
+import stat
 import time
+import uuid
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, cast, final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, TypeVar, cast, final
 
 import fsspec
 import pyarrow.fs
-from fsspec.core import url_to_fs
+from fsspec.asyn import AsyncFileSystem
+from fsspec.core import split_protocol, url_to_fs
 from fsspec.implementations.arrow import ArrowFSWrapper
+from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.utils import glob_translate
 
 from laneway.errors import DataFileError, LanewayError
-from laneway.ranges import ByteRange, RangeClient, ShortBodyError, VersionError, client_for, in_time
+from laneway.ranges import RangeClient, Request, ShortBodyError, VersionError, checked, client_for, in_time
 from laneway.retries import GaveUpError, RetryPolicy, is_transient, retried
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from fsspec import AbstractFileSystem
 
     from laneway.ranges import Data
 
+    T = TypeVar("T")
     FileSystem: TypeAlias = AbstractFileSystem | pyarrow.fs.FileSystem
 
 _USERINFO = re.compile(r"(?<=://)/?[^/\s]*@")
 _QUERY = re.compile(r"(://[^\s?'\"]*)\?[^\s'\"]*")
 _SHORTEST_SECRET = 4
+_WILDCARDS = "*?["
+
 # What filesystems call the version of a file; an ETag tells more than a time does.
 _VERSION_KEYS = ("ETag", "etag", "e_tag", "blob_id", "mtime", "LastModified", "last_modified", "updated", "created")
 # What servers repeat of a request they refuse: the name of a key, and what was signed.
@@ -53,6 +61,19 @@ class _Made(NamedTuple):
     """The filesystem."""
     client: RangeClient
     """Asks it for ranges."""
+
+
+class Entry(NamedTuple):
+    """A file or a directory, as its storage lists it."""
+
+    path: str
+    """Path as the storage understands it."""
+    kind: str
+    """"file" or "directory"."""
+    size: int
+    """Bytes."""
+    version: str
+    """What changes when the file is written again: its ETag, else its time in ns, else nothing."""
 
 
 @final
@@ -155,6 +176,14 @@ class Storage:
             self._queries[path] = mark + query
         return path if path.strip("/") == "" else path.rstrip("/")
 
+    def beside(self, source: str | os.PathLike[str]) -> Storage:
+        """Return the storage of a local path or a URL, with the options of this one if it is of the same filesystem."""
+        protocol = split_protocol(os.fspath(source))[0]
+        mine = self.filesystem.protocol
+        if protocol and not self.is_local and protocol in ((mine,) if isinstance(mine, str) else mine):
+            return Storage(source, self._given, self._options)
+        return Storage(source)
+
     def join(self, relative: str) -> str:
         """Return the path of a file that is given relative to the root."""
         return relative if self.root == "" else f"{self.root.rstrip('/')}/{relative}"
@@ -165,18 +194,23 @@ class Storage:
             path = cast("str", self.filesystem.unstrip_protocol(path))
         return _scrub(path)
 
-    def info(self, path: str) -> tuple[str, int] | None:
-        """Return kind ("file" or "directory") and size in bytes of `path`, or None if it is not there.
+    def info(self, path: str) -> Entry | None:
+        """Return what is at `path` now, or None if nothing is.
 
         Raises:
             DataFileError: The storage refused to tell.
         """
-        with self._naming(path):
+
+        def ask() -> Entry | None:
             try:
-                facts = self.filesystem.info(self._asked(path))
+                if self.is_local:
+                    return _local_entry(path, os.stat(path))  # noqa: PTH116 - paths are strings here
+                facts = self._facts(path)
             except FileNotFoundError:
                 return None
-        return str(facts["type"]), int(facts.get("size") or 0)
+            return Entry(path, str(facts["type"]), int(facts.get("size") or 0), _version(facts))
+
+        return self._ask_for_long(path, ask) if self.is_local else self._ask(path, ask)
 
     def size(self, path: str) -> int:
         """Return the size of a file in bytes, as it is now.
@@ -184,35 +218,64 @@ class Storage:
         Raises:
             DataFileError: The file is missing or can't be asked for.
         """
-        with self._naming(path):
-            self.filesystem.invalidate_cache()
-            return int(self.filesystem.info(self._asked(path))["size"])
+        if self.is_local:
+            with self._naming(path):
+                return os.stat(path).st_size  # noqa: PTH116 - paths are strings here
+        return int(self._ask(path, partial(self._facts, path))["size"])
 
-    def find(self, directory: str) -> list[tuple[str, int]]:
-        """Return path and size of every file below a directory as it is now, in any order.
+    def find(self, directory: str) -> list[Entry]:
+        """Return every file below a directory as it is now, in any order, with one listing where the store has it.
 
-        Local directories whose name begins with `_` or `.` are not entered.
+        Local directories whose name begins with `_` or `.` are not entered. An object store without directories may
+        return nothing for one that is missing, and for the path of a file that file.
 
         Raises:
             DataFileError: The directory, or one below it, is missing or can't be listed.
         """
         if self.is_local:
             return list(self._walk(directory, (os.path.realpath(directory),)))
-        with self._naming(directory):
-            self.filesystem.invalidate_cache()
-            found = self.filesystem.find(directory, detail=True)
-        return [(path, int(facts["size"])) for path, facts in found.items() if facts["type"] == "file"]
+        filesystem = self.filesystem
+        filesystem.invalidate_cache()
+        if isinstance(filesystem, ArrowFSWrapper):
+            selector = pyarrow.fs.FileSelector(directory, recursive=True)
+            infos = self._ask_for_long(directory, lambda: filesystem.fs.get_file_info(selector))
+            files = [info for info in infos if info.type == pyarrow.fs.FileType.File]
+            return [Entry(info.path, "file", info.size, str(info.mtime_ns or "")) for info in files]
+        # Where fsspec walks by itself, it would leave out the directories that it can't list.
+        options = {"on_error": "raise"} if _is_walked(filesystem) else {}
+        found = self._ask_for_long(directory, lambda: filesystem.find(directory, detail=True, **options))
+        return [entry for path, facts in found.items() if (entry := self._entry(path, facts)).kind == "file"]
 
-    def glob(self, pattern: str) -> list[tuple[str, str, int]]:
-        """Return path, kind ("file" or "directory") and size of everything that matches now, in any order.
+    @property
+    def lists_at_once(self) -> bool:
+        """Whether `find` is one listing, instead of one for each directory."""
+        return not self.is_local and not _is_walked(self.filesystem)
+
+    def glob(self, pattern: str) -> list[Entry]:
+        """Return every file that matches now, or lies below a directory that does, in any order.
+
+        Wildcards are those of fsspec: `*`, `?`, `[...]`, and `**` for any number of directories.
 
         Raises:
             DataFileError: The storage can't be listed.
         """
-        with self._naming(pattern):
-            self.filesystem.invalidate_cache()
-            found = self.filesystem.glob(pattern, detail=True)
-        return [(path, str(facts["type"]), int(facts.get("size") or 0)) for path, facts in found.items()]
+        root = glob_root(pattern)
+        depth = pattern.count("/") + 1
+        matches = re.compile(glob_translate(pattern)).match
+        if "**" not in pattern and "/" not in pattern[len(root) :].lstrip("/"):
+            found = [entry for entry in self._children(root) if matches(entry.path.rstrip("/"))]
+            directories = [entry.path for entry in found if entry.kind == "directory"]
+            below = [entry for directory in directories for entry in self.find(directory)]
+            return [entry for entry in found if entry.kind == "file"] + below
+        if (self.is_local or not self.lists_at_once) and self.info(root) is None:
+            return []
+
+        def is_below_a_match(path: str) -> bool:
+            parts = path.split("/")
+            depths = range(depth, depth + 1) if "**" not in pattern else range(len(parts), 0, -1)
+            return any(matches("/".join(parts[:count])) for count in depths if count <= len(parts))
+
+        return [entry for entry in self.find(root) if is_below_a_match(entry.path)]
 
     def read_range(self, path: str, start: int, stop: int, version: str = "") -> bytes:
         """Return the bytes [start, stop) of a file; see `read_ranges`."""
@@ -232,32 +295,25 @@ class Storage:
             DataFileError: The file is missing, unreadable or of another version, or the storage returned other bytes
                 than those, or nothing in time.
         """
-        wanted = [ByteRange(*each) for each in ranges]
+        wanted = [Request(self._asked(path), *each) for each in ranges]
         if self.is_local:
             return self._read_local(path, wanted)
-        found: dict[int, Data] = {index: b"" for index, part in enumerate(wanted) if part.start >= part.stop}
         client = self._own().client
-        # A version that is a time can't be a condition: times of a listing are finer than those of an answer.
-        condition = version if client.is_conditional and not version.isdigit() else ""
+        if client.is_conditional and not version.isdigit():
+            # Not a time: those of a listing may be finer than those of an answer.
+            wanted, version = [each._replace(version=version) for each in wanted], ""
+        found: dict[int, Data] = {index: b"" for index, each in enumerate(wanted) if each.start >= each.stop}
 
         def attempt(limit_s: float) -> None:
-            missing = [index for index in range(len(wanted)) if index not in found]
-            parts = [wanted[index] for index in missing]
-            failed: list[BaseException] = []
             end = time.monotonic() + limit_s
-            for index, data in zip(missing, client.fetch(self._asked(path), parts, condition, limit_s), strict=True):
-                if isinstance(data, BaseException):
-                    failed.append(data)
-                else:
-                    found[index] = data
-            error = next((error for error in failed if not is_transient(error)), failed[0] if failed else None)
-            if isinstance(error, ShortBodyError) or (version and not condition and error is None):
+            error = _fetch_missing(client, wanted, found, limit_s)
+            if isinstance(error, ShortBodyError) or (version and error is None):
                 # After the bytes have come: a file that is still of this version was so when they were read.
                 size, version_now = self._look_at(path, max(end - time.monotonic(), 1.0))
-                if error is not None and size is not None and size < max(part.stop for part in parts):
-                    raise self.problem(path, "is cut short", error)
                 if version and _differ(version, version_now):
                     raise VersionError
+                if error is not None and size is not None and size < max(each.stop for each in wanted):
+                    raise self.problem(path, "is cut short", error)
             if error is not None:
                 raise error
 
@@ -268,31 +324,63 @@ class Storage:
 
     def _look_at(self, path: str, limit_s: float) -> tuple[int | None, str]:
         """Return size and version of a file as they are now, or what is known of them."""
-
-        def look() -> dict[str, Any]:
-            filesystem = self.filesystem
-            filesystem.invalidate_cache()
-            facts: dict[str, Any] = filesystem.info(self._asked(path))
-            return facts
-
-        (facts,) = in_time([look], limit_s)
+        (facts,) = in_time([partial(self._facts, path)], limit_s)
         if isinstance(facts, BaseException):
             raise facts
         size = facts.get("size")
         return None if size is None else int(size), _version(facts)
 
-    def _read_local(self, path: str, ranges: Sequence[ByteRange]) -> list[Data]:
+    def _facts(self, path: str) -> dict[str, Any]:
+        filesystem = self.filesystem
+        filesystem.invalidate_cache()
+        facts: dict[str, Any] = filesystem.info(self._asked(path))
+        return facts
+
+    def _ask(self, path: str, call: Callable[[], T]) -> T:
+        """Return what a filesystem answers to one request about `path`, in time and tried again where that may help."""
+
+        def attempt(limit_s: float) -> T:
+            (answer,) = in_time([call], limit_s)
+            if isinstance(answer, BaseException):
+                raise answer
+            return answer
+
+        with self._naming(path):
+            return retried(attempt, self._retries)
+
+    def _ask_for_long(self, path: str, call: Callable[[], T]) -> T:
+        """Return what a filesystem answers to what may be any number of requests, tried again where that may help."""
+        with self._naming(path):
+            return retried(lambda _: call(), self._retries)
+
+    def _read_local(self, path: str, requests: Sequence[Request]) -> list[Data]:
         found: list[Data] = []
         with self._naming(path), open(path, "rb") as file:  # noqa: PTH123 - paths are strings here, 10,000 of them
-            for start, stop in ranges:
-                file.seek(start)
-                data = file.read(max(0, stop - start))
-                if len(data) < stop - start:
-                    message = (
-                        f"bytes {start:,} to {stop:,} were asked for, {stop - start:,} of them, and {len(data):,} came"
-                    )
-                    raise ShortBodyError(message)
-                found.append(data)
+            for each in requests:
+                file.seek(each.start)
+                found.append(checked(file.read(max(0, each.stop - each.start)), each))
+        return found
+
+    @property
+    def reads_at_once(self) -> bool:
+        """Whether `read_once` sends its requests at the same time."""
+        return self._own().client.is_concurrent
+
+    def read_once(self, paths: Sequence[str], starts: Sequence[int], stops: Sequence[int]) -> list[bytes | None]:
+        """Return the bytes [start, stop) of each of many files, or None where that did not succeed at once.
+
+        What is None is to be asked for with `read_range`, which tries again and says what fails.
+        """
+        requests = list(map(Request, map(self._asked, paths), starts, stops))
+        wanted = [index for index, each in enumerate(requests) if each.start < each.stop]
+        found: list[bytes | None] = [b""] * len(paths)
+        limit_s = min(self._retries.attempt_timeout_s, self._retries.deadline_s)
+        try:
+            answers = self._own().client.fetch([requests[index] for index in wanted], limit_s)
+        except Exception:  # noqa: BLE001 - every fsspec backend has exceptions of its own
+            answers = [TimeoutError()] * len(wanted)
+        for index, data in zip(wanted, answers, strict=True):
+            found[index] = None if isinstance(data, BaseException) else bytes(data)
         return found
 
     def open(self, path: str, size: int, version: str = "") -> RangeFile:
@@ -306,18 +394,17 @@ class Storage:
             DataFileError: The storage refused.
         """
         if not self.is_local:
-            with self._naming(path):
-                self.filesystem.pipe_file(self._asked(path), data)
+            self._ask(path, lambda: self.filesystem.pipe_file(self._asked(path), data))
             return
         target = Path(path)
+        # Made by hand: what the tempfile module makes could not be read by others, as in a shared cache.
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
         with self._naming(str(target.parent)):
-            handle, name = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=target.parent)
-            temporary = Path(name)
             try:
-                with open(handle, "wb") as file:  # noqa: PTH123 - it is open already
+                with temporary.open("xb") as file:
                     file.write(data)
                     file.flush()
-                    os.fsync(handle)
+                    os.fsync(file.fileno())
                 temporary.replace(target)
             except BaseException:
                 temporary.unlink(missing_ok=True)
@@ -366,11 +453,12 @@ class Storage:
         except Exception as error:  # noqa: BLE001 - every fsspec backend has exceptions of its own
             raise self.problem(path, "can't be read", error) from self.cause(error)
 
-    def _walk(self, directory: str, above: Sequence[str]) -> Iterator[tuple[str, int]]:
+    def _walk(self, directory: str, above: Sequence[str]) -> Iterator[Entry]:
         with self._naming(directory):
-            for entry in sorted(os.scandir(directory), key=lambda entry: entry.name):
+            for entry in list(os.scandir(directory)):
                 if entry.is_file():
-                    yield entry.path, entry.stat().st_size
+                    facts = entry.stat()
+                    yield Entry(entry.path, "file", facts.st_size, str(facts.st_mtime_ns))
                 elif entry.is_dir() and not entry.name.startswith(("_", ".")):
                     real = os.path.realpath(entry.path) if entry.is_symlink() else f"{above[-1]}/{entry.name}"
                     # A link to a directory above would be entered for ever.
@@ -378,7 +466,31 @@ class Storage:
                         yield from self._walk(entry.path, (*above, real))
                 elif entry.is_symlink() and not entry.is_dir():
                     # A link to nothing is listed: if it is one of the data files, reading it is the error.
-                    yield entry.path, 0
+                    yield Entry(entry.path, "file", 0, "")
+
+    def _children(self, directory: str) -> list[Entry]:
+        """Return the files and directories in a directory; none if it is not there."""
+
+        def ask() -> list[Entry]:
+            try:
+                if self.is_local:
+                    return [
+                        _local_entry(entry.path, entry.stat(follow_symlinks=entry.is_dir() or entry.is_file()))
+                        for entry in list(os.scandir(directory))
+                    ]
+                self.filesystem.invalidate_cache()
+                listed = self.filesystem.ls(directory, detail=True)
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+            return [self._entry(str(facts["name"]), facts) for facts in listed]
+
+        return self._ask_for_long(directory, ask)
+
+    def _entry(self, path: str, facts: Mapping[str, Any]) -> Entry:
+        size = facts.get("size")
+        if size is None and facts["type"] == "file":
+            size = self.size(path)
+        return Entry(path, str(facts["type"]), int(size or 0), _version(facts))
 
     def _asked(self, path: str) -> str:
         return path + self._queries.get(path, "")
@@ -433,6 +545,49 @@ class RangeFile(io.RawIOBase):
         return len(data)
 
 
+def without_secrets(text: str) -> str:
+    """Return a text without the userinfo and the queries of the URLs in it."""
+    return _scrub(text)
+
+
+def has_wildcards(path: str) -> bool:
+    """Return whether a path may be a glob."""
+    return any(wildcard in path for wildcard in _WILDCARDS)
+
+
+def glob_root(pattern: str) -> str:
+    """Return the deepest directory of a glob without wildcards."""
+    parts = pattern.split("/")
+    first = next(index for index, part in enumerate(parts) if has_wildcards(part))
+    return "/".join(parts[:first]) or ("/" if pattern.startswith("/") else "")
+
+
+def _local_entry(path: str, facts: os.stat_result) -> Entry:
+    kind = "directory" if stat.S_ISDIR(facts.st_mode) else "other"
+    if stat.S_ISREG(facts.st_mode) or stat.S_ISLNK(facts.st_mode):
+        kind = "file"
+    return Entry(path, kind, facts.st_size, str(facts.st_mtime_ns))
+
+
+def _version(facts: Mapping[str, Any]) -> str:
+    """Return what the facts about a file say of its version; empty if nothing."""
+    value = next((facts[key] for key in _VERSION_KEYS if facts.get(key)), "")
+    if isinstance(value, datetime):
+        value = value.timestamp()
+    return str(round(value * 1e9) if isinstance(value, float) else value)
+
+
+def _is_walked(filesystem: AbstractFileSystem) -> bool:
+    """Return whether `find` lists one directory after the other, as it does unless a filesystem has its own."""
+    while isinstance(filesystem, DirFileSystem):
+        filesystem = filesystem.fs
+    if isinstance(filesystem, ArrowFSWrapper):
+        return False
+    if filesystem.async_impl:
+        return type(filesystem)._find is AsyncFileSystem._find  # noqa: SLF001 - what `find` calls
+    return type(filesystem).find is fsspec.AbstractFileSystem.find
+
+
 def _as_fsspec(filesystem: FileSystem | None) -> AbstractFileSystem | None:
     if isinstance(filesystem, pyarrow.fs.LocalFileSystem):
         return LocalFileSystem()
@@ -444,12 +599,18 @@ def _as_fsspec(filesystem: FileSystem | None) -> AbstractFileSystem | None:
     raise TypeError(message)
 
 
-def _version(facts: Mapping[str, Any]) -> str:
-    """Return what the facts about a file say of its version; empty if nothing."""
-    value = next((facts[key] for key in _VERSION_KEYS if facts.get(key)), "")
-    if isinstance(value, datetime):
-        value = value.timestamp()
-    return str(round(value * 1e9) if isinstance(value, float) else value)
+def _fetch_missing(
+    client: RangeClient, wanted: Sequence[Request], found: dict[int, Data], limit_s: float
+) -> BaseException | None:
+    """Fetch what is wanted and not found yet, and return what went wrong: what won't pass, if something won't."""
+    missing = [index for index in range(len(wanted)) if index not in found]
+    failed: list[BaseException] = []
+    for index, data in zip(missing, client.fetch([wanted[index] for index in missing], limit_s), strict=True):
+        if isinstance(data, BaseException):
+            failed.append(data)
+        else:
+            found[index] = data
+    return next((error for error in failed if not is_transient(error)), failed[0] if failed else None)
 
 
 def _differ(version: str, other: str) -> bool:

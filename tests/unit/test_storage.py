@@ -128,7 +128,9 @@ def test_the_query_of_a_url_goes_into_requests_only() -> None:
 
 def test_listing_finds_files_and_leaves_hidden_directories_alone(data: Path) -> None:
     storage = Storage(data)
-    assert sorted(storage.find(str(data))) == [(str(data / "a.bin"), 100), (str(data / "deep/b.bin"), 1)]
+    found = sorted(storage.find(str(data)))
+    assert [(entry.path, entry.size) for entry in found] == [(str(data / "a.bin"), 100), (str(data / "deep/b.bin"), 1)]
+    assert found[0].version == str((data / "a.bin").stat().st_mtime_ns)
     assert storage.info(str(data / "deep")) is not None
     assert storage.info(str(data / "gone")) is None
     with pytest.raises(DataFileError, match="gone does not exist"):
@@ -138,7 +140,7 @@ def test_listing_finds_files_and_leaves_hidden_directories_alone(data: Path) -> 
 def test_a_link_to_a_directory_above_is_not_followed_for_ever(data: Path) -> None:
     (data / "deep" / "loop").symlink_to(data)
     (data / "link").symlink_to(data / "deep" / "_hidden")
-    found = sorted(path for path, _ in Storage(data).find(str(data)))
+    found = sorted(entry.path for entry in Storage(data).find(str(data)))
     assert found == [str(data / "a.bin"), str(data / "deep/b.bin"), str(data / "link/c.bin")]
 
 

@@ -55,12 +55,13 @@ class ArrowFormat:
     name = "arrow"
     suffixes = (".arrow", ".arrows", ".ipc", ".feather")
     block_name = "record batch"
+    tail_bytes = 0
 
     def recognises(self, head: bytes) -> bool:
         """Return whether a file that begins with `head` may be an Arrow file or stream."""
         return head.startswith((_MAGIC, CONTINUATION))
 
-    def scan(self, storage: Storage, path: str, size: int) -> FileScan:
+    def scan(self, storage: Storage, path: str, size: int, tail: bytes | None = None) -> FileScan:  # noqa: ARG002
         """Walk over the message headers; of the bodies, only the first and the last KiB of each are read.
 
         The digest covers all of that: headers alone stay equal when fixed-width values are rewritten.

@@ -47,7 +47,7 @@ class PlannedFile:
     layout: NDArray[np.int64]
     """`FileScan.layout`, shape (entries, values per entry)."""
     version: str = ""
-    """What the storage said the file's version was when it was listed: its ETag or time; "" if unknown."""
+    """`Entry.version` when it was listed: ETag, else time of writing in ns; empty if unknown."""
 
 
 class BlockReader(Protocol):
@@ -81,8 +81,18 @@ class Format(Protocol):
     def recognises(self, head: bytes) -> bool:
         """Return whether a file that begins with `head`, 8 bytes or fewer, may be of this format."""
 
-    def scan(self, storage: Storage, path: str, size: int) -> FileScan:
+    @property
+    def tail_bytes(self) -> int:
+        """How much of a file's end `scan` reads first; 0 if it begins elsewhere."""
+
+    def scan(self, storage: Storage, path: str, size: int, tail: bytes | None = None) -> FileScan:
         """Read what the file at `path`, of `size` bytes, says about itself.
+
+        Args:
+            storage: Where it is.
+            path: Path as the storage understands it.
+            size: Its bytes.
+            tail: Its last `tail_bytes`, or all of it, where they have been read already.
 
         Raises:
             DataFileError: The file is missing, unreadable, truncated or not of this format.

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 _MAGIC = b"PAR1"
 _ENCRYPTED_MAGIC = b"PARE"
-_TAIL_BYTES = 64 * 1024
 _TRAILER_BYTES = 8  # the footer's length, then the magic
 _HOLE_BYTES: Final = 1 << 20  # between two ranges: reading it costs less than another request
 _RANGE_BYTES: Final = 32 << 20  # longest range made of several: what is lost when a connection is
@@ -41,21 +40,23 @@ class ParquetFormat:
     name = "parquet"
     suffixes = (".parquet", ".pq")
     block_name = "row group"
+    tail_bytes = 64 * 1024
 
     def recognises(self, head: bytes) -> bool:
         """Return whether a file that begins with `head` may be a Parquet file."""
         return head.startswith((_MAGIC, _ENCRYPTED_MAGIC))
 
-    def scan(self, storage: Storage, path: str, size: int) -> FileScan:
+    def scan(self, storage: Storage, path: str, size: int, tail: bytes | None = None) -> FileScan:
         """Read the footer, with one request unless it is longer than 64 KiB.
 
         The digest covers the last 64 KiB and the whole footer, so it sees a small file that was rewritten
         even where the footer stays the same.
         """
-        metadata, tail_digest = _read_footer(storage, path, size)
+        file, tail_digest = _read_footer(storage, path, size, tail)
+        metadata = file.metadata
         groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
         try:
-            schema = metadata.schema.to_arrow_schema()
+            schema = file.schema_arrow
         except (pa.ArrowException, OSError) as error:
             raise storage.problem(path, "has columns that pyarrow can't read", error) from storage.cause(error)
         return FileScan(
@@ -260,13 +261,14 @@ def _coalesced(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
 def _planned_footer(storage: Storage, planned: PlannedFile) -> pq.FileMetaData:
     """Return the footer of a file, which is still the one that the manifest was made of."""
     try:
-        metadata, tail_digest = _read_footer(storage, planned.path, planned.size, planned.version)
+        file, tail_digest = _read_footer(storage, planned.path, planned.size, version=planned.version)
     except DataFileError:
         size = storage.size(planned.path)
         if size == planned.size:
             raise
         difference = f"it had {planned.size:,} bytes and now has {size:,}"
         raise changed_since_planned(storage, planned, difference) from None
+    metadata = file.metadata
     rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
     if not np.array_equal(rows, planned.block_rows):
         had, num_groups = int(planned.block_rows.sum()), len(planned.block_rows)
@@ -278,10 +280,13 @@ def _planned_footer(storage: Storage, planned: PlannedFile) -> pq.FileMetaData:
     return metadata
 
 
-def _read_footer(storage: Storage, path: str, size: int, version: str = "") -> tuple[pq.FileMetaData, str]:
-    """Return the footer of a Parquet file and the digest of the bytes at its end."""
-    start = max(0, size - _TAIL_BYTES)
-    tail = storage.read_range(path, start, size, version)
+def _read_footer(
+    storage: Storage, path: str, size: int, tail: bytes | None = None, version: str = ""
+) -> tuple[pq.ParquetFile, str]:
+    """Return the end of a Parquet file, as a file of which nothing but the footer is there, and its digest."""
+    start = max(0, size - ParquetFormat.tail_bytes)
+    if tail is None:
+        tail = storage.read_range(path, start, size, version)
     magic = tail[-len(_MAGIC) :]
     if size < len(_MAGIC) + _TRAILER_BYTES or magic not in (_MAGIC, _ENCRYPTED_MAGIC):
         end = f"its {size:,} bytes end with {magic!r} instead of {_MAGIC!r}" if size else "it is empty"
@@ -297,7 +302,8 @@ def _read_footer(storage: Storage, path: str, size: int, version: str = "") -> t
     if footer_bytes > len(tail):
         tail = storage.read_range(path, size - footer_bytes, start, version) + tail
     try:
-        metadata = pq.read_metadata(pa.BufferReader(tail))
+        # Not pq.read_metadata: what is opened here knows the Arrow schema already.
+        file = pq.ParquetFile(pa.BufferReader(tail))
     except (pa.ArrowException, OSError) as error:
         raise storage.problem(path, "has a damaged footer", error) from storage.cause(error)
-    return metadata, digest(tail)
+    return file, digest(tail)
