@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, final
 
 import fsspec
 import pyarrow.fs
+from fsspec.implementations.dirfs import DirFileSystem
 
 from laneway.errors import DataFileError, ManifestCacheWarning
 from laneway.storage import Storage, without_secrets
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     """A directory or URL; True: the user's cache directory; None: that one for remote storage only; False: none."""
 
 _TELL_PLACES_APART: Final = frozenset(
-    {"account_name", "base_path", "endpoint", "endpoint_override", "endpoint_url", "fo", "host", "path", "port"}
+    {"account_name", "endpoint", "endpoint_override", "endpoint_url", "fo", "host", "port"}
     | {"project", "scheme", "target_protocol", "url"}
 )
 _AWAY = "give another cache_dir, or cache_dir=False to do without"
@@ -121,9 +122,10 @@ def _identity(filesystem: fsspec.AbstractFileSystem) -> Iterator[str]:
     for each in _nested(filesystem):
         yield f"{type(each).__module__}.{type(each).__qualname__}"
         if isinstance(each, pyarrow.fs.FileSystem):
-            yield str(getattr(each, "base_path", ""))
+            yield getattr(each, "base_path", "")
             yield from _places(each.__reduce__()[1])
         else:
+            yield each.path if isinstance(each, DirFileSystem) else ""
             yield from _places(each.storage_options)
 
 

@@ -105,8 +105,8 @@ def _scan(found: DataFiles, indices: Sequence[int]) -> list[_Result]:
     paths = [storage.join(found.paths[index]) for index in indices]
     sizes = [found.sizes[index] for index in indices]
     tails: list[bytes | None] = [None] * len(paths)
-    if storage.reads_at_once and format_.tail_bytes > 0:
-        tails = storage.read_once(paths, [max(0, size - format_.tail_bytes) for size in sizes], sizes)
+    if format_.tail_bytes > 0:
+        tails = storage.read_tails(paths, sizes, format_.tail_bytes)
     results: list[_Result] = []
     for path, size, tail in zip(paths, sizes, tails, strict=True):
         try:

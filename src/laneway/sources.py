@@ -18,6 +18,7 @@ from laneway.storage import Storage, glob_root, has_wildcards
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from laneway.retries import RetryPolicy
     from laneway.storage import Entry, FileSystem
 
 _THREADS = 32
@@ -58,6 +59,7 @@ def find_data_files(
     format: str | None = None,  # noqa: A002 - the name that users know
     filesystem: FileSystem | None = None,
     storage_options: Mapping[str, Any] | None = None,
+    retries: RetryPolicy | None = None,
 ) -> DataFiles:
     """Return the data files that `source` means; see `Manifest.scan` for the rules and errors."""
     if format is not None and format not in FORMATS:
@@ -73,12 +75,12 @@ def find_data_files(
     if not sources:
         message = "no source is given: the sequence of paths is empty"
         raise DataFileError(message)
-    storage = Storage(sources[0], filesystem, storage_options)
+    storage = Storage(sources[0], filesystem, storage_options, retries)
     asked = [storage.path_of(each) for each in sources]
     listings = _list_all(storage, asked)
     storage = storage.at(_common_directory([listing.root for listing in listings]))
 
-    counts = Counter(path for listing in listings for path in listing.files)
+    counts = Counter(path for listing in listings for path in listing.files) if len(listings) > 1 else {}
     twice = sorted(path for path, count in counts.items() if count > 1)
     if twice:
         message = f"{storage.display(twice[0])} is given twice ({len(twice):,} such files): name each file once"
@@ -144,18 +146,18 @@ def _by_path(entries: Iterable[Entry]) -> dict[str, Entry]:
 def _visible(root: str, files: dict[str, Entry]) -> dict[str, Entry]:
     """Return the files that no name below the root hides."""
     cut = len(root.rstrip("/"))
-    hidden = ("/_", "/.")
-    return {
-        path: entry
-        for path, entry in files.items()
+
+    def is_hidden(path: str) -> bool:
+        below = f"/{path[cut:].lstrip('/')}"
         # Object stores list directories as empty files.
-        if not path.endswith("/") and not any(mark in f"/{path[cut:].lstrip('/')}" for mark in hidden)
-    }
+        return "/_" in below or "/." in below or below.endswith("/")
+
+    return {path: entry for path, entry in files.items() if not is_hidden(path)}
 
 
 def _choose_format(storage: Storage, listings: Sequence[_Listing]) -> Format | None:
-    paths = sorted((path, entry.size) for listing in listings for path, entry in listing.files.items())
-    known = [(path, found) for path, _ in paths if (found := format_of_suffix(path)) is not None]
+    paths = sorted(path for listing in listings for path in listing.files)
+    known = [(path, found) for path in paths if (found := format_of_suffix(path)) is not None]
     for path, found in known:
         first, expected = known[0]
         if found is not expected:
@@ -164,7 +166,10 @@ def _choose_format(storage: Storage, listings: Sequence[_Listing]) -> Format | N
             raise DataFileError(message)
     if known:
         return known[0][1]
-    return format_of_content(storage, *paths[0]) if paths else None
+    if not paths:
+        return None
+    sizes = {path: entry.size for listing in listings for path, entry in listing.files.items()}
+    return format_of_content(storage, paths[0], sizes[paths[0]])
 
 
 def _select(listing: _Listing, chosen: Format | None) -> dict[str, Entry]:

@@ -9,7 +9,7 @@ import re
 import stat
 import time
 import uuid
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from laneway.ranges import RangeClient, Request, ShortBodyError, VersionError, c
 from laneway.retries import GaveUpError, RetryPolicy, is_transient, retried
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from fsspec import AbstractFileSystem
 
@@ -181,8 +181,8 @@ class Storage:
         protocol = split_protocol(os.fspath(source))[0]
         mine = self.filesystem.protocol
         if protocol and not self.is_local and protocol in ((mine,) if isinstance(mine, str) else mine):
-            return Storage(source, self._given, self._options)
-        return Storage(source)
+            return Storage(source, self._given, self._options, self._retries)
+        return Storage(source, retries=self._retries)
 
     def join(self, relative: str) -> str:
         """Return the path of a file that is given relative to the root."""
@@ -363,25 +363,28 @@ class Storage:
 
     @property
     def reads_at_once(self) -> bool:
-        """Whether `read_once` sends its requests at the same time."""
+        """Whether `read_tails` sends its requests at the same time."""
         return self._own().client.is_concurrent
 
-    def read_once(self, paths: Sequence[str], starts: Sequence[int], stops: Sequence[int]) -> list[bytes | None]:
-        """Return the bytes [start, stop) of each of many files, or None where that did not succeed at once.
+    def read_tails(self, paths: Sequence[str], sizes: Sequence[int], num_bytes: int) -> list[bytes | None]:
+        """Return the last `num_bytes` of each file, or all of it; None for one where that did not succeed at once.
 
         What is None is to be asked for with `read_range`, which tries again and says what fails.
         """
-        requests = list(map(Request, map(self._asked, paths), starts, stops))
-        wanted = [index for index, each in enumerate(requests) if each.start < each.stop]
-        found: list[bytes | None] = [b""] * len(paths)
-        limit_s = min(self._retries.attempt_timeout_s, self._retries.deadline_s)
-        try:
-            answers = self._own().client.fetch([requests[index] for index in wanted], limit_s)
-        except Exception:  # noqa: BLE001 - every fsspec backend has exceptions of its own
-            answers = [TimeoutError()] * len(wanted)
-        for index, data in zip(wanted, answers, strict=True):
-            found[index] = None if isinstance(data, BaseException) else bytes(data)
-        return found
+        lengths = [min(size, num_bytes) for size in sizes]
+        starts = [size - length for size, length in zip(sizes, lengths, strict=True)]
+        tails: Iterable[Data | BaseException | None] = [None] * len(paths)
+        if self.is_local:
+            tails = map(_read_at, paths, starts, lengths)
+        elif self.reads_at_once and all(lengths):
+            requests = list(map(Request, map(self._asked, paths), starts, sizes))
+            limit_s = min(self._retries.attempt_timeout_s, self._retries.deadline_s)
+            with suppress(Exception):
+                tails = self._own().client.fetch(requests, limit_s)
+        return [
+            bytes(tail) if isinstance(tail, (bytes, memoryview)) and len(tail) == length else None
+            for tail, length in zip(tails, lengths, strict=True)
+        ]
 
     def open(self, path: str, size: int, version: str = "") -> RangeFile:
         """Return a seekable file object, which reads exactly what it is asked for and nothing ahead."""
@@ -560,6 +563,18 @@ def glob_root(pattern: str) -> str:
     parts = pattern.split("/")
     first = next(index for index, part in enumerate(parts) if has_wildcards(part))
     return "/".join(parts[:first]) or ("/" if pattern.startswith("/") else "")
+
+
+def _read_at(path: str, start: int, length: int) -> bytes | None:
+    """Return what is there to read of a local file, without a file object: that takes longer than the reading."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return os.pread(handle, length, start)
+        finally:
+            os.close(handle)
+    except OSError:
+        return None
 
 
 def _local_entry(path: str, facts: os.stat_result) -> Entry:

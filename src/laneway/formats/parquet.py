@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, cast, final
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow.parquet.core import ParquetReader
 
 from laneway.errors import DataFileError
 from laneway.files import digest
@@ -52,18 +53,24 @@ class ParquetFormat:
         The digest covers the last 64 KiB and the whole footer, so it sees a small file that was rewritten
         even where the footer stays the same.
         """
-        file, tail_digest = _read_footer(storage, path, size, tail)
-        metadata = file.metadata
-        groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+        tail = _read_tail(storage, path, size, tail)
+        # What pq.ParquetFile is made of, without what it prepares for reading: there may be 100,000 files.
+        reader = ParquetReader()
         try:
-            schema = file.schema_arrow
+            reader.open(pa.BufferReader(tail))
+        except (pa.ArrowException, OSError) as error:
+            raise storage.problem(path, "has a damaged footer", error) from storage.cause(error)
+        try:
+            schema = reader.schema_arrow
         except (pa.ArrowException, OSError) as error:
             raise storage.problem(path, "has columns that pyarrow can't read", error) from storage.cause(error)
+        metadata = reader.metadata
+        groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
         return FileScan(
             schema=schema,
             block_rows=[group.num_rows for group in groups],
             block_bytes=[group.total_byte_size for group in groups],
-            digest=tail_digest,
+            digest=digest(tail),
             layout=[],
         )
 
@@ -261,14 +268,13 @@ def _coalesced(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
 def _planned_footer(storage: Storage, planned: PlannedFile) -> pq.FileMetaData:
     """Return the footer of a file, which is still the one that the manifest was made of."""
     try:
-        file, tail_digest = _read_footer(storage, planned.path, planned.size, version=planned.version)
+        metadata, tail_digest = _read_footer(storage, planned.path, planned.size, planned.version)
     except DataFileError:
         size = storage.size(planned.path)
         if size == planned.size:
             raise
         difference = f"it had {planned.size:,} bytes and now has {size:,}"
         raise changed_since_planned(storage, planned, difference) from None
-    metadata = file.metadata
     rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
     if not np.array_equal(rows, planned.block_rows):
         had, num_groups = int(planned.block_rows.sum()), len(planned.block_rows)
@@ -280,10 +286,18 @@ def _planned_footer(storage: Storage, planned: PlannedFile) -> pq.FileMetaData:
     return metadata
 
 
-def _read_footer(
-    storage: Storage, path: str, size: int, tail: bytes | None = None, version: str = ""
-) -> tuple[pq.ParquetFile, str]:
-    """Return the end of a Parquet file, as a file of which nothing but the footer is there, and its digest."""
+def _read_footer(storage: Storage, path: str, size: int, version: str) -> tuple[pq.FileMetaData, str]:
+    """Return the footer of a Parquet file and the digest of the bytes at its end."""
+    tail = _read_tail(storage, path, size, version=version)
+    try:
+        metadata = pq.read_metadata(pa.BufferReader(tail))
+    except (pa.ArrowException, OSError) as error:
+        raise storage.problem(path, "has a damaged footer", error) from storage.cause(error)
+    return metadata, digest(tail)
+
+
+def _read_tail(storage: Storage, path: str, size: int, tail: bytes | None = None, version: str = "") -> bytes:
+    """Return the end of a Parquet file, at least its whole footer; `tail` is what has been read of it."""
     start = max(0, size - ParquetFormat.tail_bytes)
     if tail is None:
         tail = storage.read_range(path, start, size, version)
@@ -301,9 +315,4 @@ def _read_footer(
         raise DataFileError(message)
     if footer_bytes > len(tail):
         tail = storage.read_range(path, size - footer_bytes, start, version) + tail
-    try:
-        # Not pq.read_metadata: what is opened here knows the Arrow schema already.
-        file = pq.ParquetFile(pa.BufferReader(tail))
-    except (pa.ArrowException, OSError) as error:
-        raise storage.problem(path, "has a damaged footer", error) from storage.cause(error)
-    return file, digest(tail)
+    return tail
