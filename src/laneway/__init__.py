@@ -16,6 +16,7 @@ from laneway.errors import (
 from laneway.loader import SavableLoader
 from laneway.manifest import Manifest
 from laneway.merge import merge_states
+from laneway.retries import RetryPolicy
 from laneway.shards import Shard
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Manifest",
     "ManifestCacheWarning",
     "NullInColumnError",
+    "RetryPolicy",
     "SavableLoader",
     "SchemaMismatchError",
     "Shard",

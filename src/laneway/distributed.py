@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from laneway.caching import CacheDir
     from laneway.manifest import Source
+    from laneway.retries import RetryPolicy
     from laneway.storage import FileSystem
 
     ProcessGroup: TypeAlias = dist.ProcessGroup | DeviceMesh
@@ -98,6 +99,7 @@ def scan_once(
     format: str | None = None,  # noqa: A002 - the name that users know
     filesystem: FileSystem | None = None,
     storage_options: Mapping[str, Any] | None = None,
+    retries: RetryPolicy | None = None,
     progress: bool | None = None,
     cache_dir: CacheDir = None,
     process_group: ProcessGroup | None = None,
@@ -112,6 +114,7 @@ def scan_once(
         format: "parquet" or "arrow"; None finds out.
         filesystem: The filesystem that `source` is a path of.
         storage_options: Arguments for the filesystem that the URL names.
+        retries: What is tried again when the storage fails.
         progress: Whether rank 0 shows a bar.
         cache_dir: Where rank 0 keeps the manifest for the next start.
         process_group: The group, or one-dimensional DeviceMesh, of the ranks; None: all of them.
@@ -136,6 +139,7 @@ def scan_once(
             format=format,
             filesystem=filesystem,
             storage_options=storage_options,
+            retries=retries,
             progress=progress,
             cache_dir=cache_dir,
         )

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from laneway.caching import CacheDir
+    from laneway.retries import RetryPolicy
     from laneway.storage import FileSystem
 
     Source: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -83,6 +84,7 @@ class Manifest:
         format: str | None = None,  # noqa: A002 - the name that users know
         filesystem: FileSystem | None = None,
         storage_options: Mapping[str, Any] | None = None,
+        retries: RetryPolicy | None = None,
         progress: bool | None = None,
         cache_dir: CacheDir = None,
     ) -> Manifest:
@@ -99,6 +101,7 @@ class Manifest:
             format: "parquet" or "arrow"; None finds out by suffix, else by the first bytes.
             filesystem: The filesystem, of fsspec or pyarrow, that `source` is a path of.
             storage_options: Arguments for the filesystem that the URL names: credentials, endpoints.
+            retries: What is tried again when the storage fails, and for how long; None: `RetryPolicy()`.
             progress: True shows a bar, False does not, None does if it takes longer than 2 s.
             cache_dir: Directory or URL where the result is kept, so that the next scan lists the files and reads
                 only those that are new or changed. None: for remote storage the user's cache directory, for local
@@ -114,6 +117,7 @@ class Manifest:
             format=format,
             filesystem=filesystem,
             storage_options=storage_options,
+            retries=retries,
             progress=progress,
             cache_dir=cache_dir,
         )[0]
@@ -126,6 +130,7 @@ class Manifest:
         root: str | os.PathLike[str] | None = None,
         filesystem: FileSystem | None = None,
         storage_options: Mapping[str, Any] | None = None,
+        retries: RetryPolicy | None = None,
     ) -> Manifest:
         """Return a manifest that `save` wrote.
 
@@ -134,16 +139,17 @@ class Manifest:
             root: Where the dataset is now, if it moved.
             filesystem: The filesystem that `path` (and `root`) is a path of.
             storage_options: Arguments for the filesystem that `path` (and `root`) names.
+            retries: What is tried again when the storage fails, and for how long; None: `RetryPolicy()`.
 
         Raises:
             DataFileError: The file is missing, unreadable, damaged, no manifest, or one of a later release.
         """
-        storage = Storage(path, filesystem, storage_options)
+        storage = Storage(path, filesystem, storage_options, retries)
         data = storage.read_range(storage.root, 0, storage.size(storage.root))
         manifest = _decode(data, storage.display(storage.root))
         if root is None:
             return manifest
-        moved = Storage(root, filesystem, storage_options)
+        moved = Storage(root, filesystem, storage_options, retries)
         return replace(manifest, root=moved.display(moved.root), versions=("",) * manifest.files.num_files)
 
     def save(
@@ -152,6 +158,7 @@ class Manifest:
         *,
         filesystem: FileSystem | None = None,
         storage_options: Mapping[str, Any] | None = None,
+        retries: RetryPolicy | None = None,
     ) -> None:
         """Write the manifest as JSON, gzipped if the name ends with `.gz`, whole or not at all.
 
@@ -159,11 +166,12 @@ class Manifest:
             path: Path or URL of the file to write.
             filesystem: The filesystem that `path` is a path of.
             storage_options: Arguments for the filesystem that `path` names.
+            retries: What is tried again when the storage fails, and for how long; None: `RetryPolicy()`.
 
         Raises:
             DataFileError: The file can't be written.
         """
-        storage = Storage(path, filesystem, storage_options)
+        storage = Storage(path, filesystem, storage_options, retries)
         data = _encode(self)
         storage.write(storage.root, gzip.compress(data, mtime=0) if storage.root.endswith(".gz") else data)
 
@@ -183,10 +191,14 @@ class Manifest:
         return self.files.fingerprint
 
     def storage(
-        self, *, filesystem: FileSystem | None = None, storage_options: Mapping[str, Any] | None = None
+        self,
+        *,
+        filesystem: FileSystem | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+        retries: RetryPolicy | None = None,
     ) -> Storage:
         """Return the storage that holds the files, made of `root`: credentials have to be given anew."""
-        return Storage(self.root, filesystem, storage_options)
+        return Storage(self.root, filesystem, storage_options, retries)
 
     def planned(self, storage: Storage, file_index: int) -> PlannedFile:
         """Return what a reader should find in the file at `file_index`."""
@@ -223,12 +235,15 @@ def scan_source(
     format: str | None = None,  # noqa: A002 - the name that users know
     filesystem: FileSystem | None = None,
     storage_options: Mapping[str, Any] | None = None,
+    retries: RetryPolicy | None = None,
     progress: bool | None = None,
     cache_dir: CacheDir = None,
 ) -> tuple[Manifest, Storage]:
     """Return what `Manifest.scan` returns, and the storage it used, which knows the credentials in a URL."""
     began_ns = time.time_ns()
-    found = find_data_files(source, format=format, filesystem=filesystem, storage_options=storage_options)
+    found = find_data_files(
+        source, format=format, filesystem=filesystem, storage_options=storage_options, retries=retries
+    )
     entry = CacheEntry.find(cache_dir, found.storage, (f"format {_VERSION}", found.format.name, *found.sources))
     cached = None if entry is None else _cached(entry)
     manifest = _update(found, cached, progress=progress)

@@ -18,6 +18,7 @@ from laneway.storage import Storage, glob_root, has_wildcards
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from laneway.retries import RetryPolicy
     from laneway.storage import Entry, FileSystem
 
 _THREADS = 32
@@ -58,6 +59,7 @@ def find_data_files(
     format: str | None = None,  # noqa: A002 - the name that users know
     filesystem: FileSystem | None = None,
     storage_options: Mapping[str, Any] | None = None,
+    retries: RetryPolicy | None = None,
 ) -> DataFiles:
     """Return the data files that `source` means; see `Manifest.scan` for the rules and errors."""
     if format is not None and format not in FORMATS:
@@ -73,7 +75,7 @@ def find_data_files(
     if not sources:
         message = "no source is given: the sequence of paths is empty"
         raise DataFileError(message)
-    storage = Storage(sources[0], filesystem, storage_options)
+    storage = Storage(sources[0], filesystem, storage_options, retries)
     asked = [storage.path_of(each) for each in sources]
     listings = _list_all(storage, asked)
     storage = storage.at(_common_directory([listing.root for listing in listings]))

@@ -74,9 +74,7 @@ def test_a_state_saved_on_s3_goes_on_on_a_disk(s3: Bed, tmp_path: Path) -> None:
 
 def test_workers_that_are_no_forks_read_s3_too(s3: Bed, tmp_path: Path) -> None:
     url = s3.corpus(tmp_path / "corpus")
-    loader = StatefulDataLoader(
-        s3.dataset(url), batch_size=None, num_workers=2, multiprocessing_context=FORKSERVER
-    )
+    loader = StatefulDataLoader(s3.dataset(url), batch_size=None, num_workers=2, multiprocessing_context=FORKSERVER)
     assert sorted(flat(ids(loader))) == ALL_ROWS
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from laneway.errors import DataFileError
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -14,6 +12,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
+    from laneway.errors import DataFileError
     from laneway.storage import Storage
 
 
@@ -114,6 +113,4 @@ class Format(Protocol):
 
 def changed_since_planned(storage: Storage, planned: PlannedFile, difference: str) -> DataFileError:
     """Return the error for a file that is no longer what the manifest says."""
-    return DataFileError(
-        f"{storage.display(planned.path)} changed since it was planned: {difference}; scan the dataset again"
-    )
+    return storage.changed(planned.path, difference)
