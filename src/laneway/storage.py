@@ -52,6 +52,11 @@ _SIGNED = re.compile(
 _CONNECTIONS: Final = 32
 
 
+_kept: dict[int, object] = {}
+"""What a forked child must not destroy: closing a connection there takes it out of the parent's event loop too, as both
+share its epoll instance, and fsspec's cache lets go of every filesystem in a child."""
+
+
 class _Made(NamedTuple):
     """What a process made for itself."""
 
@@ -134,7 +139,11 @@ class Storage:
             else:
                 # Pickling rebuilds wrapped and nested filesystems too, each from its arguments.
                 filesystem = pickle.loads(pickle.dumps(self._given))  # noqa: S301 - bytes made right here
+            if made is not None:
+                _kept[id(made)] = made
             made = self._made = _Made(os.getpid(), filesystem, client_for(filesystem))
+            if self._given is None:
+                _kept[id(filesystem)] = filesystem
         return made
 
     def __getstate__(self) -> dict[str, Any]:
