@@ -22,7 +22,7 @@ test: .venv/installed ## Run all tests, doctests and the README's code
 
 test-storage: .venv/installed ## Test on real S3 servers, Ceph's too, with many more broken networks (some minutes)
 	$(BIN)/python scripts/ceph_rgw.py --install
-	LANEWAY_FAULT_RUNS=240 $(BIN)/python -m pytest tests/storage
+	LANEWAY_STORAGE_TESTS=all $(BIN)/python -m pytest tests/storage
 
 bench: .venv/installed ## Run all benchmarks in a short form (some minutes)
 	@for file in benchmarks/bench_*.py; do \

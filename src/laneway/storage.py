@@ -13,8 +13,7 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeAlias, TypeVar, cast, final
-from weakref import WeakValueDictionary
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, TypeVar, cast, final
 
 import fsspec
 import pyarrow.fs
@@ -53,18 +52,9 @@ _SIGNED = re.compile(
 _CONNECTIONS: Final = 32
 
 
-# By identity, as equal filesystems may be two.
-_live: WeakValueDictionary[int, AbstractFileSystem] = WeakValueDictionary()
-_held: list[AbstractFileSystem] = []
-
-
-def _hold() -> None:
-    _held.extend(_live.values())
-
-
-# A child that lets go of a filesystem it inherited closes its connections, and takes them from the event loop that it
-# shares with its parent, which then waits in vain for answers: so it never lets go.
-os.register_at_fork(before=_hold, after_in_parent=_held.clear)
+_kept: dict[int, object] = {}
+"""What a forked child must not destroy: closing a connection there takes it out of the parent's event loop too, as both
+share its epoll instance, and fsspec's cache lets go of every filesystem in a child."""
 
 
 class _Made(NamedTuple):
@@ -76,12 +66,6 @@ class _Made(NamedTuple):
     """The filesystem."""
     client: RangeClient
     """Asks it for ranges."""
-
-    @classmethod
-    def here(cls, filesystem: AbstractFileSystem) -> Self:
-        """Return what this process has, now that it has a filesystem."""
-        _live[id(filesystem)] = filesystem
-        return cls(os.getpid(), filesystem, client_for(filesystem))
 
 
 class Entry(NamedTuple):
@@ -134,7 +118,7 @@ class Storage:
         self._given = _as_fsspec(filesystem)
         self._made: _Made | None = None
         if self._given is not None:
-            self._made = _Made.here(self._given)
+            self._made = _Made(os.getpid(), self._given, client_for(self._given))
         self._queries: dict[str, str] = {}
         self.is_local = isinstance(self.filesystem, LocalFileSystem)
         """Whether paths are paths of this machine, to be opened and mapped without a filesystem between."""
@@ -155,7 +139,11 @@ class Storage:
             else:
                 # Pickling rebuilds wrapped and nested filesystems too, each from its arguments.
                 filesystem = pickle.loads(pickle.dumps(self._given))  # noqa: S301 - bytes made right here
-            made = self._made = _Made.here(filesystem)
+            if made is not None:
+                _kept[id(made)] = made
+            made = self._made = _Made(os.getpid(), filesystem, client_for(filesystem))
+            if self._given is None:
+                _kept[id(filesystem)] = filesystem
         return made
 
     def __getstate__(self) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import re
 from itertools import islice
@@ -15,7 +14,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from laneway import DataFileError, LanewayError, RetryPolicy
 from tests.compat.loaders import loader_raises, saved
 from tests.corpora import KINDS, UNEQUAL_FILES
-from tests.storage.beds import ids
+from tests.storage.beds import THOROUGH, ids
 from tests.storage.fault_proxy import Fault, Kind
 
 if TYPE_CHECKING:
@@ -29,8 +28,7 @@ QUICK = RetryPolicy(
 )  # fmt: skip
 RUN_DEADLINE_S = 30.0
 """A run has several reads that may fail one after the other, each within the deadline of the policy."""
-NUM_RUNS = int(os.environ.get("LANEWAY_FAULT_RUNS", "30"))
-"""`make test-storage` asks for more."""
+NUM_RUNS = 240 if THOROUGH else 25
 BREAKING: tuple[Kind, ...] = ("drop", "reset", "500", "503", "short", "ignore range", "stall", "stall at once")
 """What may pass when it is tried again."""
 NUM_ROWS = sum(map(sum, UNEQUAL_FILES))

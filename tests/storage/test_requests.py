@@ -171,7 +171,8 @@ def test_four_ranks_that_scan_once_cost_what_one_does(s3: Bed, tmp_path: Path) -
 
 
 def collect_garbage(batch: Any) -> Any:
-    gc.collect()
+    if {0, 20, 40} & set(batch["id"].tolist()):
+        gc.collect()
     return batch
 
 
