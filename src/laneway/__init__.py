@@ -8,6 +8,7 @@ from laneway.errors import (
     ColumnConversionError,
     DataFileError,
     LanewayError,
+    ManifestCacheWarning,
     SchemaMismatchError,
     StateFormatError,
     StateUnavailableError,
@@ -15,6 +16,7 @@ from laneway.errors import (
 from laneway.loader import SavableLoader
 from laneway.manifest import Manifest
 from laneway.merge import merge_states
+from laneway.retries import RetryPolicy
 from laneway.shards import Shard
 
 __all__ = [
@@ -24,7 +26,9 @@ __all__ = [
     "DataFileError",
     "LanewayError",
     "Manifest",
+    "ManifestCacheWarning",
     "NullInColumnError",
+    "RetryPolicy",
     "SavableLoader",
     "SchemaMismatchError",
     "Shard",

@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     import pyarrow.fs
     from fsspec import AbstractFileSystem
 
+    from laneway.caching import CacheDir
     from laneway.progress import Progress
+    from laneway.retries import RetryPolicy
 
 
 class StatefulShardedDataset(IterableDataset[Any]):
@@ -81,6 +83,10 @@ class StatefulShardedDataset(IterableDataset[Any]):
         filesystem: An fsspec or pyarrow filesystem to use instead of the one that the URL names.
         storage_options: Arguments of the fsspec filesystem, such as credentials. They are kept out of states, of
             messages and of the repr.
+        retries: What is tried again when a remote storage fails, and for how long; None: `laneway.RetryPolicy()`.
+        cache_dir: Directory or URL where what the footers tell is kept, so that the next start lists the files and
+            reads only those that are new or changed. None: for remote storage the user's cache directory, for local
+            files none; True: the user's cache directory; False: none.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -126,6 +132,8 @@ class StatefulShardedDataset(IterableDataset[Any]):
         world_size: int | None = None,
         filesystem: AbstractFileSystem | pyarrow.fs.FileSystem | None = None,
         storage_options: Mapping[str, Any] | None = None,
+        retries: RetryPolicy | None = None,
+        cache_dir: CacheDir = None,
     ) -> None:
         """See the class."""
         shard_rows, lanes = _checked_count("shard_rows", shard_rows), _checked_count("lanes", lanes, MAX_LANES)
@@ -158,10 +166,16 @@ class StatefulShardedDataset(IterableDataset[Any]):
         )
         self._rank, self._world_size = data_parallel_rank(rank, world_size)
         if isinstance(source, Manifest):
-            manifest, storage = source, source.storage(filesystem=filesystem, storage_options=storage_options)
+            manifest = source
+            storage = source.storage(filesystem=filesystem, storage_options=storage_options, retries=retries)
         else:
             manifest, storage = scan_source(
-                source, format=format, filesystem=filesystem, storage_options=storage_options
+                source,
+                format=format,
+                filesystem=filesystem,
+                storage_options=storage_options,
+                retries=retries,
+                cache_dir=cache_dir,
             )
         self._output: Output = output or ("python" if batch_size is None else "torch")
         self._begin_anew(

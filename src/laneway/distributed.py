@@ -15,12 +15,18 @@ import torch.distributed as dist
 
 from laneway import errors
 from laneway.errors import CollectiveError, LanewayError
+from laneway.manifest import Manifest
 from laneway.shards import plain_int
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from torch.distributed.device_mesh import DeviceMesh
+
+    from laneway.caching import CacheDir
+    from laneway.manifest import Source
+    from laneway.retries import RetryPolicy
+    from laneway.storage import FileSystem
 
     ProcessGroup: TypeAlias = dist.ProcessGroup | DeviceMesh
 
@@ -85,6 +91,60 @@ def rank_in_group(process_group: ProcessGroup) -> tuple[int, int]:
         message = "this process does not belong to the process_group that was given"
         raise ValueError(message)
     return rank, dist.get_world_size(group)
+
+
+def scan_once(
+    source: Source,
+    *,
+    format: str | None = None,  # noqa: A002 - the name that users know
+    filesystem: FileSystem | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    retries: RetryPolicy | None = None,
+    progress: bool | None = None,
+    cache_dir: CacheDir = None,
+    process_group: ProcessGroup | None = None,
+) -> Manifest:
+    """Return on all ranks the manifest that rank 0 scans: the storage sees one planner, whatever the world size.
+
+    Must be called by all ranks; an error on rank 0 is raised on all of them. Give what it returns, and the filesystem
+    or the storage options again, to `StatefulShardedDataset`. A process without torch.distributed scans for itself.
+
+    Args:
+        source: As for `Manifest.scan`, and so are the next ones; they count on rank 0.
+        format: "parquet" or "arrow"; None finds out.
+        filesystem: The filesystem that `source` is a path of.
+        storage_options: Arguments for the filesystem that the URL names.
+        retries: What is tried again when the storage fails.
+        progress: Whether rank 0 shows a bar.
+        cache_dir: Where rank 0 keeps the manifest for the next start.
+        process_group: The group, or one-dimensional DeviceMesh, of the ranks; None: all of them.
+
+    Raises:
+        ValueError: There are several ranks, but torch.distributed is not initialised.
+        DataFileError: As `Manifest.scan` raises it on rank 0.
+        SchemaMismatchError: As `Manifest.scan` raises it on rank 0.
+        CollectiveError: A rank could not be reached.
+    """
+    rank, world_size = data_parallel_rank()
+    if world_size > 1 and not _is_initialised():
+        message = (
+            f"this is rank {rank} of {world_size}, but torch.distributed is not initialised, so that rank 0 can't tell "
+            "the others what it finds: call init_process_group() before scan_once()"
+        )
+        raise ValueError(message)
+
+    def scan() -> Manifest:
+        return Manifest.scan(
+            source,
+            format=format,
+            filesystem=filesystem,
+            storage_options=storage_options,
+            retries=retries,
+            progress=progress,
+            cache_dir=cache_dir,
+        )
+
+    return Ranks.of(process_group, rank, world_size).broadcast(scan, src_rank=0)
 
 
 @dataclass(frozen=True, slots=True)

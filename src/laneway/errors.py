@@ -31,3 +31,7 @@ class ColumnConversionError(LanewayError, TypeError):
 
 class CollectiveError(LanewayError, RuntimeError):
     """A rank could not reach the others: one of them died, or did not take part."""
+
+
+class ManifestCacheWarning(UserWarning):
+    """The cache of manifests could not be used: what was read is right, but the next start has to read it again."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import time
 import zlib
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
-from tqdm import tqdm
 
+from laneway.caching import CacheEntry
 from laneway.errors import DataFileError, SchemaMismatchError
 from laneway.files import FileTable, digest
+from laneway.footers import read_footers
 from laneway.formats import FileScan, PlannedFile
 from laneway.partitions import Partitions
 from laneway.sources import DataFiles, find_data_files
@@ -29,15 +30,14 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from laneway.caching import CacheDir
+    from laneway.retries import RetryPolicy
     from laneway.storage import FileSystem
 
     Source: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
-_VERSION = 1
-_THREADS = 32
-_LOCAL_THREADS = 4
-_FILES_PER_TASK = 64
-_SHOW_PROGRESS_AFTER_S = 2.0
+_VERSION = 2
+_SETTLED_AFTER_NS = 2 * 10**9
 _GZIP_MAGIC = b"\x1f\x8b"
 
 
@@ -70,6 +70,11 @@ class Manifest:
     """Where the blocks are in the files, as the format understands it, shape (entries, values per entry)."""
     layout_starts: NDArray[np.int64]
     """Index of each file's first entry in `layout`, shape (num_files + 1,)."""
+    versions: tuple[str, ...]
+    """Version of each file when it was listed: its ETag, else its time of writing in ns; empty where unknown.
+
+    No part of the fingerprint: a copy of a dataset has other versions.
+    """
 
     @classmethod
     def scan(
@@ -79,7 +84,9 @@ class Manifest:
         format: str | None = None,  # noqa: A002 - the name that users know
         filesystem: FileSystem | None = None,
         storage_options: Mapping[str, Any] | None = None,
+        retries: RetryPolicy | None = None,
         progress: bool | None = None,
+        cache_dir: CacheDir = None,
     ) -> Manifest:
         """Find the data files of a dataset and read what they say about themselves, concurrently.
 
@@ -94,7 +101,11 @@ class Manifest:
             format: "parquet" or "arrow"; None finds out by suffix, else by the first bytes.
             filesystem: The filesystem, of fsspec or pyarrow, that `source` is a path of.
             storage_options: Arguments for the filesystem that the URL names: credentials, endpoints.
+            retries: What is tried again when the storage fails, and for how long; None: `RetryPolicy()`.
             progress: True shows a bar, False does not, None does if it takes longer than 2 s.
+            cache_dir: Directory or URL where the result is kept, so that the next scan lists the files and reads
+                only those that are new or changed. None: for remote storage the user's cache directory, for local
+                files none; True: the user's cache directory; False: none.
 
         Raises:
             DataFileError: A file or directory is missing, unreadable, damaged, of another format or given
@@ -102,7 +113,13 @@ class Manifest:
             SchemaMismatchError: The files differ in their columns.
         """
         return scan_source(
-            source, format=format, filesystem=filesystem, storage_options=storage_options, progress=progress
+            source,
+            format=format,
+            filesystem=filesystem,
+            storage_options=storage_options,
+            retries=retries,
+            progress=progress,
+            cache_dir=cache_dir,
         )[0]
 
     @classmethod
@@ -113,6 +130,7 @@ class Manifest:
         root: str | os.PathLike[str] | None = None,
         filesystem: FileSystem | None = None,
         storage_options: Mapping[str, Any] | None = None,
+        retries: RetryPolicy | None = None,
     ) -> Manifest:
         """Return a manifest that `save` wrote.
 
@@ -121,17 +139,18 @@ class Manifest:
             root: Where the dataset is now, if it moved.
             filesystem: The filesystem that `path` (and `root`) is a path of.
             storage_options: Arguments for the filesystem that `path` (and `root`) names.
+            retries: What is tried again when the storage fails, and for how long; None: `RetryPolicy()`.
 
         Raises:
             DataFileError: The file is missing, unreadable, damaged, no manifest, or one of a later release.
         """
-        storage = Storage(path, filesystem, storage_options)
+        storage = Storage(path, filesystem, storage_options, retries)
         data = storage.read_range(storage.root, 0, storage.size(storage.root))
         manifest = _decode(data, storage.display(storage.root))
         if root is None:
             return manifest
-        moved = Storage(root, filesystem, storage_options)
-        return replace(manifest, root=moved.display(moved.root))
+        moved = Storage(root, filesystem, storage_options, retries)
+        return replace(manifest, root=moved.display(moved.root), versions=("",) * manifest.files.num_files)
 
     def save(
         self,
@@ -139,6 +158,7 @@ class Manifest:
         *,
         filesystem: FileSystem | None = None,
         storage_options: Mapping[str, Any] | None = None,
+        retries: RetryPolicy | None = None,
     ) -> None:
         """Write the manifest as JSON, gzipped if the name ends with `.gz`, whole or not at all.
 
@@ -146,11 +166,12 @@ class Manifest:
             path: Path or URL of the file to write.
             filesystem: The filesystem that `path` is a path of.
             storage_options: Arguments for the filesystem that `path` names.
+            retries: What is tried again when the storage fails, and for how long; None: `RetryPolicy()`.
 
         Raises:
             DataFileError: The file can't be written.
         """
-        storage = Storage(path, filesystem, storage_options)
+        storage = Storage(path, filesystem, storage_options, retries)
         data = _encode(self)
         storage.write(storage.root, gzip.compress(data, mtime=0) if storage.root.endswith(".gz") else data)
 
@@ -170,10 +191,14 @@ class Manifest:
         return self.files.fingerprint
 
     def storage(
-        self, *, filesystem: FileSystem | None = None, storage_options: Mapping[str, Any] | None = None
+        self,
+        *,
+        filesystem: FileSystem | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+        retries: RetryPolicy | None = None,
     ) -> Storage:
         """Return the storage that holds the files, made of `root`: credentials have to be given anew."""
-        return Storage(self.root, filesystem, storage_options)
+        return Storage(self.root, filesystem, storage_options, retries)
 
     def planned(self, storage: Storage, file_index: int) -> PlannedFile:
         """Return what a reader should find in the file at `file_index`."""
@@ -184,6 +209,19 @@ class Manifest:
             digest=files.digests[file_index],
             block_rows=files.block_rows[files.block_starts[file_index] : files.block_starts[file_index + 1]],
             layout=self.layout[self.layout_starts[file_index] : self.layout_starts[file_index + 1]],
+            version=self.versions[file_index],
+        )
+
+    def scan_of(self, file_index: int) -> FileScan:
+        """Return what the file at `file_index` said about itself when it was scanned."""
+        files = self.files
+        blocks = slice(files.block_starts[file_index], files.block_starts[file_index + 1])
+        return FileScan(
+            schema=self.file_schema,
+            block_rows=files.block_rows[blocks].tolist(),
+            block_bytes=files.block_bytes[blocks].tolist(),
+            digest=files.digests[file_index],
+            layout=self.layout[self.layout_starts[file_index] : self.layout_starts[file_index + 1]].tolist(),
         )
 
     def __repr__(self) -> str:
@@ -197,11 +235,54 @@ def scan_source(
     format: str | None = None,  # noqa: A002 - the name that users know
     filesystem: FileSystem | None = None,
     storage_options: Mapping[str, Any] | None = None,
+    retries: RetryPolicy | None = None,
     progress: bool | None = None,
+    cache_dir: CacheDir = None,
 ) -> tuple[Manifest, Storage]:
     """Return what `Manifest.scan` returns, and the storage it used, which knows the credentials in a URL."""
-    found = find_data_files(source, format=format, filesystem=filesystem, storage_options=storage_options)
-    scans = _scan_files(found, progress=progress)
+    began_ns = time.time_ns()
+    found = find_data_files(
+        source, format=format, filesystem=filesystem, storage_options=storage_options, retries=retries
+    )
+    entry = CacheEntry.find(cache_dir, found.storage, (f"format {_VERSION}", found.format.name, *found.sources))
+    cached = None if entry is None else _cached(entry)
+    manifest = _update(found, cached, progress=progress)
+    if entry is not None and manifest is not cached:
+        # A file that was written just now may be written again without another time: its version can't be relied on.
+        newest = began_ns - _SETTLED_AFTER_NS
+        settled = tuple("" if text.isdigit() and int(text) > newest else text for text in manifest.versions)
+        if any(settled):
+            entry.write(gzip.compress(_encode(replace(manifest, versions=settled)), compresslevel=1, mtime=0))
+    return manifest, found.storage
+
+
+def _cached(entry: CacheEntry) -> Manifest | None:
+    data = entry.read()
+    if data is None:
+        return None
+    try:
+        return _decode(data, entry.display)
+    except DataFileError as error:
+        entry.warn_damaged(error)
+        return None
+
+
+def _update(found: DataFiles, cached: Manifest | None, *, progress: bool | None) -> Manifest:
+    """Return the manifest of the files that were found: `cached` itself, if none of them is new, changed or gone."""
+    known: dict[int, FileScan] = {}
+    if cached is not None:
+        listed = tuple(found.paths), found.sizes, tuple(found.versions)
+        if listed == (cached.files.paths, cached.files.sizes.tolist(), cached.versions) and all(cached.versions):
+            return cached
+        index_of = {path: index for index, path in enumerate(cached.files.paths)}
+        facts = zip(found.paths, found.sizes, found.versions, strict=True)
+        for index, (path, size, version) in enumerate(facts):
+            old = index_of.get(path)
+            if old is not None and version and (size, version) == (int(cached.files.sizes[old]), cached.versions[old]):
+                known[index] = cached.scan_of(old)
+    missing = [index for index in range(len(found.paths)) if index not in known]
+    known.update(zip(missing, read_footers(found, missing, progress=progress), strict=True))
+    scans = [known[index] for index in range(len(found.paths))]
     schema = _common_schema(found, scans)
     lines = "\n".join(f"{field.name}: {field.type}" for field in schema)
     files = FileTable.build(
@@ -211,63 +292,16 @@ def scan_source(
         [(scan.block_rows, scan.block_bytes) for scan in scans],
         digest(lines.encode()),
     )
-    manifest = Manifest(
+    return Manifest(
         root=found.storage.display(found.storage.root),
         format=found.format.name,
         files=files,
         file_schema=schema,
         partitions=Partitions.parse(files.paths, schema),
-        layout=_table([entry for scan in scans for entry in scan.layout]),
+        layout=_table([place for scan in scans for place in scan.layout]),
         layout_starts=np.array([0, *accumulate(len(scan.layout) for scan in scans)], np.int64),
+        versions=tuple(found.versions),
     )
-    return manifest, found.storage
-
-
-class _ProgressBar(tqdm):  # type: ignore[type-arg]
-    monitor_interval = 0
-    """No monitor thread: it would live on, and a later fork of a process with threads is unsafe."""
-
-
-def _scan_files(found: DataFiles, *, progress: bool | None) -> list[FileScan]:
-    """Scan all files concurrently; the threads are gone when this returns, so that a later fork is safe."""
-
-    def scan(chunk: range) -> list[FileScan | DataFileError]:
-        results: list[FileScan | DataFileError] = []
-        for index in chunk:
-            path = found.storage.join(found.paths[index])
-            try:
-                results.append(found.format.scan(found.storage, path, found.sizes[index]))
-            except DataFileError as error:
-                results.append(error)
-        return results
-
-    scans: list[FileScan] = []
-    errors: list[DataFileError] = []
-    threads = _LOCAL_THREADS if found.storage.is_local else _THREADS
-    # Several files per task: handing over a task costs as much as reading a local footer.
-    length = min(_FILES_PER_TASK, 1 + len(found.paths) // (4 * threads))
-    chunks = [range(len(found.paths))[start : start + length] for start in range(0, len(found.paths), length)]
-    bar = _ProgressBar(
-        total=len(found.paths),
-        desc="reading footers",
-        unit=" files",
-        leave=False,
-        disable=progress is False,
-        delay=0 if progress else _SHOW_PROGRESS_AFTER_S,
-    )
-    with bar, ThreadPoolExecutor(threads) as pool:
-        for results in pool.map(scan, chunks):
-            bar.update(len(results))
-            for result in results:
-                if isinstance(result, DataFileError):
-                    errors.append(result)
-                else:
-                    scans.append(result)
-    if errors:
-        more = f" ({len(errors) - 1:,} more of {len(found.paths):,} files failed)" if len(errors) > 1 else ""
-        message = f"{errors[0]}{more}"
-        raise DataFileError(message) from errors[0].__cause__
-    return scans
 
 
 def _common_schema(found: DataFiles, scans: Sequence[FileScan]) -> pa.Schema:
@@ -322,6 +356,7 @@ def _encode(manifest: Manifest) -> bytes:
         "partition_values": manifest.partitions.values,
         "layout": manifest.layout.tolist(),
         "layout_starts": manifest.layout_starts.tolist(),
+        "versions": manifest.versions,
     }
     text = json.dumps(body, separators=(",", ":"))
     head = json.dumps({"laneway_manifest": _VERSION, "digest": digest(text.encode())}, separators=(",", ":"))
@@ -366,6 +401,7 @@ def _decode(data: bytes, name: str) -> Manifest:
         ),
         layout=_table(body["layout"]),
         layout_starts=np.array(body["layout_starts"], np.int64),
+        versions=tuple(body["versions"]),
     )
 
 

@@ -6,29 +6,79 @@ import io
 import os
 import pickle
 import re
-import tempfile
-from contextlib import contextmanager
+import stat
+import time
+import uuid
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, cast, final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, TypeVar, cast, final
 
 import fsspec
 import pyarrow.fs
-from fsspec.core import url_to_fs
+from fsspec.asyn import AsyncFileSystem
+from fsspec.core import split_protocol, url_to_fs
 from fsspec.implementations.arrow import ArrowFSWrapper
+from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.utils import glob_translate
 
 from laneway.errors import DataFileError, LanewayError
+from laneway.ranges import RangeClient, Request, ShortBodyError, VersionError, checked, client_for, in_time
+from laneway.retries import GaveUpError, RetryPolicy, is_transient, retried
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from fsspec import AbstractFileSystem
 
+    from laneway.ranges import Data
+
+    T = TypeVar("T")
     FileSystem: TypeAlias = AbstractFileSystem | pyarrow.fs.FileSystem
 
 _USERINFO = re.compile(r"(?<=://)/?[^/\s]*@")
 _QUERY = re.compile(r"(://[^\s?'\"]*)\?[^\s'\"]*")
 _SHORTEST_SECRET = 4
+_WILDCARDS = "*?["
+
+# What filesystems call the version of a file; an ETag tells more than a time does.
+_VERSION_KEYS = ("ETag", "etag", "e_tag", "blob_id", "mtime", "LastModified", "last_modified", "updated", "created")
+# What servers repeat of a request they refuse: the name of a key, and what was signed.
+_SIGNED = re.compile(
+    r"<(AWSAccessKeyId|StringToSign\w*|SignatureProvided|CanonicalRequest\w*)>.*?</\1>", re.DOTALL | re.IGNORECASE
+)
+_CONNECTIONS: Final = 32
+
+
+_kept: dict[int, object] = {}
+"""What a forked child must not destroy: closing a connection there takes it out of the parent's event loop too, as both
+share its epoll instance, and fsspec's cache lets go of every filesystem in a child."""
+
+
+class _Made(NamedTuple):
+    """What a process made for itself."""
+
+    pid: int
+    """The process."""
+    filesystem: AbstractFileSystem
+    """The filesystem."""
+    client: RangeClient
+    """Asks it for ranges."""
+
+
+class Entry(NamedTuple):
+    """A file or a directory, as its storage lists it."""
+
+    path: str
+    """Path as the storage understands it."""
+    kind: str
+    """"file" or "directory"."""
+    size: int
+    """Bytes."""
+    version: str
+    """What changes when the file is written again: its ETag, else its time in ns, else nothing."""
 
 
 @final
@@ -45,6 +95,7 @@ class Storage:
         source: str | os.PathLike[str],
         filesystem: FileSystem | None = None,
         storage_options: Mapping[str, Any] | None = None,
+        retries: RetryPolicy | None = None,
     ) -> None:
         """Find the filesystem of `source`, without touching any file.
 
@@ -52,6 +103,7 @@ class Storage:
             source: A path, absolute or relative, or a URL that fsspec knows; it becomes `root`.
             filesystem: The filesystem that `source` is a path of; by default the URL tells.
             storage_options: Arguments for the filesystem that the URL tells: credentials, endpoints.
+            retries: What is tried again, and for how long; None: `RetryPolicy()`.
 
         Raises:
             ValueError: Both `filesystem` and `storage_options` are given, or the URL's protocol is unknown.
@@ -59,12 +111,14 @@ class Storage:
         if filesystem is not None and storage_options:
             message = "storage_options configure the filesystem of a URL: give them or filesystem, not both"
             raise ValueError(message)
-        self._options = dict(storage_options or {})
+        self._retries = retries or RetryPolicy()
         self._url = os.fspath(source)
+        self._options = dict(storage_options or {})
+        self._arguments = _with_timeouts(self._url, self._options, self._retries)
         self._given = _as_fsspec(filesystem)
-        self._made: tuple[int, AbstractFileSystem] | None = None
+        self._made: _Made | None = None
         if self._given is not None:
-            self._made = (os.getpid(), self._given)
+            self._made = _Made(os.getpid(), self._given, client_for(self._given))
         self._queries: dict[str, str] = {}
         self.is_local = isinstance(self.filesystem, LocalFileSystem)
         """Whether paths are paths of this machine, to be opened and mapped without a filesystem between."""
@@ -74,14 +128,23 @@ class Storage:
     @property
     def filesystem(self) -> AbstractFileSystem:
         """The filesystem of this process."""
-        if self._made is None or self._made[0] != os.getpid():
+        return self._own().filesystem
+
+    def _own(self) -> _Made:
+        """Return what this process made, or make it."""
+        made = self._made
+        if made is None or made.pid != os.getpid():
             if self._given is None:
-                filesystem = url_to_fs(self._url, **self._options)[0]
+                filesystem = url_to_fs(self._url, **self._arguments)[0]
             else:
                 # Pickling rebuilds wrapped and nested filesystems too, each from its arguments.
                 filesystem = pickle.loads(pickle.dumps(self._given))  # noqa: S301 - bytes made right here
-            self._made = (os.getpid(), filesystem)
-        return self._made[1]
+            if made is not None:
+                _kept[id(made)] = made
+            made = self._made = _Made(os.getpid(), filesystem, client_for(filesystem))
+            if self._given is None:
+                _kept[id(filesystem)] = filesystem
+        return made
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the live filesystem behind."""
@@ -107,7 +170,7 @@ class Storage:
         if self._given is not None:
             path = cast("str", self._given._strip_protocol(text))  # noqa: SLF001 - fsspec has no other name for it
         else:
-            filesystem, path = url_to_fs(text, **self._options)
+            filesystem, path = url_to_fs(text, **self._arguments)
             if filesystem != self.filesystem:
                 first, second = _scrub(self._url), _scrub(text)
                 message = f"{first} and {second} are on different filesystems: read them as two datasets"
@@ -122,6 +185,14 @@ class Storage:
             self._queries[path] = mark + query
         return path if path.strip("/") == "" else path.rstrip("/")
 
+    def beside(self, source: str | os.PathLike[str]) -> Storage:
+        """Return the storage of a local path or a URL, with the options of this one if it is of the same filesystem."""
+        protocol = split_protocol(os.fspath(source))[0]
+        mine = self.filesystem.protocol
+        if protocol and not self.is_local and protocol in ((mine,) if isinstance(mine, str) else mine):
+            return Storage(source, self._given, self._options, self._retries)
+        return Storage(source, retries=self._retries)
+
     def join(self, relative: str) -> str:
         """Return the path of a file that is given relative to the root."""
         return relative if self.root == "" else f"{self.root.rstrip('/')}/{relative}"
@@ -132,18 +203,23 @@ class Storage:
             path = cast("str", self.filesystem.unstrip_protocol(path))
         return _scrub(path)
 
-    def info(self, path: str) -> tuple[str, int] | None:
-        """Return kind ("file" or "directory") and size in bytes of `path`, or None if it is not there.
+    def info(self, path: str) -> Entry | None:
+        """Return what is at `path` now, or None if nothing is.
 
         Raises:
             DataFileError: The storage refused to tell.
         """
-        with self._naming(path):
+
+        def ask() -> Entry | None:
             try:
-                facts = self.filesystem.info(self._asked(path))
+                if self.is_local:
+                    return _local_entry(path, os.stat(path))  # noqa: PTH116 - paths are strings here
+                facts = self._facts(path)
             except FileNotFoundError:
                 return None
-        return str(facts["type"]), int(facts.get("size") or 0)
+            return Entry(path, str(facts["type"]), int(facts.get("size") or 0), _version(facts))
+
+        return self._ask_for_long(path, ask) if self.is_local else self._ask(path, ask)
 
     def size(self, path: str) -> int:
         """Return the size of a file in bytes, as it is now.
@@ -151,67 +227,177 @@ class Storage:
         Raises:
             DataFileError: The file is missing or can't be asked for.
         """
-        with self._naming(path):
-            self.filesystem.invalidate_cache()
-            return int(self.filesystem.info(self._asked(path))["size"])
+        if self.is_local:
+            with self._naming(path):
+                return os.stat(path).st_size  # noqa: PTH116 - paths are strings here
+        return int(self._ask(path, partial(self._facts, path))["size"])
 
-    def find(self, directory: str) -> list[tuple[str, int]]:
-        """Return path and size of every file below a directory as it is now, in any order.
+    def find(self, directory: str) -> list[Entry]:
+        """Return every file below a directory as it is now, in any order, with one listing where the store has it.
 
-        Local directories whose name begins with `_` or `.` are not entered.
+        Local directories whose name begins with `_` or `.` are not entered. An object store without directories may
+        return nothing for one that is missing, and for the path of a file that file.
 
         Raises:
             DataFileError: The directory, or one below it, is missing or can't be listed.
         """
         if self.is_local:
             return list(self._walk(directory, (os.path.realpath(directory),)))
-        with self._naming(directory):
-            self.filesystem.invalidate_cache()
-            found = self.filesystem.find(directory, detail=True)
-        return [(path, int(facts["size"])) for path, facts in found.items() if facts["type"] == "file"]
+        filesystem = self.filesystem
+        filesystem.invalidate_cache()
+        if isinstance(filesystem, ArrowFSWrapper):
+            selector = pyarrow.fs.FileSelector(directory, recursive=True)
+            infos = self._ask_for_long(directory, lambda: filesystem.fs.get_file_info(selector))
+            files = [info for info in infos if info.type == pyarrow.fs.FileType.File]
+            return [Entry(info.path, "file", info.size, str(info.mtime_ns or "")) for info in files]
+        # Where fsspec walks by itself, it would leave out the directories that it can't list.
+        options = {"on_error": "raise"} if _is_walked(filesystem) else {}
+        found = self._ask_for_long(directory, lambda: filesystem.find(directory, detail=True, **options))
+        return [entry for path, facts in found.items() if (entry := self._entry(path, facts)).kind == "file"]
 
-    def glob(self, pattern: str) -> list[tuple[str, str, int]]:
-        """Return path, kind ("file" or "directory") and size of everything that matches now, in any order.
+    @property
+    def lists_at_once(self) -> bool:
+        """Whether `find` is one listing, instead of one for each directory."""
+        return not self.is_local and not _is_walked(self.filesystem)
+
+    def glob(self, pattern: str) -> list[Entry]:
+        """Return every file that matches now, or lies below a directory that does, in any order.
+
+        Wildcards are those of fsspec: `*`, `?`, `[...]`, and `**` for any number of directories.
 
         Raises:
             DataFileError: The storage can't be listed.
         """
-        with self._naming(pattern):
-            self.filesystem.invalidate_cache()
-            found = self.filesystem.glob(pattern, detail=True)
-        return [(path, str(facts["type"]), int(facts.get("size") or 0)) for path, facts in found.items()]
+        root = glob_root(pattern)
+        depth = pattern.count("/") + 1
+        matches = re.compile(glob_translate(pattern)).match
+        if "**" not in pattern and "/" not in pattern[len(root) :].lstrip("/"):
+            found = [entry for entry in self._children(root) if matches(entry.path.rstrip("/"))]
+            directories = [entry.path for entry in found if entry.kind == "directory"]
+            below = [entry for directory in directories for entry in self.find(directory)]
+            return [entry for entry in found if entry.kind == "file"] + below
+        if (self.is_local or not self.lists_at_once) and self.info(root) is None:
+            return []
 
-    def read_range(self, path: str, start: int, stop: int) -> bytes:
-        """Return the bytes [start, stop) of a file.
+        def is_below_a_match(path: str) -> bool:
+            parts = path.split("/")
+            depths = range(depth, depth + 1) if "**" not in pattern else range(len(parts), 0, -1)
+            return any(matches("/".join(parts[:count])) for count in depths if count <= len(parts))
+
+        return [entry for entry in self.find(root) if is_below_a_match(entry.path)]
+
+    def read_range(self, path: str, start: int, stop: int, version: str = "") -> bytes:
+        """Return the bytes [start, stop) of a file; see `read_ranges`."""
+        return bytes(self.read_ranges(path, [(start, stop)], version)[0])
+
+    def read_ranges(self, path: str, ranges: Sequence[tuple[int, int]], version: str = "") -> list[Data]:
+        """Return the bytes [start, stop) of a file for each range; of a remote one, all are asked for at once.
+
+        What fails and may pass is tried again, as `retries` says.
+
+        Args:
+            path: The file.
+            ranges: The ranges.
+            version: What the file's version was when it was listed; "" if that is unknown.
 
         Raises:
-            DataFileError: The file is missing or unreadable, or the storage returned another number of bytes.
+            DataFileError: The file is missing, unreadable or of another version, or the storage returned other bytes
+                than those, or nothing in time.
         """
-        if start >= stop:
-            return b""
-        with self._naming(path):
-            if self.is_local:
-                with open(path, "rb") as file:  # noqa: PTH123 - paths are strings here, 10,000 of them
-                    file.seek(start)
-                    data = file.read(stop - start)
-            elif isinstance(self._given, ArrowFSWrapper):
-                # Older releases of fsspec hand out the whole file when a range of pyarrow's is asked for.
-                with self.filesystem.open(self._asked(path), "rb", seekable=True) as file:
-                    file.seek(start)
-                    data = file.read(stop - start)
-            else:
-                data = self.filesystem.cat_file(self._asked(path), start=start, end=stop)
-        if len(data) != stop - start:
-            message = (
-                f"{self.display(path)} is cut short: bytes {start:,} to {stop:,} were asked for, "
-                f"{stop - start:,} of them, and {len(data):,} came"
-            )
-            raise DataFileError(message)
-        return bytes(data)
+        wanted = [Request(self._asked(path), *each) for each in ranges]
+        if self.is_local:
+            return self._read_local(path, wanted)
+        client = self._own().client
+        if client.is_conditional and not version.isdigit():
+            # Not a time: those of a listing may be finer than those of an answer.
+            wanted, version = [each._replace(version=version) for each in wanted], ""
+        found: dict[int, Data] = {index: b"" for index, each in enumerate(wanted) if each.start >= each.stop}
 
-    def open(self, path: str, size: int) -> RangeFile:
+        def attempt(limit_s: float) -> None:
+            end = time.monotonic() + limit_s
+            error = _fetch_missing(client, wanted, found, limit_s)
+            if isinstance(error, ShortBodyError) or (version and error is None):
+                # After the bytes have come: a file that is still of this version was so when they were read.
+                size, version_now = self._look_at(path, max(end - time.monotonic(), 1.0))
+                if version and _differ(version, version_now):
+                    raise VersionError
+                if error is not None and size is not None and size < max(each.stop for each in wanted):
+                    raise self.problem(path, "is cut short", error)
+            if error is not None:
+                raise error
+
+        with self._naming(path):
+            if len(found) < len(wanted):
+                retried(attempt, self._retries)
+        return [found[index] for index in range(len(wanted))]
+
+    def _look_at(self, path: str, limit_s: float) -> tuple[int | None, str]:
+        """Return size and version of a file as they are now, or what is known of them."""
+        (facts,) = in_time([partial(self._facts, path)], limit_s)
+        if isinstance(facts, BaseException):
+            raise facts
+        size = facts.get("size")
+        return None if size is None else int(size), _version(facts)
+
+    def _facts(self, path: str) -> dict[str, Any]:
+        filesystem = self.filesystem
+        filesystem.invalidate_cache()
+        facts: dict[str, Any] = filesystem.info(self._asked(path))
+        return facts
+
+    def _ask(self, path: str, call: Callable[[], T]) -> T:
+        """Return what a filesystem answers to one request about `path`, in time and tried again where that may help."""
+
+        def attempt(limit_s: float) -> T:
+            (answer,) = in_time([call], limit_s)
+            if isinstance(answer, BaseException):
+                raise answer
+            return answer
+
+        with self._naming(path):
+            return retried(attempt, self._retries)
+
+    def _ask_for_long(self, path: str, call: Callable[[], T]) -> T:
+        """Return what a filesystem answers to what may be any number of requests, tried again where that may help."""
+        with self._naming(path):
+            return retried(lambda _: call(), self._retries)
+
+    def _read_local(self, path: str, requests: Sequence[Request]) -> list[Data]:
+        found: list[Data] = []
+        with self._naming(path), open(path, "rb") as file:  # noqa: PTH123 - paths are strings here, 10,000 of them
+            for each in requests:
+                file.seek(each.start)
+                found.append(checked(file.read(max(0, each.stop - each.start)), each))
+        return found
+
+    @property
+    def reads_at_once(self) -> bool:
+        """Whether `read_tails` sends its requests at the same time."""
+        return self._own().client.is_concurrent
+
+    def read_tails(self, paths: Sequence[str], sizes: Sequence[int], num_bytes: int) -> list[bytes | None]:
+        """Return the last `num_bytes` of each file, or all of it; None for one where that did not succeed at once.
+
+        What is None is to be asked for with `read_range`, which tries again and says what fails.
+        """
+        lengths = [min(size, num_bytes) for size in sizes]
+        starts = [size - length for size, length in zip(sizes, lengths, strict=True)]
+        tails: Iterable[Data | BaseException | None] = [None] * len(paths)
+        if self.is_local:
+            tails = map(_read_at, paths, starts, lengths)
+        elif self.reads_at_once and all(lengths):
+            requests = list(map(Request, map(self._asked, paths), starts, sizes))
+            limit_s = min(self._retries.attempt_timeout_s, self._retries.deadline_s)
+            with suppress(Exception):
+                tails = self._own().client.fetch(requests, limit_s)
+        return [
+            bytes(tail) if isinstance(tail, (bytes, memoryview)) and len(tail) == length else None
+            for tail, length in zip(tails, lengths, strict=True)
+        ]
+
+    def open(self, path: str, size: int, version: str = "") -> RangeFile:
         """Return a seekable file object, which reads exactly what it is asked for and nothing ahead."""
-        return RangeFile(self, path, size)
+        return RangeFile(self, path, size, version)
 
     def write(self, path: str, data: bytes) -> None:
         """Write a file, whole or not at all; one that is there is replaced.
@@ -220,18 +406,17 @@ class Storage:
             DataFileError: The storage refused.
         """
         if not self.is_local:
-            with self._naming(path):
-                self.filesystem.pipe_file(self._asked(path), data)
+            self._ask(path, lambda: self.filesystem.pipe_file(self._asked(path), data))
             return
         target = Path(path)
+        # Made by hand: what the tempfile module makes could not be read by others, as in a shared cache.
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
         with self._naming(str(target.parent)):
-            handle, name = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=target.parent)
-            temporary = Path(name)
             try:
-                with open(handle, "wb") as file:  # noqa: PTH123 - it is open already
+                with temporary.open("xb") as file:
                     file.write(data)
                     file.flush()
-                    os.fsync(handle)
+                    os.fsync(file.fileno())
                 temporary.replace(target)
             except BaseException:
                 temporary.unlink(missing_ok=True)
@@ -240,6 +425,10 @@ class Storage:
     def problem(self, path: str, what: str, error: BaseException) -> DataFileError:
         """Return the error that says what failed about a file; raise it from `cause(error)`."""
         return DataFileError(f"{self.display(path)} {what}: {self._clean(str(error)) or type(error).__name__}")
+
+    def changed(self, path: str, difference: str) -> DataFileError:
+        """Return the error for a file that is no longer what it was when it was planned."""
+        return DataFileError(f"{self.display(path)} changed since it was planned: {difference}; scan the dataset again")
 
     def cause(self, error: BaseException) -> BaseException | None:
         """Return `error`, or None where showing it and what led to it would tell a secret."""
@@ -265,14 +454,23 @@ class Storage:
             raise DataFileError(message) from self.cause(error)
         except PermissionError as error:
             raise self.problem(path, "can't be read, permission denied", error) from self.cause(error)
+        except VersionError as error:
+            raise self.changed(path, "its version (ETag or time) is another one") from self.cause(error)
+        except ShortBodyError as error:
+            raise self.problem(path, "is cut short", error) from self.cause(error)
+        except GaveUpError as error:
+            last = error.__cause__ or error
+            what = "is cut short" if isinstance(last, ShortBodyError) else "can't be read"
+            raise self.problem(path, f"{what} ({error.effort})", last) from self.cause(last)
         except Exception as error:  # noqa: BLE001 - every fsspec backend has exceptions of its own
             raise self.problem(path, "can't be read", error) from self.cause(error)
 
-    def _walk(self, directory: str, above: Sequence[str]) -> Iterator[tuple[str, int]]:
+    def _walk(self, directory: str, above: Sequence[str]) -> Iterator[Entry]:
         with self._naming(directory):
-            for entry in sorted(os.scandir(directory), key=lambda entry: entry.name):
+            for entry in list(os.scandir(directory)):
                 if entry.is_file():
-                    yield entry.path, entry.stat().st_size
+                    facts = entry.stat()
+                    yield Entry(entry.path, "file", facts.st_size, str(facts.st_mtime_ns))
                 elif entry.is_dir() and not entry.name.startswith(("_", ".")):
                     real = os.path.realpath(entry.path) if entry.is_symlink() else f"{above[-1]}/{entry.name}"
                     # A link to a directory above would be entered for ever.
@@ -280,7 +478,31 @@ class Storage:
                         yield from self._walk(entry.path, (*above, real))
                 elif entry.is_symlink() and not entry.is_dir():
                     # A link to nothing is listed: if it is one of the data files, reading it is the error.
-                    yield entry.path, 0
+                    yield Entry(entry.path, "file", 0, "")
+
+    def _children(self, directory: str) -> list[Entry]:
+        """Return the files and directories in a directory; none if it is not there."""
+
+        def ask() -> list[Entry]:
+            try:
+                if self.is_local:
+                    return [
+                        _local_entry(entry.path, entry.stat(follow_symlinks=entry.is_dir() or entry.is_file()))
+                        for entry in list(os.scandir(directory))
+                    ]
+                self.filesystem.invalidate_cache()
+                listed = self.filesystem.ls(directory, detail=True)
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+            return [self._entry(str(facts["name"]), facts) for facts in listed]
+
+        return self._ask_for_long(directory, ask)
+
+    def _entry(self, path: str, facts: Mapping[str, Any]) -> Entry:
+        size = facts.get("size")
+        if size is None and facts["type"] == "file":
+            size = self.size(path)
+        return Entry(path, str(facts["type"]), int(size or 0), _version(facts))
 
     def _asked(self, path: str) -> str:
         return path + self._queries.get(path, "")
@@ -295,9 +517,10 @@ class Storage:
 class RangeFile(io.RawIOBase):
     """A file of a storage, read by ranges: every read is one request for exactly these bytes."""
 
-    def __init__(self, storage: Storage, path: str, size: int) -> None:
+    def __init__(self, storage: Storage, path: str, size: int, version: str) -> None:
         """Make the file object; nothing is read before it is asked for."""
         super().__init__()
+        self._version = version
         self._storage = storage
         self._path = path
         self._size = size
@@ -323,7 +546,7 @@ class RangeFile(io.RawIOBase):
     def read(self, size: int | None = -1) -> bytes:
         """Return up to `size` bytes, fewer only at the end of the file."""
         stop = self._size if size is None or size < 0 else min(self._at + size, self._size)
-        data = self._storage.read_range(self._path, self._at, stop)
+        data = self._storage.read_range(self._path, self._at, stop, self._version)
         self._at += len(data)
         return data
 
@@ -332,6 +555,61 @@ class RangeFile(io.RawIOBase):
         data = self.read(len(buffer))
         buffer[: len(data)] = data
         return len(data)
+
+
+def without_secrets(text: str) -> str:
+    """Return a text without the userinfo and the queries of the URLs in it."""
+    return _scrub(text)
+
+
+def has_wildcards(path: str) -> bool:
+    """Return whether a path may be a glob."""
+    return any(wildcard in path for wildcard in _WILDCARDS)
+
+
+def glob_root(pattern: str) -> str:
+    """Return the deepest directory of a glob without wildcards."""
+    parts = pattern.split("/")
+    first = next(index for index, part in enumerate(parts) if has_wildcards(part))
+    return "/".join(parts[:first]) or ("/" if pattern.startswith("/") else "")
+
+
+def _read_at(path: str, start: int, length: int) -> bytes | None:
+    """Return what is there to read of a local file, without a file object: that takes longer than the reading."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return os.pread(handle, length, start)
+        finally:
+            os.close(handle)
+    except OSError:
+        return None
+
+
+def _local_entry(path: str, facts: os.stat_result) -> Entry:
+    kind = "directory" if stat.S_ISDIR(facts.st_mode) else "other"
+    if stat.S_ISREG(facts.st_mode) or stat.S_ISLNK(facts.st_mode):
+        kind = "file"
+    return Entry(path, kind, facts.st_size, str(facts.st_mtime_ns))
+
+
+def _version(facts: Mapping[str, Any]) -> str:
+    """Return what the facts about a file say of its version; empty if nothing."""
+    value = next((facts[key] for key in _VERSION_KEYS if facts.get(key)), "")
+    if isinstance(value, datetime):
+        value = value.timestamp()
+    return str(round(value * 1e9) if isinstance(value, float) else value)
+
+
+def _is_walked(filesystem: AbstractFileSystem) -> bool:
+    """Return whether `find` lists one directory after the other, as it does unless a filesystem has its own."""
+    while isinstance(filesystem, DirFileSystem):
+        filesystem = filesystem.fs
+    if isinstance(filesystem, ArrowFSWrapper):
+        return False
+    if filesystem.async_impl:
+        return type(filesystem)._find is AsyncFileSystem._find  # noqa: SLF001 - what `find` calls
+    return type(filesystem).find is fsspec.AbstractFileSystem.find
 
 
 def _as_fsspec(filesystem: FileSystem | None) -> AbstractFileSystem | None:
@@ -345,9 +623,49 @@ def _as_fsspec(filesystem: FileSystem | None) -> AbstractFileSystem | None:
     raise TypeError(message)
 
 
+def _fetch_missing(
+    client: RangeClient, wanted: Sequence[Request], found: dict[int, Data], limit_s: float
+) -> BaseException | None:
+    """Fetch what is wanted and not found yet, and return what went wrong: what won't pass, if something won't."""
+    missing = [index for index in range(len(wanted)) if index not in found]
+    failed: list[BaseException] = []
+    for index, data in zip(missing, client.fetch([wanted[index] for index in missing], limit_s), strict=True):
+        if isinstance(data, BaseException):
+            failed.append(data)
+        else:
+            found[index] = data
+    return next((error for error in failed if not is_transient(error)), failed[0] if failed else None)
+
+
+def _differ(version: str, other: str) -> bool:
+    """Return whether two versions of one file are known to differ: both are ETags, or both are times."""
+    if version.isdigit() != other.isdigit() or not other:
+        return False
+    if version.isdigit():
+        # Some servers tell milliseconds when they list, and seconds when they are asked for one object.
+        return int(version) // 10**9 != int(other) // 10**9
+    return version.strip('"') != other.strip('"')
+
+
+def _with_timeouts(url: str, options: Mapping[str, Any], policy: RetryPolicy) -> dict[str, Any]:
+    """Return storage options that tell s3fs how long to wait, and not to try again what is tried again here.
+
+    What the user gave stays as it is.
+    """
+    if not url.startswith(("s3://", "s3a://")):
+        return dict(options)
+    ours = {
+        "connect_timeout": policy.connect_timeout_s,
+        "read_timeout": policy.read_timeout_s,
+        "max_pool_connections": _CONNECTIONS,
+        "retries": {"total_max_attempts": 1, "mode": "standard"},
+    }
+    return {**options, "config_kwargs": {**ours, **(options.get("config_kwargs") or {})}}
+
+
 def _scrub(text: str) -> str:
-    """Return `text` without the userinfo and the queries of the URLs in it."""
-    return _QUERY.sub(r"\1", _USERINFO.sub("", text))
+    """Return `text` without the userinfo and the queries of the URLs in it, and without what was signed."""
+    return _SIGNED.sub(r"<\1>***</\1>", _QUERY.sub(r"\1", _USERINFO.sub("", text)))
 
 
 def _texts(options: object) -> Iterator[str]:

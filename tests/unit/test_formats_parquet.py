@@ -103,7 +103,9 @@ def test_a_remote_file_is_read_without_read_ahead(counting: CountingMemory) -> N
     reader = FORMAT.open(storage, _planned("/d/a.parquet", size, scan), scan.schema)
     counting.ranges.clear()
     assert reader.read(3, 5, ["x"]).equals(table.slice(30_000, 20_000).select(["x"]))
-    assert 160_000 <= sum(stop - start for start, stop in counting.ranges) < 170_000
+    # One request: what lies between the two column chunks is less than another request costs.
+    assert len(counting.ranges) == 1
+    assert 160_000 <= sum(stop - start for start, stop in counting.ranges) < 250_000
 
 
 def test_columns_come_in_the_order_asked_for_and_only_they(tmp_path: Path) -> None:

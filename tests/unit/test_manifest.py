@@ -288,6 +288,8 @@ def test_a_saved_manifest_comes_back_equal(tmp_path: Path, memory: str, kind: Ki
         assert (loaded.root, loaded.format) == (manifest.root, manifest.format)
         assert loaded.layout.tolist() == manifest.layout.tolist()
         assert loaded.layout_starts.tolist() == manifest.layout_starts.tolist()
+        assert loaded.versions == manifest.versions
+        assert all(loaded.versions)
         moved = Manifest.load(f"{place}/{name}", root=f"{place}/elsewhere").root
         assert moved.replace("memory:///", "memory://") == f"{place}/elsewhere"
 
@@ -304,8 +306,8 @@ def test_a_damaged_manifest_is_an_error_that_says_so(tmp_path: Path) -> None:
         ("[1]", "is no manifest of laneway"),
         ("", "is no manifest of laneway"),
         (
-            text.replace('"laneway_manifest": 1', '"laneway_manifest": 2').replace('manifest":1', 'manifest":2'),
-            "of format 2",
+            text.replace('"laneway_manifest":2', '"laneway_manifest":3'),
+            "of format 3",
         ),
     ):
         assert damaged != text

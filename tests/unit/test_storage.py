@@ -18,12 +18,14 @@ import pytest
 from fsspec.implementations.dirfs import DirFileSystem
 
 from laneway.errors import DataFileError
+from laneway.retries import RetryPolicy
 from laneway.storage import Storage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 CANARY = "canary-4711"
+TWICE = RetryPolicy(max_attempts=2, first_delay_s=0)
 
 
 @pytest.fixture
@@ -87,9 +89,10 @@ def test_a_range_has_exactly_the_bytes_that_were_asked_for(data: Path, memory: s
 
 
 def test_a_short_body_is_an_error_and_never_data() -> None:
-    storage = Storage("dir", BrokenFileSystem())
+    storage = Storage("dir", BrokenFileSystem(), retries=TWICE)
     with pytest.raises(
-        DataFileError, match=r"dir/short is cut short: bytes 10 to 20 were asked for, 10 of them, and 9 came"
+        DataFileError,
+        match=r"short is cut short \(tried 2 times in .* s\): bytes 10 to 20 were asked for, 10 of them, and 9 came",
     ):
         storage.read_range("dir/short", 10, 20)
 
@@ -125,7 +128,9 @@ def test_the_query_of_a_url_goes_into_requests_only() -> None:
 
 def test_listing_finds_files_and_leaves_hidden_directories_alone(data: Path) -> None:
     storage = Storage(data)
-    assert sorted(storage.find(str(data))) == [(str(data / "a.bin"), 100), (str(data / "deep/b.bin"), 1)]
+    found = sorted(storage.find(str(data)))
+    assert [(entry.path, entry.size) for entry in found] == [(str(data / "a.bin"), 100), (str(data / "deep/b.bin"), 1)]
+    assert found[0].version == str((data / "a.bin").stat().st_mtime_ns)
     assert storage.info(str(data / "deep")) is not None
     assert storage.info(str(data / "gone")) is None
     with pytest.raises(DataFileError, match="gone does not exist"):
@@ -135,7 +140,7 @@ def test_listing_finds_files_and_leaves_hidden_directories_alone(data: Path) -> 
 def test_a_link_to_a_directory_above_is_not_followed_for_ever(data: Path) -> None:
     (data / "deep" / "loop").symlink_to(data)
     (data / "link").symlink_to(data / "deep" / "_hidden")
-    found = sorted(path for path, _ in Storage(data).find(str(data)))
+    found = sorted(entry.path for entry in Storage(data).find(str(data)))
     assert found == [str(data / "a.bin"), str(data / "deep/b.bin"), str(data / "link/c.bin")]
 
 
@@ -214,7 +219,7 @@ def test_a_server_that_ignores_ranges_is_found_out(data: Path) -> None:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
-            storage = Storage(f"http://127.0.0.1:{server.server_port}/a.bin?token={CANARY}")
+            storage = Storage(f"http://127.0.0.1:{server.server_port}/a.bin?token={CANARY}", retries=TWICE)
             assert storage.read_range(storage.root, 0, 100) == bytes(range(100))
             with pytest.raises(DataFileError, match=r"10 of them, and 100 came") as caught:
                 storage.read_range(storage.root, 10, 20)

@@ -31,13 +31,13 @@ _KNOWN: Final[tuple[Format, ...]] = (ParquetFormat(), ArrowFormat())
 FORMATS: Final[Mapping[str, Format]] = {known.name: known for known in _KNOWN}
 """The formats by name."""
 
+_BY_SUFFIX: Final[Mapping[str, Format]] = {suffix: known for known in _KNOWN for suffix in known.suffixes}
 _HEAD_BYTES = 8
 
 
 def format_of_suffix(path: str) -> Format | None:
     """Return the format that the end of a path stands for, or None."""
-    lower = path.lower()
-    return next((known for known in _KNOWN if lower.endswith(known.suffixes)), None)
+    return _BY_SUFFIX.get(path[path.rfind(".") :].lower())
 
 
 def format_of_content(storage: Storage, path: str, size: int) -> Format:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from laneway.formats.base import PlannedFile
     from laneway.storage import RangeFile, Storage
 
-    _Source = Callable[[int, int], pa.Buffer]
+    _Source = Callable[[Sequence[tuple[int, int]]], list[pa.Buffer]]
 
 _MAGIC = b"ARROW1"
 _FEATHER_1_MAGIC = b"FEA1"
@@ -56,12 +56,13 @@ class ArrowFormat:
     suffixes = (".arrow", ".arrows", ".ipc", ".feather")
     block_name = "record batch"
     is_mapped = True
+    tail_bytes = 0
 
     def recognises(self, head: bytes) -> bool:
         """Return whether a file that begins with `head` may be an Arrow file or stream."""
         return head.startswith((_MAGIC, CONTINUATION))
 
-    def scan(self, storage: Storage, path: str, size: int) -> FileScan:
+    def scan(self, storage: Storage, path: str, size: int, tail: bytes | None = None) -> FileScan:  # noqa: ARG002
         """Walk over the message headers; of the bodies, only the first and the last KiB of each are read.
 
         The digest covers all of that: headers alone stay equal when fixed-width values are rewritten.
@@ -91,8 +92,11 @@ class ArrowFormat:
         """
         path = planned.path
         if not storage.is_local:
-            remote: _Source = lambda start, stop: pa.py_buffer(storage.read_range(path, start, stop))  # noqa: E731
-            return ArrowBlocks(remote, planned.layout, schema)
+
+            def fetch(spans: Sequence[tuple[int, int]]) -> list[pa.Buffer]:
+                return [pa.py_buffer(span) for span in storage.read_ranges(path, spans, planned.version)]
+
+            return ArrowBlocks(fetch, planned.layout, schema)
         size = storage.size(path)
         if size != planned.size:
             difference = f"it had {planned.size:,} bytes and now has {size:,}"
@@ -101,7 +105,9 @@ class ArrowFormat:
             mapped = _map_copy_on_write(path, size)
         except OSError as error:
             raise storage.problem(path, "can't be memory-mapped", error) from storage.cause(error)
-        return ArrowBlocks(lambda start, stop: mapped.slice(start, stop - start), planned.layout, schema)
+        return ArrowBlocks(
+            lambda spans: [mapped.slice(start, stop - start) for start, stop in spans], planned.layout, schema
+        )
 
 
 @final
@@ -112,7 +118,7 @@ class ArrowBlocks:
         """Take over an open file.
 
         Args:
-            source: Returns the bytes [start, stop) of the file.
+            source: Returns the bytes [start, stop) of the file for each of several ranges.
             layout: Where its messages are.
             schema: Its columns.
         """
@@ -145,15 +151,16 @@ class ArrowBlocks:
         self._source = None
 
     def _messages(self, indices: NDArray[np.int64]) -> Iterator[pa.Buffer]:
-        """Yield these messages, neighbours through one read."""
+        """Yield these messages, which are read all at once, neighbours as one range."""
         if self._source is None:
             message = "the file was closed"
             raise ValueError(message)
         starts, stops = self._starts[indices], self._stops[indices]
         cuts = np.flatnonzero(starts[1:] != stops[:-1]) + 1
-        for span_starts, span_stops in zip(np.split(starts, cuts), np.split(stops, cuts), strict=True):
+        groups = list(zip(np.split(starts, cuts), np.split(stops, cuts), strict=True))
+        spans = self._source([(int(first[0]), int(last[-1])) for first, last in groups])
+        for span, (span_starts, span_stops) in zip(spans, groups, strict=True):
             origin = int(span_starts[0])
-            span = self._source(origin, int(span_stops[-1]))
             for start, stop in zip(span_starts.tolist(), span_stops.tolist(), strict=True):
                 yield span.slice(start - origin, stop - start)
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from laneway.errors import DataFileError
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -14,6 +12,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
+    from laneway.errors import DataFileError
     from laneway.storage import Storage
 
 
@@ -47,6 +46,8 @@ class PlannedFile:
     """Rows of each block, shape (num_blocks,)."""
     layout: NDArray[np.int64]
     """`FileScan.layout`, shape (entries, values per entry)."""
+    version: str = ""
+    """`Entry.version` when it was listed: ETag, else time of writing in ns; empty if unknown."""
 
 
 class BlockReader(Protocol):
@@ -84,8 +85,18 @@ class Format(Protocol):
     def recognises(self, head: bytes) -> bool:
         """Return whether a file that begins with `head`, 8 bytes or fewer, may be of this format."""
 
-    def scan(self, storage: Storage, path: str, size: int) -> FileScan:
+    @property
+    def tail_bytes(self) -> int:
+        """How much of a file's end `scan` reads first; 0 if it begins elsewhere."""
+
+    def scan(self, storage: Storage, path: str, size: int, tail: bytes | None = None) -> FileScan:
         """Read what the file at `path`, of `size` bytes, says about itself.
+
+        Args:
+            storage: Where it is.
+            path: Path as the storage understands it.
+            size: Its bytes.
+            tail: Its last `tail_bytes`, or all of it, where they have been read already.
 
         Raises:
             DataFileError: The file is missing, unreadable, truncated or not of this format.
@@ -106,6 +117,4 @@ class Format(Protocol):
 
 def changed_since_planned(storage: Storage, planned: PlannedFile, difference: str) -> DataFileError:
     """Return the error for a file that is no longer what the manifest says."""
-    return DataFileError(
-        f"{storage.display(planned.path)} changed since it was planned: {difference}; scan the dataset again"
-    )
+    return storage.changed(planned.path, difference)

@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, final
+import os
+import threading
+from bisect import bisect_right
+from collections import OrderedDict
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING, Final, cast, final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow.parquet.core import ParquetReader
 
 from laneway.errors import DataFileError
 from laneway.files import digest
 from laneway.formats.base import FileScan, changed_since_planned
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
+    from io import IOBase
 
-    from laneway.formats.base import PlannedFile
+    from laneway.formats.base import BlockReader, PlannedFile
+    from laneway.ranges import Data
     from laneway.storage import Storage
 
 _MAGIC = b"PAR1"
 _ENCRYPTED_MAGIC = b"PARE"
-_TAIL_BYTES = 64 * 1024
 _TRAILER_BYTES = 8  # the footer's length, then the magic
+_HOLE_BYTES: Final = 1 << 20  # between two ranges: reading it costs less than another request
+_RANGE_BYTES: Final = 32 << 20  # longest range made of several: what is lost when a connection is
+_FOOTER_BYTES: Final = 64 << 20  # of all footers that a process holds, as they are in the files
 
 
 @final
@@ -32,69 +42,64 @@ class ParquetFormat:
     suffixes = (".parquet", ".pq")
     block_name = "row group"
     is_mapped = False
+    tail_bytes = 64 * 1024
 
     def recognises(self, head: bytes) -> bool:
         """Return whether a file that begins with `head` may be a Parquet file."""
         return head.startswith((_MAGIC, _ENCRYPTED_MAGIC))
 
-    def scan(self, storage: Storage, path: str, size: int) -> FileScan:
+    def scan(self, storage: Storage, path: str, size: int, tail: bytes | None = None) -> FileScan:
         """Read the footer, with one request unless it is longer than 64 KiB.
 
         The digest covers the last 64 KiB and the whole footer, so it sees a small file that was rewritten
         even where the footer stays the same.
         """
-        metadata, tail_digest = _read_footer(storage, path, size)
-        groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+        tail = _read_tail(storage, path, size, tail)
+        # What pq.ParquetFile is made of, without what it prepares for reading: there may be 100,000 files.
+        reader = ParquetReader()
         try:
-            schema = metadata.schema.to_arrow_schema()
+            reader.open(pa.BufferReader(tail))
+        except (pa.ArrowException, OSError) as error:
+            raise storage.problem(path, "has a damaged footer", error) from storage.cause(error)
+        try:
+            schema = reader.schema_arrow
         except (pa.ArrowException, OSError) as error:
             raise storage.problem(path, "has columns that pyarrow can't read", error) from storage.cause(error)
+        metadata = reader.metadata
+        groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
         return FileScan(
             schema=schema,
             block_rows=[group.num_rows for group in groups],
             block_bytes=[group.total_byte_size for group in groups],
-            digest=tail_digest,
+            digest=digest(tail),
             layout=[],
         )
 
-    def open(self, storage: Storage, planned: PlannedFile, schema: pa.Schema) -> ParquetBlocks:  # noqa: ARG002
-        """Open a file whose footer is still the one that the manifest was made of."""
-        try:
-            metadata, tail_digest = _read_footer(storage, planned.path, planned.size)
-        except DataFileError:
-            size = storage.size(planned.path)
-            if size == planned.size:
-                raise
-            difference = f"it had {planned.size:,} bytes and now has {size:,}"
-            raise changed_since_planned(storage, planned, difference) from None
-        rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
-        if not np.array_equal(rows, planned.block_rows):
-            had, num_groups = int(planned.block_rows.sum()), len(planned.block_rows)
-            difference = f"it had {had:,} rows in {num_groups:,} row groups and now has {sum(rows):,} in {len(rows):,}"
-            raise changed_since_planned(storage, planned, difference)
-        if tail_digest != planned.digest:
-            difference = f"its footer had the digest {planned.digest} and now has {tail_digest}"
-            raise changed_since_planned(storage, planned, difference)
-        try:
-            if storage.is_local:
+    def open(self, storage: Storage, planned: PlannedFile, schema: pa.Schema) -> BlockReader:  # noqa: ARG002
+        """Open a file whose footer is still the one that the manifest was made of.
+
+        Of a remote file, this process keeps the footer in memory, so that it is read once.
+        """
+        if storage.is_local:
+            footer = _planned_footer(storage, planned)
+            try:
                 # Not memory-mapped: a file that is cut short while it is read would kill the process.
-                source: pa.NativeFile = pa.OSFile(planned.path, mode="r")
-            else:
-                source = pa.PythonFile(storage.open(planned.path, planned.size), mode="r")
-            file = pq.ParquetFile(
-                source,
-                metadata=metadata,
-                pre_buffer=not storage.is_local,
-                page_checksum_verification=True,
-            )
-            return ParquetBlocks(file)
-        except (pa.ArrowException, OSError) as error:
-            raise storage.problem(planned.path, "can't be opened", error) from storage.cause(error)
+                source = pa.OSFile(planned.path, mode="r")
+                return ParquetBlocks(pq.ParquetFile(source, metadata=footer, page_checksum_verification=True))
+            except (pa.ArrowException, OSError) as error:
+                raise storage.problem(planned.path, "can't be opened", error) from storage.cause(error)
+        name = (storage.display(planned.path), planned.size, planned.version, planned.digest)
+        # Without a version no later read would find out that the file is another one by now.
+        metadata = _footers.get(name) if planned.version else None
+        if metadata is None:
+            metadata = _planned_footer(storage, planned)
+            _footers.put(name, metadata)
+        return RemoteParquetBlocks(storage, planned, metadata)
 
 
 @final
 class ParquetBlocks:
-    """An open Parquet file."""
+    """An open local Parquet file."""
 
     def __init__(self, file: pq.ParquetFile) -> None:
         """Take over an open file."""
@@ -102,19 +107,201 @@ class ParquetBlocks:
 
     def read(self, first: int, stop: int, columns: Sequence[str]) -> pa.Table:
         """Decode the row groups [first, stop) of these columns, in this order."""
-        table: pa.Table = self._file.read_row_groups(list(range(first, stop)), columns=list(columns))
-        # pyarrow takes names for paths into nested columns and returns the file's order: be exact.
-        return table.select(list(columns))
+        return _decode(self._file, first, stop, columns)
 
     def close(self) -> None:
         """Close the file."""
         self._file.close(force=True)
 
 
-def _read_footer(storage: Storage, path: str, size: int) -> tuple[pq.FileMetaData, str]:
+@final
+class RemoteParquetBlocks:
+    """A Parquet file of a storage. Nothing of it is open: each read asks for what it needs, all at once."""
+
+    def __init__(self, storage: Storage, planned: PlannedFile, metadata: pq.FileMetaData) -> None:
+        """Prepare to read.
+
+        Args:
+            storage: Where the file is.
+            planned: What the manifest says about it.
+            metadata: Its footer.
+        """
+        self._storage = storage
+        self._planned = planned
+        self._metadata = metadata
+        self._leaves = _leaves(metadata)
+
+    def read(self, first: int, stop: int, columns: Sequence[str]) -> pa.Table:
+        """Decode the row groups [first, stop) of these columns, in this order."""
+        planned = self._planned
+        leaves = [leaf for name in columns for leaf in self._leaves.get(name, ())]
+        ranges = _coalesced(
+            _chunk_range(self._metadata.row_group(i).column(leaf)) for i in range(first, stop) for leaf in leaves
+        )
+        parts = self._storage.read_ranges(planned.path, ranges, planned.version)
+        fetched = FetchedFile(self._storage, planned, ranges, parts)
+        file = pq.ParquetFile(
+            pa.PythonFile(cast("IOBase", fetched), mode="r"), metadata=self._metadata, page_checksum_verification=True
+        )
+        return _decode(file, first, stop, columns)
+
+    def close(self) -> None:
+        """Do nothing: there is nothing to close."""
+
+
+class FetchedFile:
+    """What pyarrow takes for a file: it has the ranges that were fetched, and fetches what it is asked for besides."""
+
+    closed = False
+
+    def __init__(
+        self, storage: Storage, planned: PlannedFile, ranges: Sequence[tuple[int, int]], parts: Sequence[Data]
+    ) -> None:
+        """Hold ranges of a file, sorted and apart."""
+        self._storage = storage
+        self._planned = planned
+        self._starts = [start for start, _ in ranges]
+        self._parts = [pa.py_buffer(part) for part in parts]
+        self._at = 0
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move to an offset and return it."""
+        self._at = offset + (self._planned.size if whence == os.SEEK_END else 0)
+        return self._at
+
+    def tell(self) -> int:
+        """Return the offset of the next read."""
+        return self._at
+
+    def read(self, size: int) -> pa.Buffer:
+        """Return the next bytes, without a copy where they were fetched."""
+        start, stop = self._at, min(self._at + size, self._planned.size)
+        self._at = stop
+        index = bisect_right(self._starts, start) - 1
+        if index >= 0:
+            part, offset = self._parts[index], start - self._starts[index]
+            if offset + stop - start <= part.size:
+                return part.slice(offset, stop - start)
+        return pa.py_buffer(self._storage.read_range(self._planned.path, start, stop, self._planned.version))
+
+    read_buffer = read
+
+    def close(self) -> None:
+        """Let go of what was fetched."""
+        self._starts.clear()
+        self._parts.clear()
+
+
+class _Footers:
+    """The footers that this process has read last."""
+
+    def __init__(self) -> None:
+        self._held: OrderedDict[tuple[object, ...], pq.FileMetaData] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+        # A child that is forked while a thread holds the lock would wait for it for ever.
+        os.register_at_fork(after_in_child=self._after_fork)
+
+    def get(self, name: tuple[object, ...]) -> pq.FileMetaData | None:
+        with self._lock:
+            metadata = self._held.get(name)
+            if metadata is not None:
+                self._held.move_to_end(name)
+            return metadata
+
+    def put(self, name: tuple[object, ...], metadata: pq.FileMetaData) -> None:
+        with self._lock:
+            before = self._held.pop(name, None)
+            self._held[name] = metadata
+            self._bytes += metadata.serialized_size - (before.serialized_size if before else 0)
+            while self._bytes > _FOOTER_BYTES and len(self._held) > 1:
+                self._bytes -= self._held.popitem(last=False)[1].serialized_size
+
+    def _after_fork(self) -> None:
+        self._lock = threading.Lock()
+
+
+_footers = _Footers()
+
+
+def _decode(file: pq.ParquetFile, first: int, stop: int, columns: Sequence[str]) -> pa.Table:
+    table: pa.Table = file.read_row_groups(list(range(first, stop)), columns=list(columns))
+    # pyarrow takes names for paths into nested columns and returns the file's order: be exact.
+    return table.select(list(columns))
+
+
+def _leaves(metadata: pq.FileMetaData) -> dict[str, range]:
+    """Return for each column which leaves of the file's tree of columns are its."""
+    schema = metadata.schema.to_arrow_schema()
+    stops = [*accumulate((_num_leaves(type_) for type_ in schema.types), initial=0)]
+    return {name: range(*bounds) for name, bounds in zip(schema.names, pairwise(stops), strict=True)}
+
+
+def _num_leaves(type_: pa.DataType) -> int:
+    if isinstance(type_, pa.BaseExtensionType):
+        return _num_leaves(type_.storage_type)
+    if pa.types.is_dictionary(type_):
+        return _num_leaves(type_.value_type)
+    if not pa.types.is_nested(type_):
+        return 1
+    return sum(_num_leaves(type_.field(i).type) for i in range(type_.num_fields))
+
+
+def _chunk_range(chunk: pq.ColumnChunkMetaData) -> tuple[int, int]:
+    """Return which bytes of the file a column chunk is."""
+    start, dictionary = chunk.data_page_offset, chunk.dictionary_page_offset
+    if dictionary is not None and 0 < dictionary < start:
+        start = dictionary
+    return start, start + chunk.total_compressed_size
+
+
+def _coalesced(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return ranges that hold all of these, one for those that are close together, sorted and apart."""
+    found: list[tuple[int, int]] = []
+    for start, stop in sorted(ranges):
+        if found and start - found[-1][1] <= _HOLE_BYTES and max(stop, found[-1][1]) - found[-1][0] <= _RANGE_BYTES:
+            found[-1] = (found[-1][0], max(stop, found[-1][1]))
+        else:
+            found.append((start, stop))
+    return found
+
+
+def _planned_footer(storage: Storage, planned: PlannedFile) -> pq.FileMetaData:
+    """Return the footer of a file, which is still the one that the manifest was made of."""
+    try:
+        metadata, tail_digest = _read_footer(storage, planned.path, planned.size, planned.version)
+    except DataFileError:
+        size = storage.size(planned.path)
+        if size == planned.size:
+            raise
+        difference = f"it had {planned.size:,} bytes and now has {size:,}"
+        raise changed_since_planned(storage, planned, difference) from None
+    rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+    if not np.array_equal(rows, planned.block_rows):
+        had, num_groups = int(planned.block_rows.sum()), len(planned.block_rows)
+        difference = f"it had {had:,} rows in {num_groups:,} row groups and now has {sum(rows):,} in {len(rows):,}"
+        raise changed_since_planned(storage, planned, difference)
+    if tail_digest != planned.digest:
+        difference = f"its footer had the digest {planned.digest} and now has {tail_digest}"
+        raise changed_since_planned(storage, planned, difference)
+    return metadata
+
+
+def _read_footer(storage: Storage, path: str, size: int, version: str) -> tuple[pq.FileMetaData, str]:
     """Return the footer of a Parquet file and the digest of the bytes at its end."""
-    start = max(0, size - _TAIL_BYTES)
-    tail = storage.read_range(path, start, size)
+    tail = _read_tail(storage, path, size, version=version)
+    try:
+        metadata = pq.read_metadata(pa.BufferReader(tail))
+    except (pa.ArrowException, OSError) as error:
+        raise storage.problem(path, "has a damaged footer", error) from storage.cause(error)
+    return metadata, digest(tail)
+
+
+def _read_tail(storage: Storage, path: str, size: int, tail: bytes | None = None, version: str = "") -> bytes:
+    """Return the end of a Parquet file, at least its whole footer; `tail` is what has been read of it."""
+    start = max(0, size - ParquetFormat.tail_bytes)
+    if tail is None:
+        tail = storage.read_range(path, start, size, version)
     magic = tail[-len(_MAGIC) :]
     if size < len(_MAGIC) + _TRAILER_BYTES or magic not in (_MAGIC, _ENCRYPTED_MAGIC):
         end = f"its {size:,} bytes end with {magic!r} instead of {_MAGIC!r}" if size else "it is empty"
@@ -128,9 +315,5 @@ def _read_footer(storage: Storage, path: str, size: int) -> tuple[pq.FileMetaDat
         message = f"{storage.display(path)} is damaged: its footer claims {footer_bytes:,} of the {size:,} bytes"
         raise DataFileError(message)
     if footer_bytes > len(tail):
-        tail = storage.read_range(path, size - footer_bytes, start) + tail
-    try:
-        metadata = pq.read_metadata(pa.BufferReader(tail))
-    except (pa.ArrowException, OSError) as error:
-        raise storage.problem(path, "has a damaged footer", error) from storage.cause(error)
-    return metadata, digest(tail)
+        tail = storage.read_range(path, size - footer_bytes, start, version) + tail
+    return tail

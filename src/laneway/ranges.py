@@ -1,0 +1,309 @@
+"""Ranges of a remote file, asked for once and within a time: how that goes with each kind of filesystem.
+
+Every answer is checked: it has as many bytes as were asked for, or it is an error. Where a client can make a request
+conditional on the version of an object, no other request is needed to know that it has not changed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+import threading
+import time
+from collections import OrderedDict
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias, TypeVar, final
+
+from fsspec.asyn import AsyncFileSystem, sync
+from fsspec.implementations.arrow import ArrowFSWrapper
+from fsspec.implementations.dirfs import DirFileSystem
+
+from laneway.retries import TransientError, is_transient
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Sequence
+
+    from fsspec import AbstractFileSystem
+
+    T = TypeVar("T")
+
+Data: TypeAlias = bytes | memoryview
+"""What came: bytes, or a view of a client's own memory."""
+
+_THREADS: Final = 16
+_OPEN_FILES: Final = 64
+# Waiting for the event loop itself: it ends what it runs in time, unless it hangs.
+_LOOP_GRACE_S: Final = 2.0
+_PARTIAL_CONTENT: Final = 206
+_CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+
+
+class Request(NamedTuple):
+    """A request for the bytes [start, stop) of a file."""
+
+    path: str
+    """The file."""
+    start: int
+    stop: int
+    version: str = ""
+    """The version that the file must have, for a client that can make that a condition; "" for any."""
+
+    @property
+    def text(self) -> str:
+        """The range, for messages."""
+        return f"bytes {self.start:,} to {self.stop:,} were asked for"
+
+
+class ShortBodyError(TransientError):
+    """Another number of bytes came than was asked for, or other ones."""
+
+
+class VersionError(Exception):
+    """The object is no longer of the version that was asked for."""
+
+
+class RangeClient(Protocol):
+    """Asks a filesystem for ranges. It may be used from several threads, in the process that made it."""
+
+    @property
+    def is_conditional(self) -> bool:
+        """Whether the storage itself compares the version of a request; else `fetch` doesn't look at it."""
+
+    @property
+    def is_concurrent(self) -> bool:
+        """Whether many requests fly at once without a thread for each."""
+
+    def fetch(self, requests: Sequence[Request], limit_s: float) -> list[Data | BaseException]:
+        """Return for each request its bytes, or why they did not come, after `limit_s` seconds at the latest."""
+
+
+def client_for(filesystem: AbstractFileSystem) -> RangeClient:
+    """Return what asks this filesystem for ranges best."""
+    if type(filesystem) is DirFileSystem:
+        return _DirectoryClient(filesystem)
+    # Not imported for those who don't use it: it takes half a second.
+    s3fs = sys.modules.get("s3fs")
+    if s3fs is not None and isinstance(filesystem, s3fs.S3FileSystem):
+        return _S3fsClient(filesystem)
+    if isinstance(filesystem, ArrowFSWrapper):
+        return _ArrowClient(filesystem)
+    is_async = isinstance(filesystem, AsyncFileSystem) and not isinstance(filesystem, DirFileSystem)
+    if is_async and filesystem.async_impl and not filesystem.asynchronous:
+        is_obstore = type(filesystem).__module__.partition(".")[0] == "obstore"
+        return _ObstoreClient(filesystem) if is_obstore else _AsyncClient(filesystem)
+    return _BlockingClient(lambda request: filesystem.cat_file(request.path, start=request.start, end=request.stop))
+
+
+@final
+class _DirectoryClient:
+    """A directory of another filesystem."""
+
+    def __init__(self, filesystem: DirFileSystem) -> None:
+        self._join = filesystem._join  # noqa: SLF001 - what all its methods call
+        self._client = client_for(filesystem.fs)
+        self.is_conditional, self.is_concurrent = self._client.is_conditional, self._client.is_concurrent
+
+    def fetch(self, requests: Sequence[Request], limit_s: float) -> list[Data | BaseException]:
+        return self._client.fetch([each._replace(path=self._join(each.path)) for each in requests], limit_s)
+
+
+class _AsyncClient:
+    """Any filesystem that has an event loop of its own."""
+
+    is_conditional, is_concurrent = False, True
+
+    def __init__(self, filesystem: AsyncFileSystem) -> None:
+        self._filesystem = filesystem
+
+    def fetch(self, requests: Sequence[Request], limit_s: float) -> list[Data | BaseException]:
+        found: list[Data | BaseException] = sync(
+            self._filesystem.loop, self._gather, requests, limit_s, timeout=limit_s + _LOOP_GRACE_S
+        )
+        return found
+
+    async def _gather(self, requests: Sequence[Request], limit_s: float) -> list[Data | BaseException]:
+        tries = (self._in_time(self._get(request), limit_s) for request in requests)
+        return await asyncio.gather(*tries, return_exceptions=True)
+
+    async def _in_time(self, answer: Coroutine[Any, Any, Data], limit_s: float) -> Data:
+        try:
+            return await asyncio.wait_for(answer, limit_s)
+        except TimeoutError as error:
+            if str(error):
+                raise
+            message = f"no answer within {limit_s:.1f} s"
+            raise TimeoutError(message) from None
+
+    async def _get(self, request: Request) -> Data:
+        cat_file = self._filesystem._cat_file  # noqa: SLF001 - what `cat_file` calls
+        return checked(await cat_file(request.path, start=request.start, end=request.stop), request)
+
+
+@final
+class _S3fsClient(_AsyncClient):
+    """s3fs: its client is asked directly, as `cat_file` can't make a request conditional and retries by itself."""
+
+    is_conditional = True
+
+    async def _get(self, request: Request) -> Data:
+        from botocore.exceptions import ClientError  # noqa: PLC0415 - s3fs was imported, so this was too
+        from s3fs.errors import translate_boto_error  # noqa: PLC0415
+
+        filesystem = self._filesystem
+        bucket, key, version_id = filesystem.split_path(request.path)
+        asked = {"Bucket": bucket, "Key": key, "Range": f"bytes={request.start}-{request.stop - 1}"}
+        if version_id:
+            asked["VersionId"] = version_id
+        if request.version:
+            asked["IfMatch"] = request.version
+        try:
+            await filesystem.set_session()
+            client = await filesystem.get_s3(bucket)
+            # What the filesystem adds to every request: who pays, keys of encryption.
+            asked = filesystem._get_s3_method_kwargs(client.get_object, **asked)  # noqa: SLF001
+            answer = await client.get_object(**asked)
+            async with answer["Body"] as body:
+                data: bytes = await body.read()
+        except ClientError as error:
+            if error.response.get("Error", {}).get("Code") in {"PreconditionFailed", "412"}:
+                raise VersionError from error
+            if is_transient(error):
+                raise
+            # A FileNotFoundError or PermissionError, where it is one.
+            raise translate_boto_error(error) from error
+        if request.version and answer.get("ETag", request.version).strip('"') != request.version.strip('"'):
+            raise VersionError
+        status = answer["ResponseMetadata"].get("HTTPStatusCode", _PARTIAL_CONTENT)
+        _check_place(request, status, answer.get("ContentRange"))
+        return checked(data, request)
+
+
+@final
+class _ObstoreClient(_AsyncClient):
+    """obstore's filesystem: its store is asked directly, as `cat_file` can't make a request conditional."""
+
+    is_conditional = True
+
+    async def _get(self, request: Request) -> Data:
+        bucket, key = self._filesystem._split_path(request.path)  # noqa: SLF001 - there is no public way to a bucket's store
+        store = self._filesystem._construct_store(bucket)  # noqa: SLF001
+        wanted = (request.start, request.stop)
+        options: dict[str, Any] = {"range": wanted}
+        if request.version:
+            options["if_match"] = request.version
+        try:
+            answer = await store.get_async(key, options=options)
+            data = memoryview(await answer.bytes_async())
+        except Exception as error:
+            # obstore is no dependency, so its classes have no name here.
+            if type(error).__name__ == "PreconditionError":
+                raise VersionError from error
+            raise
+        if tuple(answer.range) != wanted:
+            message = f"{request.text}, and others came"
+            raise ShortBodyError(message)
+        return checked(data, request)
+
+
+class _BlockingClient:
+    """Any other filesystem: each request waits in a thread that can be left behind."""
+
+    is_conditional = is_concurrent = False
+
+    def __init__(self, read: Callable[[Request], Data]) -> None:
+        self._read = read
+
+    def fetch(self, requests: Sequence[Request], limit_s: float) -> list[Data | BaseException]:
+        return in_time([partial(self._read_and_check, request) for request in requests], limit_s)
+
+    def _read_and_check(self, request: Request) -> Data:
+        return checked(self._read(request), request)
+
+
+@final
+class _ArrowClient(_BlockingClient):
+    """A filesystem of pyarrow: a few files stay open, as each opening of one costs a request."""
+
+    def __init__(self, filesystem: ArrowFSWrapper) -> None:
+        super().__init__(self._read_at)
+        self._filesystem = filesystem.fs
+        self._open: OrderedDict[str, Any] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def _read_at(self, request: Request) -> Data:
+        path, num_bytes = request.path, request.stop - request.start
+        with self._lock:
+            file = self._open.get(path)
+        if file is None:
+            file = self._filesystem.open_input_file(path)
+            with self._lock:
+                self._open[path] = file
+                if len(self._open) > _OPEN_FILES:
+                    self._open.popitem(last=False)
+        try:
+            data: bytes = file.read_at(num_bytes, request.start)
+        except BaseException:
+            self._forget(path)
+            raise
+        if len(data) != num_bytes:
+            self._forget(path)
+        return data
+
+    def _forget(self, path: str) -> None:
+        with self._lock:
+            self._open.pop(path, None)
+
+
+def in_time(calls: Sequence[Callable[[], T]], limit_s: float) -> list[T | BaseException]:
+    """Return what each call returned or raised, or a TimeoutError for those that take longer than `limit_s` seconds.
+
+    They run in daemon threads, which are left alone when the time is over and hold nothing up: not this process's end
+    either.
+    """
+    late = TimeoutError(f"no answer within {limit_s:.1f} s")
+    results: list[T | BaseException] = [late] * len(calls)
+    left = iter(range(len(calls)))
+    lock, done = threading.Lock(), threading.Semaphore(0)
+
+    def work() -> None:
+        while True:
+            with lock:
+                index = next(left, None)
+            if index is None or time.monotonic() > end:
+                return
+            try:
+                results[index] = calls[index]()
+            except BaseException as error:  # noqa: BLE001 - it is raised where it is waited for
+                results[index] = error
+            done.release()
+
+    end = time.monotonic() + limit_s
+    for _ in range(min(_THREADS, len(calls))):
+        threading.Thread(target=work, name="laneway-request", daemon=True).start()
+    for _ in calls:
+        if not done.acquire(timeout=max(0.0, end - time.monotonic())):
+            break
+    return list(results)
+
+
+def checked(data: Data, request: Request) -> Data:
+    """Return the bytes of a range if they are as many as were asked for."""
+    num_bytes = request.stop - request.start
+    if len(data) != num_bytes:
+        message = f"{request.text}, {num_bytes:,} of them, and {len(data):,} came"
+        raise ShortBodyError(message)
+    return data
+
+
+def _check_place(request: Request, status: int, content_range: str | None) -> None:
+    """Raise unless an answer says that it holds the range, or is the beginning of a whole file and so is the range."""
+    if status != _PARTIAL_CONTENT:
+        if request.start == 0:
+            return
+        message = f"{request.text}, and the whole file came"
+        raise ShortBodyError(message)
+    place = _CONTENT_RANGE.fullmatch(content_range or "")
+    if place is not None and (int(place[1]), int(place[2]) + 1) != (request.start, request.stop):
+        message = f"{request.text}, and {content_range} came"
+        raise ShortBodyError(message)

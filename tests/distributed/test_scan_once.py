@@ -1,0 +1,59 @@
+"""One rank plans for all."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch.distributed as dist
+
+from laneway import Manifest, StatefulShardedDataset
+from laneway.distributed import scan_once
+from tests.corpora import write_corpus
+from tests.distributed.ranks import flat, ids, refusal, run_ranks
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def scan_where_only_rank_0_finds_files(rank: int, corpus: Path) -> dict[str, Any]:
+    manifest = scan_once(corpus if rank == 0 else corpus / "gone", cache_dir=False)
+    rows = StatefulShardedDataset(manifest, batch_size=4, remainder="keep")
+    pairs = [dist.new_group([0, 1]), dist.new_group([2, 3])]
+    pair = scan_once(corpus if rank % 2 == 0 else "gone", process_group=pairs[rank // 2])
+    return {
+        "fingerprints": (manifest.fingerprint, pair.fingerprint),
+        "versions": manifest.versions,
+        "rows": flat(ids(rows)),
+        "missing": refusal(scan_once, corpus / "gone"),
+        "damaged": refusal(scan_once, corpus.parent / "damaged"),
+        "after": scan_once(corpus).num_rows,
+    }
+
+
+def test_rank_0_scans_and_all_ranks_have_the_manifest_or_its_error(tmp_path: Path) -> None:
+    num_rows = write_corpus(tmp_path / "d")
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "a.parquet").write_bytes(b"PAR1")
+    expected = Manifest.scan(tmp_path / "d")
+    results = run_ranks(scan_where_only_rank_0_finds_files, 4, tmp_path / "d")
+    assert [result["fingerprints"] for result in results] == [(expected.fingerprint,) * 2] * 4
+    assert [result["versions"] for result in results] == [expected.versions] * 4
+    assert sorted(row for result in results for row in result["rows"]) == list(range(num_rows))
+    for name, message in (("missing", "gone does not exist"), ("damaged", "a.parquet is no Parquet file")):
+        (error,) = {result[name] for result in results}
+        assert error[0] == "DataFileError"
+        assert error[1].startswith("on rank 0: ")
+        assert message in error[1]
+    assert [result["after"] for result in results] == [num_rows] * 4
+
+
+def test_alone_a_process_scans_for_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_corpus(tmp_path)
+    assert "RANK" not in os.environ
+    assert scan_once(tmp_path).fingerprint == Manifest.scan(tmp_path).fingerprint
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(ValueError, match=r"this is rank 1 of 4, .* call init_process_group\(\) before scan_once\(\)"):
+        scan_once(tmp_path)

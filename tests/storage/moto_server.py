@@ -1,0 +1,48 @@
+"""The process in which moto serves S3: it ends when the process that started it does.
+
+It reads commands from stdin, a line of JSON each: `{"folder", "bucket", "prefix"}` stores the files of a folder as
+objects, without a request for each. moto itself is told by its own environment variables.
+"""
+# ruff: noqa: T201 - it talks to the process that started it
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from pathlib import Path
+
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+from moto.s3.models import s3_backends
+from werkzeug.serving import make_server
+
+ACCOUNT = "123456789012"
+"""The one that moto uses for keys that its IAM made."""
+
+
+class QuietHandler(MotoRequestHandler):
+    def log_request(self, *_: object) -> None:
+        pass
+
+
+def store(folder: str, bucket: str, prefix: str) -> None:
+    for path in sorted(Path(folder).rglob("*")):
+        if path.is_file():
+            name = f"{prefix}{path.relative_to(folder).as_posix()}"
+            s3_backends[ACCOUNT]["aws"].put_object(bucket, name, path.read_bytes())
+
+
+def main() -> None:
+    application = DomainDispatcherApplication(create_backend_app)
+    server = make_server("127.0.0.1", 0, application, threaded=True, request_handler=QuietHandler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    print(json.dumps({"endpoint": f"http://127.0.0.1:{server.port}"}), flush=True)
+    for line in sys.stdin:
+        store(**json.loads(line))
+        print("{}", flush=True)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""An object that was written again since it was planned is an error that names it, and never rows."""
+
+from __future__ import annotations
+
+import re
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from laneway import DataFileError
+from tests.compat.loaders import loader_raises, saved
+from tests.storage.beds import ids
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.storage.beds import Bed
+
+NUM_FILES, GROUPS, GROUP_ROWS = 2, 4, 5000
+"""Files of 160 kB: more than what one read of a footer brings along."""
+SCHEMA = pa.schema([("id", pa.int64())])
+ORDERED = {"shuffle": False, "shard_rows": GROUP_ROWS, "window_bytes": 1, "batch_size": GROUP_ROWS}
+"""One row group is one shard, one window, one batch."""
+
+
+def data_file(kind: str, start: int) -> bytes:
+    """Return a file of numbers from `start` on; its size doesn't depend on them."""
+    sink = pa.BufferOutputStream()
+    table = pa.table({"id": range(start, start + GROUPS * GROUP_ROWS)}, schema=SCHEMA)
+    if kind == "parquet":
+        options = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+        pq.write_table(table, sink, row_group_size=GROUP_ROWS, **options)
+    else:
+        with pa.ipc.new_file(sink, SCHEMA) as writer:
+            writer.write_table(table, max_chunksize=GROUP_ROWS)
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
+
+
+def upload(bed: Bed, folder: Path, kind: str) -> str:
+    folder.mkdir()
+    for index in range(NUM_FILES):
+        (folder / f"part-{index}.{kind}").write_bytes(data_file(kind, index * GROUPS * GROUP_ROWS))
+    return bed.upload(folder)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_an_object_overwritten_in_mid_epoch_is_caught(
+    each_s3: Bed, tmp_path: Path, kind: str, num_workers: int
+) -> None:
+    url = upload(each_s3, tmp_path / "corpus", kind)
+    arguments = {**ORDERED, "prefetch_windows": 0}
+    right = ids(each_s3.savable(url, **arguments))
+    loader = each_s3.savable(url, num_workers, **arguments)
+    batches = iter(loader)
+    received = ids(islice(batches, 1))
+    # Of the same size, with other numbers in the row groups that have not been read, and the same in the first.
+    changed = bytearray(data_file(kind, 0))
+    other = data_file(kind, 1000)
+    half = len(changed) // 3
+    changed[half : 2 * half] = other[half : 2 * half]
+    assert len(changed) == len(data_file(kind, 0))
+    each_s3.put(f"{url}/part-0.{kind}", bytes(changed))
+    with loader_raises(DataFileError, rf"{re.escape(url)}/part-0\.{kind} changed since it was planned"):
+        received.extend(batch["id"].tolist() for batch in batches)
+    assert received == right[: len(received)]
+    assert len(received) < GROUPS
+    # The state is that of the last batch, and with the right object back the run goes on from it.
+    state = saved(loader.state_dict())
+    each_s3.put(f"{url}/part-0.{kind}", data_file(kind, 0))
+    resumed = each_s3.savable(url, num_workers, **arguments)
+    resumed.load_state_dict(state)
+    assert received + ids(resumed) == right
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_an_object_overwritten_before_its_first_read_is_caught(s3: Bed, tmp_path: Path, kind: str) -> None:
+    url = upload(s3, tmp_path / "corpus", kind)
+    dataset = s3.dataset(url, **ORDERED)
+    changed = bytearray(data_file(kind, 0))
+    other = data_file(kind, 1000)
+    half = len(changed) // 3
+    changed[half : 2 * half] = other[half : 2 * half]
+    s3.put(f"{url}/part-0.{kind}", bytes(changed))
+    with pytest.raises(DataFileError, match=rf"{re.escape(url)}/part-0\.{kind} changed since it was planned"):
+        list(dataset)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_an_object_of_another_size_is_caught(s3: Bed, tmp_path: Path, kind: str) -> None:
+    url = upload(s3, tmp_path / "corpus", kind)
+    dataset = s3.dataset(url, **ORDERED)
+    s3.put(f"{url}/part-1.{kind}", data_file(kind, 0) + b"more")
+    with pytest.raises(DataFileError, match=rf"part-1\.{kind} changed since it was planned"):
+        list(dataset)
+
+
+def test_an_object_that_is_gone_is_named(s3: Bed, tmp_path: Path) -> None:
+    url = upload(s3, tmp_path / "corpus", "parquet")
+    dataset = s3.dataset(url, **ORDERED)
+    s3.server.client.delete_object(Bucket="bucket", Key=f"{url.removeprefix('s3://bucket/')}/part-1.parquet")
+    with pytest.raises(DataFileError, match=rf"{re.escape(url)}/part-1\.parquet does not exist"):
+        list(dataset)
