@@ -113,4 +113,6 @@ def _scan(found: DataFiles, indices: Sequence[int]) -> list[_Result]:
             results.append(format_.scan(storage, path, size, tail))
         except DataFileError as error:
             results.append(error)
+            if not storage.is_local:
+                break
     return results
