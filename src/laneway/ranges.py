@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import re
+import secrets
 import sys
 import threading
 import time
 from collections import OrderedDict
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias, TypeVar, final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias, TypeVar, cast, final
 
+import pyarrow as pa
 from fsspec.asyn import AsyncFileSystem, sync
 from fsspec.implementations.arrow import ArrowFSWrapper
 from fsspec.implementations.dirfs import DirFileSystem
@@ -36,6 +38,14 @@ _OPEN_FILES: Final = 64
 # Waiting for the event loop itself: it ends what it runs in time, unless it hangs.
 _LOOP_GRACE_S: Final = 2.0
 _PARTIAL_CONTENT: Final = 206
+_MARK_BYTES: Final = 16
+# What pyarrow says once a file is open, in the text of an OSError.
+_ARROW_ERRORS: Final = {
+    "NO_SUCH_KEY": FileNotFoundError,
+    "NO_SUCH_BUCKET": FileNotFoundError,
+    "RESOURCE_NOT_FOUND": FileNotFoundError,
+    "ACCESS_DENIED": PermissionError,
+}
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
 
@@ -74,6 +84,10 @@ class RangeClient(Protocol):
     def is_concurrent(self) -> bool:
         """Whether many requests fly at once without a thread for each."""
 
+    @property
+    def survives_fork(self) -> bool:
+        """Whether a process that is forked after the client was used can make one of its own."""
+
     def fetch(self, requests: Sequence[Request], limit_s: float) -> list[Data | BaseException]:
         """Return for each request its bytes, or why they did not come, after `limit_s` seconds at the latest."""
 
@@ -103,6 +117,7 @@ class _DirectoryClient:
         self._join = filesystem._join  # noqa: SLF001 - what all its methods call
         self._client = client_for(filesystem.fs)
         self.is_conditional, self.is_concurrent = self._client.is_conditional, self._client.is_concurrent
+        self.survives_fork = self._client.survives_fork
 
     def fetch(self, requests: Sequence[Request], limit_s: float) -> list[Data | BaseException]:
         return self._client.fetch([each._replace(path=self._join(each.path)) for each in requests], limit_s)
@@ -111,7 +126,7 @@ class _DirectoryClient:
 class _AsyncClient:
     """Any filesystem that has an event loop of its own."""
 
-    is_conditional, is_concurrent = False, True
+    is_conditional, is_concurrent, survives_fork = False, True, True
 
     def __init__(self, filesystem: AsyncFileSystem) -> None:
         self._filesystem = filesystem
@@ -184,6 +199,8 @@ class _ObstoreClient(_AsyncClient):
     """obstore's filesystem: its store is asked directly, as `cat_file` can't make a request conditional."""
 
     is_conditional = True
+    survives_fork = False
+    """All its clients share one set of threads, which a fork doesn't copy: requests would wait for ever."""
 
     async def _get(self, request: Request) -> Data:
         bucket, key = self._filesystem._split_path(request.path)  # noqa: SLF001 - there is no public way to a bucket's store
@@ -209,7 +226,7 @@ class _ObstoreClient(_AsyncClient):
 class _BlockingClient:
     """Any other filesystem: each request waits in a thread that can be left behind."""
 
-    is_conditional = is_concurrent = False
+    is_conditional, is_concurrent, survives_fork = False, False, True
 
     def __init__(self, read: Callable[[Request], Data]) -> None:
         self._read = read
@@ -241,14 +258,27 @@ class _ArrowClient(_BlockingClient):
                 self._open[path] = file
                 if len(self._open) > _OPEN_FILES:
                     self._open.popitem(last=False)
+        buffer = pa.allocate_buffer(num_bytes)
+        data = memoryview(cast("Any", buffer)).cast("B")
+        # A body that is too short but consistent counts as whole there, and leaves the rest of the memory as it was.
+        mark = secrets.token_bytes(min(_MARK_BYTES, num_bytes))
+        data[num_bytes - len(mark) :] = mark
         try:
-            data: bytes = file.read_at(num_bytes, request.start)
+            came = file.get_stream(request.start, num_bytes).readinto(data)
+        except OSError as error:
+            self._forget(path)
+            for name, kind in _ARROW_ERRORS.items():
+                if name in str(error):
+                    raise kind(str(error)) from error
+            raise
         except BaseException:
             self._forget(path)
             raise
-        if len(data) != num_bytes:
+        if came == num_bytes and data[num_bytes - len(mark) :] == mark:
             self._forget(path)
-        return data
+            message = f"{request.text}, and fewer came"
+            raise ShortBodyError(message)
+        return data[:came]
 
     def _forget(self, path: str) -> None:
         with self._lock:

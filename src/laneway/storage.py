@@ -135,6 +135,12 @@ class Storage:
         """Return what this process made, or make it."""
         made = self._made
         if made is None or made.pid != os.getpid():
+            if made is not None and not made.client.survives_fork:
+                message = (
+                    "obstore does not work in a process that was forked after its use: start workers with "
+                    "multiprocessing_context='spawn' or 'forkserver', or read through s3fs or pyarrow.fs"
+                )
+                raise DataFileError(message)
             if self._given is None:
                 filesystem = url_to_fs(self._url, **self._arguments)[0]
             else:
