@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 NUM_FILES, GROUPS, GROUP_ROWS = 2, 4, 5000
 """Files of 160 kB: more than what one read of a footer brings along."""
 SCHEMA = pa.schema([("id", pa.int64())])
-ORDERED = {"shuffle": False, "shard_rows": GROUP_ROWS, "window_bytes": 1, "batch_size": GROUP_ROWS}
+ORDERED: dict[str, Any] = {"shuffle": False, "shard_rows": GROUP_ROWS, "window_bytes": 1, "batch_size": GROUP_ROWS}
 """One row group is one shard, one window, one batch."""
 
 
@@ -31,11 +31,11 @@ def data_file(kind: str, start: int) -> bytes:
     sink = pa.BufferOutputStream()
     table = pa.table({"id": range(start, start + GROUPS * GROUP_ROWS)}, schema=SCHEMA)
     if kind == "parquet":
-        options = {"compression": "none", "use_dictionary": False, "write_statistics": False}
-        pq.write_table(table, sink, row_group_size=GROUP_ROWS, **options)
+        with pq.ParquetWriter(sink, SCHEMA, compression="none", use_dictionary=False, write_statistics=False) as writer:
+            writer.write_table(table, row_group_size=GROUP_ROWS)
     else:
-        with pa.ipc.new_file(sink, SCHEMA) as writer:
-            writer.write_table(table, max_chunksize=GROUP_ROWS)
+        with pa.ipc.new_file(sink, SCHEMA) as batches:
+            batches.write_table(table, max_chunksize=GROUP_ROWS)
     content: bytes = sink.getvalue().to_pybytes()
     return content
 

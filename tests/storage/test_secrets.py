@@ -9,7 +9,7 @@ import os
 import pickle
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import pytest
 
@@ -71,7 +71,7 @@ def test_what_a_run_leaves_behind_tells_no_secret(
     caplog.set_level(logging.DEBUG, logger="laneway")
     url = s3.corpus(tmp_path / "corpus")
     cache = tmp_path / "cache"
-    arguments = {"storage_options": given, "cache_dir": cache}
+    arguments: dict[str, Any] = {"storage_options": given, "cache_dir": cache}
     dataset = s3.dataset(url, transform=environment_of_worker, **arguments)
     loader = SavableLoader(dataset, num_workers=num_workers)
     batches = list(loader)
@@ -117,17 +117,18 @@ def test_no_error_tells_a_secret(
 ) -> None:
     caplog.set_level(logging.DEBUG, logger="laneway")
     url = s3.corpus(tmp_path / "corpus", files=((3,),))
-    wrong: dict[str, Any] = {
+    wrongs: dict[str, dict[str, Any]] = {
         "wrong secret": {"secret": "canary-wrong-secret-4711"},
         "no such key": {"key": "CANARYWRONGKEY4711"},
         "malformed token": {"token": TOKEN},
         "no server": {"client_kwargs": {**given["client_kwargs"], "endpoint_url": "http://127.0.0.1:9"}},
-    }.get(kind, {})
+    }
+    wrong = wrongs.get(kind, {})
     source: Any = "s3://nobody-has-this/corpus" if kind == "no such bucket" else url
     if phase == "reading":
         source = Manifest.scan(url, storage_options=s3.options)
     if kind in get_args(Kind):
-        s3.proxy.behave(Fault(kind, method=""))  # type: ignore[arg-type] - it is one of them
+        s3.proxy.behave(Fault(cast("Kind", kind), method=""))
     with pytest.raises(LanewayError) as caught:
         list(s3.dataset(source, storage_options={**given, **wrong}, retries=HASTY, cache_dir=False))
     secrets = (*secrets_of(given), *secrets_of({**given, **wrong}))
