@@ -7,6 +7,8 @@ or array that views it is gone there, then the worker's again.
 
 from __future__ import annotations
 
+import multiprocessing
+import multiprocessing.util
 import os
 import secrets
 import threading
@@ -20,6 +22,9 @@ from laneway.errors import LanewayError
 
 _HEADER_BYTES = 64
 """Before the content, which so begins where every dtype may."""
+_RECEIVER = slice(8, 16)
+"""In the header: number of the process that received the buffer last."""
+_PAGE_BYTES = 4096
 _MAX_BUFFERS = 16
 """Of one worker. What it sends beside is used once: somebody keeps the batches."""
 
@@ -44,6 +49,8 @@ class Ticket(NamedTuple):
     """None: it is used once."""
     memory: torch.Tensor | None
     """All of it, uint8; None: it was sent before."""
+    dropped: Key | None
+    """A buffer that won't be used again."""
 
 
 class _Outbox:
@@ -55,25 +62,47 @@ class _Outbox:
         self._lock = threading.Lock()
         self._buffers: dict[int, torch.Tensor] = {}
         self._num_made = 0
+        parent = multiprocessing.parent_process()
+        self._receiver = self.pid if parent is None else parent.pid
+        # Where shared memory has a name, it lives until the last process lets go of it.
+        multiprocessing.util.Finalize(self, self._buffers.clear, exitpriority=0)
 
     def lend(self, num_bytes: int) -> tuple[torch.Tensor, Ticket]:
         with self._lock:
-            for index, memory in list(self._buffers.items()):
-                state = int(memory[0])
-                if state == _ABANDONED:
-                    del self._buffers[index]
-                elif state == _FREE and len(memory) >= _HEADER_BYTES + num_bytes:
-                    memory[0] = _LENT
-                    return _content(memory, num_bytes), Ticket(Key(self.pid, self._nonce, index), None)
+            found = self._free(num_bytes)
+            if found is not None:
+                memory = self._buffers[found]
+                memory[0] = _LENT
+                return _content(memory, num_bytes), Ticket(self._key(found), None, None)
+            dropped = None
             if len(self._buffers) == _MAX_BUFFERS:
-                memory = _shared(num_bytes)
-                return _content(memory, num_bytes), Ticket(None, memory)
-            # Larger than needed, so that other batches fit too; what isn't touched takes no memory.
-            memory = _shared(1 << (num_bytes - 1).bit_length())
+                dropped = self._free(0)
+                if dropped is None:
+                    memory = _shared(num_bytes)
+                    return _content(memory, num_bytes), Ticket(None, memory, None)
+                del self._buffers[dropped]
+            # A little larger than needed, so that other batches fit too.
+            step = max(_PAGE_BYTES, (1 << num_bytes.bit_length()) // 8)
+            memory = _shared(-(-num_bytes // step) * step)
             memory[0] = _LENT
-            index, self._num_made = self._num_made, self._num_made + 1
-            self._buffers[index] = memory
-            return _content(memory, num_bytes), Ticket(Key(self.pid, self._nonce, index), memory)
+            number, self._num_made = self._num_made, self._num_made + 1
+            self._buffers[number] = memory
+            key = None if dropped is None else self._key(dropped)
+            return _content(memory, num_bytes), Ticket(self._key(number), memory, key)
+
+    def _key(self, number: int) -> Key:
+        return Key(self.pid, self._nonce, number)
+
+    def _free(self, num_bytes: int) -> int | None:
+        """Return a buffer for so many bytes that nobody views, and forget those that went astray."""
+        for number, memory in list(self._buffers.items()):
+            state = int(memory[0])
+            is_astray = state == _FREE and int(memory[_RECEIVER].view(torch.int64)) != self._receiver
+            if state == _ABANDONED or is_astray:
+                del self._buffers[number]
+            elif state == _FREE and len(memory) >= _HEADER_BYTES + num_bytes:
+                return number
+        return None
 
 
 def _shared(num_bytes: int) -> torch.Tensor:
@@ -92,7 +121,7 @@ _outbox: _Outbox | None = None
 def lend(num_bytes: int) -> tuple[torch.Tensor, Ticket]:
     """Return shared memory to be filled, uint8 of shape (num_bytes,), and what has to be sent for it, once.
 
-    Only the process that receives the ticket may receive the later tickets of this process.
+    The process that started this one has to receive it.
     """
     global _outbox  # noqa: PLW0603 - one for each process
     if _outbox is None or _outbox.pid != os.getpid():
@@ -129,15 +158,19 @@ def receive(ticket: Ticket) -> torch.Tensor:
     Raises:
         LanewayError: The buffer went to another process before.
     """
-    key, memory = ticket
+    key, memory, dropped = ticket
+    if dropped is not None:
+        _known.pop(dropped, None)
     if key is None:
         return _content(_sent(memory), len(_sent(memory)))
     if memory is not None:
-        _forget_ended_workers(key)
+        if key.number == 0:
+            forget_ended_workers()
+        memory[_RECEIVER].view(torch.int64)[0] = os.getpid()
         _known[key] = memory
     known = _known.get(key)
     if known is None:
-        message = "a worker's batch was received by two processes: let one process alone take them from the loader"
+        message = "a worker's batch came to a process that is not its loader's: send other processes dict(batch)"
         raise LanewayError(message)
     lease = _Lease(key, known)
     _leases.add(lease)
@@ -151,20 +184,25 @@ def _sent(memory: torch.Tensor | None) -> torch.Tensor:
     return memory
 
 
-def _forget_ended_workers(new: Key) -> None:
-    """Let go of buffers of processes that are gone, when one that is new sends its first."""
-    if new.number:
-        return
-    for pid in {key.pid for key in _known}:
+def forget_ended_workers() -> None:
+    """Let go of the buffers of processes that are gone; what is still viewed stays as long as that."""
+    for pid in {key.pid for key in list(_known)}:
         try:
             os.kill(pid, 0)
         except OSError:
-            for key in [key for key in _known if key.pid == pid]:
-                del _known[key]
+            for key in list(_known):
+                if key.pid == pid:
+                    _known.pop(key, None)
 
 
 def _leave_to_child() -> None:
-    for lease in list(_leases):
+    while True:
+        try:
+            leases = list(_leases)
+        except RuntimeError:  # another thread received a buffer just now
+            continue
+        break
+    for lease in leases:
         lease.is_inherited = True
 
 

@@ -14,7 +14,7 @@ import torch
 from laneway.columns import CONVERSION_ERRORS, NullFoundError, Output, at_once, column_converter
 from laneway.errors import ColumnConversionError, SchemaMismatchError
 from laneway.fill import FillNull, fill_scalars
-from laneway.gather import Block, Gathering, OpenRows
+from laneway.gather import Gathering, OpenRows, copied
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -150,13 +150,13 @@ class BatchConverter:
             SchemaMismatchError: `batch` has another schema.
         """
         self._check(batch)
-        blocks = []
+        numbers = {}
         for name, to_array in self._at_once.items():
             # A null that can't be converted is an error of the slice that it lies in.
             with suppress(NullFoundError, *CONVERSION_ERRORS):
-                blocks.append(Block((name,), to_array(batch.column(name))[np.newaxis]))
-        is_all = len(blocks) == len(self._columns) and self._output != "arrow"
-        return OpenRows(len(batch), tuple(blocks), None if is_all else batch)
+                numbers[name] = to_array(batch.column(name))
+        is_all = len(numbers) == len(self._columns) and self._output != "arrow"
+        return OpenRows(len(batch), numbers, None if is_all else batch)
 
     def gathering(self, order: NDArray[np.int64], run_rows: Sequence[int], *, at_once: bool = True) -> Gathering:
         """Return what puts rows of several runs in order; see Gathering.
@@ -173,13 +173,13 @@ class BatchConverter:
         rest = None if rows.rest is None else rows.rest.slice(start, stop - start)
         if self._output == "arrow" and rest is not None:
             return rest
-        found: dict[str, Any] = {}
-        for names, values in rows.blocks:
-            found.update(zip(names, map(self._wrap, values[:, start:stop]), strict=True))
+        numbers, wrap = rows.numbers, self._wrap
         if rest is None:
-            return found
+            return {name: wrap(values[start:stop]) for name, values in numbers.items()}
         return {
-            name: found[name] if name in found else self._convert(name, convert, rest.column(name))
+            name: wrap(numbers[name][start:stop])
+            if name in numbers
+            else self._convert(name, convert, rest.column(name))
             for name, convert in self._columns
         }
 
@@ -192,9 +192,11 @@ class BatchConverter:
 
     def copied(self, rows: OpenRows, index: int) -> OpenRows:
         """Return one of open rows by itself, in memory of its own."""
-        blocks = tuple(Block(names, values[:, [index]]) for names, values in rows.blocks)
-        # Taken, and not only sliced: changes in place would reach a slice.
-        return OpenRows(1, blocks, None if rows.rest is None else rows.rest.take([index]))
+        numbers = {name: values[[index]] for name, values in rows.numbers.items()}
+        if rows.rest is None:
+            return OpenRows(1, numbers, None)
+        rest = [copied(column.slice(index, 1)) for column in rows.rest.columns]
+        return OpenRows(1, numbers, pa.RecordBatch.from_arrays(rest, schema=rows.rest.schema))
 
     def _check(self, batch: pa.RecordBatch) -> None:
         if not batch.schema.equals(self._schema):

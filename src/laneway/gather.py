@@ -1,19 +1,19 @@
 """Rows in memory that are handed out in slices, and how those of several runs are put in another order.
 
-Numbers are copied to their places as soon as a run has been read, so that a window is held once; neighbouring columns
-of one dtype share an array, so that they are sent together. All other columns stay Arrow's: they are put
-together and taken in order when all runs are there.
+Numbers are copied to their places as soon as a run has been read, so that a window is held once. All other columns stay
+Arrow's: they are put together and taken in order when all runs are there.
 """
 
 from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from itertools import accumulate, groupby
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from laneway.columns import CONVERSION_ERRORS, NullFoundError
 
@@ -25,27 +25,14 @@ if TYPE_CHECKING:
     from laneway.columns import ToStored
 
 
-class Block(NamedTuple):
-    """Numbers of neighbouring columns of one dtype and shape."""
-
-    names: tuple[str, ...]
-    """The columns."""
-    values: NDArray[Any]
-    """Of shape (columns, rows, *shape of one value)."""
-
-    def slice(self, start: int, stop: int) -> Block:
-        """Return rows [start, stop), without a copy."""
-        return Block(self.names, self.values[:, start:stop])
-
-
 @dataclass(frozen=True, slots=True)
 class OpenRows:
     """Rows that are handed out in slices."""
 
     num_rows: int
     """How many."""
-    blocks: tuple[Block, ...]
-    """Columns of numbers, in the order of the schema and of the rows."""
+    numbers: dict[str, NDArray[Any]]
+    """Column -> its numbers, of shape (rows, *shape of one value)."""
     rest: pa.RecordBatch | None
     """The other columns, and maybe more; None: there are none."""
 
@@ -72,7 +59,7 @@ class Gathering:
         self._places[order] = np.arange(len(order))
         self._is_whole = len(order) == len(self._places)
         self._rest: list[pa.Table | None] = [None] * len(run_rows)
-        self._blocks: tuple[Block, ...] | None = None
+        self._numbers: dict[str, NDArray[Any]] = {}
         self._num_missing = len(run_rows)
         self._lock = threading.Lock()
 
@@ -83,56 +70,75 @@ class Gathering:
             NotAtOnceError: A null, or a value that can't be converted, is among the numbers.
         """
         start = int(self._starts[run_index])
-        columns = [table.column(name).chunks for name in self._at_once]
-        for chunks in zip(*columns, strict=True):
-            self._put_numbers(start, chunks)
-            start += len(chunks[0])
+        if self._at_once:
+            # As batches: columns may be cut into chunks each in its own way.
+            for batch in table.select(list(self._at_once)).to_batches():
+                self._put_numbers(start, batch.columns)
+                start += len(batch)
         rest = [name for name in table.column_names if name not in self._at_once]
         self._rest[run_index] = table.select(rest) if rest else None
         with self._lock:
             self._num_missing -= 1
             return not self._num_missing
 
-    def _put_numbers(self, start: int, chunks: Sequence[pa.Array[Any]]) -> None:
+    def _put_numbers(self, start: int, columns: Sequence[pa.Array[Any]]) -> None:
         try:
-            found = [to_array(chunk) for to_array, chunk in zip(self._at_once.values(), chunks, strict=True)]
+            found = [to_array(column) for to_array, column in zip(self._at_once.values(), columns, strict=True)]
         except (NullFoundError, *CONVERSION_ERRORS):
             raise NotAtOnceError from None
         with self._lock:
-            if self._blocks is None:
-                self._blocks = tuple(_blocks(dict(zip(self._at_once, found, strict=True)), len(self._order)))
-        places = self._places[start : start + len(chunks[0])]
+            if not self._numbers:
+                shapes = ((len(self._order), *values.shape[1:]) for values in found)
+                into = (np.empty(shape, values.dtype) for shape, values in zip(shapes, found, strict=True))
+                self._numbers = dict(zip(self._at_once, into, strict=True))
+        places = self._places[start : start + len(columns[0])]
         is_wanted = None if self._is_whole else places >= 0
         if is_wanted is not None:
             places = places[is_wanted]
-        values = iter(found)
-        for block in self._blocks:
-            for into in block.values:
-                numbers = next(values)
-                into[places] = numbers if is_wanted is None else numbers[is_wanted]
+        for numbers, values in zip(self._numbers.values(), found, strict=True):
+            numbers[places] = values if is_wanted is None else values[is_wanted]
 
     def finish(self) -> list[OpenRows]:
         """Return all rows; several parts only where a column is too long for one."""
-        num_rows, blocks = len(self._order), self._blocks or ()
         runs = [run for run in self._rest if run is not None]
         self._rest.clear()
         if not runs:
-            return [OpenRows(num_rows, blocks, None)]
+            return [OpenRows(len(self._order), self._numbers, None)]
         table = pa.concat_tables(runs)
         runs.clear()
         order = cast("pa.Int64Array", pa.array(self._order))
-        batches = table.take(order).combine_chunks().to_batches()
+        batches = taken(table, order).combine_chunks().to_batches()
         starts = accumulate((len(batch) for batch in batches), initial=0)
         return [
-            OpenRows(len(batch), tuple(block.slice(start, start + len(batch)) for block in blocks), batch)
+            OpenRows(
+                len(batch), {name: all_[start : start + len(batch)] for name, all_ in self._numbers.items()}, batch
+            )
             for start, batch in zip(starts, batches, strict=False)
         ]
 
 
-def _blocks(columns: dict[str, NDArray[Any]], num_rows: int) -> list[Block]:
-    """Return blocks, not filled yet, for columns like these."""
-    blocks = []
-    for (dtype, shape), names in groupby(columns, lambda name: (columns[name].dtype, columns[name].shape[1:])):
-        alike = tuple(names)
-        blocks.append(Block(alike, np.empty((len(alike), num_rows, *shape), dtype)))
-    return blocks
+def taken(table: pa.Table, order: pa.Int64Array) -> pa.Table:
+    """Return the rows of a table at these places. Unlike `pyarrow.Table.take` it knows all types."""
+    columns = [_taken(column, order) for column in table.columns]
+    return pa.Table.from_arrays(columns, schema=table.schema)
+
+
+def _taken(column: pa.ChunkedArray[Any], order: pa.Int64Array) -> pa.ChunkedArray[Any]:
+    data_type: Any = column.type
+    if pa.types.is_nested(data_type):
+        # Arrow's take goes astray in slices of nested fixed-size lists.
+        chunks = [copied(chunk) if chunk.offset else chunk for chunk in column.chunks]
+        return pa.chunked_array(chunks, data_type).take(order)
+    if pa.types.is_string_view(data_type) or pa.types.is_binary_view(data_type):
+        plain = pa.large_string() if pa.types.is_string_view(data_type) else pa.large_binary()
+        return column.cast(plain).take(order).cast(data_type)
+    if isinstance(data_type, pa.RunEndEncodedType):
+        values = pa.chunked_array([pc.run_end_decode(chunk) for chunk in column.chunks], data_type.value_type)
+        run_ends: Any = data_type.run_end_type
+        return pa.chunked_array([pc.run_end_encode(chunk, run_ends) for chunk in values.take(order).chunks], data_type)
+    return column.take(order)
+
+
+def copied(array: pa.Array[Any]) -> pa.Array[Any]:
+    """Return the same values in memory of their own."""
+    return pa.concat_arrays([array, array.slice(0, 0)])

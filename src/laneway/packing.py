@@ -1,14 +1,13 @@
 """Batches that cross from a worker to the main process as one buffer.
 
 PyTorch sends each tensor between processes by a handle of its own, which costs more than most columns. A packed batch
-is a dict as long as it stays in its process; pickled, it is one buffer, and what is unpickled is a plain dict whose
-tensors and arrays are views of that buffer.
+is a dict as long as it stays in its process; a queue between processes takes it as one buffer, and gives out a plain
+dict whose tensors and arrays are views of that buffer. Small columns are in the message itself.
 """
 
 from __future__ import annotations
 
 import math
-import operator
 from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,14 +17,15 @@ import torch
 from laneway.buffers import Ticket, lend, receive
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from laneway.gather import Block
+    from collections.abc import Iterable
 
 _ALIGNMENT = 64
 """Bytes: every dtype may begin there."""
 _MAX_INLINE_BYTES = 1 << 14
-"""A buffer up to this size travels through the pipe, a larger one in shared memory."""
+"""Columns of one dtype and shape that take no more together travel through the pipe, others in shared memory."""
+_SMALL_SHARE = 8
+_MAX_SMALL_BYTES = 1 << 17
+"""So do columns up to this size that take less than such a share of the batch."""
 
 
 _DTYPES = frozenset(
@@ -49,6 +49,8 @@ class _Block(NamedTuple):
     """Of their values."""
     shape: tuple[int, ...]
     """Of each of them."""
+    is_inline: bool
+    """Whether they travel through the pipe."""
     start: int
     """Byte of the buffer at which the first one begins; the others follow it."""
 
@@ -71,96 +73,38 @@ class _Block(NamedTuple):
 class PackedBatch(dict[Any, Any]):
     """A batch that is sent between processes as one buffer, and received as a plain dict."""
 
-    def __init__(self, batch: dict[Any, Any], blocks: Sequence[Block] = ()) -> None:
-        """Take over a batch.
-
-        Args:
-            batch: The batch.
-            blocks: Columns of it that lie together, in one piece each.
-        """
-        super().__init__(batch)
-        self._blocks = blocks
-        self._values = tuple(batch.values()) if blocks else ()
-
     def __copy__(self) -> PackedBatch:
         """Return a shallow copy, which is sent as one buffer too."""
-        return PackedBatch(self, self.known_blocks)
+        return PackedBatch(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Return how a plain dict is made of it, wherever it is pickled to."""
         return dict, (dict(self),)
 
-    @property
-    def known_blocks(self) -> Sequence[Block]:
-        """The columns that lie together, unless somebody has put another value into the dict."""
-        is_as_made = len(self) == len(self._values) and all(map(operator.is_, self.values(), self._values))
-        return self._blocks if is_as_made else ()
 
-
-def packed(item: Any, blocks: Sequence[Block] = ()) -> Any:  # noqa: ANN401 - a user's transform may return anything
-    """Return what a worker sends for an item: a packed batch for a dict, and any other item as it is.
-
-    Args:
-        item: What is sent.
-        blocks: Columns of it that lie together, in one piece each.
-    """
-    return PackedBatch(item, blocks) if type(item) is dict else item
+def packed(item: Any) -> Any:  # noqa: ANN401 - a user's transform may return anything
+    """Return what a worker sends for an item: a packed batch for a dict, and any other item as it is."""
+    return PackedBatch(item) if type(item) is dict else item
 
 
 def _reduced(batch: PackedBatch) -> tuple[Any, ...]:
     """Return how the plain dict is made in another process that a queue leads to."""
-    return _unpacked, _packed(batch, batch.known_blocks)
+    try:
+        return _unpacked, _packed(batch)
+    except (RuntimeError, OSError):
+        # No shared memory is left, say. An error here would be lost, and the receiver would wait for ever.
+        return dict, (dict(batch),)
 
 
 ForkingPickler.register(PackedBatch, _reduced)
 
 
-class _Group(NamedTuple):
-    """What becomes a block."""
-
-    keys: list[Any]
-    """Columns."""
-    is_numpy: bool
-    """Whether they are arrays, and not tensors."""
-    columns: list[torch.Tensor] | torch.Tensor
-    """Each of them, or all as one tensor of one dimension more."""
-
-
-def _packed(batch: dict[Any, Any], known: Sequence[Block]) -> tuple[Any, ...]:
-    """Return the keys, the blocks, the buffer, and the values that are in no block."""
-    groups, rest = _grouped(batch, known)
-    blocks, stop = [], 0
-    for keys, is_numpy, columns in groups:
-        start = -(-stop // _ALIGNMENT) * _ALIGNMENT
-        block = _Block(tuple(keys), is_numpy, columns[0].dtype, tuple(columns[0].shape), start)
-        blocks.append(block)
-        stop = start + block.num_bytes
-    into: bytearray | torch.Tensor
-    sent: bytearray | Ticket
-    if stop <= _MAX_INLINE_BYTES:
-        into = sent = bytearray(stop)
-    else:
-        into, sent = lend(stop)
-    for block, group in zip(blocks, groups, strict=True):
-        if isinstance(group.columns, torch.Tensor):
-            block.view(into).copy_(group.columns)
-        else:
-            torch.stack(group.columns, out=block.view(into))
-    return tuple(batch), tuple(blocks), sent, rest
-
-
-def _grouped(batch: dict[Any, Any], known: Sequence[Block]) -> tuple[list[_Group], dict[Any, Any]]:
-    """Return what becomes a block each, and the values that become none."""
-    groups = [
-        _Group(list(names), type(batch[names[0]]) is np.ndarray, torch.from_numpy(values)) for names, values in known
-    ]
-    others = batch.items()
-    if known:
-        covered = {name for names, _ in known for name in names}
-        others = {key: value for key, value in batch.items() if key not in covered}.items()
+def _packed(batch: dict[Any, Any]) -> tuple[Any, ...]:
+    """Return the keys, the blocks, both buffers, and the values that are in no block."""
+    groups: list[tuple[bool, list[Any], list[torch.Tensor]]] = []
     rest: dict[Any, Any] = {}
     last: tuple[bool, torch.dtype, torch.Size] | None = None
-    for key, value in others:
+    for key, value in batch.items():
         is_numpy = type(value) is np.ndarray
         tensor = _as_tensor(value) if is_numpy else value
         if type(tensor) is not torch.Tensor or not _can_be_copied(tensor):
@@ -168,28 +112,52 @@ def _grouped(batch: dict[Any, Any], known: Sequence[Block]) -> tuple[list[_Group
             continue
         kind = (is_numpy, tensor.dtype, tensor.shape)
         if kind != last:
-            groups.append(_Group([], is_numpy, columns := []))
+            groups.append((is_numpy, [], []))
             last = kind
-        groups[-1].keys.append(key)
-        columns.append(tensor)
-    return groups, rest
+        groups[-1][1].append(key)
+        groups[-1][2].append(tensor)
+    blocks = _laid_out(groups)
+    sizes = {True: 0, False: 0} | {block.is_inline: block.start + block.num_bytes for block in blocks}
+    inline = bytearray(sizes[True])
+    shared, ticket = lend(sizes[False]) if sizes[False] else (None, None)
+    for block, (_, _, tensors) in zip(blocks, groups, strict=True):
+        into = inline if block.is_inline or shared is None else shared
+        torch.stack(tensors, out=block.view(into))
+    return tuple(batch), tuple(blocks), inline, ticket, rest
+
+
+def _laid_out(groups: list[tuple[bool, list[Any], list[torch.Tensor]]]) -> list[_Block]:
+    """Return a block for each group of columns: where it lies in which buffer."""
+    total = sum(len(tensors) * tensors[0].nbytes for _, _, tensors in groups)
+    stops = {True: 0, False: 0}
+    blocks = []
+    for is_numpy, keys, tensors in groups:
+        num_bytes = len(tensors) * tensors[0].nbytes
+        # Small beside the others, it is apart from them: who keeps all labels should not keep all batches.
+        is_inline = num_bytes <= max(_MAX_INLINE_BYTES, min(total // _SMALL_SHARE, _MAX_SMALL_BYTES))
+        start = -(-stops[is_inline] // _ALIGNMENT) * _ALIGNMENT
+        stops[is_inline] = start + num_bytes
+        blocks.append(_Block(tuple(keys), is_numpy, tensors[0].dtype, tuple(tensors[0].shape), is_inline, start))
+    return blocks
 
 
 def _unpacked(
-    keys: tuple[Any, ...], blocks: tuple[_Block, ...], sent: bytearray | Ticket, rest: dict[Any, Any]
+    keys: tuple[Any, ...], blocks: tuple[_Block, ...], inline: bytearray, ticket: Ticket | None, rest: dict[Any, Any]
 ) -> dict[Any, Any]:
     """Return the batch; what `_packed` returned is given."""
     values = dict(rest)
-    buffer = sent if isinstance(sent, bytearray) else receive(sent)
+    shared = receive(ticket) if ticket else None
     for block in blocks:
-        whole = block.view(buffer)
+        whole = block.view(inline if block.is_inline or shared is None else shared)
+        columns: Iterable[Any]
         if block.is_numpy:
-            values.update(zip(block.keys, whole.numpy(), strict=True))
-        elif block.dtype is not torch.bfloat16:
-            # Faster than unbind; and numpy lacks only that dtype.
-            values.update(zip(block.keys, map(torch.from_numpy, whole.numpy()), strict=True))
+            columns = whole.numpy()
+        elif block.dtype is torch.bfloat16:
+            columns = (torch.from_numpy(column).view(torch.bfloat16) for column in whole.view(torch.int16).numpy())
         else:
-            values.update(zip(block.keys, whole.unbind(), strict=True))
+            # Faster than unbind, and each tensor's storage ends where its own values end.
+            columns = map(torch.from_numpy, whole.numpy())
+        values.update(zip(block.keys, columns, strict=True))
     return {key: values[key] for key in keys}
 
 

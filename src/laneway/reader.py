@@ -76,6 +76,11 @@ class RowReader:
         return f"RowReader({self._manifest!r}, columns={self.schema.names})"
 
     @property
+    def is_remote(self) -> bool:
+        """Whether each read asks a storage, so that few long ones are better than many."""
+        return not self._storage.is_local
+
+    @property
     def is_instant(self) -> bool:
         """Whether reading is no more than looking up where rows are in memory."""
         return self._storage.is_local and self._format.is_mapped

@@ -6,6 +6,7 @@ is read from the data files, put in order once and cut into slices. What is yiel
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
@@ -77,6 +78,8 @@ class LaneReader:
         """
         self._plan = plan
         self._windows = WindowReader(plan, rows, converter)
+        # Threads of an iterator that is dropped midway would still read all that is queued.
+        self._end = weakref.finalize(self, self._windows.end)
         self._converter = converter
         self._num_ahead = num_ahead
         self._lane_rows: list[int] = plan.lanes.rows.tolist()
@@ -105,7 +108,8 @@ class LaneReader:
     def _padding(self, lane: int) -> Slice:
         """Return the row that pads a lane: its last one, or for an empty lane a neighbour's."""
         (segment,) = self._plan.lanes.segments(lane, self._lane_rows[lane], self._lane_rows[lane] + 1)
-        return self._windows.begin(segment, 0).result().slice(0, 1)
+        opened, start, _ = self._windows.begin(segment, 0).result().slice(0, 1)
+        return Slice(self._converter.copied(opened, start), 0, 1)
 
     def _window(self, lane: int, position: int) -> OpenWindow:
         opened = self._open.get(lane)
@@ -138,6 +142,11 @@ class LaneReader:
                 row_index -= segment.stop - segment.start
         message = f"row {row_index} lies outside {wanted}"
         raise IndexError(message)
+
+    def end(self) -> None:
+        """Let go of all, threads too: nothing more will be read."""
+        self.close()
+        self._end()
 
     def close(self) -> None:
         """Let go of windows and files."""
@@ -185,13 +194,9 @@ class Stream:
         """Return the next row or batch; it counts as delivered from now on."""
         raise NotImplementedError
 
-    def _read(self, ranges: list[LaneRange]) -> list[Slice]:
-        return [found for lane_range in ranges for found in self._lanes.read(lane_range)]
-
-    def _converted(
-        self, convert: Callable[[OpenRows, int, int], Any], slices: list[Slice], ranges: list[LaneRange]
-    ) -> list[Any]:
-        """Return what each slice becomes of what was read of lane ranges."""
+    def _converted(self, convert: Callable[[OpenRows, int, int], Any], ranges: list[LaneRange]) -> list[Any]:
+        """Return what the rows of lane ranges become, in one part or in several."""
+        slices = [found for lane_range in ranges for found in self._lanes.read(lane_range)]
         parts: list[Any] = []
         try:
             for found in slices:
@@ -204,7 +209,7 @@ class Stream:
         return parts
 
     def _rows(self, ranges: list[LaneRange]) -> list[Any]:
-        parts = self._converted(self._converter.slice_rows, self._read(ranges), ranges)
+        parts = self._converted(self._converter.slice_rows, ranges)
         return parts[0] if len(parts) == 1 else [*chain.from_iterable(parts)]
 
     def _called(self, function: Callable[[Any], Any] | None, item: Any) -> Any:  # noqa: ANN401 - it is a user's
@@ -232,22 +237,16 @@ class BatchStream(Stream):
         """Return the next batch; it counts as delivered from now on."""
         step = self.cursor.next_batch()
         if step is None:
-            self._lanes.close()
+            self._lanes.end()
             raise StopIteration
         batch = self._make(step)
         self.cursor.deliver_batch(step)
         return batch
 
     def _make(self, step: Step) -> Any:  # noqa: ANN401 - a user's transform may return anything
-        slices = self._read(step.ranges)
-        parts = self._converted(self._converter.slice, slices, step.ranges)
+        parts = self._converted(self._converter.slice, step.ranges)
         batch = self._called(self._transform, parts[0] if len(parts) == 1 else self._converter.joined(parts))
-        if not self._is_sent:
-            return batch
-        if len(parts) > 1 or self._transform is not None:
-            return packed(batch)
-        opened, start, stop = slices[0]
-        return packed(batch, [block.slice(start, stop) for block in opened.blocks])
+        return packed(batch) if self._is_sent else batch
 
 
 class CollatedStream(BatchStream):
@@ -313,7 +312,7 @@ class RowStream(Stream):
     def _next_run(self) -> None:
         run = self.cursor.next_run(_ROWS_AT_ONCE)
         if run is None:
-            self._lanes.close()
+            self._lanes.end()
             raise StopIteration
         lane, start, stop = run.ranges[0]
         first, rows = self._ahead.get(lane, (0, []))

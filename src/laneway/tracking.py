@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
+from laneway.buffers import forget_ended_workers
 from laneway.cursor import Cursor, RowRun
 from laneway.errors import LanewayError
 from laneway.progress import Progress
@@ -189,6 +190,7 @@ class TrackedPass:
                 message = "the workers ended before all rows of the epoch were delivered"
                 raise LanewayError(message) from None
             self._is_over, self._parcels = True, None
+            forget_ended_workers()
             return ()
         except BaseException:
             # What workers have made ahead is let go: the next call starts from what was delivered.

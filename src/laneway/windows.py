@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from bisect import bisect_right
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from laneway.lanes import Segment
     from laneway.plan import FileRange, Plan
     from laneway.reader import RowReader
+
+    _Run = tuple[int, FileRange]
+    """Index of a run in its window, and its rows."""
 
 _MAX_THREADS = 4
 
@@ -57,7 +61,7 @@ class WindowReader:
 
         Args:
             plan: Tells what is in a window.
-            rows: Reads the data files; only the threads use it.
+            rows: Reads the data files.
             converter: Opens what was read.
         """
         self._plan = plan
@@ -82,19 +86,29 @@ class WindowReader:
             return PendingWindow(self, segment, position, [self._threads.submit(self._open, wanted)])
         run_rows = [file.stop - file.start for file in files]
         gathering = self._converter.gathering(order[segment.start : segment.stop], run_rows, at_once=at_once)
-        runs = [self._threads.submit(self._gather, gathering, *run) for run in enumerate(files)]
+        reads = _neighbours(files) if self._rows.is_remote else [[run] for run in enumerate(files)]
+        runs = [self._threads.submit(self._gather, gathering, read) for read in reads]
         return PendingWindow(self, segment, position, runs)
 
     def _open(self, file: FileRange) -> list[OpenRows]:
         batches = self._rows.read(*file).combine_chunks().to_batches()
         return [self._converter.open(batch) for batch in batches]
 
-    def _gather(self, gathering: Gathering, run_index: int, file: FileRange) -> list[OpenRows] | None:
-        return gathering.finish() if gathering.put(run_index, self._rows.read(*file)) else None
+    def _gather(self, gathering: Gathering, runs: list[_Run]) -> list[OpenRows] | None:
+        """Read runs that follow each other in one file; return all rows of the window with its last ones."""
+        (_, (file_index, first, _)), (_, (_, _, last)) = runs[0], runs[-1]
+        table = self._rows.read(file_index, first, last)
+        is_last = [gathering.put(i, table.slice(start - first, stop - start)) for i, (_, start, stop) in runs]
+        return gathering.finish() if any(is_last) else None
 
     def close(self) -> None:
         """Let go of the files; the reader can still be used."""
-        self._threads.submit(self._rows.close)
+        self._rows.close()
+
+    def end(self) -> None:
+        """End the threads: nothing more will be read, nor what has been asked for and not begun."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._rows.close()
 
 
 class PendingWindow:
@@ -128,6 +142,18 @@ class PendingWindow:
         """Read no run that hasn't been begun."""
         for run in self._runs:
             run.cancel()
+
+
+def _neighbours(files: list[FileRange]) -> list[list[_Run]]:
+    """Return the runs of a window, those that follow each other in a file together: storage is asked once for them."""
+    found: list[list[_Run]] = []
+    for run in sorted(enumerate(files), key=operator.itemgetter(1)):
+        before = found[-1][-1][1] if found else None
+        if before is not None and (before.file_index, before.stop) == (run[1].file_index, run[1].start):
+            found[-1].append(run)
+        else:
+            found.append([run])
+    return found
 
 
 class _NoThreads(Executor):

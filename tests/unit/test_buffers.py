@@ -52,7 +52,7 @@ def test_a_buffer_is_used_again_when_all_views_of_it_are_gone() -> None:
     assert (view == 1).all()
     del view
     again = filled(3)
-    assert again == buffers.Ticket(first.key, None)
+    assert again == buffers.Ticket(first.key, None, None)
     assert (buffers.receive(again)[:NUM_BYTES] == 3).all()
 
 
@@ -104,8 +104,8 @@ def test_a_child_that_ends_frees_nothing_of_its_parents() -> None:
 
 def test_a_buffer_that_another_process_received_is_an_error() -> None:
     filled(1)
-    ticket = buffers.Ticket(buffers.Key(os.getpid(), 0, 0), None)
-    with pytest.raises(LanewayError, match="received by two processes"):
+    ticket = buffers.Ticket(buffers.Key(os.getpid(), 0, 0), None, None)
+    with pytest.raises(LanewayError, match="came to a process that is not its loader's"):
         buffers.receive(ticket)
 
 
