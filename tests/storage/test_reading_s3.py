@@ -156,7 +156,7 @@ def test_what_does_not_pass_ends_within_the_deadline_and_names_the_object(
     quick = RetryPolicy(max_attempts=3, first_delay_s=0, attempt_timeout_s=1, deadline_s=2, read_timeout_s=1)
     dataset = s3.dataset(place(url, options), cache_dir=False, retries=quick, **options)
     for kind in ("503", "stall"):
-        s3.proxy.behave(Fault(kind, path="parquet"))  # type: ignore[arg-type]
+        s3.proxy.behave(Fault(kind, path="parquet"))
         began = time.monotonic()
         with pytest.raises(DataFileError, match=r"part-000\.parquet can't be read \(tried [23] times in .* s\)"):
             list(dataset)
