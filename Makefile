@@ -7,10 +7,10 @@ export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test bench check format clean
+.PHONY: help demo test test-storage bench check format clean
 
 help: ## Show this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 demo: .venv/installed ## Train, be killed, resume, on more ranks too, and prove that nothing is lost (a minute or two)
 	@$(BIN)/python -u examples/train_resume.py
@@ -19,6 +19,10 @@ demo: .venv/installed ## Train, be killed, resume, on more ranks too, and prove 
 
 test: .venv/installed ## Run all tests, doctests and the README's code
 	$(BIN)/python -m pytest
+
+test-storage: .venv/installed ## Test on real S3 servers, Ceph's too, with many more broken networks (some minutes)
+	$(BIN)/python scripts/ceph_rgw.py --install
+	LANEWAY_STORAGE_TESTS=all $(BIN)/python -m pytest tests/storage
 
 bench: .venv/installed ## Run all benchmarks in a short form (some minutes)
 	@for file in benchmarks/bench_*.py; do \

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from tests.storage.servers import S3Server
 
 BUCKET = "bucket"
+THOROUGH = os.environ.get("LANEWAY_STORAGE_TESTS") == "all"
+"""Whether everything is to be tested, as `make test-storage` does; CI has no time for that."""
 _NUMBERS = count()
 
 

@@ -61,6 +61,14 @@ class S3Server:
         """A client of botocore, which talks to the server itself."""
         return _client("s3", self.endpoint, self.key, self.secret)
 
+    def temporary_keys(self) -> dict[str, str]:
+        """Return storage options with keys and a token that moto's STS makes for a role."""
+        iam, sts = (_client(service, self.endpoint, self.key, self.secret) for service in ("iam", "sts"))
+        role = iam.create_role(RoleName="tests", AssumeRolePolicyDocument=json.dumps(_ALLOW_ALL))["Role"]
+        iam.put_role_policy(RoleName="tests", PolicyName="all", PolicyDocument=json.dumps(_ALLOW_ALL))
+        made = sts.assume_role(RoleArn=role["Arn"], RoleSessionName="tests")["Credentials"]
+        return {"key": made["AccessKeyId"], "secret": made["SecretAccessKey"], "token": made["SessionToken"]}
+
     def put(self, bucket: str, name: str, data: bytes) -> None:
         """Store an object."""
         self.client.put_object(Bucket=bucket, Key=name, Body=data)
