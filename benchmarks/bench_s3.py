@@ -226,25 +226,24 @@ def server() -> Iterator[tuple[str, dict[str, str]]]:
             process.kill()
 
 
-def compare(link: SlowLink, reading: Reading, latency_ms: float, contenders: list[str], repeats: int) -> dict[str, Any]:
+def compare(
+    link: SlowLink, pools: dict[str, ProcessPoolExecutor], reading: Reading, latency_ms: float, repeats: int
+) -> dict[str, Any]:
     """Return a row of the table: passes of each in turns, after one that isn't counted."""
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in pools}
     counts: dict[str, dict[str, int]] = {}
     errors: dict[str, str] = {}
-    with ExitStack() as stack:
-        spawn = multiprocessing.get_context("spawn")
-        pools = {name: stack.enter_context(ProcessPoolExecutor(1, spawn, _quietly)) for name in contenders}
-        for repeat in range(repeats + 1):
-            for name in [name for name in contenders if name not in errors]:
-                link.set_latency(latency_ms)
-                try:
-                    result = pools[name].submit(measure, name, reading).result()
-                except (RuntimeError, OSError) as error:
-                    errors[name] = str(error)
-                    continue
-                counts[name] = link.set_latency(0)
-                if repeat:
-                    found[name].append(result)
+    for repeat in range(repeats + 1):
+        for name in [name for name in pools if name not in errors]:
+            link.set_latency(latency_ms)
+            try:
+                result = pools[name].submit(measure, name, reading).result()
+            except (RuntimeError, OSError) as error:
+                errors[name] = str(error)
+                continue
+            counts[name] = link.set_latency(0)
+            if repeat:
+                found[name].append(result)
     medians = {
         name: {key: median(each[key] for each in passes) for key in passes[0]}
         for name, passes in found.items()
@@ -291,7 +290,10 @@ def main() -> None:
         else:
             print(f"skipped, as {module} is not installed: {name}")
     rows: list[dict[str, Any]] = []
+    spawn = multiprocessing.get_context("spawn")
     with ExitStack() as stack:
+        # Spawned: no contender finds the threads and the memory that another one left behind.
+        pools = {name: stack.enter_context(ProcessPoolExecutor(1, spawn, _quietly)) for name in contenders}
         directory = arguments.directory or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         name, told = stack.enter_context(server())
         print(f"server: {name}; {os.cpu_count()} cores for it, the link and the client together")
@@ -307,7 +309,7 @@ def main() -> None:
             before = None
             for latency_ms in LATENCIES_MS:
                 repeats = 1 if arguments.short else REPEATS
-                rows.append(compare(link, reading, latency_ms, contenders, repeats))
+                rows.append(compare(link, pools, reading, latency_ms, repeats))
                 show(rows[-1], before)
                 before = before or rows[-1]
     if arguments.json:

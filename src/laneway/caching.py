@@ -55,7 +55,8 @@ class CacheEntry:
             return None
         place = storage.beside(_user_directory() if cache_dir is None or cache_dir is True else cache_dir)
         facts = [storage.display(storage.root), *key, *_identity(storage.filesystem)]
-        digest = hashlib.blake2b(json.dumps(facts).encode(), digest_size=16)
+        # Without secrets, so that new credentials find the entry of the old ones.
+        digest = hashlib.blake2b(json.dumps([without_secrets(fact) for fact in facts]).encode(), digest_size=16)
         # The underscore keeps it from being data where the cache is the dataset's own directory.
         return cls(place, f"_manifest-{digest.hexdigest()}.json.gz")
 
@@ -144,6 +145,6 @@ def _places(options: object) -> Iterator[str]:
         for key in sorted(map(str, options)):
             value = options.get(key)
             if key in _TELL_PLACES_APART and isinstance(value, (str, int)):
-                yield f"{key}={without_secrets(str(value))}"
+                yield f"{key}={value}"
             elif isinstance(value, dict):
                 yield from _places(value)

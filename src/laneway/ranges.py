@@ -24,7 +24,7 @@ from fsspec.implementations.dirfs import DirFileSystem
 from laneway.retries import TransientError, is_transient
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Callable, Coroutine, Iterable, Sequence
 
     from fsspec import AbstractFileSystem
 
@@ -283,6 +283,23 @@ class _ArrowClient(_BlockingClient):
     def _forget(self, path: str) -> None:
         with self._lock:
             self._open.pop(path, None)
+
+
+def coalesced(ranges: Iterable[tuple[int, int]], hole_bytes: int, most_bytes: int) -> list[tuple[int, int]]:
+    """Return ranges that hold all of these, one for those that are close together, sorted and apart.
+
+    Args:
+        ranges: Any number of [start, stop).
+        hole_bytes: Most bytes between two that become one: what costs less than another request.
+        most_bytes: Most bytes of one that is made of several: what is lost when a connection is.
+    """
+    found: list[tuple[int, int]] = []
+    for start, stop in sorted(ranges):
+        if found and start - found[-1][1] <= hole_bytes and max(stop, found[-1][1]) - found[-1][0] <= most_bytes:
+            found[-1] = (found[-1][0], max(stop, found[-1][1]))
+        else:
+            found.append((start, stop))
+    return found
 
 
 def in_time(calls: Sequence[Callable[[], T]], limit_s: float) -> list[T | BaseException]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import os
 import pickle
@@ -238,8 +239,10 @@ class Storage:
                 return os.stat(path).st_size  # noqa: PTH116 - paths are strings here
         return int(self._ask(path, partial(self._facts, path))["size"])
 
-    def find(self, directory: str) -> list[Entry]:
+    def find(self, directory: str, prefix: str = "") -> list[Entry]:
         """Return every file below a directory as it is now, in any order, with one listing where the store has it.
+
+        Stores that can leave out what begins with something else than `prefix` do so; others list everything.
 
         Local directories whose name begins with `_` or `.` are not entered. An object store without directories may
         return nothing for one that is missing, and for the path of a file that file.
@@ -257,7 +260,9 @@ class Storage:
             files = [info for info in infos if info.type == pyarrow.fs.FileType.File]
             return [Entry(info.path, "file", info.size, str(info.mtime_ns or "")) for info in files]
         # Where fsspec walks by itself, it would leave out the directories that it can't list.
-        options = {"on_error": "raise"} if _is_walked(filesystem) else {}
+        options: dict[str, str] = {"on_error": "raise"} if _is_walked(filesystem) else {}
+        if prefix and _takes_prefix(filesystem):
+            options["prefix"] = prefix
         found = self._ask_for_long(directory, lambda: filesystem.find(directory, detail=True, **options))
         return [entry for path, facts in found.items() if (entry := self._entry(path, facts)).kind == "file"]
 
@@ -277,7 +282,10 @@ class Storage:
         root = glob_root(pattern)
         depth = pattern.count("/") + 1
         matches = re.compile(glob_translate(pattern)).match
-        if "**" not in pattern and "/" not in pattern[len(root) :].lstrip("/"):
+        below_root = pattern[len(root) :].lstrip("/")
+        prefix = re.split(r"[*?\[]", below_root)[0]
+        narrows = bool(prefix) and not self.is_local and _takes_prefix(self.filesystem)
+        if "**" not in pattern and "/" not in below_root and not narrows:
             found = [entry for entry in self._children(root) if matches(entry.path.rstrip("/"))]
             directories = [entry.path for entry in found if entry.kind == "directory"]
             below = [entry for directory in directories for entry in self.find(directory)]
@@ -290,7 +298,7 @@ class Storage:
             depths = range(depth, depth + 1) if "**" not in pattern else range(len(parts), 0, -1)
             return any(matches("/".join(parts[:count])) for count in depths if count <= len(parts))
 
-        return [entry for entry in self.find(root) if is_below_a_match(entry.path)]
+        return [entry for entry in self.find(root, prefix) if is_below_a_match(entry.path)]
 
     def read_range(self, path: str, start: int, stop: int, version: str = "") -> bytes:
         """Return the bytes [start, stop) of a file; see `read_ranges`."""
@@ -616,6 +624,12 @@ def _is_walked(filesystem: AbstractFileSystem) -> bool:
     if filesystem.async_impl:
         return type(filesystem)._find is AsyncFileSystem._find  # noqa: SLF001 - what `find` calls
     return type(filesystem).find is fsspec.AbstractFileSystem.find
+
+
+def _takes_prefix(filesystem: AbstractFileSystem) -> bool:
+    """Return whether `find` can ask for names that begin with a prefix, as those of S3 and GCS can."""
+    find = type(filesystem)._find if filesystem.async_impl else type(filesystem).find  # noqa: SLF001 - what `find` calls
+    return "prefix" in inspect.signature(find).parameters
 
 
 def _as_fsspec(filesystem: FileSystem | None) -> AbstractFileSystem | None:

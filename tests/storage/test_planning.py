@@ -6,15 +6,14 @@ import gzip
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 import pyarrow.fs
 import pytest
 
 from laneway import Manifest
-from laneway.distributed import scan_once
 from laneway.errors import DataFileError
 from laneway.formats.parquet import ParquetFormat
 from tests.corpora import KINDS, Kind, rows, write_blocks, write_corpus
-from tests.distributed.ranks import run_ranks
 from tests.storage.fault_proxy import Fault
 
 if TYPE_CHECKING:
@@ -55,6 +54,7 @@ def test_a_scan_is_one_listing_and_one_request_per_footer_and_the_next_one_the_l
         (f"{url}/", {"storage_options": s3.options}, {"LIST": 1, "GET": NUM_FILES}),
         (f"{url}/*.parquet", {"storage_options": s3.options}, {"LIST": 1, "GET": NUM_FILES}),
         (f"{url}/**", {"storage_options": s3.options}, {"LIST": 1, "GET": NUM_FILES}),
+        (f"{url}/part-*", {"storage_options": s3.options}, {"LIST": 1, "GET": NUM_FILES}),
         (
             [f"{url}/part-{index:03}.parquet" for index in range(NUM_FILES)],
             {"storage_options": s3.options},
@@ -67,7 +67,7 @@ def test_a_scan_is_one_listing_and_one_request_per_footer_and_the_next_one_the_l
         _requests(s3)
         assert Manifest.scan(source, cache_dir=False, **options).fingerprint == expected
         assert _requests(s3) == counts
-    cache = {"cache_dir": tmp_path / "cache", "storage_options": s3.options}
+    cache: dict[str, Any] = {"cache_dir": tmp_path / "cache", "storage_options": s3.options}
     first = Manifest.scan(url, **cache)
     _requests(s3)
     second = Manifest.scan(url, **cache)
@@ -90,6 +90,42 @@ def test_only_the_object_that_changed_is_read_again(s3: Bed, tmp_path: Path, kin
     asked = {request.path.rsplit("/", 1)[-1] for request in s3.proxy.requests() if _kind(request) != "LIST"}
     assert asked == {path.name}
     assert manifest.fingerprint == Manifest.scan(tmp_path / "d").fingerprint
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_small_file_of_any_format_takes_one_request(s3: Bed, tmp_path: Path, kind: Kind) -> None:
+    url = s3.corpus(tmp_path / "d", kind, files=((3, 2), (4,), (1, 1, 1)))
+    s3.proxy.behave()
+    manifest = Manifest.scan(url, cache_dir=False, storage_options=s3.options)
+    assert _requests(s3) == {"LIST": 1, "GET": 3}
+    assert manifest.fingerprint == Manifest.scan(tmp_path / "d").fingerprint
+
+
+def test_the_headers_of_an_arrow_file_are_asked_for_together(s3: Bed, tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    path = tmp_path / "d" / "a.arrow"
+    batch = pa.record_batch([pa.array(range(20_000)), pa.array(["a", "b"] * 10_000).dictionary_encode()], ["id", "d"])
+    num_batches = 9
+    with pa.ipc.new_file(str(path), batch.schema) as writer:
+        for _ in range(num_batches):
+            writer.write_batch(batch)
+    url = s3.upload(tmp_path / "d")
+    s3.proxy.behave()
+    manifest = Manifest.scan(url, cache_dir=False, storage_options=s3.options)
+    requests = [request for request in s3.proxy.requests() if _kind(request) == "GET"]
+    # The tail, and each place where one body ends and the next begins: the last one is in the tail.
+    assert len(requests) == 1 + num_batches
+    assert sum(request.body_bytes for request in requests) < path.stat().st_size / 4
+    local = Manifest.scan(tmp_path / "d")
+    assert manifest.fingerprint == local.fingerprint
+    assert manifest.layout.tolist() == local.layout.tolist()
+    for damage in (b"\0" * 4, b"\xff" * 4):
+        # What the footer claims is a hint: the messages tell what is in the file.
+        text = path.read_bytes()
+        end = len(text) - 10
+        start = end - int.from_bytes(text[end : end + 4], "little")
+        s3.put(f"{url}/a.arrow", text[:start] + damage + text[start + 4 :])
+        assert Manifest.scan(url, cache_dir=False, storage_options=s3.options).fingerprint == manifest.fingerprint
 
 
 def test_a_footer_of_many_kilobytes_takes_a_second_request(s3: Bed, tmp_path: Path) -> None:
@@ -143,7 +179,7 @@ def test_directories_of_an_object_store_are_found_as_on_a_disk(s3: Bed, tmp_path
 
 def test_a_cache_in_the_bucket_has_the_same_keys_and_shows_none(s3: Bed, tmp_path: Path) -> None:
     url = s3.corpus(tmp_path / "d", files=SMALL_FILES)
-    options = {"storage_options": s3.options, "cache_dir": f"{url}/cache"}
+    options: dict[str, Any] = {"storage_options": s3.options, "cache_dir": f"{url}/cache"}
     first = Manifest.scan(url, **options)
     _requests(s3)
     assert Manifest.scan(url, **options).fingerprint == first.fingerprint
@@ -154,15 +190,3 @@ def test_a_cache_in_the_bucket_has_the_same_keys_and_shows_none(s3: Bed, tmp_pat
     assert "part-000.parquet" in text
     for secret in (s3.server.key, s3.server.secret, s3.proxy.endpoint):
         assert secret not in text
-
-
-def scan(rank: int, url: str, options: dict[str, Any]) -> str:
-    del rank
-    return scan_once(url, storage_options=options, cache_dir=False).fingerprint
-
-
-def test_of_four_ranks_the_storage_sees_one(s3: Bed, tmp_path: Path) -> None:
-    url = s3.corpus(tmp_path / "d", files=SMALL_FILES)
-    s3.proxy.behave()
-    assert run_ranks(scan, 4, url, s3.options) == [Manifest.scan(tmp_path / "d").fingerprint] * 4
-    assert _requests(s3) == {"LIST": 1, "GET": NUM_FILES}

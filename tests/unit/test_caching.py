@@ -6,7 +6,7 @@ import gzip
 import multiprocessing
 import os
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import fsspec
 import pyarrow.fs
@@ -14,7 +14,9 @@ import pytest
 from fsspec.implementations.dirfs import DirFileSystem
 
 from laneway import Manifest, ManifestCacheWarning, StatefulShardedDataset
+from laneway.caching import CacheEntry
 from laneway.errors import DataFileError
+from laneway.storage import Storage
 from tests.corpora import KINDS, Kind, rows, write_blocks, write_corpus
 
 if TYPE_CHECKING:
@@ -180,6 +182,19 @@ def test_two_directories_under_the_same_name_share_nothing(tmp_path: Path, cache
         manifests = [Manifest.scan("d", filesystem=wrap(name), cache_dir=cache) for name in ("a", "b")]
         assert [manifest.num_rows for manifest in manifests] == [48, 3]
         assert len(list(cache.iterdir())) == before + 2
+
+
+def test_new_credentials_find_the_entry_of_the_old_ones(cache: Path) -> None:
+    def name(source: str, also: str = "", **options: Any) -> str:
+        entry = CacheEntry.find(cache, Storage(source, storage_options=options), [also])
+        assert entry is not None
+        return entry.name
+
+    first, second = (f"https://user:{secret}@store.example/d?signature={secret}" for secret in ("old", "new"))
+    assert name(first, first) == name(second, second)
+    urls: list[dict[str, Any]] = [{"client_kwargs": {"endpoint_url": f"http://{host}.example"}} for host in ("a", "b")]
+    names = [name("s3://bucket/d", key=each, secret=each, **url) for url in urls for each in ("old", "new")]
+    assert names[0] == names[1] != names[2] == names[3]
 
 
 def _scan_often(folder: Path, cache: Path, results: object) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+from contextlib import suppress
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from laneway.formats.messages import PREFIX_BYTES, MessageKind, parse_header
+from laneway.formats.messages import PREFIX_BYTES, MessageKind, parse_footer, parse_header
 
 
 def _metadata(message: pa.Buffer) -> bytes:
@@ -55,3 +58,34 @@ def test_random_bytes_raise_nothing_but_value_errors() -> None:
             parse_header(source.randbytes(source.randrange(80)))
         except ValueError:
             continue
+
+
+def _footer(file: bytes) -> bytes:
+    end = len(file) - 10
+    return file[end - int.from_bytes(file[end : end + 4], "little") : end]
+
+
+def test_a_footer_tells_where_dictionaries_and_record_batches_are() -> None:
+    sink = pa.BufferOutputStream()
+    batch = pa.record_batch([pa.array(["a", "b", "a"]).dictionary_encode(), pa.array([1, 2, 3])], ["d", "x"])
+    with pa.ipc.new_file(sink, batch.schema) as writer:
+        for length in (3, 1, 2):
+            writer.write_batch(batch.slice(0, length))
+    file = sink.getvalue().to_pybytes()
+    blocks = parse_footer(_footer(file))
+    headers = [parse_header(file[offset + PREFIX_BYTES : offset + metadata]) for offset, metadata, _ in blocks]
+    assert [header.kind for header in headers] == [MessageKind.DICTIONARY] + [MessageKind.RECORD_BATCH] * 3
+    assert [header.num_rows for header in headers[1:]] == [3, 1, 2]
+    assert [header.body_length for header in headers] == [body for _, _, body in blocks]
+
+
+@given(st.data())
+def test_a_damaged_footer_is_a_value_error_or_claims_something(data: st.DataObject) -> None:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, pa.schema([("x", pa.int64())])) as writer:
+        writer.write_batch(pa.record_batch([pa.array([1, 2])], ["x"]))
+    footer = bytearray(_footer(sink.getvalue().to_pybytes()))
+    for _ in range(data.draw(st.integers(1, 4))):
+        footer[data.draw(st.integers(0, len(footer) - 1))] = data.draw(st.integers(0, 255))
+    with suppress(ValueError):
+        assert len(parse_footer(bytes(footer[: data.draw(st.integers(0, len(footer)))]))) <= len(footer)

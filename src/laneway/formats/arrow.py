@@ -8,8 +8,10 @@ from __future__ import annotations
 import io
 import mmap
 import sys
+from bisect import bisect_right
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, BinaryIO, cast, final
 
 import numpy as np
 import pyarrow as pa
@@ -23,8 +25,11 @@ from laneway.formats.messages import (
     PREFIX_BYTES,
     MessageHeader,
     MessageKind,
+    parse_footer,
     parse_header,
 )
+from laneway.ranges import coalesced
+from laneway.storage import RangeFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -32,7 +37,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from laneway.formats.base import PlannedFile
-    from laneway.storage import RangeFile, Storage
+    from laneway.storage import Storage
 
     _Source = Callable[[Sequence[tuple[int, int]]], list[pa.Buffer]]
 
@@ -42,6 +47,9 @@ _FILE_HEAD_BYTES = 8  # the magic, padded
 _FILE_TAIL_BYTES = 4 + len(_MAGIC)  # the footer's length, then the magic
 _SAMPLE_BYTES = 1024
 _READ_AHEAD_BYTES = 16 * 1024
+_TAIL_BYTES = 64 * 1024
+_HOLE_BYTES = 64 * 1024
+_SPAN_BYTES = 4 * 1024 * 1024
 _MAP_NORESERVE = 0x4000
 
 # Values of an entry of the layout, one per message in file order; the last two matter for dictionaries only.
@@ -208,9 +216,54 @@ class _Message:
         return [int(header.kind), *size, header.dictionary_id, int(header.is_delta)]
 
 
+@final
+class _PartlyRead(RangeFile):
+    """A file of which some ranges are there already."""
+
+    def __init__(self, storage: Storage, path: str, size: int, parts: Sequence[tuple[int, bytes]]) -> None:
+        super().__init__(storage, path, size, "")
+        self._parts = sorted(parts)
+        self._starts = [start for start, _ in self._parts]
+
+    def read(self, size: int | None = -1) -> bytes:
+        at = self.tell()
+        index = bisect_right(self._starts, at) - 1
+        start, data = self._parts[index] if index >= 0 else (0, b"")
+        if size is None or not 0 <= size <= start + len(data) - at:
+            return super().read(size)
+        self.seek(at + size)
+        return data[at - start : at - start + size]
+
+
+def _headers(storage: Storage, path: str, size: int) -> BinaryIO:
+    """Return a file to walk over: of a remote one, what its footer says a walk will read comes in one go."""
+    if storage.is_local:
+        return cast("BinaryIO", io.BufferedReader(storage.open(path, size), _READ_AHEAD_BYTES))
+    tail_start = max(0, size - _TAIL_BYTES)
+    tail = storage.read_range(path, tail_start, size)
+    footer_end = len(tail) - _FILE_TAIL_BYTES
+    footer_start = footer_end - int.from_bytes(tail[max(0, footer_end) : max(0, footer_end) + 4], "little")
+    blocks: list[tuple[int, int, int]] = []
+    if tail.endswith(_MAGIC) and footer_start >= 0:
+        with suppress(ValueError):
+            blocks = parse_footer(tail[footer_start:footer_end])
+    if not blocks and tail_start > 0:
+        return cast("BinaryIO", io.BufferedReader(storage.open(path, size), _READ_AHEAD_BYTES))
+    # The end of one body, the next header and the beginning of its body are read together.
+    spans = [(0, blocks[0][0])] if blocks else []
+    for offset, metadata, body in blocks:
+        spans += [(offset - _SAMPLE_BYTES, offset + metadata + _SAMPLE_BYTES)]
+        spans += [(offset + metadata + body - _SAMPLE_BYTES, offset + metadata + body + PREFIX_BYTES)]
+    # Hints only: the walk checks everything, and reads for itself what is not there.
+    clipped = [(max(0, start), min(stop, tail_start)) for start, stop in spans]
+    ranges = coalesced([span for span in clipped if span[0] < span[1]], _HOLE_BYTES, _SPAN_BYTES)
+    parts = [(start, bytes(data)) for (start, _), data in zip(ranges, storage.read_ranges(path, ranges), strict=True)]
+    return cast("BinaryIO", _PartlyRead(storage, path, size, [*parts, (tail_start, tail)]))
+
+
 def _walk(storage: Storage, path: str, size: int) -> Iterator[_Message]:
     """Yield the messages of a file, the schema first."""
-    file = io.BufferedReader(storage.open(path, size), _READ_AHEAD_BYTES)
+    file = _headers(storage, path, size)
     name = storage.display(path)
     offset, end = _message_range(file, name, size)
     is_first = True
@@ -249,7 +302,7 @@ def _walk(storage: Storage, path: str, size: int) -> Iterator[_Message]:
         offset, is_first = body_end, False
 
 
-def _message_range(file: io.BufferedReader[RangeFile], name: str, size: int) -> tuple[int, int]:
+def _message_range(file: BinaryIO, name: str, size: int) -> tuple[int, int]:
     """Return where the messages begin and where they end at the latest."""
     head = file.read(_FILE_HEAD_BYTES)
     if head.startswith(_FEATHER_1_MAGIC):

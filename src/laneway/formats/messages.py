@@ -1,7 +1,7 @@
 """The headers of Arrow IPC messages: enough of them to find every record batch without reading one.
 
 Format: https://arrow.apache.org/docs/format/Columnar.html#encapsulated-message-format and Message.fbs,
-Schema.fbs there. The metadata of a message is a flatbuffer: a table starts with the distance back to
+Schema.fbs and File.fbs there. The metadata of a message is a flatbuffer: a table starts with the distance back to
 its vtable, and the vtable holds for each field its distance from the table's start (0: not there).
 """
 
@@ -15,6 +15,10 @@ CONTINUATION = b"\xff\xff\xff\xff"
 """What every message begins with since Arrow 0.15; then the metadata's length, four bytes."""
 PREFIX_BYTES = 8
 """Length of the continuation marker and the metadata's length together."""
+# Of the Footer table, and the Block struct that both are vectors of.
+_DICTIONARIES, _RECORD_BATCHES = 2, 3
+_BLOCK = struct.Struct("<qi4xq")
+
 END_OF_STREAM = CONTINUATION + bytes(4)
 """What may stand at the end of a stream."""
 
@@ -73,6 +77,15 @@ class _Table:
         (distance,) = struct.unpack_from("<I", self._data, position)
         return _Table(self._data, position + distance)
 
+    def vector(self, field_index: int) -> tuple[int, int]:
+        """Return where the elements of a field begin, and how many there are."""
+        position = self._position(field_index)
+        if position is None:
+            return 0, 0
+        (distance,) = struct.unpack_from("<I", self._data, position)
+        (length,) = struct.unpack_from("<I", self._data, position + distance)
+        return position + distance + 4, length
+
     def _position(self, field_index: int) -> int | None:
         slot = 4 + 2 * field_index
         if slot + 2 > self._vtable_bytes:
@@ -110,3 +123,27 @@ def parse_header(metadata: bytes) -> MessageHeader:
         message = f"the message header is damaged: it claims {rows} rows in {body_length} bytes"
         raise ValueError(message)
     return MessageHeader(kind, body_length, rows, dictionary_id, is_delta)
+
+
+def parse_footer(footer: bytes) -> list[tuple[int, int, int]]:
+    """Return offset, metadata's length and body's length of each dictionary and record batch, in the file's order.
+
+    Args:
+        footer: The flatbuffer at the end of a file, without the length and the magic behind it (File.fbs).
+
+    Raises:
+        ValueError: `footer` is no such flatbuffer.
+    """
+    try:
+        (root,) = struct.unpack_from("<I", footer, 0)
+        table = _Table(footer, root)
+        blocks: list[tuple[int, int, int]] = []
+        for field_index in (_DICTIONARIES, _RECORD_BATCHES):
+            start, length = table.vector(field_index)
+            # The slice first: a damaged length must not make anything large.
+            data = memoryview(footer)[start : start + length * _BLOCK.size]
+            blocks += _BLOCK.iter_unpack(data[: len(data) // _BLOCK.size * _BLOCK.size])
+    except struct.error as error:
+        message = f"the footer is damaged: {error}"
+        raise ValueError(message) from error
+    return sorted(blocks)

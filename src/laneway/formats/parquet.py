@@ -17,9 +17,10 @@ from pyarrow.parquet.core import ParquetReader
 from laneway.errors import DataFileError
 from laneway.files import digest
 from laneway.formats.base import FileScan, changed_since_planned
+from laneway.ranges import coalesced
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
     from io import IOBase
 
     from laneway.formats.base import BlockReader, PlannedFile
@@ -134,9 +135,8 @@ class RemoteParquetBlocks:
         """Decode the row groups [first, stop) of these columns, in this order."""
         planned = self._planned
         leaves = [leaf for name in columns for leaf in self._leaves.get(name, ())]
-        ranges = _coalesced(
-            _chunk_range(self._metadata.row_group(i).column(leaf)) for i in range(first, stop) for leaf in leaves
-        )
+        chunks = [_chunk_range(self._metadata.row_group(i).column(leaf)) for i in range(first, stop) for leaf in leaves]
+        ranges = coalesced(chunks, _HOLE_BYTES, _RANGE_BYTES)
         parts = self._storage.read_ranges(planned.path, ranges, planned.version)
         fetched = FetchedFile(self._storage, planned, ranges, parts)
         file = pq.ParquetFile(
@@ -252,17 +252,6 @@ def _chunk_range(chunk: pq.ColumnChunkMetaData) -> tuple[int, int]:
     if dictionary is not None and 0 < dictionary < start:
         start = dictionary
     return start, start + chunk.total_compressed_size
-
-
-def _coalesced(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Return ranges that hold all of these, one for those that are close together, sorted and apart."""
-    found: list[tuple[int, int]] = []
-    for start, stop in sorted(ranges):
-        if found and start - found[-1][1] <= _HOLE_BYTES and max(stop, found[-1][1]) - found[-1][0] <= _RANGE_BYTES:
-            found[-1] = (found[-1][0], max(stop, found[-1][1]))
-        else:
-            found.append((start, stop))
-    return found
 
 
 def _planned_footer(storage: Storage, planned: PlannedFile) -> pq.FileMetaData:
