@@ -113,6 +113,7 @@ def _scan(found: DataFiles, indices: Sequence[int]) -> list[_Result]:
             results.append(format_.scan(storage, path, size, tail))
         except DataFileError as error:
             results.append(error)
+            # Where each failure takes its time and its requests, the rest need not fail too.
             if not storage.is_local:
                 break
     return results
