@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from laneway.columns import CONVERSION_ERRORS, NullFoundError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -124,18 +124,21 @@ def taken(table: pa.Table, order: pa.Int64Array) -> pa.Table:
 
 
 def _taken(column: pa.ChunkedArray[Any], order: pa.Int64Array) -> pa.ChunkedArray[Any]:
+    # Stubs lack the functions for run ends, and chunked arrays of such types.
+    compute: Any = pc
+    chunked: Callable[..., pa.ChunkedArray[Any]] = pa.chunked_array
     data_type: Any = column.type
-    if pa.types.is_nested(data_type):
-        # Arrow's take goes astray in slices of nested fixed-size lists.
-        chunks = [copied(chunk) if chunk.offset else chunk for chunk in column.chunks]
-        return pa.chunked_array(chunks, data_type).take(order)
+    if isinstance(data_type, pa.RunEndEncodedType):
+        values = chunked([compute.run_end_decode(chunk) for chunk in column.chunks], data_type.value_type)
+        encoded = [compute.run_end_encode(chunk, data_type.run_end_type) for chunk in values.take(order).chunks]
+        return chunked(encoded, data_type)
     if pa.types.is_string_view(data_type) or pa.types.is_binary_view(data_type):
         plain = pa.large_string() if pa.types.is_string_view(data_type) else pa.large_binary()
         return column.cast(plain).take(order).cast(data_type)
-    if isinstance(data_type, pa.RunEndEncodedType):
-        values = pa.chunked_array([pc.run_end_decode(chunk) for chunk in column.chunks], data_type.value_type)
-        run_ends: Any = data_type.run_end_type
-        return pa.chunked_array([pc.run_end_encode(chunk, run_ends) for chunk in values.take(order).chunks], data_type)
+    if pa.types.is_nested(data_type):
+        # Arrow's take goes astray in slices of nested fixed-size lists, and leaves the values of list views in place.
+        chunks = [copied(chunk) if chunk.offset else chunk for chunk in column.chunks]
+        return chunked([copied(chunk) for chunk in chunked(chunks, data_type).take(order).chunks], data_type)
     return column.take(order)
 
 

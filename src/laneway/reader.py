@@ -60,12 +60,15 @@ class RowReader:
     def _forget_files(self) -> None:
         self._idle: deque[tuple[int, BlockReader]] = deque()
         """Index of the file and open file, of those that no thread reads now; the one used last comes last."""
+        self._opening: dict[int, threading.Lock] = {}
         self._lock = threading.Lock()
         self._pid = os.getpid()
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the open files behind."""
-        return {name: value for name, value in self.__dict__.items() if name not in {"_idle", "_lock", "_pid"}}
+        return {
+            name: value for name, value in self.__dict__.items() if name not in {"_idle", "_opening", "_lock", "_pid"}
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Begin without open files."""
@@ -148,6 +151,9 @@ class RowReader:
     def _check_unchanged(self, file_index: int) -> None:
         """Raise if a file could not be read because it changed."""
         planned = self._manifest.planned(self._storage, file_index)
+        if self.is_remote and planned.version:
+            # The read itself has compared versions; a storage that doesn't answer is not asked again.
+            return
         size = self._storage.size(planned.path)
         if size != planned.size:
             difference = f"it had {planned.size:,} bytes and now has {size:,}"
@@ -162,8 +168,11 @@ class RowReader:
                 if idle == file_index:
                     del self._idle[index]
                     return reader
+            opening = self._opening.setdefault(file_index, threading.Lock())
         planned = self._manifest.planned(self._storage, file_index)
-        return self._format.open(self._storage, planned, self._file_schema)
+        # One after the other: the second finds what the first has read about the file.
+        with opening:
+            return self._format.open(self._storage, planned, self._file_schema)
 
     def _give_back(self, file_index: int, reader: BlockReader) -> None:
         with self._lock:

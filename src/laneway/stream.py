@@ -81,7 +81,7 @@ class LaneReader:
         # Threads of an iterator that is dropped midway would still read all that is queued.
         self._end = weakref.finalize(self, self._windows.end)
         self._converter = converter
-        self._num_ahead = num_ahead
+        self._num_ahead = self._windows.num_ahead(num_ahead)
         self._lane_rows: list[int] = plan.lanes.rows.tolist()
         self._open: dict[int, OpenWindow] = {}
         self._ahead: dict[int, _LaneAhead] = {}
@@ -108,6 +108,8 @@ class LaneReader:
     def _padding(self, lane: int) -> Slice:
         """Return the row that pads a lane: its last one, or for an empty lane a neighbour's."""
         (segment,) = self._plan.lanes.segments(lane, self._lane_rows[lane], self._lane_rows[lane] + 1)
+        # What is memory-mapped is mapped anew: a user may have changed it in place.
+        self._windows.close()
         opened, start, _ = self._windows.begin(segment, 0).result().slice(0, 1)
         return Slice(self._converter.copied(opened, start), 0, 1)
 

@@ -68,8 +68,17 @@ class WindowReader:
         self._rows = rows
         self._converter = converter
         is_instant = rows.is_instant and not plan.identity.settings.shuffle
-        num_threads = min(_MAX_THREADS, os.cpu_count() or 1)
+        num_threads = _MAX_THREADS if rows.is_remote else min(_MAX_THREADS, os.cpu_count() or 1)
         self._threads = _NoThreads() if is_instant else ThreadPoolExecutor(num_threads, "laneway-read")
+
+    def num_ahead(self, num_windows: int) -> int:
+        """Return how many segments are read ahead where so many windows are asked for.
+
+        Without shuffle a window is one piece of a shard. From storage as many are read ahead as make a shuffled window.
+        """
+        settings = self._plan.identity.settings
+        pieces = 1 if settings.shuffle or not self._rows.is_remote else settings.window_bytes // settings.shard_bytes
+        return num_windows * max(1, pieces)
 
     def begin(self, segment: Segment, position: int, *, at_once: bool = True) -> PendingWindow:
         """Have a segment read, which begins at a position of its lane.

@@ -104,7 +104,7 @@ def test_a_window_with_two_of_five_columns_costs_these_ranges(
 
 def test_neighbouring_row_groups_of_a_window_are_one_range(s3: Bed, tmp_path: Path) -> None:
     url = upload_wide(s3, tmp_path / "wide")
-    dataset = wide_dataset(s3, url, GROUPS, columns=["c0", "c4"])
+    dataset = wide_dataset(s3, url, GROUPS, columns=["c0", "c4"], shuffle=True)
     s3.proxy.behave()
     assert sum(len(batch["c0"]) for batch in dataset) == GROUPS * GROUP_ROWS
     chunks = [request for request in s3.proxy.requests() if request.body_bytes > 64 * 1024]

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
+import weakref
 from multiprocessing.reduction import ForkingPickler
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset, default_convert
 
+from laneway import SavableLoader, StatefulShardedDataset, packing
 from laneway.packing import PackedBatch, packed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
 
 DTYPES = [
     *(torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int8, torch.int16, torch.int32),
@@ -97,3 +106,65 @@ def test_a_plain_loader_receives_plain_dicts(collate_fn: Any) -> None:
     assert [type(batch) for batch in batches] == [dict] * 3
     assert [len(batch["y"]) for batch in batches] == [3, 100_000, 0]
     assert batches[1]["y"][-1] == 199_998
+
+
+def _swapped(batch: dict[str, Any]) -> dict[str, Any]:
+    a, b = batch.pop("a"), batch.pop("b")
+    batch["a"], batch["b"] = b, a
+    return batch
+
+
+def _widened(batch: dict[str, Any]) -> dict[str, Any]:
+    batch["a"].unsqueeze_(1)
+    batch["b"].data = batch["b"].float() / 2
+    return batch
+
+
+def _renamed(batch: dict[str, Any]) -> dict[str, Any]:
+    batch["c"], batch["b"] = batch.pop("a"), batch.pop("b")
+    return batch
+
+
+@pytest.mark.parametrize("change", [_swapped, _widened, _renamed])
+def test_what_user_code_makes_of_a_batch_in_the_worker_is_what_arrives(
+    tmp_path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]
+) -> None:
+    pq.write_table(pa.table({"a": range(20_000), "b": range(50_000, 70_000)}), tmp_path / "part.parquet")
+    expected = change({"a": torch.arange(5_000), "b": torch.arange(50_000, 55_000)})
+    dataset = StatefulShardedDataset(tmp_path, batch_size=5_000)
+    loader: Any = DataLoader(dataset, batch_size=None, num_workers=1, collate_fn=change)  # type: ignore[arg-type]  # of items
+    received = next(iter(loader))
+    assert list(received) == list(expected)
+    for name, column in expected.items():
+        assert received[name].dtype == column.dtype
+        assert torch.equal(received[name], column)
+
+
+def test_times_arrive_as_numpy_has_them(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"t": pa.array(range(9), pa.timestamp("ms")), "x": range(9)}), tmp_path / "part.parquet")
+    loader = SavableLoader(StatefulShardedDataset(tmp_path, batch_size=9, output="numpy"), num_workers=1)
+    assert next(iter(loader))["t"].tolist() == np.arange(9).astype("M8[ms]").tolist()
+
+
+def test_small_columns_do_not_keep_the_rest_of_their_batch() -> None:
+    received = sent({"label": torch.arange(1_000), "tokens": torch.zeros(1_000, 512), "half": torch.ones(9).bfloat16()})
+    assert received["label"].untyped_storage().nbytes() == 8_000
+    assert received["half"].untyped_storage().nbytes() == 18
+    label = weakref.ref(received["tokens"])
+    kept = received.pop("label")
+    received.clear()
+    gc.collect()
+    assert label() is None
+    assert kept.tolist() == list(range(1_000))
+
+
+def test_a_batch_that_shared_memory_has_no_room_for_arrives_as_pytorch_sends_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(_: int) -> None:
+        message = "no room"
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(packing, "lend", full)
+    column = torch.arange(50_000)
+    assert torch.equal(sent({"x": column, "text": ["a"]})["x"], column)
