@@ -74,19 +74,6 @@ def _load(module: str) -> Any:  # noqa: ANN401 - they may be missing, so their t
     return importlib.import_module(module)
 
 
-def _loader(dataset: Any, reading: Reading, **options: Any) -> Iterable[Any]:  # noqa: ANN401 - as above
-    """Return a DataLoader that collates rows: to tensors, or to a list where rows are wanted."""
-    if reading.rows_per_item is None and not reading.num_workers:
-        rows: Iterable[Any] = dataset
-        return rows
-    collate = list if reading.yields_rows else None
-    kind = options.pop("kind", DataLoader)
-    loader: Iterable[Any] = kind(
-        dataset, batch_size=BATCH_ROWS, num_workers=reading.num_workers, collate_fn=collate, **options
-    )
-    return loader
-
-
 # pyarrow's objects, which several libraries can yield, as the objects that are wanted.
 
 
@@ -116,13 +103,15 @@ def _rows_or_batches(batches: Iterable[Any], reading: Reading) -> Iterable[Any]:
 # HF datasets, both sides with its "arrow" format: its own conversion to tensors, and to rows, is several times slower.
 
 
-def _unbatched(batch: pa.Table) -> pa.RecordBatch:
+def _unbatched(batch: Any) -> pa.RecordBatch:  # noqa: ANN401 - a Table, which DataLoader's types don't know
     """Return the rows that `batch()` has put into one row of lists."""
-    columns: list[Any] = [column.combine_chunks() for column in batch.columns]
-    return pa.RecordBatch.from_arrays([column.flatten() for column in columns], batch.column_names)
+    lists: list[Any] = [column.combine_chunks() for column in batch.columns]
+    return pa.RecordBatch.from_arrays([column.flatten() for column in lists], batch.column_names)
 
 
-def stream_datasets(files: list[str], reading: Reading, directory: Path) -> Any:  # noqa: ANN401 - as above
+def stream_datasets(
+    files: list[str], reading: Reading, directory: Path, *, buffer_rows: int = SHUFFLE_BUFFER_ROWS
+) -> Any:  # noqa: ANN401 - as above
     """Return a streaming dataset of HF datasets.
 
     Few files are cut at their row groups, as its documentation tells to do. Its buffer is filled from one of these
@@ -135,7 +124,7 @@ def stream_datasets(files: list[str], reading: Reading, directory: Path) -> Any:
     if reading.file_format == "parquet" and len(files) < FEW_FILES:
         dataset = dataset.reshard()
     if reading.shuffle:
-        dataset = dataset.shuffle(seed=0, buffer_size=SHUFFLE_BUFFER_ROWS, max_buffer_input_shards=1)
+        dataset = dataset.shuffle(seed=0, buffer_size=buffer_rows, max_buffer_input_shards=1)
     return dataset.with_format("arrow")
 
 
@@ -207,8 +196,18 @@ def _tokens_of_file(path: str) -> Iterator[torch.Tensor]:
         yield from _tensors_of(batch)["tokens"]
 
 
-def stream_litdata(files: list[str], reading: Reading, directory: Path) -> Any:  # noqa: ANN401 - as above
-    """Return litdata's loader, over files of its own in the directory, which are made if they are not there yet."""
+def stream_litdata(
+    files: list[str],
+    reading: Reading,
+    directory: Path,
+    *,
+    sends_lists: bool = False,
+    multiprocessing_context: str | None = None,
+) -> Any:  # noqa: ANN401 - as above
+    """Return litdata's loader, over files of its own in the directory, which are made if they are not there yet.
+
+    Unless lists are wanted, it is the dataset itself that yields single rows.
+    """
     litdata = _load("litdata")
     is_tokens = reading.corpus.name == "tokens"
     item_loader = litdata.TokensLoader(block_size=1_024) if is_tokens else None
@@ -226,7 +225,15 @@ def stream_litdata(files: list[str], reading: Reading, directory: Path) -> Any: 
     dataset = litdata.StreamingDataset(
         str(directory), item_loader=item_loader, shuffle=reading.shuffle, drop_last=False, seed=0
     )
-    return _loader(dataset, reading, kind=litdata.StreamingDataLoader)
+    if reading.rows_per_item is None and not sends_lists:
+        return dataset
+    return litdata.StreamingDataLoader(
+        dataset,
+        batch_size=BATCH_ROWS,
+        num_workers=reading.num_workers,
+        collate_fn=list if reading.yields_rows else None,
+        multiprocessing_context=multiprocessing_context,
+    )
 
 
 def _open_litdata(reading: Reading, directory: Path) -> Iterable[Any]:
@@ -264,7 +271,14 @@ def _open_streaming(reading: Reading, directory: Path) -> Iterable[Any]:
         _write_mds(reading.corpus, directory)
     streaming.base.util.clean_stale_shared_memory()
     dataset = streaming.StreamingDataset(local=str(directory), shuffle=reading.shuffle, batch_size=BATCH_ROWS)
-    return _loader(dataset, reading)
+    if reading.rows_per_item is None:
+        rows: Iterable[Any] = dataset
+        return rows
+    collate = list if reading.yields_rows else None
+    loader: Iterable[Any] = DataLoader(
+        dataset, batch_size=BATCH_ROWS, num_workers=reading.num_workers, collate_fn=collate
+    )
+    return loader
 
 
 PEERS = {
