@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 GREY = "#7d8590"
 COLOURS = {
     "laneway": "#2f81f7",
+    "with manifest": "#2f81f7",
     "raw": GREY,
     "datasets": "#b07d1e",
     "datasets map": "#c9683a",
@@ -32,11 +33,18 @@ COLOURS = {
     "litdata": "#b0619f",
     "mosaicml-streaming": "#8a7bd1",
 }
-LABELS = {"raw": "raw pyarrow", "datasets map": "datasets, map-style", "torch-dataloader-utils": "dataloader-utils"}
+LABELS = {
+    "with manifest": "its manifest saved",
+    "raw": "raw pyarrow",
+    "datasets map": "datasets, map-style",
+    "torch-dataloader-utils": "dataloader-utils",
+}
 PANELS = {"tabular": "Tabular, 42 columns", "tokens": "Tokens, 1,024 per row", "text": "Text"}
 LINE_HEIGHT = 10.5
 """Between two labels, in points."""
-POSITIONS = {"fresh s": 0.0, "at 1% s": 1.0, "at 50% s": 50.0, "at 99% s": 99.0}
+FEWEST_LEVELS = 3
+MILLION = 1e6
+POSITIONS = {"fresh s": "fresh", "at 1% s": "1%", "at 50% s": "50%", "at 99% s": "99%"}
 
 
 def style(axes: Axes, title: str) -> None:
@@ -51,7 +59,7 @@ def style(axes: Axes, title: str) -> None:
     axes.grid(axis="y", color=GREY, alpha=0.22, linewidth=0.6)
 
 
-def draw_lines(axes: Axes, lines: dict[str, Line], levels: Iterable[float], number: Callable[[float], str]) -> None:
+def draw_lines(axes: Axes, lines: dict[str, Line], limits: tuple[float, float], number: Callable[[float], str]) -> None:
     """Draw lines, laneway's last and thickest, each with its name at its right end."""
     for name, (x, y) in sorted(lines.items(), key=lambda item: item[0] == "laneway"):
         is_ours = name == "laneway"
@@ -60,14 +68,13 @@ def draw_lines(axes: Axes, lines: dict[str, Line], levels: Iterable[float], numb
             y,
             color=COLOURS[name],
             linewidth=2.6 if is_ours else 1.3,
-            linestyle=(0, (4, 2)) if name == "raw" else "-",
+            linestyle=(0, (4, 2)) if name in ("raw", "with manifest") else "-",
             marker="o",
             markersize=5 if is_ours else 2.8,
             clip_on=False,
         )
-    found = [value for _, y in lines.values() for value in y]
-    axes.set_ylim(min(found) * 0.8, max(found) * 1.25)
-    axes.yaxis.set_major_locator(FixedLocator(list(levels)))
+    axes.set_ylim(*limits)
+    axes.yaxis.set_major_locator(FixedLocator(levels_of(*limits)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
     figure = axes.figure
     points = figure.dpi / 72
@@ -106,19 +113,37 @@ def _top(group: list[float], distance: float) -> float:
     return _bottom(group, distance) + (len(group) - 1) * distance
 
 
-def levels_of(lines: Iterable[Line], steps: tuple[float, ...]) -> list[float]:
-    """Return round numbers on a log axis."""
+def limits_of(lines: Iterable[Line]) -> tuple[float, float]:
+    """Return what a log axis has to cover."""
     found = [value for _, y in lines for value in y]
-    levels = [step * 10.0**power for power in range(-4, 8) for step in steps]
-    return [level for level in levels if min(found) * 0.8 <= level <= max(found) * 1.25]
+    return min(found) * 0.8, max(found) * 1.25
+
+
+def levels_of(low: float, high: float) -> list[float]:
+    """Return round numbers on a log axis, a few."""
+
+    def between(steps: tuple[int, ...]) -> list[float]:
+        levels = (step * 10.0**power for power in range(-4, 8) for step in steps)
+        return [level for level in levels if low <= level <= high]
+
+    return next(
+        (levels for steps in ((1,), (1, 3)) if len(levels := between(steps)) >= FEWEST_LEVELS), between((1, 2, 5))
+    )
 
 
 def figure_of(num_panels: int, height: float) -> tuple[Figure, list[Axes]]:
     """Return an empty figure with panels in a row, and room for the names at the right of each."""
     figure = Figure(figsize=(10.4, height))
     figure.patch.set_alpha(0)
-    figure.subplots_adjust(left=0.045, right=0.885, top=0.86, bottom=0.13, wspace=0.78 if num_panels > 2 else 0.42)  # noqa: PLR2004
+    figure.subplots_adjust(
+        left=0.055, right=0.875, top=0.84, bottom=0.13, wspace=0.8 if num_panels == len(PANELS) else 0.5
+    )
     return figure, [figure.add_subplot(1, num_panels, i + 1) for i in range(num_panels)]
+
+
+def thousands(value: float) -> str:
+    """Return a number as an axis shows it."""
+    return f"{value / MILLION:g} M" if value >= MILLION else f"{value / 1_000:g} k"
 
 
 def draw_throughput(rows: list[dict[str, Any]]) -> Figure:
@@ -136,18 +161,9 @@ def draw_throughput(rows: list[dict[str, Any]]) -> Figure:
         workers = sorted({row["num_workers"] for row in rows})
         axes.set_xticks(workers)
         axes.set_xlim(workers[0], workers[-1])
-        levels = levels_of(lines.values(), (1, 3))
-        draw_lines(axes, lines, levels, lambda value: f"{value / 1e3:,.0f} k")
+        draw_lines(axes, lines, limits_of(lines.values()), thousands)
         axes.set_xlabel("num_workers", fontsize=8, color=GREY, loc="left")
-    panels[0].annotate(
-        "rows/s, shuffled Parquet",
-        (0, 1),
-        xytext=(0, 26),
-        textcoords="offset points",
-        xycoords="axes fraction",
-        fontsize=8,
-        color=GREY,
-    )
+    figure.text(0.055, 0.96, "rows/s of shuffled Parquet files, in batches of 256", fontsize=8, color=GREY)
     return figure
 
 
@@ -156,17 +172,22 @@ def draw_resume(rows: list[dict[str, Any]]) -> Figure:
     chosen = [row for row in rows if row["layout"] == "200 files" and row["shuffle"] and "error" not in row]
     counts = sorted({row["num_workers"] for row in chosen})
     figure, panels = figure_of(len(counts), 3.0)
-    for axes, num_workers in zip(panels, counts, strict=True):
+    drawn: list[dict[str, Line]] = []
+    for num_workers in counts:
         lines: dict[str, Line] = {}
         for row in chosen:
             if row["num_workers"] == num_workers and row["reader"] in COLOURS:
-                known = {x: row[name] for name, x in POSITIONS.items() if row[name] is not None}
+                known = {i: row[name] for i, name in enumerate(POSITIONS) if row[name] is not None}
                 lines[row["reader"]] = (list(known), list(known.values()))
+        drawn.append(lines)
+    limits = limits_of(line for lines in drawn for line in lines.values())
+    for axes, num_workers, lines in zip(panels, counts, drawn, strict=True):
         style(axes, f"num_workers={num_workers}")
-        axes.set_xticks(list(POSITIONS.values()), ["fresh", "  1%", "50%", "99%"])
-        axes.set_xlim(0, 99)
-        draw_lines(axes, lines, levels_of(lines.values(), (1, 2, 5)), lambda value: f"{value * 1e3:g} ms")
+        axes.set_xticks(range(len(POSITIONS)), POSITIONS.values())
+        axes.set_xlim(0, len(POSITIONS) - 1)
+        draw_lines(axes, lines, limits, lambda value: f"{value * 1e3:g} ms")
         axes.set_xlabel("position in the epoch", fontsize=8, color=GREY, loc="left")
+    figure.text(0.055, 0.96, "Time to the first batch, shuffled text in 200 files", fontsize=8, color=GREY)
     return figure
 
 
