@@ -34,9 +34,9 @@ COLOURS = {
     "mosaicml-streaming": "#8a7bd1",
 }
 LABELS = {
-    "with manifest": "its manifest saved",
+    "with manifest": "laneway, manifest",
     "raw": "raw pyarrow",
-    "datasets map": "datasets, map-style",
+    "datasets map": "datasets (map)",
     "torch-dataloader-utils": "dataloader-utils",
 }
 PANELS = {"tabular": "Tabular, 42 columns", "tokens": "Tokens, 1,024 per row", "text": "Text"}
@@ -126,18 +126,18 @@ def levels_of(low: float, high: float) -> list[float]:
         levels = (step * 10.0**power for power in range(-4, 8) for step in steps)
         return [level for level in levels if low <= level <= high]
 
-    return next(
-        (levels for steps in ((1,), (1, 3)) if len(levels := between(steps)) >= FEWEST_LEVELS), between((1, 2, 5))
-    )
+    levels: list[float] = []
+    for steps in ((1,), (1, 3), (1, 2, 5)):
+        levels = levels if len(levels) >= FEWEST_LEVELS else between(steps)
+    return levels
 
 
 def figure_of(num_panels: int, height: float) -> tuple[Figure, list[Axes]]:
     """Return an empty figure with panels in a row, and room for the names at the right of each."""
     figure = Figure(figsize=(10.4, height))
     figure.patch.set_alpha(0)
-    figure.subplots_adjust(
-        left=0.055, right=0.875, top=0.84, bottom=0.13, wspace=0.8 if num_panels == len(PANELS) else 0.5
-    )
+    gap = 0.8 if num_panels == len(PANELS) else 0.5
+    figure.subplots_adjust(left=0.055, right=0.875, top=0.8, bottom=0.13, wspace=gap)
     return figure, [figure.add_subplot(1, num_panels, i + 1) for i in range(num_panels)]
 
 
@@ -163,7 +163,7 @@ def draw_throughput(rows: list[dict[str, Any]]) -> Figure:
         axes.set_xlim(workers[0], workers[-1])
         draw_lines(axes, lines, limits_of(lines.values()), thousands)
         axes.set_xlabel("num_workers", fontsize=8, color=GREY, loc="left")
-    figure.text(0.055, 0.96, "rows/s of shuffled Parquet files, in batches of 256", fontsize=8, color=GREY)
+    figure.text(0.055, 0.95, "rows/s of shuffled Parquet files, in batches of 256", fontsize=8, color=GREY)
     return figure
 
 
@@ -187,7 +187,7 @@ def draw_resume(rows: list[dict[str, Any]]) -> Figure:
         axes.set_xlim(0, len(POSITIONS) - 1)
         draw_lines(axes, lines, limits, lambda value: f"{value * 1e3:g} ms")
         axes.set_xlabel("position in the epoch", fontsize=8, color=GREY, loc="left")
-    figure.text(0.055, 0.96, "Time to the first batch, shuffled text in 200 files", fontsize=8, color=GREY)
+    figure.text(0.055, 0.95, "Time to the first batch, shuffled text in 200 files", fontsize=8, color=GREY)
     return figure
 
 
