@@ -1,36 +1,58 @@
 """How long until the first batch, fresh and resumed, and with how many files?
 
 Times from constructing dataset and loader, over a state at several places of the epoch, to the first batch: of text in
-200 files and in one large file, shuffled and not, without and with workers, with the footers read anew and with a saved
-manifest; then the start on many small files. Each time is measured in a process of its own that has imported
+200 files and in one large file, shuffled and not, without and with workers. Beside laneway, with the footers read anew
+and with a saved manifest, the libraries of peers.py that can resume, where installed:
+
+- litdata: StreamingDataLoader, from files of its own, so that the data files' layout makes no difference to it;
+- datasets: a streaming dataset of HF datasets, with workers in a StatefulDataLoader. Shuffled it has a buffer, of 1,000
+  rows as by default, which a state doesn't hold: it fills it anew, and the rows in it are lost ("no rows": all).
+
+torch-dataloader-utils is not here: in the middle of an epoch its state is empty, and it begins with row 0 again.
+
+The second table is the start on many small files. Each time is measured in a process of its own that has imported
 everything and read a batch of another dataset, in turns, and is the median of several.
-Run `python benchmarks/bench_resume.py [--short] [--json PATH]`.
+Run `python benchmarks/bench_resume.py [--short] [--json PATH] [--only WORD] [--no-peers]`.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
+import importlib
 import json
+import math
 import multiprocessing
+import os
 import shutil
 import tempfile
 import time
+import warnings
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import ExitStack
 from itertools import product
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from torchdata.stateful_dataloader import StatefulDataLoader
 
 from laneway import Manifest, SavableLoader, StatefulShardedDataset
 
+# Scripts find what lies beside them, and mypy what lies below the root.
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
+    from multiprocessing.connection import Connection
 
-BATCH_ROWS = 256
+    from benchmarks.corpora import Corpus
+    from benchmarks.peers import BATCH_ROWS, PEERS, Reading, stream_datasets, stream_litdata
+else:
+    from corpora import Corpus
+    from peers import BATCH_ROWS, PEERS, Reading, stream_datasets, stream_litdata
+
 POSITIONS = (0.01, 0.50, 0.99)
 NUM_FILES, SMALL_FILE_ROWS = 200, 100
 LARGE_GROUP_ROWS = 10_000
@@ -39,15 +61,35 @@ POOL_WORDS = 1_000_000
 """Text is cut from so many random words."""
 
 
+LANEWAY, WITH_MANIFEST, LITDATA, DATASETS = "laneway", "with manifest", "litdata", "datasets"
+OURS = (LANEWAY, WITH_MANIFEST)
+FOOTERS = "all footers by pyarrow"
+
+
 class Case(NamedTuple):
     """What is started."""
 
+    reader: str
     layout: str
     """Name of the folder of the data files."""
     shuffle: bool
     num_workers: int
-    manifest: bool
-    """Whether a saved manifest is used."""
+
+    @property
+    def title(self) -> str:
+        """What the table calls it, and `--only` looks into."""
+        return f"{self.layout} {'shuffled' if self.shuffle else 'unshuffled'} K={self.num_workers}"
+
+
+class Resumable(Protocol):
+    """What all libraries offer under the same names."""
+
+    def __iter__(self) -> Iterator[Any]: ...
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the pass is."""
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        """Make the next pass go on there."""
 
 
 def write_text(folder: Path, num_rows: int, num_files: int, group_rows: int) -> None:
@@ -85,32 +127,78 @@ def make_data(folder: Path, num_rows: int, small_files: int) -> None:
         Manifest.scan(str(path), progress=False).save(f"{path}.json")
 
 
-def loader_of(folder: Path, case: Case) -> SavableLoader:
+def open_laneway(folder: Path, case: Case) -> SavableLoader:
     """Return a fresh loader."""
     path = folder / case.layout
-    source = Manifest.load(f"{path}.json") if case.manifest else str(path)
+    source = Manifest.load(f"{path}.json") if case.reader == WITH_MANIFEST else str(path)
     dataset = StatefulShardedDataset(source, batch_size=BATCH_ROWS, shuffle=case.shuffle)
-    context = "fork" if case.num_workers else None
-    return SavableLoader(dataset, num_workers=case.num_workers, multiprocessing_context=context)
+    return SavableLoader(dataset, num_workers=case.num_workers, multiprocessing_context=_fork(case))
+
+
+def _fork(case: Case) -> str | None:
+    """Return how workers start; a spawned one would spend seconds on imports."""
+    return "fork" if case.num_workers else None
+
+
+def _reading(folder: Path, case: Case) -> tuple[list[str], Reading]:
+    path = folder / case.layout
+    reading = Reading(Corpus("text", 0, path), "parquet", case.shuffle, case.num_workers)
+    return [str(file) for file in sorted(path.iterdir())], reading
+
+
+def open_litdata(folder: Path, case: Case) -> Resumable:
+    """Return a fresh loader."""
+    kept = folder / LITDATA / ("warm" if case.layout == "warm" else "text")
+    files, reading = _reading(folder, case)
+    loader: Resumable = stream_litdata(files, reading, kept, sends_lists=True, multiprocessing_context=_fork(case))
+    return loader
+
+
+def open_datasets(folder: Path, case: Case) -> Resumable:
+    """Return a fresh streaming dataset, in a loader if there are workers."""
+    files, reading = _reading(folder, case)
+    dataset: Resumable = stream_datasets(files, reading, folder / DATASETS, buffer_rows=1_000).batch(BATCH_ROWS)
+    if not case.num_workers:
+        return dataset
+    loader: Resumable = StatefulDataLoader(
+        dataset, batch_size=None, num_workers=case.num_workers, multiprocessing_context=_fork(case)
+    )
+    return loader
+
+
+READERS: dict[str, Callable[[Path, Case], Resumable]] = {
+    LANEWAY: open_laneway,
+    WITH_MANIFEST: open_laneway,
+    LITDATA: open_litdata,
+    DATASETS: open_datasets,
+}
 
 
 def first_batch_s(folder: Path, case: Case, state: dict[str, Any] | None) -> float:
-    """Return the seconds that it takes to construct, to load the state and to get the first batch."""
-    next(iter(loader_of(folder, Case("warm", case.shuffle, 0, case.manifest))))
+    """Return the seconds that it takes to construct, to load the state and to get the first batch; NaN if none came."""
+    next(iter(READERS[case.reader](folder, case._replace(layout="warm", num_workers=0))))
     start = time.perf_counter()
-    loader = loader_of(folder, case)
+    loader = READERS[case.reader](folder, case)
     if state is not None:
         loader.load_state_dict(state)
-    next(iter(loader))
-    return time.perf_counter() - start
+    batch = next(iter(loader), None)
+    return math.nan if batch is None else time.perf_counter() - start
 
 
-def states_of(folder: Path, case: Case) -> list[dict[str, Any]]:
+def states_of(folder: Path, case: Case, num_rows: int) -> list[dict[str, Any]]:
     """Return the states at the positions, from one pass."""
-    loader = loader_of(folder, case)
+    READERS[case.reader](folder, case._replace(layout="warm", num_workers=0))
+    loader = READERS[case.reader](folder, case)
     # A little later: the middle itself is where row groups meet, and a batch across them needs both.
-    wanted = [min(int(len(loader) * position) + 2, len(loader) - 1) for position in POSITIONS]
-    return [loader.state_dict() for taken, _ in enumerate(loader, start=1) if taken in wanted]
+    num_batches = -(-num_rows // BATCH_ROWS)
+    wanted = [min(int(num_batches * position) + 2, num_batches - 1) for position in POSITIONS]
+    states = []
+    for taken, _ in enumerate(loader, start=1):
+        if taken in wanted:
+            states.append(copy.deepcopy(loader.state_dict()))
+        if taken == wanted[-1]:
+            break
+    return states
 
 
 def footers_s(folder: Path, layout: str) -> float:
@@ -129,54 +217,129 @@ def in_turns(calls: Iterable[tuple[Any, ...]], repeats: int, run: Callable[..., 
     return [median(column) for column in zip(*times, strict=True)]
 
 
-def measure(folder: Path, repeats: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return seconds of fresh starts and resumes, and of starts on many small files."""
-    # A new process for each call, forked from one that has imported laneway: nothing is cached in it.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["laneway", "pyarrow.parquet"])
-    with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as processes:
+def _send(connection: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    try:
+        connection.send((function(*arguments), None))
+    except Exception as error:  # noqa: BLE001 - whatever a library raises, the others go on
+        connection.send((None, f"{type(error).__name__}: {error}"))
 
-        def run(function: Callable[..., Any], *arguments: object) -> Any:  # noqa: ANN401 - what the function returns
-            return processes.submit(function, folder, *arguments).result()
 
-        resumes = []
-        for layout, shuffle, num_workers in product(("200 files", "1 file"), (False, True), WORKERS):
-            manifests = (False, True) if layout == "200 files" else (False,)
-            cases = [Case(layout, shuffle, num_workers, manifest) for manifest in manifests]
-            states = [None, *run(states_of, cases[0])]
-            calls: list[tuple[Any, ...]] = [(first_batch_s, case, state) for case in cases for state in states]
-            seconds = in_turns(calls, repeats, run)
-            for i, case in enumerate(cases):
-                fresh, *resumed = seconds[i * len(states) : (i + 1) * len(states)]
-                resumes.append(
-                    {
-                        **case._asdict(),
-                        "fresh s": fresh,
-                        **{f"at {position:.0%} s": time_s for position, time_s in zip(POSITIONS, resumed, strict=True)},
-                        "to fresh": max(resumed) / fresh,
-                        "among": max(resumed) / min(resumed),
-                    }
-                )
-        # Shuffled, a window is made of nearly all of these files: one case shows what that costs.
-        small = [Case("small files", *choice) for choice in product((False,), WORKERS, (False, True))]
-        small.append(Case("small files", shuffle=True, num_workers=0, manifest=True))
-        calls = [(footers_s, "small files"), *((first_batch_s, case, None) for case in small)]
-        footers, *seconds = in_turns(calls, repeats, run)
+def in_fork(function: Callable[..., Any], *arguments: Any) -> Any:  # noqa: ANN401 - whatever the function takes
+    """Return what a function returns in a process forked from this one, in which so nothing is cached."""
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_send, args=(sender, function, arguments))
+    process.start()
+    sender.close()
+    try:
+        result, error = receiver.recv()
+    except EOFError:
+        result, error = None, "its process died"
+    process.join()
+    if error is not None:
+        raise RuntimeError(error)
+    return result
+
+
+def _import(module: str) -> None:
+    """Import what a reader needs, and be quiet."""
+    warnings.simplefilter("ignore")
+    with Path(os.devnull).open("w") as nothing:
+        os.dup2(nothing.fileno(), 1)
+        os.dup2(nothing.fileno(), 2)
+    importlib.import_module(module)
+
+
+class Homes:
+    """Processes, one for each library, that have imported it and are forked for each call."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._stack = stack
+        self._processes: dict[str, ProcessPoolExecutor] = {}
+
+    def run(self, reader: str, function: Callable[..., Any], *arguments: object) -> Any:  # noqa: ANN401 - as in_fork
+        """Return what a function returns in a new process of this reader's."""
+        module = PEERS[reader].module if reader in PEERS else LANEWAY
+        if module not in self._processes:
+            spawn = multiprocessing.get_context("spawn")
+            pool = ProcessPoolExecutor(1, spawn, _import, (module,))
+            self._processes[module] = self._stack.enter_context(pool)
+        return self._processes[module].submit(in_fork, function, *arguments).result()
+
+
+def measure_resume(homes: Homes, folder: Path, cases: list[Case], num_rows: int, repeats: int) -> list[dict[str, Any]]:
+    """Return seconds of fresh starts and resumes of all readers of a case."""
+    found: list[dict[str, Any]] = []
+    states: list[list[dict[str, Any] | None]] = []
+    for case in cases:
+        row = {"case": case.title, **case._asdict()}
+        try:
+            taken = homes.run(case.reader, states_of, folder, case, num_rows)
+        except RuntimeError as error:
+            found.append({**row, "error": str(error)})
+            continue
+        found.append(row)
+        states.append([None, *taken])
+    going = [row for row in found if "error" not in row]
+    calls = [(row, state) for row, some in zip(going, states, strict=True) for state in some]
+
+    def run(row: dict[str, Any], state: dict[str, Any] | None) -> float:
+        if "error" in row:
+            return 0.0
+        case = Case(row["reader"], row["layout"], row["shuffle"], row["num_workers"])
+        try:
+            return float(homes.run(case.reader, first_batch_s, folder, case, state))
+        except RuntimeError as error:
+            row["error"] = str(error)
+            return 0.0
+
+    seconds = iter(in_turns(calls, repeats, run))
+    for row, some in zip(going, states, strict=True):
+        fresh, *resumed = [next(seconds) for _ in some]
+        if "error" not in row:
+            names = [f"at {position:.0%} s" for position in POSITIONS]
+            came = [time_s for time_s in resumed if not math.isnan(time_s)]
+            known = [None if math.isnan(time_s) else time_s for time_s in resumed]
+            row |= {"fresh s": fresh, **dict(zip(names, known, strict=True))}
+            row |= {"slowest/fastest": max(came) / min(came), "slowest/fresh": max(came) / fresh}
+    return found
+
+
+def measure_small(homes: Homes, folder: Path, repeats: int) -> list[dict[str, Any]]:
+    """Return seconds of starts on many small files."""
+    small = [Case(reader, "small files", shuffle=False, num_workers=k) for k, reader in product(WORKERS, OURS)]
+    # Shuffled, a window is made of many of these files: one case shows what that costs.
+    small.append(Case(WITH_MANIFEST, "small files", shuffle=True, num_workers=0))
+    calls = [(footers_s, "small files"), *((first_batch_s, case, None) for case in small)]
+    footers, *seconds = in_turns(calls, repeats, lambda function, *rest: homes.run(LANEWAY, function, folder, *rest))
     starts = [
-        {**case._asdict(), "first batch s": time_s, "to footers": time_s / footers}
+        {"case": case.title, **case._asdict(), "fresh s": time_s, "to footers": time_s / footers}
         for case, time_s in zip(small, seconds, strict=True)
     ]
-    return resumes, [*starts, {"layout": "all footers by pyarrow", "first batch s": footers, "to footers": 1.0}]
+    return [*starts, {"case": "", "reader": FOOTERS, "fresh s": footers, "to footers": 1.0}]
 
 
-def show(title: str, rows: list[dict[str, Any]]) -> None:
-    """Print a table."""
-    print(f"\n{title}")
-    print("  ".join(f"{name:>12}" for name in rows[0]))
+def show(title: str, rows: list[dict[str, Any]], columns: Iterable[str]) -> None:
+    """Print a table, a group of lines for each case."""
+    columns = list(columns)
+    print(f"\n{title}\n")
+    print(f"{'case':<28}{'reader':<24}" + "".join(f"{name:>17}" for name in columns))
+    before = None
     for row in rows:
-        values = (row.get(name, "") for name in rows[0])
-        shown = (f"{value:.3f}" if isinstance(value, float) else str(value) for value in values)
-        print("  ".join(f"{text:>12}" for text in shown))
+        case = row["case"] if row["case"] != before else ""
+        before = row["case"]
+        figures = row.get("error") or "".join(f"{_figure(row[name], name):>17}" for name in columns)
+        print(f"{case:<28}{row['reader']:<24}" + figures.splitlines()[0][:120])
+
+
+def _figure(value: float | None, column: str) -> str:
+    return "no rows" if value is None else f"{value:.{2 + column.endswith(' s')}f}"
+
+
+def readers_of(layout: str, *, with_peers: bool) -> list[str]:
+    """Return who takes part."""
+    peers = [name for name in (LITDATA, DATASETS) if PEERS[name].is_installed] if with_peers else []
+    return [LANEWAY, *([WITH_MANIFEST] if layout == "200 files" else []), *peers]
 
 
 def main() -> None:
@@ -184,14 +347,36 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--short", action="store_true", help="60,000 rows of text, 2,000 small files, fewer repeats")
     parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--only", default="", help='only cases with these words in their title: "1 file shuffled K=2"')
+    parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True, help="compare with libraries")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        num_rows, small_files = (60_000, 2_000) if arguments.short else (400_000, 10_000)
+    for name in (LITDATA, DATASETS) if arguments.peers else ():
+        if not PEERS[name].is_installed:
+            print(f"skipped, as it is not installed: {name}")
+    num_rows, small_files = (60_000, 2_000) if arguments.short else (400_000, 10_000)
+    repeats = 3 if arguments.short else 5
+    only = set(arguments.only.split())
+    resumes, starts = [], []
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        homes = Homes(stack)
         make_data(folder, num_rows, small_files)
-        resumes, starts = measure(folder, repeats=3 if arguments.short else 5)
-    show("Resume, seconds to the first batch; the slowest position over a fresh start, and over the fastest", resumes)
-    show(f"Fresh start, {small_files:,} small files, seconds to the first batch", starts)
+        for choice in product(("200 files", "1 file"), (False, True), WORKERS):
+            cases = [Case(reader, *choice) for reader in readers_of(choice[0], with_peers=arguments.peers)]
+            if only <= set(cases[0].title.split()):
+                resumes += measure_resume(homes, folder, cases, num_rows, repeats)
+        if only <= {"small", "files"}:
+            starts = measure_small(homes, folder, repeats)
+    if resumes:
+        columns = ("fresh s", *(f"at {position:.0%} s" for position in POSITIONS), "slowest/fastest", "slowest/fresh")
+        show(
+            "Seconds to the first batch, fresh and resumed; the positions among themselves and to fresh",
+            resumes,
+            columns,
+        )
+    if starts:
+        title = f"Seconds to the first batch of {small_files:,} small files; to the time of all footers"
+        show(title, starts, ("fresh s", "to footers"))
     if arguments.json:
         arguments.json.write_text(json.dumps({"resume": resumes, "small files": starts}, indent=1) + "\n")
 

@@ -3,7 +3,8 @@
 Reads the corpora of corpora.py in batches of 256 rows as dicts of tensors (tokens, tabular) or as dicts of Python
 values (text): laneway, pyarrow alone and every library of peers.py that is installed, each in a process of its own and
 one after another, several times over. A pass counts from the start of its iteration, the start of workers included.
-Run `python benchmarks/bench_throughput.py [--short] [--json PATH] [--only WORD] [--no-peers]`.
+Run `python benchmarks/bench_throughput.py [--short] [--json PATH] [--only WORD] [--no-peers]`; with `--workers 0 1 2 4`
+it reads shuffled Parquet at these numbers of workers instead, for the plot of draw.py.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from itertools import islice
+from itertools import islice, product, starmap
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
@@ -246,6 +247,8 @@ def compare(bench: Bench, case: Case, corpus: Corpus, contenders: list[str]) -> 
     peers = [name for name in rates if name in PEERS]
     row: dict[str, Any] = {
         "case": case.title,
+        "corpus": case.corpus,
+        "num_workers": case.num_workers,
         "rows/s": rates,
         "seconds to the first batch": {name: median(first for _, first in some) for name, some in passes.items()},
         "errors": errors,
@@ -297,11 +300,15 @@ def main() -> None:
     parser.add_argument("--short", action="store_true", help="small corpora; workers' start weighs more in them")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--only", default="", help='only cases with these words in their title, such as "tabular K=2"')
+    parser.add_argument("--workers", type=int, nargs="+", metavar="K", help="shuffled Parquet at these num_workers")
     parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True, help="compare with libraries")
     parser.add_argument("--repeats", type=int, default=REPEATS, help="passes of each, in turns (%(default)s)")
     parser.add_argument("--max-seconds", type=float, help="cut passes off after so long (20; short: 5)")
     parser.add_argument("--directory", type=Path, help="keep corpora and converted copies here, for the next run")
     arguments = parser.parse_args()
+    cases: Iterable[Case] = CASES
+    if arguments.workers is not None:
+        cases = starmap(Case, product(get_args(CorpusName), ("parquet",), (True,), arguments.workers))
     max_seconds = arguments.max_seconds or (5 if arguments.short else 20)
     contenders = list(OURS)
     for name, peer in PEERS.items() if arguments.peers else ():
@@ -314,7 +321,7 @@ def main() -> None:
         directory = arguments.directory or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         bench = Bench(stack, directory / "converted", repeats=arguments.repeats, max_seconds=max_seconds)
         show_header(contenders)
-        for case in CASES:
+        for case in cases:
             if set(arguments.only.split()) <= set(case.title.split()):
                 corpus = make_corpus(case.corpus, directory, "short" if arguments.short else "full")
                 rows.append(compare(bench, case, corpus, contenders))

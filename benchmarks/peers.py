@@ -14,17 +14,21 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
+
+    from torch.utils.data import Sampler
 
     from benchmarks.corpora import Corpus, FileFormat
 
 BATCH_ROWS = 256
 SHUFFLE_BUFFER_ROWS = 10_000
 """For libraries that shuffle by a buffer: about as many rows as raw pyarrow shuffles, those of a row group."""
+FEW_FILES = 10
+"""Fewer data files than this are few."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,37 +74,72 @@ def _load(module: str) -> Any:  # noqa: ANN401 - they may be missing, so their t
     return importlib.import_module(module)
 
 
-def _loader(dataset: Any, reading: Reading, **options: Any) -> Iterable[Any]:  # noqa: ANN401 - as above
-    """Return a DataLoader that collates rows: to tensors, or to a list where rows are wanted."""
-    if reading.rows_per_item is None and not reading.num_workers:
-        rows: Iterable[Any] = dataset
-        return rows
-    collate = list if reading.yields_rows else None
-    kind = options.pop("kind", DataLoader)
-    loader: Iterable[Any] = kind(
-        dataset, batch_size=BATCH_ROWS, num_workers=reading.num_workers, collate_fn=collate, **options
-    )
-    return loader
+# pyarrow's objects, which several libraries can yield, as the objects that are wanted.
 
 
-# HF datasets.
+def _rows_of(batch: pa.RecordBatch | pa.Table) -> list[dict[str, Any]]:
+    return batch.to_pylist()
 
 
-def _open_datasets(reading: Reading, directory: Path) -> Iterable[Any]:
+def _tensors_of(batch: pa.RecordBatch | pa.Table) -> dict[str, torch.Tensor]:
+    def tensor(column: Any) -> torch.Tensor:  # noqa: ANN401 - pyarrow's classes are generic in its stubs only
+        array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+        if isinstance(array, pa.FixedSizeListArray):
+            return torch.from_numpy(array.flatten().to_numpy()).view(len(array), -1)
+        return torch.from_numpy(array.to_numpy())
+
+    return {name: tensor(column) for name, column in zip(batch.schema.names, batch.columns, strict=True)}
+
+
+def _objects_of(reading: Reading) -> Callable[[Any], Any]:
+    return _rows_of if reading.yields_rows else _tensors_of
+
+
+def _rows_or_batches(batches: Iterable[Any], reading: Reading) -> Iterable[Any]:
+    """Return batches as they are, or the rows of lists of them where rows are wanted one by one."""
+    return (row for batch in batches for row in batch) if reading.rows_per_item is None else batches
+
+
+# HF datasets, both sides with its "arrow" format: its own conversion to tensors, and to rows, is several times slower.
+
+
+def _unbatched(batch: Any) -> pa.RecordBatch:  # noqa: ANN401 - a Table, which DataLoader's types don't know
+    """Return the rows that `batch()` has put into one row of lists."""
+    lists: list[Any] = [column.combine_chunks() for column in batch.columns]
+    return pa.RecordBatch.from_arrays([column.flatten() for column in lists], batch.column_names)
+
+
+def stream_datasets(
+    files: list[str], reading: Reading, directory: Path, *, buffer_rows: int = SHUFFLE_BUFFER_ROWS
+) -> Any:  # noqa: ANN401 - as above
+    """Return a streaming dataset of HF datasets.
+
+    Few files are cut at their row groups, as its documentation tells to do. Its buffer is filled from one of these
+    after the other: from several at a time, which is the default, it waits far longer than it computes.
+    """
     os.environ["HF_HUB_OFFLINE"] = "1"
-    files = reading.corpus.files(reading.file_format)
     dataset = _load("datasets").load_dataset(
         reading.file_format, data_files=files, split="train", streaming=True, cache_dir=str(directory)
     )
+    if reading.file_format == "parquet" and len(files) < FEW_FILES:
+        dataset = dataset.reshard()
     if reading.shuffle:
-        dataset = dataset.shuffle(seed=0, buffer_size=SHUFFLE_BUFFER_ROWS)
-    if reading.yields_rows:
-        return _loader(dataset, reading)
-    dataset = dataset.with_format("torch")
+        dataset = dataset.shuffle(seed=0, buffer_size=buffer_rows, max_buffer_input_shards=1)
+    return dataset.with_format("arrow")
+
+
+def _open_datasets(reading: Reading, directory: Path) -> Iterable[Any]:
+    dataset = stream_datasets(reading.corpus.files(reading.file_format), reading, directory)
+    convert = _objects_of(reading)
     if not reading.num_workers:
-        batches: Iterable[Any] = dataset.iter(batch_size=BATCH_ROWS)
-        return batches
-    return DataLoader(dataset.batch(BATCH_ROWS), batch_size=None, num_workers=reading.num_workers)
+        return _rows_or_batches(map(convert, dataset.iter(batch_size=BATCH_ROWS)), reading)
+    batches: Iterable[Any] = DataLoader(
+        dataset.batch(BATCH_ROWS),
+        batch_size=None,
+        num_workers=reading.num_workers,
+        collate_fn=lambda batch: convert(_unbatched(batch)),
+    )
+    return batches
 
 
 def _open_datasets_map(reading: Reading, directory: Path) -> Iterable[Any]:
@@ -110,31 +149,23 @@ def _open_datasets_map(reading: Reading, directory: Path) -> Iterable[Any]:
     dataset = _load("datasets").load_dataset(
         reading.file_format, data_files=files, split="train", cache_dir=str(directory)
     )
-    if not reading.yields_rows:
-        dataset = dataset.with_format("torch")
-    if reading.num_workers:
-        # DataLoader asks it for the rows of a whole batch at once.
-        return _loader(dataset, reading, shuffle=reading.shuffle)
-    if reading.shuffle:
-        dataset = dataset.shuffle(seed=0)
-    batches: Iterable[Any] = dataset if reading.yields_rows else dataset.iter(batch_size=BATCH_ROWS)
-    return batches
+    dataset = dataset.with_format("arrow")
+    convert = _objects_of(reading)
+    if not reading.shuffle and not reading.num_workers:
+        return _rows_or_batches(map(convert, dataset.iter(batch_size=BATCH_ROWS)), reading)
+    # Asked for the rows of a whole batch at once, as its documentation tells to do.
+    order: Sampler[int] = RandomSampler(dataset) if reading.shuffle else SequentialSampler(dataset)
+    batches: Iterable[Any] = DataLoader(
+        dataset,
+        sampler=BatchSampler(order, BATCH_ROWS, drop_last=False),
+        batch_size=None,
+        num_workers=reading.num_workers,
+        collate_fn=convert,
+    )
+    return _rows_or_batches(batches, reading)
 
 
 # torch-dataloader-utils.
-
-
-def _rows_of(batch: pa.RecordBatch) -> list[dict[str, Any]]:
-    return batch.to_pylist()
-
-
-def _tensors_of(batch: pa.RecordBatch) -> dict[str, torch.Tensor]:
-    def tensor(array: Any) -> torch.Tensor:  # noqa: ANN401 - pyarrow's classes are generic in its stubs only
-        if isinstance(array, pa.FixedSizeListArray):
-            return torch.from_numpy(array.flatten().to_numpy()).view(len(array), -1)
-        return torch.from_numpy(array.to_numpy())
-
-    return {name: tensor(array) for name, array in zip(batch.schema.names, batch.columns, strict=True)}
 
 
 def _open_dataloader_utils(reading: Reading, _: Path) -> Iterable[Any]:
@@ -147,10 +178,9 @@ def _open_dataloader_utils(reading: Reading, _: Path) -> Iterable[Any]:
         shuffle_buffer_size=SHUFFLE_BUFFER_ROWS if reading.shuffle else None,
         num_workers=reading.num_workers,
         output_format="arrow",
-        collate_fn=_rows_of if reading.yields_rows else _tensors_of,
+        collate_fn=_objects_of(reading),
     )
-    batches: Iterable[Any] = loader
-    return (row for batch in batches for row in batch) if reading.rows_per_item is None else batches
+    return _rows_or_batches(loader, reading)
 
 
 # litdata, in its own format.
@@ -166,14 +196,25 @@ def _tokens_of_file(path: str) -> Iterator[torch.Tensor]:
         yield from _tensors_of(batch)["tokens"]
 
 
-def _open_litdata(reading: Reading, directory: Path) -> Iterable[Any]:
+def stream_litdata(
+    files: list[str],
+    reading: Reading,
+    directory: Path,
+    *,
+    sends_lists: bool = False,
+    multiprocessing_context: str | None = None,
+) -> Any:  # noqa: ANN401 - as above
+    """Return litdata's loader, over files of its own in the directory, which are made if they are not there yet.
+
+    Unless lists are wanted, it is the dataset itself that yields single rows.
+    """
     litdata = _load("litdata")
     is_tokens = reading.corpus.name == "tokens"
     item_loader = litdata.TokensLoader(block_size=1_024) if is_tokens else None
     if not (directory / "index.json").exists():
         litdata.optimize(
             fn=_tokens_of_file if is_tokens else _rows_of_file,
-            inputs=reading.corpus.files("parquet"),
+            inputs=files,
             output_dir=str(directory),
             # Chunks that its shuffling and two workers can share out.
             chunk_size=1 << 21 if is_tokens else None,
@@ -184,7 +225,20 @@ def _open_litdata(reading: Reading, directory: Path) -> Iterable[Any]:
     dataset = litdata.StreamingDataset(
         str(directory), item_loader=item_loader, shuffle=reading.shuffle, drop_last=False, seed=0
     )
-    return _loader(dataset, reading, kind=litdata.StreamingDataLoader)
+    if reading.rows_per_item is None and not sends_lists:
+        return dataset
+    return litdata.StreamingDataLoader(
+        dataset,
+        batch_size=BATCH_ROWS,
+        num_workers=reading.num_workers,
+        collate_fn=list if reading.yields_rows else None,
+        multiprocessing_context=multiprocessing_context,
+    )
+
+
+def _open_litdata(reading: Reading, directory: Path) -> Iterable[Any]:
+    loader: Iterable[Any] = stream_litdata(reading.corpus.files("parquet"), reading, directory)
+    return loader
 
 
 # mosaicml-streaming, in its own format.
@@ -217,7 +271,14 @@ def _open_streaming(reading: Reading, directory: Path) -> Iterable[Any]:
         _write_mds(reading.corpus, directory)
     streaming.base.util.clean_stale_shared_memory()
     dataset = streaming.StreamingDataset(local=str(directory), shuffle=reading.shuffle, batch_size=BATCH_ROWS)
-    return _loader(dataset, reading)
+    if reading.rows_per_item is None:
+        rows: Iterable[Any] = dataset
+        return rows
+    collate = list if reading.yields_rows else None
+    loader: Iterable[Any] = DataLoader(
+        dataset, batch_size=BATCH_ROWS, num_workers=reading.num_workers, collate_fn=collate
+    )
+    return loader
 
 
 PEERS = {
