@@ -51,7 +51,8 @@ def test_a_copy_has_the_values_of_its_slice(column: pa.Array[Any]) -> None:
 
 
 def test_runs_come_in_any_order_and_cut_into_chunks_in_any_way() -> None:
-    schema = pa.schema([pa.field("id", pa.int64()), pa.field("key", pa.int32()), pa.field("text", pa.string())])
+    fields: list[Any] = [pa.field("id", pa.int64()), pa.field("key", pa.int32()), pa.field("text", pa.string())]
+    schema = pa.schema(fields)
     ids = np.arange(30)
 
     def run(start: int, stop: int) -> pa.Table:
