@@ -18,11 +18,11 @@ demo: .venv/installed ## Train, be killed, resume, on more ranks too, and prove 
 	@$(BIN)/python -u examples/ddp_elastic.py
 
 test: .venv/installed ## Run all tests, doctests and the README's code
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-storage: .venv/installed ## Test on real S3 servers, Ceph's too, with many more broken networks (some minutes)
 	$(BIN)/python scripts/ceph_rgw.py --install
-	LANEWAY_STORAGE_TESTS=all $(BIN)/python -m pytest tests/storage
+	LANEWAY_STORAGE_TESTS=all $(BIN)/python -m pytest -n 2 --dist loadfile tests/storage
 
 bench: .venv/installed ## Run all benchmarks in a short form (some minutes)
 	@for file in benchmarks/bench_*.py; do \

@@ -50,6 +50,10 @@ class _Pass(Protocol):
     def is_complete(self) -> bool:
         """Whether this rank has delivered all it has of the epoch."""
 
+    @property
+    def rows(self) -> list[Any] | tuple[()]:
+        """Single rows that are at hand, last first: to take one is to deliver it."""
+
     def progress(self) -> Progress:
         """Return what this rank has delivered."""
 
@@ -83,6 +87,8 @@ class _Feed(Protocol):
 class _CompletePass:
     """A pass over an epoch of which nothing is left."""
 
+    rows = ()
+
     def __init__(self, settled: Settled) -> None:
         self.plan = settled.plan
         self._progress = settled.progress
@@ -104,6 +110,7 @@ class _Iterator:
     def __init__(self, loader: SavableLoader) -> None:
         self._loader = loader
         self._has_begun = self._is_over = self._is_shown = False
+        self._rows: list[Any] | tuple[()] = ()
 
     def __iter__(self) -> Iterator[Any]:
         return self
@@ -117,6 +124,9 @@ class _Iterator:
             self._has_begun, self._is_shown = True, not self._bar.disable
         # What else was asked of the loader or its dataset is looked at only where something was: rows are many.
         is_last = loader._pass is self._pass and loader._num_changes == loader._passes.num_changes  # noqa: SLF001
+        if is_last and self._rows:
+            loader._num_delivered += 1  # noqa: SLF001 - it is one of us
+            return self._rows.pop()
         if not is_last and loader._running is not self._pass:  # noqa: SLF001 - it is one of us
             message = "this iterator is over: another pass over its SavableLoader has begun, or a state was restored"
             raise LanewayError(message)
@@ -129,6 +139,8 @@ class _Iterator:
         loader._num_delivered += 1  # noqa: SLF001 - it is one of us
         if self._is_shown:
             self._bar.update()
+        else:
+            self._rows = self._pass.rows
         return item
 
 

@@ -103,6 +103,9 @@ class SnapshotFeed:
 class SnapshotPass:
     """What one rank delivers of an epoch, and how far it has come. After an error it goes on where it was."""
 
+    rows = ()
+    """Single rows that are at hand: none, as the loader counts them itself."""
+
     def __init__(self, feed: SnapshotFeed, progress: Progress, settled: Settled) -> None:
         """Begin; the workers start at once."""
         self._feed = feed

@@ -125,7 +125,9 @@ class TrackedFeed:
             # Workers that persist know of fresh epochs only.
             self.renew()
         self._source.begin(progress)
-        return iter(self._loader)
+        # Without workers a DataLoader would add nothing but the time that it takes.
+        is_direct = not self._options.get("num_workers") and not self._options.get("pin_memory")
+        return iter(self._source if is_direct else self._loader)
 
 
 class TrackedPass:
@@ -146,6 +148,11 @@ class TrackedPass:
     def plan(self) -> Plan:
         """The plan that belongs to `progress`."""
         return self._cursor.plan
+
+    @property
+    def rows(self) -> list[Any]:
+        """Single rows that are at hand, last first: to take one is to deliver it."""
+        return self._run.rows
 
     @property
     def is_complete(self) -> bool:
