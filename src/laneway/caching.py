@@ -16,10 +16,12 @@ import pyarrow.fs
 from fsspec.implementations.dirfs import DirFileSystem
 
 from laneway.errors import DataFileError, ManifestCacheWarning
-from laneway.storage import Storage, without_secrets
+from laneway.redaction import without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from laneway.storage import Storage
 
     CacheDir: TypeAlias = str | os.PathLike[str] | bool | None
     """A directory or URL; True: the user's cache directory; None: that one for remote storage only; False: none."""

@@ -122,6 +122,7 @@ def retried(
     call: Callable[[float], T],
     policy: RetryPolicy,
     *,
+    on_retry: Callable[[BaseException, str], None] | None = None,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
     draw: Callable[[], float] = random.random,
@@ -131,6 +132,7 @@ def retried(
     Args:
         call: Is given the seconds it has, and raises TimeoutError when they are over.
         policy: How often and for how long.
+        on_retry: Is told what went wrong, and what comes next, before each further try.
         clock: Seconds on a clock that never goes back.
         sleep: Waits.
         draw: A number in [0, 1).
@@ -153,6 +155,8 @@ def retried(
             # A try that begins at the deadline is no try.
             if attempt == policy.max_attempts or elapsed + pause >= policy.deadline_s:
                 raise GaveUpError(attempt, elapsed) from error
+            if on_retry is not None:
+                on_retry(error, f"try {attempt + 1} of {policy.max_attempts} follows in {pause:.1f} s")
         sleep(pause)
         delay, limit = 2 * delay, 2 * limit
     raise AssertionError

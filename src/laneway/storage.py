@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import io
+import logging
 import os
 import pickle
 import re
@@ -27,6 +28,7 @@ from fsspec.utils import glob_translate
 
 from laneway.errors import DataFileError, LanewayError
 from laneway.ranges import RangeClient, Request, ShortBodyError, VersionError, checked, client_for, in_time
+from laneway.redaction import tells_a_secret, without_secrets
 from laneway.retries import GaveUpError, RetryPolicy, is_transient, retried
 
 if TYPE_CHECKING:
@@ -39,18 +41,12 @@ if TYPE_CHECKING:
     T = TypeVar("T")
     FileSystem: TypeAlias = AbstractFileSystem | pyarrow.fs.FileSystem
 
-_USERINFO = re.compile(r"(?<=://)/?[^/\s]*@")
-_QUERY = re.compile(r"(://[^\s?'\"]*)\?[^\s'\"]*")
-_SHORTEST_SECRET = 4
 _WILDCARDS = "*?["
 
 # What filesystems call the version of a file; an ETag tells more than a time does.
 _VERSION_KEYS = ("ETag", "etag", "e_tag", "blob_id", "mtime", "LastModified", "last_modified", "updated", "created")
-# What servers repeat of a request they refuse: the name of a key, and what was signed.
-_SIGNED = re.compile(
-    r"<(AWSAccessKeyId|StringToSign\w*|SignatureProvided|CanonicalRequest\w*)>.*?</\1>", re.DOTALL | re.IGNORECASE
-)
 _CONNECTIONS: Final = 32
+_log = logging.getLogger(__name__)
 
 
 _kept: dict[int, object] = {}
@@ -179,7 +175,7 @@ class Storage:
         else:
             filesystem, path = url_to_fs(text, **self._arguments)
             if filesystem != self.filesystem:
-                first, second = _scrub(self._url), _scrub(text)
+                first, second = without_secrets(self._url), without_secrets(text)
                 message = f"{first} and {second} are on different filesystems: read them as two datasets"
                 raise ValueError(message)
         if self.is_local:
@@ -208,7 +204,7 @@ class Storage:
         """Return `path` for messages: as a URL where it is one, without userinfo and query."""
         if not self.is_local and self._given is None and "://" not in path:
             path = cast("str", self.filesystem.unstrip_protocol(path))
-        return _scrub(path)
+        return without_secrets(path)
 
     def info(self, path: str) -> Entry | None:
         """Return what is at `path` now, or None if nothing is.
@@ -342,7 +338,7 @@ class Storage:
 
         with self._naming(path):
             if len(found) < len(wanted):
-                retried(attempt, self._retries)
+                retried(attempt, self._retries, on_retry=partial(self._tell, path))
         return [found[index] for index in range(len(wanted))]
 
     def _look_at(self, path: str, limit_s: float) -> tuple[int | None, str]:
@@ -369,12 +365,16 @@ class Storage:
             return answer
 
         with self._naming(path):
-            return retried(attempt, self._retries)
+            return retried(attempt, self._retries, on_retry=partial(self._tell, path))
 
     def _ask_for_long(self, path: str, call: Callable[[], T]) -> T:
         """Return what a filesystem answers to what may be any number of requests, tried again where that may help."""
         with self._naming(path):
-            return retried(lambda _: call(), self._retries)
+            return retried(lambda _: call(), self._retries, on_retry=partial(self._tell, path))
+
+    def _tell(self, path: str, error: BaseException, next_step: str) -> None:
+        """Log what is tried again: somebody may wonder why a job waits."""
+        _log.warning("%s; %s", self.problem(path, "did not answer as it should", error), next_step)
 
     def _read_local(self, path: str, requests: Sequence[Request]) -> list[Data]:
         found: list[Data] = []
@@ -438,7 +438,9 @@ class Storage:
 
     def problem(self, path: str, what: str, error: BaseException) -> DataFileError:
         """Return the error that says what failed about a file; raise it from `cause(error)`."""
-        return DataFileError(f"{self.display(path)} {what}: {self._clean(str(error)) or type(error).__name__}")
+        return DataFileError(
+            f"{self.display(path)} {what}: {without_secrets(str(error), *self._secrets) or type(error).__name__}"
+        )
 
     def changed(self, path: str, difference: str) -> DataFileError:
         """Return the error for a file that is no longer what it was when it was planned."""
@@ -446,15 +448,7 @@ class Storage:
 
     def cause(self, error: BaseException) -> BaseException | None:
         """Return `error`, or None where showing it and what led to it would tell a secret."""
-        chain: list[BaseException] = []
-        todo: list[BaseException | None] = [error]
-        while todo:
-            link = todo.pop()
-            if link is not None and link not in chain:
-                chain.append(link)
-                todo += [link.__cause__, link.__context__]
-        texts = [text for link in chain for text in (str(link), repr(link))]
-        return error if all(self._clean(text) == text for text in texts) else None
+        return None if tells_a_secret(error, *self._secrets) else error
 
     @contextmanager
     def _naming(self, path: str) -> Iterator[None]:
@@ -521,11 +515,9 @@ class Storage:
     def _asked(self, path: str) -> str:
         return path + self._queries.get(path, "")
 
-    def _clean(self, text: str) -> str:
-        given = {} if self._given is None else self._given.storage_options
-        for secret in (*_texts(self._options), *_texts(given)):
-            text = text.replace(secret, "***")
-        return _scrub(text)
+    @property
+    def _secrets(self) -> tuple[object, ...]:
+        return self._options, {} if self._given is None else self._given.storage_options
 
 
 class RangeFile(io.RawIOBase):
@@ -569,11 +561,6 @@ class RangeFile(io.RawIOBase):
         data = self.read(len(buffer))
         buffer[: len(data)] = data
         return len(data)
-
-
-def without_secrets(text: str) -> str:
-    """Return a text without the userinfo and the queries of the URLs in it."""
-    return _scrub(text)
 
 
 def has_wildcards(path: str) -> bool:
@@ -681,21 +668,3 @@ def _with_timeouts(url: str, options: Mapping[str, Any], policy: RetryPolicy) ->
         "retries": {"total_max_attempts": 1, "mode": "standard"},
     }
     return {**options, "config_kwargs": {**ours, **(options.get("config_kwargs") or {})}}
-
-
-def _scrub(text: str) -> str:
-    """Return `text` without the userinfo and the queries of the URLs in it, and without what was signed."""
-    return _SIGNED.sub(r"<\1>***</\1>", _QUERY.sub(r"\1", _USERINFO.sub("", text)))
-
-
-def _texts(options: object) -> Iterator[str]:
-    """Yield every string that is a value somewhere in storage options and long enough to be a secret."""
-    if isinstance(options, str):
-        if len(options) >= _SHORTEST_SECRET:
-            yield options
-    elif isinstance(options, dict):
-        for value in options.values():
-            yield from _texts(value)
-    elif isinstance(options, (list, tuple)):
-        for value in options:
-            yield from _texts(value)

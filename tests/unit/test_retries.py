@@ -166,3 +166,17 @@ def test_other_errors_are_not_tried_again(error: Exception) -> None:
 def test_a_policy_without_bounds_is_refused(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"{name} must be"):
         RetryPolicy(**{name: value})
+
+
+def test_each_further_try_is_told_with_its_reason_and_a_success_is_not() -> None:
+    clock, told = Clock(), list[str]()
+    flaky = Flaky(clock, 2)
+    retried(
+        flaky,
+        RetryPolicy(max_attempts=5),
+        on_retry=lambda error, next_step: told.append(f"{error}; {next_step}"),
+        clock=lambda: clock.now,
+        sleep=clock.sleep,
+        draw=lambda: 0.5,
+    )
+    assert told == ["busy; try 2 of 5 follows in 0.1 s", "busy; try 3 of 5 follows in 0.1 s"]
