@@ -6,6 +6,7 @@ Arrow's: they are put together and taken in order when all runs are there.
 
 from __future__ import annotations
 
+import math
 import threading
 from dataclasses import dataclass
 from itertools import accumulate
@@ -89,7 +90,7 @@ class Gathering:
         with self._lock:
             if not self._numbers:
                 shapes = ((len(self._order), *values.shape[1:]) for values in found)
-                into = (np.empty(shape, values.dtype) for shape, values in zip(shapes, found, strict=True))
+                into = (_empty(shape, values.dtype) for shape, values in zip(shapes, found, strict=True))
                 self._numbers = dict(zip(self._at_once, into, strict=True))
         places = self._places[start : start + len(columns[0])]
         is_wanted = None if self._is_whole else places >= 0
@@ -115,6 +116,12 @@ class Gathering:
             )
             for start, batch in zip(starts, batches, strict=False)
         ]
+
+
+def _empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return an array in memory of Arrow's pool, which gives back and uses again what other threads let go of."""
+    num_bytes = math.prod(shape) * dtype.itemsize
+    return np.frombuffer(pa.allocate_buffer(num_bytes), dtype).reshape(shape) if num_bytes else np.empty(shape, dtype)
 
 
 def taken(table: pa.Table, order: pa.Int64Array) -> pa.Table:
