@@ -55,7 +55,12 @@ class CacheEntry:
         """
         if cache_dir is False or (cache_dir is None and not _is_worthwhile(storage.filesystem)):
             return None
-        place = storage.beside(_user_directory() if cache_dir is None or cache_dir is True else cache_dir)
+        if cache_dir is None or cache_dir is True:
+            cache_dir = _user_directory()
+            if not cache_dir.is_absolute():
+                # A process without a home would write into a directory "~" below the working directory.
+                return None
+        place = storage.beside(cache_dir)
         facts = [storage.display(storage.root), *key, *_identity(storage.filesystem)]
         # Without secrets, so that new credentials find the entry of the old ones.
         digest = hashlib.blake2b(json.dumps([without_secrets(fact) for fact in facts]).encode(), digest_size=16)
@@ -70,9 +75,14 @@ class CacheEntry:
     def read(self) -> bytes | None:
         """Return what the entry holds, or None."""
         try:
+            if self.storage.is_local:
+                # One look: an entry may be replaced between two.
+                return Path(self._path).read_bytes()
             entry = self.storage.info(self._path)
-            return None if entry is None else self.storage.read_range(self._path, 0, entry.size)
-        except DataFileError as error:
+            return None if entry is None else self.storage.read_range(self._path, 0, entry.size, entry.version)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
             self._warn_once(f"the manifest cache can't be read: {error}; {_AWAY}")
             return None
 

@@ -105,12 +105,14 @@ def _scan(found: DataFiles, indices: Sequence[int]) -> list[_Result]:
     paths = [storage.join(found.paths[index]) for index in indices]
     sizes = [found.sizes[index] for index in indices]
     tails: list[bytes | None] = [None] * len(paths)
+    # Of one version with the listing, where that costs no further request.
+    versions = [found.versions[index] if storage.asks_for_versions else "" for index in indices]
     if format_.tail_bytes > 0:
-        tails = storage.read_tails(paths, sizes, format_.tail_bytes)
+        tails = storage.read_tails(paths, sizes, format_.tail_bytes, versions)
     results: list[_Result] = []
-    for path, size, tail in zip(paths, sizes, tails, strict=True):
+    for path, size, tail, version in zip(paths, sizes, tails, versions, strict=True):
         try:
-            results.append(format_.scan(storage, path, size, tail))
+            results.append(format_.scan(storage, path, size, tail, version))
         except DataFileError as error:
             results.append(error)
             # Where each failure takes its time and its requests, the rest need not fail too.

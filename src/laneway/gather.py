@@ -121,7 +121,11 @@ class Gathering:
 def _empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
     """Return an array in memory of Arrow's pool, which gives back and uses again what other threads let go of."""
     num_bytes = math.prod(shape) * dtype.itemsize
-    return np.frombuffer(pa.allocate_buffer(num_bytes), dtype).reshape(shape) if num_bytes else np.empty(shape, dtype)
+    return (
+        np.frombuffer(cast("Any", pa.allocate_buffer(num_bytes)), dtype).reshape(shape)
+        if num_bytes
+        else np.empty(shape, dtype)
+    )
 
 
 def taken(table: pa.Table, order: pa.Int64Array) -> pa.Table:

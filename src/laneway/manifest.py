@@ -150,7 +150,7 @@ class Manifest:
         if root is None:
             return manifest
         moved = Storage(root, filesystem, storage_options, retries)
-        return replace(manifest, root=moved.display(moved.root), versions=("",) * manifest.files.num_files)
+        return replace(manifest, root=moved.display(moved.root), versions=_versions_now(manifest, moved))
 
     def save(
         self,
@@ -302,6 +302,12 @@ def _update(found: DataFiles, cached: Manifest | None, *, progress: bool | None)
         layout_starts=np.array([0, *accumulate(len(scan.layout) for scan in scans)], np.int64),
         versions=tuple(found.versions),
     )
+
+
+def _versions_now(manifest: Manifest, storage: Storage) -> tuple[str, ...]:
+    """Return the versions of files that moved: without one, no read would find out that a file changes."""
+    found = {} if storage.is_local else {entry.path: entry.version for entry in storage.find(storage.root)}
+    return tuple(found.get(storage.join(path), "") for path in manifest.files.paths)
 
 
 def _common_schema(found: DataFiles, scans: Sequence[FileScan]) -> pa.Schema:

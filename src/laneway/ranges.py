@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import secrets
 import sys
 import threading
 import time
@@ -38,7 +37,7 @@ _OPEN_FILES: Final = 64
 # Waiting for the event loop itself: it ends what it runs in time, unless it hangs.
 _LOOP_GRACE_S: Final = 2.0
 _PARTIAL_CONTENT: Final = 206
-_MARK_BYTES: Final = 16
+_MARKS: Final = (0x5A, 0xA5)  # two bytes that differ
 # What pyarrow says once a file is open, in the text of an OSError.
 _ARROW_ERRORS: Final = {
     "NO_SUCH_KEY": FileNotFoundError,
@@ -179,6 +178,12 @@ class _S3fsClient(_AsyncClient):
             asked = filesystem._get_s3_method_kwargs(client.get_object, **asked)  # noqa: SLF001
             answer = await client.get_object(**asked)
             async with answer["Body"] as body:
+                # Before it is read: where the range was ignored, it is the whole file, however long.
+                if request.version and answer.get("ETag", request.version).strip('"') != request.version.strip('"'):
+                    raise VersionError
+                status = answer["ResponseMetadata"].get("HTTPStatusCode", _PARTIAL_CONTENT)
+                _check_place(request, status, answer.get("ContentRange"))
+                _check_length(request, answer.get("ContentLength"))
                 data: bytes = await body.read()
         except ClientError as error:
             if error.response.get("Error", {}).get("Code") in {"PreconditionFailed", "412"}:
@@ -187,10 +192,6 @@ class _S3fsClient(_AsyncClient):
                 raise
             # A FileNotFoundError or PermissionError, where it is one.
             raise translate_boto_error(error) from error
-        if request.version and answer.get("ETag", request.version).strip('"') != request.version.strip('"'):
-            raise VersionError
-        status = answer["ResponseMetadata"].get("HTTPStatusCode", _PARTIAL_CONTENT)
-        _check_place(request, status, answer.get("ContentRange"))
         return checked(data, request)
 
 
@@ -217,6 +218,10 @@ class _ObstoreClient(_AsyncClient):
             if type(error).__name__ == "PreconditionError":
                 raise VersionError from error
             raise
+        etag = answer.meta.get("e_tag")
+        if request.version and etag and etag.strip('"') != request.version.strip('"'):
+            # A server that doesn't know the condition ignores it.
+            raise VersionError
         if tuple(answer.range) != wanted:
             message = f"{request.text}, and others came"
             raise ShortBodyError(message)
@@ -260,11 +265,8 @@ class _ArrowClient(_BlockingClient):
                     self._open.popitem(last=False)
         buffer = pa.allocate_buffer(num_bytes)
         data = memoryview(cast("Any", buffer)).cast("B")
-        # A body that is too short but consistent counts as whole there, and leaves the rest of the memory as it was.
-        mark = secrets.token_bytes(min(_MARK_BYTES, num_bytes))
-        data[num_bytes - len(mark) :] = mark
         try:
-            came = file.get_stream(request.start, num_bytes).readinto(data)
+            came = _read_into(data, file, request)
         except OSError as error:
             self._forget(path)
             for name, kind in _ARROW_ERRORS.items():
@@ -274,15 +276,24 @@ class _ArrowClient(_BlockingClient):
         except BaseException:
             self._forget(path)
             raise
-        if came == num_bytes and data[num_bytes - len(mark) :] == mark:
-            self._forget(path)
-            message = f"{request.text}, and fewer came"
-            raise ShortBodyError(message)
         return data[:came]
 
     def _forget(self, path: str) -> None:
         with self._lock:
             self._open.pop(path, None)
+
+
+def _read_into(data: memoryview, file: Any, request: Request) -> int:  # noqa: ANN401 - its class has no public name
+    """Fill memory with what was asked for, and return how many bytes came."""
+    # A body that is too short but consistent counts as whole there, and leaves the end of the memory as it was.
+    # It is so only if two different marks survive there: one may happen to be what was read.
+    for mark in _MARKS:
+        data[-1] = mark
+        came: int = file.get_stream(request.start, len(data)).readinto(data)
+        if came < len(data) or data[-1] != mark:
+            return came
+    message = f"{request.text}, and fewer came"
+    raise ShortBodyError(message)
 
 
 def coalesced(ranges: Iterable[tuple[int, int]], hole_bytes: int, most_bytes: int) -> list[tuple[int, int]]:
@@ -353,4 +364,10 @@ def _check_place(request: Request, status: int, content_range: str | None) -> No
     place = _CONTENT_RANGE.fullmatch(content_range or "")
     if place is not None and (int(place[1]), int(place[2]) + 1) != (request.start, request.stop):
         message = f"{request.text}, and {content_range} came"
+        raise ShortBodyError(message)
+
+
+def _check_length(request: Request, length: int | None) -> None:
+    if length is not None and length != request.stop - request.start:
+        message = f"{request.text}, and {length:,} bytes came"
         raise ShortBodyError(message)

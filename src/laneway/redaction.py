@@ -15,6 +15,8 @@ _SIGNED = re.compile(
     r"<(AWSAccessKeyId|StringToSign\w*|SignatureProvided|CanonicalRequest\w*)>.*?</\1>", re.DOTALL | re.IGNORECASE
 )
 _SHORTEST_SECRET = 4
+_PLACES = frozenset({"endpoint", "endpoint_override", "endpoint_url", "region", "region_name"})
+"""Options that say where a storage is: users need to see them, and credentials in a URL go all the same."""
 
 
 def without_secrets(text: str, *options: object) -> str:
@@ -42,8 +44,9 @@ def _texts(options: object) -> Iterator[str]:
         if len(options) >= _SHORTEST_SECRET:
             yield options
     elif isinstance(options, dict):
-        for value in options.values():
-            yield from _texts(value)
+        for key, value in options.items():
+            if key not in _PLACES:
+                yield from _texts(value)
     elif isinstance(options, (list, tuple)):
         for value in options:
             yield from _texts(value)

@@ -14,7 +14,11 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
-_TRANSIENT_STATUSES: Final = frozenset({408, 425, 429, 500, 502, 503, 504, 509})
+_TRANSIENT_STATUSES: Final = frozenset({408, 425, 429, 500, 502, 503, 504, 509, *range(520, 530)})
+# What S3 also says with a status of 400.
+_TRANSIENT_CODES: Final = frozenset(
+    {"RequestTimeout", "RequestTimeoutException", "SlowDown", "Throttling", "ThrottlingException", "RequestThrottled"}
+)
 _LOST_CONNECTION: Final = frozenset(
     {
         errno.ECONNABORTED,
@@ -100,6 +104,8 @@ class RetryPolicy:
     a slow link is told from a stalled one."""
     deadline_s: float = 120.0
     """Seconds after which nothing is tried or waited for any more."""
+    listing_timeout_s: float = 600.0
+    """Seconds after which a listing is given up, which is any number of requests."""
     connect_timeout_s: float = 5.0
     """Seconds to wait for a connection. For s3fs that laneway makes; other clients have settings of their own."""
     read_timeout_s: float = 10.0
@@ -169,6 +175,8 @@ def is_transient(error: BaseException) -> bool:
     if isinstance(error, _PERMANENT):
         return False
     for link in _chain(error):
+        if _code(link) in _TRANSIENT_CODES:
+            return True
         status = _status(link)
         if status is not None:
             return status in _TRANSIENT_STATUSES
@@ -192,6 +200,12 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         yield link
         seen.append(link)
         link = link.__cause__ or link.__context__
+
+
+def _code(error: BaseException) -> str | None:
+    """Return what S3 calls an error, as botocore tells it, or None."""
+    response = getattr(error, "response", None)
+    return response.get("Error", {}).get("Code") if isinstance(response, dict) else None
 
 
 def _status(error: BaseException) -> int | None:

@@ -369,8 +369,15 @@ class Storage:
 
     def _ask_for_long(self, path: str, call: Callable[[], T]) -> T:
         """Return what a filesystem answers to what may be any number of requests, tried again where that may help."""
+
+        def attempt(_: float) -> T:
+            (answer,) = in_time([call], self._retries.listing_timeout_s)
+            if isinstance(answer, BaseException):
+                raise answer
+            return answer
+
         with self._naming(path):
-            return retried(lambda _: call(), self._retries, on_retry=partial(self._tell, path))
+            return retried(attempt, self._retries, on_retry=partial(self._tell, path))
 
     def _tell(self, path: str, error: BaseException, next_step: str) -> None:
         """Log what is tried again: somebody may wonder why a job waits."""
@@ -389,7 +396,14 @@ class Storage:
         """Whether `read_tails` sends its requests at the same time."""
         return self._own().client.is_concurrent
 
-    def read_tails(self, paths: Sequence[str], sizes: Sequence[int], num_bytes: int) -> list[bytes | None]:
+    @property
+    def asks_for_versions(self) -> bool:
+        """Whether a request can say which version of a file it wants, and so costs no other to be sure of it."""
+        return not self.is_local and self._own().client.is_conditional
+
+    def read_tails(
+        self, paths: Sequence[str], sizes: Sequence[int], num_bytes: int, versions: Sequence[str]
+    ) -> list[bytes | None]:
         """Return the last `num_bytes` of each file, or all of it; None for one where that did not succeed at once.
 
         What is None is to be asked for with `read_range`, which tries again and says what fails.
@@ -400,7 +414,7 @@ class Storage:
         if self.is_local:
             tails = map(_read_at, paths, starts, lengths)
         elif self.reads_at_once and all(lengths):
-            requests = list(map(Request, map(self._asked, paths), starts, sizes))
+            requests = list(map(Request, map(self._asked, paths), starts, sizes, versions))
             limit_s = min(self._retries.attempt_timeout_s, self._retries.deadline_s)
             with suppress(Exception):
                 tails = self._own().client.fetch(requests, limit_s)

@@ -70,12 +70,19 @@ class ArrowFormat:
         """Return whether a file that begins with `head` may be an Arrow file or stream."""
         return head.startswith((_MAGIC, CONTINUATION))
 
-    def scan(self, storage: Storage, path: str, size: int, tail: bytes | None = None) -> FileScan:  # noqa: ARG002
+    def scan(
+        self,
+        storage: Storage,
+        path: str,
+        size: int,
+        tail: bytes | None = None,  # noqa: ARG002 - headers are read from the front
+        version: str = "",
+    ) -> FileScan:
         """Walk over the message headers; of the bodies, only the first and the last KiB of each are read.
 
         The digest covers all of that: headers alone stay equal when fixed-width values are rewritten.
         """
-        messages = list(_walk(storage, path, size))
+        messages = list(_walk(storage, path, size, version))
         if not messages:
             text = f"{storage.display(path)} holds no Arrow message: it is {'truncated' if size else 'empty'}"
             raise DataFileError(text)
@@ -221,8 +228,10 @@ class _Message:
 class _PartlyRead(RangeFile):
     """A file of which some ranges are there already."""
 
-    def __init__(self, storage: Storage, path: str, size: int, parts: Sequence[tuple[int, bytes]]) -> None:
-        super().__init__(storage, path, size, "")
+    def __init__(
+        self, storage: Storage, path: str, size: int, version: str, parts: Sequence[tuple[int, bytes]]
+    ) -> None:
+        super().__init__(storage, path, size, version)
         self._parts = sorted(parts)
         self._starts = [start for start, _ in self._parts]
 
@@ -236,12 +245,12 @@ class _PartlyRead(RangeFile):
         return data[at - start : at - start + size]
 
 
-def _headers(storage: Storage, path: str, size: int) -> BinaryIO:
+def _headers(storage: Storage, path: str, size: int, version: str) -> BinaryIO:
     """Return a file to walk over: of a remote one, what its footer says a walk will read comes in one go."""
     if storage.is_local:
-        return cast("BinaryIO", io.BufferedReader(storage.open(path, size), _READ_AHEAD_BYTES))
+        return cast("BinaryIO", io.BufferedReader(storage.open(path, size, version), _READ_AHEAD_BYTES))
     tail_start = max(0, size - _TAIL_BYTES)
-    tail = storage.read_range(path, tail_start, size)
+    tail = storage.read_range(path, tail_start, size, version)
     footer_end = len(tail) - _FILE_TAIL_BYTES
     footer_start = footer_end - int.from_bytes(tail[max(0, footer_end) : max(0, footer_end) + 4], "little")
     blocks: list[tuple[int, int, int]] = []
@@ -249,7 +258,7 @@ def _headers(storage: Storage, path: str, size: int) -> BinaryIO:
         with suppress(ValueError):
             blocks = parse_footer(tail[footer_start:footer_end])
     if not blocks and tail_start > 0:
-        return cast("BinaryIO", io.BufferedReader(storage.open(path, size), _READ_AHEAD_BYTES))
+        return cast("BinaryIO", io.BufferedReader(storage.open(path, size, version), _READ_AHEAD_BYTES))
     # The end of one body, the next header and the beginning of its body are read together.
     spans = [(0, blocks[0][0])] if blocks else []
     for offset, metadata, body in blocks:
@@ -258,13 +267,14 @@ def _headers(storage: Storage, path: str, size: int) -> BinaryIO:
     # Hints only: the walk checks everything, and reads for itself what is not there.
     clipped = [(max(0, start), min(stop, tail_start)) for start, stop in spans]
     ranges = coalesced([span for span in clipped if span[0] < span[1]], _HOLE_BYTES, _SPAN_BYTES)
-    parts = [(start, bytes(data)) for (start, _), data in zip(ranges, storage.read_ranges(path, ranges), strict=True)]
-    return cast("BinaryIO", _PartlyRead(storage, path, size, [*parts, (tail_start, tail)]))
+    found = storage.read_ranges(path, ranges, version)
+    parts = [(start, bytes(data)) for (start, _), data in zip(ranges, found, strict=True)]
+    return cast("BinaryIO", _PartlyRead(storage, path, size, version, [*parts, (tail_start, tail)]))
 
 
-def _walk(storage: Storage, path: str, size: int) -> Iterator[_Message]:
+def _walk(storage: Storage, path: str, size: int, version: str) -> Iterator[_Message]:
     """Yield the messages of a file, the schema first."""
-    file = _headers(storage, path, size)
+    file = _headers(storage, path, size, version)
     name = storage.display(path)
     offset, end = _message_range(file, name, size)
     is_first = True

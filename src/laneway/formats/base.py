@@ -89,7 +89,7 @@ class Format(Protocol):
     def tail_bytes(self) -> int:
         """How much of a file's end `scan` reads first; 0 if it begins elsewhere."""
 
-    def scan(self, storage: Storage, path: str, size: int, tail: bytes | None = None) -> FileScan:
+    def scan(self, storage: Storage, path: str, size: int, tail: bytes | None = None, version: str = "") -> FileScan:
         """Read what the file at `path`, of `size` bytes, says about itself.
 
         Args:
@@ -97,6 +97,7 @@ class Format(Protocol):
             path: Path as the storage understands it.
             size: Its bytes.
             tail: Its last `tail_bytes`, or all of it, where they have been read already.
+            version: What it must be the version of; "": any.
 
         Raises:
             DataFileError: The file is missing, unreadable, truncated or not of this format.

@@ -32,7 +32,8 @@ _ENCRYPTED_MAGIC = b"PARE"
 _TRAILER_BYTES = 8  # the footer's length, then the magic
 _HOLE_BYTES: Final = 1 << 20  # between two ranges: reading it costs less than another request
 _RANGE_BYTES: Final = 32 << 20  # longest range made of several: what is lost when a connection is
-_FOOTER_BYTES: Final = 64 << 20  # of all footers that a process holds, as they are in the files
+_DECODED_TIMES: Final = 8  # about so much larger is a footer in memory than in its file
+_FOOTER_BYTES: Final = 64 << 20  # of all footers that a process holds, in memory
 
 
 @final
@@ -49,13 +50,13 @@ class ParquetFormat:
         """Return whether a file that begins with `head` may be a Parquet file."""
         return head.startswith((_MAGIC, _ENCRYPTED_MAGIC))
 
-    def scan(self, storage: Storage, path: str, size: int, tail: bytes | None = None) -> FileScan:
+    def scan(self, storage: Storage, path: str, size: int, tail: bytes | None = None, version: str = "") -> FileScan:
         """Read the footer, with one request unless it is longer than 64 KiB.
 
         The digest covers the last 64 KiB and the whole footer, so it sees a small file that was rewritten
         even where the footer stays the same.
         """
-        tail = _read_tail(storage, path, size, tail)
+        tail = _read_tail(storage, path, size, tail, version)
         # What pq.ParquetFile is made of, without what it prepares for reading: there may be 100,000 files.
         reader = ParquetReader()
         try:
@@ -213,12 +214,16 @@ class _Footers:
         with self._lock:
             before = self._held.pop(name, None)
             self._held[name] = metadata
-            self._bytes += metadata.serialized_size - (before.serialized_size if before else 0)
+            self._bytes += _memory(metadata) - (_memory(before) if before else 0)
             while self._bytes > _FOOTER_BYTES and len(self._held) > 1:
-                self._bytes -= self._held.popitem(last=False)[1].serialized_size
+                self._bytes -= _memory(self._held.popitem(last=False)[1])
 
     def _after_fork(self) -> None:
         self._lock = threading.Lock()
+
+
+def _memory(metadata: pq.FileMetaData) -> int:
+    return _DECODED_TIMES * metadata.serialized_size
 
 
 _footers = _Footers()
@@ -260,6 +265,9 @@ def _planned_footer(storage: Storage, planned: PlannedFile) -> pq.FileMetaData:
     try:
         metadata, tail_digest = _read_footer(storage, planned.path, planned.size, planned.version)
     except DataFileError:
+        if planned.version and not storage.is_local:
+            # The read has compared versions; a storage that doesn't answer is not asked again.
+            raise
         size = storage.size(planned.path)
         if size == planned.size:
             raise
