@@ -358,3 +358,16 @@ def test_a_manifest_is_worth_reading(tmp_path: Path) -> None:
     manifest = Manifest.scan(tmp_path)
     facts = "parquet, 7 files, 48 rows, 3 columns"
     assert repr(manifest) == f"<Manifest of {tmp_path}: {facts}, fingerprint {manifest.fingerprint[:8]}>"
+
+
+def test_a_manifest_that_moved_knows_the_versions_of_its_files_where_they_are_now(tmp_path: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    pq.write_table(pa.table({"id": range(9)}), tmp_path / "a.parquet")
+    memory.put(str(tmp_path / "a.parquet"), "/first/a.parquet")
+    scanned = Manifest.scan("memory://first")
+    scanned.save("memory://first/_manifest.json")
+    memory.copy("/first", "/second", recursive=True)
+    moved = Manifest.load("memory://first/_manifest.json", root="memory://second")
+    assert moved.fingerprint == scanned.fingerprint
+    assert all(moved.versions)
+    assert moved.versions != scanned.versions
