@@ -106,7 +106,7 @@ def _scan(found: DataFiles, indices: Sequence[int]) -> list[_Result]:
     sizes = [found.sizes[index] for index in indices]
     tails: list[bytes | None] = [None] * len(paths)
     # Of one version with the listing, where that costs no further request.
-    versions = [found.versions[index] if storage.asks_for_versions else "" for index in indices]
+    versions = [storage.condition(found.versions[index]) for index in indices]
     if format_.tail_bytes > 0:
         tails = storage.read_tails(paths, sizes, format_.tail_bytes, versions)
     results: list[_Result] = []

@@ -179,8 +179,7 @@ class _S3fsClient(_AsyncClient):
             answer = await client.get_object(**asked)
             async with answer["Body"] as body:
                 # Before it is read: where the range was ignored, it is the whole file, however long.
-                if request.version and answer.get("ETag", request.version).strip('"') != request.version.strip('"'):
-                    raise VersionError
+                _check_version(request, answer.get("ETag"))
                 status = answer["ResponseMetadata"].get("HTTPStatusCode", _PARTIAL_CONTENT)
                 _check_place(request, status, answer.get("ContentRange"))
                 _check_length(request, answer.get("ContentLength"))
@@ -218,10 +217,7 @@ class _ObstoreClient(_AsyncClient):
             if type(error).__name__ == "PreconditionError":
                 raise VersionError from error
             raise
-        etag = answer.meta.get("e_tag")
-        if request.version and etag and etag.strip('"') != request.version.strip('"'):
-            # A server that doesn't know the condition ignores it.
-            raise VersionError
+        _check_version(request, answer.meta.get("e_tag"))
         if tuple(answer.range) != wanted:
             message = f"{request.text}, and others came"
             raise ShortBodyError(message)
@@ -347,11 +343,14 @@ def in_time(calls: Sequence[Callable[[], T]], limit_s: float) -> list[T | BaseEx
 
 def checked(data: Data, request: Request) -> Data:
     """Return the bytes of a range if they are as many as were asked for."""
-    num_bytes = request.stop - request.start
-    if len(data) != num_bytes:
-        message = f"{request.text}, {num_bytes:,} of them, and {len(data):,} came"
-        raise ShortBodyError(message)
+    _check_length(request, len(data))
     return data
+
+
+def _check_version(request: Request, etag: str | None) -> None:
+    """Raise if an answer is of another version: a server that doesn't know the condition ignores it."""
+    if request.version and etag and etag.strip('"') != request.version.strip('"'):
+        raise VersionError
 
 
 def _check_place(request: Request, status: int, content_range: str | None) -> None:
@@ -368,6 +367,7 @@ def _check_place(request: Request, status: int, content_range: str | None) -> No
 
 
 def _check_length(request: Request, length: int | None) -> None:
-    if length is not None and length != request.stop - request.start:
-        message = f"{request.text}, and {length:,} bytes came"
+    num_bytes = request.stop - request.start
+    if length is not None and length != num_bytes:
+        message = f"{request.text}, {num_bytes:,} of them, and {length:,} came"
         raise ShortBodyError(message)

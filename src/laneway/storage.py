@@ -222,7 +222,7 @@ class Storage:
                 return None
             return Entry(path, str(facts["type"]), int(facts.get("size") or 0), _version(facts))
 
-        return self._ask_for_long(path, ask) if self.is_local else self._ask(path, ask)
+        return self._ask(path, ask)
 
     def size(self, path: str) -> int:
         """Return the size of a file in bytes, as it is now.
@@ -252,14 +252,14 @@ class Storage:
         filesystem.invalidate_cache()
         if isinstance(filesystem, ArrowFSWrapper):
             selector = pyarrow.fs.FileSelector(directory, recursive=True)
-            infos = self._ask_for_long(directory, lambda: filesystem.fs.get_file_info(selector))
+            infos = self._list(directory, lambda: filesystem.fs.get_file_info(selector))
             files = [info for info in infos if info.type == pyarrow.fs.FileType.File]
             return [Entry(info.path, "file", info.size, str(info.mtime_ns or "")) for info in files]
         # Where fsspec walks by itself, it would leave out the directories that it can't list.
         options: dict[str, str] = {"on_error": "raise"} if _is_walked(filesystem) else {}
         if prefix and _takes_prefix(filesystem):
             options["prefix"] = prefix
-        found = self._ask_for_long(directory, lambda: filesystem.find(directory, detail=True, **options))
+        found = self._list(directory, lambda: filesystem.find(directory, detail=True, **options))
         return [entry for path, facts in found.items() if (entry := self._entry(path, facts)).kind == "file"]
 
     @property
@@ -318,9 +318,8 @@ class Storage:
         if self.is_local:
             return self._read_local(path, wanted)
         client = self._own().client
-        if client.is_conditional and not version.isdigit():
-            # Not a time: those of a listing may be finer than those of an answer.
-            wanted, version = [each._replace(version=version) for each in wanted], ""
+        if condition := self.condition(version):
+            wanted, version = [each._replace(version=condition) for each in wanted], ""
         found: dict[int, Data] = {index: b"" for index, each in enumerate(wanted) if each.start >= each.stop}
 
         def attempt(limit_s: float) -> None:
@@ -343,9 +342,7 @@ class Storage:
 
     def _look_at(self, path: str, limit_s: float) -> tuple[int | None, str]:
         """Return size and version of a file as they are now, or what is known of them."""
-        (facts,) = in_time([partial(self._facts, path)], limit_s)
-        if isinstance(facts, BaseException):
-            raise facts
+        facts = _answer(partial(self._facts, path), limit_s)
         size = facts.get("size")
         return None if size is None else int(size), _version(facts)
 
@@ -355,29 +352,25 @@ class Storage:
         facts: dict[str, Any] = filesystem.info(self._asked(path))
         return facts
 
-    def _ask(self, path: str, call: Callable[[], T]) -> T:
-        """Return what a filesystem answers to one request about `path`, in time and tried again where that may help."""
+    def _ask(self, path: str, call: Callable[[], T], timeout_s: float | None = None) -> T:
+        """Return what a filesystem answers about `path`, tried again where that may help.
+
+        Args:
+            path: What is asked about.
+            call: Asks.
+            timeout_s: Seconds that each try of a remote one has; None: as many as `retries` gives a request.
+        """
 
         def attempt(limit_s: float) -> T:
-            (answer,) = in_time([call], limit_s)
-            if isinstance(answer, BaseException):
-                raise answer
-            return answer
+            # A local disk has nothing to wait for that a thread could be left behind with.
+            return call() if self.is_local else _answer(call, limit_s if timeout_s is None else timeout_s)
 
         with self._naming(path):
             return retried(attempt, self._retries, on_retry=partial(self._tell, path))
 
-    def _ask_for_long(self, path: str, call: Callable[[], T]) -> T:
-        """Return what a filesystem answers to what may be any number of requests, tried again where that may help."""
-
-        def attempt(_: float) -> T:
-            (answer,) = in_time([call], self._retries.listing_timeout_s)
-            if isinstance(answer, BaseException):
-                raise answer
-            return answer
-
-        with self._naming(path):
-            return retried(attempt, self._retries, on_retry=partial(self._tell, path))
+    def _list(self, path: str, call: Callable[[], T]) -> T:
+        """Return what a filesystem answers to a listing, which may be any number of requests."""
+        return self._ask(path, call, self._retries.listing_timeout_s)
 
     def _tell(self, path: str, error: BaseException, next_step: str) -> None:
         """Log what is tried again: somebody may wonder why a job waits."""
@@ -396,10 +389,11 @@ class Storage:
         """Whether `read_tails` sends its requests at the same time."""
         return self._own().client.is_concurrent
 
-    @property
-    def asks_for_versions(self) -> bool:
-        """Whether a request can say which version of a file it wants, and so costs no other to be sure of it."""
-        return not self.is_local and self._own().client.is_conditional
+    def condition(self, version: str) -> str:
+        """Return the version that a request can demand of a file; "" where only another look at the file tells it."""
+        # Not a time: those of a listing may be finer than those of an answer.
+        is_demanded = not self.is_local and self._own().client.is_conditional and not version.isdigit()
+        return version if is_demanded else ""
 
     def read_tails(
         self, paths: Sequence[str], sizes: Sequence[int], num_bytes: int, versions: Sequence[str]
@@ -518,7 +512,7 @@ class Storage:
                 return []
             return [self._entry(str(facts["name"]), facts) for facts in listed]
 
-        return self._ask_for_long(directory, ask)
+        return self._list(directory, ask)
 
     def _entry(self, path: str, facts: Mapping[str, Any]) -> Entry:
         size = facts.get("size")
@@ -575,6 +569,14 @@ class RangeFile(io.RawIOBase):
         data = self.read(len(buffer))
         buffer[: len(data)] = data
         return len(data)
+
+
+def _answer(call: Callable[[], T], limit_s: float) -> T:
+    """Return what a call returns, or raise what it raises, after so many seconds at the latest."""
+    (answer,) = in_time([call], limit_s)
+    if isinstance(answer, BaseException):
+        raise answer
+    return answer
 
 
 def has_wildcards(path: str) -> bool:
