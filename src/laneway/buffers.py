@@ -161,27 +161,19 @@ def receive(ticket: Ticket) -> torch.Tensor:
     key, memory, dropped = ticket
     if dropped is not None:
         _known.pop(dropped, None)
-    if key is None:
-        return _content(_sent(memory), len(_sent(memory)))
     if memory is not None:
+        if key is None:
+            return _content(memory, len(memory))
         if key.number == 0:
             forget_ended_workers()
         memory[_RECEIVER].view(torch.int64)[0] = os.getpid()
         _known[key] = memory
-    known = _known.get(key)
-    if known is None:
+    if key is None or (known := _known.get(key)) is None:
         message = "a worker's batch came to a process that is not its loader's: send other processes dict(batch)"
         raise LanewayError(message)
     lease = _Lease(key, known)
     _leases.add(lease)
     return torch.from_numpy(np.asarray(lease))
-
-
-def _sent(memory: torch.Tensor | None) -> torch.Tensor:
-    if memory is None:
-        message = "a buffer that is used once was sent without its memory"
-        raise LanewayError(message)
-    return memory
 
 
 def forget_ended_workers() -> None:

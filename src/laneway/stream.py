@@ -243,12 +243,11 @@ class BatchStream(Stream):
             raise StopIteration
         batch = self._make(step)
         self.cursor.deliver_batch(step)
-        return batch
+        return packed(batch) if self._is_sent else batch
 
     def _make(self, step: Step) -> Any:  # noqa: ANN401 - a user's transform may return anything
         parts = self._converted(self._converter.slice, step.ranges)
-        batch = self._called(self._transform, parts[0] if len(parts) == 1 else self._converter.joined(parts))
-        return packed(batch) if self._is_sent else batch
+        return self._called(self._transform, parts[0] if len(parts) == 1 else self._converter.joined(parts))
 
 
 class CollatedStream(BatchStream):
@@ -270,8 +269,7 @@ class CollatedStream(BatchStream):
         rows = self._rows(step.ranges)
         if self._transform is not None:
             rows = [self._called(self._transform, row) for row in rows]
-        batch = self._called(self._collate_fn, rows)
-        return packed(batch) if self._is_sent else batch
+        return self._called(self._collate_fn, rows)
 
 
 class RowStream(Stream):

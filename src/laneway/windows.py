@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import atexit
 import operator
 import os
-import queue
-import threading
-import time
-import weakref
 from bisect import bisect_right
-from concurrent.futures import Executor, Future
 from dataclasses import dataclass
-from functools import partial
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
 from laneway.gather import NotAtOnceError, OpenRows
+from laneway.threads import DaemonThreads, NoThreads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from concurrent.futures import Future
 
     from laneway.convert import BatchConverter
     from laneway.gather import Gathering
@@ -31,10 +25,6 @@ if TYPE_CHECKING:
     """Index of a run in its window, and its rows."""
 
 _MAX_THREADS = 4
-_END_S = 1.0
-"""Seconds that the end of the process waits for threads that still read."""
-
-_Result = TypeVar("_Result")
 
 
 class Slice(NamedTuple):
@@ -77,7 +67,7 @@ class WindowReader:
         self._converter = converter
         is_instant = rows.is_instant and not plan.identity.settings.shuffle
         num_threads = _MAX_THREADS if rows.is_remote else min(_MAX_THREADS, os.cpu_count() or 1)
-        self._threads = _NoThreads() if is_instant else _DaemonThreads(num_threads)
+        self._threads = NoThreads() if is_instant else DaemonThreads(num_threads)
 
     def num_ahead(self, num_windows: int) -> int:
         """Return how many segments are read ahead where so many windows are asked for.
@@ -171,78 +161,3 @@ def _neighbours(files: list[FileRange]) -> list[list[_Run]]:
         else:
             found.append([run])
     return found
-
-
-class _DaemonThreads(Executor):
-    """Does what it is given in a few threads, which don't hold up the end of the process where a storage is silent."""
-
-    def __init__(self, num_threads: int) -> None:
-        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._futures: weakref.WeakSet[Future[Any]] = weakref.WeakSet()
-        self.threads = [
-            threading.Thread(target=_work, args=(self._jobs,), name="laneway-read", daemon=True)
-            for _ in range(num_threads)
-        ]
-        for thread in self.threads:
-            thread.start()
-        _running.add(self)
-
-    def submit(self, function: Callable[..., _Result], /, *args: object, **kwargs: object) -> Future[_Result]:
-        """Return what will be the outcome."""
-        future: Future[_Result] = Future()
-        self._futures.add(future)
-        self._jobs.put(partial(_run, future, partial(function, *args, **kwargs)))
-        return future
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002 - Executor's
-        """End the threads, each after what it does now."""
-        if cancel_futures:
-            for future in list(self._futures):
-                future.cancel()
-        for _ in self.threads:
-            self._jobs.put(None)
-        for thread in self.threads if wait else ():
-            thread.join()
-
-
-_running: weakref.WeakSet[_DaemonThreads] = weakref.WeakSet()
-
-
-@atexit.register
-def _end() -> None:
-    """Let threads come to an end that are about to: one that is in Arrow must not find the interpreter gone."""
-    running = list(_running)
-    for executor in running:
-        executor.shutdown(wait=False, cancel_futures=True)
-    until = time.monotonic() + _END_S
-    for executor in running:
-        for thread in executor.threads:
-            thread.join(max(0.0, until - time.monotonic()))
-
-
-def _work(jobs: queue.SimpleQueue[Callable[[], None] | None]) -> None:
-    while (job := jobs.get()) is not None:
-        job()
-        del job
-
-
-def _run(future: Future[_Result], function: Callable[[], _Result]) -> None:
-    if not future.set_running_or_notify_cancel():
-        return
-    try:
-        future.set_result(function())
-    except BaseException as error:  # noqa: BLE001 - it is raised where the result is asked for
-        future.set_exception(error)
-
-
-class _NoThreads(Executor):
-    """Does at once, in the caller's thread, what it is given: reading what is memory-mapped is only looking it up."""
-
-    def submit(self, function: Callable[..., _Result], /, *args: object, **kwargs: object) -> Future[_Result]:
-        """Return the outcome."""
-        future: Future[_Result] = Future()
-        try:
-            future.set_result(function(*args, **kwargs))
-        except Exception as error:  # noqa: BLE001 - it is the future's, as with threads
-            future.set_exception(error)
-        return future
