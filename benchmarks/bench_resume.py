@@ -48,9 +48,11 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
     from benchmarks.corpora import Corpus
+    from benchmarks.machine import warm_memory
     from benchmarks.peers import BATCH_ROWS, PEERS, Reading, stream_datasets, stream_litdata
 else:
     from corpora import Corpus
+    from machine import warm_memory
     from peers import BATCH_ROWS, PEERS, Reading, stream_datasets, stream_litdata
 
 POSITIONS = (0.01, 0.50, 0.99)
@@ -177,6 +179,7 @@ READERS: dict[str, Callable[[Path, Case], Resumable]] = {
 def first_batch_s(folder: Path, case: Case, state: dict[str, Any] | None) -> float:
     """Return the seconds that it takes to construct, to load the state and to get the first batch; NaN if none came."""
     next(iter(READERS[case.reader](folder, case._replace(layout="warm", num_workers=0))))
+    warm_memory()
     start = time.perf_counter()
     loader = READERS[case.reader](folder, case)
     if state is not None:

@@ -34,10 +34,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from benchmarks.corpora import Corpus, CorpusName, FileFormat, make_corpus
+    from benchmarks.machine import warm_memory
     from benchmarks.peers import BATCH_ROWS, PEERS, Reading
     from benchmarks.raw_pyarrow import RawPyarrow
 else:
     from corpora import CorpusName, make_corpus
+    from machine import warm_memory
     from peers import BATCH_ROWS, PEERS, Reading
     from raw_pyarrow import RawPyarrow
 
@@ -161,6 +163,7 @@ def measure(contender: str, reading: Reading, directory: Path, max_seconds: floa
     opener = OURS.get(contender) or PEERS[contender].open
     try:
         loader = opener(reading, directory)
+        warm_memory()
         start = time.perf_counter()
         items: Iterator[Any] = iter(loader)
         first = next(items)
