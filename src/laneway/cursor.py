@@ -103,6 +103,8 @@ class Cursor:
         self._positions = {lane: cut.lanes.rows[lane] for lane in lanes}
         self._ends = {lane: int(ends[lane]) for lane in lanes}
         self._rows_left = sum(max(self._ends[lane] - self._positions[lane], 0) for lane in lanes)
+        self._asked: Step | None = None
+        """What `step_at` returned last, for it is asked several times about one batch; None: that is no longer true."""
 
     @property
     def epoch(self) -> int:
@@ -143,9 +145,12 @@ class Cursor:
         Args:
             first_turn: The first of them, a turn of this worker.
         """
-        turns = range(first_turn, first_turn + self._turns_per_batch)
-        ranges = [self._rest_of_turn(turn % self._num_lanes) for turn in turns]
-        return Step(first_turn, [rows for rows in ranges if rows.start < rows.stop])
+        step = self._asked
+        if step is None or step.turn != first_turn:
+            turns = range(first_turn, first_turn + self._turns_per_batch)
+            ranges = [self._rest_of_turn(turn % self._num_lanes) for turn in turns]
+            step = self._asked = Step(first_turn, [rows for rows in ranges if rows.start < rows.stop])
+        return step
 
     def pass_over(self) -> bool:
         """Pass over this worker's next batch if its turns are empty though later ones are not; tell whether so."""
@@ -173,6 +178,7 @@ class Cursor:
 
     def deliver_batch(self, step: Step) -> None:
         """Count what `next_batch` or `step_at` returned as delivered."""
+        self._asked = None
         for lane, start, stop in step.ranges:
             self._positions[lane] = stop
             self._rows_left -= stop - start
@@ -180,6 +186,7 @@ class Cursor:
 
     def deliver_rows(self, run: Step, count: int) -> None:
         """Count the next rows of what `next_run`, or `step_at` for a single turn, returned as delivered."""
+        self._asked = None
         lane = run.ranges[0].lane
         before, turn_rows = self._positions[lane], self._turn_rows
         position = before + count

@@ -109,25 +109,26 @@ class _Iterator:
 
     def __init__(self, loader: SavableLoader) -> None:
         self._loader = loader
-        self._has_begun = self._is_over = self._is_shown = False
+        self._is_over = self._is_shown = False
+        self._pass: _Pass | None = None
         self._rows: list[Any] | tuple[()] = ()
 
     def __iter__(self) -> Iterator[Any]:
         return self
 
     def __next__(self) -> Any:  # noqa: ANN401 - a batch may be anything
-        loader = self._loader
-        if self._is_over:
-            raise StopIteration
-        if not self._has_begun:
-            self._pass, self._bar = loader._begin()  # noqa: SLF001 - it is one of us
-            self._has_begun, self._is_shown = True, not self._bar.disable
+        loader, rows = self._loader, self._rows
         # What else was asked of the loader or its dataset is looked at only where something was: rows are many.
         is_last = loader._pass is self._pass and loader._num_changes == loader._passes.num_changes  # noqa: SLF001
-        if is_last and self._rows:
+        if rows and is_last:
             loader._num_delivered += 1  # noqa: SLF001 - it is one of us
-            return self._rows.pop()
-        if not is_last and loader._running is not self._pass:  # noqa: SLF001 - it is one of us
+            return rows.pop()
+        if self._is_over:
+            raise StopIteration
+        if self._pass is None:
+            self._pass, self._bar = loader._begin()  # noqa: SLF001 - it is one of us
+            self._is_shown = not self._bar.disable
+        elif not is_last and loader._running is not self._pass:  # noqa: SLF001 - it is one of us
             message = "this iterator is over: another pass over its SavableLoader has begun, or a state was restored"
             raise LanewayError(message)
         try:
