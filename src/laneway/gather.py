@@ -105,10 +105,12 @@ class Gathering:
         self._rest.clear()
         if not runs:
             return [OpenRows(len(self._order), self._numbers, None)]
-        table = pa.concat_tables(runs)
+        schema = runs[0].schema
+        columns = [[chunk for run in runs for chunk in run.column(i).chunks] for i in range(len(schema))]
         runs.clear()
         order = cast("pa.Int64Array", pa.array(self._order))
-        batches = taken(table, order).combine_chunks().to_batches()
+        found = [taken(chunks, type_, order) for chunks, type_ in zip(columns, schema.types, strict=True)]
+        batches = pa.Table.from_arrays(found, schema=schema).combine_chunks().to_batches()
         starts = accumulate((len(batch) for batch in batches), initial=0)
         return [
             OpenRows(
@@ -128,29 +130,33 @@ def _empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
     )
 
 
-def taken(table: pa.Table, order: pa.Int64Array) -> pa.Table:
-    """Return the rows of a table at these places. Unlike `pyarrow.Table.take` it knows all types."""
-    columns = [_taken(column, order) for column in table.columns]
-    return pa.Table.from_arrays(columns, schema=table.schema)
+def taken(chunks: list[pa.Array[Any]], data_type: Any, order: pa.Int64Array) -> pa.ChunkedArray[Any]:  # noqa: ANN401
+    """Return the rows of a column at these places. Unlike `pyarrow.ChunkedArray.take` it knows all types.
 
-
-def _taken(column: pa.ChunkedArray[Any], order: pa.Int64Array) -> pa.ChunkedArray[Any]:
+    Args:
+        chunks: The column. The list is emptied as soon as its values are copied, so that no more than two copies are
+            held where nobody else holds the first.
+        data_type: Of the column.
+        order: The places.
+    """
     # Stubs lack the functions for run ends, and chunked arrays of such types.
     compute: Any = pc
     chunked: Callable[..., pa.ChunkedArray[Any]] = pa.chunked_array
-    data_type: Any = column.type
     if isinstance(data_type, pa.RunEndEncodedType):
-        values = chunked([compute.run_end_decode(chunk) for chunk in column.chunks], data_type.value_type)
+        values = chunked([compute.run_end_decode(chunk) for chunk in chunks], data_type.value_type)
         encoded = [compute.run_end_encode(chunk, data_type.run_end_type) for chunk in values.take(order).chunks]
         return chunked(encoded, data_type)
     if pa.types.is_string_view(data_type) or pa.types.is_binary_view(data_type):
         plain = pa.large_string() if pa.types.is_string_view(data_type) else pa.large_binary()
-        return column.cast(plain).take(order).cast(data_type)
+        return chunked(chunks, data_type).cast(plain).take(order).cast(data_type)
     if pa.types.is_nested(data_type):
         # Arrow's take goes astray in slices of nested fixed-size lists, and leaves the values of list views in place.
-        chunks = [copied(chunk) if chunk.offset else chunk for chunk in column.chunks]
-        return chunked([copied(chunk) for chunk in chunked(chunks, data_type).take(order).chunks], data_type)
-    return column.take(order)
+        whole = [copied(chunk) if chunk.offset else chunk for chunk in chunks]
+        return chunked([copied(chunk) for chunk in chunked(whole, data_type).take(order).chunks], data_type)
+    # Several chunks are put together by `take` too, but while they are held.
+    together = pa.Table.from_arrays([chunked(chunks, data_type)], names=[""]).combine_chunks()
+    chunks.clear()
+    return together.column(0).take(order)
 
 
 def copied(array: pa.Array[Any]) -> pa.Array[Any]:

@@ -106,6 +106,7 @@ class WindowReader:
         (_, (file_index, first, _)), (_, (_, _, last)) = runs[0], runs[-1]
         table = self._rows.read(file_index, first, last)
         is_last = [gathering.put(i, table.slice(start - first, stop - start)) for i, (_, start, stop) in runs]
+        del table  # not held while all rows are put together
         return gathering.finish() if any(is_last) else None
 
     def close(self) -> None:
