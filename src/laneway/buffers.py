@@ -13,12 +13,18 @@ import os
 import secrets
 import threading
 import weakref
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 
 from laneway.errors import LanewayError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Memory = NDArray[np.uint8]
+    """Shape (bytes,). By numpy, for a slice of a tensor takes several times as long."""
 
 _HEADER_BYTES = 64
 """Before the content, which so begins where every dtype may."""
@@ -60,14 +66,14 @@ class _Outbox:
         self.pid = os.getpid()
         self._nonce = secrets.randbits(32)
         self._lock = threading.Lock()
-        self._buffers: dict[int, torch.Tensor] = {}
+        self._buffers: dict[int, Memory] = {}
         self._num_made = 0
         parent = multiprocessing.parent_process()
         self._receiver = self.pid if parent is None else parent.pid
         # Where shared memory has a name, it lives until the last process lets go of it.
         multiprocessing.util.Finalize(self, self._buffers.clear, exitpriority=0)
 
-    def lend(self, num_bytes: int) -> tuple[torch.Tensor, Ticket]:
+    def lend(self, num_bytes: int) -> tuple[Memory, Ticket]:
         with self._lock:
             found = self._free(num_bytes)
             if found is not None:
@@ -78,17 +84,18 @@ class _Outbox:
             if len(self._buffers) == _MAX_BUFFERS:
                 dropped = self._free(0)
                 if dropped is None:
-                    memory = _shared(num_bytes)
-                    return _content(memory, num_bytes), Ticket(None, memory, None)
+                    sent = _shared(num_bytes)
+                    return _content(sent.numpy(), num_bytes), Ticket(None, sent, None)
                 del self._buffers[dropped]
             # A little larger than needed, so that other batches fit too.
             step = max(_PAGE_BYTES, (1 << num_bytes.bit_length()) // 8)
-            memory = _shared(-(-num_bytes // step) * step)
+            sent = _shared(-(-num_bytes // step) * step)
+            memory = sent.numpy()
             memory[0] = _LENT
             number, self._num_made = self._num_made, self._num_made + 1
             self._buffers[number] = memory
             key = None if dropped is None else self._key(dropped)
-            return _content(memory, num_bytes), Ticket(self._key(number), memory, key)
+            return _content(memory, num_bytes), Ticket(self._key(number), sent, key)
 
     def _key(self, number: int) -> Key:
         return Key(self.pid, self._nonce, number)
@@ -96,8 +103,8 @@ class _Outbox:
     def _free(self, num_bytes: int) -> int | None:
         """Return a buffer for so many bytes that nobody views, and forget those that went astray."""
         for number, memory in list(self._buffers.items()):
-            state = int(memory[0])
-            is_astray = state == _FREE and int(memory[_RECEIVER].view(torch.int64)) != self._receiver
+            state = memory[0]
+            is_astray = state == _FREE and memory[_RECEIVER].view(np.int64)[0] != self._receiver
             if state == _ABANDONED or is_astray:
                 del self._buffers[number]
             elif state == _FREE and len(memory) >= _HEADER_BYTES + num_bytes:
@@ -111,14 +118,14 @@ def _shared(num_bytes: int) -> torch.Tensor:
     return memory
 
 
-def _content(memory: torch.Tensor, num_bytes: int) -> torch.Tensor:
-    return memory[_HEADER_BYTES : _HEADER_BYTES + num_bytes]
+def _content(memory: Memory, num_bytes: int | None = None) -> Memory:
+    return memory[_HEADER_BYTES : None if num_bytes is None else _HEADER_BYTES + num_bytes]
 
 
 _outbox: _Outbox | None = None
 
 
-def lend(num_bytes: int) -> tuple[torch.Tensor, Ticket]:
+def lend(num_bytes: int) -> tuple[Memory, Ticket]:
     """Return shared memory to be filled, uint8 of shape (num_bytes,), and what has to be sent for it, once.
 
     The process that started this one has to receive it.
@@ -129,7 +136,7 @@ def lend(num_bytes: int) -> tuple[torch.Tensor, Ticket]:
     return _outbox.lend(num_bytes)
 
 
-_known: dict[Key, torch.Tensor] = {}
+_known: dict[Key, Memory] = {}
 """The buffers that have been received."""
 _leases: weakref.WeakSet[_Lease] = weakref.WeakSet()
 
@@ -137,12 +144,12 @@ _leases: weakref.WeakSet[_Lease] = weakref.WeakSet()
 class _Lease:
     """Owns the content of a buffer until nothing views it any more; numpy keeps it as the base of its arrays."""
 
-    def __init__(self, key: Key, memory: torch.Tensor) -> None:
+    def __init__(self, key: Key, memory: Memory) -> None:
         self._key, self._pid = key, os.getpid()
-        self._header = memory.numpy()[:1].data
+        self._header = memory[:1].data
         self.is_inherited = False
         """Whether a forked child may view the content too, for as long as it likes."""
-        self.__array_interface__ = _content(memory, len(memory)).numpy().__array_interface__
+        self.__array_interface__ = _content(memory).__array_interface__
 
     def __del__(self, getpid: Any = os.getpid) -> None:  # noqa: ANN401 - `os` may be gone when the interpreter exits
         if getpid() != self._pid:
@@ -152,28 +159,29 @@ class _Lease:
         self._header[0] = _ABANDONED if self.is_inherited else _FREE
 
 
-def receive(ticket: Ticket) -> torch.Tensor:
+def receive(ticket: Ticket) -> Memory:
     """Return the memory that was lent, from its first byte on, uint8; it is given back when nothing views it any more.
 
     Raises:
         LanewayError: The buffer went to another process before.
     """
-    key, memory, dropped = ticket
+    key, sent, dropped = ticket
     if dropped is not None:
         _known.pop(dropped, None)
-    if memory is not None:
+    if sent is not None:
+        memory: Memory = sent.numpy()
         if key is None:
-            return _content(memory, len(memory))
+            return _content(memory)
         if key.number == 0:
             forget_ended_workers()
-        memory[_RECEIVER].view(torch.int64)[0] = os.getpid()
+        memory[_RECEIVER].view(np.int64)[0] = os.getpid()
         _known[key] = memory
     if key is None or (known := _known.get(key)) is None:
         message = "a worker's batch came to a process that is not its loader's: send other processes dict(batch)"
         raise LanewayError(message)
     lease = _Lease(key, known)
     _leases.add(lease)
-    return torch.from_numpy(np.asarray(lease))
+    return np.asarray(lease)
 
 
 def forget_ended_workers() -> None:

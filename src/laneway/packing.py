@@ -19,6 +19,10 @@ from laneway.buffers import Ticket, lend, receive
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from numpy.typing import NDArray
+
+    from laneway.buffers import Memory
+
 _ALIGNMENT = 64
 """Bytes: every dtype may begin there."""
 _MAX_INLINE_BYTES = 1 << 14
@@ -28,14 +32,13 @@ _MAX_SMALL_BYTES = 1 << 17
 """So do columns up to this size that take less than such a share of the batch."""
 
 
-_DTYPES = frozenset(
-    [
-        *(torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64),
-        *(torch.int8, torch.int16, torch.int32, torch.int64),
-        *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
-    ]
-)
-"""Of tensors that are nothing but their values; others are sent as PyTorch sends them."""
+_KINDS: list[Any] = [
+    *(np.bool_, np.uint8, np.uint16, np.uint32, np.uint64, np.int8, np.int16, np.int32, np.int64),
+    *(np.float16, np.float32, np.float64),
+]
+_DTYPES = {torch.from_numpy(np.empty(0, kind)).dtype: np.dtype(kind) for kind in _KINDS}
+_DTYPES[torch.bfloat16] = np.dtype(np.int16)  # which numpy lacks
+"""dtype of tensors that are nothing but their values -> numpy's; others are sent as PyTorch sends them."""
 
 
 class _Block(NamedTuple):
@@ -59,15 +62,13 @@ class _Block(NamedTuple):
         """Bytes of all of them."""
         return len(self.keys) * math.prod(self.shape) * self.dtype.itemsize
 
-    def view(self, buffer: bytearray | torch.Tensor) -> torch.Tensor:
-        """Return all of them, in a buffer, as one tensor (columns, *shape)."""
-        shape, num_bytes = (len(self.keys), *self.shape), self.num_bytes
-        if isinstance(buffer, torch.Tensor):
-            return buffer[self.start : self.start + num_bytes].view(self.dtype).view(shape)
-        if not num_bytes:
-            return torch.empty(shape, dtype=self.dtype)
-        count = num_bytes // self.dtype.itemsize
-        return torch.frombuffer(buffer, dtype=self.dtype, count=count, offset=self.start).view(shape)
+    def view(self, buffer: bytearray | Memory) -> NDArray[Any]:
+        """Return all of them, in a buffer, as one array (columns, *shape); of bfloat16, the bytes as int16."""
+        shape, dtype = (len(self.keys), *self.shape), _DTYPES[self.dtype]
+        if not self.num_bytes:
+            return np.empty(shape, dtype)
+        array: NDArray[Any] = np.frombuffer(buffer, dtype, math.prod(shape), self.start)
+        return array.reshape(shape)
 
 
 class PackedBatch(dict[Any, Any]):
@@ -122,7 +123,8 @@ def _packed(batch: dict[Any, Any]) -> tuple[Any, ...]:
     shared, ticket = lend(sizes[False]) if sizes[False] else (None, None)
     for block, (_, _, tensors) in zip(blocks, groups, strict=True):
         into = inline if block.is_inline or shared is None else shared
-        torch.stack(tensors, out=block.view(into))
+        whole = torch.from_numpy(block.view(into))
+        torch.stack(tensors, out=whole.view(block.dtype) if block.dtype is torch.bfloat16 else whole)
     return tuple(batch), tuple(blocks), inline, ticket, rest
 
 
@@ -151,12 +153,12 @@ def _unpacked(
         whole = block.view(inline if block.is_inline or shared is None else shared)
         columns: Iterable[Any]
         if block.is_numpy:
-            columns = whole.numpy()
+            columns = whole
         elif block.dtype is torch.bfloat16:
-            columns = (torch.from_numpy(column).view(torch.bfloat16) for column in whole.view(torch.int16).numpy())
+            columns = (torch.from_numpy(column).view(torch.bfloat16) for column in whole)
         else:
             # Faster than unbind, and each tensor's storage ends where its own values end.
-            columns = map(torch.from_numpy, whole.numpy())
+            columns = map(torch.from_numpy, whole)
         values.update(zip(block.keys, columns, strict=True))
     return {key: values[key] for key in keys}
 
