@@ -7,8 +7,11 @@ scan is in a process of its own; what counts is its peak over what its imports t
 - peak, floor: largest resident memory, and that before the first file was opened;
 - over floor, to raw: what the scan added, and that as a multiple of pyarrow's;
 - private: the largest memory seen that is no file's (anonymous and shared), over the floor's; only on Linux;
-- growth: how much larger the peak is after ten passes than after two.
+- growth: how much larger the peak is after ten passes than after two;
+- in use, growth in use: the most that Arrow's allocator had handed out at a time, and how much that grew. Resident
+  memory is more: the allocator keeps for a while what was given back to it, how much is a matter of chance.
 
+With MIMALLOC_PURGE_DELAY=0 in the environment it keeps nothing, and all readers are slower.
 Run `python benchmarks/bench_memory.py [--short] [--json PATH]`.
 """
 
@@ -36,7 +39,7 @@ if TYPE_CHECKING:
 
 BATCH_ROWS = 256
 PASSES = 10
-COLUMNS = ("rows", "peak", "floor", "over floor", "to raw", "private", "growth")
+COLUMNS = ("rows", "peak", "floor", "over floor", "to raw", "private", "growth", "in use", "growth in use")
 WINDOWS = 6
 """Windows of an epoch."""
 SEED = 1
@@ -173,6 +176,13 @@ def private_mb() -> float:
     return sum(int(facts[name].split()[0]) for name in ("RssAnon", "RssShmem")) / 1024
 
 
+def in_use_mb() -> float:
+    """Return the most that Arrow's allocator had handed out at a time, in MB."""
+    import pyarrow as pa  # noqa: PLC0415 - each process imports what it measures
+
+    return (pa.default_memory_pool().max_memory() or 0) / 2**20
+
+
 def measure(scan: Scan) -> dict[str, float]:
     """Return what a scan takes, in MB; the first thing a reader yields comes when its imports are done."""
     passes = READERS[scan.reader](scan)
@@ -188,18 +198,22 @@ def measure(scan: Scan) -> dict[str, float]:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    peaks, num_rows = [], 0
+    peaks: dict[str, list[float]] = {"": [], " in use": []}
+    num_rows = 0
     try:
         for _ in range(scan.passes):
             for batch in next(passes):
                 num_rows += len(batch["id"])
                 del batch
-            peaks.append(peak_mb())
+            peaks[""].append(peak_mb())
+            peaks[" in use"].append(in_use_mb())
     finally:
         is_over.set()
         watcher.join()
-    found = {"rows": num_rows / scan.passes, "peak": peaks[-1], "floor": floor, "over floor": peaks[-1] - floor}
-    return found | {"private": most_private - private_floor, "growth": peaks[-1] - peaks[min(1, len(peaks) - 1)]}
+    peak = peaks[""][-1]
+    found = {"rows": num_rows / scan.passes, "peak": peak, "floor": floor, "over floor": peak - floor}
+    found |= {"private": most_private - private_floor, "in use": peaks[" in use"][-1]}
+    return found | {f"growth{what}": some[-1] - some[min(1, len(some) - 1)] for what, some in peaks.items()}
 
 
 def make_data(folder: Path, window_bytes: int) -> list[int | None]:
@@ -244,7 +258,8 @@ def measure_all(window_bytes: int, repeats: int) -> list[dict[str, Any]]:
             for name, found in runs.items():
                 medians = {key: median(one[key] for one in found) for key in found[0]}
                 row = {"data": kind, "reader": name, **medians, "to raw": medians["over floor"] / raw_mb}
-                rows.append(row | {"growth": None} if scans[name].passes == 1 else row)
+                grew = dict.fromkeys(("growth", "growth in use")) if scans[name].passes == 1 else {}
+                rows.append(row | grew)
     return rows
 
 
@@ -268,10 +283,10 @@ def main() -> None:
     rows = measure_all(window_bytes, repeats=1 if arguments.short else 3)
     if not importlib.util.find_spec("datasets"):
         print("HF datasets: skipped, it is not installed\n")
-    print("".join(f"{name:>20}" for name in ("data", "reader")) + "".join(f"{name:>12}" for name in COLUMNS))
+    print("".join(f"{name:>20}" for name in ("data", "reader")) + "".join(f"{name:>14}" for name in COLUMNS))
     for row in rows:
         figures = ("-" if row[name] is None else f"{row[name]:,.{2 * (name == 'to raw')}f}" for name in COLUMNS)
-        print(f"{row['data']:>20}{row['reader']:>20}" + "".join(f"{text:>12}" for text in figures))
+        print(f"{row['data']:>20}{row['reader']:>20}" + "".join(f"{text:>14}" for text in figures))
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
 

@@ -4,7 +4,8 @@ Times from constructing dataset and loader, over a state at several places of th
 200 files and in one large file, shuffled and not, without and with workers. Beside laneway, with the footers read anew
 and with a saved manifest, the libraries of peers.py that can resume, where installed:
 
-- litdata: StreamingDataLoader, from files of its own, so that the data files' layout makes no difference to it;
+- litdata: StreamingDataLoader, from files of its own, so that the data files' layout makes no difference to it. It
+  mixes rows within chunks, of 8 MB here; beside it is laneway with windows of 8 MiB, instead of the default of 64;
 - datasets: a streaming dataset of HF datasets, with workers in a StatefulDataLoader. Shuffled it has a buffer, of 1,000
   rows as by default, which a state doesn't hold: it fills it anew, and the rows in it are lost ("no rows": all).
 
@@ -63,7 +64,8 @@ POOL_WORDS = 1_000_000
 """Text is cut from so many random words."""
 
 
-LANEWAY, WITH_MANIFEST, LITDATA, DATASETS = "laneway", "with manifest", "litdata", "datasets"
+LANEWAY, WITH_MANIFEST, SMALL_WINDOWS = "laneway", "with manifest", "with 8 MiB windows"
+LITDATA, DATASETS = "litdata", "datasets"
 OURS = (LANEWAY, WITH_MANIFEST)
 FOOTERS = "all footers by pyarrow"
 
@@ -132,8 +134,9 @@ def make_data(folder: Path, num_rows: int, small_files: int) -> None:
 def open_laneway(folder: Path, case: Case) -> SavableLoader:
     """Return a fresh loader."""
     path = folder / case.layout
-    source = Manifest.load(f"{path}.json") if case.reader == WITH_MANIFEST else str(path)
-    dataset = StatefulShardedDataset(source, batch_size=BATCH_ROWS, shuffle=case.shuffle)
+    source = str(path) if case.reader == LANEWAY else Manifest.load(f"{path}.json")
+    window_mib = 8 if case.reader == SMALL_WINDOWS else 64
+    dataset = StatefulShardedDataset(source, batch_size=BATCH_ROWS, shuffle=case.shuffle, window_bytes=window_mib << 20)
     return SavableLoader(dataset, num_workers=case.num_workers, multiprocessing_context=_fork(case))
 
 
@@ -152,7 +155,7 @@ def open_litdata(folder: Path, case: Case) -> Resumable:
     """Return a fresh loader."""
     kept = folder / LITDATA / ("warm" if case.layout == "warm" else "text")
     files, reading = _reading(folder, case)
-    loader: Resumable = stream_litdata(files, reading, kept, sends_lists=True, multiprocessing_context=_fork(case))
+    loader: Resumable = stream_litdata(files, reading, kept, multiprocessing_context=_fork(case))
     return loader
 
 
@@ -171,6 +174,7 @@ def open_datasets(folder: Path, case: Case) -> Resumable:
 READERS: dict[str, Callable[[Path, Case], Resumable]] = {
     LANEWAY: open_laneway,
     WITH_MANIFEST: open_laneway,
+    SMALL_WINDOWS: open_laneway,
     LITDATA: open_litdata,
     DATASETS: open_datasets,
 }
@@ -339,10 +343,10 @@ def _figure(value: float | None, column: str) -> str:
     return "no rows" if value is None else f"{value:.{2 + column.endswith(' s')}f}"
 
 
-def readers_of(layout: str, *, with_peers: bool) -> list[str]:
+def readers_of(layout: str, *, shuffle: bool, with_peers: bool) -> list[str]:
     """Return who takes part."""
-    peers = [name for name in (LITDATA, DATASETS) if PEERS[name].is_installed] if with_peers else []
-    return [LANEWAY, *([WITH_MANIFEST] if layout == "200 files" else []), *peers]
+    ours = [LANEWAY, *([WITH_MANIFEST] if layout == "200 files" else []), *([SMALL_WINDOWS] if shuffle else [])]
+    return ours + [name for name in (LITDATA, DATASETS) if with_peers and PEERS[name].is_installed]
 
 
 def main() -> None:
@@ -365,7 +369,8 @@ def main() -> None:
         homes = Homes(stack)
         make_data(folder, num_rows, small_files)
         for choice in product(("200 files", "1 file"), (False, True), WORKERS):
-            cases = [Case(reader, *choice) for reader in readers_of(choice[0], with_peers=arguments.peers)]
+            readers = readers_of(choice[0], shuffle=choice[1], with_peers=arguments.peers)
+            cases = [Case(reader, *choice) for reader in readers]
             if only <= set(cases[0].title.split()):
                 resumes += measure_resume(homes, folder, cases, num_rows, repeats)
         if only <= {"small", "files"}:

@@ -13,12 +13,13 @@ import argparse
 import json
 import multiprocessing
 import os
+import signal
 import tempfile
 import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
-from itertools import islice, product, starmap
+from contextlib import ExitStack, contextmanager
+from itertools import product, repeat, starmap
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
@@ -171,7 +172,8 @@ def measure(contender: str, reading: Reading, directory: Path, max_seconds: floa
         is_single = reading.rows_per_item is None
         rows = 1 if is_single else _num_rows(first, reading.corpus.name)
         while (seconds := time.perf_counter() - start) < max_seconds:
-            some = islice(items, BATCH_ROWS if is_single else 1)
+            # Not islice: it asks for the iterator of the iterator again, and one that is a dataset begins anew.
+            some = map(next, repeat(items, BATCH_ROWS if is_single else 1))
             found = sum(1 for _ in some) if is_single else sum(_num_rows(item, reading.corpus.name) for item in some)
             if not found:
                 break
@@ -204,17 +206,31 @@ class Bench:
     def __init__(self, stack: ExitStack, directory: Path, *, repeats: int, max_seconds: float) -> None:
         self._stack, self._directory = stack, directory
         self._repeats, self._max_seconds = repeats, max_seconds
-        self._pools: dict[str, ProcessPoolExecutor] = {}
+        self._pools: dict[str, tuple[ProcessPoolExecutor, int]] = {}
+        """Contender -> its process, and the number of that."""
 
     def _run(self, contender: str, reading: Reading) -> Pass:
         if contender not in self._pools:
             # Spawned: no contender finds the threads and the memory that another one left behind.
             spawn = multiprocessing.get_context("spawn")
             pool = ProcessPoolExecutor(1, spawn, _set_up, (multiprocessing.get_start_method(),))
-            self._pools[contender] = self._stack.enter_context(pool)
+            self._pools[contender] = self._stack.enter_context(pool), pool.submit(os.getpid).result()
         directory = self._directory / contender / reading.corpus.directory.name
         directory.mkdir(parents=True, exist_ok=True)
-        return self._pools[contender].submit(measure, contender, reading, directory, self._max_seconds).result()
+        pool, pid = self._pools[contender]
+        with self._frozen({other for _, other in self._pools.values()} - {pid}):
+            return pool.submit(measure, contender, reading, directory, self._max_seconds).result()
+
+    @contextmanager
+    def _frozen(self, pids: set[int]) -> Iterator[None]:
+        """Stop processes meanwhile: a pass that was cut off may have left threads behind that still read."""
+        try:
+            for pid in pids:
+                os.kill(pid, signal.SIGSTOP)
+            yield
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
 
     def passes(self, contenders: list[str], reading: Reading) -> tuple[dict[str, list[Pass]], dict[str, str]]:
         """Return the passes of each contender, in turns, and the errors of those that failed.
@@ -223,18 +239,18 @@ class Bench:
         """
         found: dict[str, list[Pass]] = {name: [] for name in contenders}
         errors: dict[str, str] = {}
-        for repeat in range(self._repeats + 1):
+        for number in range(self._repeats + 1):
             # Each begins once: who comes after a process that has freed its memory finds it warm.
-            first = repeat % len(contenders)
+            first = number % len(contenders)
             for name in [name for name in contenders[first:] + contenders[:first] if name not in errors]:
                 try:
                     result = self._run(name, reading)
                 except RuntimeError as error:
                     errors[name] = str(error)
                     # A process that died takes its pool with it.
-                    self._pools.pop(name).shutdown()
+                    self._pools.pop(name)[0].shutdown()
                     continue
-                if repeat:
+                if number:
                     found[name].append(result)
         return {name: passes for name, passes in found.items() if name not in errors}, errors
 

@@ -197,16 +197,11 @@ def _tokens_of_file(path: str) -> Iterator[torch.Tensor]:
 
 
 def stream_litdata(
-    files: list[str],
-    reading: Reading,
-    directory: Path,
-    *,
-    sends_lists: bool = False,
-    multiprocessing_context: str | None = None,
+    files: list[str], reading: Reading, directory: Path, *, multiprocessing_context: str | None = None
 ) -> Any:  # noqa: ANN401 - as above
     """Return litdata's loader, over files of its own in the directory, which are made if they are not there yet.
 
-    Unless lists are wanted, it is the dataset itself that yields single rows.
+    Rows come in lists: its dataset alone, which yields single ones, is slower.
     """
     litdata = _load("litdata")
     is_tokens = reading.corpus.name == "tokens"
@@ -225,8 +220,6 @@ def stream_litdata(
     dataset = litdata.StreamingDataset(
         str(directory), item_loader=item_loader, shuffle=reading.shuffle, drop_last=False, seed=0
     )
-    if reading.rows_per_item is None and not sends_lists:
-        return dataset
     return litdata.StreamingDataLoader(
         dataset,
         batch_size=BATCH_ROWS,
@@ -237,8 +230,7 @@ def stream_litdata(
 
 
 def _open_litdata(reading: Reading, directory: Path) -> Iterable[Any]:
-    loader: Iterable[Any] = stream_litdata(reading.corpus.files("parquet"), reading, directory)
-    return loader
+    return _rows_or_batches(stream_litdata(reading.corpus.files("parquet"), reading, directory), reading)
 
 
 # mosaicml-streaming, in its own format.
