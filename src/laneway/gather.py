@@ -151,8 +151,9 @@ def taken(chunks: list[pa.Array[Any]], data_type: Any, order: pa.Int64Array) -> 
         return chunked(chunks, data_type).cast(plain).take(order).cast(data_type)
     if pa.types.is_nested(data_type):
         # Arrow's take goes astray in slices of nested fixed-size lists, and leaves the values of list views in place.
-        whole = [copied(chunk) if chunk.offset else chunk for chunk in chunks]
-        return chunked([copied(chunk) for chunk in chunked(whole, data_type).take(order).chunks], data_type)
+        found = chunked([copied(chunk) if chunk.offset else chunk for chunk in chunks], data_type).take(order)
+        chunks.clear()
+        return chunked([copied(chunk) for chunk in found.chunks], data_type)
     # Several chunks are put together by `take` too, but while they are held.
     together = pa.Table.from_arrays([chunked(chunks, data_type)], names=[""]).combine_chunks()
     chunks.clear()

@@ -151,14 +151,13 @@ def _unpacked(
     shared = receive(ticket) if ticket else None
     for block in blocks:
         whole = block.view(inline if block.is_inline or shared is None else shared)
-        columns: Iterable[Any]
-        if block.is_numpy:
-            columns = whole
-        elif block.dtype is torch.bfloat16:
-            columns = (torch.from_numpy(column).view(torch.bfloat16) for column in whole)
-        else:
+        # With the dots it is an array also where a column is a single number.
+        columns: Iterable[Any] = [whole[i, ...] for i in range(len(whole))]
+        if not block.is_numpy:
             # Faster than unbind, and each tensor's storage ends where its own values end.
-            columns = map(torch.from_numpy, whole)
+            columns = map(torch.from_numpy, columns)
+        if block.dtype is torch.bfloat16:
+            columns = [column.view(torch.bfloat16) for column in columns]
         values.update(zip(block.keys, columns, strict=True))
     return {key: values[key] for key in keys}
 

@@ -65,6 +65,18 @@ def test_columns_of_every_kind_survive_together(num_rows: int) -> None:
     assert all(map(torch.equal, received["ragged"], batch["ragged"]))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_single_numbers_survive_beside_columns(dtype: torch.dtype) -> None:
+    batch: dict[Any, Any] = {"tensor": torch.ones((), dtype=dtype), "x": torch.arange(50_000), "array": np.array(7)}
+    received = sent(batch)
+    assert received["tensor"].dtype == dtype
+    assert received["tensor"].shape == ()
+    assert torch.equal(received["tensor"], batch["tensor"])
+    assert torch.equal(received["x"], batch["x"])
+    assert type(received["array"]) is np.ndarray
+    assert received["array"] == 7
+
+
 def test_what_is_no_plain_tensor_is_sent_as_pytorch_sends_it() -> None:
     batch = {"leaf": torch.ones(3, requires_grad=True), "meta": torch.ones(3, device="meta"), "plain": torch.ones(3)}
     received = sent(batch)
