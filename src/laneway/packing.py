@@ -39,6 +39,8 @@ _KINDS: list[Any] = [
 _DTYPES = {torch.from_numpy(np.empty(0, kind)).dtype: np.dtype(kind) for kind in _KINDS}
 _DTYPES[torch.bfloat16] = np.dtype(np.int16)  # which numpy lacks
 """dtype of tensors that are nothing but their values -> numpy's; others are sent as PyTorch sends them."""
+_NUMPY_DTYPES = frozenset(map(np.dtype, _KINDS))
+"""Of arrays that can be tensors; others are pickled."""
 
 
 class _Block(NamedTuple):
@@ -163,7 +165,7 @@ def _unpacked(
 
 
 def _as_tensor(array: np.ndarray[Any, Any]) -> torch.Tensor | None:
-    is_like_a_tensor = array.dtype.kind in "biuf" and array.dtype.isnative and array.flags.writeable
+    is_like_a_tensor = array.dtype in _NUMPY_DTYPES and array.flags.writeable
     return torch.from_numpy(array) if is_like_a_tensor and min(array.strides, default=0) >= 0 else None
 
 

@@ -49,6 +49,7 @@ def test_columns_of_every_kind_survive_together(num_rows: int) -> None:
         "array": np.arange(num_rows, dtype=np.float32),
         "backwards": np.arange(num_rows)[::-1],
         "times": np.arange(num_rows).astype("M8[s]"),
+        "long": np.arange(num_rows, dtype=np.longdouble),
         "objects": np.array(["a", None], dtype=object),
         7: None,
     }
