@@ -94,8 +94,8 @@ def _reduced(batch: PackedBatch) -> tuple[Any, ...]:
     """Return how the plain dict is made in another process that a queue leads to."""
     try:
         return _unpacked, _packed(batch)
-    except (RuntimeError, OSError):
-        # No shared memory is left, say. An error here would be lost, and the receiver would wait for ever.
+    except Exception:  # noqa: BLE001 - an error here would be lost, and the receiver would wait for ever
+        # No shared memory is left, say.
         return dict, (dict(batch),)
 
 

@@ -13,6 +13,7 @@ from laneway.convert import BatchConverter
 from laneway.gather import Gathering, copied, taken
 
 _compute: Any = pc
+_PAIR: Any = pa.list_(pa.int32(), 2)
 _nested: Any = pa.list_(pa.list_(pa.int32(), 2), 1)
 COLUMNS: list[Any] = [
     pa.array(["a", None, "c", "d" * 40, "e"], pa.string_view()),
@@ -51,8 +52,7 @@ def test_a_copy_has_the_values_of_its_slice(column: pa.Array[Any]) -> None:
 
 
 def test_runs_come_in_any_order_and_cut_into_chunks_in_any_way() -> None:
-    fields: list[Any] = [pa.field("id", pa.int64()), pa.field("key", pa.int32()), pa.field("text", pa.string())]
-    schema = pa.schema(fields)
+    schema = pa.schema([("id", pa.int64()), ("key", pa.int32()), ("text", pa.string()), ("pair", _PAIR)])
     ids = np.arange(30)
 
     def run(start: int, stop: int) -> pa.Table:
@@ -62,6 +62,7 @@ def test_runs_come_in_any_order_and_cut_into_chunks_in_any_way() -> None:
             chunked([part[:3], part[3:]]),
             pa.repeat(pa.scalar(7, pa.int32()), stop - start),
             chunked([part[:5].astype(str), part[5:].astype(str)], pa.string()),
+            pa.array([[i, -i] for i in part.tolist()], _PAIR),
         ]
         return pa.Table.from_arrays(columns, schema=schema)
 
@@ -72,6 +73,8 @@ def test_runs_come_in_any_order_and_cut_into_chunks_in_any_way() -> None:
         assert [gathering.put(i, run(*cut)) for i, cut in [(2, (22, 30)), (0, (0, 10)), (1, (10, 22))]] == [0, 0, 1]
         (rows,) = gathering.finish()
         batch: Any = converter.slice(rows, 0, rows.num_rows)
+        assert [*batch] == schema.names
         assert batch["id"].tolist() == wanted.tolist()
+        assert batch["pair"].tolist() == [[i, -i] for i in wanted]
         assert batch["text"].tolist() == [str(i) for i in wanted]
         assert batch["key"].tolist() == [7] * len(wanted)
