@@ -13,6 +13,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import random
 import signal
 import tempfile
 import time
@@ -240,9 +241,10 @@ class Bench:
         found: dict[str, list[Pass]] = {name: [] for name in contenders}
         errors: dict[str, str] = {}
         for number in range(self._repeats + 1):
-            # Each begins once: who comes after a process that has freed its memory finds it warm.
-            first = number % len(contenders)
-            for name in [name for name in contenders[first:] + contenders[:first] if name not in errors]:
+            # In another order each time: what a pass finds in caches depends on who came before.
+            for name in random.Random(number).sample(contenders, len(contenders)):
+                if name in errors:
+                    continue
                 try:
                     result = self._run(name, reading)
                 except RuntimeError as error:
@@ -256,7 +258,7 @@ class Bench:
 
 
 def _ratio(of: list[Pass], to: list[Pass]) -> float:
-    """Return the median of the ratios of passes that ran one after the other."""
+    """Return the median of the ratios of passes of the same round."""
     return median(mine[0] / other[0] for mine, other in zip(of, to, strict=True))
 
 
