@@ -5,7 +5,7 @@ Times from constructing dataset and loader, over a state at several places of th
 and with a saved manifest, the libraries of peers.py that can resume, where installed:
 
 - litdata: StreamingDataLoader, from files of its own, so that the data files' layout makes no difference to it. It
-  mixes rows within chunks, of 8 MB here; beside it is laneway with windows of 8 MiB, instead of the default of 64;
+  mixes rows within chunks, of 8 MB here; beside it is laneway with windows of 8 MiB, instead of 64, and a manifest;
 - datasets: a streaming dataset of HF datasets, with workers in a StatefulDataLoader. Shuffled it has a buffer, of 1,000
   rows as by default, which a state doesn't hold: it fills it anew, and the rows in it are lost ("no rows": all).
 
@@ -64,7 +64,7 @@ POOL_WORDS = 1_000_000
 """Text is cut from so many random words."""
 
 
-LANEWAY, WITH_MANIFEST, SMALL_WINDOWS = "laneway", "with manifest", "with 8 MiB windows"
+LANEWAY, WITH_MANIFEST, SMALL_WINDOWS = "laneway", "with manifest", "manifest, 8 MiB windows"
 LITDATA, DATASETS = "litdata", "datasets"
 OURS = (LANEWAY, WITH_MANIFEST)
 FOOTERS = "all footers by pyarrow"
@@ -211,6 +211,7 @@ def states_of(folder: Path, case: Case, num_rows: int) -> list[dict[str, Any]]:
 def footers_s(folder: Path, layout: str) -> float:
     """Return the seconds in which pyarrow reads all footers, with as many threads as cores."""
     pq.read_metadata(folder / "warm" / "part-0000.parquet")
+    warm_memory()
     start = time.perf_counter()
     with ThreadPoolExecutor(multiprocessing.cpu_count()) as threads:
         list(threads.map(pq.read_metadata, sorted((folder / layout).iterdir())))

@@ -19,7 +19,7 @@ import tempfile
 import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import product, repeat, starmap
 from pathlib import Path
 from statistics import median
@@ -173,7 +173,7 @@ def measure(contender: str, reading: Reading, directory: Path, max_seconds: floa
         is_single = reading.rows_per_item is None
         rows = 1 if is_single else _num_rows(first, reading.corpus.name)
         while (seconds := time.perf_counter() - start) < max_seconds:
-            # Not islice: it asks for the iterator of the iterator again, and one that is a dataset begins anew.
+            # Not islice: it asks an iterator for its iterator, and one that is a dataset too begins anew.
             some = map(next, repeat(items, BATCH_ROWS if is_single else 1))
             found = sum(1 for _ in some) if is_single else sum(_num_rows(item, reading.corpus.name) for item in some)
             if not found:
@@ -214,8 +214,8 @@ class Bench:
         if contender not in self._pools:
             # Spawned: no contender finds the threads and the memory that another one left behind.
             spawn = multiprocessing.get_context("spawn")
-            pool = ProcessPoolExecutor(1, spawn, _set_up, (multiprocessing.get_start_method(),))
-            self._pools[contender] = self._stack.enter_context(pool), pool.submit(os.getpid).result()
+            new = ProcessPoolExecutor(1, spawn, _set_up, (multiprocessing.get_start_method(),))
+            self._pools[contender] = self._stack.enter_context(new), new.submit(os.getpid).result()
         directory = self._directory / contender / reading.corpus.directory.name
         directory.mkdir(parents=True, exist_ok=True)
         pool, pid = self._pools[contender]
@@ -225,13 +225,17 @@ class Bench:
     @contextmanager
     def _frozen(self, pids: set[int]) -> Iterator[None]:
         """Stop processes meanwhile: a pass that was cut off may have left threads behind that still read."""
-        try:
+
+        def send(number: signal.Signals) -> None:
             for pid in pids:
-                os.kill(pid, signal.SIGSTOP)
+                with suppress(ProcessLookupError):
+                    os.kill(pid, number)
+
+        send(signal.SIGSTOP)
+        try:
             yield
         finally:
-            for pid in pids:
-                os.kill(pid, signal.SIGCONT)
+            send(signal.SIGCONT)
 
     def passes(self, contenders: list[str], reading: Reading) -> tuple[dict[str, list[Pass]], dict[str, str]]:
         """Return the passes of each contender, in turns, and the errors of those that failed.
@@ -250,7 +254,8 @@ class Bench:
                 except RuntimeError as error:
                     errors[name] = str(error)
                     # A process that died takes its pool with it.
-                    self._pools.pop(name)[0].shutdown()
+                    if name in self._pools:
+                        self._pools.pop(name)[0].shutdown()
                     continue
                 if number:
                     found[name].append(result)

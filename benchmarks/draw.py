@@ -26,7 +26,7 @@ GREY = "#7d8590"
 COLOURS = {
     "laneway": "#2f81f7",
     "with manifest": "#2f81f7",
-    "with 8 MiB windows": "#2f81f7",
+    "manifest, 8 MiB windows": "#2f81f7",
     "raw": GREY,
     "datasets": "#b07d1e",
     "datasets map": "#c9683a",
@@ -36,11 +36,12 @@ COLOURS = {
 }
 LABELS = {
     "with manifest": "laneway, manifest",
-    "with 8 MiB windows": "laneway, 8 MiB windows",
+    "manifest, 8 MiB windows": "laneway, 8 MiB windows",
     "raw": "raw pyarrow",
     "datasets map": "datasets (map)",
     "torch-dataloader-utils": "dataloader-utils",
 }
+DASHES = {"raw": (0, (4, 2)), "with manifest": (0, (4, 2)), "manifest, 8 MiB windows": (0, (1, 1.5))}
 PANELS = {"tabular": "Tabular, 42 columns", "tokens": "Tokens, 1,024 per row", "text": "Text"}
 LINE_HEIGHT = 10.5
 """Between two labels, in points."""
@@ -70,7 +71,7 @@ def draw_lines(axes: Axes, lines: dict[str, Line], limits: tuple[float, float], 
             y,
             color=COLOURS[name],
             linewidth=2.6 if is_ours else 1.3,
-            linestyle=(0, (4, 2)) if name in ("raw", "with manifest", "with 8 MiB windows") else "-",
+            linestyle=DASHES.get(name, "-"),
             marker="o",
             markersize=5 if is_ours else 2.8,
             clip_on=False,

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from laneway.column_types import decoded_type
 from laneway.columns import CONVERSION_ERRORS, NullFoundError
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class Gathering:
         """Take the rows of a run, and tell whether it was the last one.
 
         Raises:
-            NotAtOnceError: A null, or a value that can't be converted, is among the numbers.
+            NotAtOnceError: A null, or a value that can't be converted, is among the lists.
         """
         start = int(self._starts[run_index])
         lists = [name for name in self._at_once if _is_list(table.schema.field(name).type)]
@@ -117,7 +118,11 @@ class Gathering:
         return values.take(self._order, out=_empty((len(self._order),), values.dtype), mode="clip")
 
     def finish(self) -> list[OpenRows]:
-        """Return all rows; several parts only where a column is too long for one."""
+        """Return all rows; several parts only where a column is too long for one.
+
+        Raises:
+            NotAtOnceError: A null, or a value that can't be converted, is among the numbers.
+        """
         runs = [run for run in self._rest if run is not None]
         self._rest.clear()
         fields = list(runs[0].schema) if runs else []
@@ -144,10 +149,11 @@ class Gathering:
         ]
 
 
-def _is_list(data_type: Any) -> bool:  # noqa: ANN401 - stubs of extension types lack much
-    """Return whether values are lists, and so worth copying to their places one by one."""
-    storage = data_type.storage_type if isinstance(data_type, pa.BaseExtensionType) else data_type
-    return isinstance(storage, pa.FixedSizeListType)
+def _is_list(data_type: pa.DataType) -> bool:
+    """Return whether values are fixed-size lists, and so worth copying to their places one by one."""
+    while (inner := decoded_type(data_type)) is not None:
+        data_type = inner
+    return isinstance(data_type, pa.FixedSizeListType)
 
 
 def _empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -164,7 +170,7 @@ def taken(chunks: list[pa.Array[Any]], data_type: Any, order: pa.Int64Array) -> 
     """Return the rows of a column at these places. Unlike `pyarrow.ChunkedArray.take` it knows all types.
 
     Args:
-        chunks: The column. The list is emptied as soon as its values are copied, so that no more than two copies are
+        chunks: The column. The list is emptied when its values have been copied, so that no more than two copies are
             held where nobody else holds the first.
         data_type: Of the column.
         order: The places.
@@ -174,11 +180,14 @@ def taken(chunks: list[pa.Array[Any]], data_type: Any, order: pa.Int64Array) -> 
     chunked: Callable[..., pa.ChunkedArray[Any]] = pa.chunked_array
     if isinstance(data_type, pa.RunEndEncodedType):
         values = chunked([compute.run_end_decode(chunk) for chunk in chunks], data_type.value_type)
+        chunks.clear()
         encoded = [compute.run_end_encode(chunk, data_type.run_end_type) for chunk in values.take(order).chunks]
         return chunked(encoded, data_type)
     if pa.types.is_string_view(data_type) or pa.types.is_binary_view(data_type):
         plain = pa.large_string() if pa.types.is_string_view(data_type) else pa.large_binary()
-        return chunked(chunks, data_type).cast(plain).take(order).cast(data_type)
+        cast_ = chunked(chunks, data_type).cast(plain)
+        chunks.clear()
+        return cast_.take(order).cast(data_type)
     if pa.types.is_nested(data_type):
         # Arrow's take goes astray in slices of nested fixed-size lists, and leaves the values of list views in place.
         found = chunked([copied(chunk) if chunk.offset else chunk for chunk in chunks], data_type).take(order)

@@ -1,4 +1,4 @@
-"""Windows: their runs are read by a few threads, and put in order as they come in."""
+"""Windows: their runs are read by a few threads, the last of which puts them in order."""
 
 from __future__ import annotations
 

@@ -53,6 +53,8 @@ def test_a_copy_has_the_values_of_its_slice(column: pa.Array[Any]) -> None:
 
 def test_runs_come_in_any_order_and_cut_into_chunks_in_any_way() -> None:
     schema = pa.schema([("id", pa.int64()), ("key", pa.int32()), ("text", pa.string()), ("pair", _PAIR)])
+    for name, type_ in [("coded", pa.int16()), ("coded pair", _PAIR)]:
+        schema = schema.append(pa.field(name, pa.dictionary(pa.int32(), type_)))
     ids = np.arange(30)
 
     def run(start: int, stop: int) -> pa.Table:
@@ -63,6 +65,8 @@ def test_runs_come_in_any_order_and_cut_into_chunks_in_any_way() -> None:
             pa.repeat(pa.scalar(7, pa.int32()), stop - start),
             chunked([part[:5].astype(str), part[5:].astype(str)], pa.string()),
             pa.array([[i, -i] for i in part.tolist()], _PAIR),
+            pa.DictionaryArray.from_arrays(pa.array(part % 3, pa.int32()), pa.array([7, 8, 9], pa.int16())),
+            pa.DictionaryArray.from_arrays(pa.array(part % 2, pa.int32()), pa.array([[0, 1], [2, 3]], _PAIR)),
         ]
         return pa.Table.from_arrays(columns, schema=schema)
 
@@ -76,5 +80,7 @@ def test_runs_come_in_any_order_and_cut_into_chunks_in_any_way() -> None:
         assert [*batch] == schema.names
         assert batch["id"].tolist() == wanted.tolist()
         assert batch["pair"].tolist() == [[i, -i] for i in wanted]
+        assert batch["coded"].tolist() == [7 + i % 3 for i in wanted]
+        assert batch["coded pair"].tolist() == [[0, 1] if i % 2 == 0 else [2, 3] for i in wanted]
         assert batch["text"].tolist() == [str(i) for i in wanted]
         assert batch["key"].tolist() == [7] * len(wanted)
