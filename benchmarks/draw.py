@@ -36,7 +36,7 @@ COLOURS = {
 }
 LABELS = {
     "with manifest": "laneway, manifest",
-    "manifest, 8 MiB windows": "laneway, 8 MiB windows",
+    "manifest, 8 MiB windows": "laneway, 8 MiB",
     "raw": "raw pyarrow",
     "datasets map": "datasets (map)",
     "torch-dataloader-utils": "dataloader-utils",
