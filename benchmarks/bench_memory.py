@@ -198,22 +198,23 @@ def measure(scan: Scan) -> dict[str, float]:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    peaks: dict[str, list[float]] = {"": [], " in use": []}
+    peaks: list[float] = []
+    in_use: list[float] = []
     num_rows = 0
     try:
         for _ in range(scan.passes):
             for batch in next(passes):
                 num_rows += len(batch["id"])
                 del batch
-            peaks[""].append(peak_mb())
-            peaks[" in use"].append(in_use_mb())
+            peaks.append(peak_mb())
+            in_use.append(in_use_mb())
     finally:
         is_over.set()
         watcher.join()
-    peak = peaks[""][-1]
-    found = {"rows": num_rows / scan.passes, "peak": peak, "floor": floor, "over floor": peak - floor}
-    found |= {"private": most_private - private_floor, "in use": peaks[" in use"][-1]}
-    return found | {f"growth{what}": some[-1] - some[min(1, len(some) - 1)] for what, some in peaks.items()}
+    found = {"rows": num_rows / scan.passes, "peak": peaks[-1], "floor": floor, "over floor": peaks[-1] - floor}
+    found |= {"private": most_private - private_floor, "in use": in_use[-1]}
+    # With a single pass there is no second to grow from.
+    return found | {"growth": peaks[-1] - peaks[:2][-1], "growth in use": in_use[-1] - in_use[:2][-1]}
 
 
 def make_data(folder: Path, window_bytes: int) -> list[int | None]:

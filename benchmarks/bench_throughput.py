@@ -201,6 +201,22 @@ def _set_up(start_method: str) -> None:
         os.dup2(nothing.fileno(), 2)
 
 
+@contextmanager
+def frozen(pids: set[int]) -> Iterator[None]:
+    """Stop processes meanwhile: a pass that was cut off may have left threads behind that still read."""
+
+    def send(number: signal.Signals) -> None:
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    send(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        send(signal.SIGCONT)
+
+
 class Bench:
     """Processes that measure, one for each contender, and what they found."""
 
@@ -219,23 +235,8 @@ class Bench:
         directory = self._directory / contender / reading.corpus.directory.name
         directory.mkdir(parents=True, exist_ok=True)
         pool, pid = self._pools[contender]
-        with self._frozen({other for _, other in self._pools.values()} - {pid}):
+        with frozen({other for _, other in self._pools.values()} - {pid}):
             return pool.submit(measure, contender, reading, directory, self._max_seconds).result()
-
-    @contextmanager
-    def _frozen(self, pids: set[int]) -> Iterator[None]:
-        """Stop processes meanwhile: a pass that was cut off may have left threads behind that still read."""
-
-        def send(number: signal.Signals) -> None:
-            for pid in pids:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, number)
-
-        send(signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            send(signal.SIGCONT)
 
     def passes(self, contenders: list[str], reading: Reading) -> tuple[dict[str, list[Pass]], dict[str, str]]:
         """Return the passes of each contender, in turns, and the errors of those that failed.

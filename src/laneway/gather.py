@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import threading
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, cast
 
@@ -59,14 +60,18 @@ class Gathering:
         self._at_once = at_once
         self._order = order
         self._starts = np.concatenate([[0], np.cumsum(run_rows, dtype=np.int64)])
-        self._places = np.full(self._starts[-1], -1)
-        self._places[order] = np.arange(len(order))
-        self._is_whole = len(order) == len(self._places)
         self._rest: list[pa.Table | None] = [None] * len(run_rows)
         """Columns that are not in their places yet, run by run."""
         self._numbers: dict[str, NDArray[Any]] = {}
         self._num_missing = len(run_rows)
         self._lock = threading.Lock()
+
+    @cached_property
+    def _places(self) -> NDArray[np.int64]:
+        """Where each row of the runs comes, -1: nowhere. Only lists are brought there; all else is fetched."""
+        places = np.full(self._starts[-1], -1)
+        places[self._order] = np.arange(len(self._order))
+        return places
 
     def put(self, run_index: int, table: pa.Table) -> bool:
         """Take the rows of a run, and tell whether it was the last one.
@@ -96,7 +101,7 @@ class Gathering:
                 if name not in self._numbers:
                     self._numbers[name] = _empty((len(self._order), *values.shape[1:]), values.dtype)
         places = self._places[start : start + len(batch)]
-        is_wanted = None if self._is_whole else places >= 0
+        is_wanted = None if len(self._order) == self._starts[-1] else places >= 0
         if is_wanted is not None:
             places = places[is_wanted]
         for name, values in found.items():
@@ -111,7 +116,7 @@ class Gathering:
     def _fetched(self, name: str, chunks: list[pa.Array[Any]], scratch: NDArray[Any]) -> NDArray[Any]:
         """Return the numbers of a column in their order; the list is emptied, as by `taken`."""
         found = [self._converted(name, chunk) for chunk in chunks]
-        values = np.concatenate(found, out=scratch.view(found[0].dtype)[: len(self._places)])
+        values = np.concatenate(found, out=scratch.view(found[0].dtype)[: self._starts[-1]])
         found.clear()
         chunks.clear()
         # "clip" looks at no index, where "raise" copies once more.
@@ -130,7 +135,7 @@ class Gathering:
         runs.clear()
         order = cast("pa.Int64Array", pa.array(self._order))
         # Used again by each column, for new memory takes longer than the copying. 16 bytes: no number is larger.
-        scratch = np.empty(len(self._places), np.complex128)
+        scratch = np.empty(self._starts[-1], np.complex128)
         found: dict[str, pa.ChunkedArray[Any]] = {}
         for field, chunks in zip(fields, columns, strict=True):
             if field.name in self._at_once:

@@ -36,9 +36,11 @@ _KINDS: list[Any] = [
     *(np.bool_, np.uint8, np.uint16, np.uint32, np.uint64, np.int8, np.int16, np.int32, np.int64),
     *(np.float16, np.float32, np.float64),
 ]
-_DTYPES = {torch.from_numpy(np.empty(0, kind)).dtype: np.dtype(kind) for kind in _KINDS}
-_DTYPES[torch.bfloat16] = np.dtype(np.int16)  # which numpy lacks
-"""dtype of tensors that are nothing but their values -> numpy's; others are sent as PyTorch sends them."""
+_DTYPES = {torch.from_numpy(np.empty(0, kind)).dtype: np.dtype(kind) for kind in _KINDS} | {
+    torch.bfloat16: np.dtype(np.int16)
+}
+"""dtype of tensors that are nothing but their values -> numpy's, which lacks bfloat16; others are sent as PyTorch
+sends them."""
 _NUMPY_DTYPES = frozenset(map(np.dtype, _KINDS))
 """Of arrays that can be tensors; others are pickled."""
 
@@ -125,8 +127,7 @@ def _packed(batch: dict[Any, Any]) -> tuple[Any, ...]:
     shared, ticket = lend(sizes[False]) if sizes[False] else (None, None)
     for block, (_, _, tensors) in zip(blocks, groups, strict=True):
         into = inline if block.is_inline or shared is None else shared
-        whole = torch.from_numpy(block.view(into))
-        torch.stack(tensors, out=whole.view(block.dtype) if block.dtype is torch.bfloat16 else whole)
+        torch.stack(tensors, out=torch.from_numpy(block.view(into)).view(block.dtype))
     return tuple(batch), tuple(blocks), inline, ticket, rest
 
 
