@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from laneway.files import FileTable
-from laneway.lanes import cut_again, cut_epoch
-from laneway.shards import cut_shards
+from laneway.core.files import FileTable
+from laneway.core.lanes import cut_again, cut_epoch
+from laneway.core.shards import cut_shards
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from laneway.files import FileTable
-from laneway.lanes import cut_epoch
-from laneway.plan import Identity, Plan, Settings
+from laneway.core.files import FileTable
+from laneway.core.lanes import cut_epoch
+from laneway.core.plan import Identity, Plan, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from laneway.cursor import Wishes, open_epoch
-from laneway.files import FileTable
-from laneway.plan import Identity, Plan, Settings, replay
-from laneway.progress import CutProgress, LaneProgress, Progress
-from laneway.turns import Place
+from laneway.core.cursor import Wishes, open_epoch
+from laneway.core.files import FileTable
+from laneway.core.plan import Identity, Plan, Settings, replay
+from laneway.core.progress import CutProgress, LaneProgress, Progress
+from laneway.core.turns import Place
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

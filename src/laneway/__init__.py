@@ -1,6 +1,9 @@
 """Stateful iterable datasets for PyTorch: stop anywhere, go on exactly there, on any number of machines."""
 
-from laneway.convert import NullInColumnError
+from laneway.catalog.manifest import Manifest
+from laneway.convert.batches import NullInColumnError
+from laneway.core.merge import merge_states
+from laneway.core.shards import Shard
 from laneway.dataset import StatefulShardedDataset
 from laneway.errors import (
     CheckpointMismatchError,
@@ -14,10 +17,7 @@ from laneway.errors import (
     StateUnavailableError,
 )
 from laneway.loader import SavableLoader
-from laneway.manifest import Manifest
-from laneway.merge import merge_states
-from laneway.retries import RetryPolicy
-from laneway.shards import Shard
+from laneway.storage.retries import RetryPolicy
 
 __all__ = [
     "CheckpointMismatchError",

@@ -4,39 +4,48 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, get_args
 
 from torch.utils.data import IterableDataset
 
-from laneway.convert import BatchConverter, FillNull, Output
-from laneway.cursor import Wishes
+from laneway.arguments import (
+    check_callable,
+    check_choice,
+    check_columns,
+    check_count,
+    check_flag,
+    check_int,
+    check_seed,
+    check_size,
+)
+from laneway.catalog.manifest import Manifest, scan_source
+from laneway.convert.batches import BatchConverter, FillNull, Output
+from laneway.core.cursor import Wishes
+from laneway.core.lanes import MAX_LANES, Remainder
+from laneway.core.plan import Identity, Settings, replay
+from laneway.core.state import StateWriter, parse_state, read_state
+from laneway.core.turns import Place
+from laneway.delivery.clock import MAX_WORKERS
+from laneway.delivery.definition import Composed, Pipeline
+from laneway.delivery.schedule import Passes
+from laneway.delivery.workers import num_workers_of_caller, worker_place
 from laneway.distributed import data_parallel_rank
-from laneway.epoch import MAX_WORKERS
 from laneway.errors import StateUnavailableError
-from laneway.lanes import MAX_LANES, Remainder
-from laneway.manifest import Manifest, scan_source
-from laneway.passes import Passes
-from laneway.pipeline import Composed, Pipeline
-from laneway.plan import Identity, Settings, replay
-from laneway.reader import RowReader
-from laneway.shards import Shard, ShardTable, parse_bytes, plain_int
-from laneway.state import StateWriter, parse_state, read_state
-from laneway.turns import Place
-from laneway.workers import num_workers_of_caller, worker_place
+from laneway.reading.reader import RowReader
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import pyarrow as pa
     import pyarrow.fs
     from fsspec import AbstractFileSystem
 
-    from laneway.caching import CacheDir
-    from laneway.progress import Progress
-    from laneway.retries import RetryPolicy
+    from laneway.catalog.caching import CacheDir
+    from laneway.core.progress import Progress
+    from laneway.core.shards import Shard, ShardTable
+    from laneway.storage.retries import RetryPolicy
 
 
 class StatefulShardedDataset(IterableDataset[Any]):
@@ -136,19 +145,14 @@ class StatefulShardedDataset(IterableDataset[Any]):
         cache_dir: CacheDir = None,
     ) -> None:
         """See the class."""
-        shard_rows, lanes = _checked_count("shard_rows", shard_rows), _checked_count("lanes", lanes, MAX_LANES)
-        turn_rows, batch_size = _checked_count("turn_rows", turn_rows), _checked_count("batch_size", batch_size)
-        _check_choice("remainder", remainder, get_args(Remainder))
-        _check_choice("output", output, get_args(Output))
-        if transform is not None and not callable(transform):
-            message = f"transform must be callable, not {transform!r}"
-            raise TypeError(message)
-        for name, flag in (("shuffle", shuffle), ("drop_last", drop_last)):
-            if not isinstance(flag, bool):
-                message = f"{name} must be True or False, not {flag!r}"
-                raise TypeError(message)
-        if columns is not None:
-            columns = _checked_columns(columns)
+        shard_rows, lanes = check_count("shard_rows", shard_rows), check_count("lanes", lanes, MAX_LANES)
+        turn_rows, batch_size = check_count("turn_rows", turn_rows), check_count("batch_size", batch_size)
+        check_choice("remainder", remainder, get_args(Remainder))
+        check_choice("output", output, get_args(Output))
+        check_callable("transform", transform)
+        check_flag("shuffle", shuffle)
+        check_flag("drop_last", drop_last)
+        columns = check_columns(columns)
         if batch_size and turn_rows and batch_size % turn_rows:
             message = f"batch_size {batch_size} must be a multiple of turn_rows {turn_rows}: a batch is made of turns"
             raise ValueError(message)
@@ -156,11 +160,11 @@ class StatefulShardedDataset(IterableDataset[Any]):
             message = "drop_last=True needs a batch_size: there is no batch to drop among single rows"
             raise ValueError(message)
         settings = Settings(
-            seed=_checked_seed(seed),
+            seed=check_seed(seed),
             shuffle=shuffle,
-            shard_bytes=_checked_size("shard_bytes", shard_bytes),
+            shard_bytes=check_size("shard_bytes", shard_bytes),
             shard_rows=shard_rows,
-            window_bytes=_checked_size("window_bytes", window_bytes),
+            window_bytes=check_size("window_bytes", window_bytes),
             remainder=remainder,
             drop_last=drop_last,
         )
@@ -187,7 +191,7 @@ class StatefulShardedDataset(IterableDataset[Any]):
                 columns=columns,
                 converter=BatchConverter(RowReader(manifest, storage, columns).schema, self._output, fill_null),
                 transform=transform,
-                prefetch_windows=_checked_prefetch(prefetch_windows),
+                prefetch_windows=check_int("prefetch_windows", prefetch_windows, minimum=0),
             )
         )
 
@@ -250,7 +254,7 @@ class StatefulShardedDataset(IterableDataset[Any]):
     def shuffle(self, seed: int = 0) -> Self:
         """Return a copy that is shuffled with `seed`, at the beginning of epoch 0."""
         identity = self._pipeline.identity
-        settings = replace(identity.settings, shuffle=True, seed=_checked_seed(seed))
+        settings = replace(identity.settings, shuffle=True, seed=check_seed(seed))
         return self._changed(replace(self._pipeline, identity=Identity(identity.files, settings)))
 
     def shard(self, num_shards: int, index: int) -> Self:
@@ -385,55 +389,3 @@ def use_turns_of(dataset: StatefulShardedDataset, turn_rows: int) -> None:
     """Make the turns of a dataset as long as the batches that a loader puts its rows together to."""
     pipeline = dataset._pipeline  # noqa: SLF001 - one of us, as the next one
     dataset._pipeline = replace(pipeline, wishes=replace(pipeline.wishes, turn_rows=turn_rows))  # noqa: SLF001
-
-
-def _checked_count(name: str, count: int | None, most: int = 2**48) -> int | None:
-    if count is None:
-        return None
-    found = plain_int(count)
-    if found is None or not 1 <= found <= most:
-        message = f"{name} must be an int of at least 1, or None, not {count!r}"
-        if found is not None and found > most:
-            message = f"{name} must be an int of at most {most:,}, not {count!r}"
-        raise ValueError(message)
-    return found
-
-
-def _checked_prefetch(prefetch_windows: int) -> int:
-    found = plain_int(prefetch_windows)
-    if found is None or found < 0:
-        message = f"prefetch_windows must be an int of at least 0, not {prefetch_windows!r}"
-        raise ValueError(message)
-    return found
-
-
-def _checked_size(name: str, size: int | str) -> int:
-    try:
-        return parse_bytes(size)
-    except ValueError as error:
-        message = f"{name}: {error}"
-        raise ValueError(message) from None
-
-
-def _checked_columns(columns: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(columns, str | bytes) or not isinstance(columns, Sequence):
-        message = f"columns must be a sequence of names, or None for all, not {columns!r}"
-        raise TypeError(message)
-    if not columns or not all(isinstance(name, str) for name in columns):
-        message = f"columns must name at least one column, by texts, not {columns!r}"
-        raise ValueError(message)
-    return tuple(columns)
-
-
-def _check_choice(name: str, choice: str | None, choices: tuple[str, ...]) -> None:
-    if choice is not None and choice not in choices:
-        message = f"{name} must be one of {', '.join(map(repr, choices))} or None, not {choice!r}"
-        raise ValueError(message)
-
-
-def _checked_seed(seed: int) -> int:
-    found = plain_int(seed)
-    if found is None or not 0 <= found < 2**63:
-        message = f"seed must be an int in [0, 2**63), not {seed!r}"
-        raise ValueError(message)
-    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from laneway.state import wrapped
+from laneway.core.state import wrapped
 
 if TYPE_CHECKING:
     from laneway.loader import SavableLoader

@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar
 import torch.distributed as dist
 
 from laneway import errors
+from laneway.arguments import plain_int
+from laneway.catalog.manifest import Manifest
 from laneway.errors import CollectiveError, LanewayError
-from laneway.manifest import Manifest
-from laneway.shards import plain_int
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from torch.distributed.device_mesh import DeviceMesh
 
-    from laneway.caching import CacheDir
-    from laneway.manifest import Source
-    from laneway.retries import RetryPolicy
-    from laneway.storage import FileSystem
+    from laneway.catalog.caching import CacheDir
+    from laneway.catalog.manifest import Source
+    from laneway.storage.filesystem import FileSystem
+    from laneway.storage.retries import RetryPolicy
 
     ProcessGroup: TypeAlias = dist.ProcessGroup | DeviceMesh
 

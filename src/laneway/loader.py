@@ -13,28 +13,28 @@ from torch.utils.data import DataLoader, default_collate
 from torchdata.stateful_dataloader import StatefulDataLoader
 from tqdm.auto import tqdm
 
-from laneway.cursor import Cursor, num_items_left
+from laneway.arguments import plain_int
+from laneway.core.cursor import Cursor, num_items_left
+from laneway.core.job import Lockstep
+from laneway.core.merge import merge_ranks
+from laneway.core.plan import is_complete
+from laneway.core.progress import Progress
+from laneway.core.state import parse_state, read_state, wrapped
+from laneway.core.turns import Place
 from laneway.dataset import StatefulShardedDataset, parts_of, use_turns_of
+from laneway.delivery.dataloader import TrackedFeed
+from laneway.delivery.definition import Composed
+from laneway.delivery.torchdata import SnapshotFeed, check_exact
 from laneway.distributed import Ranks, rank_in_group
 from laneway.errors import CheckpointMismatchError, LanewayError
-from laneway.lockstep import Lockstep
-from laneway.merge import merge_ranks
-from laneway.pipeline import Composed
-from laneway.plan import is_complete
-from laneway.progress import Progress
-from laneway.shards import plain_int
-from laneway.snapshots import SnapshotFeed, check_exact
-from laneway.state import parse_state, read_state, wrapped
-from laneway.tracking import TrackedFeed
-from laneway.turns import Place
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from laneway.cursor import Settled, Wishes
+    from laneway.core.cursor import Settled, Wishes
+    from laneway.core.plan import Plan
+    from laneway.delivery.definition import Pipeline
     from laneway.distributed import ProcessGroup
-    from laneway.pipeline import Pipeline
-    from laneway.plan import Plan
 
     State = dict[str, Any]
 

@@ -9,7 +9,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 from laneway import StatefulShardedDataset
-from laneway.lanes import Remainder
+from laneway.core.lanes import Remainder
 from tests.compat.loaders import flat, ids
 from tests.corpora import write_corpus
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from laneway import StatefulShardedDataset
-from laneway.order import permutation, shard_order, window_order
+from laneway.core.order import permutation, shard_order, window_order
 from tests.golden.freeze import CASES, COMMON, HERE, dataset, epochs
 
 STATES = sorted(path.name for path in HERE.glob("state_*.json"))

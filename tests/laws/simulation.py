@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from hypothesis import strategies as st
 
-from laneway.cursor import Cursor, Wishes, open_epoch
-from laneway.files import FileTable
-from laneway.plan import Identity, Plan, Settings
-from laneway.progress import CutProgress, LaneProgress, Progress, present_cut
-from laneway.turns import Place
+from laneway.core.cursor import Cursor, Wishes, open_epoch
+from laneway.core.files import FileTable
+from laneway.core.plan import Identity, Plan, Settings
+from laneway.core.progress import CutProgress, LaneProgress, Progress, present_cut
+from laneway.core.turns import Place
 
 if TYPE_CHECKING:
-    from laneway.lanes import Remainder
+    from laneway.core.lanes import Remainder
 
 PLAIN = Settings(
     seed=7, shuffle=False, shard_bytes=1 << 20, shard_rows=4, window_bytes=100, remainder="keep", drop_last=False

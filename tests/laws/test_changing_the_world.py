@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from laneway.cursor import Wishes
-from laneway.progress import Progress, present_cut
-from laneway.state import StateWriter, read_state
-from laneway.turns import Place
+from laneway.core.cursor import Wishes
+from laneway.core.progress import Progress, present_cut
+from laneway.core.state import StateWriter, read_state
+from laneway.core.turns import Place
 from tests.laws.simulation import Job, identities
 
 if TYPE_CHECKING:
-    from laneway.plan import Identity
+    from laneway.core.plan import Identity
 
 runs = st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 6), st.integers(0, 8))
 

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from laneway.cursor import Wishes, rank_length
-from laneway.plan import Identity
-from laneway.progress import Progress, present_cut
-from laneway.turns import Place
+from laneway.core.cursor import Wishes, rank_length
+from laneway.core.plan import Identity
+from laneway.core.progress import Progress, present_cut
+from laneway.core.turns import Place
 from tests.laws.simulation import PLAIN, Job, file_table, identities
 
 if TYPE_CHECKING:
-    from laneway.lanes import Remainder
+    from laneway.core.lanes import Remainder
 
 topologies = st.tuples(st.integers(1, 5), st.integers(1, 4))
 batch_sizes = st.integers(1, 7)

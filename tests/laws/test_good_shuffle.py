@@ -16,9 +16,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from laneway.lanes import Lanes, Windows, cut_epoch
-from laneway.order import permutation, window_order
-from laneway.plan import Identity, Plan, Settings
+from laneway.core.lanes import Lanes, Windows, cut_epoch
+from laneway.core.order import permutation, window_order
+from laneway.core.plan import Identity, Plan, Settings
 from tests.laws.simulation import file_table, rows_of
 
 SHARDS, SHARD_ROWS, WINDOW_SHARDS = 800, 50, 8

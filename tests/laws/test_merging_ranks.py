@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from laneway.cursor import Wishes
+from laneway.core.cursor import Wishes
+from laneway.core.merge import merge_states
+from laneway.core.plan import Identity
+from laneway.core.progress import Progress, present_cut
+from laneway.core.state import StateWriter, read_state
+from laneway.core.turns import Place
 from laneway.errors import CheckpointMismatchError, StateFormatError
-from laneway.merge import merge_states
-from laneway.plan import Identity
-from laneway.progress import Progress, present_cut
-from laneway.state import StateWriter, read_state
-from laneway.turns import Place
 from tests.laws.simulation import PLAIN, Job, file_table, identities
 
 if TYPE_CHECKING:

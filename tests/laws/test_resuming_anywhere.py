@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 from hypothesis import given
 from hypothesis import strategies as st
 
-from laneway.cursor import Cursor, Wishes, open_epoch
-from laneway.progress import Progress
-from laneway.state import StateWriter, read_state
-from laneway.turns import Place
+from laneway.core.cursor import Cursor, Wishes, open_epoch
+from laneway.core.progress import Progress
+from laneway.core.state import StateWriter, read_state
+from laneway.core.turns import Place
 from tests.laws.simulation import identities, rows_of
 
 if TYPE_CHECKING:
-    from laneway.plan import Identity
+    from laneway.core.plan import Identity
 
 
 def batches(cursor: Cursor) -> list[list[int]]:

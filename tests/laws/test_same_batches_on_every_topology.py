@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 from hypothesis import given
 from hypothesis import strategies as st
 
-from laneway.cursor import Wishes
-from laneway.progress import Progress
+from laneway.core.cursor import Wishes
+from laneway.core.progress import Progress
 from tests.laws.simulation import Job, identities
 
 if TYPE_CHECKING:
-    from laneway.plan import Identity
+    from laneway.core.plan import Identity
 
 TOPOLOGIES = [(8, 1, 1), (4, 2, 1), (2, 4, 1), (1, 8, 1), (4, 1, 2), (2, 2, 2), (2, 1, 4), (1, 1, 8), (1, 2, 4)]
 

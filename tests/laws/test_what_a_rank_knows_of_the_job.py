@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from laneway.cursor import Cursor, Wishes, open_epoch, settle
-from laneway.lockstep import Lockstep
-from laneway.plan import is_complete
-from laneway.progress import LaneProgress, Progress, present_cut
-from laneway.state import StateWriter, read_state
-from laneway.turns import Place
+from laneway.core.cursor import Cursor, Wishes, open_epoch, settle
+from laneway.core.job import Lockstep
+from laneway.core.plan import is_complete
+from laneway.core.progress import LaneProgress, Progress, present_cut
+from laneway.core.state import StateWriter, read_state
+from laneway.core.turns import Place
 from tests.laws.simulation import identities, rows_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from laneway.plan import Identity
+    from laneway.core.plan import Identity
 
 
 @dataclass

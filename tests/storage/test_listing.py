@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from laneway import Manifest
-from laneway.sources import find_data_files
+from laneway.catalog.sources import find_data_files
 from tests.corpora import rows, write_blocks
 from tests.storage.beds import THOROUGH
 

@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from laneway import DataFileError, Manifest, RetryPolicy, SavableLoader, StatefulShardedDataset
-from laneway.manifest import scan_source
-from laneway.reader import RowReader
-from laneway.storage import Storage
+from laneway.catalog.manifest import scan_source
+from laneway.reading.reader import RowReader
+from laneway.storage.filesystem import Storage
 from tests.storage.beds import BUCKET, flat, ids
 from tests.storage.fault_proxy import Fault, Kind
 

@@ -12,7 +12,7 @@ from laneway.formats.parquet import ParquetFormat
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from laneway.storage import Storage
+    from laneway.storage.filesystem import Storage
 
 __all__ = [
     "FORMATS",

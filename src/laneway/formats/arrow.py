@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, BinaryIO, cast, final
 import numpy as np
 import pyarrow as pa
 
+from laneway.core.files import digest
 from laneway.errors import DataFileError
-from laneway.files import digest
 from laneway.formats.base import FileScan, changed_since_planned
 from laneway.formats.messages import (
     CONTINUATION,
@@ -28,8 +28,8 @@ from laneway.formats.messages import (
     parse_footer,
     parse_header,
 )
-from laneway.ranges import coalesced
-from laneway.storage import RangeFile
+from laneway.storage.filesystem import RangeFile
+from laneway.storage.ranges import coalesced
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from laneway.formats.base import PlannedFile
-    from laneway.storage import Storage
+    from laneway.storage.filesystem import Storage
 
     _Source = Callable[[Sequence[tuple[int, int]]], list[pa.Buffer]]
 

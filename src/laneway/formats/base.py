@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from laneway.errors import DataFileError
-    from laneway.storage import Storage
+    from laneway.storage.filesystem import Storage
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -14,18 +14,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow.parquet.core import ParquetReader
 
+from laneway.core.files import digest
 from laneway.errors import DataFileError
-from laneway.files import digest
 from laneway.formats.base import FileScan, changed_since_planned
-from laneway.ranges import coalesced
+from laneway.storage.ranges import coalesced
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from io import IOBase
 
     from laneway.formats.base import BlockReader, PlannedFile
-    from laneway.ranges import Data
-    from laneway.storage import Storage
+    from laneway.storage.filesystem import Storage
+    from laneway.storage.ranges import Data
 
 _MAGIC = b"PAR1"
 _ENCRYPTED_MAGIC = b"PARE"

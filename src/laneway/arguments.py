@@ -1,0 +1,156 @@
+"""Checks of what users pass: each returns a plain value, or raises an error that names the argument and the value."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Sequence
+from typing import SupportsIndex
+
+_UNITS = {"": 1, "b": 1} | {
+    f"{prefix}{suffix}".lower(): base**power
+    for suffix, base in (("B", 1000), ("iB", 1024))
+    for power, prefix in enumerate("KMGT", start=1)
+}
+_MAX_COUNT = 2**48
+
+
+def plain_int(value: SupportsIndex) -> int | None:
+    """Return `value` as a built-in int, which JSON can hold; None for a bool and anything that is not an integer."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
+
+
+def check_int(name: str, value: SupportsIndex, *, minimum: int, suffix: str = "") -> int:
+    """Return `value` as a built-in int.
+
+    Args:
+        name: Name of the argument.
+        value: What the user passed.
+        minimum: Smallest value that is allowed.
+        suffix: Put behind the range in the message, such as ", or None".
+
+    Raises:
+        ValueError: It is not an integer, or it is too small.
+    """
+    found = plain_int(value)
+    if found is None or found < minimum:
+        message = f"{name} must be an int of at least {minimum}{suffix}, not {value!r}"
+        raise ValueError(message)
+    return found
+
+
+def check_count(name: str, count: SupportsIndex | None, maximum: int = _MAX_COUNT) -> int | None:
+    """Return a positive built-in int, or None where None was passed.
+
+    Raises:
+        ValueError: It is not an integer in [1, maximum].
+    """
+    if count is None:
+        return None
+    found = check_int(name, count, minimum=1, suffix=", or None")
+    if found > maximum:
+        message = f"{name} must be an int of at most {maximum:,}, not {count!r}"
+        raise ValueError(message)
+    return found
+
+
+def check_seed(seed: SupportsIndex) -> int:
+    """Return a seed as a built-in int.
+
+    Raises:
+        ValueError: It is not an integer in [0, 2**63).
+    """
+    found = plain_int(seed)
+    if found is None or not 0 <= found < 2**63:
+        message = f"seed must be an int in [0, 2**63), not {seed!r}"
+        raise ValueError(message)
+    return found
+
+
+def parse_bytes(size: SupportsIndex | str) -> int:
+    """Return a number of bytes from an int or a string such as "8MiB", "1GB" or "500 KB".
+
+    Raises:
+        ValueError: It is not a valid size, or not in [1, 2**62).
+    """
+    num_bytes = _parse_size(size) if isinstance(size, str) else plain_int(size)
+    if num_bytes is None:
+        message = f"{size!r} is not a valid size; give bytes as an int, or a string such as '64MiB' or '1GB'"
+        raise ValueError(message)
+    if not 1 <= num_bytes < 2**62:
+        message = f"a size must be at least 1 byte and less than 2**62, not {size!r}"
+        raise ValueError(message)
+    return num_bytes
+
+
+def _parse_size(text: str) -> int | None:
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    factor = _UNITS.get(match[2].lower()) if match else None
+    return int(float(match[1]) * factor) if match and factor else None
+
+
+def check_size(name: str, size: SupportsIndex | str) -> int:
+    """Return a number of bytes; see `parse_bytes`.
+
+    Raises:
+        ValueError: It is not a valid size.
+    """
+    try:
+        return parse_bytes(size)
+    except ValueError as error:
+        message = f"{name}: {error}"
+        raise ValueError(message) from None
+
+
+def check_columns(columns: Sequence[str] | None) -> tuple[str, ...] | None:
+    """Return column names as a tuple, or None where None was passed.
+
+    Raises:
+        TypeError: It is not a sequence.
+        ValueError: It is empty, or holds something that is not a string.
+    """
+    if columns is None:
+        return None
+    if isinstance(columns, str | bytes) or not isinstance(columns, Sequence):
+        message = f"columns must be a sequence of names, or None for all, not {columns!r}"
+        raise TypeError(message)
+    if not columns or not all(isinstance(name, str) for name in columns):
+        message = f"columns must name at least one column, as strings, not {columns!r}"
+        raise ValueError(message)
+    return tuple(columns)
+
+
+def check_choice(name: str, choice: str | None, choices: tuple[str, ...]) -> None:
+    """Check that an option is one of `choices`, or None.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if choice is not None and choice not in choices:
+        message = f"{name} must be one of {', '.join(map(repr, choices))} or None, not {choice!r}"
+        raise ValueError(message)
+
+
+def check_flag(name: str, flag: object) -> None:
+    """Check that an option is True or False.
+
+    Raises:
+        TypeError: It is neither.
+    """
+    if not isinstance(flag, bool):
+        message = f"{name} must be True or False, not {flag!r}"
+        raise TypeError(message)
+
+
+def check_callable(name: str, function: object) -> None:
+    """Check that an option is a function, or None.
+
+    Raises:
+        TypeError: It can't be called.
+    """
+    if function is not None and not callable(function):
+        message = f"{name} must be callable, not {function!r}"
+        raise TypeError(message)

@@ -1,0 +1,1 @@
+"""Which data files a dataset has: finding, scanning and caching them."""

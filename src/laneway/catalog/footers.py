@@ -1,0 +1,121 @@
+"""Footers: what many data files say about themselves, read concurrently and with few requests."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from time import perf_counter, thread_time
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from laneway.errors import DataFileError
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Sequence
+
+    from laneway.catalog.sources import DataFiles
+    from laneway.formats import FileScan
+
+    _Result = FileScan | DataFileError
+
+_THREADS = 32
+_FILES_PER_TASK = 64
+# Requests that fly at once where the filesystem sends many for one thread: so many tasks of so many files.
+_BATCHES = 4
+_FILES_PER_BATCH = 32
+_SLOW_FILE_S = 1e-3
+_SHOW_PROGRESS_AFTER_S = 2.0
+
+
+class _ProgressBar(tqdm):  # type: ignore[type-arg]
+    monitor_interval = 0
+    """No monitor thread: it would live on, and a later fork of a process with threads is unsafe."""
+
+
+def read_footers(found: DataFiles, indices: Sequence[int], *, progress: bool | None) -> list[FileScan]:
+    """Return what these files say about themselves.
+
+    The threads that read are gone when this returns, so that a later fork is safe.
+
+    Args:
+        found: The data files.
+        indices: Which of them to read.
+        progress: True shows a bar, False does not, None does if it takes longer than 2 s.
+
+    Raises:
+        DataFileError: Files could not be read or understood; the first of them is named.
+    """
+    scans: list[FileScan] = []
+    errors: list[DataFileError] = []
+    bar = _ProgressBar(
+        total=len(indices),
+        desc="reading footers",
+        unit=" files",
+        leave=False,
+        disable=progress is False,
+        delay=0 if progress else _SHOW_PROGRESS_AFTER_S,
+    )
+    with bar, closing(_results(found, indices)) as tasks:
+        for results in tasks:
+            bar.update(len(results))
+            for result in results:
+                if isinstance(result, DataFileError):
+                    errors.append(result)
+                else:
+                    scans.append(result)
+            # Where each failure takes its time, the rest need not fail too.
+            if errors and not found.storage.is_local:
+                break
+    if errors:
+        tried = len(errors) + len(scans)
+        more = f" ({len(errors) - 1:,} more of {tried:,} files failed)" if len(errors) > 1 else ""
+        message = f"{errors[0]}{more}"
+        raise DataFileError(message) from errors[0].__cause__
+    return scans
+
+
+def _results(found: DataFiles, indices: Sequence[int]) -> Generator[list[_Result]]:
+    """Yield scans and failures, task by task, in the order of the files."""
+    batched = found.storage.reads_at_once and found.format.tail_bytes > 0
+    threads, most = (_BATCHES, _FILES_PER_BATCH) if batched else (_THREADS, _FILES_PER_TASK)
+    # Several files per task: handing over a task costs as much as reading a local footer.
+    length = min(most, 1 + len(indices) // (4 * threads))
+    tasks = [indices[start : start + length] for start in range(0, len(indices), length)]
+    done = 0
+    if found.storage.is_local:
+        # Threads in turn take the interpreter from each other: they help only if the storage makes them wait.
+        slow = False
+        while done < len(tasks) and not slow:
+            began = perf_counter() - thread_time()
+            yield _scan(found, tasks[done])
+            slow = perf_counter() - thread_time() - began > _SLOW_FILE_S * len(tasks[done])
+            done += 1
+    with ThreadPoolExecutor(threads) as pool:
+        futures = [pool.submit(_scan, found, task) for task in tasks[done:]]
+        try:
+            for future in futures:
+                yield future.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _scan(found: DataFiles, indices: Sequence[int]) -> list[_Result]:
+    storage, format_ = found.storage, found.format
+    paths = [storage.join(found.paths[index]) for index in indices]
+    sizes = [found.sizes[index] for index in indices]
+    tails: list[bytes | None] = [None] * len(paths)
+    # Of one version with the listing, where that costs no further request.
+    versions = [storage.condition(found.versions[index]) for index in indices]
+    if format_.tail_bytes > 0:
+        tails = storage.read_tails(paths, sizes, format_.tail_bytes, versions)
+    results: list[_Result] = []
+    for path, size, tail, version in zip(paths, sizes, tails, versions, strict=True):
+        try:
+            results.append(format_.scan(storage, path, size, tail, version))
+        except DataFileError as error:
+            results.append(error)
+            # Where each failure takes its time and its requests, the rest need not fail too.
+            if not storage.is_local:
+                break
+    return results

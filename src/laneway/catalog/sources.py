@@ -1,0 +1,208 @@
+"""Which files a source means: a directory, a glob, a file, or several of them."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any
+
+from laneway.errors import DataFileError
+from laneway.formats import FORMATS, Format, format_of_content, format_of_suffix
+from laneway.storage.filesystem import Storage, glob_root, has_wildcards
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from laneway.storage.filesystem import Entry, FileSystem
+    from laneway.storage.retries import RetryPolicy
+
+_THREADS = 32
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DataFiles:
+    """The data files that a source means."""
+
+    storage: Storage
+    """Where they are; its root is the deepest directory that holds all of them."""
+    sources: tuple[str, ...]
+    """The sources, as paths of the storage."""
+    format: Format
+    """What they are."""
+    paths: list[str]
+    """Paths relative to the root, sorted and distinct."""
+    sizes: list[int]
+    """Bytes of each file."""
+    versions: list[str]
+    """Version of each file as it was listed: ETag, else time of writing; empty where the storage has none."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Listing:
+    """What one source means, before a format is chosen."""
+
+    root: str
+    files: dict[str, Entry]
+    """What was listed, by path."""
+    is_named: bool
+    """Whether the source is the file itself, which is then taken whatever its name."""
+
+
+def find_data_files(
+    source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    *,
+    format: str | None = None,  # noqa: A002 - the name that users know
+    filesystem: FileSystem | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    retries: RetryPolicy | None = None,
+) -> DataFiles:
+    """Return the data files that `source` means; see `Manifest.scan` for the rules and errors."""
+    if format is not None and format not in FORMATS:
+        message = f"format is {format!r}: give one of {', '.join(map(repr, FORMATS))}, or None to find out"
+        raise ValueError(message)
+    if not isinstance(source, (str, os.PathLike, Sequence)):
+        message = f"source must be a path or URL, a sequence of them, or a Manifest, not {source!r}"
+        raise TypeError(message)
+    sources = [source] if isinstance(source, (str, os.PathLike)) else list(source)
+    if "" in sources and filesystem is None:
+        message = "source is an empty path; give '.' for the working directory"
+        raise ValueError(message)
+    if not sources:
+        message = "no source is given: the sequence of paths is empty"
+        raise DataFileError(message)
+    storage = Storage(sources[0], filesystem, storage_options, retries)
+    asked = [storage.path_of(each) for each in sources]
+    listings = _list_all(storage, asked)
+    storage = storage.at(_common_directory([listing.root for listing in listings]))
+
+    counts = Counter(path for listing in listings for path in listing.files) if len(listings) > 1 else {}
+    twice = sorted(path for path, count in counts.items() if count > 1)
+    if twice:
+        message = f"{storage.display(twice[0])} is given twice ({len(twice):,} such files): name each file once"
+        raise DataFileError(message)
+
+    chosen = FORMATS[format] if format else _choose_format(storage, listings)
+    files = {path: entry for listing in listings for path, entry in _select(listing, chosen).items()}
+    if chosen is None or not files:
+        raise _nothing_found(storage, sources, listings, chosen)
+    root = storage.join("")
+    ordered = sorted(files)
+    return DataFiles(
+        storage,
+        tuple(asked),
+        chosen,
+        paths=[path.removeprefix(root) for path in ordered],
+        sizes=[files[path].size for path in ordered],
+        versions=[files[path].version for path in ordered],
+    )
+
+
+def _list_all(storage: Storage, paths: Sequence[str]) -> list[_Listing]:
+    if storage.is_local or len(paths) == 1:
+        return [_list(storage, path) for path in paths]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return list(pool.map(partial(_list, storage), paths))
+
+
+def _list(storage: Storage, path: str) -> _Listing:
+    # Where one listing tells all, nothing is asked before it, unless the name is one of a file.
+    at_once = storage.lists_at_once and "[" not in path and not format_of_suffix(path)
+    files: dict[str, Entry] = {}
+    if at_once and not has_wildcards(path):
+        files = _by_path(storage.find(path))
+        if files and path not in files:
+            return _below(path, files)
+    elif storage.lists_at_once and "[" not in path and has_wildcards(path):
+        files = _by_path(storage.glob(path))
+        if path not in files:
+            return _below(glob_root(path), files)
+    entry = files.get(path) or storage.info(path)
+    if entry is None and has_wildcards(path):
+        return _below(glob_root(path), _by_path(storage.glob(path)))
+    if entry is None:
+        message = f"{storage.display(path)} does not exist: give a directory, a glob or a data file"
+        raise DataFileError(message)
+    if entry.kind == "file":
+        return _Listing(_parent(path), {path: entry}, is_named=True)
+    if entry.kind != "directory":
+        message = f"{storage.display(path)} is neither a file nor a directory"
+        raise DataFileError(message)
+    return _below(path, _by_path(storage.find(path)))
+
+
+def _below(root: str, files: dict[str, Entry]) -> _Listing:
+    return _Listing(root, _visible(root, files), is_named=False)
+
+
+def _by_path(entries: Iterable[Entry]) -> dict[str, Entry]:
+    return {entry.path: entry for entry in entries}
+
+
+def _visible(root: str, files: dict[str, Entry]) -> dict[str, Entry]:
+    """Return the files that no name below the root hides."""
+    cut = len(root.rstrip("/"))
+
+    def is_hidden(path: str) -> bool:
+        below = f"/{path[cut:].lstrip('/')}"
+        # Object stores list directories as empty files.
+        return "/_" in below or "/." in below or below.endswith("/")
+
+    return {path: entry for path, entry in files.items() if not is_hidden(path)}
+
+
+def _choose_format(storage: Storage, listings: Sequence[_Listing]) -> Format | None:
+    paths = sorted(path for listing in listings for path in listing.files)
+    known = [(path, found) for path in paths if (found := format_of_suffix(path)) is not None]
+    for path, found in known:
+        first, expected = known[0]
+        if found is not expected:
+            names = f"{storage.display(path)} is of format {found.name!r}, but {storage.display(first)}"
+            message = f"{names} of {expected.name!r}: choose one with format="
+            raise DataFileError(message)
+    if known:
+        return known[0][1]
+    if not paths:
+        return None
+    sizes = {path: entry.size for listing in listings for path, entry in listing.files.items()}
+    return format_of_content(storage, paths[0], sizes[paths[0]])
+
+
+def _select(listing: _Listing, chosen: Format | None) -> dict[str, Entry]:
+    """Return the data files of a listing: by suffix, or all without a known one if none has the right one."""
+    if listing.is_named or chosen is None:
+        return listing.files
+    formats = {path: format_of_suffix(path) for path in listing.files}
+    wanted = chosen if chosen in formats.values() else None
+    return {path: entry for path, entry in listing.files.items() if formats[path] is wanted}
+
+
+def _nothing_found(
+    storage: Storage, sources: Sequence[object], listings: Sequence[_Listing], chosen: Format | None
+) -> DataFileError:
+    looked_in = storage.display(storage.path_of(str(sources[0])))
+    more = f" and {len(sources) - 1:,} more sources" if len(sources) > 1 else ""
+    formats = [chosen] if chosen else FORMATS.values()
+    suffixes = ", ".join(suffix for each in formats for suffix in each.suffixes)
+    others = sum(len(listing.files) for listing in listings)
+    return DataFileError(
+        f"no data file found in {looked_in}{more}: looked for names that end with {suffixes} and do not "
+        f"begin with '_' or '.'; {others:,} other files are there"
+    )
+
+
+def _parent(path: str) -> str:
+    head, slash, _ = path.rpartition("/")
+    return head or slash
+
+
+def _common_directory(roots: Sequence[str]) -> str:
+    if len(set(roots)) == 1:
+        return roots[0]
+    levels = zip(*(root.split("/") for root in roots), strict=False)
+    common = [level[0] for level in takewhile(lambda level: len(set(level)) == 1, levels)]
+    return "/".join(common) or ("/" if roots[0].startswith("/") else "")

@@ -1,0 +1,1 @@
+"""From Arrow arrays to torch, numpy and Python."""

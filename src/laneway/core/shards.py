@@ -1,0 +1,124 @@
+"""Shards: the runs of rows that are read together, cut at row groups and record batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, overload
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from laneway.core.files import FileTable
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Shard:
+    """A run of rows of one data file."""
+
+    path: str
+    """Path relative to the dataset's root."""
+    row_offset: int
+    """First row, counted in the data file."""
+    row_length: int
+    """Number of rows."""
+
+
+@dataclass(frozen=True, eq=False)
+class ShardTable(Sequence[Shard]):
+    """All shards of a dataset in file order, as columns; indexing makes a `Shard`."""
+
+    paths: tuple[str, ...]
+    """Paths of the data files."""
+    file_index: NDArray[np.int64]
+    """Index into `paths`, shape (num_shards,)."""
+    row_offset: NDArray[np.int64]
+    """First row in the data file, shape (num_shards,)."""
+    row_length: NDArray[np.int64]
+    """Number of rows, at least 1, shape (num_shards,)."""
+    num_bytes: NDArray[np.int64]
+    """Uncompressed size, shape (num_shards,)."""
+
+    def __len__(self) -> int:
+        """Return the number of shards."""
+        return len(self.file_index)
+
+    @overload
+    def __getitem__(self, index: int) -> Shard: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Shard]: ...
+    def __getitem__(self, index: int | slice) -> Shard | list[Shard]:
+        """Return the shard at `index`, or a list of them for a slice."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        file_index = self.file_index[index]
+        return Shard(self.paths[file_index], int(self.row_offset[index]), int(self.row_length[index]))
+
+    def __iter__(self) -> Iterator[Shard]:
+        """Yield the shards in file order."""
+        return (self[i] for i in range(len(self)))
+
+    def __repr__(self) -> str:
+        return f"<{len(self):,} shards of {len(self.paths):,} files>"
+
+
+def group_by_size(sizes: NDArray[np.int64], owner: NDArray[np.int64], target: int) -> NDArray[np.int64]:
+    """Group consecutive items of the same owner into runs of like size, of `target` at the most.
+
+    An owner's items are shared evenly among as few runs as that takes; an item goes to the run that its middle
+    lies in. So a run may exceed `target` by at most its largest item, and no small rest is left at the end.
+
+    Args:
+        sizes: Size of each item, shape (n,).
+        owner: Non-decreasing owner of each item, shape (n,).
+        target: Wanted size of a run, >= 1.
+
+    Returns:
+        int64 array: index of the first item of each run.
+    """
+    if len(sizes) == 0:
+        return np.zeros(0, np.int64)
+    ends = np.cumsum(sizes)
+    is_first = np.concatenate([[True], np.diff(owner) != 0])
+    firsts = np.flatnonzero(is_first)
+    owner_start = (ends - sizes)[firsts]
+    total = np.diff(np.append(owner_start, ends[-1]))
+    num_runs = np.maximum(-(-total // target), 1)
+    run_size = np.maximum(-(-total // num_runs), 1)
+    num_items = np.diff(np.append(firsts, len(sizes)))
+    middle = ends - (sizes + 1) // 2 - np.repeat(owner_start, num_items)
+    run = np.minimum(middle // np.repeat(run_size, num_items), np.repeat(num_runs - 1, num_items))
+    is_first[1:] |= np.diff(run) != 0
+    return np.flatnonzero(is_first).astype(np.int64)
+
+
+def cut_shards(files: FileTable, *, shard_bytes: int, shard_rows: int | None = None) -> ShardTable:
+    """Cut every data file at its blocks into shards of about `shard_bytes`, or of about `shard_rows` rows.
+
+    Args:
+        files: The data files.
+        shard_bytes: Wanted uncompressed size of a shard.
+        shard_rows: Wanted rows of a shard; takes the place of `shard_bytes` where given.
+
+    Returns:
+        The shards, none of them empty. A block is never cut: one larger than the target is a shard by itself.
+    """
+    file_of_block = np.repeat(np.arange(files.num_files), np.diff(files.block_starts))
+    sizes = files.block_bytes if shard_rows is None else files.block_rows
+    starts = group_by_size(sizes, file_of_block, shard_bytes if shard_rows is None else shard_rows)
+    file_index = file_of_block[starts]
+    bounds = files.block_row_starts
+    row_start = bounds[starts]
+    row_length = np.diff(np.append(row_start, bounds[-1]))
+    kept = row_length > 0
+    return ShardTable(
+        paths=files.paths,
+        file_index=file_index[kept],
+        row_offset=(row_start - bounds[files.block_starts[file_index]])[kept],
+        row_length=row_length[kept],
+        num_bytes=(np.add.reduceat(files.block_bytes, starts) if len(starts) else starts)[kept],
+    )

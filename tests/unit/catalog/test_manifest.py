@@ -1,0 +1,373 @@
+"""Finding data files and what they hold; saving and loading that."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from typing import TYPE_CHECKING, Any
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs
+import pyarrow.parquet as pq
+import pytest
+from fsspec.implementations.dirfs import DirFileSystem
+
+from laneway.catalog.manifest import Manifest, scan_source
+from laneway.errors import DataFileError, SchemaMismatchError
+from tests.corpora import FORMAT_OF, KINDS, UNEQUAL_FILES, Kind, rows, write_blocks, write_corpus
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+CANARY = "canary-4711"
+
+
+def _file(path: Path, kind: Kind = "parquet", start: int = 0, stop: int = 3) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_blocks(path, kind, [rows(start, stop)], rows(0, 0).schema)
+    return str(path)
+
+
+@pytest.fixture
+def memory() -> Iterator[str]:
+    yield "memory://laneway-manifest"
+    fsspec.filesystem("memory").rm("/laneway-manifest", recursive=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_directory_is_scanned_file_by_file(tmp_path: Path, kind: Kind) -> None:
+    num_rows = write_corpus(tmp_path, kind)
+    manifest = Manifest.scan(tmp_path)
+    assert manifest.num_rows == num_rows == 48
+    assert manifest.format == FORMAT_OF[kind]
+    assert manifest.files.rows.tolist() == [sum(blocks) for blocks in UNEQUAL_FILES]
+    assert manifest.root == str(tmp_path)
+    assert manifest.schema.equals(rows(0, 0).schema)
+    sizes = [(tmp_path / path).stat().st_size for path in manifest.files.paths]
+    assert manifest.files.sizes.tolist() == sizes
+    blocks = [[size for size in file if size or kind != "parquet"] for file in UNEQUAL_FILES]
+    assert manifest.files.block_rows.tolist() == [size for file in blocks for size in file]
+    assert np.diff(manifest.files.block_starts).tolist() == [len(file) for file in blocks]
+
+
+def test_a_dataset_that_moved_or_is_listed_otherwise_keeps_its_fingerprint(tmp_path: Path, memory: str) -> None:
+    write_corpus(tmp_path / "a")
+    expected = Manifest.scan(tmp_path / "a").fingerprint
+    (tmp_path / "a").rename(tmp_path / "b")
+    filesystem = fsspec.filesystem("memory")
+    filesystem.put(f"{tmp_path}/b/", "/laneway-manifest/", recursive=True)
+    names = sorted((tmp_path / "b").iterdir(), reverse=True)
+    arrow = pyarrow.fs.SubTreeFileSystem(str(tmp_path), pyarrow.fs.LocalFileSystem())
+    for manifest in (
+        Manifest.scan(tmp_path / "b"),
+        Manifest.scan(names),
+        Manifest.scan(f"{tmp_path}/b/*.parquet"),
+        Manifest.scan(f"file://{tmp_path}/b/"),
+        Manifest.scan(memory),
+        Manifest.scan("b", filesystem=arrow),
+        Manifest.scan(f"{tmp_path}/b", filesystem=pyarrow.fs.LocalFileSystem()),
+    ):
+        assert manifest.fingerprint == expected
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_anything_that_changes_rows_changes_the_fingerprint(tmp_path: Path, kind: Kind) -> None:
+    write_corpus(tmp_path, kind)
+    paths = sorted(tmp_path.iterdir())
+    whole = paths[0].read_bytes()
+    seen = {Manifest.scan(tmp_path).fingerprint}
+
+    write_blocks(paths[0], kind, [rows(0, 5), rows(5, 6), rows(6, 12)], rows(0, 0).schema)
+    seen.add(Manifest.scan(tmp_path).fingerprint)
+    write_blocks(paths[0], kind, [rows(0, 6), rows(6, 6 + 7)], rows(0, 0).schema)
+    seen.add(Manifest.scan(tmp_path).fingerprint)
+    paths[0].write_bytes(whole)
+    paths[0].rename(tmp_path / f"zzz{paths[0].suffix}")
+    seen.add(Manifest.scan(tmp_path).fingerprint)
+    paths[1].unlink()
+    seen.add(Manifest.scan(tmp_path).fingerprint)
+    assert len(seen) == 5
+
+
+def test_hidden_names_and_other_suffixes_are_no_data(tmp_path: Path) -> None:
+    for name in ("a.parquet", "deep/b.PARQUET", "deep/c.pq"):
+        _file(tmp_path / name)
+    for name in ("_d.parquet", ".e.parquet", "_temporary/f.parquet", "deep/.g/h.parquet"):
+        _file(tmp_path / name)
+    for name in ("_SUCCESS", "README.md", "deep/.a.parquet.crc"):
+        (tmp_path / name).write_text("no data")
+    assert Manifest.scan(tmp_path).files.paths == ("a.parquet", "deep/b.PARQUET", "deep/c.pq")
+    assert Manifest.scan(tmp_path / "_d.parquet").files.paths == ("_d.parquet",)
+    assert Manifest.scan(tmp_path / "_temporary").files.paths == ("f.parquet",)
+
+
+def test_paths_are_relative_to_what_the_source_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("x/a.parquet", "x/y/b.parquet", "x/y/_z/b.parquet", "z/c.parquet"):
+        _file(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    for source, root, paths in (
+        ("x", "x", ("a.parquet", "y/b.parquet")),
+        ("x/a.parquet", "x", ("a.parquet",)),
+        ("x/*", "x", ("a.parquet", "y/b.parquet")),
+        ("x/**", "x", ("a.parquet", "y/b.parquet")),
+        ("*/?.parquet", "", ("x/a.parquet", "z/c.parquet")),
+        (["x/y", "z/c.parquet"], "", ("x/y/b.parquet", "z/c.parquet")),
+        (["x/y/b.parquet", "x/a.parquet"], "x", ("a.parquet", "y/b.parquet")),
+    ):
+        manifest = Manifest.scan(source)
+        assert (manifest.root, manifest.files.paths) == (str(tmp_path / root).rstrip("/"), paths)
+
+
+def test_a_name_with_the_letters_of_a_wildcard_is_found(tmp_path: Path) -> None:
+    _file(tmp_path / "a[1]" / "b.parquet")
+    assert Manifest.scan(tmp_path / "a[1]").files.paths == ("b.parquet",)
+    assert Manifest.scan(tmp_path / "a[1]" / "b.parquet").files.paths == ("b.parquet",)
+
+
+def test_a_spark_output_directory_that_matches_a_glob_is_searched(tmp_path: Path) -> None:
+    _file(tmp_path / "t.parquet" / "part-0.snappy.parquet")
+    (tmp_path / "t.parquet" / "_SUCCESS").touch()
+    assert Manifest.scan(f"{tmp_path}/*.parquet").files.paths == ("t.parquet/part-0.snappy.parquet",)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_a_known_suffix_the_first_bytes_tell(tmp_path: Path, kind: Kind) -> None:
+    _file(tmp_path / "part-0", kind)
+    _file(tmp_path / "part-1", kind)
+    assert Manifest.scan(tmp_path).format == FORMAT_OF[kind]
+    (tmp_path / "part-2").write_text("hello")
+    with pytest.raises(DataFileError, match="part-2"):
+        Manifest.scan(tmp_path)
+    (tmp_path / "a").write_text("hello, world")
+    with pytest.raises(
+        DataFileError, match="/a begins with b'hello, w': it is neither a Parquet nor an Arrow IPC file"
+    ):
+        Manifest.scan(tmp_path)
+
+
+def test_files_of_two_formats_are_told_apart_only_when_asked_to(tmp_path: Path) -> None:
+    _file(tmp_path / "a.parquet")
+    _file(tmp_path / "b.arrow", "arrow-stream")
+    with pytest.raises(
+        DataFileError, match=r"b\.arrow is of format 'arrow', but .*a\.parquet of 'parquet': choose one"
+    ):
+        Manifest.scan(tmp_path)
+    assert Manifest.scan(tmp_path, format="arrow").files.paths == ("b.arrow",)
+    assert Manifest.scan(tmp_path, format="parquet").files.paths == ("a.parquet",)
+    with pytest.raises(ValueError, match="format is 'csv': give one of 'parquet', 'arrow'"):
+        Manifest.scan(tmp_path, format="csv")
+
+
+def test_a_wrong_suffix_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    _file(tmp_path / "a.parquet")
+    _file(tmp_path / "b.parquet", "arrow-file")
+    with pytest.raises(DataFileError, match=r"b\.parquet is no Parquet file, .* end with b'ROW1'"):
+        Manifest.scan(tmp_path)
+    with pytest.raises(DataFileError, match=r"a\.parquet has no Arrow message at byte 0"):
+        Manifest.scan(tmp_path / "a.parquet", format="arrow")
+
+
+def test_nothing_to_read_is_an_error_that_says_what_was_looked_for(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataFileError, match=rf"no data file found in {tmp_path}: looked for names that end with \.parquet"
+    ):
+        Manifest.scan(tmp_path)
+    (tmp_path / "_SUCCESS").touch()
+    with pytest.raises(DataFileError, match="no data file found"):
+        Manifest.scan(tmp_path)
+    with pytest.raises(DataFileError, match=r"no data file found in .*/\*\.parquet"):
+        Manifest.scan(f"{tmp_path}/*.parquet")
+    with pytest.raises(DataFileError, match="gone does not exist"):
+        Manifest.scan(tmp_path / "gone")
+    with pytest.raises(DataFileError, match="the sequence of paths is empty"):
+        Manifest.scan([])
+    (tmp_path / "empty.parquet").touch()
+    with pytest.raises(DataFileError, match=r"empty\.parquet is no Parquet file, or a truncated one: it is empty"):
+        Manifest.scan(tmp_path)
+
+
+def test_an_unreadable_directory_is_an_error_and_no_gap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _file(tmp_path / "a.parquet")
+    _file(tmp_path / "closed" / "b.parquet")
+    scandir = os.scandir
+
+    def refuse(path: str) -> Any:
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    # Not by chmod: root reads everything, and tests may run as root.
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataFileError, match="closed can't be read, permission denied"):
+        Manifest.scan(tmp_path)
+
+
+def test_a_file_that_is_given_twice_is_an_error(tmp_path: Path) -> None:
+    path = _file(tmp_path / "a.parquet")
+    for source in ([path, path], [path, str(tmp_path)], [f"{tmp_path}/*.parquet", f"{tmp_path}/./a.parquet"]):
+        with pytest.raises(DataFileError, match=r"a\.parquet is given twice"):
+            Manifest.scan(source)
+
+
+def test_sources_on_two_filesystems_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="and memory://x are on different filesystems"):
+        Manifest.scan([_file(tmp_path / "a.parquet"), "memory://x"])
+
+
+def test_of_several_failures_the_first_is_named_and_the_rest_counted(tmp_path: Path) -> None:
+    for index in range(9):
+        _file(tmp_path / f"{index}.parquet")
+    for index in (3, 5, 8):
+        (tmp_path / f"{index}.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataFileError, match=r"/3\.parquet is no Parquet file.*\(2 more of 9 files failed\)"):
+        Manifest.scan(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (
+            pa.table({"id": [1], "text": ["a"]}),
+            r"in b\.parquet the column 'x' \(float\) is missing, unlike in a\.parquet",
+        ),
+        (rows(0, 1).append_column("y", [[1]]), r"the column 'y' \(int64\) is one too many"),
+        (rows(0, 1).select(["text", "id", "x"]), "the columns are in the order text, id, x"),
+        (rows(0, 1).set_column(2, "x", [[0.5]]), "the column 'x' is double instead of float"),
+    ],
+)
+def test_a_schema_that_differs_names_file_and_field(tmp_path: Path, other: pa.Table, message: str) -> None:
+    _file(tmp_path / "a.parquet")
+    pq.write_table(other, tmp_path / "b.parquet")
+    with pytest.raises(SchemaMismatchError, match=message):
+        Manifest.scan(tmp_path)
+
+
+def test_metadata_and_nullability_may_differ(tmp_path: Path) -> None:
+    _file(tmp_path / "b.parquet")
+    expected = Manifest.scan(tmp_path).schema
+    fields = [pa.field(field.name, field.type, nullable=False) for field in rows(0, 0).schema]
+    pq.write_table(rows(0, 3).cast(pa.schema(fields, {"by": "me"})), tmp_path / "a.parquet")
+    manifest = Manifest.scan(tmp_path)
+    assert manifest.schema.equals(expected, check_metadata=True)
+    assert manifest.files.schema_digest == Manifest.scan(tmp_path / "b.parquet").files.schema_digest
+
+
+def test_a_column_name_that_occurs_twice_is_refused(tmp_path: Path) -> None:
+    batch = pa.record_batch([pa.array([1]), pa.array([2])], ["id", "id"])
+    with pa.ipc.new_stream(str(tmp_path / "a.arrow"), batch.schema) as writer:
+        writer.write_batch(batch)
+    with pytest.raises(SchemaMismatchError, match=r"a\.arrow has the column 'id' twice"):
+        Manifest.scan(tmp_path)
+
+
+def test_directories_add_columns(tmp_path: Path) -> None:
+    write_corpus(tmp_path, files=((3,), (2,)), names=("lang=de/year=2023/a", "lang=en/year=2024/a"))
+    manifest = Manifest.scan(tmp_path)
+    assert manifest.schema.names == ["id", "text", "x", "lang", "year"]
+    assert manifest.schema.types[3:] == [pa.string(), pa.int64()]
+    assert manifest.partitions.values == (("de", "en"), (2023, 2024))
+    assert Manifest.scan(tmp_path / "lang=de").schema.names == ["id", "text", "x", "year"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["manifest.json", "manifest.json.gz"])
+def test_a_saved_manifest_comes_back_equal(tmp_path: Path, memory: str, kind: Kind, name: str) -> None:
+    write_corpus(tmp_path / "d", kind, ((3, 1), (2,), ()), names=("k=%20/a", "k=1/b", "k=2/c"))
+    manifest = Manifest.scan(tmp_path / "d")
+    for place in (str(tmp_path), memory):
+        manifest.save(f"{place}/{name}")
+        loaded = Manifest.load(f"{place}/{name}")
+        assert loaded.fingerprint == manifest.fingerprint
+        assert loaded.schema.equals(manifest.schema, check_metadata=True)
+        assert loaded.partitions.fields == manifest.partitions.fields
+        assert loaded.partitions.values == manifest.partitions.values
+        assert (loaded.root, loaded.format) == (manifest.root, manifest.format)
+        assert loaded.layout.tolist() == manifest.layout.tolist()
+        assert loaded.layout_starts.tolist() == manifest.layout_starts.tolist()
+        assert loaded.versions == manifest.versions
+        assert all(loaded.versions)
+        moved = Manifest.load(f"{place}/{name}", root=f"{place}/elsewhere").root
+        assert moved.replace("memory:///", "memory://") == f"{place}/elsewhere"
+
+
+def test_a_damaged_manifest_is_an_error_that_says_so(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "d")
+    path = tmp_path / "manifest.json"
+    Manifest.scan(tmp_path / "d").save(path)
+    text = path.read_text()
+    for damaged, message in (
+        (text[:-10], r"manifest\.json is no manifest of laneway, or a damaged one"),
+        (text.replace("[5,1,7", "[5,1,8"), r"manifest\.json is damaged: its digest is .* and should be"),
+        ('{"epoch": 1}', "is no manifest of laneway"),
+        ("[1]", "is no manifest of laneway"),
+        ("", "is no manifest of laneway"),
+        (
+            text.replace('"laneway_manifest":2', '"laneway_manifest":3'),
+            "of format 3",
+        ),
+    ):
+        assert damaged != text
+        path.write_text(damaged)
+        with pytest.raises(DataFileError, match=message):
+            Manifest.load(path)
+    path.write_bytes(b"\x1f\x8bgarbage")
+    with pytest.raises(DataFileError, match="is no manifest of laneway"):
+        Manifest.load(path)
+
+
+def test_no_credentials_reach_a_manifest(tmp_path: Path) -> None:
+    _file(tmp_path / "a.parquet")
+
+    class Secretive(DirFileSystem):  # type: ignore[misc]
+        pass
+
+    filesystem = Secretive(str(tmp_path), fsspec.filesystem("file"), secret=CANARY)
+    manifest, storage = scan_source("", filesystem=filesystem)
+    manifest.save(tmp_path / "m.json")
+    texts = (
+        repr(manifest),
+        repr(storage),
+        (tmp_path / "m.json").read_text(),
+        json.dumps(manifest.files.encoded),
+    )
+    assert all(CANARY not in text for text in texts)
+
+
+def test_no_thread_outlives_a_scan(tmp_path: Path) -> None:
+    write_corpus(tmp_path)
+    before = threading.active_count()
+    Manifest.scan(tmp_path, progress=True)
+    assert threading.active_count() == before
+
+
+def test_a_progress_bar_shows_when_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_corpus(tmp_path)
+    Manifest.scan(tmp_path)
+    Manifest.scan(tmp_path, progress=False)
+    assert capsys.readouterr().err == ""
+    Manifest.scan(tmp_path, progress=True)
+    assert "reading footers:   0%|" in capsys.readouterr().err
+
+
+def test_a_manifest_is_worth_reading(tmp_path: Path) -> None:
+    write_corpus(tmp_path)
+    manifest = Manifest.scan(tmp_path)
+    facts = "parquet, 7 files, 48 rows, 3 columns"
+    assert repr(manifest) == f"<Manifest of {tmp_path}: {facts}, fingerprint {manifest.fingerprint[:8]}>"
+
+
+def test_a_manifest_that_moved_knows_the_versions_of_its_files_where_they_are_now(tmp_path: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    pq.write_table(pa.table({"id": range(9)}), tmp_path / "a.parquet")
+    memory.put(str(tmp_path / "a.parquet"), "/first/a.parquet")
+    scanned = Manifest.scan("memory://first")
+    scanned.save("memory://first/_manifest.json")
+    memory.copy("/first", "/second", recursive=True)
+    moved = Manifest.load("memory://first/_manifest.json", root="memory://second")
+    assert moved.fingerprint == scanned.fingerprint
+    assert all(moved.versions)
+    assert moved.versions != scanned.versions

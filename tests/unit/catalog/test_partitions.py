@@ -1,0 +1,59 @@
+"""Keys in the names of directories."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pytest
+
+from laneway.catalog.partitions import Partitions
+from laneway.errors import SchemaMismatchError
+
+SCHEMA = pa.schema([("id", pa.int64()), ("lang", pa.dictionary(pa.int8(), pa.string()))])
+
+
+def _parse(*paths: str) -> dict[str, tuple[str, tuple[int | str | None, ...]]]:
+    partitions = Partitions.parse(paths, SCHEMA)
+    fields = zip(partitions.fields, partitions.values, strict=True)
+    return {field.name: (str(field.type), values) for field, values in fields}
+
+
+def test_keys_are_typed_over_all_files_and_keep_the_order_of_the_directories() -> None:
+    parsed = _parse("year=2024/tag=a/0.parquet", "year=-5/tag=7/1.parquet")
+    assert parsed == {"year": ("int64", (2024, -5)), "tag": ("string", ("a", "7"))}
+    assert list(parsed) == ["year", "tag"]
+
+
+@pytest.mark.parametrize("value", ["007", "1.5", "+1", "", "9223372036854775808", "1_000", "٣"])
+def test_what_is_no_canonical_int64_stays_a_string(value: str) -> None:
+    assert _parse("k=1/a", f"k={value}/b") == {"k": ("string", ("1", value))}
+
+
+def test_the_hive_default_is_null_and_texts_are_decoded() -> None:
+    assert _parse("k=1/a", "k=__HIVE_DEFAULT_PARTITION__/b") == {"k": ("int64", (1, None))}
+    assert _parse("k=__HIVE_DEFAULT_PARTITION__/b") == {"k": ("string", (None,))}
+    assert _parse("my%20key=a%2Fb%3Dc=d/x") == {"my key": ("string", ("a/b=c=d",))}
+
+
+def test_other_directories_and_the_name_of_the_file_are_no_keys() -> None:
+    assert _parse("plain/=x/k=1/y=2.parquet") == {"k": ("int64", (1,))}
+    assert _parse() == {}
+
+
+def test_every_file_needs_the_same_keys_in_the_same_order() -> None:
+    for other, found in (("b.parquet", "none"), ("y=1/x=1/b", "'y', 'x'"), ("x=1/b", "'x'")):
+        with pytest.raises(
+            SchemaMismatchError, match=f"{other} has the partition keys {found}, but x=1/y=2/a has 'x', 'y'"
+        ):
+            _parse("x=1/y=2/a", other)
+    with pytest.raises(SchemaMismatchError, match="x=1/x=2/a has the partition key 'x' twice"):
+        _parse("x=1/x=2/a")
+
+
+def test_a_key_that_the_files_hold_adds_nothing_if_the_types_agree() -> None:
+    assert _parse("lang=en/id=7/a") == {}
+    with pytest.raises(SchemaMismatchError, match=r"'id' is a column of the files, of type int64, and a key .* string"):
+        _parse("id=seven/a")
+    with pytest.raises(
+        SchemaMismatchError, match=r"'lang' is a column of the files, of type string, and a key .* int64"
+    ):
+        _parse("lang=7/a")

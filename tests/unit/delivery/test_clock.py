@@ -1,0 +1,160 @@
+"""The epoch clock: which epoch a pass delivers, whoever reads it."""
+
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+from typing import TYPE_CHECKING, Any
+
+from torch.utils.data import DataLoader, IterableDataset
+
+from laneway.delivery.clock import MAX_EPOCHS, MAX_WORKERS, EpochClock
+from laneway.delivery.workers import loader_number, worker_place
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import pytest
+
+
+def begin(clock: EpochClock, worker: int, pass_number: int) -> int:
+    generation, epoch = clock.next(pass_number)
+    clock.begin(worker, generation, pass_number, epoch)
+    return epoch
+
+
+def test_every_pass_is_the_next_epoch() -> None:
+    clock = EpochClock()
+    assert [begin(clock, 0, pass_number) for pass_number in (3, 8, 9)] == [0, 1, 2]
+    assert clock.next()[1] == 3
+
+
+def test_all_workers_of_a_pass_come_to_the_same_epoch_however_late() -> None:
+    clock = EpochClock()
+    assert [begin(clock, worker, 1) for worker in (0, 1, 2)] == [0, 0, 0]
+    assert [begin(clock, worker, 4) for worker in (2, 0)] == [1, 1]
+    assert begin(clock, 1, 4) == 1
+
+
+def test_a_late_worker_is_not_moved_by_what_was_set_after_its_fellows_began() -> None:
+    clock = EpochClock()
+    clock.set(5, asked=True)
+    assert begin(clock, 0, 1) == 5
+    clock.set(9, asked=True)
+    assert begin(clock, 1, 1) == 5
+    assert begin(clock, 0, 3) == 9
+
+
+def test_a_fellow_that_begins_meanwhile_does_not_pass_for_an_older_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = EpochClock()
+    begin(clock, 0, 1)
+    looks = []
+    look = clock._marks
+
+    def look_and_let_a_fellow_begin(*cell: int) -> Any:
+        looks.append(look(*cell))
+        clock.begin(1, clock.generation, 2, 1)
+        return looks[-1]
+
+    monkeypatch.setattr(clock, "_marks", look_and_let_a_fellow_begin)
+    assert clock.next(2)[1] == 1
+
+
+def test_a_late_worker_begins_the_first_pass_though_its_fellow_is_in_the_second() -> None:
+    clock = EpochClock()
+    generation, epoch = clock.next(4)
+    clock.begin(0, generation, 4, epoch)
+    clock.begin(0, generation, 4, epoch + 1, is_first=False)
+    assert clock.next(4)[1] == epoch
+    assert clock.next(9)[1] == epoch + 2
+
+
+def test_a_newer_pass_is_not_older() -> None:
+    clock = EpochClock()
+    begin(clock, 0, 4)
+    begin(clock, 0, 6)
+    assert clock.next(4)[1] == 0
+
+
+def test_an_older_pass_does_not_count_after_the_clock_was_set() -> None:
+    clock = EpochClock()
+    generation, epoch = clock.next(1)
+    clock.set(7, asked=True)
+    clock.begin(0, generation, 1, epoch)
+    assert clock.next(2)[1] == 7
+
+
+def test_an_epoch_that_was_asked_for_is_remembered_until_it_begins() -> None:
+    clock = EpochClock()
+    assert clock.asked_epoch() is None
+    clock.set(3, asked=True)
+    assert clock.asked_epoch() == 3
+    begin(clock, 0, 6)
+    assert clock.asked_epoch(6) == 3, "for the other workers of this pass it is still to come"
+    assert clock.asked_epoch() is None
+    clock.set(2, asked=False)
+    assert clock.asked_epoch() is None
+
+
+def test_a_generation_is_fresh_until_a_pass_begins_or_the_clock_is_set() -> None:
+    clock = EpochClock()
+    generation = clock.generation
+    assert clock.is_fresh(generation)
+    begin(clock, 1, 6)
+    assert clock.is_fresh(generation, 6)
+    assert not clock.is_fresh(generation)
+    clock.set(0, asked=False)
+    assert not clock.is_fresh(generation, 6)
+
+
+class Beginning(IterableDataset[int]):
+    """Begins a pass in each worker."""
+
+    def __init__(self, clock: EpochClock) -> None:
+        self.clock = clock
+
+    def __iter__(self) -> Iterator[int]:
+        place = worker_place(0, 1)
+        yield begin(self.clock, place.worker if place else 0, loader_number() or 0)
+
+
+def test_workers_share_the_clock_of_their_loader() -> None:
+    clock = EpochClock()
+    for method, epoch in (("spawn", 0), ("fork", 1)):
+        loader = DataLoader(Beginning(clock), batch_size=None, num_workers=2, multiprocessing_context=method)
+        assert [int(found) for found in loader] == [epoch, epoch]
+        assert clock.next()[1] == epoch + 1
+
+
+def test_copies_tell_the_same_time_and_then_go_their_own_way() -> None:
+    clock = EpochClock()
+    clock.set(6, asked=True)
+    copies: list[EpochClock] = [pickle.loads(pickle.dumps(clock)), copy.deepcopy(clock)]
+    clock.set(7, asked=True)
+    for other in copies:
+        assert other.next()[1] == 6
+        assert other._cells.is_shared()  # type: ignore[no-untyped-call]
+
+
+def test_a_fork_that_is_no_worker_sets_a_clock_of_its_own() -> None:
+    clock = EpochClock()
+    begin(clock, 0, 4)
+    child = os.fork()
+    if child == 0:
+        found = [clock.next()[1], begin(clock, 0, 4)]
+        clock.set(5, asked=True)
+        os._exit(0 if [*found, clock.next()[1]] == [1, 1, 5] else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert clock.next()[1] == 1
+
+
+def test_the_largest_epoch_the_last_worker_and_many_generations_fit_a_cell() -> None:
+    clock = EpochClock()
+    clock.set(MAX_EPOCHS - 1, asked=True)
+    assert begin(clock, MAX_WORKERS - 1, 2**22 - 1) == MAX_EPOCHS - 1
+    assert clock.next()[1] == MAX_EPOCHS
+    for times in range(2**15 + 3):
+        clock.set(times, asked=False)
+    assert clock.next(5) == (clock.generation, 2**15 + 2)
+    assert 0 < clock.generation < 2**15

@@ -1,0 +1,140 @@
+"""Windows that are read ahead: how many, by whom, until when; and whose error it is when one can't be read."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from laneway import DataFileError, StatefulShardedDataset
+from laneway.reading.reader import RowReader
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+NUM_FILES, FILE_ROWS = 6, 8
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    for part in range(NUM_FILES):
+        ids = range(part * FILE_ROWS, (part + 1) * FILE_ROWS)
+        pq.write_table(pa.table({"id": ids}), tmp_path / f"part-{part}.parquet")
+    return tmp_path
+
+
+@pytest.fixture
+def read_files(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The files that were read, in this order, each by a thread of laneway's."""
+    found: list[int] = []
+    read = RowReader.read
+
+    def noticed(self: RowReader, file_index: int, start: int, stop: int) -> pa.Table:
+        assert threading.current_thread().name.startswith("laneway-read")
+        found.append(file_index)
+        return read(self, file_index, start, stop)
+
+    monkeypatch.setattr(RowReader, "read", noticed)
+    return found
+
+
+def reading_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("laneway-read")]
+
+
+def settle() -> None:
+    """Give a thread that has nothing to wait for the time to come to an end."""
+    gc.collect()
+    for thread in reading_threads():
+        thread.join(5)
+
+
+@pytest.mark.parametrize("num_ahead", [0, 1, 3])
+def test_as_many_windows_are_read_ahead_as_were_asked_for(corpus: Path, read_files: list[int], num_ahead: int) -> None:
+    batches = iter(StatefulShardedDataset(corpus, batch_size=FILE_ROWS, prefetch_windows=num_ahead))
+    for part in range(NUM_FILES):
+        assert next(batches)["id"][0] == part * FILE_ROWS
+        time.sleep(0.05)
+        assert read_files == list(range(min(part + num_ahead + 1, NUM_FILES)))
+    assert list(batches) == []
+    assert read_files == list(range(NUM_FILES))
+
+
+def test_a_resume_reads_nothing_of_what_came_before(corpus: Path, read_files: list[int]) -> None:
+    dataset = StatefulShardedDataset(corpus, batch_size=4, prefetch_windows=0)
+    batches = iter(dataset)
+    for _ in range(7):
+        next(batches)
+    state = dataset.state_dict()
+    read_files.clear()
+    dataset.load_state_dict(state)
+    assert next(iter(dataset))["id"].tolist() == [28, 29, 30, 31]
+    assert read_files == [3]
+
+
+def test_a_window_that_cannot_be_read_fails_where_it_begins_and_can_be_read_once_it_is_mended(corpus: Path) -> None:
+    path = corpus / "part-2.parquet"
+    dataset = StatefulShardedDataset(corpus, batch_size=4, prefetch_windows=2)
+    whole = path.read_bytes()
+    path.write_bytes(b"x" * len(whole))
+    batches = iter(dataset)
+    received = [next(batches)["id"].tolist() for _ in range(4)]
+    for _ in range(2):
+        with pytest.raises(DataFileError, match=r"part-2\.parquet"):
+            next(batches)
+    path.write_bytes(whole)
+    received += [batch["id"].tolist() for batch in batches]
+    assert [row for rows in received for row in rows] == list(range(NUM_FILES * FILE_ROWS))
+
+
+@pytest.mark.parametrize("how", ["end", "break", "error", "forgotten"])
+def test_the_thread_ends_with_the_pass(corpus: Path, how: str) -> None:
+    def failing(batch: dict[str, Any]) -> dict[str, Any]:
+        if how == "error" and batch["id"][0] == 12:
+            message = "on purpose"
+            raise RuntimeError(message)
+        return batch
+
+    def one_pass() -> None:
+        batches: Iterator[Any] = iter(StatefulShardedDataset(corpus, batch_size=4, transform=failing))
+        if how == "forgotten":
+            next(batches)
+            return
+        try:
+            for batch in batches:
+                if how == "break" and batch["id"][0] == 8:
+                    break
+        except RuntimeError:
+            assert how == "error"
+
+    settle()
+    assert reading_threads() == []
+    one_pass()
+    settle()
+    assert reading_threads() == []
+
+
+def test_a_process_that_forks_while_windows_are_read_leaves_its_child_without_the_thread(corpus: Path) -> None:
+    dataset = StatefulShardedDataset(corpus, batch_size=4)
+    batches = iter(dataset)
+    next(batches)
+    pid = os.fork()
+    if pid == 0:
+        fine = reading_threads() == []
+        own = [batch["id"][0].item() for batch in StatefulShardedDataset(corpus, batch_size=4)]
+        os._exit(0 if fine and own == list(range(0, 48, 4)) else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert len(list(batches)) == 11
+
+
+@pytest.mark.parametrize("prefetch_windows", [-1, 1.5, "1", None, True])
+def test_a_number_of_windows_that_is_none_is_refused(corpus: Path, prefetch_windows: Any) -> None:
+    with pytest.raises(ValueError, match="prefetch_windows must be an int of at least 0"):
+        StatefulShardedDataset(corpus, prefetch_windows=prefetch_windows)

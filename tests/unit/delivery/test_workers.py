@@ -1,0 +1,48 @@
+"""What is asked of torch's DataLoader; fails when torch changes what the answers rest on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch.utils.data
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from laneway.core.turns import Place
+from laneway.delivery.workers import num_workers_of_caller, worker_place
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class Asking(torch.utils.data.IterableDataset[Any]):
+    """Notes what its loader tells."""
+
+    asked: int | None = -1
+
+    def __len__(self) -> int:
+        self.asked = num_workers_of_caller(self)
+        return 3
+
+    def __iter__(self) -> Iterator[Any]:
+        place = worker_place(4, 5)
+        yield None if place is None else (place.rank, place.world_size, place.worker, place.num_workers)
+
+
+def test_the_length_of_a_loader_is_asked_with_its_number_of_workers() -> None:
+    for loader_type in (torch.utils.data.DataLoader, StatefulDataLoader):
+        for num_workers in (0, 3):
+            dataset = Asking()
+            assert len(loader_type(dataset, batch_size=None, num_workers=num_workers)) == 3
+            assert dataset.asked == num_workers
+
+
+def test_others_who_ask_for_the_length_tell_nothing() -> None:
+    dataset = Asking()
+    assert len(dataset) == 3
+    assert dataset.asked is None
+
+
+def test_a_worker_knows_its_place() -> None:
+    assert worker_place(0, 1) is None
+    loader = torch.utils.data.DataLoader(Asking(), batch_size=None, num_workers=2, collate_fn=tuple)
+    assert [Place(*found) for found in loader] == [Place(4, 5, 0, 2), Place(4, 5, 1, 2)]

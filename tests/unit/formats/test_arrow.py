@@ -1,0 +1,286 @@
+"""Arrow IPC: both formats, dictionaries, memory maps, and files that are not what they should be."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, Any, Literal
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.ipc
+import pytest
+from fsspec.implementations.dirfs import DirFileSystem
+
+from laneway.errors import DataFileError
+from laneway.formats import ArrowFormat, FileScan, PlannedFile
+from laneway.formats.messages import END_OF_STREAM
+from laneway.storage.filesystem import Storage
+from tests.corpora import Kind, rows, write_blocks
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FORMAT = ArrowFormat()
+KINDS: tuple[Kind, ...] = ("arrow-file", "arrow-stream")
+
+
+def _scan(path: Path) -> FileScan:
+    return FORMAT.scan(Storage(path.parent), str(path), path.stat().st_size)
+
+
+def _open(path: Path, storage: Storage | None = None) -> Any:
+    scan = _scan(path)
+    storage = storage or Storage(path.parent)
+    layout, sizes = np.array(scan.layout, np.int64), np.array(scan.block_rows, np.int64)
+    planned = PlannedFile(str(path), path.stat().st_size, scan.digest, sizes, layout)
+    return FORMAT.open(storage, planned, scan.schema.remove_metadata())
+
+
+def _write(
+    path: Path, kind: Kind, batches: list[pa.RecordBatch], options: pa.ipc.IpcWriteOptions | None = None
+) -> Path:
+    new = pa.ipc.new_file if kind == "arrow-file" else pa.ipc.new_stream
+    with new(str(path), batches[0].schema, options=options) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+    return path
+
+
+class NotLocal(DirFileSystem):  # type: ignore[misc]
+    """Local files behind a filesystem that is no local one; counts the bytes it is asked for."""
+
+    cachable = False
+
+    def __init__(self) -> None:
+        super().__init__(path="/", fs=fsspec.filesystem("file"))
+        self.ranges: list[tuple[int, int]] = []
+
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any) -> bytes:
+        self.ranges.append((start or 0, end or 0))
+        data: bytes = super().cat_file(path, start, end, **kwargs)
+        return data
+
+
+def _check_every_range(path: Path, expected: list[pa.RecordBatch], columns: list[str] | None = None) -> None:
+    """Compare every run of batches, read straight after opening the file, locally and through ranges."""
+    columns = columns or expected[0].schema.names
+    for storage in (Storage(path.parent), Storage(str(path.parent), NotLocal())):
+        for first in range(len(expected)):
+            reader = _open(path, storage)
+            for stop in range(first + 1, len(expected) + 1):
+                table = reader.read(first, stop, columns)
+                table.validate(full=True)
+                assert table.schema.names == columns
+                assert table.to_pydict() == pa.Table.from_batches(expected[first:stop]).select(columns).to_pydict()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_run_of_record_batches_can_be_read_alone(tmp_path: Path, kind: Kind) -> None:
+    path = tmp_path / "a.arrow"
+    tables = [rows(0, 5), rows(5, 5), rows(5, 6), rows(6, 13)]
+    write_blocks(path, kind, tables, rows(0, 0).schema)
+    scan = _scan(path)
+    assert scan.block_rows == [5, 0, 1, 7]
+    assert scan.schema.equals(rows(0, 0).schema)
+    batches = [pa.RecordBatch.from_pylist(table.to_pylist(), schema=table.schema) for table in tables]
+    _check_every_range(path, batches)
+    _check_every_range(path, batches, ["x", "id"])
+    assert _open(path).read(0, 4, []).num_rows == 13
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("codec", ["lz4", "zstd"])
+def test_compressed_bodies_are_read(tmp_path: Path, kind: Kind, codec: Literal["lz4", "zstd"]) -> None:
+    batches = [rows(i, i + 500).combine_chunks().to_batches()[0] for i in (0, 500)]
+    path = _write(tmp_path / "a.arrow", kind, batches, pa.ipc.IpcWriteOptions(compression=codec))
+    assert sum(_scan(path).block_bytes) < sum(batch.nbytes for batch in batches)
+    _check_every_range(path, batches)
+
+
+def _dictionary_batches(vocabularies: list[list[str]]) -> list[pa.RecordBatch]:
+    """Return batches whose column `a` draws from a batch's own vocabulary, also nested and beside others."""
+    source = random.Random(7)
+    batches = []
+    for number, vocabulary in enumerate(vocabularies):
+        indices = pa.array([source.choice([None, *range(len(vocabulary))]) for _ in range(6)], pa.int8())
+        a = pa.DictionaryArray.from_arrays(indices, pa.array(vocabulary))
+        fixed = pa.DictionaryArray.from_arrays(pa.array([1, 0] * 3, pa.int32()), pa.array([1.5, 2.5]))
+        nested = pa.ListArray.from_arrays(pa.array([0, 1, 1, 3, 4, 5, 6], pa.int32()), a)
+        struct = pa.StructArray.from_arrays([a, fixed], ["a", "f"])
+        ids = pa.array(range(number * 6, number * 6 + 6))
+        batches.append(pa.record_batch({"id": ids, "a": a, "fixed": fixed, "list": nested, "struct": struct}))
+    return batches
+
+
+REPLACED = [["a", "b"], ["a", "b"], ["c"], ["d", "e", "f"], ["a", "b"], ["zzz"]]
+GROWING = [["a"], ["a", "b"], ["a", "b"], ["a", "b", "c", "d"], ["a", "b", "c", "d", "e"]]
+
+
+@pytest.mark.parametrize("deltas", [False, True])
+@pytest.mark.parametrize("vocabularies", [REPLACED, GROWING, REPLACED + GROWING])
+def test_a_stream_seeks_to_any_batch_with_the_dictionaries_of_that_place(
+    tmp_path: Path, vocabularies: list[list[str]], *, deltas: bool
+) -> None:
+    batches = _dictionary_batches(vocabularies)
+    options = pa.ipc.IpcWriteOptions(emit_dictionary_deltas=deltas)
+    path = _write(tmp_path / "a.arrow", "arrow-stream", batches, options)
+    has_deltas = any(entry[-1] for entry in _scan(path).layout)
+    assert has_deltas == (deltas and vocabularies is not REPLACED)
+    _check_every_range(path, batches)
+    _check_every_range(path, batches, ["id"])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [pa.ipc.IpcWriteOptions(emit_dictionary_deltas=True), pa.ipc.IpcWriteOptions(unify_dictionaries=True)],
+)
+def test_a_file_gives_all_its_dictionaries_to_every_batch(tmp_path: Path, options: pa.ipc.IpcWriteOptions) -> None:
+    batches = _dictionary_batches(GROWING)
+    if options.unify_dictionaries:
+        # The writer can't unify nested dictionaries.
+        table = pa.Table.from_batches(_dictionary_batches(REPLACED)).select(["id", "a", "fixed"])
+        batches = table.to_batches()
+        with pa.ipc.new_file(str(tmp_path / "a.arrow"), table.schema, options=options) as writer:
+            writer.write_table(table)
+    else:
+        _write(tmp_path / "a.arrow", "arrow-file", batches, options)
+    _check_every_range(tmp_path / "a.arrow", batches)
+
+
+def test_a_dictionary_of_dictionaries_is_read(tmp_path: Path) -> None:
+    inner = pa.array(["x", "y", "x"]).dictionary_encode()
+    values = pa.StructArray.from_arrays([inner, pa.array([1, 2, 3])], ["s", "n"])
+    outer = pa.DictionaryArray.from_arrays(pa.array([2, 0, 1, 2]), values)
+    batch = pa.record_batch({"outer": outer})
+    for kind in KINDS:
+        _check_every_range(_write(tmp_path / "a.arrow", kind, [batch, batch.slice(1, 2)]), [batch, batch.slice(1, 2)])
+
+
+def test_reading_a_local_file_copies_nothing_and_a_change_stays_in_memory(tmp_path: Path) -> None:
+    path = tmp_path / "a.arrow"
+    write_blocks(path, "arrow-stream", [rows(0, 5000), rows(5000, 9000)], rows(0, 0).schema)
+    before = path.read_bytes()
+    allocated = pa.total_allocated_bytes()
+    reader = _open(path)
+    column = reader.read(0, 2, ["id"]).column("id")
+    assert pa.total_allocated_bytes() - allocated < 1000
+    reader.close()
+    buffer = column.chunk(1).buffers()[1]
+    owner = buffer
+    while not owner.is_mutable:
+        owner = owner.parent
+    values = np.frombuffer(owner, np.uint8)[buffer.address - owner.address :][: buffer.size].view(np.int64)
+    assert values[0] == 5000
+    values[:] = -1
+    assert column.chunk(1)[7].as_py() == -1
+    assert column.chunk(0)[7].as_py() == 7
+    assert path.read_bytes() == before
+    assert _open(path).read(1, 2, ["id"]).column("id")[0].as_py() == 5000
+
+
+def test_a_remote_batch_takes_one_request_for_exactly_its_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "a.arrow"
+    write_blocks(path, "arrow-stream", [rows(i, i + 5000) for i in range(0, 50_000, 5000)], rows(0, 0).schema)
+    filesystem = NotLocal()
+    storage = Storage(str(path.parent), filesystem)
+    FORMAT.scan(storage, str(path), path.stat().st_size)
+    scanned = sum(stop - start for start, stop in filesystem.ranges)
+    assert scanned < path.stat().st_size / 4
+    reader = _open(path, storage)
+    filesystem.ranges.clear()
+    reader.read(3, 6, ["id"])
+    layout = [entry for entry in _scan(path).layout if entry[0] == 3]
+    assert filesystem.ranges == [(layout[3][1], layout[6][1])]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_truncation_inside_a_message_is_an_error(tmp_path: Path, kind: Kind) -> None:
+    path = tmp_path / "a.arrow"
+    write_blocks(path, kind, [rows(0, 3), rows(3, 5)], rows(0, 0).schema)
+    whole = path.read_bytes()
+    layout = _scan(path).layout
+    borders = {sum(entry[1:4]) for entry in layout} if kind == "arrow-stream" else set()
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        if length in borders:
+            assert len(_scan(path).block_rows) == [sum(entry[1:4]) for entry in layout].index(length)
+            continue
+        with pytest.raises(DataFileError, match=r"a\.arrow"):
+            _scan(path)
+
+
+def test_the_end_of_a_stream_is_optional_and_nothing_may_follow_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.arrow"
+    write_blocks(path, "arrow-stream", [rows(0, 3)], rows(0, 0).schema)
+    whole = path.read_bytes()
+    assert whole.endswith(END_OF_STREAM)
+    path.write_bytes(whole[: -len(END_OF_STREAM)])
+    assert _scan(path).block_rows == [3]
+    path.write_bytes(whole + whole)
+    with pytest.raises(DataFileError, match=f"goes on for {len(whole):,} bytes after the end of its stream"):
+        _scan(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "cause"),
+    [
+        (b"", "holds no Arrow message: it is empty"),
+        (b"FEA1" + bytes(20), "Feather version 1"),
+        (
+            b"hello, world\n" * 9,
+            "has no Arrow message at byte 0: it is damaged, no Arrow file, or was written by",
+        ),
+        (
+            b"ARROW1\0\0" + b"x" * 50,
+            "is truncated: it begins as an Arrow file, but its 58 bytes end without a footer",
+        ),
+        (END_OF_STREAM, "holds no Arrow message"),
+        (b"\xff\xff\xff\xff\x10\0\0\0" + b"\xff" * 16, "message at byte 0 that can't be understood"),
+        (
+            b"\xff\xff\xff\xff\xff\0\0\0" + b"\xff" * 16,
+            "is truncated: the message at byte 0 goes on to byte 263 of 24",
+        ),
+    ],
+)
+def test_what_is_no_arrow_file_is_named_with_the_cause(tmp_path: Path, content: bytes, cause: str) -> None:
+    path = tmp_path / "bad.arrow"
+    path.write_bytes(content)
+    with pytest.raises(DataFileError, match=rf"bad\.arrow .*{cause}"):
+        _scan(path)
+
+
+def test_a_stream_from_before_arrow_0_15_is_refused(tmp_path: Path) -> None:
+    options = pa.ipc.IpcWriteOptions(use_legacy_format=True)
+    batch = rows(0, 3).combine_chunks().to_batches()[0]
+    path = _write(tmp_path / "old.arrow", "arrow-stream", [batch], options)
+    with pytest.raises(DataFileError, match=r"old\.arrow has no Arrow message .* before 0\.15"):
+        _scan(path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_digest_differs_for_values_that_leave_the_headers_as_they_are(tmp_path: Path, kind: Kind) -> None:
+    digests, sizes = set(), set()
+    for first, last in ((0, 0), (1, 0), (0, 1)):
+        values = np.zeros(10_000, np.int64)
+        values[0], values[-1] = first, last
+        path = _write(tmp_path / "a.arrow", kind, [pa.record_batch({"id": values})])
+        digests.add(_scan(path).digest)
+        sizes.add(path.stat().st_size)
+    assert len(sizes) == 1
+    assert len(digests) == 3
+
+
+def test_a_file_whose_size_changed_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.arrow"
+    write_blocks(path, "arrow-stream", [rows(0, 3)], rows(0, 0).schema)
+    scan, size = _scan(path), path.stat().st_size
+    write_blocks(path, "arrow-stream", [rows(0, 300)], rows(0, 0).schema)
+    layout, sizes = np.array(scan.layout, np.int64), np.array(scan.block_rows, np.int64)
+    planned = PlannedFile(str(path), size, scan.digest, sizes, layout)
+    now = path.stat().st_size
+    with pytest.raises(
+        DataFileError,
+        match=rf"a\.arrow changed since it was planned: it had {size:,} bytes and now has {now:,}",
+    ):
+        FORMAT.open(Storage(tmp_path), planned, scan.schema)

@@ -1,0 +1,214 @@
+"""Rows of a data file, by number."""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from laneway.catalog.manifest import Manifest, scan_source
+from laneway.errors import DataFileError, SchemaMismatchError
+from laneway.formats import parquet
+from laneway.reading.reader import RowReader
+from tests.corpora import FORMAT_OF, KINDS, Kind, rows, write_blocks, write_corpus
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+BLOCK = {"parquet": "row group", "arrow": "record batch"}
+
+
+def _reader(source: Any, columns: list[str] | None = None) -> RowReader:
+    return RowReader(*scan_source(source), columns)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_range_of_rows_of_every_file_is_read_exactly(tmp_path: Path, kind: Kind) -> None:
+    write_corpus(tmp_path, kind)
+    manifest, storage = scan_source(tmp_path)
+    reader = RowReader(manifest, storage)
+    before = 0
+    for file_index, num_rows in enumerate(manifest.files.rows.tolist()):
+        for start in range(num_rows + 1):
+            for stop in range(start, num_rows + 1):
+                table = reader.read(file_index, start, stop)
+                table.validate(full=True)
+                assert table.equals(rows(before + start, before + stop))
+        before += num_rows
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_the_blocks_that_hold_the_rows_are_decoded(
+    tmp_path: Path, kind: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_corpus(tmp_path, kind, ((5, 1, 7, 3),))
+    reader = _reader(tmp_path)
+    blocks = type(reader._borrow(0))
+    read: list[tuple[int, int]] = []
+    original: Any = blocks.read
+
+    def watch(self: Any, first: int, stop: int, columns: Any) -> pa.Table:
+        read.append((first, stop))
+        table: pa.Table = original(self, first, stop, columns)
+        return table
+
+    monkeypatch.setattr(blocks, "read", watch)
+    for start, stop in ((0, 5), (4, 5), (5, 6), (4, 6), (6, 7), (12, 14), (0, 16), (3, 3)):
+        reader.read(0, start, stop)
+    assert read == [(0, 1), (0, 1), (1, 2), (0, 2), (2, 3), (2, 4), (0, 4)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_columns_come_as_selected_with_those_of_the_directories(tmp_path: Path, kind: Kind) -> None:
+    write_corpus(tmp_path, kind, ((3,), (2, 2)), names=("lang=de/n=__HIVE_DEFAULT_PARTITION__/a", "lang=en/n=7/a"))
+    everything = _reader(tmp_path)
+    assert everything.schema.names == ["id", "text", "x", "lang", "n"]
+    assert everything.read(1, 1, 3).to_pylist() == [{**row, "lang": "en", "n": 7} for row in rows(4, 6).to_pylist()]
+    some = _reader(tmp_path, ["n", "x", "lang"])
+    assert some.read(0, 1, 3).to_pydict() == {"n": [None, None], "x": [0.5, 1.0], "lang": ["de", "de"]}
+    assert some.read(0, 1, 3).schema.equals(some.schema)
+    assert some.read(0, 1, 1).schema.equals(some.schema)
+    assert _reader(tmp_path, ["lang"]).read(1, 0, 4).to_pydict() == {"lang": ["en"] * 4}
+    assert _reader(tmp_path, []).read(1, 1, 4).num_rows == 3
+
+
+def test_a_column_that_does_not_exist_is_named_with_those_like_it(tmp_path: Path) -> None:
+    write_corpus(tmp_path)
+    with pytest.raises(
+        SchemaMismatchError, match=r"no column 'txt': did you mean 'text'\? the columns are id, text, x"
+    ):
+        _reader(tmp_path, ["id", "txt"])
+    with pytest.raises(SchemaMismatchError, match="no column 'qqq': the columns are"):
+        _reader(tmp_path, ["qqq"])
+    with pytest.raises(SchemaMismatchError, match="'id' is selected twice"):
+        _reader(tmp_path, ["id", "id"])
+
+
+def test_all_files_come_with_one_schema(tmp_path: Path) -> None:
+    write_corpus(tmp_path, files=((3,),))
+    fields = [pa.field(field.name, field.type, nullable=False) for field in rows(0, 0).schema]
+    strict = rows(3, 6).cast(pa.schema(fields, {"by": "me"}))
+    write_blocks(tmp_path / "part-001.parquet", "parquet", [strict], strict.schema)
+    reader = _reader(tmp_path)
+    for file_index in (0, 1):
+        assert reader.read(file_index, 0, 3).schema.equals(reader.schema, check_metadata=True)
+
+
+def test_rows_that_do_not_exist_are_refused(tmp_path: Path) -> None:
+    write_corpus(tmp_path)
+    for start, stop in ((0, 14), (-1, 3), (5, 4)):
+        with pytest.raises(IndexError, match=r"of part-000\.parquet: it has 13 rows"):
+            _reader(tmp_path).read(0, start, stop)
+
+
+def test_few_files_stay_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_corpus(tmp_path, files=((2,),) * 40)
+    reader = _reader(tmp_path)
+    opened: list[str] = []
+    original = parquet.ParquetFormat.open
+
+    def watch(self: Any, storage: Any, planned: Any, schema: Any) -> Any:
+        opened.append(planned.path)
+        return original(self, storage, planned, schema)
+
+    monkeypatch.setattr(parquet.ParquetFormat, "open", watch)
+    for file_index in [*range(40), *range(39, 24, -1), 39]:
+        assert reader.read(file_index, 0, 1).column("id")[0].as_py() == 2 * file_index
+    assert len(opened) == 40
+    assert len(reader._idle) == 16
+    reader.close()
+    assert len(reader._idle) == 0
+    assert reader.read(39, 0, 2).num_rows == 2
+
+
+def _send_rows(reader: RowReader, results: Any) -> None:
+    results.put(reader.read(0, 3, 9).to_pydict())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_reader_works_in_forked_children_and_as_a_copy(tmp_path: Path, kind: Kind) -> None:
+    write_corpus(tmp_path, kind)
+    reader = _reader(tmp_path)
+    expected = reader.read(0, 3, 9).to_pydict()
+    fork = multiprocessing.get_context("fork")
+    results = fork.SimpleQueue()
+    child = fork.Process(target=_send_rows, args=(reader, results))
+    child.start()
+    assert results.get() == expected
+    child.join()
+    copy = pickle.loads(pickle.dumps(reader))
+    assert not copy._idle
+    assert copy.read(0, 3, 9).to_pydict() == expected
+    assert reader.read(0, 3, 9).to_pydict() == expected
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_missing_file_and_a_changed_file_are_named(tmp_path: Path, kind: Kind) -> None:
+    write_corpus(tmp_path, kind)
+    path = min(tmp_path.iterdir())
+    reader = _reader(tmp_path)
+    write_blocks(path, kind, [rows(0, 500)], rows(0, 0).schema)
+    with pytest.raises(DataFileError, match=f"{path.name} changed since it was planned"):
+        reader.read(0, 0, 1)
+    path.unlink()
+    with pytest.raises(DataFileError, match=f"{path.name} does not exist"):
+        reader.read(0, 0, 1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_block_that_can_not_be_decoded_is_named(tmp_path: Path, kind: Kind) -> None:
+    ids = [pa.table({"id": np.arange(50_000) * 7919 % 50_021 + i}) for i in range(3)]
+    path = tmp_path / ("a.parquet" if kind == "parquet" else "a.arrow")
+    write_blocks(path, kind, ids, ids[0].schema)
+    manifest, storage = scan_source(path)
+    data = bytearray(path.read_bytes())
+    # Parquet: the pages of the second row group; Arrow: the second batch's message header, by its place.
+    second = 450_000 if kind == "parquet" else int(manifest.layout[2, 1]) + 8
+    data[second : second + (300_000 if kind == "parquet" else 40)] = b"\xff" * (300_000 if kind == "parquet" else 40)
+    assert len(data) == path.stat().st_size
+    path.write_bytes(data)
+    reader = RowReader(manifest, storage)
+    assert reader.read(0, 0, 5).num_rows == 5
+    block = BLOCK[FORMAT_OF[kind]]
+    with pytest.raises(DataFileError, match=rf"{path.name} can't be decoded \({block} 1\):"):
+        reader.read(0, 60_000, 60_001)
+    with pytest.raises(DataFileError, match=rf"{path.name} can't be decoded \({block} 1 to 2\):"):
+        reader.read(0, 60_000, 130_000)
+
+
+def test_a_manifest_that_claims_other_rows_than_a_batch_has_is_found_out(tmp_path: Path) -> None:
+    write_blocks(tmp_path / "a.arrow", "arrow-stream", [rows(0, 8)], rows(0, 0).schema)
+    manifest, storage = scan_source(tmp_path)
+    manifest.files.block_rows[0] = 9
+    with pytest.raises(DataFileError, match=r"a\.arrow changed .*: record batch 0 had 9 rows and now has 8"):
+        RowReader(manifest, storage).read(0, 0, 9)
+
+
+def test_a_loaded_manifest_reads_without_a_scan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_corpus(tmp_path / "d", "arrow-stream")
+    Manifest.scan(tmp_path / "d").save(tmp_path / "m.json")
+    (tmp_path / "d").rename(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    manifest = Manifest.load("m.json", root="moved")
+    reader = RowReader(manifest, manifest.storage())
+    assert reader.read(0, 2, 7).equals(rows(2, 7))
+
+
+def test_page_checksums_are_verified_where_a_file_has_them(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    table = pa.table({"id": np.arange(50_000), "x": np.arange(50_000)})
+    pq.write_table(
+        table, path, write_page_checksum=True, compression="none", use_dictionary=False, row_group_size=25_000
+    )
+    manifest, storage = scan_source(path)
+    data = bytearray(path.read_bytes())
+    data[300_000] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DataFileError, match=r"a\.parquet can't be decoded \(row group 0\): .*CRC"):
+        RowReader(manifest, storage).read(0, 0, 25_000)
+    assert RowReader(manifest, storage).read(0, 25_000, 50_000).equals(table.slice(25_000))

@@ -1,0 +1,35 @@
+"""Messages show where a storage is, and no credential."""
+
+from __future__ import annotations
+
+import pytest
+
+from laneway.storage.redaction import tells_a_secret, without_secrets
+
+OPTIONS = {
+    "key": "AKIA-canary",
+    "client_kwargs": {"endpoint_url": "https://user:canary@storage.example.org", "aws_secret_access_key": "canary+/="},
+    "tokens": ["canary-token"],
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("no AKIA-canary", "no ***"),
+        ("canary+/= and canary-token", "*** and ***"),
+        ("https://user:canary@storage.example.org/b", "https://storage.example.org/b"),
+        ("https://host/b?X-Amz-Signature=canary x", "https://host/b x"),
+        ("<StringToSign>canary</StringToSign>", "<StringToSign>***</StringToSign>"),
+        ("could not connect to https://storage.example.org", "could not connect to https://storage.example.org"),
+    ],
+)
+def test_a_message_shows_the_place_and_no_credential(text: str, shown: str) -> None:
+    assert without_secrets(text, OPTIONS) == shown
+
+
+def test_what_led_to_an_error_counts_too() -> None:
+    error = ValueError("fine")
+    assert not tells_a_secret(error, OPTIONS)
+    error.__context__ = OSError("with canary-token")
+    assert tells_a_secret(error, OPTIONS)
