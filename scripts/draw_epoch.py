@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from laneway.core.cursor import Wishes, open_epoch
+from laneway.core.cursor import LaneOptions, open_epoch
 from laneway.core.files import FileTable
 from laneway.core.plan import Identity, Plan, Settings, replay
 from laneway.core.progress import CutProgress, LaneProgress, Progress
-from laneway.core.turns import Place
+from laneway.core.turns import WorkerPlace
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -191,7 +191,7 @@ def draw_rest(drawing: Drawing, x: float, y: float, saved: Progress) -> None:
     """Draw what is left, in the lanes of the run that goes on."""
     drawing.heading(x, y, "The rest", f"cut for {RANKS_AFTER} ranks")
     for rank in range(RANKS_AFTER):
-        cursor = open_epoch(identity(), saved, Place(rank, RANKS_AFTER), Wishes(None, None, TURN_ROWS))
+        cursor = open_epoch(identity(), saved, WorkerPlace(rank, RANKS_AFTER), LaneOptions(None, None, TURN_ROWS))
         top = y + 63 + 50 * rank
         drawing.text(x, top - 7, f"rank {rank}", kind="tag")
         drawing.cells(x, top, lane_rows(cursor.plan, rank), pitch=14.0)

@@ -21,14 +21,14 @@ from laneway.arguments import (
 )
 from laneway.catalog.manifest import Manifest, scan_source
 from laneway.convert.batches import BatchConverter, FillNull, Output
-from laneway.core.cursor import Wishes
+from laneway.core.cursor import LaneOptions
 from laneway.core.lanes import MAX_LANES, Remainder
 from laneway.core.plan import Identity, Settings, replay
 from laneway.core.state import StateWriter, parse_state, read_state
-from laneway.core.turns import Place
+from laneway.core.turns import WorkerPlace
 from laneway.delivery.clock import MAX_WORKERS
-from laneway.delivery.definition import Composed, Pipeline
-from laneway.delivery.schedule import Passes
+from laneway.delivery.definition import Composed, Definition
+from laneway.delivery.schedule import EpochSchedule
 from laneway.delivery.workers import num_workers_of_caller, worker_place
 from laneway.distributed import data_parallel_rank
 from laneway.errors import StateUnavailableError
@@ -183,9 +183,9 @@ class StatefulShardedDataset(IterableDataset[Any]):
             )
         self._output: Output = output or ("python" if batch_size is None else "torch")
         self._begin_anew(
-            Pipeline(
+            Definition(
                 identity=Identity(manifest.files, settings),
-                wishes=Wishes(lanes=lanes, turn_rows=turn_rows, batch_size=batch_size),
+                options=LaneOptions(lanes=lanes, turn_rows=turn_rows, batch_size=batch_size),
                 manifest=manifest,
                 storage=storage,
                 columns=columns,
@@ -195,27 +195,27 @@ class StatefulShardedDataset(IterableDataset[Any]):
             )
         )
 
-    def _begin_anew(self, pipeline: Pipeline) -> None:
-        self._pipeline = pipeline
-        self._writer = StateWriter.of(pipeline.identity)
-        self._passes = Passes()
+    def _begin_anew(self, definition: Definition) -> None:
+        self._definition = definition
+        self._writer = StateWriter.of(definition.identity)
+        self._passes = EpochSchedule()
 
     # -- What it is ---------------------------------------------------------------------------------------------------
 
     @property
     def manifest(self) -> Manifest:
         """The data files, with sizes, rows, row groups and schema."""
-        return self._pipeline.manifest
+        return self._definition.manifest
 
     @property
     def shards(self) -> ShardTable:
         """All shards of the dataset in file order, those of other ranks included."""
-        return self._pipeline.identity.shards
+        return self._definition.identity.shards
 
     @property
     def schema(self) -> pa.Schema:
         """Names and Arrow types of the columns that are delivered."""
-        return self._pipeline.schema
+        return self._definition.schema
 
     @property
     def epoch(self) -> int:
@@ -230,20 +230,20 @@ class StatefulShardedDataset(IterableDataset[Any]):
         """
         num_workers = num_workers_of_caller(self)
         if num_workers is None:
-            num_workers = self._passes.clock.held_by
-        return self._pipeline.num_items(
-            Place(self._rank, self._world_size, 0, max(1, num_workers)), self._pipeline.wishes
+            num_workers = self._passes.clock.num_active_workers
+        return self._definition.num_items(
+            WorkerPlace(self._rank, self._world_size, 0, max(1, num_workers)), self._definition.options
         )
 
     def __repr__(self) -> str:
-        settings, wishes = self._pipeline.identity.settings, self._pipeline.wishes
+        settings, options = self._definition.identity.settings, self._definition.options
         order = f"shuffled with seed {settings.seed}" if settings.shuffle else "in file order"
-        unit = "rows" if wishes.batch_size is None else f"batches of {wishes.batch_size:,} rows"
+        unit = "rows" if options.batch_size is None else f"batches of {options.batch_size:,} rows"
         names = self.schema.names
         shown = ", ".join(names[:8]) + (f", ... ({len(names):,} columns)" if len(names) > 8 else "")  # noqa: PLR2004
         return (
             f"{type(self).__name__}(\n"
-            f"  {self._pipeline.manifest!r},\n"
+            f"  {self._definition.manifest!r},\n"
             f"  {len(self.shards):,} shards {order},\n"
             f"  {unit} as {self._output}: {shown},\n"
             f"  rank {self._rank} of {self._world_size}, epoch {self.epoch}\n)"
@@ -253,29 +253,29 @@ class StatefulShardedDataset(IterableDataset[Any]):
 
     def shuffle(self, seed: int = 0) -> Self:
         """Return a copy that is shuffled with `seed`, at the beginning of epoch 0."""
-        identity = self._pipeline.identity
+        identity = self._definition.identity
         settings = replace(identity.settings, shuffle=True, seed=check_seed(seed))
-        return self._changed(replace(self._pipeline, identity=Identity(identity.files, settings)))
+        return self._changed(replace(self._definition, identity=Identity(identity.files, settings)))
 
     def shard(self, num_shards: int, index: int) -> Self:
         """Return a copy that delivers part `index` of `num_shards`, at the beginning of epoch 0.
 
         Rank and world size take these values.
         """
-        changed = self._changed(self._pipeline)
+        changed = self._changed(self._definition)
         changed._rank, changed._world_size = data_parallel_rank(index, num_shards)  # noqa: SLF001 - it is one of us
         return changed
 
     def map(self, fn: Callable[[Any], Any]) -> Self:
         """Return a copy that calls `fn` on each row or batch, after its transforms, and goes on where this one does."""
-        transform = self._pipeline.transform
-        changed = self._changed(replace(self._pipeline, transform=Composed(transform, fn) if transform else fn))
+        transform = self._definition.transform
+        changed = self._changed(replace(self._definition, transform=Composed(transform, fn) if transform else fn))
         changed._passes = self._passes.copy()  # noqa: SLF001 - it is one of us
         return changed
 
-    def _changed(self, pipeline: Pipeline) -> Self:
+    def _changed(self, definition: Definition) -> Self:
         changed = copy.copy(self)
-        changed._begin_anew(pipeline)  # noqa: SLF001 - it is one of us
+        changed._begin_anew(definition)  # noqa: SLF001 - it is one of us
         return changed
 
     # -- Epochs -------------------------------------------------------------------------------------------------------
@@ -293,15 +293,15 @@ class StatefulShardedDataset(IterableDataset[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         """Begin a pass over an epoch: the one that is under way in a loaded state, or the next."""
-        place = worker_place(self._rank, self._world_size) or Place(self._rank, self._world_size)
+        place = worker_place(self._rank, self._world_size) or WorkerPlace(self._rank, self._world_size)
         if place.num_workers > MAX_WORKERS:
             message = f"num_workers is {place.num_workers:,}, but {MAX_WORKERS:,} per rank is the most"
             raise ValueError(message)
-        warning = self._pipeline.wishes.warning_for(place)
+        warning = self._definition.options.warning_for(place)
         if warning:
             warnings.warn(warning, stacklevel=2)
         progress, generation = self._passes.start()
-        stream = self._pipeline.open(progress, place)
+        stream = self._definition.open(progress, place)
         self._passes.begin(stream, place, generation)
         return stream
 
@@ -314,7 +314,7 @@ class StatefulShardedDataset(IterableDataset[Any]):
             StateUnavailableError: DataLoader workers hold the progress; ask the StatefulDataLoader.
         """
         worker = worker_place(self._rank, self._world_size)
-        holders = self._passes.clock.held_by
+        holders = self._passes.clock.num_active_workers
         if worker is None and holders:
             message = (
                 f"a loader with {holders} worker(s) holds the progress, and the dataset doesn't know it: call "
@@ -328,7 +328,7 @@ class StatefulShardedDataset(IterableDataset[Any]):
         restored = self._passes.pending
         if restored is not None:
             return copy.deepcopy(restored.state)
-        place = worker or Place(self._rank, self._world_size)
+        place = worker or WorkerPlace(self._rank, self._world_size)
         return self._writer.state(self._passes.next_progress, place, complete=False)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -346,11 +346,11 @@ class StatefulShardedDataset(IterableDataset[Any]):
         progress = self._read(state_dict, worker)
         if progress.place is not None and worker is None and progress.place.num_workers == 1:
             # A rank's state whose lanes not even one worker could read would be refused by every pass.
-            self._pipeline.settle(progress, progress.place)
+            self._definition.settle(progress, progress.place)
         self._passes.restore(dict(parse_state(state_dict)), progress)
 
-    def _read(self, state: object, worker: Place | None) -> Progress:
-        identity = self._pipeline.identity
+    def _read(self, state: object, worker: WorkerPlace | None) -> Progress:
+        identity = self._definition.identity
         return read_state(state, identity, rank=self._rank, world_size=self._world_size, worker=worker)
 
     def completed_shards(self) -> list[Shard]:
@@ -362,18 +362,18 @@ class StatefulShardedDataset(IterableDataset[Any]):
         progress = self._read(self.state_dict(), None)
         if progress.cut is None:
             return []
-        completed = replay(self._pipeline.identity, progress).completed_shards(progress.cut.positions())
+        completed = replay(self._definition.identity, progress).completed_shards(progress.cut.positions())
         return [self.shards[index] for index in completed.tolist()]
 
 
 class Parts(NamedTuple):
     """What a dataset is made of, for the loader that reads it."""
 
-    pipeline: Pipeline
+    definition: Definition
     """From data files to what it yields."""
-    place: Place
+    place: WorkerPlace
     """Its rank."""
-    passes: Passes
+    passes: EpochSchedule
     """Which epoch comes next."""
     writer: StateWriter
     """Writes its states."""
@@ -381,11 +381,11 @@ class Parts(NamedTuple):
 
 def parts_of(dataset: StatefulShardedDataset) -> Parts:
     """Return what a dataset is made of."""
-    place = Place(dataset._rank, dataset._world_size)  # noqa: SLF001 - one of us, as the next ones
-    return Parts(dataset._pipeline, place, dataset._passes, dataset._writer)  # noqa: SLF001
+    place = WorkerPlace(dataset._rank, dataset._world_size)  # noqa: SLF001 - one of us, as the next ones
+    return Parts(dataset._definition, place, dataset._passes, dataset._writer)  # noqa: SLF001
 
 
 def use_turns_of(dataset: StatefulShardedDataset, turn_rows: int) -> None:
     """Make the turns of a dataset as long as the batches that a loader puts its rows together to."""
-    pipeline = dataset._pipeline  # noqa: SLF001 - one of us, as the next one
-    dataset._pipeline = replace(pipeline, wishes=replace(pipeline.wishes, turn_rows=turn_rows))  # noqa: SLF001
+    definition = dataset._definition  # noqa: SLF001 - one of us, as the next one
+    dataset._definition = replace(definition, options=replace(definition.options, turn_rows=turn_rows))  # noqa: SLF001

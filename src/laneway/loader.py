@@ -20,20 +20,20 @@ from laneway.core.merge import merge_ranks
 from laneway.core.plan import is_complete
 from laneway.core.progress import Progress
 from laneway.core.state import parse_state, read_state, wrapped
-from laneway.core.turns import Place
+from laneway.core.turns import WorkerPlace
 from laneway.dataset import StatefulShardedDataset, parts_of, use_turns_of
-from laneway.delivery.dataloader import TrackedFeed
+from laneway.delivery.dataloader import DataLoaderSource
 from laneway.delivery.definition import Composed
-from laneway.delivery.torchdata import SnapshotFeed, check_exact
+from laneway.delivery.torchdata import TorchdataSource, check_exact
 from laneway.distributed import Ranks, rank_in_group
 from laneway.errors import CheckpointMismatchError, LanewayError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from laneway.core.cursor import Settled, Wishes
+    from laneway.core.cursor import LaneOptions, Settled
     from laneway.core.plan import Plan
-    from laneway.delivery.definition import Pipeline
+    from laneway.delivery.definition import Definition
     from laneway.distributed import ProcessGroup
 
     State = dict[str, Any]
@@ -61,19 +61,19 @@ class _Pass(Protocol):
         """Return the next batch or row; it counts as delivered from now on."""
 
 
-class _Feed(Protocol):
+class BatchSource(Protocol):
     """Where a rank's batches come from."""
 
     @property
-    def pipeline(self) -> Pipeline:
+    def definition(self) -> Definition:
         """What the workers read."""
 
     @property
-    def item_wishes(self) -> Wishes:
+    def item_options(self) -> LaneOptions:
         """Lanes, turns and the batches that the training loop receives."""
 
     @property
-    def place(self) -> Place:
+    def place(self) -> WorkerPlace:
         """Any worker of the rank."""
 
     @property
@@ -239,14 +239,14 @@ class SavableLoader:
         self._process_group = process_group
         self._ranks: Ranks | None = None
         if isinstance(loader, StatefulDataLoader):
-            self._feed: _Feed = _snapshot_feed(source, loader)
+            self._source: BatchSource = _torchdata_source(source, loader)
         else:
-            pipeline, place, passes, _ = parts_of(source)
+            definition, place, passes, _ = parts_of(source)
             place = replace(place, num_workers=max(1, options["num_workers"]))
-            self._feed = TrackedFeed(_batched(pipeline, batch_size, collate_fn), place, passes, options)
+            self._source = DataLoaderSource(_batched(definition, batch_size, collate_fn), place, passes, options)
         _, _, self._passes, self._writer = parts_of(source)
-        self._place = self._feed.place
-        self._rank_place, self._job_place = self._place.of_rank(), Place(0, self._place.world_size)
+        self._place = self._source.place
+        self._rank_place, self._job_place = self._place.of_rank(), WorkerPlace(0, self._place.world_size)
         self._pass: _Pass | None = None
         self._num_changes = 0
         """Of the passes, when the pass had begun; as long as it stays, nothing else was asked for."""
@@ -289,7 +289,7 @@ class SavableLoader:
 
     def __len__(self) -> int:
         """Return the batches, or rows where there are no batches, that this rank delivers in a whole epoch."""
-        return self._feed.pipeline.num_items(self._place, self._feed.item_wishes)
+        return self._source.definition.num_items(self._place, self._source.item_options)
 
     def __repr__(self) -> str:
         reader = f"{self._place.num_workers} worker(s)"
@@ -297,7 +297,7 @@ class SavableLoader:
             f"{type(self).__name__}({self._dataset!r}, {reader}, {self.batches_delivered:,} of {len(self):,} delivered)"
         )
 
-    # -- Passes -------------------------------------------------------------------------------------------------------
+    # -- EpochSchedule -------------------------------------------------------------------------------------------------------
 
     def set_epoch(self, epoch: int) -> None:
         """Make `epoch` the one that the next pass delivers.
@@ -319,7 +319,7 @@ class SavableLoader:
     def _begin(self) -> tuple[_Pass, tqdm[Any]]:
         last = self._undisturbed
         progress = self._passes.next_progress if last is None else Progress(last.plan.epoch + 1)
-        warning = self._feed.pipeline.wishes.warning_for(self._place)
+        warning = self._source.definition.options.warning_for(self._place)
         if warning:
             warnings.warn(warning, stacklevel=3)
         settled = self._settled(progress)
@@ -327,14 +327,14 @@ class SavableLoader:
             self._pass = _CompletePass(settled)
             self._passes.begin_elsewhere(progress.epoch, self._place.num_workers)
         else:
-            self._pass = self._feed.begin(progress, settled)
-        yields_rows = self._feed.item_wishes.batch_size is None
-        self._lockstep = Lockstep(settled, self._place, yields_rows=yields_rows, in_order=self._feed.in_order)
+            self._pass = self._source.begin(progress, settled)
+        yields_rows = self._source.item_options.batch_size is None
+        self._lockstep = Lockstep(settled, self._place, yields_rows=yields_rows, in_order=self._source.in_order)
         self._num_changes = self._passes.num_changes
         self._num_delivered = self._num_before(settled)
         self._bar.close()
         self._bar = tqdm(
-            total=self._num_delivered + num_items_left(settled, self._place, self._feed.item_wishes),
+            total=self._num_delivered + num_items_left(settled, self._place, self._source.item_options),
             initial=self._num_delivered,
             desc=f"epoch {progress.epoch}",
             unit="row" if yields_rows else "batch",
@@ -359,10 +359,10 @@ class SavableLoader:
                 "alone: give a SavableLoader the state of a rank or of the whole job"
             )
             raise CheckpointMismatchError(message)
-        return self._feed.pipeline.settle(progress, self._place)
+        return self._source.definition.settle(progress, self._place)
 
     def _num_before(self, settled: Settled) -> int:
-        return max(0, len(self) - num_items_left(settled, self._place, self._feed.item_wishes))
+        return max(0, len(self) - num_items_left(settled, self._place, self._source.item_options))
 
     # -- States of the whole job, without communication ---------------------------------------------------------------
 
@@ -523,7 +523,7 @@ class SavableLoader:
 
     def _checked(self, state: object) -> Progress:
         rank, world_size = self._place.rank, self._place.world_size
-        identity = self._feed.pipeline.identity
+        identity = self._source.definition.identity
         progress = read_state(state, identity, rank=rank, world_size=world_size, worker=None)
         if progress.place is not None:
             # The lanes of a rank may be more than its present workers can share.
@@ -589,32 +589,32 @@ def _of_rank(
     return sharded
 
 
-def _batched(pipeline: Pipeline, batch_size: int | None, collate_fn: Callable[[Any], Any] | None) -> Pipeline:
-    """Return a pipeline that makes batches as a loader was asked to."""
-    wishes = pipeline.wishes
+def _batched(definition: Definition, batch_size: int | None, collate_fn: Callable[[Any], Any] | None) -> Definition:
+    """Return a definition that makes batches as a loader was asked to."""
+    options = definition.options
     if batch_size is None:
         if collate_fn is None:
-            return pipeline
-        transform = pipeline.transform
-        return replace(pipeline, transform=Composed(transform, collate_fn) if transform else collate_fn)
-    wishes = replace(wishes, batch_size=_checked_batch_size(wishes, batch_size))
-    return replace(pipeline, wishes=wishes, collate_fn=collate_fn or default_collate)
+            return definition
+        transform = definition.transform
+        return replace(definition, transform=Composed(transform, collate_fn) if transform else collate_fn)
+    options = replace(options, batch_size=_checked_batch_size(options, batch_size))
+    return replace(definition, options=options, collate_fn=collate_fn or default_collate)
 
 
-def _snapshot_feed(dataset: StatefulShardedDataset, loader: StatefulDataLoader[Any]) -> SnapshotFeed:
+def _torchdata_source(dataset: StatefulShardedDataset, loader: StatefulDataLoader[Any]) -> TorchdataSource:
     check_exact(loader)
-    wishes = parts_of(dataset).pipeline.wishes
+    options = parts_of(dataset).definition.options
     if loader.batch_size is not None:
-        batch_size = _checked_batch_size(wishes, loader.batch_size)
-        use_turns_of(dataset, wishes.turn_rows or batch_size)
-    pipeline, place, passes, writer = parts_of(dataset)
-    return SnapshotFeed(loader, pipeline, replace(place, num_workers=max(1, loader.num_workers)), passes, writer)
+        batch_size = _checked_batch_size(options, loader.batch_size)
+        use_turns_of(dataset, options.turn_rows or batch_size)
+    definition, place, passes, writer = parts_of(dataset)
+    return TorchdataSource(loader, definition, replace(place, num_workers=max(1, loader.num_workers)), passes, writer)
 
 
-def _checked_batch_size(wishes: Wishes, batch_size: int) -> int:
-    if wishes.batch_size is not None:
+def _checked_batch_size(options: LaneOptions, batch_size: int) -> int:
+    if options.batch_size is not None:
         message = (
-            f"the dataset makes batches of {wishes.batch_size:,} rows already: give batch_size={batch_size} either to "
+            f"the dataset makes batches of {options.batch_size:,} rows already: give batch_size={batch_size} either to "
             "it or to the loader (a DataLoader that is to leave them as they are takes batch_size=None)"
         )
         raise ValueError(message)
@@ -622,7 +622,7 @@ def _checked_batch_size(wishes: Wishes, batch_size: int) -> int:
     if found is None or found < 1:
         message = f"batch_size must be an int of at least 1, or None, not {batch_size!r}"
         raise ValueError(message)
-    if wishes.turn_rows and found % wishes.turn_rows:
-        message = f"batch_size {batch_size} must be a multiple of the dataset's turn_rows {wishes.turn_rows}"
+    if options.turn_rows and found % options.turn_rows:
+        message = f"batch_size {batch_size} must be a multiple of the dataset's turn_rows {options.turn_rows}"
         raise ValueError(message)
     return found

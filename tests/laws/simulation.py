@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from hypothesis import strategies as st
 
-from laneway.core.cursor import Cursor, Wishes, open_epoch
+from laneway.core.cursor import Cursor, LaneOptions, open_epoch
 from laneway.core.files import FileTable
 from laneway.core.plan import Identity, Plan, Settings
 from laneway.core.progress import CutProgress, LaneProgress, Progress, present_cut
-from laneway.core.turns import Place
+from laneway.core.turns import WorkerPlace
 
 if TYPE_CHECKING:
     from laneway.core.lanes import Remainder
@@ -68,14 +68,14 @@ class Job:
     identity: Identity
     world_size: int
     num_workers: int
-    wishes: Wishes
+    options: LaneOptions
     progress: Progress
 
     def __post_init__(self) -> None:
         """Open the epoch at every worker."""
         self.cursors: dict[tuple[int, int], Cursor] = {
             (rank, worker): open_epoch(
-                self.identity, self.progress, Place(rank, self.world_size, worker, self.num_workers), self.wishes
+                self.identity, self.progress, WorkerPlace(rank, self.world_size, worker, self.num_workers), self.options
             )
             for rank in range(self.world_size)
             for worker in range(self.num_workers)
@@ -115,7 +115,7 @@ class Job:
         for part in parts:
             lanes.update(present_cut(part).lanes.rows)
         cut = present_cut(parts[0])
-        turns_per_batch = self.wishes.turns_per_batch(cut.turn_rows) or 1
+        turns_per_batch = self.options.turns_per_batch(cut.turn_rows) or 1
         job_turn = self.first_turn + self.batches_taken * self.world_size * turns_per_batch
         return replace(
             parts[0], cut=CutProgress(cut.num_lanes, cut.turn_rows, job_turn, LaneProgress(lanes)), place=None

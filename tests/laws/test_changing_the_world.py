@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from laneway.core.cursor import Wishes
+from laneway.core.cursor import LaneOptions
 from laneway.core.progress import Progress, present_cut
 from laneway.core.state import StateWriter, read_state
-from laneway.core.turns import Place
+from laneway.core.turns import WorkerPlace
 from tests.laws.simulation import Job, identities
 
 if TYPE_CHECKING:
@@ -27,10 +27,10 @@ def test_no_row_is_lost_or_repeated_when_the_world_changes_size(
 ) -> None:
     progress, rows = Progress(3), Counter[int]()
     for world_size, num_workers, batch_size, steps in chain:
-        job = Job(identity, world_size, num_workers, Wishes(lanes, None, batch_size), progress)
+        job = Job(identity, world_size, num_workers, LaneOptions(lanes, None, batch_size), progress)
         rows.update(row for step in job.run(steps) for row in step)
         progress = job.whole_progress()
-    rows.update(row for step in Job(identity, 1, 1, Wishes(None, None, 5), progress).run() for row in step)
+    rows.update(row for step in Job(identity, 1, 1, LaneOptions(None, None, 5), progress).run() for row in step)
     assert rows == Counter(range(identity.files.num_rows))
 
 
@@ -40,7 +40,7 @@ def test_padding_never_loses_a_row_and_keeps_ranks_in_step_whatever_the_world_do
 ) -> None:
     progress, rows, padded = Progress(0), Counter[int](), 0
     for world_size, num_workers, batch_size, steps in [*chain, (2, 2, 3, 10**6)]:
-        job = Job(identity, world_size, num_workers, Wishes(None, None, batch_size), progress)
+        job = Job(identity, world_size, num_workers, LaneOptions(None, None, batch_size), progress)
         for _ in range(steps):
             if all(cursor.is_at_end for cursor in job.cursors.values()):
                 break
@@ -59,11 +59,11 @@ def test_a_whole_state_survives_being_written_and_read(
 ) -> None:
     progress = Progress(0)
     for world_size, num_workers, batch_size, steps in chain:
-        job = Job(identity, world_size, num_workers, Wishes(None, None, batch_size), progress)
+        job = Job(identity, world_size, num_workers, LaneOptions(None, None, batch_size), progress)
         job.run(steps)
         progress = job.whole_progress()
         complete = all(cursor.is_at_end for cursor in job.cursors.values())
-        state = StateWriter.of(identity).state(progress, Place(0, world_size), complete=complete)
+        state = StateWriter.of(identity).state(progress, WorkerPlace(0, world_size), complete=complete)
         assert read_state(state, identity, rank=0, world_size=1, worker=None) == progress
 
 
@@ -73,7 +73,7 @@ def test_completed_shards_are_those_whose_rows_were_all_delivered(
 ) -> None:
     progress, delivered = Progress(0), set[int]()
     for world_size, num_workers, batch_size, steps in chain:
-        job = Job(identity, world_size, num_workers, Wishes(None, None, batch_size), progress)
+        job = Job(identity, world_size, num_workers, LaneOptions(None, None, batch_size), progress)
         delivered.update(row for step in job.run(steps) for row in step)
         progress = job.whole_progress()
         positions = present_cut(progress).positions()

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from laneway.core.cursor import Wishes, rank_length
+from laneway.core.cursor import LaneOptions, rank_length
 from laneway.core.plan import Identity
 from laneway.core.progress import Progress, present_cut
-from laneway.core.turns import Place
+from laneway.core.turns import WorkerPlace
 from tests.laws.simulation import PLAIN, Job, file_table, identities
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ batch_sizes = st.integers(1, 7)
 def test_every_row_is_delivered_once_when_the_remainder_is_kept(
     identity: Identity, topology: tuple[int, int], batch_size: int
 ) -> None:
-    job = Job(identity, *topology, Wishes(None, None, batch_size), Progress(0))
+    job = Job(identity, *topology, LaneOptions(None, None, batch_size), Progress(0))
     rows = [row for step in job.run() for row in step]
     assert sorted(rows) == list(range(identity.files.num_rows))
 
@@ -36,7 +36,7 @@ def test_every_row_is_delivered_once_when_the_remainder_is_kept(
 def test_padding_repeats_at_most_one_row_per_lane_and_loses_none(
     identity: Identity, topology: tuple[int, int], batch_size: int
 ) -> None:
-    job = Job(identity, *topology, Wishes(None, None, batch_size), Progress(0))
+    job = Job(identity, *topology, LaneOptions(None, None, batch_size), Progress(0))
     rows = Counter(row for step in job.run() for row in step)
     assert set(rows) == set(range(identity.files.num_rows))
     assert rows.total() - len(rows) < job.plan.lanes.num_lanes
@@ -46,7 +46,7 @@ def test_padding_repeats_at_most_one_row_per_lane_and_loses_none(
 def test_dropping_loses_at_most_one_row_per_lane_and_repeats_none(
     identity: Identity, topology: tuple[int, int], batch_size: int
 ) -> None:
-    job = Job(identity, *topology, Wishes(None, None, batch_size), Progress(0))
+    job = Job(identity, *topology, LaneOptions(None, None, batch_size), Progress(0))
     rows = Counter(row for step in job.run() for row in step)
     assert set(rows.values()) <= {1}
     assert identity.files.num_rows - rows.total() < job.plan.lanes.num_lanes
@@ -58,7 +58,7 @@ def test_all_ranks_deliver_equally_many_batches_of_equal_size(
 ) -> None:
     world_size, num_workers = topology
     settings = Identity(identity.files, replace(identity.settings, remainder=remainder))
-    job = Job(settings, world_size, num_workers, Wishes(None, None, batch_size), Progress(0))
+    job = Job(settings, world_size, num_workers, LaneOptions(None, None, batch_size), Progress(0))
     while not all(cursor.is_at_end for cursor in job.cursors.values()):
         assert len({len(batch) for batch in job.step()}) == 1
 
@@ -69,23 +69,23 @@ def test_the_length_of_a_rank_is_what_it_delivers(
 ) -> None:
     world_size, num_workers = topology
     batch_size = None if rows_only else turn_rows * turns
-    wishes = Wishes(lanes or None, turn_rows, batch_size)
+    options = LaneOptions(lanes or None, turn_rows, batch_size)
     for rank in range(world_size):
         delivered = 0
-        job = Job(identity, world_size, num_workers, wishes, Progress(0))
+        job = Job(identity, world_size, num_workers, options, Progress(0))
         for worker in range(num_workers):
             cursor = job.cursors[rank, worker]
             while step := cursor.next_batch():
                 delivered += 1 if batch_size else sum(stop - start for _, start, stop in step.ranges)
                 cursor.deliver_batch(step)
-        place = Place(rank, world_size, 0, num_workers)
-        assert delivered == rank_length(identity.files.num_rows, place, identity.settings, wishes)
+        place = WorkerPlace(rank, world_size, 0, num_workers)
+        assert delivered == rank_length(identity.files.num_rows, place, identity.settings, options)
 
 
 @pytest.mark.parametrize("remainder", ["keep", "pad", "drop"])
 def test_fewer_rows_than_lanes_is_no_trouble(remainder: Remainder) -> None:
     settings = replace(PLAIN, remainder=remainder)
-    job = Job(Identity(file_table([[2], [], [1]]), settings), 4, 2, Wishes(None, None, 2), Progress(0))
+    job = Job(Identity(file_table([[2], [], [1]]), settings), 4, 2, LaneOptions(None, None, 2), Progress(0))
     rows = sorted(row for step in job.run() for row in step)
     expected = {"keep": [0, 1, 2], "drop": []}
     if remainder == "pad":
@@ -97,7 +97,7 @@ def test_fewer_rows_than_lanes_is_no_trouble(remainder: Remainder) -> None:
 
 @given(identities(), topologies, batch_sizes)
 def test_no_lane_is_read_by_two_workers(identity: Identity, topology: tuple[int, int], batch_size: int) -> None:
-    job = Job(identity, *topology, Wishes(None, None, batch_size), Progress(0))
+    job = Job(identity, *topology, LaneOptions(None, None, batch_size), Progress(0))
     owners = Counter(
         lane
         for cursor in job.cursors.values()

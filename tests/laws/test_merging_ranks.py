@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from laneway.core.cursor import Wishes
+from laneway.core.cursor import LaneOptions
 from laneway.core.merge import merge_states
 from laneway.core.plan import Identity
 from laneway.core.progress import Progress, present_cut
 from laneway.core.state import StateWriter, read_state
-from laneway.core.turns import Place
+from laneway.core.turns import WorkerPlace
 from laneway.errors import CheckpointMismatchError, StateFormatError
 from tests.laws.simulation import PLAIN, Job, file_table, identities
 
@@ -26,7 +26,7 @@ def rank_states(job: Job) -> list[dict[str, Any]]:
     """Return the state of each rank of a job with one worker per rank."""
     return [
         StateWriter.of(job.identity).state(
-            job.cursors[rank, 0].progress(), Place(rank, job.world_size), complete=job.cursors[rank, 0].is_at_end
+            job.cursors[rank, 0].progress(), WorkerPlace(rank, job.world_size), complete=job.cursors[rank, 0].is_at_end
         )
         for rank in range(job.world_size)
     ]
@@ -34,7 +34,11 @@ def rank_states(job: Job) -> list[dict[str, Any]]:
 
 def ranks_after(steps: int, world_size: int = 3, batch_size: int = 2) -> list[dict[str, Any]]:
     job = Job(
-        Identity(file_table([[7], [5, 8], [10]]), PLAIN), world_size, 1, Wishes(None, None, batch_size), Progress(0)
+        Identity(file_table([[7], [5, 8], [10]]), PLAIN),
+        world_size,
+        1,
+        LaneOptions(None, None, batch_size),
+        Progress(0),
     )
     job.run(steps)
     return rank_states(job)
@@ -44,7 +48,7 @@ def ranks_after(steps: int, world_size: int = 3, batch_size: int = 2) -> list[di
 def test_merged_states_are_the_whole_jobs_progress(
     identity: Identity, world_size: int, batch_size: int, steps: int, lanes: int, random: Any
 ) -> None:
-    job = Job(identity, world_size, 1, Wishes(lanes * world_size, None, batch_size), Progress(0))
+    job = Job(identity, world_size, 1, LaneOptions(lanes * world_size, None, batch_size), Progress(0))
     job.run(steps)
     states = rank_states(job)
     random.shuffle(states)
@@ -70,7 +74,7 @@ def test_every_row_comes_once_over_chains_of_worlds_that_merge_their_states(
 ) -> None:
     progress, rows = Progress(0), Counter[int]()
     for world_size, batch_size, steps in [*chain, (2, 3, 10**6)]:
-        job = Job(identity, world_size, 1, Wishes(None, None, batch_size), progress)
+        job = Job(identity, world_size, 1, LaneOptions(None, None, batch_size), progress)
         rows.update(row for step in job.run(steps) for row in step)
         merged = merge_states(rank_states(job))
         progress = read_state(merged, identity, rank=0, world_size=1, worker=None)
@@ -83,8 +87,8 @@ def test_ranks_at_different_steps_are_refused_also_where_some_are_at_their_end(
     identity: Identity, world_size: int, batch_size: int, steps: int, others: int
 ) -> None:
     jobs = [
-        Job(identity, world_size, 1, Wishes(None, None, batch_size), Progress(0)),
-        Job(identity, world_size, 1, Wishes(None, None, batch_size), Progress(0)),
+        Job(identity, world_size, 1, LaneOptions(None, None, batch_size), Progress(0)),
+        Job(identity, world_size, 1, LaneOptions(None, None, batch_size), Progress(0)),
     ]
     for job, number in zip(jobs, (steps, others), strict=True):
         job.run(number)
@@ -97,7 +101,7 @@ def test_ranks_at_different_steps_are_refused_also_where_some_are_at_their_end(
 
 
 def test_states_that_no_rank_has_begun_merge_into_the_same() -> None:
-    state = StateWriter.of(Identity(file_table([[3]]), PLAIN)).state(Progress(4), Place(1, 2), complete=False)
+    state = StateWriter.of(Identity(file_table([[3]]), PLAIN)).state(Progress(4), WorkerPlace(1, 2), complete=False)
     assert merge_states([state, state]) == state
 
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from hypothesis import given
 from hypothesis import strategies as st
 
-from laneway.core.cursor import Cursor, Wishes, open_epoch
+from laneway.core.cursor import Cursor, LaneOptions, open_epoch
 from laneway.core.progress import Progress
 from laneway.core.state import StateWriter, read_state
-from laneway.core.turns import Place
+from laneway.core.turns import WorkerPlace
 from tests.laws.simulation import identities, rows_of
 
 if TYPE_CHECKING:
@@ -30,19 +30,19 @@ def batches(cursor: Cursor) -> list[list[int]]:
 def test_a_worker_resumes_at_any_batch(
     identity: Identity, world_size: int, num_workers: int, turn_rows: int, turns: int, data: st.DataObject
 ) -> None:
-    place = Place(
+    place = WorkerPlace(
         data.draw(st.integers(0, world_size - 1)), world_size, data.draw(st.integers(0, num_workers - 1)), num_workers
     )
     lanes = place.stride(turns) * data.draw(st.integers(1, 3))
-    wishes = Wishes(lanes, turn_rows, turn_rows * turns)
-    uninterrupted = batches(open_epoch(identity, Progress(0), place, wishes))
-    cursor = open_epoch(identity, Progress(0), place, wishes)
+    options = LaneOptions(lanes, turn_rows, turn_rows * turns)
+    uninterrupted = batches(open_epoch(identity, Progress(0), place, options))
+    cursor = open_epoch(identity, Progress(0), place, options)
     writer = StateWriter.of(identity)
     for done in range(len(uninterrupted) + 1):
         state = json.loads(json.dumps(writer.state(cursor.progress(), place, complete=cursor.is_at_end)))
         progress = read_state(state, identity, rank=place.rank, world_size=world_size, worker=place)
         assert progress == cursor.progress()
-        assert batches(open_epoch(identity, progress, place, wishes)) == uninterrupted[done:]
+        assert batches(open_epoch(identity, progress, place, options)) == uninterrupted[done:]
         if step := cursor.next_batch():
             cursor.deliver_batch(step)
 
@@ -63,10 +63,10 @@ def rows(cursor: Cursor, max_rows: int) -> tuple[list[int], list[Progress]]:
 def test_rows_come_in_the_same_order_whatever_the_length_of_runs(
     identity: Identity, lanes: int, turn_rows: int, max_rows: int
 ) -> None:
-    wishes = Wishes(lanes, turn_rows, None)
-    one_by_one, _ = rows(open_epoch(identity, Progress(0), Place(), wishes), 1)
-    found, progress_after = rows(open_epoch(identity, Progress(0), Place(), wishes), max_rows)
+    options = LaneOptions(lanes, turn_rows, None)
+    one_by_one, _ = rows(open_epoch(identity, Progress(0), WorkerPlace(), options), 1)
+    found, progress_after = rows(open_epoch(identity, Progress(0), WorkerPlace(), options), max_rows)
     assert found == one_by_one
     for done, progress in enumerate(progress_after, start=1):
-        following, _ = rows(open_epoch(identity, progress, Place(), wishes), max_rows)
+        following, _ = rows(open_epoch(identity, progress, WorkerPlace(), options), max_rows)
         assert following == one_by_one[done:]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from hypothesis import given
 from hypothesis import strategies as st
 
-from laneway.core.cursor import Wishes
+from laneway.core.cursor import LaneOptions
 from laneway.core.progress import Progress
 from tests.laws.simulation import Job, identities
 
@@ -24,7 +24,7 @@ def global_turns(job: Job, steps: int | None = None) -> list[int]:
 @given(identities(), st.integers(1, 4))
 def test_seven_topologies_deliver_the_same_rows_in_the_same_order(identity: Identity, turn_rows: int) -> None:
     orders = [
-        global_turns(Job(identity, world, workers, Wishes(8, turn_rows, turn_rows * turns), Progress(0)))
+        global_turns(Job(identity, world, workers, LaneOptions(8, turn_rows, turn_rows * turns), Progress(0)))
         for world, workers, turns in TOPOLOGIES
     ]
     assert all(order == orders[0] for order in orders)
@@ -34,8 +34,8 @@ def test_seven_topologies_deliver_the_same_rows_in_the_same_order(identity: Iden
 def test_the_topology_may_change_in_the_middle_of_an_epoch(
     identity: Identity, turn_rows: int, before: tuple[int, int, int], after: tuple[int, int, int], steps: int
 ) -> None:
-    uninterrupted = global_turns(Job(identity, 1, 1, Wishes(8, turn_rows, turn_rows), Progress(0)))
-    first = Job(identity, before[0], before[1], Wishes(8, turn_rows, turn_rows * before[2]), Progress(0))
+    uninterrupted = global_turns(Job(identity, 1, 1, LaneOptions(8, turn_rows, turn_rows), Progress(0)))
+    first = Job(identity, before[0], before[1], LaneOptions(8, turn_rows, turn_rows * before[2]), Progress(0))
     rows = global_turns(first, steps * 8)
-    second = Job(identity, after[0], after[1], Wishes(None, None, turn_rows * after[2]), first.whole_progress())
+    second = Job(identity, after[0], after[1], LaneOptions(None, None, turn_rows * after[2]), first.whole_progress())
     assert rows + global_turns(second) == uninterrupted

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from laneway.core.cursor import Cursor, Wishes, open_epoch, settle
+from laneway.core.cursor import Cursor, LaneOptions, open_epoch, settle
 from laneway.core.job import Lockstep
 from laneway.core.plan import is_complete
 from laneway.core.progress import LaneProgress, Progress, present_cut
 from laneway.core.state import StateWriter, read_state
-from laneway.core.turns import Place
+from laneway.core.turns import WorkerPlace
 from tests.laws.simulation import identities, rows_of
 
 if TYPE_CHECKING:
@@ -29,12 +29,12 @@ class Rank:
 
     identity: Identity
     progress: Progress
-    place: Place
-    wishes: Wishes
+    place: WorkerPlace
+    options: LaneOptions
 
     def __post_init__(self) -> None:
         """Open the epoch at every worker, and count from where it begins."""
-        self.settled = settle(self.identity, self.progress, self.place, self.wishes)
+        self.settled = settle(self.identity, self.progress, self.place, self.options)
         self.is_over = is_complete(self.settled.plan, self.settled.progress)
         if not self.is_over:
             self.cursor = Cursor(
@@ -45,7 +45,7 @@ class Rank:
     def in_rotation(self) -> Iterator[int]:
         """Yield the turns that a DataLoader takes from its workers: each in its turn, those at their end no more."""
         places = [replace(self.place, worker=worker) for worker in range(self.place.num_workers)]
-        workers = [open_epoch(self.identity, self.progress, place, self.wishes) for place in places]
+        workers = [open_epoch(self.identity, self.progress, place, self.options) for place in places]
         while not self.is_over and workers:
             for worker in list(workers):
                 turn = worker.next_turn
@@ -67,7 +67,7 @@ class Rank:
                 self.rows = [row for lane_range in ranges for row in rows_of(self.cursor.plan, *lane_range)]
                 assert self.rows
                 break
-        if self.wishes.batch_size is None:
+        if self.options.batch_size is None:
             delivered, self.rows = self.rows[:1], self.rows[1:]
             if delivered:
                 self.cursor.deliver_rows(self.taken, 1)
@@ -86,19 +86,21 @@ class Rank:
     def job(self) -> dict[str, Any] | None:
         """Return the state of the whole job that this rank vouches for, if it does."""
         progress, complete = self.own()
-        writer, place = StateWriter.of(self.identity), Place(0, self.place.world_size)
+        writer, place = StateWriter.of(self.identity), WorkerPlace(0, self.place.world_size)
         if progress.place is None:
             return writer.state(progress, place, complete=complete)
-        lockstep = Lockstep(self.settled, self.place, yields_rows=self.wishes.batch_size is None)
+        lockstep = Lockstep(self.settled, self.place, yields_rows=self.options.batch_size is None)
         job = lockstep.job(progress, is_complete=complete)
         if job is None:
             return None
         return writer.state_in_step(progress, place, job.next_turn, job.part_rows, complete=job.is_complete)
 
 
-def ranks_of(identity: Identity, progress: Progress, world_size: int, num_workers: int, wishes: Wishes) -> list[Rank]:
+def ranks_of(
+    identity: Identity, progress: Progress, world_size: int, num_workers: int, options: LaneOptions
+) -> list[Rank]:
     """Return all ranks of a job."""
-    return [Rank(identity, progress, Place(r, world_size, 0, num_workers), wishes) for r in range(world_size)]
+    return [Rank(identity, progress, WorkerPlace(r, world_size, 0, num_workers), options) for r in range(world_size)]
 
 
 def gathered(ranks: list[Rank]) -> Progress:
@@ -122,10 +124,10 @@ def read(state: dict[str, Any], identity: Identity) -> Progress:
 def test_the_order_of_a_rank_does_not_depend_on_its_workers(
     identity: Identity, world_size: int, turn_rows: int, turns_per_batch: int
 ) -> None:
-    wishes = Wishes(6 * world_size * turns_per_batch, turn_rows, turn_rows * turns_per_batch)
+    options = LaneOptions(6 * world_size * turns_per_batch, turn_rows, turn_rows * turns_per_batch)
     orders = []
     for num_workers in (1, 2, 3, 6):
-        ranks = ranks_of(identity, Progress(1), world_size, num_workers, wishes)
+        ranks = ranks_of(identity, Progress(1), world_size, num_workers, options)
         orders.append([[rank.step() for rank in ranks] for _ in range(identity.files.num_rows + 60)])
         assert all(rank.own()[1] for rank in ranks)
     assert all(order == orders[0] for order in orders)
@@ -156,7 +158,7 @@ def test_what_a_rank_says_of_the_whole_job_is_so_when_all_are_in_lockstep(
 ) -> None:
     progress = Progress(0)
     for pause in [*pauses, 10**6]:
-        ranks = ranks_of(identity, progress, world_size, num_workers, Wishes(*wished))
+        ranks = ranks_of(identity, progress, world_size, num_workers, LaneOptions(*wished))
         for _ in range(pause):
             said = [rank.job() for rank in ranks]
             truth = gathered(ranks)
@@ -177,7 +179,7 @@ def test_what_a_rank_says_of_the_whole_job_is_so_when_all_are_in_lockstep(
 def test_ranks_that_are_padded_always_know_the_whole_job(
     identity: Identity, world_size: int, num_workers: int, steps: int
 ) -> None:
-    ranks = ranks_of(identity, Progress(0), world_size, num_workers, Wishes(None, None, 3))
+    ranks = ranks_of(identity, Progress(0), world_size, num_workers, LaneOptions(None, None, 3))
     for _ in range(steps):
         assert len({len(rank.step()) for rank in ranks}) == 1
     assert all(rank.job() for rank in ranks)
@@ -199,13 +201,17 @@ def test_no_row_is_lost_or_repeated_whoever_says_what_was_delivered(
     progress, rows = Progress(2), Counter[int]()
     for world_size, num_workers, batch_size, pauses in chain:
         ranks = ranks_of(
-            identity, progress, world_size, num_workers, Wishes(None, 3 if batch_size is None else None, batch_size)
+            identity,
+            progress,
+            world_size,
+            num_workers,
+            LaneOptions(None, 3 if batch_size is None else None, batch_size),
         )
         for pause in pauses:
             rows.update(row for _ in range(pause) for rank in ranks for row in rank.step())
         job = random.choice(ranks).job()  # type: ignore[attr-defined]  # hypothesis gives a random.Random
         progress = read(job, identity) if job else gathered(ranks)
-    (last,) = ranks_of(identity, progress, 1, 1, Wishes(None, None, 4))
+    (last,) = ranks_of(identity, progress, 1, 1, LaneOptions(None, None, 4))
     while batch := last.step():
         rows.update(batch)
     assert rows == Counter(range(identity.files.num_rows))

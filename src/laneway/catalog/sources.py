@@ -111,9 +111,9 @@ def _list_all(storage: Storage, paths: Sequence[str]) -> list[_Listing]:
 
 def _list(storage: Storage, path: str) -> _Listing:
     # Where one listing tells all, nothing is asked before it, unless the name is one of a file.
-    at_once = storage.lists_at_once and "[" not in path and not format_of_suffix(path)
+    vectorized = storage.lists_at_once and "[" not in path and not format_of_suffix(path)
     files: dict[str, Entry] = {}
-    if at_once and not has_wildcards(path):
+    if vectorized and not has_wildcards(path):
         files = _by_path(storage.find(path))
         if files and path not in files:
             return _below(path, files)

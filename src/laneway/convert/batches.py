@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from laneway.convert.columns import CONVERSION_ERRORS, NullFoundError, Output, at_once, column_converter
+from laneway.convert.columns import CONVERSION_ERRORS, NullFoundError, Output, column_converter, vectorized
 from laneway.convert.fill import FillNull, fill_scalars
 from laneway.errors import ColumnConversionError, SchemaMismatchError
-from laneway.reading.assembler import Gathering, OpenRows, copied
+from laneway.reading.assembler import OpenRows, WindowAssembler, copied
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -105,7 +105,7 @@ class BatchConverter:
         {'x': tensor([ 1, -1]), 'name': ['a', 'b']}
     """
 
-    __slots__ = ("_at_once", "_columns", "_output", "_schema", "_wrap")
+    __slots__ = ("_columns", "_output", "_schema", "_vectorized", "_wrap")
 
     def __init__(self, schema: pa.Schema, output: Output, fill_null: FillNull | None = None) -> None:
         if output not in get_args(Output):
@@ -124,8 +124,8 @@ class BatchConverter:
         converted = () if output == "arrow" else schema
         self._wrap: Callable[[NDArray[Any]], Any] = torch.from_numpy if output == "torch" else _as_it_is
         self._columns = tuple((f.name, column_converter(f.type, output, fills.get(f.name))) for f in converted)
-        to_arrays = ((name, at_once(convert)) for name, convert in self._columns)
-        self._at_once = {name: to_array for name, to_array in to_arrays if to_array is not None}
+        to_arrays = ((name, vectorized(convert)) for name, convert in self._columns)
+        self._vectorized = {name: to_array for name, to_array in to_arrays if to_array is not None}
 
     def batch(self, batch: pa.RecordBatch) -> dict[str, Any] | pa.RecordBatch:
         """Return the columns of `batch` by name, in the schema's order, or `batch` itself for "arrow".
@@ -151,22 +151,24 @@ class BatchConverter:
         """
         self._check(batch)
         numbers = {}
-        for name, to_array in self._at_once.items():
+        for name, to_array in self._vectorized.items():
             # A null that can't be converted is an error of the slice that it lies in.
             with suppress(NullFoundError, *CONVERSION_ERRORS):
                 numbers[name] = to_array(batch.column(name))
         is_all = len(numbers) == len(self._columns) and self._output != "arrow"
         return OpenRows(len(batch), numbers, None if is_all else batch)
 
-    def gathering(self, order: NDArray[np.int64], run_rows: Sequence[int], *, at_once: bool = True) -> Gathering:
-        """Return what puts rows of several runs in order; see Gathering.
+    def gathering(
+        self, order: NDArray[np.int64], run_rows: Sequence[int], *, vectorized: bool = True
+    ) -> WindowAssembler:
+        """Return what puts rows of several runs in order; see WindowAssembler.
 
         Args:
             order: The row of the runs, counted over all of them, that comes at each place; shape (rows,).
             run_rows: Rows of each run.
-            at_once: Whether numbers are converted once, for all slices together.
+            vectorized: Whether numbers are converted once, for all slices together.
         """
-        return Gathering(self._at_once if at_once else {}, order, run_rows)
+        return WindowAssembler(self._vectorized if vectorized else {}, order, run_rows)
 
     def slice(self, rows: OpenRows, start: int, stop: int) -> dict[str, Any] | pa.RecordBatch:
         """Return what `batch` returns for rows [start, stop) of open rows."""

@@ -10,12 +10,12 @@ import numpy as np
 from laneway.core.lanes import rows_to_deliver
 from laneway.core.plan import Identity, Plan, Settings, is_complete, is_in_step, replay
 from laneway.core.progress import CutProgress, LaneProgress, Progress, fresh_cut, present_cut
-from laneway.core.turns import Place, has_one_owner_per_lane, place_differences
+from laneway.core.turns import WorkerPlace, has_one_owner_per_lane, place_differences
 from laneway.errors import CheckpointMismatchError
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
+class LaneOptions:
     """What a user may leave to laneway, and what may change from run to run."""
 
     lanes: int | None
@@ -37,18 +37,18 @@ class Wishes:
         turns, rest = divmod(self.batch_size, turn_rows)
         return None if rest else turns
 
-    def num_lanes(self, place: Place) -> int:
+    def num_lanes(self, place: WorkerPlace) -> int:
         """Return the lanes to cut into: those wished for, if the workers can share them, else as many as they can."""
         turns_per_batch = self.turns_per_batch(self.default_turn_rows) or 1
         if self.lanes is not None and has_one_owner_per_lane(self.lanes, place, turns_per_batch):
             return self.lanes
         return place.stride(turns_per_batch)
 
-    def ranks_in_part(self, place: Place) -> int:
+    def ranks_in_part(self, place: WorkerPlace) -> int:
         """Return how many ranks may go on from within a turn, and still deliver equally much."""
         return place.world_size if self.batch_size is None or place.world_size == 1 else 0
 
-    def warning_for(self, place: Place) -> str | None:
+    def warning_for(self, place: WorkerPlace) -> str | None:
         """Return what to tell a user whose wish for lanes can't be met at `place`, if it can't."""
         num_lanes = self.num_lanes(place)
         if self.lanes in {None, num_lanes}:
@@ -79,7 +79,7 @@ class Step(NamedTuple):
 class Cursor:
     """Where one worker is in an epoch: it says what comes next, and counts what was delivered."""
 
-    def __init__(self, plan: Plan, progress: Progress, place: Place, turns_per_batch: int) -> None:
+    def __init__(self, plan: Plan, progress: Progress, place: WorkerPlace, turns_per_batch: int) -> None:
         """Stand where `progress` says.
 
         Args:
@@ -233,7 +233,7 @@ class Settled(NamedTuple):
     """Turns that make a batch."""
 
 
-def settle(identity: Identity, progress: Progress, place: Place, wishes: Wishes) -> Settled:
+def settle(identity: Identity, progress: Progress, place: WorkerPlace, options: LaneOptions) -> Settled:
     """Return an epoch as the workers of `place` read it; all of them, on every rank, come to the same.
 
     An epoch that has not begun is cut as wished. One that has goes on in its present cut where the workers
@@ -243,18 +243,18 @@ def settle(identity: Identity, progress: Progress, place: Place, wishes: Wishes)
         identity: The rows and settings.
         progress: Of the whole job; or of a rank or worker, and then only the one at `place` can go on from it.
         place: Any of the workers.
-        wishes: Lanes and turns of an epoch that begins, and the batch size.
+        options: Lanes and turns of an epoch that begins, and the batch size.
 
     Raises:
         CheckpointMismatchError: The progress is that of one worker, and the one at `place` can't go on from it.
     """
     remainder = identity.settings.remainder_for(place.world_size)
     if progress.cut is None:
-        cut = fresh_cut(wishes.num_lanes(place), wishes.default_turn_rows)
+        cut = fresh_cut(options.num_lanes(place), options.default_turn_rows)
         progress = replace(progress, cut=cut, remainder=remainder)
     plan = replay(identity, progress)
     cut = present_cut(progress)
-    turns_per_batch = wishes.turns_per_batch(cut.turn_rows)
+    turns_per_batch = options.turns_per_batch(cut.turn_rows)
     if progress.place is not None:
         _check_is_own(progress, progress.place, place, turns_per_batch)
     elif is_complete(plan, progress):
@@ -263,38 +263,38 @@ def settle(identity: Identity, progress: Progress, place: Place, wishes: Wishes)
         turns_per_batch is None
         or not has_one_owner_per_lane(cut.num_lanes, place, turns_per_batch)
         or cut.next_turn % (place.world_size * turns_per_batch)
-        or not is_in_step(plan, replace(progress, remainder=remainder), ranks_in_part=wishes.ranks_in_part(place))
+        or not is_in_step(plan, replace(progress, remainder=remainder), ranks_in_part=options.ranks_in_part(place))
     ):
         earlier = LaneProgress.of(cut.positions().tolist())
-        new_cut = fresh_cut(wishes.num_lanes(place), wishes.default_turn_rows)
+        new_cut = fresh_cut(options.num_lanes(place), options.default_turn_rows)
         progress = replace(progress, cut=new_cut, earlier=(*progress.earlier, earlier))
         plan = replay(identity, progress)
-        turns_per_batch = wishes.turns_per_batch(new_cut.turn_rows)
+        turns_per_batch = options.turns_per_batch(new_cut.turn_rows)
     return Settled(plan, replace(progress, remainder=remainder), turns_per_batch or 1)
 
 
-def open_epoch(identity: Identity, progress: Progress, place: Place, wishes: Wishes) -> Cursor:
+def open_epoch(identity: Identity, progress: Progress, place: WorkerPlace, options: LaneOptions) -> Cursor:
     """Return the cursor of the worker at `place`; for the arguments and errors see `settle`."""
-    settled = settle(identity, progress, place, wishes)
+    settled = settle(identity, progress, place, options)
     if is_complete(settled.plan, settled.progress):
         # Whoever asks has nothing left to deliver, and knows all that is to be known.
         whole = settled.progress.place is None
-        return Cursor(settled.plan, settled.progress, Place() if whole else place, settled.turns_per_batch)
+        return Cursor(settled.plan, settled.progress, WorkerPlace() if whole else place, settled.turns_per_batch)
     return Cursor(settled.plan, settled.progress, place, settled.turns_per_batch)
 
 
-def rank_length(num_rows: int, place: Place, settings: Settings, wishes: Wishes) -> int:
+def rank_length(num_rows: int, place: WorkerPlace, settings: Settings, options: LaneOptions) -> int:
     """Return what a rank delivers in a whole epoch: batches, or rows where there are no batches.
 
     Args:
         num_rows: Rows of the dataset.
         place: Any worker of the rank.
         settings: How the rows are put in order.
-        wishes: Lanes, turns and batches.
+        options: Lanes, turns and batches.
     """
-    num_lanes = wishes.num_lanes(place)
-    turn_rows = wishes.default_turn_rows
-    turns_per_batch = wishes.turns_per_batch(turn_rows) or 1
+    num_lanes = options.num_lanes(place)
+    turn_rows = options.default_turn_rows
+    turns_per_batch = options.turns_per_batch(turn_rows) or 1
     bounds = np.array([lane * num_rows // num_lanes for lane in range(num_lanes + 1)], np.int64)
     ends = rows_to_deliver(
         np.diff(bounds),
@@ -303,13 +303,13 @@ def rank_length(num_rows: int, place: Place, settings: Settings, wishes: Wishes)
         drop_last=settings.drop_last,
     )
     of_rank = np.arange(num_lanes) // turns_per_batch % place.world_size == place.rank
-    if wishes.batch_size is None:
+    if options.batch_size is None:
         return int(ends[of_rank].sum())
     turns = -(-ends[of_rank] // turn_rows)
     return int(turns.reshape(-1, turns_per_batch).max(axis=1).sum())
 
 
-def num_items_left(settled: Settled, place: Place, wishes: Wishes) -> int:
+def num_items_left(settled: Settled, place: WorkerPlace, options: LaneOptions) -> int:
     """Return what the rank of `place` has still to deliver of an epoch: batches, or rows where there are no batches."""
     if is_complete(settled.plan, settled.progress):
         return 0
@@ -317,14 +317,14 @@ def num_items_left(settled: Settled, place: Place, wishes: Wishes) -> int:
     ends = settled.plan.rows_to_deliver(settled.progress.remainder, cut.turn_rows)
     own = place.of_rank().own_lanes(cut.next_turn, cut.num_lanes, settled.turns_per_batch)
     rows_left = np.maximum(ends[own] - cut.positions()[own], 0)
-    if wishes.batch_size is None:
+    if options.batch_size is None:
         return int(rows_left.sum())
     starts = cut.positions()[own] // cut.turn_rows
     turns_left = np.where(rows_left, -(-ends[own] // cut.turn_rows) - starts, 0)
     return int(turns_left.reshape(-1, settled.turns_per_batch).max(axis=1).sum())
 
 
-def _check_is_own(progress: Progress, saved: Place, place: Place, turns_per_batch: int | None) -> None:
+def _check_is_own(progress: Progress, saved: WorkerPlace, place: WorkerPlace, turns_per_batch: int | None) -> None:
     """Check that a part of the job's progress is all that the worker at `place` needs."""
     cut = present_cut(progress)
     # The progress of a whole rank may be shared among another number of workers, if they can share its lanes.

@@ -12,7 +12,7 @@ from laneway.core.turns import turns_taken
 if TYPE_CHECKING:
     from laneway.core.cursor import Settled
     from laneway.core.progress import Progress
-    from laneway.core.turns import Place
+    from laneway.core.turns import WorkerPlace
 
 
 class JobTurn(NamedTuple):
@@ -29,7 +29,7 @@ class JobTurn(NamedTuple):
 class Lockstep:
     """What one rank knows of the whole job in one cut of an epoch."""
 
-    def __init__(self, settled: Settled, place: Place, *, yields_rows: bool, in_order: bool = True) -> None:
+    def __init__(self, settled: Settled, place: WorkerPlace, *, yields_rows: bool, in_order: bool = True) -> None:
         """Prepare for a pass that begins.
 
         Args:

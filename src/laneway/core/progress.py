@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from laneway.core.lanes import Remainder
-    from laneway.core.turns import Place
+    from laneway.core.turns import WorkerPlace
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class Progress:
     """The present cut; None while the epoch has not been cut at all."""
     earlier: tuple[LaneProgress, ...] = ()
     """How far the lanes of each earlier cut of this epoch came, oldest first."""
-    place: Place | None = None
+    place: WorkerPlace | None = None
     """Whose lanes are known: a worker's, or a rank's where that is its only worker; None: every lane is."""
 
 

@@ -12,7 +12,7 @@ from laneway.core.lanes import MAX_LANES, Remainder
 from laneway.core.order import ORDER_VERSION
 from laneway.core.plan import Identity, is_complete, positions_at, replay
 from laneway.core.progress import CutProgress, LaneProgress, Progress, present_cut
-from laneway.core.turns import Place, place_differences
+from laneway.core.turns import WorkerPlace, place_differences
 from laneway.errors import CheckpointMismatchError, StateFormatError
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class StateWriter:
             }
         )
 
-    def state(self, progress: Progress, place: Place, *, complete: bool) -> dict[str, Any]:
+    def state(self, progress: Progress, place: WorkerPlace, *, complete: bool) -> dict[str, Any]:
         """Return the state that stands for `progress`: fresh containers, plain JSON values.
 
         Args:
@@ -69,7 +69,7 @@ class StateWriter:
         }
 
     def state_in_step(
-        self, progress: Progress, place: Place, next_turn: int, part_rows: int, *, complete: bool
+        self, progress: Progress, place: WorkerPlace, next_turn: int, part_rows: int, *, complete: bool
     ) -> dict[str, Any]:
         """Return the state of a whole job all of whose lanes are in step: it needs no position.
 
@@ -86,7 +86,7 @@ class StateWriter:
             "part_rows": part_rows,
         }
 
-    def _about(self, progress: Progress, place: Place, scope: str, *, complete: bool) -> dict[str, Any]:
+    def _about(self, progress: Progress, place: WorkerPlace, scope: str, *, complete: bool) -> dict[str, Any]:
         cut = progress.cut
         return {
             **self.constants,
@@ -108,7 +108,9 @@ class StateWriter:
         }
 
 
-def read_state(state: object, identity: Identity, *, rank: int, world_size: int, worker: Place | None) -> Progress:
+def read_state(
+    state: object, identity: Identity, *, rank: int, world_size: int, worker: WorkerPlace | None
+) -> Progress:
     """Parse a state, check everything in it against the dataset, and return its progress.
 
     Args:
@@ -126,7 +128,7 @@ def read_state(state: object, identity: Identity, *, rank: int, world_size: int,
     saved = _place(fields)
     lines = _identity_differences(fields, identity)
     # Without a worker, who will read isn't known yet; with one, a loader restores exactly the workers it saved.
-    present = worker or Place(rank, world_size, saved.worker, saved.num_workers)
+    present = worker or WorkerPlace(rank, world_size, saved.worker, saved.num_workers)
     if fields["scope"] == "global":
         present = replace(present, rank=saved.rank, world_size=saved.world_size)
     problems = place_differences(saved, present)
@@ -262,8 +264,8 @@ def _check_lanes(fields: Mapping[str, Any]) -> None:
         _require(isinstance(cut, list) and bool(cut) and _are_counts(cut), f"an earlier cut is {cut!r}")
 
 
-def _place(fields: Mapping[str, Any]) -> Place:
-    return Place(fields["rank"], fields["world_size"], fields["worker"], fields["num_workers"])
+def _place(fields: Mapping[str, Any]) -> WorkerPlace:
+    return WorkerPlace(fields["rank"], fields["world_size"], fields["worker"], fields["num_workers"])
 
 
 def _identity_differences(fields: Mapping[str, Any], identity: Identity) -> list[str]:
@@ -328,7 +330,7 @@ def _mismatch(lines: list[str], place_lines: list[str], scope: str) -> str:
     )
 
 
-def _scope(place: Place | None) -> str:
+def _scope(place: WorkerPlace | None) -> str:
     """Return whose lanes a state knows: "global", "rank" or "worker"."""
     if place is None:
         return "global"

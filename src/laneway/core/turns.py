@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class WorkerPlace:
     """Which of the job's workers one is."""
 
     rank: int = 0
@@ -49,9 +49,9 @@ class Place:
         starts = range(first, first + num_lanes, self.stride(turns_per_batch))
         return [(start + i) % num_lanes for start in starts for i in range(turns_per_batch)]
 
-    def of_rank(self) -> Place:
+    def of_rank(self) -> WorkerPlace:
         """Return the place of a process that reads for the whole rank."""
-        return Place(self.rank, self.world_size)
+        return WorkerPlace(self.rank, self.world_size)
 
 
 IntOrArray = TypeVar("IntOrArray", int, "NDArray[np.int64]")
@@ -62,12 +62,12 @@ def turns_taken(next_turn: int, lane: IntOrArray, num_lanes: int) -> IntOrArray:
     return (next_turn - lane + num_lanes - 1) // num_lanes
 
 
-def has_one_owner_per_lane(num_lanes: int, place: Place, turns_per_batch: int) -> bool:
+def has_one_owner_per_lane(num_lanes: int, place: WorkerPlace, turns_per_batch: int) -> bool:
     """Tell whether the job's workers can share `num_lanes` lanes without two of them reading the same lane."""
     return num_lanes % place.stride(turns_per_batch) == 0
 
 
-def place_differences(saved: Place, present: Place) -> list[str]:
+def place_differences(saved: WorkerPlace, present: WorkerPlace) -> list[str]:
     """Return a line for each way in which the state of one worker does not belong to another."""
     facts = {
         "rank": (saved.rank, present.rank, "each rank goes on from its own state"),

@@ -112,7 +112,7 @@ class EpochClock:
         self._cells[_SET] = ((self._setting.times + 1) * 2 + asked << _EPOCH_BITS) + epoch
 
     @property
-    def held_by(self) -> int:
+    def num_active_workers(self) -> int:
         """Number of workers that the last pass was begun by, 0 where the main process reads by itself."""
         return int(self._cells[_HELD])
 

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
     from laneway.core.cursor import Settled, Step
     from laneway.core.plan import Plan
-    from laneway.core.turns import Place
-    from laneway.delivery.definition import Pipeline
-    from laneway.delivery.schedule import Passes
+    from laneway.core.turns import WorkerPlace
+    from laneway.delivery.definition import Definition
+    from laneway.delivery.schedule import EpochSchedule
     from laneway.delivery.stream import Stream
 
     Parcel = tuple[int] | tuple[int, Any]
@@ -57,8 +57,8 @@ class _Parcels:
 class _ParcelDataset(IterableDataset["Parcel"]):
     """The dataset of the DataLoader. The main process says what the next pass is."""
 
-    def __init__(self, pipeline: Pipeline, rank_place: Place) -> None:
-        self._pipeline = pipeline
+    def __init__(self, definition: Definition, rank_place: WorkerPlace) -> None:
+        self._definition = definition
         self._rank_place = rank_place
         self._progress = Progress(0)
         # Shared with workers that persist. One that is late may read the epoch of a later pass, but only after
@@ -74,34 +74,36 @@ class _ParcelDataset(IterableDataset["Parcel"]):
         fresh_epoch = int(self._fresh_epoch)
         progress = self._progress if fresh_epoch < 0 else Progress(fresh_epoch)
         place = worker_place(self._rank_place.rank, self._rank_place.world_size) or self._rank_place
-        return _Parcels(self._pipeline.open(progress, place))
+        return _Parcels(self._definition.open(progress, place))
 
 
 def _as_it_is(parcel: Any) -> Any:  # noqa: ANN401 - a batch may be anything
     return parcel
 
 
-class TrackedFeed:
+class DataLoaderSource:
     """Feeds one rank from a plain DataLoader."""
 
-    def __init__(self, pipeline: Pipeline, place: Place, passes: Passes, options: Mapping[str, Any]) -> None:
-        """Prepare to feed what `pipeline` delivers.
+    def __init__(
+        self, definition: Definition, place: WorkerPlace, passes: EpochSchedule, options: Mapping[str, Any]
+    ) -> None:
+        """Prepare to feed what `definition` delivers.
 
         Args:
-            pipeline: What the workers read; without batches, its rows travel by turns.
+            definition: What the workers read; without batches, its rows travel by turns.
             place: Any worker of the rank.
             passes: Of the dataset.
             options: Further arguments of DataLoader.
         """
-        self.yields_rows = pipeline.wishes.batch_size is None
+        self.yields_rows = definition.options.batch_size is None
         if self.yields_rows:
-            wishes = replace(pipeline.wishes, turn_rows=pipeline.wishes.turn_rows or _ROWS_AT_ONCE)
-            pipeline = replace(pipeline, wishes=wishes, collate_fn=_as_it_is)
-        self.pipeline = pipeline
-        self.item_wishes = pipeline.wishes
+            lane_options = replace(definition.options, turn_rows=definition.options.turn_rows or _ROWS_AT_ONCE)
+            definition = replace(definition, options=lane_options, collate_fn=_as_it_is)
+        self.definition = definition
+        self.item_options = definition.options
         self.place = place
         self._passes = passes
-        self._source = _ParcelDataset(pipeline, place.of_rank())
+        self._source = _ParcelDataset(definition, place.of_rank())
         self._options = options
         self.in_order = place.num_workers == 1 or bool(options.get("in_order", True))
         self._loader = self._make_loader()
@@ -109,9 +111,9 @@ class TrackedFeed:
     def _make_loader(self) -> DataLoader[Parcel]:
         return DataLoader(self._source, batch_size=None, collate_fn=_as_it_is, **self._options)
 
-    def begin(self, progress: Progress, settled: Settled) -> TrackedPass:
+    def begin(self, progress: Progress, settled: Settled) -> DataLoaderPass:
         """Begin a pass that goes on from `progress`, settled for the workers of this loader."""
-        begun = TrackedPass(self, progress, settled)
+        begun = DataLoaderPass(self, progress, settled)
         self._passes.begin_elsewhere(progress.epoch, self.place.num_workers)
         return begun
 
@@ -130,19 +132,19 @@ class TrackedFeed:
         return iter(self._source if is_direct else self._loader)
 
 
-class TrackedPass:
+class DataLoaderPass:
     """What one rank delivers of an epoch, and how far it has come. After an error it goes on where it was."""
 
-    def __init__(self, feed: TrackedFeed, progress: Progress, settled: Settled) -> None:
+    def __init__(self, feed: DataLoaderSource, progress: Progress, settled: Settled) -> None:
         """Begin; the workers start at once."""
-        self._feed = feed
+        self._source = feed
         self._is_over = False
         self._parcels: Iterator[Parcel] | None = self._go_on_from(progress, settled)
 
     def _go_on_from(self, progress: Progress, settled: Settled) -> Iterator[Parcel]:
-        self._cursor = Cursor(settled.plan, settled.progress, self._feed.place.of_rank(), settled.turns_per_batch)
+        self._cursor = Cursor(settled.plan, settled.progress, self._source.place.of_rank(), settled.turns_per_batch)
         self._run = RowRun(self._cursor)
-        return self._feed.parcels(progress)
+        return self._source.parcels(progress)
 
     @property
     def plan(self) -> Plan:
@@ -167,7 +169,7 @@ class TrackedPass:
 
     def __next__(self) -> Any:  # noqa: ANN401 - a batch may be anything
         """Return the next batch or row; it counts as delivered from now on."""
-        if not self._feed.yields_rows:
+        if not self._source.yields_rows:
             step, batch = self._next_parcel()
             self._cursor.deliver_batch(step)
             return batch
@@ -189,7 +191,7 @@ class TrackedPass:
     def _receive(self) -> Sequence[Any]:
         if self._parcels is None:
             progress = self._cursor.progress()
-            self._parcels = self._go_on_from(progress, self._feed.pipeline.settle(progress, self._feed.place))
+            self._parcels = self._go_on_from(progress, self._source.definition.settle(progress, self._source.place))
         try:
             return next(self._parcels)
         except StopIteration:
@@ -202,5 +204,5 @@ class TrackedPass:
         except BaseException:
             # What workers have made ahead is let go: the next call starts from what was delivered.
             self._parcels = None
-            self._feed.renew()
+            self._source.renew()
             raise

@@ -1,4 +1,4 @@
-"""The pipeline: all that a worker needs to read its part of an epoch, as one value that can be sent to it."""
+"""The definition: all that a worker needs to read its part of an epoch, as one value that can be sent to it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
     from laneway.catalog.manifest import Manifest
     from laneway.convert.batches import BatchConverter
-    from laneway.core.cursor import Settled, Wishes
+    from laneway.core.cursor import LaneOptions, Settled
     from laneway.core.plan import Identity
     from laneway.core.progress import Progress
-    from laneway.core.turns import Place
+    from laneway.core.turns import WorkerPlace
     from laneway.delivery.stream import Stream
     from laneway.storage.filesystem import Storage
 
@@ -40,12 +40,12 @@ class Composed:
 
 
 @dataclass(frozen=True, eq=False)
-class Pipeline:
+class Definition:
     """From data files to what a dataset yields."""
 
     identity: Identity
     """Which rows, in which order."""
-    wishes: Wishes
+    options: LaneOptions
     """Lanes, turns and batches."""
     manifest: Manifest
     """Where the rows are in the data files."""
@@ -70,23 +70,23 @@ class Pipeline:
     def _reader(self) -> RowReader:
         return RowReader(self.manifest, self.storage, self.columns)
 
-    def num_items(self, place: Place, wishes: Wishes) -> int:
-        """Return how many batches of `wishes`, or rows, the rank of `place` delivers in a whole epoch."""
-        return rank_length(self.manifest.num_rows, place, self.identity.settings, wishes)
+    def num_items(self, place: WorkerPlace, options: LaneOptions) -> int:
+        """Return how many batches of `options`, or rows, the rank of `place` delivers in a whole epoch."""
+        return rank_length(self.manifest.num_rows, place, self.identity.settings, options)
 
-    def settle(self, progress: Progress, place: Place) -> Settled:
+    def settle(self, progress: Progress, place: WorkerPlace) -> Settled:
         """Return an epoch as the workers of `place` read it; see `laneway.core.cursor.settle`."""
-        return settle(self.identity, progress, place, self.wishes)
+        return settle(self.identity, progress, place, self.options)
 
-    def open(self, progress: Progress, place: Place) -> Stream:
+    def open(self, progress: Progress, place: WorkerPlace) -> Stream:
         """Return what the worker at `place` delivers from `progress` on.
 
         Raises:
             CheckpointMismatchError: The progress is that of another worker.
         """
-        cursor = open_epoch(self.identity, progress, place, self.wishes)
+        cursor = open_epoch(self.identity, progress, place, self.options)
         lanes = LaneReader(cursor.plan, self._reader(), self.converter, self.prefetch_windows)
         if self.collate_fn is not None:
             return CollatedStream(cursor, lanes, self.converter, self.transform, self.collate_fn)
-        stream_type = RowStream if self.wishes.batch_size is None else BatchStream
+        stream_type = RowStream if self.options.batch_size is None else BatchStream
         return stream_type(cursor, lanes, self.converter, self.transform)

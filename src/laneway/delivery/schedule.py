@@ -1,4 +1,4 @@
-"""Passes over a dataset: which epoch the next one delivers and from where, and what the last one has delivered.
+"""EpochSchedule over a dataset: which epoch the next one delivers and from where, and what the last one has delivered.
 
 Every pass is the next epoch, whether or not the one before was read to its end. A state that was loaded is used by
 one pass; `set_epoch` says what the next pass is.
@@ -19,7 +19,7 @@ from laneway.delivery.workers import is_in_worker, loader_number
 from laneway.errors import StateFormatError
 
 if TYPE_CHECKING:
-    from laneway.core.turns import Place
+    from laneway.core.turns import WorkerPlace
     from laneway.delivery.stream import Stream
 
 
@@ -43,7 +43,7 @@ class Pass:
 
     stream: Stream
     """What it yields."""
-    place: Place
+    place: WorkerPlace
     """Who reads it."""
     generation: int
     """Generation of the clock, as of this pass."""
@@ -51,7 +51,7 @@ class Pass:
     """The process: a fork of it has not begun this pass."""
 
 
-class Passes:
+class EpochSchedule:
     """The passes over one dataset, in the main process and, as copies that share a clock, in its workers."""
 
     def __init__(self) -> None:
@@ -66,9 +66,9 @@ class Passes:
         """Leave the running pass behind: open files stay in the process that opened them."""
         return {**vars(self), "_began": None}
 
-    def copy(self) -> Passes:
+    def copy(self) -> EpochSchedule:
         """Return passes of their own that go on from the same place."""
-        other = Passes()
+        other = EpochSchedule()
         other.clock.set(self.next_progress.epoch, asked=False)
         restored = self.pending
         if restored is not None:
@@ -78,7 +78,7 @@ class Passes:
     @property
     def current(self) -> Pass | None:
         """The last pass, where it was this process that began it: it stays so until another one begins."""
-        return self._began if is_in_worker() or not self.clock.held_by else None
+        return self._began if is_in_worker() or not self.clock.num_active_workers else None
 
     @property
     def pending(self) -> Restored | None:
@@ -132,7 +132,7 @@ class Passes:
         is_kept = restored is not None and restored.progress.epoch == epoch
         self._restored = replace(restored, generation=self.clock.generation) if restored and is_kept else None
 
-    def begin(self, stream: Stream, place: Place, generation: int) -> None:
+    def begin(self, stream: Stream, place: WorkerPlace, generation: int) -> None:
         """Say that a pass has begun in this process, in the generation that `start` told."""
         epoch = stream.cursor.epoch
         self.num_changes += 1

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from laneway.core.plan import is_complete
 from laneway.core.progress import LaneProgress, present_cut
 from laneway.core.state import parse_progress
-from laneway.core.turns import Place
+from laneway.core.turns import WorkerPlace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from laneway.core.cursor import Settled
     from laneway.core.progress import Progress
     from laneway.core.state import StateWriter
-    from laneway.delivery.definition import Pipeline
-    from laneway.delivery.schedule import Passes
+    from laneway.delivery.definition import Definition
+    from laneway.delivery.schedule import EpochSchedule
 
 
 def worker_states(loader_state: dict[str, Any]) -> list[dict[str, Any]]:
@@ -35,28 +35,28 @@ def worker_states(loader_state: dict[str, Any]) -> list[dict[str, Any]]:
     return [workers[f"worker_{index}"]["dataset_state"] for index in range(len(workers))]
 
 
-class SnapshotFeed:
+class TorchdataSource:
     """Feeds one rank from a StatefulDataLoader that a user built."""
 
     def __init__(
         self,
         loader: StatefulDataLoader[Any],
-        pipeline: Pipeline,
-        place: Place,
-        passes: Passes,
+        definition: Definition,
+        place: WorkerPlace,
+        passes: EpochSchedule,
         writer: StateWriter,
     ) -> None:
         """Prepare to feed from `loader`.
 
         Args:
             loader: One that passes `check_exact`.
-            pipeline: Of its dataset.
+            definition: Of its dataset.
             place: Any worker of the rank.
             passes: Of its dataset.
             writer: Of its dataset.
         """
-        self.pipeline = pipeline
-        self.item_wishes = replace(pipeline.wishes, batch_size=pipeline.wishes.batch_size or loader.batch_size)
+        self.definition = definition
+        self.item_options = replace(definition.options, batch_size=definition.options.batch_size or loader.batch_size)
         self.place = place
         self.in_order = True
         self.counts_early = loader.num_workers == 0
@@ -65,9 +65,9 @@ class SnapshotFeed:
         self._passes = passes
         self._writer = writer
 
-    def begin(self, progress: Progress, settled: Settled) -> SnapshotPass:
+    def begin(self, progress: Progress, settled: Settled) -> TorchdataPass:
         """Begin a pass that goes on from `progress`, settled for the workers of this loader."""
-        return SnapshotPass(self, progress, settled)
+        return TorchdataPass(self, progress, settled)
 
     def batches(self, progress: Progress, settled: Settled) -> Iterator[Any]:
         """Have workers go on from `progress`, and return the batches that they send."""
@@ -76,7 +76,7 @@ class SnapshotFeed:
             self._passes.set_epoch(progress.epoch)
         else:
             complete = is_complete(settled.plan, settled.progress)
-            place = self.place.of_rank() if progress.place else Place(0, self.place.world_size)
+            place = self.place.of_rank() if progress.place else WorkerPlace(0, self.place.world_size)
             self._passes.restore(self._writer.state(progress, place, complete=complete), progress)
         if progress.cut is not None or not self._loader.persistent_workers:
             # Lets go of workers, so that new workers begin as the dataset of this process says.
@@ -91,7 +91,7 @@ class SnapshotFeed:
         # Batches come from workers in rotation: some are one ahead, in the round that the others come to next.
         turns = [cut.next_turn for cut in cuts]
         num_ahead = sum(turn > min(turns) for turn in turns)
-        group = self.pipeline.wishes.turns_per_batch(cuts[0].turn_rows) or 1
+        group = self.definition.options.turns_per_batch(cuts[0].turn_rows) or 1
         cut = replace(
             cuts[0],
             lanes=LaneProgress(rows),
@@ -100,15 +100,15 @@ class SnapshotFeed:
         return replace(parts[0], cut=cut, place=None if len(rows) == cut.num_lanes else self.place.of_rank())
 
 
-class SnapshotPass:
+class TorchdataPass:
     """What one rank delivers of an epoch, and how far it has come. After an error it goes on where it was."""
 
     rows = ()
     """Single rows that are at hand: none, as the loader counts them itself."""
 
-    def __init__(self, feed: SnapshotFeed, progress: Progress, settled: Settled) -> None:
+    def __init__(self, feed: TorchdataSource, progress: Progress, settled: Settled) -> None:
         """Begin; the workers start at once."""
-        self._feed = feed
+        self._source = feed
         self.plan = settled.plan
         """The plan that belongs to `progress`."""
         self._batches: Iterator[Any] | None = feed.batches(progress, settled)
@@ -117,7 +117,7 @@ class SnapshotPass:
 
     def progress(self) -> Progress:
         """Return what this rank has delivered."""
-        return self._delivered if self._batches is None else self._feed.progress()
+        return self._delivered if self._batches is None else self._source.progress()
 
     @property
     def is_complete(self) -> bool:
@@ -127,17 +127,17 @@ class SnapshotPass:
     def __next__(self) -> Any:  # noqa: ANN401 - a batch may be anything
         """Return the next batch or row; it counts as delivered from now on."""
         if self._batches is None:
-            settled = self._feed.pipeline.settle(self._delivered, self._feed.place)
-            self._batches, self.plan = self._feed.batches(self._delivered, settled), settled.plan
-        if self._feed.counts_early:
-            self._delivered = self._feed.progress()
+            settled = self._source.definition.settle(self._delivered, self._source.place)
+            self._batches, self.plan = self._source.batches(self._delivered, settled), settled.plan
+        if self._source.counts_early:
+            self._delivered = self._source.progress()
         try:
             return next(self._batches)
         except StopIteration:
             raise
         except BaseException:
-            if not self._feed.counts_early:
-                self._delivered = self._feed.progress()
+            if not self._source.counts_early:
+                self._delivered = self._source.progress()
             self._batches = None
             raise
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch.utils.data import DataLoader, get_worker_info
 
-from laneway.core.turns import Place
+from laneway.core.turns import WorkerPlace
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -22,10 +22,10 @@ def is_in_worker() -> bool:
     return get_worker_info() is not None
 
 
-def worker_place(rank: int, world_size: int) -> Place | None:
+def worker_place(rank: int, world_size: int) -> WorkerPlace | None:
     """Return the place of the DataLoader worker that this process is, or None in a main process."""
     info = get_worker_info()
-    return None if info is None else Place(rank, world_size, info.id, info.num_workers)
+    return None if info is None else WorkerPlace(rank, world_size, info.id, info.num_workers)
 
 
 def loader_number() -> int | None:

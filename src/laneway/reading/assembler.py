@@ -42,22 +42,22 @@ class OpenRows:
     """The other columns, and maybe more; None: there are none."""
 
 
-class NotAtOnceError(Exception):
+class NotVectorizableError(Exception):
     """Not all numbers of a column can be converted: some of its rows are an error, when they are asked for."""
 
 
-class Gathering:
+class WindowAssembler:
     """Rows of several runs on their way to one order. Runs may come in any order, and from several threads."""
 
-    def __init__(self, at_once: Mapping[str, ToStored], order: NDArray[np.int64], run_rows: Sequence[int]) -> None:
+    def __init__(self, vectorized: Mapping[str, ToStored], order: NDArray[np.int64], run_rows: Sequence[int]) -> None:
         """Wait for runs.
 
         Args:
-            at_once: Column -> what makes an array of its numbers, in the order of the schema.
+            vectorized: Column -> what makes an array of its numbers, in the order of the schema.
             order: The row of the runs, counted over all of them, that comes at each place; shape (rows,).
             run_rows: Rows of each run.
         """
-        self._at_once = at_once
+        self._vectorized = vectorized
         self._order = order
         self._starts = np.concatenate([[0], np.cumsum(run_rows, dtype=np.int64)])
         self._rest: list[pa.Table | None] = [None] * len(run_rows)
@@ -77,10 +77,10 @@ class Gathering:
         """Take the rows of a run, and tell whether it was the last one.
 
         Raises:
-            NotAtOnceError: A null, or a value that can't be converted, is among the lists.
+            NotVectorizableError: A null, or a value that can't be converted, is among the lists.
         """
         start = int(self._starts[run_index])
-        lists = [name for name in self._at_once if _is_list(table.schema.field(name).type)]
+        lists = [name for name in self._vectorized if _is_list(table.schema.field(name).type)]
         if lists:
             # As batches: columns may be cut into chunks each in its own way.
             for batch in table.select(lists).to_batches():
@@ -109,9 +109,9 @@ class Gathering:
 
     def _converted(self, name: str, column: pa.Array[Any]) -> NDArray[Any]:
         try:
-            return self._at_once[name](column)
+            return self._vectorized[name](column)
         except (NullFoundError, *CONVERSION_ERRORS):
-            raise NotAtOnceError from None
+            raise NotVectorizableError from None
 
     def _fetched(self, name: str, chunks: list[pa.Array[Any]], scratch: NDArray[Any]) -> NDArray[Any]:
         """Return the numbers of a column in their order; the list is emptied, as by `taken`."""
@@ -126,7 +126,7 @@ class Gathering:
         """Return all rows; several parts only where a column is too long for one.
 
         Raises:
-            NotAtOnceError: A null, or a value that can't be converted, is among the numbers.
+            NotVectorizableError: A null, or a value that can't be converted, is among the numbers.
         """
         runs = [run for run in self._rest if run is not None]
         self._rest.clear()
@@ -138,11 +138,11 @@ class Gathering:
         scratch = np.empty(self._starts[-1], np.complex128)
         found: dict[str, pa.ChunkedArray[Any]] = {}
         for field, chunks in zip(fields, columns, strict=True):
-            if field.name in self._at_once:
+            if field.name in self._vectorized:
                 self._numbers[field.name] = self._fetched(field.name, chunks, scratch)
             else:
                 found[field.name] = taken(chunks, field.type, order)
-        numbers = {name: self._numbers[name] for name in self._at_once}
+        numbers = {name: self._numbers[name] for name in self._vectorized}
         if not found:
             return [OpenRows(len(order), numbers, None)]
         schema = pa.schema([field for field in fields if field.name in found])

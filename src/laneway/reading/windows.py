@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
-from laneway.reading.assembler import NotAtOnceError, OpenRows
+from laneway.reading.assembler import NotVectorizableError, OpenRows
 from laneway.reading.threads import DaemonThreads, NoThreads
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from laneway.convert.batches import BatchConverter
     from laneway.core.lanes import Segment
     from laneway.core.plan import FileRange, Plan
-    from laneway.reading.assembler import Gathering
+    from laneway.reading.assembler import WindowAssembler
     from laneway.reading.reader import RowReader
 
     _Run = tuple[int, FileRange]
@@ -78,13 +78,13 @@ class WindowReader:
         pieces = 1 if settings.shuffle or not self._rows.is_remote else settings.window_bytes // settings.shard_bytes
         return num_windows * max(1, pieces)
 
-    def begin(self, segment: Segment, position: int, *, at_once: bool = True) -> PendingWindow:
+    def begin(self, segment: Segment, position: int, *, vectorized: bool = True) -> PendingWindow:
         """Have a segment read, which begins at a position of its lane.
 
         Args:
             segment: Of a window.
             position: Rows of the lane before it.
-            at_once: Whether numbers are converted once, for all slices together.
+            vectorized: Whether numbers are converted once, for all slices together.
         """
         files, order = self._plan.window_files(segment.window), self._plan.window_order(segment.window)
         if order is None:
@@ -92,7 +92,7 @@ class WindowReader:
             wanted = file._replace(start=file.start + segment.start, stop=file.start + segment.stop)
             return PendingWindow(self, segment, position, [self._threads.submit(self._open, wanted)])
         run_rows = [file.stop - file.start for file in files]
-        gathering = self._converter.gathering(order[segment.start : segment.stop], run_rows, at_once=at_once)
+        gathering = self._converter.gathering(order[segment.start : segment.stop], run_rows, vectorized=vectorized)
         reads = _neighbours(files) if self._rows.is_remote else [[run] for run in enumerate(files)]
         runs = [self._threads.submit(self._gather, gathering, read) for read in reads]
         return PendingWindow(self, segment, position, runs)
@@ -101,7 +101,7 @@ class WindowReader:
         batches = self._rows.read(*file).combine_chunks().to_batches()
         return [self._converter.open(batch) for batch in batches]
 
-    def _gather(self, gathering: Gathering, runs: list[_Run]) -> list[OpenRows] | None:
+    def _gather(self, gathering: WindowAssembler, runs: list[_Run]) -> list[OpenRows] | None:
         """Read runs that follow each other in one file; return all rows of the window with its last ones."""
         (_, (file_index, first, _)), (_, (_, _, last)) = runs[0], runs[-1]
         table = self._rows.read(file_index, first, last)
@@ -139,8 +139,8 @@ class PendingWindow:
         """
         try:
             (parts,) = [found for found in [run.result() for run in self._runs] if found is not None]
-        except NotAtOnceError:
-            return self._reader.begin(self._segment, self._position, at_once=False).result()
+        except NotVectorizableError:
+            return self._reader.begin(self._segment, self._position, vectorized=False).result()
         finally:
             self.cancel()
         bounds = [*accumulate((part.num_rows for part in parts), initial=self._position)]

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from laneway.core.turns import Place, has_one_owner_per_lane, place_differences
+from laneway.core.turns import WorkerPlace, has_one_owner_per_lane, place_differences
 
 
 def test_batches_go_round_the_ranks_and_then_the_workers() -> None:
-    firsts = {(r, k): Place(r, 2, k, 3).first_turn(12, 2) for r in range(2) for k in range(3)}
+    firsts = {(r, k): WorkerPlace(r, 2, k, 3).first_turn(12, 2) for r in range(2) for k in range(3)}
     assert firsts == {(0, 0): 12, (1, 0): 14, (0, 1): 16, (1, 1): 18, (0, 2): 20, (1, 2): 22}
-    assert Place(0, 2, 0, 3).stride(2) == 12
+    assert WorkerPlace(0, 2, 0, 3).stride(2) == 12
 
 
 def test_workers_share_lanes_whose_number_their_turns_divide() -> None:
-    assert has_one_owner_per_lane(12, Place(0, 2, 0, 3), 2)
-    assert not has_one_owner_per_lane(8, Place(0, 2, 0, 3), 1)
+    assert has_one_owner_per_lane(12, WorkerPlace(0, 2, 0, 3), 2)
+    assert not has_one_owner_per_lane(8, WorkerPlace(0, 2, 0, 3), 1)
 
 
 def test_a_worker_owns_the_lanes_that_its_turns_come_to() -> None:
-    assert Place(0, 2, 0, 1).own_lanes(4, 8, 2) == [4, 5, 0, 1]
-    assert Place(1, 2, 1, 3).own_lanes(2, 6, 1) == [5]
+    assert WorkerPlace(0, 2, 0, 1).own_lanes(4, 8, 2) == [4, 5, 0, 1]
+    assert WorkerPlace(1, 2, 1, 3).own_lanes(2, 6, 1) == [5]
 
 
 def test_the_differences_of_two_places_say_what_to_do() -> None:
-    assert place_differences(Place(), Place()) == []
-    lines = place_differences(Place(1, 2, 0, 4), Place(0, 3, 0, 1))
+    assert place_differences(WorkerPlace(), WorkerPlace()) == []
+    lines = place_differences(WorkerPlace(1, 2, 0, 4), WorkerPlace(0, 3, 0, 1))
     assert [line.split(" (")[0] for line in lines] == [
         "rank: saved 1, this is 0",
         "world_size: saved 2, this is 3",

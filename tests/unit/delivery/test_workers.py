@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch.utils.data
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from laneway.core.turns import Place
+from laneway.core.turns import WorkerPlace
 from laneway.delivery.workers import num_workers_of_caller, worker_place
 
 if TYPE_CHECKING:
@@ -45,4 +45,4 @@ def test_others_who_ask_for_the_length_tell_nothing() -> None:
 def test_a_worker_knows_its_place() -> None:
     assert worker_place(0, 1) is None
     loader = torch.utils.data.DataLoader(Asking(), batch_size=None, num_workers=2, collate_fn=tuple)
-    assert [Place(*found) for found in loader] == [Place(4, 5, 0, 2), Place(4, 5, 1, 2)]
+    assert [WorkerPlace(*found) for found in loader] == [WorkerPlace(4, 5, 0, 2), WorkerPlace(4, 5, 1, 2)]

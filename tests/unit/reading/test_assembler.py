@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pytest
 
 from laneway.convert.batches import BatchConverter
-from laneway.reading.assembler import Gathering, copied, taken
+from laneway.reading.assembler import WindowAssembler, copied, taken
 
 _compute: Any = pc
 _PAIR: Any = pa.list_(pa.int32(), 2)
@@ -73,7 +73,7 @@ def test_runs_come_in_any_order_and_cut_into_chunks_in_any_way() -> None:
     converter = BatchConverter(schema, "numpy")
     order = np.random.default_rng(0).permutation(30)
     for wanted in (order, order[7:20], order[:1]):
-        gathering: Gathering = converter.gathering(wanted, [10, 12, 8])
+        gathering: WindowAssembler = converter.gathering(wanted, [10, 12, 8])
         assert [gathering.put(i, run(*cut)) for i, cut in [(2, (22, 30)), (0, (0, 10)), (1, (10, 22))]] == [0, 0, 1]
         (rows,) = gathering.finish()
         batch: Any = converter.slice(rows, 0, rows.num_rows)
