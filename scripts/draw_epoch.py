@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from laneway.core.cursor import LaneOptions, open_epoch
+from laneway.core.assignment import resolve_cut
 from laneway.core.files import FileTable
-from laneway.core.plan import Identity, Plan, Settings, replay
-from laneway.core.progress import CutProgress, LaneProgress, Progress
+from laneway.core.options import LaneOptions
+from laneway.core.plan import Identity, Plan, Settings
+from laneway.core.progress import CutProgress, LanePosition, Progress
 from laneway.core.turns import WorkerPlace
 
 if TYPE_CHECKING:
@@ -191,18 +192,18 @@ def draw_rest(drawing: Drawing, x: float, y: float, saved: Progress) -> None:
     """Draw what is left, in the lanes of the run that goes on."""
     drawing.heading(x, y, "The rest", f"cut for {RANKS_AFTER} ranks")
     for rank in range(RANKS_AFTER):
-        cursor = open_epoch(identity(), saved, WorkerPlace(rank, RANKS_AFTER), LaneOptions(None, None, TURN_ROWS))
+        found = resolve_cut(identity(), saved, WorkerPlace(rank, RANKS_AFTER), LaneOptions(None, None, TURN_ROWS))
         top = y + 63 + 50 * rank
         drawing.text(x, top - 7, f"rank {rank}", kind="tag")
-        drawing.cells(x, top, lane_rows(cursor.plan, rank), pitch=14.0)
+        drawing.cells(x, top, lane_rows(found.plan, rank), pitch=14.0)
 
 
 def draw() -> str:
     """Return the picture."""
     drawing, positions = Drawing(), [TURN_ROWS * len(range(lane, TURNS, NUM_LANES)) for lane in range(NUM_LANES)]
-    lanes = LaneProgress.of(positions)
-    saved = Progress(epoch=0, cut=CutProgress(NUM_LANES, TURN_ROWS, TURNS, lanes))
-    plan = replay(identity(), saved)
+    delivered = {lane: LanePosition(rows) for lane, rows in enumerate(positions)}
+    saved = Progress(epoch=0, cut=CutProgress(NUM_LANES, TURN_ROWS, TURNS, delivered))
+    plan = identity().plan(saved)
     facts = {"epoch": saved.epoch, "lanes": NUM_LANES, "positions": positions, "next_turn": TURNS}
     draw_files(drawing, 54)
     draw_line(drawing, 162, plan)

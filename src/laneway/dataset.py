@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from torch.utils.data import IterableDataset
 
@@ -20,16 +20,17 @@ from laneway.arguments import (
     check_size,
 )
 from laneway.catalog.manifest import Manifest, scan_source
-from laneway.convert.batches import BatchConverter, FillNull, Output
-from laneway.core.cursor import LaneOptions
+from laneway.convert.batches import BatchConverter
+from laneway.convert.columns import Output
 from laneway.core.lanes import MAX_LANES, Remainder
-from laneway.core.plan import Identity, Settings, replay
-from laneway.core.state import StateWriter, parse_state, read_state
+from laneway.core.options import LaneOptions
+from laneway.core.plan import Identity, Settings
+from laneway.core.schema import parse_state
+from laneway.core.state import read_progress, write_state
 from laneway.core.turns import WorkerPlace
-from laneway.delivery.clock import MAX_WORKERS
-from laneway.delivery.definition import Composed, Definition
+from laneway.delivery.definition import Definition, compose
 from laneway.delivery.schedule import EpochSchedule
-from laneway.delivery.workers import num_workers_of_caller, worker_place
+from laneway.delivery.workers import MAX_WORKERS, is_in_worker, num_workers_of_caller, worker_place
 from laneway.distributed import data_parallel_rank
 from laneway.errors import StateUnavailableError
 from laneway.reading.reader import RowReader
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
     from laneway.catalog.caching import CacheDir
-    from laneway.core.progress import Progress
+    from laneway.convert.fill import FillNull
     from laneway.core.shards import Shard, ShardTable
     from laneway.storage.retries import RetryPolicy
 
@@ -168,7 +169,8 @@ class StatefulShardedDataset(IterableDataset[Any]):
             remainder=remainder,
             drop_last=drop_last,
         )
-        self._rank, self._world_size = data_parallel_rank(rank, world_size)
+        prefetch_windows = check_int("prefetch_windows", prefetch_windows, minimum=0)
+        place = WorkerPlace(*data_parallel_rank(rank, world_size))
         if isinstance(source, Manifest):
             manifest = source
             storage = source.storage(filesystem=filesystem, storage_options=storage_options, retries=retries)
@@ -181,101 +183,95 @@ class StatefulShardedDataset(IterableDataset[Any]):
                 retries=retries,
                 cache_dir=cache_dir,
             )
-        self._output: Output = output or ("python" if batch_size is None else "torch")
-        self._begin_anew(
-            Definition(
-                identity=Identity(manifest.files, settings),
-                options=LaneOptions(lanes=lanes, turn_rows=turn_rows, batch_size=batch_size),
-                manifest=manifest,
-                storage=storage,
-                columns=columns,
-                converter=BatchConverter(RowReader(manifest, storage, columns).schema, self._output, fill_null),
-                transform=transform,
-                prefetch_windows=check_int("prefetch_windows", prefetch_windows, minimum=0),
-            )
+        output = output or ("python" if batch_size is None else "torch")
+        self.definition = Definition(
+            identity=Identity(manifest.files, settings),
+            options=LaneOptions(lanes=lanes, turn_rows=turn_rows, batch_size=batch_size),
+            place=place,
+            manifest=manifest,
+            storage=storage,
+            columns=columns,
+            output=output,
+            converter=BatchConverter(RowReader(manifest, storage, columns).schema, output, fill_null),
+            transform=transform,
+            prefetch_windows=prefetch_windows,
         )
-
-    def _begin_anew(self, definition: Definition) -> None:
-        self._definition = definition
-        self._writer = StateWriter.of(definition.identity)
-        self._passes = EpochSchedule()
+        """What is delivered, in which order, and how."""
+        self.schedule = EpochSchedule()
+        """Which epoch the next pass delivers, and how far the last one has come."""
 
     # -- What it is ---------------------------------------------------------------------------------------------------
 
     @property
     def manifest(self) -> Manifest:
-        """The data files, with sizes, rows, row groups and schema."""
-        return self._definition.manifest
+        """The data files, with their sizes, rows, row groups and schema."""
+        return self.definition.manifest
 
     @property
     def shards(self) -> ShardTable:
-        """All shards of the dataset in file order, those of other ranks included."""
-        return self._definition.identity.shards
+        """All shards of the dataset in file order, including those of other ranks."""
+        return self.definition.identity.shards
 
     @property
     def schema(self) -> pa.Schema:
         """Names and Arrow types of the columns that are delivered."""
-        return self._definition.schema
+        return self.definition.schema
 
     @property
     def epoch(self) -> int:
-        """The epoch of the last pass, or the one that was asked for with `set_epoch`, or loaded, since."""
-        return self._passes.epoch
+        """The epoch of the last pass, or the one that was chosen with `set_epoch` or loaded since."""
+        return self.schedule.epoch
 
     def __len__(self) -> int:
-        """Return what this rank delivers in a whole epoch: batches, or rows where there is no batch size.
+        """Return the number of batches, or rows if there are no batches, that this rank delivers in a whole epoch.
 
-        Where the number depends on the number of workers, `len(loader)` is right for a DataLoader's, and
+        If it depends on the number of workers, `len(loader)` is right for the workers of a DataLoader, and
         `len(dataset)` for those of the last pass.
         """
         num_workers = num_workers_of_caller(self)
         if num_workers is None:
-            num_workers = self._passes.clock.num_active_workers
-        return self._definition.num_items(
-            WorkerPlace(self._rank, self._world_size, 0, max(1, num_workers)), self._definition.options
-        )
+            num_workers = self.schedule.num_active_workers
+        return self.definition.num_items(replace(self.definition.place, num_workers=max(1, num_workers)))
 
     def __repr__(self) -> str:
-        settings, options = self._definition.identity.settings, self._definition.options
+        definition = self.definition
+        settings, options, place = definition.identity.settings, definition.options, definition.place
         order = f"shuffled with seed {settings.seed}" if settings.shuffle else "in file order"
         unit = "rows" if options.batch_size is None else f"batches of {options.batch_size:,} rows"
         names = self.schema.names
         shown = ", ".join(names[:8]) + (f", ... ({len(names):,} columns)" if len(names) > 8 else "")  # noqa: PLR2004
         return (
             f"{type(self).__name__}(\n"
-            f"  {self._definition.manifest!r},\n"
+            f"  {definition.manifest!r},\n"
             f"  {len(self.shards):,} shards {order},\n"
-            f"  {unit} as {self._output}: {shown},\n"
-            f"  rank {self._rank} of {self._world_size}, epoch {self.epoch}\n)"
+            f"  {unit} as {definition.output}: {shown},\n"
+            f"  rank {place.rank} of {place.world_size}, epoch {self.epoch}\n)"
         )
 
     # -- Changed copies -----------------------------------------------------------------------------------------------
 
     def shuffle(self, seed: int = 0) -> Self:
-        """Return a copy that is shuffled with `seed`, at the beginning of epoch 0."""
-        identity = self._definition.identity
+        """Return a copy that is shuffled with `seed`, at the start of epoch 0."""
+        identity = self.definition.identity
         settings = replace(identity.settings, shuffle=True, seed=check_seed(seed))
-        return self._changed(replace(self._definition, identity=Identity(identity.files, settings)))
+        return self._changed(replace(self.definition, identity=Identity(identity.files, settings)))
 
     def shard(self, num_shards: int, index: int) -> Self:
-        """Return a copy that delivers part `index` of `num_shards`, at the beginning of epoch 0.
+        """Return a copy that delivers part `index` of `num_shards`, at the start of epoch 0.
 
-        Rank and world size take these values.
+        These become its rank and world size.
         """
-        changed = self._changed(self._definition)
-        changed._rank, changed._world_size = data_parallel_rank(index, num_shards)  # noqa: SLF001 - it is one of us
-        return changed
+        return self._changed(replace(self.definition, place=WorkerPlace(*data_parallel_rank(index, num_shards))))
 
     def map(self, fn: Callable[[Any], Any]) -> Self:
-        """Return a copy that calls `fn` on each row or batch, after its transforms, and goes on where this one does."""
-        transform = self._definition.transform
-        changed = self._changed(replace(self._definition, transform=Composed(transform, fn) if transform else fn))
-        changed._passes = self._passes.copy()  # noqa: SLF001 - it is one of us
+        """Return a copy that also calls `fn` on each row or batch, last, and resumes where this one would."""
+        changed = self._changed(replace(self.definition, transform=compose(self.definition.transform, fn)))
+        changed.schedule = self.schedule.copy()
         return changed
 
     def _changed(self, definition: Definition) -> Self:
         changed = copy.copy(self)
-        changed._begin_anew(definition)  # noqa: SLF001 - it is one of us
+        changed.definition, changed.schedule = definition, EpochSchedule()
         return changed
 
     # -- Epochs -------------------------------------------------------------------------------------------------------
@@ -283,109 +279,85 @@ class StatefulShardedDataset(IterableDataset[Any]):
     def set_epoch(self, epoch: int) -> None:
         """Make `epoch` the one that the next pass delivers.
 
-        For the epoch of a state that was just loaded the progress is kept; another epoch starts afresh. It reaches
-        persistent workers too.
+        If a state of this epoch was just loaded, its progress is kept; another epoch starts from its first row.
+        Persistent workers are reached too.
 
         Args:
             epoch: Zero-based.
         """
-        self._passes.set_epoch(epoch)
+        self.schedule.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[Any]:
-        """Begin a pass over an epoch: the one that is under way in a loaded state, or the next."""
-        place = worker_place(self._rank, self._world_size) or WorkerPlace(self._rank, self._world_size)
+        """Begin a pass over an epoch: the one that a loaded state is in, or the next."""
+        place = worker_place(self.definition.place) or self.definition.place
         if place.num_workers > MAX_WORKERS:
-            message = f"num_workers is {place.num_workers:,}, but {MAX_WORKERS:,} per rank is the most"
+            message = f"num_workers is {place.num_workers:,}, but a rank can have at most {MAX_WORKERS:,}"
             raise ValueError(message)
-        warning = self._definition.options.warning_for(place)
+        warning = self.definition.options.warning_for(place)
         if warning:
             warnings.warn(warning, stacklevel=2)
-        progress, generation = self._passes.start()
-        stream = self._definition.open(progress, place)
-        self._passes.begin(stream, place, generation)
+        progress, generation = self.schedule.start()
+        stream = self.definition.open(self.definition.resolve(progress, place))
+        self.schedule.begin(stream, place, generation)
         return stream
 
     # -- States -------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what has been delivered up to now, as plain JSON values.
+        """Return what has been delivered so far, as plain JSON values.
 
         Raises:
             StateUnavailableError: DataLoader workers hold the progress; ask the StatefulDataLoader.
         """
-        worker = worker_place(self._rank, self._world_size)
-        holders = self._passes.clock.num_active_workers
-        if worker is None and holders:
-            message = (
-                f"a loader with {holders} worker(s) holds the progress, and the dataset doesn't know it: call "
-                "state_dict() of the SavableLoader or StatefulDataLoader (a plain DataLoader can't be asked)"
-            )
-            raise StateUnavailableError(message)
-        began = self._passes.current
-        if began is not None:
-            cursor = began.stream.cursor
-            return self._writer.state(cursor.progress(), began.place, complete=cursor.is_at_end)
-        restored = self._passes.pending
+        self._check_holds_progress()
+        schedule, identity = self.schedule, self.definition.identity
+        running, restored = schedule.current, schedule.pending
+        if running is not None and schedule.place is not None:
+            return write_state(identity, running.progress(), schedule.place, complete=running.is_complete)
         if restored is not None:
-            return copy.deepcopy(restored.state)
-        place = worker or WorkerPlace(self._rank, self._world_size)
-        return self._writer.state(self._passes.next_progress, place, complete=False)
+            return copy.deepcopy(restored.saved.original)
+        place = worker_place(self.definition.place) or self.definition.place
+        return write_state(identity, schedule.next_progress, place, complete=False)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a state; the next pass delivers what it had not. A state that is refused changes nothing.
+        """Make the next pass resume from a state. A state that is refused changes nothing.
 
         Args:
             state_dict: What `state_dict` returned.
 
         Raises:
-            StateFormatError: It is no state, or a damaged one.
+            StateFormatError: It is not a state, or it is damaged.
             CheckpointMismatchError: It belongs to other files, another order or another rank; all differences are
                 listed.
         """
-        worker = worker_place(self._rank, self._world_size)
-        progress = self._read(state_dict, worker)
-        if progress.place is not None and worker is None and progress.place.num_workers == 1:
-            # A rank's state whose lanes not even one worker could read would be refused by every pass.
-            self._definition.settle(progress, progress.place)
-        self._passes.restore(dict(parse_state(state_dict)), progress)
-
-    def _read(self, state: object, worker: WorkerPlace | None) -> Progress:
-        identity = self._definition.identity
-        return read_state(state, identity, rank=self._rank, world_size=self._world_size, worker=worker)
+        definition, worker = self.definition, worker_place(self.definition.place)
+        saved = parse_state(state_dict)
+        is_worker = worker is not None
+        progress = read_progress(saved, definition.identity, worker or definition.place, is_worker=is_worker)
+        if progress.place is not None and not is_worker and progress.place.num_workers == 1:
+            # The state of a rank whose lanes not even one worker could read would be refused by every pass.
+            definition.resolve(progress, progress.place)
+        self.schedule.restore(saved, progress)
 
     def completed_shards(self) -> list[Shard]:
-        """Return the shards of this epoch whose rows have all been delivered, as far as this process knows.
+        """Return the shards of this epoch that have been delivered completely, as far as this process knows.
 
         Raises:
             StateUnavailableError: DataLoader workers hold the progress.
         """
-        progress = self._read(self.state_dict(), None)
+        self._check_holds_progress()
+        running = self.schedule.current
+        progress = self.schedule.next_progress if running is None else running.progress()
         if progress.cut is None:
             return []
-        completed = replay(self._definition.identity, progress).completed_shards(progress.cut.positions())
+        completed = self.definition.identity.plan(progress).completed_shards(progress.cut.rows())
         return [self.shards[index] for index in completed.tolist()]
 
-
-class Parts(NamedTuple):
-    """What a dataset is made of, for the loader that reads it."""
-
-    definition: Definition
-    """From data files to what it yields."""
-    place: WorkerPlace
-    """Its rank."""
-    passes: EpochSchedule
-    """Which epoch comes next."""
-    writer: StateWriter
-    """Writes its states."""
-
-
-def parts_of(dataset: StatefulShardedDataset) -> Parts:
-    """Return what a dataset is made of."""
-    place = WorkerPlace(dataset._rank, dataset._world_size)  # noqa: SLF001 - one of us, as the next ones
-    return Parts(dataset._definition, place, dataset._passes, dataset._writer)  # noqa: SLF001
-
-
-def use_turns_of(dataset: StatefulShardedDataset, turn_rows: int) -> None:
-    """Make the turns of a dataset as long as the batches that a loader puts its rows together to."""
-    definition = dataset._definition  # noqa: SLF001 - one of us, as the next one
-    dataset._definition = replace(definition, options=replace(definition.options, turn_rows=turn_rows))  # noqa: SLF001
+    def _check_holds_progress(self) -> None:
+        num_workers = self.schedule.num_active_workers
+        if num_workers and not is_in_worker():
+            message = (
+                f"a loader with {num_workers} worker(s) holds the progress, not the dataset: call state_dict() of the "
+                "SavableLoader or StatefulDataLoader (a plain DataLoader has no state)"
+            )
+            raise StateUnavailableError(message)

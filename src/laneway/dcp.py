@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from laneway.core.state import wrapped
+from laneway.core.schema import wrap_state
 
 if TYPE_CHECKING:
     from laneway.loader import SavableLoader
@@ -48,7 +48,7 @@ class GatheredState:
             LanewayError: On all ranks, what was wrong on one of them.
         """
         state = self._loader.gather_state(self._ranks, None)
-        return wrapped(state or {})
+        return wrap_state(state or {})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a state of the whole job, on all ranks or on none.

@@ -276,7 +276,7 @@ def test_every_field_of_a_state_that_is_missing_or_of_another_type_is_refused(co
 def test_a_state_of_an_older_order_is_refused(corpus: Path) -> None:
     state = state_of(corpus) | {"order_version": 0}
     message = refusal(StatefulShardedDataset(corpus, **ARGUMENTS), state)
-    assert "order_version: saved 0, this release of laneway has 1" in message
+    assert "order_version: saved 0, this run has 1" in message
 
 
 def test_a_complete_state_that_another_world_saved_again_is_accepted(corpus: Path) -> None:

@@ -8,14 +8,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 from hypothesis import strategies as st
 
-from laneway.core.cursor import Cursor, LaneOptions, open_epoch
+from laneway.core.assignment import resolve_cut
+from laneway.core.cursor import BatchRanges, Cursor
 from laneway.core.files import FileTable
 from laneway.core.plan import Identity, Plan, Settings
-from laneway.core.progress import CutProgress, LaneProgress, Progress, present_cut
+from laneway.core.progress import CutProgress, LanePosition, Progress, present_cut
+from laneway.core.schema import parse_state
+from laneway.core.state import read_progress
 from laneway.core.turns import WorkerPlace
 
 if TYPE_CHECKING:
     from laneway.core.lanes import Remainder
+    from laneway.core.options import LaneOptions
 
 PLAIN = Settings(
     seed=7, shuffle=False, shard_bytes=1 << 20, shard_rows=4, window_bytes=100, remainder="keep", drop_last=False
@@ -61,6 +65,21 @@ def rows_of(plan: Plan, lane: int, start: int, stop: int) -> list[int]:
     return found
 
 
+def open_epoch(identity: Identity, progress: Progress, place: WorkerPlace, options: LaneOptions) -> Cursor:
+    """Return the cursor of the worker at `place`."""
+    return Cursor(resolve_cut(identity, progress, place, options))
+
+
+def deliver(cursor: Cursor, batch: BatchRanges) -> None:
+    """Count a batch as delivered."""
+    cursor.deliver_batch(batch.turn, batch.new_positions())
+
+
+def load(state: object, identity: Identity, worker: WorkerPlace | None = None) -> Progress:
+    """Return the progress of a state, as a worker loads it, or by default a job of one rank."""
+    return read_progress(parse_state(state), identity, worker or WorkerPlace(), is_worker=worker is not None)
+
+
 @dataclass
 class Job:
     """All workers of a job, reading one epoch together."""
@@ -95,10 +114,10 @@ class Job:
         batches = []
         for rank in range(self.world_size):
             cursor = self.cursors[rank, worker]
-            step = cursor.next_batch()
-            batches.append([row for lanes in step.ranges for row in rows_of(self.plan, *lanes)] if step else [])
-            if step:
-                cursor.deliver_batch(step)
+            batch = cursor.next_batch()
+            batches.append([row for lanes in batch.ranges for row in rows_of(self.plan, *lanes)] if batch else [])
+            if batch:
+                deliver(cursor, batch)
         return batches
 
     def run(self, steps: int | None = None) -> list[list[int]]:
@@ -111,12 +130,10 @@ class Job:
     def whole_progress(self) -> Progress:
         """Return the progress of the whole job, gathered from every worker."""
         parts = [cursor.progress() for cursor in self.cursors.values()]
-        lanes: dict[int, int] = {}
+        positions: dict[int, LanePosition] = {}
         for part in parts:
-            lanes.update(present_cut(part).lanes.rows)
+            positions.update(present_cut(part).positions)
         cut = present_cut(parts[0])
         turns_per_batch = self.options.turns_per_batch(cut.turn_rows) or 1
         job_turn = self.first_turn + self.batches_taken * self.world_size * turns_per_batch
-        return replace(
-            parts[0], cut=CutProgress(cut.num_lanes, cut.turn_rows, job_turn, LaneProgress(lanes)), place=None
-        )
+        return replace(parts[0], cut=CutProgress(cut.num_lanes, cut.turn_rows, job_turn, positions), place=None)

@@ -1,4 +1,4 @@
-"""Law: an epoch that is stopped and gone on with by other numbers of ranks and workers still has every row once."""
+"""Law: an epoch that is stopped and resumed by other numbers of ranks and workers still delivers every row once."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from laneway.core.cursor import LaneOptions
+from laneway.core.options import LaneOptions
 from laneway.core.progress import Progress, present_cut
-from laneway.core.state import StateWriter, read_state
+from laneway.core.state import write_state
 from laneway.core.turns import WorkerPlace
-from tests.laws.simulation import Job, identities
+from tests.laws.simulation import Job, identities, load
 
 if TYPE_CHECKING:
     from laneway.core.plan import Identity
@@ -63,8 +63,8 @@ def test_a_whole_state_survives_being_written_and_read(
         job.run(steps)
         progress = job.whole_progress()
         complete = all(cursor.is_at_end for cursor in job.cursors.values())
-        state = StateWriter.of(identity).state(progress, WorkerPlace(0, world_size), complete=complete)
-        assert read_state(state, identity, rank=0, world_size=1, worker=None) == progress
+        state = write_state(identity, progress, WorkerPlace(0, world_size), complete=complete)
+        assert load(state, identity) == progress
 
 
 @given(identities(remainder="keep"), st.lists(runs, min_size=1, max_size=4))
@@ -76,8 +76,7 @@ def test_completed_shards_are_those_whose_rows_were_all_delivered(
         job = Job(identity, world_size, num_workers, LaneOptions(None, None, batch_size), progress)
         delivered.update(row for step in job.run(steps) for row in step)
         progress = job.whole_progress()
-        positions = present_cut(progress).positions()
-        completed = job.plan.completed_shards(positions).tolist()
+        completed = job.plan.completed_shards(present_cut(progress).rows()).tolist()
         shards, files = identity.shards, identity.files
         first = files.block_row_starts[files.block_starts[:-1]][shards.file_index] + shards.row_offset
         expected = [

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from laneway.core.cursor import LaneOptions, rank_length
+from laneway.core.options import LaneOptions
 from laneway.core.plan import Identity
 from laneway.core.progress import Progress, present_cut
 from laneway.core.turns import WorkerPlace
-from tests.laws.simulation import PLAIN, Job, file_table, identities
+from tests.laws.simulation import PLAIN, Job, deliver, file_table, identities
 
 if TYPE_CHECKING:
     from laneway.core.lanes import Remainder
@@ -75,11 +75,11 @@ def test_the_length_of_a_rank_is_what_it_delivers(
         job = Job(identity, world_size, num_workers, options, Progress(0))
         for worker in range(num_workers):
             cursor = job.cursors[rank, worker]
-            while step := cursor.next_batch():
-                delivered += 1 if batch_size else sum(stop - start for _, start, stop in step.ranges)
-                cursor.deliver_batch(step)
+            while batch := cursor.next_batch():
+                delivered += 1 if batch_size else sum(stop - start for _, start, stop in batch.ranges)
+                deliver(cursor, batch)
         place = WorkerPlace(rank, world_size, 0, num_workers)
-        assert delivered == rank_length(identity.files.num_rows, place, identity.settings, options)
+        assert delivered == options.num_items(identity.files.num_rows, place, identity.settings)
 
 
 @pytest.mark.parametrize("remainder", ["keep", "pad", "drop"])
@@ -102,6 +102,6 @@ def test_no_lane_is_read_by_two_workers(identity: Identity, topology: tuple[int,
         lane
         for cursor in job.cursors.values()
         if not cursor.is_at_end
-        for lane in present_cut(cursor.progress()).lanes.rows
+        for lane in present_cut(cursor.progress()).positions
     )
     assert set(owners.values()) <= {1}

@@ -1,4 +1,4 @@
-"""Law: what all ranks know, merged, is what the whole job knows; and any other number of ranks goes on from it."""
+"""Law: what all ranks know, merged, is what the whole job knows; and any other number of ranks resumes from it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from laneway.core.cursor import LaneOptions
 from laneway.core.merge import merge_states
+from laneway.core.options import LaneOptions
 from laneway.core.plan import Identity
 from laneway.core.progress import Progress, present_cut
-from laneway.core.state import StateWriter, read_state
+from laneway.core.state import write_state
 from laneway.core.turns import WorkerPlace
 from laneway.errors import CheckpointMismatchError, StateFormatError
-from tests.laws.simulation import PLAIN, Job, file_table, identities
+from tests.laws.simulation import PLAIN, Job, file_table, identities, load
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,8 +25,11 @@ if TYPE_CHECKING:
 def rank_states(job: Job) -> list[dict[str, Any]]:
     """Return the state of each rank of a job with one worker per rank."""
     return [
-        StateWriter.of(job.identity).state(
-            job.cursors[rank, 0].progress(), WorkerPlace(rank, job.world_size), complete=job.cursors[rank, 0].is_at_end
+        write_state(
+            job.identity,
+            job.cursors[rank, 0].progress(),
+            WorkerPlace(rank, job.world_size),
+            complete=job.cursors[rank, 0].is_at_end,
         )
         for rank in range(job.world_size)
     ]
@@ -53,15 +56,15 @@ def test_merged_states_are_the_whole_jobs_progress(
     states = rank_states(job)
     random.shuffle(states)
     merged = merge_states(states)
-    found, whole = read_state(merged, identity, rank=0, world_size=1, worker=None), job.whole_progress()
+    found, whole = load(merged, identity), job.whole_progress()
     assert merged["complete"] == all(state["complete"] for state in states)
     if found.cut is None:
-        # Nothing was delivered, so the epoch may be cut as whoever goes on likes.
-        assert not present_cut(whole).positions().any()
+        # Nothing was delivered, so the run that resumes may cut the epoch as it likes.
+        assert not present_cut(whole).rows().any()
         return
-    assert present_cut(found).lanes == present_cut(whole).lanes
+    assert present_cut(found).positions == present_cut(whole).positions
     if identity.settings.remainder != "keep" and not merged["complete"]:
-        # Kept, lanes may differ by a turn, and cursors pass over the turns that are empty.
+        # Kept, lanes may differ by a turn, and cursors skip the turns that are empty.
         assert found == whole
 
 
@@ -77,7 +80,7 @@ def test_every_row_comes_once_over_chains_of_worlds_that_merge_their_states(
         job = Job(identity, world_size, 1, LaneOptions(None, None, batch_size), progress)
         rows.update(row for step in job.run(steps) for row in step)
         merged = merge_states(rank_states(job))
-        progress = read_state(merged, identity, rank=0, world_size=1, worker=None)
+        progress = load(merged, identity)
     assert rows == Counter(range(identity.files.num_rows))
     assert merged["complete"]
 
@@ -101,7 +104,7 @@ def test_ranks_at_different_steps_are_refused_also_where_some_are_at_their_end(
 
 
 def test_states_that_no_rank_has_begun_merge_into_the_same() -> None:
-    state = StateWriter.of(Identity(file_table([[3]]), PLAIN)).state(Progress(4), WorkerPlace(1, 2), complete=False)
+    state = write_state(Identity(file_table([[3]]), PLAIN), Progress(4), WorkerPlace(1, 2), complete=False)
     assert merge_states([state, state]) == state
 
 
@@ -109,25 +112,25 @@ def test_states_that_no_rank_has_begun_merge_into_the_same() -> None:
     ("spoil", "problem"),
     [
         (lambda s: s[:2], "rank 2 is missing"),
-        (lambda s: [s[0], s[1], s[1], s[2]], "rank 1 is there twice"),
+        (lambda s: [s[0], s[1], s[1], s[2]], "rank 1 is there more than once"),
         (lambda s: [s[0], s[1], {**s[2], "epoch": 1}], "epoch: rank 0 has 0, rank 2 has 1"),
         (lambda s: [s[0], s[1], {**s[2], "seed": 1}], "seed: rank 0 has 7, rank 2 has 1"),
         (lambda s: [s[0], s[1], {**s[2], "fingerprint": "0"}], "fingerprint: rank 0 has"),
         (lambda s: [s[0], ranks_after(3)[1], s[2]], "step: rank 0 has delivered 4 rows, rank 1 6"),
         (lambda s: [s[0], ranks_after(2, world_size=2)[1], s[2]], "world_size: rank 0 has 3, rank 1 has 2"),
         (lambda _: [], "nothing to merge"),
-        (lambda s: [*s[:2], merge_states(s)], "some of these are the state of a rank, some that of the whole job"),
+        (lambda s: [*s[:2], merge_states(s)], "some of these are the state of a rank, others that of the whole job"),
         (
             lambda s: [{**state, "scope": "worker", "num_workers": 2} for state in s],
             "states of DataLoader workers, not of ranks",
         ),
         (
             lambda s: [s[0], {**s[1], "lane_indices": s[0]["lane_indices"]}, s[2]],
-            r"together they know lanes \[0, 0, 2\]",
+            r"together they hold lanes \[0, 0, 2\]",
         ),
         (
             lambda s: [merge_states(s), {**merge_states(s), "positions": [0, 0, 0]}],
-            "each of these claims to be the whole job's state, and they differ",
+            "each of these is the state of the whole job, and they differ",
         ),
     ],
 )

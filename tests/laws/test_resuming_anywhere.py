@@ -1,4 +1,4 @@
-"""Law: a worker that goes on from its progress delivers exactly what it had not delivered."""
+"""Law: a worker that resumes from its progress delivers exactly what it had not delivered."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ from typing import TYPE_CHECKING
 from hypothesis import given
 from hypothesis import strategies as st
 
-from laneway.core.cursor import Cursor, LaneOptions, open_epoch
+from laneway.core.options import LaneOptions
 from laneway.core.progress import Progress
-from laneway.core.state import StateWriter, read_state
+from laneway.core.state import write_state
 from laneway.core.turns import WorkerPlace
-from tests.laws.simulation import identities, rows_of
+from tests.laws.simulation import deliver, identities, load, open_epoch, rows_of
 
 if TYPE_CHECKING:
+    from laneway.core.cursor import Cursor
     from laneway.core.plan import Identity
 
 
 def batches(cursor: Cursor) -> list[list[int]]:
     found = []
-    while step := cursor.next_batch():
-        found.append([row for lanes in step.ranges for row in rows_of(cursor.plan, *lanes)])
-        cursor.deliver_batch(step)
+    while batch := cursor.next_batch():
+        found.append([row for lanes in batch.ranges for row in rows_of(cursor.plan, *lanes)])
+        deliver(cursor, batch)
     return found
 
 
@@ -37,30 +38,29 @@ def test_a_worker_resumes_at_any_batch(
     options = LaneOptions(lanes, turn_rows, turn_rows * turns)
     uninterrupted = batches(open_epoch(identity, Progress(0), place, options))
     cursor = open_epoch(identity, Progress(0), place, options)
-    writer = StateWriter.of(identity)
     for done in range(len(uninterrupted) + 1):
-        state = json.loads(json.dumps(writer.state(cursor.progress(), place, complete=cursor.is_at_end)))
-        progress = read_state(state, identity, rank=place.rank, world_size=world_size, worker=place)
+        state = write_state(identity, cursor.progress(), place, complete=cursor.is_at_end)
+        progress = load(json.loads(json.dumps(state)), identity, place)
         assert progress == cursor.progress()
         assert batches(open_epoch(identity, progress, place, options)) == uninterrupted[done:]
-        if step := cursor.next_batch():
-            cursor.deliver_batch(step)
+        if batch := cursor.next_batch():
+            deliver(cursor, batch)
 
 
 def rows(cursor: Cursor, max_rows: int) -> tuple[list[int], list[Progress]]:
-    """Return the rows that a cursor still delivers, in runs of up to `max_rows`, and its progress after each row."""
+    """Return the rows that a cursor still delivers, up to `max_rows` together, and its progress after each row."""
     found: list[int] = []
     progress_after: list[Progress] = []
-    while run := cursor.next_run(max_rows):
-        for row in rows_of(cursor.plan, *run.ranges[0]):
+    while found_rows := cursor.next_rows(max_rows):
+        for row in rows_of(cursor.plan, *found_rows.ranges[0]):
             found.append(row)
-            cursor.deliver_rows(run, 1)
+            cursor.deliver_rows(found_rows.turn, found_rows.ranges[0].lane, 1)
             progress_after.append(cursor.progress())
     return found, progress_after
 
 
 @given(identities(), st.integers(1, 6), st.integers(1, 4), st.integers(1, 9))
-def test_rows_come_in_the_same_order_whatever_the_length_of_runs(
+def test_rows_come_in_the_same_order_however_many_are_taken_together(
     identity: Identity, lanes: int, turn_rows: int, max_rows: int
 ) -> None:
     options = LaneOptions(lanes, turn_rows, None)

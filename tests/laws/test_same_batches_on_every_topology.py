@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from hypothesis import given
 from hypothesis import strategies as st
 
-from laneway.core.cursor import LaneOptions
+from laneway.core.options import LaneOptions
 from laneway.core.progress import Progress
 from tests.laws.simulation import Job, identities
 

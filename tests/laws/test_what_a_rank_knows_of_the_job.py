@@ -1,4 +1,4 @@
-"""Laws: a rank's main process counts by turns alone, whatever its workers; and never says of others what isn't so."""
+"""Laws: a rank's main process counts by tags alone, whatever its workers; and what it infers of others is true."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from laneway.core.cursor import Cursor, LaneOptions, open_epoch, settle
-from laneway.core.job import Lockstep
-from laneway.core.plan import is_complete
-from laneway.core.progress import LaneProgress, Progress, present_cut
-from laneway.core.state import StateWriter, read_state
+from laneway.core.assignment import resolve_cut
+from laneway.core.cursor import BatchRanges, Cursor
+from laneway.core.job import JobInference
+from laneway.core.options import LaneOptions
+from laneway.core.progress import Progress, present_cut
+from laneway.core.state import write_job_state, write_state
 from laneway.core.turns import WorkerPlace
-from tests.laws.simulation import identities, rows_of
+from tests.laws.simulation import deliver, identities, load, open_epoch, rows_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Rank:
-    """A rank whose workers send batches with their turns, and whose main process counts them."""
+    """A rank whose workers tag their batches, and whose main process counts them."""
 
     identity: Identity
     progress: Progress
@@ -34,66 +35,61 @@ class Rank:
 
     def __post_init__(self) -> None:
         """Open the epoch at every worker, and count from where it begins."""
-        self.settled = settle(self.identity, self.progress, self.place, self.options)
-        self.is_over = is_complete(self.settled.plan, self.settled.progress)
+        self.assignment = resolve_cut(self.identity, self.progress, self.place, self.options)
+        self.is_over = self.assignment.is_complete
         if not self.is_over:
-            self.cursor = Cursor(
-                self.settled.plan, self.settled.progress, self.place.of_rank(), self.settled.turns_per_batch
-            )
+            self.cursor = Cursor(self.assignment.of_rank())
         self.batches, self.rows = self.in_rotation(), list[int]()
 
-    def in_rotation(self) -> Iterator[int]:
-        """Yield the turns that a DataLoader takes from its workers: each in its turn, those at their end no more."""
+    def in_rotation(self) -> Iterator[BatchRanges]:
+        """Yield the batches that a DataLoader takes from its workers in rotation, without those at their end."""
         places = [replace(self.place, worker=worker) for worker in range(self.place.num_workers)]
         workers = [open_epoch(self.identity, self.progress, place, self.options) for place in places]
         while not self.is_over and workers:
             for worker in list(workers):
-                turn = worker.next_turn
-                if worker.pass_over():
+                if worker.skip_empty_batch():
                     continue
-                step = worker.next_batch()
-                if step is None:
+                batch = worker.next_batch()
+                if batch is None:
                     workers.remove(worker)
                     continue
-                worker.deliver_batch(step)
-                yield turn
+                deliver(worker, batch)
+                yield batch
 
     def step(self) -> list[int]:
         """Deliver a batch, or a row, and return its rows; none at the end."""
         if not self.rows:
-            for turn in self.batches:
-                self.taken = self.cursor.step_at(turn)
-                ranges = self.taken.ranges
-                self.rows = [row for lane_range in ranges for row in rows_of(self.cursor.plan, *lane_range)]
+            for batch in self.batches:
+                self.taken = batch
+                assert self.cursor.batch_at(batch.turn) == batch
+                self.rows = [row for lanes in batch.ranges for row in rows_of(self.cursor.plan, *lanes)]
                 assert self.rows
                 break
         if self.options.batch_size is None:
             delivered, self.rows = self.rows[:1], self.rows[1:]
             if delivered:
-                self.cursor.deliver_rows(self.taken, 1)
+                self.cursor.deliver_rows(self.taken.turn, self.taken.ranges[0].lane, 1)
         else:
             delivered, self.rows = self.rows, []
             if delivered:
-                self.cursor.deliver_batch(self.taken)
+                deliver(self.cursor, self.taken)
         return delivered
 
     def own(self) -> tuple[Progress, bool]:
         """Return what this rank has delivered, and whether that is all."""
         if self.is_over:
-            return self.settled.progress, True
+            return self.assignment.progress, True
         return self.cursor.progress(), self.cursor.is_at_end
 
     def job(self) -> dict[str, Any] | None:
         """Return the state of the whole job that this rank vouches for, if it does."""
         progress, complete = self.own()
-        writer, place = StateWriter.of(self.identity), WorkerPlace(0, self.place.world_size)
+        place = WorkerPlace(0, self.place.world_size)
         if progress.place is None:
-            return writer.state(progress, place, complete=complete)
-        lockstep = Lockstep(self.settled, self.place, yields_rows=self.options.batch_size is None)
-        job = lockstep.job(progress, is_complete=complete)
-        if job is None:
-            return None
-        return writer.state_in_step(progress, place, job.next_turn, job.part_rows, complete=job.is_complete)
+            return write_state(self.identity, progress, place, complete=complete)
+        inference = JobInference(self.assignment, yields_rows=self.options.batch_size is None)
+        job = inference.job_turn(progress, is_complete=complete)
+        return None if job is None else write_job_state(self.identity, progress, place, job)
 
 
 def ranks_of(
@@ -108,16 +104,10 @@ def gathered(ranks: list[Rank]) -> Progress:
     parts = [rank.own()[0] for rank in ranks]
     if parts[0].place is None:
         return parts[0]
-    rows = {lane: rows for part in parts for lane, rows in present_cut(part).lanes.rows.items()}
+    positions = {lane: position for part in parts for lane, position in present_cut(part).positions.items()}
     next_turn = max(present_cut(part).next_turn for part in parts)
-    return replace(
-        parts[0], cut=replace(present_cut(parts[0]), lanes=LaneProgress(rows), next_turn=next_turn), place=None
-    )
-
-
-def read(state: dict[str, Any], identity: Identity) -> Progress:
-    """Return the progress that a state stands for, as a job of one rank reads it."""
-    return read_state(state, identity, rank=0, world_size=1, worker=None)
+    cut = replace(present_cut(parts[0]), positions=positions, next_turn=next_turn)
+    return replace(parts[0], cut=cut, place=None)
 
 
 @given(identities(), st.integers(1, 3), st.integers(1, 3), st.integers(1, 3))
@@ -163,8 +153,7 @@ def test_what_a_rank_says_of_the_whole_job_is_so_when_all_are_in_lockstep(
             said = [rank.job() for rank in ranks]
             truth = gathered(ranks)
             for job in filter(None, said):
-                said_positions = present_cut(read(job, identity)).positions().tolist()
-                assert said_positions == present_cut(truth).positions().tolist()
+                assert present_cut(load(job, identity)).positions == present_cut(truth).positions
                 assert job["complete"] == all(rank.own()[1] for rank in ranks)
             # Ranks that say something say the same, so that it doesn't matter which of them is asked.
             assert len({repr(job) for job in said if job}) <= 1
@@ -210,7 +199,7 @@ def test_no_row_is_lost_or_repeated_whoever_says_what_was_delivered(
         for pause in pauses:
             rows.update(row for _ in range(pause) for rank in ranks for row in rank.step())
         job = random.choice(ranks).job()  # type: ignore[attr-defined]  # hypothesis gives a random.Random
-        progress = read(job, identity) if job else gathered(ranks)
+        progress = load(job, identity) if job else gathered(ranks)
     (last,) = ranks_of(identity, progress, 1, 1, LaneOptions(None, None, 4))
     while batch := last.step():
         rows.update(batch)

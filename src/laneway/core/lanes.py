@@ -1,4 +1,4 @@
-"""Lanes: cutting the line of an epoch into windows and lanes, and cutting what is left of it again."""
+"""Lanes: cut the line of an epoch into windows and lanes, and cut its undelivered rest again."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from laneway.core.shards import ShardTable
 
 MAX_LANES = 2**16
-"""Lanes of a cut at the most: a state holds an integer for each."""
+"""Maximum number of lanes of a cut: a state holds an integer for each."""
 
 MAX_WINDOW_SHARDS = 128
-"""Pieces of shards in a window at the most: each is a file to open, where files are small."""
+"""Maximum number of shard pieces in a window: where files are small, each piece is a file to open."""
 
 Remainder = Literal["pad", "drop", "keep"]
-"""What to do about the row by which lanes differ in length."""
+"""What happens to the row by which lanes differ in length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Segment:
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """The windows of an epoch: runs of consecutive shard pieces of one lane, whose rows are shuffled together."""
+    """The windows of an epoch: consecutive shard pieces of one lane, whose rows are shuffled together."""
 
     shard: NDArray[np.int64]
     """Shard of each piece, shape (num_pieces,)."""
@@ -62,7 +62,7 @@ class Windows:
         return np.diff(ends[self.piece_starts])
 
     def index_in_lane(self, window: int) -> int:
-        """Return which window of its lane `window` is, from 0."""
+        """Return the zero-based index of a window within its lane."""
         return window - int(np.searchsorted(self.lane, self.lane[window], side="left"))
 
 
@@ -91,7 +91,7 @@ class Lanes:
 
     @cached_property
     def rows(self) -> NDArray[np.int64]:
-        """Rows of each lane, the remainder neither padded nor dropped, shape (num_lanes,)."""
+        """Rows of each lane before padding or dropping the remainder, shape (num_lanes,)."""
         return np.diff(self.row_starts[self.segment_starts])
 
     @property
@@ -99,51 +99,41 @@ class Lanes:
         """Rows of all lanes."""
         return int(self.row_starts[-1])
 
-    def segments(self, lane: int, start: int, stop: int) -> list[Segment]:
-        """Return the segments that hold rows [start, stop) of a lane.
+    def segments(self, lane: int, start: int = 0, stop: int | None = None) -> Iterator[Segment]:
+        """Yield the segments that hold rows [start, stop) of a lane; by default up to the end of the lane.
 
-        Row `rows[lane]` exists too: it is the row that pads the lane, its own last one, or for an empty lane a
-        neighbour's.
+        Row `rows[lane]` exists too: it is the row that pads the lane, which is the lane's own last row, or a row of a
+        neighbouring lane if the lane is empty.
         """
-        first_segment, stop_segment = self.segment_starts[lane], self.segment_starts[lane + 1]
-        lane_start, lane_stop = int(self.row_starts[first_segment]), int(self.row_starts[stop_segment])
-        found = self._line(lane_start + start, min(lane_start + stop, lane_stop))
-        if lane_start + stop > lane_stop:
+        first, end = self.segment_starts[lane], self.segment_starts[lane + 1]
+        lane_start, lane_stop = int(self.row_starts[first]), int(self.row_starts[end])
+        line_stop = lane_stop if stop is None else lane_start + stop
+        yield from self._line(lane_start + start, min(line_stop, lane_stop))
+        if line_stop > lane_stop:
             padding = max(lane_stop - 1, 0)
-            found += self._line(padding, padding + 1)
-        return found
+            yield from self._line(padding, padding + 1)
 
-    def segments_from(self, lane: int, position: int) -> Iterator[Segment]:
-        """Yield what is left of the segment that holds row `position` of a lane, and all segments after it."""
-        row = int(self.row_starts[self.segment_starts[lane]]) + position
-        first = int(np.searchsorted(self.row_starts, row, side="right")) - 1
-        for i in range(first, int(self.segment_starts[lane + 1])):
-            skipped = max(row - int(self.row_starts[i]), 0)
-            if self.start[i] + skipped < self.stop[i]:
-                yield Segment(int(self.window[i]), int(self.start[i]) + skipped, int(self.stop[i]))
-
-    def _line(self, start: int, stop: int) -> list[Segment]:
-        found = []
+    def _line(self, start: int, stop: int) -> Iterator[Segment]:
+        """Yield the segments that hold rows [start, stop), counted over all lanes."""
         i = int(np.searchsorted(self.row_starts, start, side="right")) - 1
         while start < stop:
             segment_start, segment_stop = int(self.row_starts[i]), int(self.row_starts[i + 1])
             offset = int(self.start[i]) - segment_start
             end = min(stop, segment_stop)
             if start < end:
-                found.append(Segment(int(self.window[i]), start + offset, end + offset))
+                yield Segment(int(self.window[i]), start + offset, end + offset)
             start = max(start, end)
             i += 1
-        return found
 
-    def before(self, positions: NDArray[np.int64]) -> Lanes:
-        """Return the same lanes, each ended at its position: what has been delivered."""
+    def before(self, rows: NDArray[np.int64]) -> Lanes:
+        """Return the same lanes, each truncated after so many of its rows: what has been delivered."""
         starts = self.row_starts[self.segment_starts]
-        return self._clip(starts[:-1], np.minimum(starts[:-1] + positions, starts[1:]))
+        return self._clip(starts[:-1], np.minimum(starts[:-1] + rows, starts[1:]))
 
-    def after(self, positions: NDArray[np.int64]) -> Lanes:
-        """Return the same lanes, each begun at its position: what has not been delivered."""
+    def after(self, rows: NDArray[np.int64]) -> Lanes:
+        """Return the same lanes without the first rows of each: what has not been delivered."""
         starts = self.row_starts[self.segment_starts]
-        return self._clip(np.minimum(starts[:-1] + positions, starts[1:]), starts[1:])
+        return self._clip(np.minimum(starts[:-1] + rows, starts[1:]), starts[1:])
 
     def _clip(self, low: NDArray[np.int64], high: NDArray[np.int64]) -> Lanes:
         lane = np.repeat(np.arange(self.num_lanes), np.diff(self.segment_starts))
@@ -196,10 +186,10 @@ def cut_epoch(
     Args:
         shards: All shards of the dataset.
         num_lanes: Number of lanes, >= 1.
-        window_bytes: Wanted uncompressed size of a window, where `shuffle` is true; a window has no more than
-            `MAX_WINDOW_SHARDS` pieces of shards. Otherwise the order doesn't depend on windows, and each piece of a
-            shard is one, so that reading holds as little as possible.
-        shuffle: Whether the shards are permuted, and later the rows of each window.
+        window_bytes: Target uncompressed size of a window with `shuffle`; a window has at most `MAX_WINDOW_SHARDS`
+            pieces of shards. Without `shuffle` the order doesn't depend on windows, and each piece of a shard is a
+            window of its own, so that reading holds as little memory as possible.
+        shuffle: Whether to permute the shards and, later, the rows of each window.
         seed: Any int in [0, 2**63).
         epoch: Zero-based.
 
@@ -212,7 +202,7 @@ def cut_epoch(
     if shuffle:
         share = (pieces.stop - pieces.start) / lengths[pieces.item]
         sizes = (shards.num_bytes[order][pieces.item] * share).astype(np.int64)
-        # Many small files make no window that takes seconds to open: the line itself mixes those.
+        # A window of very many small files would take seconds to open, and the permuted line mixes them anyway.
         sizes = np.maximum(sizes, window_bytes // MAX_WINDOW_SHARDS)
         first_pieces = group_by_size(sizes, pieces.lane, window_bytes)
     else:
@@ -233,15 +223,15 @@ def cut_epoch(
     return windows, lanes
 
 
-def cut_again(lanes: Lanes, positions: NDArray[np.int64], num_lanes: int) -> Lanes:
-    """Lay what lanes have not delivered in a new line, lane after lane, and cut it evenly into new lanes.
+def cut_again(lanes: Lanes, rows: NDArray[np.int64], num_lanes: int) -> Lanes:
+    """Lay the undelivered rows of all lanes in a new line, lane after lane, and cut it evenly into new lanes.
 
     Args:
-        lanes: The cut before.
-        positions: Rows that each of its lanes has delivered, padding included, shape (lanes.num_lanes,).
+        lanes: The previous cut.
+        rows: Rows that each of its lanes has delivered, padding included, shape (lanes.num_lanes,).
         num_lanes: Number of new lanes, >= 1.
     """
-    rest = lanes.after(positions)
+    rest = lanes.after(rows)
     pieces = _cut_line(rest.stop - rest.start, num_lanes)
     return Lanes(
         window=rest.window[pieces.item],
@@ -254,14 +244,14 @@ def cut_again(lanes: Lanes, positions: NDArray[np.int64], num_lanes: int) -> Lan
 def rows_to_deliver(
     lane_rows: NDArray[np.int64], *, remainder: Remainder, turn_rows: int, drop_last: bool
 ) -> NDArray[np.int64]:
-    """Return how many rows each lane delivers, the remainder taken care of.
+    """Return how many rows each lane delivers after padding or dropping the remainder.
 
     Args:
-        lane_rows: Rows of each lane, which differ by one at most, shape (num_lanes,).
-        remainder: "pad" fills every lane to the longest one's rows, "drop" ends each with the shortest, "keep"
-            leaves them as they are.
+        lane_rows: Rows of each lane, which differ by at most one, shape (num_lanes,).
+        remainder: "pad" extends every lane to the length of the longest, "drop" truncates it to the shortest, "keep"
+            leaves lanes as they are.
         turn_rows: Rows of a turn.
-        drop_last: Whether only whole turns are delivered, and of every lane equally many.
+        drop_last: Whether to deliver only whole turns, and equally many of every lane.
 
     Returns:
         int64 array of shape (num_lanes,).

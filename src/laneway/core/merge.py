@@ -1,4 +1,4 @@
-"""One state of the whole job from the states of its ranks."""
+"""Merges the states of all ranks into one state of the whole job."""
 
 from __future__ import annotations
 
@@ -6,16 +6,13 @@ from collections import Counter
 from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any
 
-from laneway.core.state import parse_state
+from laneway.core.differences import shorten
+from laneway.core.progress import LanePosition
+from laneway.core.schema import Role, decode_positions, encode_positions, names_of, parse_state
 from laneway.errors import CheckpointMismatchError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-_ALIKE = (
-    *("order_version", "fingerprint", "seed", "shuffle", "shard_bytes", "shard_rows", "window_bytes", "remainder"),
-    *("drop_last", "world_size", "epoch", "lanes", "turn_rows", "lane_remainder", "earlier_cuts"),
-)
 
 
 def merge_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -29,8 +26,8 @@ def merge_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         The state of the whole job, for `restore_state_global` or `load_state_dict`.
 
     Raises:
-        StateFormatError: One of them is no state.
-        CheckpointMismatchError: They are of different runs or steps, or a rank is missing or there twice.
+        StateFormatError: One of them is not a state.
+        CheckpointMismatchError: They are of different runs or steps, or a rank is missing or given more than once.
 
     Example:
         >>> import pyarrow as pa, pyarrow.parquet as pq, tempfile
@@ -46,7 +43,7 @@ def merge_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         [[2, 3], [8, 9], [4, 5], [10, 11]]
     """
     if not states:
-        message = "there is nothing to merge: give the states of all ranks"
+        message = "there is nothing to merge: pass the states of all ranks"
         raise CheckpointMismatchError(message)
     return merge_ranks(states, same_step=True)
 
@@ -56,32 +53,35 @@ def merge_ranks(states: Sequence[Mapping[str, Any]], *, same_step: bool) -> dict
 
     Args:
         states: One state per rank, in any order.
-        same_step: Whether states of different steps are refused. States that ranks gave at one moment are true together
+        same_step: Whether to refuse states of different steps. States that all ranks took at one moment are consistent
             whatever their steps.
     """
-    parsed = [parse_state(state) for state in states]
+    parsed = [parse_state(state).fields for state in states]
     first = parsed[0]
-    # States of the whole job say that they are of rank 0: those are named by where they stand.
+    # States of the whole job all carry rank 0, so those are named by their index.
     names = [f"rank {state['rank'] if state['scope'] == 'rank' else index}" for index, state in enumerate(parsed)]
     problems = [
-        f"{field}: {names[0]} has {_short(first[field])}, {name} has {_short(state[field])}"
-        for field in _ALIKE
+        f"{field}: {names[0]} has {shorten(first[field])}, {name} has {shorten(state[field])}"
+        for field in names_of(Role.IDENTITY, Role.JOB)
         for name, state in zip(names[1:], parsed[1:], strict=True)
         if state[field] != first[field]
     ]
     problems = problems or _rank_problems(parsed) or (_step_problems(parsed) if same_step else [])
     if problems:
-        way_out = "give the states that all ranks saved at the same step, or have them call save_state_global() there"
+        way_out = "pass the states that all ranks saved at the same step, or call save_state_global() on all ranks"
         message = "\n  ".join(["these are not the states of all ranks of one job at one step", *problems, way_out])
         raise CheckpointMismatchError(message)
     if first["scope"] == "global":
         return dict(first)
     complete = all(state["complete"] for state in parsed)
-    if not complete and not first["earlier_cuts"] and not any(any(state["positions"]) for state in parsed):
-        # Nothing was delivered, so whoever goes on may cut the epoch as it likes.
+    positions = dict(
+        chain.from_iterable(zip(state["lane_indices"], decode_positions(state), strict=True) for state in parsed)
+    )
+    if not complete and not first["earlier_cuts"] and {*positions.values()} <= {LanePosition()}:
+        # Nothing was delivered, so the run that resumes may cut the epoch as it likes.
         uncut = dict.fromkeys(("lanes", "turn_rows", "lane_remainder", "lane_indices"))
-        return {**first, **uncut, "scope": "global", "rank": 0, "complete": False, "next_turn": 0, "positions": []}
-    lanes = dict(chain.from_iterable(zip(s["lane_indices"], s["positions"], strict=True) for s in parsed))
+        uncut |= {"scope": "global", "rank": 0, "complete": False, "next_turn": 0, **encode_positions([])}
+        return {**first, **uncut}
     return {
         **first,
         "scope": "global",
@@ -89,7 +89,7 @@ def merge_ranks(states: Sequence[Mapping[str, Any]], *, same_step: bool) -> dict
         "complete": complete,
         "next_turn": max(state["next_turn"] for state in parsed),
         "lane_indices": None,
-        "positions": [lanes[lane] for lane in range(first["lanes"])],
+        **encode_positions(positions[lane] for lane in range(first["lanes"])),
     }
 
 
@@ -98,18 +98,18 @@ def _rank_problems(states: Sequence[Mapping[str, Any]]) -> list[str]:
     if "worker" in scopes:
         return ["scope: these are states of DataLoader workers, not of ranks"]
     if scopes == {"global"}:
-        facts = ("positions", "next_turn", "part_rows")
+        facts = ("positions", "offsets", "next_turn", "part_rows")
         same = all(state[name] == states[0][name] for state in states for name in facts)
-        return [] if same else ["positions: each of these claims to be the whole job's state, and they differ"]
+        return [] if same else ["positions: each of these is the state of the whole job, and they differ"]
     if scopes != {"rank"}:
-        return ["scope: some of these are the state of a rank, some that of the whole job"]
+        return ["scope: some of these are the state of a rank, others that of the whole job"]
     counts = Counter(state["rank"] for state in states)
     problems = [f"rank {rank} is missing" for rank in range(states[0]["world_size"]) if rank not in counts]
-    problems += [f"rank {rank} is there twice" for rank, count in sorted(counts.items()) if count > 1]
+    problems += [f"rank {rank} is there more than once" for rank, count in sorted(counts.items()) if count > 1]
     if not problems:
         known = sorted(lane for state in states for lane in state["lane_indices"])
         if known != list(range(states[0]["lanes"])):
-            problems = [f"lanes: together they know lanes {known}, not each of {states[0]['lanes']} once"]
+            problems = [f"lanes: together they hold lanes {known}, not each of {states[0]['lanes']} once"]
     return problems
 
 
@@ -119,18 +119,18 @@ def _step_problems(states: Sequence[Mapping[str, Any]]) -> list[str]:
     problems = _row_problems(states)
     if problems:
         return problems
-    # A rank that has delivered all it has stays where it is while others go on.
+    # A rank that has reached its end stays where it is while others continue.
     going = [state for state in states if not state["complete"]]
     return [
         f"step: rank {one['rank']} is at turn {one['next_turn']}, rank {other['rank']} at {other['next_turn']}"
         for one, other in pairwise(going)
-        # At the end of an epoch that keeps its remainder, ranks pass over different turns that are empty.
+        # At the end of an epoch that keeps its remainder, ranks skip different empty turns.
         if one["next_turn"] != other["next_turn"] and _num_taken(one) != _num_taken(other)
     ]
 
 
 def _row_problems(states: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return whether ranks have delivered different numbers of rows, as they can't have at the same step.
+    """Return a line for each rank that has delivered too many or too few rows to be at the same step.
 
     Lanes that are padded or dropped are equally long; those that keep their remainder differ by a row.
     """
@@ -145,10 +145,5 @@ def _row_problems(states: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _num_taken(state: Mapping[str, Any]) -> int:
-    """Return the number of turns that a rank has taken in the present cut, those that it passed over left out."""
+    """Return the number of turns that a rank has taken in the present cut, without the empty ones that it skipped."""
     return sum(-(-rows // state["turn_rows"]) for rows in state["positions"])
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."  # noqa: PLR2004 - enough to tell two values apart

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from laneway.core.lanes import Lanes, Remainder, Segment, Windows, cut_again, cut_epoch, rows_to_deliver
-from laneway.core.order import window_order
-from laneway.core.progress import Progress, present_cut
+from laneway.core.lanes import Lanes, Remainder, Segment, Windows, cut_again, cut_epoch
+from laneway.core.order import ORDER_VERSION, window_order
+from laneway.core.progress import LanePositions, Progress, present_cut
 from laneway.core.shards import cut_shards
-from laneway.core.turns import turns_taken
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -23,25 +22,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What decides the order of the rows, besides the files; all of it is compared when a state is loaded."""
+    """The arguments that, with the files, decide the order of the rows.
+
+    States hold each field under its name: it is compared when a state is loaded, it must be the same in all states that
+    are merged, and a mismatch names it. A field that is added later needs a default: the value of older states.
+    """
 
     seed: int
     """Any int in [0, 2**63)."""
     shuffle: bool
     """Whether the epoch is shuffled."""
     shard_bytes: int
-    """Wanted uncompressed size of a shard."""
+    """Target uncompressed size of a shard."""
     shard_rows: int | None
-    """Wanted rows of a shard, in place of `shard_bytes`."""
+    """Target number of rows of a shard, instead of `shard_bytes`."""
     window_bytes: int
-    """Wanted uncompressed size of a window."""
+    """Target uncompressed size of a window."""
     remainder: Remainder | None
-    """What to do about the row by which lanes differ; None: "keep" on one rank, "pad" on several."""
+    """What happens to the row by which lanes differ; None: "keep" on one rank, "pad" on several."""
     drop_last: bool
-    """Whether a lane's last turn is dropped where it is not whole."""
+    """Whether the last turn of a lane is dropped if it is not whole."""
 
     def remainder_for(self, world_size: int) -> Remainder:
-        """Return what to do about the remainder on `world_size` ranks."""
+        """Return what happens to the remainder on `world_size` ranks."""
         return self.remainder or ("keep" if world_size == 1 else "pad")
 
 
@@ -55,18 +58,17 @@ class FileRange(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Identity:
-    """Which rows, in which order: what a state belongs to."""
+    """The files and settings that a state belongs to."""
 
     files: FileTable
     """The data files."""
     settings: Settings
-    """How they are put in order."""
-
+    """What decides the order of their rows."""
     _last_plan: dict[object, Plan] = field(default_factory=dict, init=False, repr=False)
-    """What `replay` returned last: loading, beginning and forked workers all ask for the same."""
+    """The last plan by its key: loading a state, starting a pass and forked workers all need the same one."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what follows from the rest, and may be large."""
+        """Leave out everything that is derived from the rest, and may be large."""
         return {"files": self.files, "settings": self.settings, "_last_plan": {}}
 
     @cached_property
@@ -74,31 +76,65 @@ class Identity:
         """All shards, in file order."""
         return cut_shards(self.files, shard_bytes=self.settings.shard_bytes, shard_rows=self.settings.shard_rows)
 
+    @cached_property
+    def fields(self) -> dict[str, Any]:
+        """The fields that identify the dataset and its order in a state."""
+        return {
+            "order_version": ORDER_VERSION,
+            "fingerprint": self.files.fingerprint,
+            "files": self.files.encoded,
+            **asdict(self.settings),
+        }
+
+    def plan(self, progress: Progress) -> Plan:
+        """Return the plan of an epoch as of the cut that it is in.
+
+        Args:
+            progress: Progress of an epoch that has been cut.
+        """
+        counts = (*map(len, progress.earlier), present_cut(progress).num_lanes)
+        key = (progress.epoch, counts, progress.earlier)
+        if key not in self._last_plan:
+            plan = self._replay(progress.epoch, counts, progress.earlier)
+            self._last_plan.clear()
+            self._last_plan[key] = plan
+        return self._last_plan[key]
+
+    def _replay(self, epoch: int, lane_counts: tuple[int, ...], earlier: tuple[LanePositions, ...]) -> Plan:
+        windows, lanes = cut_epoch(
+            self.shards,
+            num_lanes=lane_counts[0],
+            window_bytes=self.settings.window_bytes,
+            shuffle=self.settings.shuffle,
+            seed=self.settings.seed,
+            epoch=epoch,
+        )
+        lanes_before, rows_before = [], [np.array([lane.rows for lane in cut], np.int64) for cut in earlier]
+        for rows, num_lanes in zip(rows_before, lane_counts[1:], strict=True):
+            lanes_before.append(lanes)
+            lanes = cut_again(lanes, rows, num_lanes)
+        return Plan(self, epoch, windows, lanes, tuple(lanes_before), tuple(rows_before))
+
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """An epoch in its present cut. A pure function of the identity and the progress."""
+    """An epoch in its present cut: a pure function of the identity and of the earlier cuts."""
 
     identity: Identity
-    """What is put in order."""
+    """The files and settings."""
     epoch: int
     """Zero-based."""
     windows: Windows
-    """The windows of the epoch, made by its first cut."""
+    """The windows of the epoch, created by its first cut."""
     lanes: Lanes
     """The lanes of the present cut."""
     lanes_before: tuple[Lanes, ...]
     """The lanes of each earlier cut, oldest first."""
-    positions_before: tuple[NDArray[np.int64], ...]
+    rows_before: tuple[NDArray[np.int64], ...]
     """Rows that they delivered, each of shape (num_lanes of that cut,)."""
 
-    def rows_to_deliver(self, remainder: Remainder, turn_rows: int) -> NDArray[np.int64]:
-        """Return how many rows each lane delivers in this cut, shape (num_lanes,)."""
-        drop_last = self.identity.settings.drop_last
-        return rows_to_deliver(self.lanes.rows, remainder=remainder, turn_rows=turn_rows, drop_last=drop_last)
-
     def window_files(self, window: int) -> list[FileRange]:
-        """Return the rows of the data files that make a window, before it is shuffled."""
+        """Return the rows of the data files that a window consists of, before it is shuffled."""
         shards, windows = self.identity.shards, self.windows
         pieces = slice(windows.piece_starts[window], windows.piece_starts[window + 1])
         shard = windows.shard[pieces]
@@ -107,7 +143,7 @@ class Plan:
         return [FileRange(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
 
     def window_order(self, window: int) -> NDArray[np.int64] | None:
-        """Return the order in which a window delivers its rows, or None where that is the order of the files."""
+        """Return the order in which a window delivers its rows, or None for file order."""
         settings, windows = self.identity.settings, self.windows
         if not settings.shuffle:
             return None
@@ -120,7 +156,7 @@ class Plan:
         )
 
     def locate(self, segment: Segment, index: int) -> tuple[str, int]:
-        """Return path and row in the data file of the row that is number `index` of a segment."""
+        """Return the path, and the row in that data file, of row `index` of a segment."""
         order = self.window_order(segment.window)
         row = segment.start + index if order is None else int(order[segment.start + index])
         for file_index, start, stop in self.window_files(segment.window):
@@ -130,16 +166,16 @@ class Plan:
         message = f"row {index} lies outside {segment}"
         raise IndexError(message)
 
-    def completed_shards(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the shards all of whose rows have been delivered, in file order.
+    def completed_shards(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the shards that have been delivered completely, as indices in file order.
 
         Args:
-            positions: Rows delivered of each lane of the present cut, shape (num_lanes,).
+            rows: Rows delivered of each lane of the present cut, shape (num_lanes,).
         """
         delivered = np.zeros(len(self.identity.shards), np.int64)
         windows = self.windows
-        all_lanes, all_positions = (*self.lanes_before, self.lanes), (*self.positions_before, positions)
-        for lanes in map(Lanes.before, all_lanes, all_positions):
+        all_lanes, all_rows = (*self.lanes_before, self.lanes), (*self.rows_before, rows)
+        for lanes in map(Lanes.before, all_lanes, all_rows):
             whole = (lanes.start == 0) & (lanes.stop == windows.rows[lanes.window])
             piece_rows = np.zeros(len(windows.shard), np.int64)
             is_whole = np.zeros(len(windows.lane), bool)
@@ -147,75 +183,12 @@ class Plan:
             pieces_whole = np.repeat(is_whole, np.diff(windows.piece_starts))
             piece_rows[pieces_whole] = (windows.stop - windows.start)[pieces_whole]
             for i in np.flatnonzero(~whole):
-                window, rows = int(lanes.window[i]), slice(int(lanes.start[i]), int(lanes.stop[i]))
+                window, part = int(lanes.window[i]), slice(int(lanes.start[i]), int(lanes.stop[i]))
                 pieces = slice(windows.piece_starts[window], windows.piece_starts[window + 1])
                 ends = np.cumsum(windows.stop[pieces] - windows.start[pieces])
                 order = self.window_order(window)
-                taken = np.arange(rows.start, rows.stop) if order is None else order[rows]
+                taken = np.arange(part.start, part.stop) if order is None else order[part]
                 piece = np.searchsorted(ends, taken, side="right")
                 piece_rows[pieces] += np.bincount(piece, minlength=len(ends))
             np.add.at(delivered, windows.shard, piece_rows)
         return np.flatnonzero(delivered >= self.identity.shards.row_length)
-
-
-def replay(identity: Identity, progress: Progress) -> Plan:
-    """Return the plan of an epoch as of the cut that its progress is in.
-
-    Args:
-        identity: The rows and settings.
-        progress: Of an epoch that has been cut.
-    """
-    settings, known = identity.settings, identity._last_plan  # noqa: SLF001 - it is one of us
-    counts = [*(len(earlier.rows) for earlier in progress.earlier), present_cut(progress).num_lanes]
-    key = (progress.epoch, *counts, *(tuple(earlier.rows.items()) for earlier in progress.earlier))
-    if key in known:
-        return known[key]
-    windows, lanes = cut_epoch(
-        identity.shards,
-        num_lanes=counts[0],
-        window_bytes=settings.window_bytes,
-        shuffle=settings.shuffle,
-        seed=settings.seed,
-        epoch=progress.epoch,
-    )
-    lanes_before, positions_before = [], [earlier.positions(len(earlier.rows)) for earlier in progress.earlier]
-    for positions, num_lanes in zip(positions_before, counts[1:], strict=True):
-        lanes_before.append(lanes)
-        lanes = cut_again(lanes, positions, num_lanes)
-    plan = Plan(identity, progress.epoch, windows, lanes, tuple(lanes_before), tuple(positions_before))
-    known.clear()
-    known[key] = plan
-    return plan
-
-
-def is_complete(plan: Plan, progress: Progress) -> bool:
-    """Tell whether the lanes that are known have delivered all that they deliver in this epoch."""
-    cut = present_cut(progress)
-    ends = plan.rows_to_deliver(progress.remainder, cut.turn_rows)
-    return all(rows >= ends[lane] for lane, rows in cut.lanes.rows.items())
-
-
-def is_in_step(plan: Plan, progress: Progress, *, ranks_in_part: int) -> bool:
-    """Tell whether the lanes are where the job's next turn says.
-
-    Args:
-        plan: The plan that belongs to `progress`.
-        progress: Of the whole job.
-        ranks_in_part: So many ranks may each have taken the same part of their next turn, as they may where rows are
-            delivered one by one.
-    """
-    cut = present_cut(progress)
-    positions = cut.positions()
-    ahead = positions - positions_at(plan, progress, cut.next_turn)
-    taking = (cut.next_turn + np.arange(ranks_in_part)) % cut.num_lanes
-    part = positions[taking] % cut.turn_rows
-    if np.all(ahead[taking] == part) and np.all(part == part[:1]):
-        ahead[taking] = 0
-    return not ahead.any()
-
-
-def positions_at(plan: Plan, progress: Progress, next_turn: int) -> NDArray[np.int64]:
-    """Return the position of each lane when all turns before `next_turn` have been taken, shape (num_lanes,)."""
-    cut = present_cut(progress)
-    turns = turns_taken(next_turn, np.arange(cut.num_lanes), cut.num_lanes)
-    return np.minimum(turns * cut.turn_rows, plan.rows_to_deliver(progress.remainder, cut.turn_rows))

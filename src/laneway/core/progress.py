@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
@@ -16,41 +16,41 @@ if TYPE_CHECKING:
     from laneway.core.turns import WorkerPlace
 
 
-@dataclass(frozen=True, slots=True)
-class LaneProgress:
-    """How far lanes have come. A type of its own, since a stage may come to need more of a lane than its rows."""
+class LanePosition(NamedTuple):
+    """How much of a lane the training loop has received."""
 
-    rows: Mapping[int, int]
-    """Lane -> rows of it that the training loop has received."""
+    rows: int = 0
+    """Rows that are finished: everything that was made from them has been delivered."""
+    offset: int = 0
+    """How much of what comes next has been delivered: 0, unless a stage turns one row into several items."""
 
-    @classmethod
-    def of(cls, rows: Iterable[int]) -> Self:
-        """Return the progress of lanes 0, 1, 2, ..."""
-        return cls(dict(enumerate(rows)))
 
-    def positions(self, num_lanes: int) -> NDArray[np.int64]:
-        """Return the rows delivered of each lane, 0 where that isn't known, shape (num_lanes,)."""
-        positions = np.zeros(num_lanes, np.int64)
-        positions[[*self.rows]] = [*self.rows.values()]
-        return positions
+LanePositions = tuple[LanePosition, ...]
+"""The positions of lanes 0, 1, 2, ... of a cut."""
 
 
 @dataclass(frozen=True, slots=True)
 class CutProgress:
-    """How far the lanes of the epoch's present cut have come."""
+    """How far the lanes of the present cut of an epoch have come."""
 
     num_lanes: int
     """Number of lanes of the cut."""
     turn_rows: int
     """Rows of a turn."""
     next_turn: int
-    """The job's next turn; where not all lanes are known, as those who read them have come to it."""
-    lanes: LaneProgress
-    """Progress of the lanes that are known."""
+    """The job's next turn; where only some lanes are known, the next turn as seen by the workers that read them."""
+    positions: Mapping[int, LanePosition]
+    """Lane -> position, of the lanes that are known."""
 
-    def positions(self) -> NDArray[np.int64]:
-        """Return the rows delivered of each lane, 0 where that isn't known, shape (num_lanes,)."""
-        return self.lanes.positions(self.num_lanes)
+    def rows(self) -> NDArray[np.int64]:
+        """Return the rows delivered of each lane, 0 for a lane that is not known, shape (num_lanes,)."""
+        rows = np.zeros(self.num_lanes, np.int64)
+        rows[[*self.positions]] = [position.rows for position in self.positions.values()]
+        return rows
+
+    def all_positions(self) -> LanePositions:
+        """Return the position of every lane, the start of the lane for one that is not known."""
+        return tuple(self.positions.get(lane, LanePosition()) for lane in range(self.num_lanes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,18 +60,29 @@ class Progress:
     epoch: int
     """Zero-based."""
     remainder: Remainder = "keep"
-    """What is done about the row by which the lanes of the present cut differ."""
+    """What happens to the row by which the lanes of the present cut differ."""
     cut: CutProgress | None = None
     """The present cut; None while the epoch has not been cut at all."""
-    earlier: tuple[LaneProgress, ...] = ()
+    earlier: tuple[LanePositions, ...] = ()
     """How far the lanes of each earlier cut of this epoch came, oldest first."""
     place: WorkerPlace | None = None
-    """Whose lanes are known: a worker's, or a rank's where that is its only worker; None: every lane is."""
+    """The worker (or the rank, if it has a single worker) whose lanes are known; None: every lane is."""
+
+
+class JobTurn(NamedTuple):
+    """How far a whole job has come whose lanes are all in step."""
+
+    next_turn: int
+    """All turns before this one have been taken, and no other."""
+    part_rows: int
+    """Rows that each rank has taken of its next turn, where rows are delivered one by one."""
+    is_complete: bool
+    """Whether that is the end of the epoch."""
 
 
 def fresh_cut(num_lanes: int, turn_rows: int) -> CutProgress:
     """Return the progress of a cut of which nothing has been delivered."""
-    return CutProgress(num_lanes, turn_rows, 0, LaneProgress.of([0] * num_lanes))
+    return CutProgress(num_lanes, turn_rows, 0, dict.fromkeys(range(num_lanes), LanePosition()))
 
 
 def present_cut(progress: Progress) -> CutProgress:

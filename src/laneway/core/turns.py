@@ -1,9 +1,9 @@
-"""Turns: who reads which lane, and when.
+"""Turns: which worker reads which lane, and when.
 
-The whole job takes turns `0, 1, 2, ...`; turn `j` comes from lane `j % num_lanes`. Rank `r` of `W` makes its
-batch number `t` of the `q` turns that begin at `(t * W + r) * q`, and worker `k` of `K` makes the rank's batches
-`k, k + K, k + 2 * K, ...`. Where `q * W * K` divides the number of lanes, each lane is read by exactly one worker,
-and the sequence of turns of the whole job depends neither on `W` nor on `K`.
+The job takes turns `0, 1, 2, ...`; turn `j` comes from lane `j % num_lanes`. Rank `r` of `W` makes its batch number `t`
+from the `q` turns that start at `(t * W + r) * q`, and worker `k` of `K` makes the rank's batches
+`k, k + K, k + 2 * K, ...`. Where `q * W * K` divides the number of lanes, each lane is read by exactly one worker, and
+the sequence of turns of the whole job depends neither on `W` nor on `K`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class WorkerPlace:
-    """Which of the job's workers one is."""
+    """The place of a worker among all workers of the job."""
 
     rank: int = 0
     """Data-parallel rank, in [0, world_size)."""
@@ -27,10 +27,10 @@ class WorkerPlace:
     worker: int = 0
     """DataLoader worker of this rank, in [0, num_workers)."""
     num_workers: int = 1
-    """Workers per rank; a process that reads for itself counts as one."""
+    """Workers per rank; a process that reads its own data counts as one."""
 
     def first_turn(self, job_turn: int, turns_per_batch: int) -> int:
-        """Return the first turn of this worker's first batch, from where the job's next turn is `job_turn`."""
+        """Return the first turn of this worker's first batch, given the job's next turn."""
         return job_turn + (self.worker * self.world_size + self.rank) * turns_per_batch
 
     def stride(self, turns_per_batch: int) -> int:
@@ -38,7 +38,7 @@ class WorkerPlace:
         return self.world_size * self.num_workers * turns_per_batch
 
     def own_lanes(self, job_turn: int, num_lanes: int, turns_per_batch: int) -> list[int]:
-        """Return the lanes that this worker reads, in the order in which it first comes to them.
+        """Return the lanes that this worker reads, in the order of their first turns.
 
         Args:
             job_turn: The job's next turn.
@@ -58,26 +58,10 @@ IntOrArray = TypeVar("IntOrArray", int, "NDArray[np.int64]")
 
 
 def turns_taken(next_turn: int, lane: IntOrArray, num_lanes: int) -> IntOrArray:
-    """Return how many turns of a lane, or of each of several, come before the job's turn `next_turn`."""
+    """Return the number of turns of a lane, or of each of several lanes, before the job's turn `next_turn`."""
     return (next_turn - lane + num_lanes - 1) // num_lanes
 
 
 def has_one_owner_per_lane(num_lanes: int, place: WorkerPlace, turns_per_batch: int) -> bool:
-    """Tell whether the job's workers can share `num_lanes` lanes without two of them reading the same lane."""
+    """Return whether the job's workers can share `num_lanes` lanes so that each lane has a single reader."""
     return num_lanes % place.stride(turns_per_batch) == 0
-
-
-def place_differences(saved: WorkerPlace, present: WorkerPlace) -> list[str]:
-    """Return a line for each way in which the state of one worker does not belong to another."""
-    facts = {
-        "rank": (saved.rank, present.rank, "each rank goes on from its own state"),
-        "world_size": (saved.world_size, present.world_size, "the state of one rank can't be spread over others"),
-        "num_workers": (
-            saved.num_workers,
-            present.num_workers,
-            "a StatefulDataLoader keeps one state per worker, and restores as many workers as it saved: "
-            f"give it num_workers={saved.num_workers}" + (", or 0 if it had none" if saved.num_workers == 1 else ""),
-        ),
-        "worker": (saved.worker, present.worker, "each DataLoader worker goes on from its own state"),
-    }
-    return [f"{name}: saved {old}, this is {new} ({why})" for name, (old, new, why) in facts.items() if old != new]

@@ -1,40 +1,57 @@
-"""The epoch clock: which epoch a pass delivers, alike in the main process and in each of its DataLoader workers.
+"""The epoch clock: makes every pass of a user's own DataLoader the next epoch, the same in all of its workers.
 
-It lives in memory that the main process shares with its workers, be they forked, spawned or persistent. The main
-process sets it, and each worker has a cell that it writes when it begins a pass. A cell is 64 bits, written at once,
-so no lock is needed. Workers of a pass come to the same epoch, also when one begins late: they know their pass by a
-number, the epoch of an older pass tells the next one, and the cell of a fellow worker tells that of their own. For
-that, loaders over one dataset have to begin one after another, and not in two threads at the same time.
+A DataLoader starts a pass in its workers, forked, spawned or persistent, without telling the dataset in the main
+process. So the clock lives in memory that the main process shares with its workers: the main process sets it, and
+each worker has a cell that it writes when it begins a pass. A cell is 64 bits and written in one store, so no lock is
+needed. The workers of one pass come to the same epoch even if one starts late: passes are numbered, the epoch of an
+earlier pass determines the next one, and the cell of a sibling worker determines it for the same pass. This requires
+loaders over one dataset to start one after another, not in two threads at the same time.
+
+`SavableLoader` decides in the main process what a pass is; its workers never look at the clock.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import re
 from typing import NamedTuple
 
 import torch
+from torch.utils.data import get_worker_info
 
-from laneway.delivery.workers import is_in_worker
+from laneway.delivery.workers import MAX_WORKERS, is_in_worker
 
-MAX_WORKERS = 1024
-"""Workers per rank that the clock has room for."""
 _EPOCH_BITS, _PASS_BITS, _GENERATION_BITS = 26, 22, 15
 MAX_EPOCHS = 2**_EPOCH_BITS - 1
 """Epochs that the clock can count."""
 
-_SET, _HELD, _FIRST, _LAST = 0, 1, 2, 2 + MAX_WORKERS
-"""Cells: what is set; who holds the progress; the first and the last pass of each worker, where workers persist."""
+_SET, _ACTIVE, _FIRST, _LAST = 0, 1, 2, 2 + MAX_WORKERS
+"""Cells: the setting; the number of active workers; the first and the last pass of each worker."""
+
+
+def loader_number() -> int | None:
+    """Return a number that is the same in all workers that a loader started together, None in a main process.
+
+    A process numbers its children in the order in which it creates them, and a loader creates its workers one after
+    another; so a later set of workers has a larger number.
+    """
+    info = get_worker_info()
+    if info is None:
+        return None
+    number = re.search(r"\d+$", multiprocessing.current_process().name)
+    return int(number[0]) - info.id if number else 0
 
 
 class _Mark(NamedTuple):
-    """What a worker writes when it begins a pass."""
+    """The cell of a worker that has begun a pass."""
 
     generation: int
-    """Of the clock, as of the pass; never 0."""
+    """Generation of the clock at the start of the pass; never 0."""
     pass_number: int
     """Larger for a later pass."""
     epoch: int
-    """What the pass delivers."""
+    """The epoch that the pass delivers."""
 
     @classmethod
     def unpack(cls, bits: int) -> _Mark:
@@ -46,18 +63,18 @@ class _Mark(NamedTuple):
 
 
 class _Setting(NamedTuple):
-    """What the main process writes when it sets the clock."""
+    """The cell that the main process writes."""
 
     times: int
     """How often it has been set."""
     asked: bool
-    """Whether a user asked for this epoch; a state that was loaded, or a pass that began, did not."""
+    """Whether the user chose this epoch, instead of a loaded state or a pass that began."""
     epoch: int
     """The epoch of the next pass."""
 
 
 class EpochClock:
-    """Tells the epoch of the next pass."""
+    """Determines the epoch of the next pass."""
 
     def __init__(self) -> None:
         """Start at epoch 0."""
@@ -66,17 +83,17 @@ class EpochClock:
         _share(self._cells)
 
     def __setstate__(self, state: dict[str, object]) -> None:
-        """Share the memory again: what plain pickle brings is a copy, only what goes to a worker stays shared."""
+        """Share the memory again: plain pickle copies it, and only what is sent to a worker stays shared."""
         vars(self).update(state)
         _share(self._cells)
 
     def _own(self) -> None:
-        """Leave the memory to whom it belongs, in a process that is neither its owner nor a worker of its."""
+        """Use memory of its own in a forked process that is neither the owner of the memory nor one of its workers."""
         if self._owner_pid == os.getpid() or is_in_worker():
             return
         self._owner_pid = os.getpid()
         epoch = self.next()[1]
-        # Marks stay behind: this process numbers its passes anew.
+        # Marks are not copied: this process numbers its passes from the start.
         self._cells = torch.zeros_like(self._cells)
         _share(self._cells)
         self.set(epoch, asked=False)
@@ -103,66 +120,74 @@ class EpochClock:
         return self._setting.epoch
 
     def set(self, epoch: int, *, asked: bool) -> None:
-        """Make `epoch` the next, and void all marks. For the main process.
+        """Make `epoch` the next one, and all marks void. For the main process.
 
         Args:
             epoch: Zero-based.
-            asked: Whether a user asked for this epoch.
+            asked: Whether the user chose this epoch.
         """
         self._cells[_SET] = ((self._setting.times + 1) * 2 + asked << _EPOCH_BITS) + epoch
 
     @property
     def num_active_workers(self) -> int:
-        """Number of workers that the last pass was begun by, 0 where the main process reads by itself."""
-        return int(self._cells[_HELD])
+        """Number of workers that began the last pass, 0 where the main process reads its own data."""
+        return int(self._cells[_ACTIVE])
 
     def hold(self, num_workers: int) -> None:
-        """Say who holds the progress: this many workers, or 0 for the main process."""
+        """Record the number of workers that hold the progress, 0 for the main process."""
         self._own()
-        self._cells[_HELD] = num_workers
+        self._cells[_ACTIVE] = num_workers
 
     def begin(self, worker: int, generation: int, pass_number: int, epoch: int, *, is_first: bool = True) -> None:
-        """Say that a worker has begun a pass, as `next` told it; a persistent worker begins more than its first."""
+        """Record that a worker has begun the pass that `next` returned.
+
+        Args:
+            worker: Number of the worker.
+            generation: Generation of the clock that the pass belongs to.
+            pass_number: Number of the pass.
+            epoch: The epoch that it delivers.
+            is_first: Whether it is the worker's first pass; a persistent worker begins several.
+        """
         bits = _Mark(generation, pass_number, epoch).pack()
         self._cells[_LAST + worker] = bits
         if is_first:
             self._cells[_FIRST + worker] = bits
 
     def is_fresh(self, generation: int, pass_number: int | None = None) -> bool:
-        """Tell whether the clock is of this generation still, and no pass but `pass_number` has begun in it."""
+        """Return whether the clock is still of this generation, and no pass but `pass_number` has begun in it."""
         is_of_others = any(mark.generation == generation and mark.pass_number != pass_number for mark in self._marks())
         return generation == self.generation and not is_of_others
 
     def asked_epoch(self, pass_number: int | None = None) -> int | None:
-        """Return the epoch that a user asked for and that no pass but `pass_number` has begun yet, if any."""
+        """Return the epoch that the user chose, if any, unless a pass other than `pass_number` has begun since."""
         return self._setting.epoch if self._setting.asked and self.is_fresh(self.generation, pass_number) else None
 
     def next(self, pass_number: int | None = None) -> tuple[int, int]:
         """Return generation and epoch of a pass that begins now.
 
         Args:
-            pass_number: The pass that this worker begins with others; None in the main process.
+            pass_number: The pass that this worker begins with its siblings; None in the main process.
         """
-        # A fellow may be in its second pass already, and begin its first in between: neither makes it an older pass.
+        # A sibling may be in its second pass already, or begin its first one meanwhile: neither makes it an older pass.
         generation, marks = self.generation, self._marks()
-        fellows = [mark for mark in self._marks(_FIRST) if mark.pass_number == pass_number]
-        if fellows:
+        siblings = [mark for mark in self._marks(_FIRST) if mark.pass_number == pass_number]
+        if siblings:
             # Whatever was set since the first of them began is for the pass after this one.
-            return fellows[0].generation, fellows[0].epoch
+            return siblings[0].generation, siblings[0].epoch
         older = [mark for mark in marks if mark.generation == generation]
         if pass_number is not None:
             older = [mark for mark in older if mark.pass_number < pass_number]
         return generation, max(older).epoch + 1 if older else self._setting.epoch
 
     def next_of_others(self, pass_number: int | None) -> int:
-        """Return the epoch that comes after those that other loaders' workers have begun since the clock was set."""
+        """Return the epoch after those that workers of other loaders have begun since the clock was set."""
         generation, marks = self.generation, self._marks()
         others = [mark for mark in marks if mark.generation == generation and mark.pass_number != pass_number]
         return max(mark.epoch for mark in others) + 1 if others else self._setting.epoch
 
     @property
     def last_epoch(self) -> int | None:
-        """The epoch of the last pass that workers began since the clock was set, if any."""
+        """The epoch of the last pass that workers have begun since the clock was set, if any."""
         generation = self.generation
         marks = [mark for mark in self._marks() if mark.generation == generation]
         return max(marks).epoch if marks else None

@@ -1,12 +1,13 @@
-"""The definition: all that a worker needs to read its part of an epoch, as one value that can be sent to it."""
+"""The definition of a dataset: everything a worker needs to read its share of an epoch, as one value."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from laneway.core.cursor import open_epoch, rank_length, settle
-from laneway.delivery.stream import BatchStream, CollatedStream, RowStream
+from laneway.core.assignment import resolve_cut
+from laneway.core.cursor import Cursor
+from laneway.delivery.stream import BatchStream, ItemMaker, RowStream
 from laneway.reading.lane_reader import LaneReader
 from laneway.reading.reader import RowReader
 
@@ -17,50 +18,60 @@ if TYPE_CHECKING:
 
     from laneway.catalog.manifest import Manifest
     from laneway.convert.batches import BatchConverter
-    from laneway.core.cursor import LaneOptions, Settled
+    from laneway.convert.columns import Output
+    from laneway.core.assignment import Assignment
+    from laneway.core.options import LaneOptions
     from laneway.core.plan import Identity
     from laneway.core.progress import Progress
     from laneway.core.turns import WorkerPlace
-    from laneway.delivery.stream import Stream
     from laneway.storage.filesystem import Storage
 
 
 @dataclass(frozen=True, slots=True)
 class Composed:
-    """Two functions, one after the other; unlike a lambda it can be sent to a spawned worker."""
+    """Two functions, one after the other; unlike a lambda, it can be pickled for a spawned worker."""
 
     first: Callable[[Any], Any]
     """Called first."""
     second: Callable[[Any], Any]
-    """Called on what the first returns."""
+    """Called with the result of the first."""
 
     def __call__(self, value: Any) -> Any:  # noqa: ANN401 - whatever the functions take and return
         """Call both."""
         return self.second(self.first(value))
 
 
+def compose(first: Callable[[Any], Any] | None, second: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return a function that calls `first`, if there is one, and then `second`."""
+    return second if first is None else Composed(first, second)
+
+
 @dataclass(frozen=True, eq=False)
 class Definition:
-    """From data files to what a dataset yields."""
+    """What a dataset delivers, in which order, and how; it does not change while the dataset is read."""
 
     identity: Identity
     """Which rows, in which order."""
     options: LaneOptions
     """Lanes, turns and batches."""
+    place: WorkerPlace
+    """The rank that reads."""
     manifest: Manifest
     """Where the rows are in the data files."""
     storage: Storage
     """Where the data files are."""
     columns: tuple[str, ...] | None
     """Columns to deliver; None: all."""
+    output: Output
+    """What columns become."""
     converter: BatchConverter
-    """Makes what is yielded out of Arrow."""
+    """Converts them."""
     transform: Callable[[Any], Any] | None
-    """Called on each row, or on each batch that is made by columns."""
+    """Called on each row, or on each batch of columns."""
     prefetch_windows: int
     """Windows of each lane that are read ahead."""
     collate_fn: Callable[[list[Any]], Any] | None = None
-    """Makes what is yielded of the rows of a batch, or of a turn where there are no batches; None: no rows are made."""
+    """Makes an item of the rows of a batch, or of a turn if there are no batches; None: batches of columns, or rows."""
 
     @property
     def schema(self) -> pa.Schema:
@@ -70,23 +81,21 @@ class Definition:
     def _reader(self) -> RowReader:
         return RowReader(self.manifest, self.storage, self.columns)
 
-    def num_items(self, place: WorkerPlace, options: LaneOptions) -> int:
-        """Return how many batches of `options`, or rows, the rank of `place` delivers in a whole epoch."""
-        return rank_length(self.manifest.num_rows, place, self.identity.settings, options)
+    def num_items(self, place: WorkerPlace) -> int:
+        """Return the number of batches, or rows if there are no batches, that a rank delivers in a whole epoch.
 
-    def settle(self, progress: Progress, place: WorkerPlace) -> Settled:
-        """Return an epoch as the workers of `place` read it; see `laneway.core.cursor.settle`."""
-        return settle(self.identity, progress, place, self.options)
-
-    def open(self, progress: Progress, place: WorkerPlace) -> Stream:
-        """Return what the worker at `place` delivers from `progress` on.
-
-        Raises:
-            CheckpointMismatchError: The progress is that of another worker.
+        Args:
+            place: Any worker of the rank.
         """
-        cursor = open_epoch(self.identity, progress, place, self.options)
-        lanes = LaneReader(cursor.plan, self._reader(), self.converter, self.prefetch_windows)
-        if self.collate_fn is not None:
-            return CollatedStream(cursor, lanes, self.converter, self.transform, self.collate_fn)
-        stream_type = RowStream if self.options.batch_size is None else BatchStream
-        return stream_type(cursor, lanes, self.converter, self.transform)
+        return self.options.num_items(self.manifest.num_rows, place, self.identity.settings)
+
+    def resolve(self, progress: Progress, place: WorkerPlace) -> Assignment:
+        """Return what the worker at `place` reads of an epoch; see `laneway.core.assignment.resolve_cut`."""
+        return resolve_cut(self.identity, progress, place, self.options)
+
+    def open(self, assignment: Assignment) -> BatchStream | RowStream:
+        """Return what a worker delivers of an epoch."""
+        lanes = LaneReader(assignment.plan, self._reader(), self.converter, self.prefetch_windows)
+        items = ItemMaker(lanes, self.converter, self.transform, self.collate_fn)
+        is_by_row = self.options.batch_size is None and self.collate_fn is None
+        return (RowStream if is_by_row else BatchStream)(Cursor(assignment), items)

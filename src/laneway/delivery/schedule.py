@@ -1,7 +1,7 @@
-"""EpochSchedule over a dataset: which epoch the next one delivers and from where, and what the last one has delivered.
+"""The schedule of epochs: which epoch the next pass delivers and from where, and how far the last pass has come.
 
-Every pass is the next epoch, whether or not the one before was read to its end. A state that was loaded is used by
-one pass; `set_epoch` says what the next pass is.
+Every pass is the next epoch, whether or not the previous one was read to its end. A loaded state is used by one pass;
+`set_epoch` chooses the epoch of the next pass.
 """
 
 from __future__ import annotations
@@ -10,113 +10,130 @@ import copy
 import os
 import warnings
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from laneway.arguments import plain_int
 from laneway.core.progress import Progress
-from laneway.delivery.clock import MAX_EPOCHS, EpochClock
-from laneway.delivery.workers import is_in_worker, loader_number
+from laneway.delivery.clock import MAX_EPOCHS, EpochClock, loader_number
+from laneway.delivery.workers import is_in_worker
 from laneway.errors import StateFormatError
 
 if TYPE_CHECKING:
+    from laneway.core.schema import SavedState
     from laneway.core.turns import WorkerPlace
-    from laneway.delivery.stream import Stream
+
+
+class Pass(Protocol):
+    """A pass over an epoch: what a worker, or a whole rank, delivers of it."""
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that is delivered."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether everything has been delivered."""
+
+    def progress(self) -> Progress:
+        """Return what has been delivered."""
+
+    def __next__(self) -> Any:  # noqa: ANN401 - items may be of any type
+        """Return the next item; it counts as delivered from now on. After an error, it is retried."""
 
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """A state that was loaded; the next pass goes on from it."""
+    """A state that was loaded; the next pass resumes from it."""
 
-    state: dict[str, Any]
-    """The state itself."""
+    saved: SavedState
+    """The state."""
     progress: Progress
-    """What it says."""
+    """Its progress."""
     generation: int
-    """Generation of the clock that it is good in."""
+    """Generation of the clock that it is valid in."""
     pid: int
     """The process that loaded it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Pass:
+class _Begun:
     """A pass that this process began."""
 
-    stream: Stream
-    """What it yields."""
+    running: Pass
+    """The pass."""
     place: WorkerPlace
-    """Who reads it."""
+    """The worker that reads it."""
     generation: int
-    """Generation of the clock, as of this pass."""
+    """Generation of the clock at its start."""
     pid: int
-    """The process: a fork of it has not begun this pass."""
+    """The process that began it, as opposed to its forks."""
 
 
 class EpochSchedule:
-    """The passes over one dataset, in the main process and, as copies that share a clock, in its workers."""
+    """The passes over one dataset: in the main process and, as copies that share a clock, in its DataLoader workers."""
 
     def __init__(self) -> None:
-        """Begin before epoch 0."""
-        self.clock = EpochClock()
-        self.num_changes = 0
-        """How often this process began a pass, loaded a state or chose an epoch."""
+        """Start before epoch 0."""
+        self.version = 0
+        """Changes whenever this process begins a pass, loads a state or chooses an epoch."""
+        self._clock = EpochClock()
         self._restored: Restored | None = None
-        self._began: Pass | None = None
+        self._begun: _Begun | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the running pass behind: open files stay in the process that opened them."""
-        return {**vars(self), "_began": None}
+        """Leave the running pass out: open files stay in the process that opened them."""
+        return {**vars(self), "_begun": None}
 
     def copy(self) -> EpochSchedule:
-        """Return passes of their own that go on from the same place."""
+        """Return an independent schedule whose next pass is the same."""
         other = EpochSchedule()
-        other.clock.set(self.next_progress.epoch, asked=False)
-        restored = self.pending
-        if restored is not None:
-            other._restored = replace(restored, generation=other.clock.generation)
+        other.set_next(self.next_progress, self.pending)
         return other
 
-    @property
-    def current(self) -> Pass | None:
-        """The last pass, where it was this process that began it: it stays so until another one begins."""
-        return self._began if is_in_worker() or not self.clock.num_active_workers else None
+    def set_next(self, progress: Progress, restored: Restored | None = None) -> None:
+        """Make the next pass start at the epoch of `progress`, or resume from a loaded state."""
+        self._clock.set(progress.epoch, asked=False)
+        self._restored = replace(restored, generation=self._clock.generation) if restored else None
 
-    @property
-    def pending(self) -> Restored | None:
-        """The loaded state, where no pass has used it and no other epoch was asked for since."""
-        restored = self._restored
-        if restored is None or (is_in_worker() and restored.pid == os.getpid()):
-            # A loader has its workers load their states right before the pass that they are for.
-            return restored
-        return restored if self.clock.is_fresh(restored.generation, loader_number()) else None
+    # -- What the next pass is ----------------------------------------------------------------------------------------
 
     @property
     def epoch(self) -> int:
-        """The epoch of the last pass, or the one that was asked for or loaded since."""
-        asked, began, last = self.clock.asked_epoch(), self.current, self.clock.last_epoch
+        """The epoch of the last pass, or the one that was chosen or loaded since."""
+        asked, last = self._clock.asked_epoch(), self._clock.last_epoch
         if asked is not None:
             return asked
-        if began is not None:
-            return began.stream.cursor.epoch
-        return self.clock.set_epoch if last is None else last
+        if self.current is not None:
+            return self.current.epoch
+        return self._clock.set_epoch if last is None else last
+
+    @property
+    def pending(self) -> Restored | None:
+        """The loaded state, unless a pass has used it or another epoch was chosen since."""
+        restored = self._restored
+        if restored is None or (is_in_worker() and restored.pid == os.getpid()):
+            # A loader makes its workers load their states right before the pass that they are for.
+            return restored
+        return restored if self._clock.is_fresh(restored.generation, loader_number()) else None
 
     @property
     def next_progress(self) -> Progress:
-        """Where the next pass begins."""
+        """Where the next pass starts."""
         return self.start()[0]
 
     def start(self) -> tuple[Progress, int]:
-        """Return where a pass that begins now begins, and the generation of the clock that it belongs to."""
+        """Return where a pass that starts now starts, and the generation of the clock that it belongs to."""
         restored = self.pending
         if restored is not None:
             return restored.progress, restored.generation
-        last, generation = self._began, self.clock.generation
+        last, generation = self._begun, self._clock.generation
         if last is not None and last.pid == os.getpid() and is_in_worker():
-            # A persistent worker: its loader begins each pass in all of its workers, so they count alike.
-            epoch = self.clock.next_of_others(loader_number())
+            # A persistent worker: its loader starts each pass in all of its workers, so their counts agree.
+            epoch = self._clock.next_of_others(loader_number())
             if last.generation == generation:
-                epoch = max(epoch, last.stream.cursor.epoch + 1)
+                epoch = max(epoch, last.running.epoch + 1)
             return Progress(epoch), generation
-        generation, epoch = self.clock.next(loader_number())
+        generation, epoch = self._clock.next(loader_number())
         return Progress(epoch), generation
 
     def set_epoch(self, epoch: int) -> None:
@@ -125,55 +142,77 @@ class EpochSchedule:
         if number is None or not 0 <= number < MAX_EPOCHS:
             message = f"epoch must be an int in [0, {MAX_EPOCHS}), not {epoch!r}"
             raise ValueError(message)
-        epoch = number
-        self.num_changes += 1
+        self.version += 1
         restored = self.pending
-        self.clock.set(epoch, asked=True)
-        is_kept = restored is not None and restored.progress.epoch == epoch
-        self._restored = replace(restored, generation=self.clock.generation) if restored and is_kept else None
+        self._clock.set(number, asked=True)
+        is_kept = restored is not None and restored.progress.epoch == number
+        self._restored = replace(restored, generation=self._clock.generation) if restored and is_kept else None
 
-    def begin(self, stream: Stream, place: WorkerPlace, generation: int) -> None:
-        """Say that a pass has begun in this process, in the generation that `start` told."""
-        epoch = stream.cursor.epoch
-        self.num_changes += 1
-        self.clock.hold(place.num_workers if is_in_worker() else 0)
-        if is_in_worker():
-            is_first = self._began is None or self._began.pid != os.getpid()
-            self.clock.begin(place.worker, generation, loader_number() or 0, epoch, is_first=is_first)
-        else:
-            self.clock.set(epoch + 1, asked=False)
-        self._restored = None
-        self._began = Pass(stream, place, generation, os.getpid())
-
-    def begin_elsewhere(self, epoch: int, num_workers: int) -> None:
-        """Say that a loader of this process has begun a pass, and keeps its progress.
+    def restore(self, saved: SavedState, progress: Progress) -> None:
+        """Make the next pass resume from a state.
 
         Args:
-            epoch: What the pass delivers.
-            num_workers: Number of workers that read it, at least 1.
+            saved: The state.
+            progress: Its progress.
         """
-        self.num_changes += 1
-        self.clock.set(epoch, asked=False)
-        self.clock.begin(0, self.clock.generation, 0, epoch)
-        self.clock.hold(num_workers)
-        self._restored = self._began = None
-
-    def restore(self, state: dict[str, Any], progress: Progress) -> None:
-        """Make the next pass go on from `progress`, which `state` says."""
         if progress.epoch >= MAX_EPOCHS:
             message = f"this state is damaged: epoch is {progress.epoch}"
             raise StateFormatError(message)
-        asked = self.clock.asked_epoch(loader_number())
-        # What follows a complete epoch is what a training loop asks for next.
-        if asked not in {None, progress.epoch, progress.epoch + 1 if state["complete"] else None}:
+        asked = self._clock.asked_epoch(loader_number())
+        # After a complete epoch, a training loop asks for the next one.
+        if asked not in {None, progress.epoch, progress.epoch + 1 if saved.fields["complete"] else None}:
             message = (
                 f"set_epoch({asked}) was called, but the state that is loaded is of epoch {progress.epoch}, and so is "
-                f"the pass; begin the loop over epochs at {progress.epoch}"
+                f"the next pass; start the loop over epochs at {progress.epoch}"
             )
             warnings.warn(message, stacklevel=3)
-        self.num_changes += 1
+        self.version += 1
         if not is_in_worker():
-            self.clock.hold(0)
-            self.clock.set(progress.epoch, asked=False)
-        self._began = None
-        self._restored = Restored(copy.deepcopy(state), progress, self.clock.generation, os.getpid())
+            self._clock.hold(0)
+            self._clock.set(progress.epoch, asked=False)
+        self._begun = None
+        saved = replace(saved, original=copy.deepcopy(saved.original))
+        self._restored = Restored(saved, progress, self._clock.generation, os.getpid())
+
+    # -- The last pass ------------------------------------------------------------------------------------------------
+
+    @property
+    def num_active_workers(self) -> int:
+        """Number of workers that hold the progress of the last pass, 0 where the main process reads its own data."""
+        return self._clock.num_active_workers
+
+    @property
+    def current(self) -> Pass | None:
+        """The last pass if this process began it; it stays so until another one begins."""
+        is_here = self._begun is not None and (is_in_worker() or not self.num_active_workers)
+        return self._begun.running if self._begun and is_here else None
+
+    @property
+    def place(self) -> WorkerPlace | None:
+        """The worker that reads the last pass of this process."""
+        return self._begun.place if self._begun else None
+
+    def begin(self, begun: Pass, place: WorkerPlace, generation: int) -> None:
+        """Record that a pass has begun in this process, in the generation that `start` returned."""
+        self.version += 1
+        self._clock.hold(place.num_workers if is_in_worker() else 0)
+        if is_in_worker():
+            is_first = self._begun is None or self._begun.pid != os.getpid()
+            self._clock.begin(place.worker, generation, loader_number() or 0, begun.epoch, is_first=is_first)
+        else:
+            self._clock.set(begun.epoch + 1, asked=False)
+        self._restored = None
+        self._begun = _Begun(begun, place, generation, os.getpid())
+
+    def begin_in_loader(self, epoch: int, num_workers: int) -> None:
+        """Record that a loader of this process has begun a pass, whose progress it keeps itself.
+
+        Args:
+            epoch: The epoch that is delivered.
+            num_workers: Number of workers that read it, at least 1.
+        """
+        self.version += 1
+        self._clock.set(epoch, asked=False)
+        self._clock.begin(0, self._clock.generation, 0, epoch)
+        self._clock.hold(num_workers)
+        self._restored = self._begun = None

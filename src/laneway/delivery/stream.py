@@ -1,70 +1,85 @@
-"""A worker's stream: from the lanes it reads to the rows or batches that it yields.
+"""A worker's stream: the rows or batches that it delivers in one epoch.
 
-The way of a row: the cursor names lane ranges, the lanes their segments, a segment lies in a window, and the window
-is read from the data files, put in order once and cut into slices. What is yielded is counted first.
+The way of a row: the cursor names ranges of lanes; `LaneReader` reads them as slices of windows; `ItemMaker` converts
+the slices and calls the user's functions. An item is counted as delivered, and then yielded.
 """
 
 from __future__ import annotations
 
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from laneway.convert.batches import NullInColumnError
-from laneway.core.cursor import LaneRange, RowRun
+from laneway.core.cursor import LaneRange, RowQueue
 from laneway.delivery.packing import packed
 from laneway.delivery.workers import is_in_worker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from laneway.convert.batches import BatchConverter
-    from laneway.core.cursor import Cursor, Step
+    from laneway.core.cursor import Cursor
+    from laneway.core.progress import LanePosition, Progress
     from laneway.reading.assembler import OpenRows
     from laneway.reading.lane_reader import LaneReader
 
-_ROWS_AT_ONCE = 1024
+_ROWS_PER_CONVERSION = 1024
 """Rows that are converted together where rows are yielded one by one."""
 
 
-class Stream:
-    """Iterates over what one worker delivers in one epoch; asked again after an error, it tries the same again."""
+class ItemMaker:
+    """Makes what is yielded of ranges of lanes."""
 
     def __init__(
         self,
-        cursor: Cursor,
         lanes: LaneReader,
         converter: BatchConverter,
         transform: Callable[[Any], Any] | None,
+        collate_fn: Callable[[list[Any]], Any] | None,
     ) -> None:
-        """Go on from where `cursor` stands.
+        """Prepare to make items.
 
         Args:
-            cursor: The worker's place in the epoch; it is moved as things are yielded.
-            lanes: Reads the lanes of the cursor's plan.
-            converter: Makes what is yielded out of Arrow.
-            transform: Called on each thing before it is yielded.
+            lanes: Reads the rows.
+            converter: Converts them from Arrow.
+            transform: Called on each row, or on each batch of columns.
+            collate_fn: Makes a batch of a list of rows; None: batches are made by columns.
         """
-        self._cursor = cursor
-        self._is_sent = is_in_worker()
         self._lanes = lanes
         self._converter = converter
         self._transform = transform
+        self._collate_fn = collate_fn
+
+    def batch(self, ranges: list[LaneRange]) -> Any:  # noqa: ANN401 - a user's function may return anything
+        """Return the batch of these rows."""
+        if self._collate_fn is None:
+            parts = self._convert(self._converter.slice, ranges)
+            return self._call(self._transform, parts[0] if len(parts) == 1 else self._converter.joined(parts))
+        rows = self.rows(ranges)
+        if self._transform is not None:
+            rows = [self._call(self._transform, row) for row in rows]
+        return self._call(self._collate_fn, rows)
+
+    def rows(self, ranges: list[LaneRange]) -> list[Any]:
+        """Return these rows one by one, before `transform`."""
+        parts = self._convert(self._converter.slice_rows, ranges)
+        return parts[0] if len(parts) == 1 else [*chain.from_iterable(parts)]
+
+    def transform(self, row: Any) -> Any:  # noqa: ANN401 - a user's function may return anything
+        """Return what `transform` makes of a row."""
+        return self._call(self._transform, row)
 
     @property
-    def cursor(self) -> Cursor:
-        """The worker's place in the epoch."""
-        return self._cursor
+    def has_transform(self) -> bool:
+        """Whether the user gave a transform."""
+        return self._transform is not None
 
-    def __iter__(self) -> Iterator[Any]:
-        """Return self."""
-        return self
+    def close(self) -> None:
+        """Release windows, files and threads: nothing more will be read."""
+        self._lanes.end()
 
-    def __next__(self) -> Any:  # noqa: ANN401 - a user's transform may return anything
-        """Return the next row or batch; it counts as delivered from now on."""
-        raise NotImplementedError
-
-    def _converted(self, convert: Callable[[OpenRows, int, int], Any], ranges: list[LaneRange]) -> list[Any]:
-        """Return what the rows of lane ranges become, in one part or in several."""
+    def _convert(self, convert: Callable[[OpenRows, int, int], Any], ranges: list[LaneRange]) -> list[Any]:
+        """Return the converted rows of lane ranges, in one part or in several."""
         slices = [found for lane_range in ranges for found in self._lanes.read(lane_range)]
         parts: list[Any] = []
         try:
@@ -77,114 +92,133 @@ class Stream:
             raise error.at(self._lanes.locate(ranges, row_index)) from None
         return parts
 
-    def _rows(self, ranges: list[LaneRange]) -> list[Any]:
-        parts = self._converted(self._converter.slice_rows, ranges)
-        return parts[0] if len(parts) == 1 else [*chain.from_iterable(parts)]
-
-    def _called(self, function: Callable[[Any], Any] | None, item: Any) -> Any:  # noqa: ANN401 - it is a user's
+    def _call(self, function: Callable[[Any], Any] | None, item: Any) -> Any:  # noqa: ANN401 - it is a user's
         if function is None:
             return item
         try:
             return function(item)
         except StopIteration as error:
-            self._forget()
-            message = "the transform or collate_fn raised StopIteration, which would end the epoch unseen"
+            self._lanes.close()
+            message = "the transform or collate_fn raised StopIteration, which would end the epoch silently"
             raise RuntimeError(message) from error
         except BaseException:
-            self._forget()
+            # The function may have changed a window in place before it failed: the next call reads it again.
+            self._lanes.close()
             raise
 
-    def _forget(self) -> None:
-        """Let go of what a user's function that failed may have changed half-way: asked again, it is read again."""
-        self._lanes.close()
+
+class Stream:
+    """Iterates over what one worker delivers in one epoch; called again after an error, it retries the same item."""
+
+    def __init__(self, cursor: Cursor, items: ItemMaker) -> None:
+        """Start where `cursor` is, and advance it as items are yielded."""
+        self._cursor = cursor
+        self._items = items
+
+    @property
+    def cursor(self) -> Cursor:
+        """The worker's place in the epoch."""
+        return self._cursor
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that is delivered."""
+        return self._cursor.epoch
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether this worker has delivered all its rows of the epoch."""
+        return self.cursor.is_at_end
+
+    def progress(self) -> Progress:
+        """Return what this worker has delivered."""
+        return self.cursor.progress()
+
+    def __iter__(self) -> Iterator[Any]:
+        """Return self."""
+        return self
+
+    def __next__(self) -> Any:  # noqa: ANN401 - a user's transform may return anything
+        """Return the next item; it counts as delivered from now on."""
+        raise NotImplementedError
+
+
+class TaggedBatch(NamedTuple):
+    """A batch with what the main process must know to count it as delivered."""
+
+    turn: int
+    """The first of its turns."""
+    positions: Sequence[tuple[int, LanePosition]]
+    """The new positions of its lanes; none: these turns are empty, and there is no batch."""
+    batch: Any
+    """The batch."""
 
 
 class BatchStream(Stream):
     """Yields batches."""
 
+    def __init__(self, cursor: Cursor, items: ItemMaker) -> None:
+        """Start where `cursor` is; see Stream."""
+        super().__init__(cursor, items)
+        self._is_sent = is_in_worker()
+
     def __next__(self) -> Any:  # noqa: ANN401 - a user's transform may return anything
         """Return the next batch; it counts as delivered from now on."""
-        step = self.cursor.next_batch()
-        if step is None:
-            self._lanes.end()
+        return self.next_tagged().batch
+
+    def next_tagged(self) -> TaggedBatch:
+        """Return the next batch with its tag; it counts as delivered from now on."""
+        found = self._cursor.next_batch()
+        if found is None:
+            self._items.close()
             raise StopIteration
-        batch = self._make(step)
-        self.cursor.deliver_batch(step)
-        return packed(batch) if self._is_sent else batch
-
-    def _make(self, step: Step) -> Any:  # noqa: ANN401 - a user's transform may return anything
-        parts = self._converted(self._converter.slice, step.ranges)
-        return self._called(self._transform, parts[0] if len(parts) == 1 else self._converter.joined(parts))
-
-
-class CollatedStream(BatchStream):
-    """Yields batches that a function makes of a list of rows."""
-
-    def __init__(
-        self,
-        cursor: Cursor,
-        lanes: LaneReader,
-        converter: BatchConverter,
-        transform: Callable[[Any], Any] | None,
-        collate_fn: Callable[[list[Any]], Any],
-    ) -> None:
-        """Go on from where `cursor` stands; `transform` is called on rows, `collate_fn` on the rows of a batch."""
-        super().__init__(cursor, lanes, converter, transform)
-        self._collate_fn = collate_fn
-
-    def _make(self, step: Step) -> Any:  # noqa: ANN401 - a user's function may return anything
-        rows = self._rows(step.ranges)
-        if self._transform is not None:
-            rows = [self._called(self._transform, row) for row in rows]
-        return self._called(self._collate_fn, rows)
+        batch = self._items.batch(found.ranges)
+        tagged = TaggedBatch(found.turn, found.new_positions(), packed(batch) if self._is_sent else batch)
+        self._cursor.deliver_batch(tagged.turn, tagged.positions)
+        return tagged
 
 
 class RowStream(Stream):
-    """Yields rows. They are converted many at once and handed out one by one."""
+    """Yields rows. Many are converted together and yielded one by one."""
 
-    def __init__(
-        self,
-        cursor: Cursor,
-        lanes: LaneReader,
-        converter: BatchConverter,
-        transform: Callable[[Any], Any] | None,
-    ) -> None:
-        """Go on from where `cursor` stands; see Stream."""
-        super().__init__(cursor, lanes, converter, transform)
-        self._run = RowRun(cursor)
-        self._ahead: dict[int, tuple[int, list[Any]]] = {}
+    def __init__(self, cursor: Cursor, items: ItemMaker) -> None:
+        """Start where `cursor` is; see Stream."""
+        super().__init__(cursor, items)
+        self._queue = RowQueue(cursor)
+        self._converted: dict[int, tuple[int, list[Any]]] = {}
         """Lane -> position of its first converted row, and the converted rows."""
 
     @property
     def cursor(self) -> Cursor:
         """The worker's place in the epoch."""
-        self._run.count()
+        self._queue.count()
         return self._cursor
 
     def __next__(self) -> Any:  # noqa: ANN401 - a user's transform may return anything
         """Return the next row; it counts as delivered from now on."""
-        if not self._run.rows:
-            self._next_run()
-        if self._transform is None:
-            return self._run.rows.pop()
-        row = self._called(self._transform, self._run.rows[-1])
-        self._run.rows.pop()
+        if not self._queue.rows:
+            self._fill_queue()
+        if not self._items.has_transform:
+            return self._queue.rows.pop()
+        try:
+            row = self._items.transform(self._queue.rows[-1])
+        except BaseException:
+            # As for batches: what the function may have changed is read again.
+            self._converted.clear()
+            self._queue.drop()
+            raise
+        self._queue.rows.pop()
         return row
 
-    def _forget(self) -> None:
-        super()._forget()
-        self._ahead.clear()
-        self._run.drop()
-
-    def _next_run(self) -> None:
-        run = self.cursor.next_run(_ROWS_AT_ONCE)
-        if run is None:
-            self._lanes.end()
+    def _fill_queue(self) -> None:
+        found = self.cursor.next_rows(_ROWS_PER_CONVERSION)
+        if found is None:
+            self._items.close()
             raise StopIteration
-        lane, start, stop = run.ranges[0]
-        first, rows = self._ahead.get(lane, (0, []))
+        lane, start, stop = found.ranges[0]
+        first, rows = self._converted.get(lane, (0, []))
         if not first <= start < first + len(rows):
-            wanted = LaneRange(lane, start, min(start + _ROWS_AT_ONCE, self.cursor.end_of(lane)))
-            first, rows = start, self._rows([wanted])
-            self._ahead[lane] = (first, rows)
-        self._run.begin(run, rows[start - first : stop - first])
+            wanted = LaneRange(lane, start, min(start + _ROWS_PER_CONVERSION, self.cursor.end_of(lane)))
+            first, rows = start, self._items.rows([wanted])
+            self._converted[lane] = (first, rows)
+        self._queue.fill(found.turn, lane, rows[start - first : stop - first])

@@ -1,9 +1,7 @@
-"""What torch's DataLoader tells a dataset about its workers."""
+"""What PyTorch's DataLoader exposes about its workers."""
 
 from __future__ import annotations
 
-import multiprocessing
-import re
 import sys
 from typing import TYPE_CHECKING
 
@@ -17,35 +15,30 @@ if TYPE_CHECKING:
     from torch.utils.data import Dataset
 
 
+MAX_WORKERS = 1024
+"""Maximum number of workers of a rank."""
+
+
 def is_in_worker() -> bool:
-    """Tell whether this process is a DataLoader worker."""
+    """Return whether this process is a DataLoader worker."""
     return get_worker_info() is not None
 
 
-def worker_place(rank: int, world_size: int) -> WorkerPlace | None:
-    """Return the place of the DataLoader worker that this process is, or None in a main process."""
-    info = get_worker_info()
-    return None if info is None else WorkerPlace(rank, world_size, info.id, info.num_workers)
+def worker_place(rank: WorkerPlace) -> WorkerPlace | None:
+    """Return the place of this DataLoader worker, or None in a main process.
 
-
-def loader_number() -> int | None:
-    """Return a number that all workers that a loader started together share, None in a main process.
-
-    A process numbers its children in the order in which it makes them, and a loader makes its workers one after
-    another; so the number of a later set of workers is larger.
+    Args:
+        rank: The rank that the worker reads for.
     """
     info = get_worker_info()
-    if info is None:
-        return None
-    number = re.search(r"\d+$", multiprocessing.current_process().name)
-    return int(number[0]) - info.id if number else 0
+    return None if info is None else WorkerPlace(rank.rank, rank.world_size, info.id, info.num_workers)
 
 
 def num_workers_of_caller(dataset: Dataset[object]) -> int | None:
     """Return num_workers of the DataLoader whose `__len__` is asking for the length of `dataset`, if one is.
 
-    An epoch's batches depend on how many workers cut it, and DataLoader asks its dataset for the length
-    without saying. So the loader is looked for among the callers.
+    The number of batches of an epoch depends on the number of workers, and DataLoader asks its dataset for the length
+    without passing it. So this looks for the loader among the callers.
     """
     frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - documented, and there is no other way to know
     while frame is not None and frame.f_code.co_name == "__len__":

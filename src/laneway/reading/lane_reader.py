@@ -110,7 +110,7 @@ class LaneReader:
         ahead = self._ahead.get(lane)
         if ahead is None or ahead.position != position:
             self._stop_reading(lane)
-            ahead = _LaneAhead(self._plan.lanes.segments_from(lane, position), position, self._windows.begin)
+            ahead = _LaneAhead(self._plan.lanes.segments(lane, position), position, self._windows.begin)
         # Put back only when all went well: asked again after an error, it is read again.
         self._ahead.pop(lane, None)
         opened = self._open[lane] = ahead.next_window(self._num_ahead)

@@ -20,7 +20,7 @@ def lanes_of(lengths: list[int], num_lanes: int) -> Lanes:
 
 
 def all_segments(lanes: Lanes) -> list[list[Segment]]:
-    return [lanes.segments(lane, 0, int(rows)) for lane, rows in enumerate(lanes.rows)]
+    return [list(lanes.segments(lane)) for lane in range(lanes.num_lanes)]
 
 
 def test_lanes_are_cut_through_shards_where_needed() -> None:
@@ -42,17 +42,17 @@ def test_shuffled_shards_are_grouped_into_windows() -> None:
 
 def test_rows_of_a_lane_are_found_across_segments() -> None:
     lanes = lanes_of([2, 2, 2, 2], 2)
-    assert lanes.segments(1, 1, 3) == [Segment(2, 1, 2), Segment(3, 0, 1)]
-    assert lanes.segments(0, 2, 2) == []
+    assert list(lanes.segments(1, 1, 3)) == [Segment(2, 1, 2), Segment(3, 0, 1)]
+    assert list(lanes.segments(0, 2, 2)) == []
 
 
 def test_a_lane_is_padded_with_its_own_last_row_and_an_empty_one_borrows() -> None:
     lanes = lanes_of([1, 1], 4)
     assert lanes.rows.tolist() == [0, 1, 0, 1]
-    assert lanes.segments(0, 0, 1) == [Segment(0, 0, 1)]
-    assert lanes.segments(1, 0, 2) == [Segment(0, 0, 1), Segment(0, 0, 1)]
-    assert lanes.segments(2, 0, 1) == [Segment(0, 0, 1)]
-    assert lanes.segments(3, 1, 2) == [Segment(1, 0, 1)]
+    assert list(lanes.segments(0, 0, 1)) == [Segment(0, 0, 1)]
+    assert list(lanes.segments(1, 0, 2)) == [Segment(0, 0, 1), Segment(0, 0, 1)]
+    assert list(lanes.segments(2, 0, 1)) == [Segment(0, 0, 1)]
+    assert list(lanes.segments(3, 1, 2)) == [Segment(1, 0, 1)]
 
 
 def test_what_was_delivered_and_what_is_left_make_the_whole() -> None:

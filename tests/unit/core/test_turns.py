@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from laneway.core.turns import WorkerPlace, has_one_owner_per_lane, place_differences
+from laneway.core.turns import WorkerPlace, has_one_owner_per_lane
 
 
 def test_batches_go_round_the_ranks_and_then_the_workers() -> None:
@@ -19,14 +19,3 @@ def test_workers_share_lanes_whose_number_their_turns_divide() -> None:
 def test_a_worker_owns_the_lanes_that_its_turns_come_to() -> None:
     assert WorkerPlace(0, 2, 0, 1).own_lanes(4, 8, 2) == [4, 5, 0, 1]
     assert WorkerPlace(1, 2, 1, 3).own_lanes(2, 6, 1) == [5]
-
-
-def test_the_differences_of_two_places_say_what_to_do() -> None:
-    assert place_differences(WorkerPlace(), WorkerPlace()) == []
-    lines = place_differences(WorkerPlace(1, 2, 0, 4), WorkerPlace(0, 3, 0, 1))
-    assert [line.split(" (")[0] for line in lines] == [
-        "rank: saved 1, this is 0",
-        "world_size: saved 2, this is 3",
-        "num_workers: saved 4, this is 1",
-    ]
-    assert "num_workers=4" in lines[2]

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader, IterableDataset
 
-from laneway.delivery.clock import MAX_EPOCHS, MAX_WORKERS, EpochClock
-from laneway.delivery.workers import loader_number, worker_place
+from laneway.core.turns import WorkerPlace
+from laneway.delivery.clock import MAX_EPOCHS, EpochClock, loader_number
+from laneway.delivery.workers import MAX_WORKERS, worker_place
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -115,7 +116,7 @@ class Beginning(IterableDataset[int]):
         self.clock = clock
 
     def __iter__(self) -> Iterator[int]:
-        place = worker_place(0, 1)
+        place = worker_place(WorkerPlace())
         yield begin(self.clock, place.worker if place else 0, loader_number() or 0)
 
 

@@ -24,7 +24,7 @@ class Asking(torch.utils.data.IterableDataset[Any]):
         return 3
 
     def __iter__(self) -> Iterator[Any]:
-        place = worker_place(4, 5)
+        place = worker_place(WorkerPlace(4, 5))
         yield None if place is None else (place.rank, place.world_size, place.worker, place.num_workers)
 
 
@@ -43,6 +43,6 @@ def test_others_who_ask_for_the_length_tell_nothing() -> None:
 
 
 def test_a_worker_knows_its_place() -> None:
-    assert worker_place(0, 1) is None
+    assert worker_place(WorkerPlace()) is None
     loader = torch.utils.data.DataLoader(Asking(), batch_size=None, num_workers=2, collate_fn=tuple)
     assert [WorkerPlace(*found) for found in loader] == [WorkerPlace(4, 5, 0, 2), WorkerPlace(4, 5, 1, 2)]

@@ -1,0 +1,108 @@
+"""The text of mismatches: how a saved state differs from the present run, with both values and the way out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from laneway.core.files import FileFacts, decode_files
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from laneway.core.files import FileTable
+    from laneway.core.turns import WorkerPlace
+
+_MAX_NAMED = 3
+_MAX_VALUE_LENGTH = 40
+
+
+def identity_differences(names: Iterable[str], saved: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:
+    """Return a line for each of these fields that differs between a saved state and the present run."""
+    return [
+        f"{name}: saved {saved[name]!r}, this run has {present[name]!r}"
+        for name in names
+        if saved[name] != present[name]
+    ]
+
+
+def file_differences(encoded: str, files: FileTable) -> str:
+    """Return the line for data files that differ from those of a saved state.
+
+    Args:
+        encoded: `FileTable.encoded` of the saved state.
+        files: The present data files.
+
+    Raises:
+        StateFormatError: `encoded` is damaged.
+    """
+    saved = decode_files(encoded)
+    present = {
+        path: FileFacts(int(size), int(rows), digest)
+        for path, size, rows, digest in zip(files.paths, files.sizes, files.rows, files.digests, strict=True)
+    }
+    lines = [f"{path} {_change(saved[path], present[path])}" for path in present if path in saved]
+    lines = [line for line in lines if not line.endswith(" ")]
+    gone, new = [path for path in saved if path not in present], [path for path in present if path not in saved]
+    for path in gone:
+        renamed = next((name for name in new if present[name] == saved[path]), None)
+        if renamed:
+            new.remove(renamed)
+        lines.append(f"{path} is now {renamed}" if renamed else f"{path} is gone")
+    lines += [f"{path} is new" for path in new]
+    if not lines:
+        lines = ["the same files had other row groups, or other columns, when this state was saved"]
+    if len(lines) > _MAX_NAMED:
+        lines[_MAX_NAMED:] = [f"and {len(lines) - _MAX_NAMED:,} more differences"]
+    return "files: " + "; ".join(lines)
+
+
+def _change(saved: FileFacts, present: FileFacts) -> str:
+    if saved.rows != present.rows:
+        return f"had {saved.rows:,} rows, now {present.rows:,}"
+    if saved.size != present.size:
+        return f"had {saved.size:,} bytes, now {present.size:,}"
+    return "" if saved == present else f"was rewritten with the same size ({saved.size:,} bytes)"
+
+
+def place_differences(saved: WorkerPlace, present: WorkerPlace) -> list[str]:
+    """Return a line for each way in which the state of one worker does not belong to another."""
+    facts = {
+        "rank": (saved.rank, present.rank, "each rank resumes from its own state"),
+        "world_size": (saved.world_size, present.world_size, "the state of one rank can't be spread over others"),
+        "num_workers": (
+            saved.num_workers,
+            present.num_workers,
+            "a StatefulDataLoader keeps one state per worker, and restores as many workers as it saved: "
+            f"give it num_workers={saved.num_workers}" + (", or 0 if it had none" if saved.num_workers == 1 else ""),
+        ),
+        "worker": (saved.worker, present.worker, "each DataLoader worker resumes from its own state"),
+    }
+    return [f"{name}: saved {old}, this is {new} ({why})" for name, (old, new, why) in facts.items() if old != new]
+
+
+def mismatch_message(identity_lines: Sequence[str], place_lines: Sequence[str], *, is_of_rank: bool) -> str:
+    """Return the message of a CheckpointMismatchError: all differences, and the way out.
+
+    Args:
+        identity_lines: Differences in files and settings, each `name: ...`.
+        place_lines: Differences between the worker that saved the state and the one that loads it.
+        is_of_rank: Whether the state is that of a single rank.
+    """
+    subject = "dataset" if identity_lines else "worker"
+    ways_out = []
+    if identity_lines:
+        names = list(dict.fromkeys(line.split(":", 1)[0] for line in identity_lines))
+        ways_out.append(f"use the same {', '.join(names)}, or start an epoch from scratch: new dataset, set_epoch()")
+    if place_lines and is_of_rank:
+        ways_out.append(
+            "this state holds the lanes of a single rank; to resume on any number of ranks, save the whole job with "
+            "SavableLoader.save_state_global(), or load merge_states() of the states of all ranks"
+        )
+    lines = (f"  {line}" for line in (*identity_lines, *place_lines))
+    return "\n".join([f"this checkpoint does not belong to this {subject}", *lines, *ways_out])
+
+
+def shorten(value: object) -> str:
+    """Return the repr of a value, cut to what is enough to see a difference."""
+    text = repr(value)
+    return text if len(text) <= _MAX_VALUE_LENGTH else f"{text[: _MAX_VALUE_LENGTH - 3]}..."

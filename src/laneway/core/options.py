@@ -1,0 +1,91 @@
+"""Lane options: the lanes, turns and batches that a user asks for, which may change from run to run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from laneway.core.lanes import rows_to_deliver
+from laneway.core.progress import CutProgress, fresh_cut
+from laneway.core.turns import WorkerPlace, has_one_owner_per_lane
+
+if TYPE_CHECKING:
+    from laneway.core.plan import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class LaneOptions:
+    """The lanes, turns and batches that a user asks for."""
+
+    lanes: int | None
+    """Number of lanes; None: one turn of a batch for each worker."""
+    turn_rows: int | None
+    """Rows of a turn; None: one batch, or one row if there are no batches."""
+    batch_size: int | None
+    """Rows of a batch; None: single rows."""
+
+    @property
+    def default_turn_rows(self) -> int:
+        """Rows of a turn of an epoch that starts now."""
+        return self.turn_rows or self.batch_size or 1
+
+    def turns_per_batch(self, turn_rows: int) -> int | None:
+        """Return the number of turns of a batch, or None if a batch is not a whole number of turns."""
+        if self.batch_size is None:
+            return 1
+        turns, rest = divmod(self.batch_size, turn_rows)
+        return None if rest else turns
+
+    def num_lanes(self, place: WorkerPlace) -> int:
+        """Return the number of lanes to cut into: as asked for if the workers can share them, else one for each."""
+        turns_per_batch = self.turns_per_batch(self.default_turn_rows) or 1
+        if self.lanes is not None and has_one_owner_per_lane(self.lanes, place, turns_per_batch):
+            return self.lanes
+        return place.stride(turns_per_batch)
+
+    def fresh_cut(self, place: WorkerPlace) -> CutProgress:
+        """Return a cut for the workers of the job, of which nothing has been delivered.
+
+        Args:
+            place: Any of the workers.
+        """
+        return fresh_cut(self.num_lanes(place), self.default_turn_rows)
+
+    def num_ranks_in_part(self, place: WorkerPlace) -> int:
+        """Return how many ranks may resume from within a turn and still deliver equally many rows."""
+        return place.world_size if self.batch_size is None or place.world_size == 1 else 0
+
+    def num_items(self, num_rows: int, place: WorkerPlace, settings: Settings) -> int:
+        """Return what a rank delivers in a whole epoch: batches, or rows if there are no batches.
+
+        Args:
+            num_rows: Rows of the dataset.
+            place: Any worker of the rank.
+            settings: What decides the order of the rows.
+        """
+        num_lanes, turn_rows = self.num_lanes(place), self.default_turn_rows
+        turns_per_batch = self.turns_per_batch(turn_rows) or 1
+        bounds = np.array([lane * num_rows // num_lanes for lane in range(num_lanes + 1)], np.int64)
+        ends = rows_to_deliver(
+            np.diff(bounds),
+            remainder=settings.remainder_for(place.world_size),
+            turn_rows=turn_rows,
+            drop_last=settings.drop_last,
+        )
+        of_rank = np.arange(num_lanes) // turns_per_batch % place.world_size == place.rank
+        if self.batch_size is None:
+            return int(ends[of_rank].sum())
+        turns = -(-ends[of_rank] // turn_rows)
+        return int(turns.reshape(-1, turns_per_batch).max(axis=1).sum())
+
+    def warning_for(self, place: WorkerPlace) -> str | None:
+        """Return the warning for a user whose number of lanes can't be shared by the workers, if it can't."""
+        num_lanes = self.num_lanes(place)
+        if self.lanes in {None, num_lanes}:
+            return None
+        return (
+            f"{self.lanes} lanes can't be shared by {place.world_size} rank(s) with {place.num_workers} worker(s): "
+            f"epochs are cut into {num_lanes} lanes instead, in another order; give lanes= a multiple of {num_lanes}"
+        )

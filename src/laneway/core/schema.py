@@ -1,0 +1,285 @@
+"""The schema of states: which fields there are, of which types, and what each one is for. Parses states by it.
+
+A field that is declared here, or added to `Settings`, is written, checked, compared and merged by its role, and named
+in error messages; nothing else lists fields.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from enum import Enum
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from laneway.core.lanes import MAX_LANES, Remainder
+from laneway.core.plan import Settings
+from laneway.core.progress import LanePosition
+from laneway.core.turns import WorkerPlace
+from laneway.errors import StateFormatError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+FORMAT = "laneway.state"
+"""The value of `format` in every state."""
+FORMAT_VERSION = 2
+"""Version of the fields below. Version 1 had no offsets, and earlier cuts were lists of rows."""
+
+_MAX_COUNT = 2**48
+"""More rows, turns or epochs than any dataset has; below it, numpy's int64 can't overflow."""
+_REMAINDERS = get_args(Remainder)
+
+Scope = Literal["global", "rank", "worker"]
+"""Which lanes a state holds: those of the whole job, of a rank or of a worker."""
+
+
+class Role(Enum):
+    """What a field is for."""
+
+    IDENTITY = "identifies the dataset and its order: compared on load, and equal in all states that are merged"
+    JOB = "describes the whole job: equal in all states that are merged"
+    OWN = "describes the rank or worker that saved it"
+
+
+REQUIRED: Any = object()
+"""Marks a field without a default."""
+
+
+@dataclass(frozen=True, slots=True)
+class StateField:
+    """A field of a state."""
+
+    name: str
+    """Its key."""
+    types: tuple[type, ...]
+    """Types of its value."""
+    role: Role
+    """What it is for."""
+    default: Any = REQUIRED
+    """Its value in states that were saved before it existed; REQUIRED: every state has it."""
+
+
+def _types(hint: Any) -> tuple[type, ...]:  # noqa: ANN401 - a type hint has no common type
+    if get_origin(hint) is Literal:
+        return tuple({type(choice) for choice in get_args(hint)})
+    if get_origin(hint) in {Union, UnionType}:
+        return tuple(dict.fromkeys(found for part in get_args(hint) for found in _types(part)))
+    return (hint,)
+
+
+def setting_fields(settings: type) -> tuple[StateField, ...]:
+    """Return the fields of a state for the fields of a dataclass of settings."""
+    hints = get_type_hints(settings)
+    return tuple(
+        StateField(
+            each.name,
+            _types(hints[each.name]),
+            Role.IDENTITY,
+            REQUIRED if each.default is dataclasses.MISSING else each.default,
+        )
+        for each in dataclasses.fields(settings)
+    )
+
+
+FIELDS: tuple[StateField, ...] = (
+    StateField("order_version", (int,), Role.IDENTITY),
+    StateField("fingerprint", (str,), Role.IDENTITY),
+    StateField("files", (str,), Role.OWN),
+    *setting_fields(Settings),
+    StateField("scope", (str,), Role.OWN),
+    StateField("rank", (int,), Role.OWN),
+    StateField("world_size", (int,), Role.JOB),
+    StateField("worker", (int,), Role.OWN),
+    StateField("num_workers", (int,), Role.OWN),
+    StateField("epoch", (int,), Role.JOB),
+    StateField("complete", (bool,), Role.OWN),
+    StateField("lanes", (int, NoneType), Role.JOB),
+    StateField("turn_rows", (int, NoneType), Role.JOB),
+    StateField("lane_remainder", (str, NoneType), Role.JOB),
+    StateField("next_turn", (int,), Role.OWN),
+    StateField("part_rows", (int,), Role.OWN),
+    StateField("lane_indices", (list, NoneType), Role.OWN),
+    StateField("positions", (list, NoneType), Role.OWN),
+    StateField("offsets", (list, NoneType), Role.OWN),
+    StateField("earlier_cuts", (list,), Role.JOB),
+)
+"""All fields of a state besides `format` and `version`."""
+
+
+def names_of(*roles: Role) -> list[str]:
+    """Return the names of the fields that have one of these roles."""
+    return [each.name for each in FIELDS if each.role in roles]
+
+
+@dataclass(frozen=True, slots=True)
+class SavedState:
+    """A state that has been parsed: its fields have the right types and don't contradict each other."""
+
+    original: dict[str, Any]
+    """The state as it was given, of whichever version."""
+    fields: Mapping[str, Any]
+    """Its fields, in the present version."""
+
+    @property
+    def is_global(self) -> bool:
+        """Whether the state is that of the whole job."""
+        return bool(self.fields["scope"] == "global")
+
+    @property
+    def place(self) -> WorkerPlace:
+        """The worker that saved it."""
+        return WorkerPlace(*(self.fields[name] for name in ("rank", "world_size", "worker", "num_workers")))
+
+
+def encode_positions(positions: Iterable[LanePosition]) -> dict[str, Any]:
+    """Return positions as two fields: the rows of each, and the offsets, or None if all are 0."""
+    found = list(positions)
+    offsets = [position.offset for position in found]
+    return {"positions": [position.rows for position in found], "offsets": offsets if any(offsets) else None}
+
+
+def decode_positions(fields: Mapping[str, Any]) -> list[LanePosition]:
+    """Return the positions that `encode_positions` wrote."""
+    rows: list[int] = fields["positions"]
+    return [*map(LanePosition, rows, fields["offsets"] or [0] * len(rows))]
+
+
+_KEY = "laneway"
+
+
+def wrap_state(state: dict[str, Any]) -> dict[str, Any]:
+    """Return a state under one key, as one value that torch.distributed.checkpoint does not take apart."""
+    return {_KEY: [state]}
+
+
+def _unwrap(state: object) -> object:
+    """Return the state in what `wrap_state` returned, or the argument if it is something else."""
+    inner = state.get(_KEY) if isinstance(state, dict) and len(state) == 1 else None
+    return inner[0] if isinstance(inner, list) and len(inner) == 1 else state
+
+
+def parse_state(state: object) -> SavedState:
+    """Return a state whose fields have the right types and don't contradict each other.
+
+    Args:
+        state: A state of any format version, perhaps wrapped, perhaps after a trip through JSON or torch.save.
+
+    Raises:
+        StateFormatError: It is not a state, or it is damaged.
+    """
+    state = _unwrap(state)
+    if not isinstance(state, dict):
+        message = f"a state is the dict that state_dict() returned, not {type(state).__name__}"
+        raise StateFormatError(message)
+    if state.get("format") != FORMAT:
+        keys = ", ".join(map(repr, list(state)[:5])) or "none"
+        hint = ""
+        if "_snapshot" in state or "_iterator_finished" in state:
+            hint = "; it is a state of StatefulDataLoader: give it to the loader's load_state_dict()"
+        message = f"this dict is not a state of a laneway dataset: 'format' is missing, its keys are {keys}{hint}"
+        raise StateFormatError(message)
+    fields = {each.name: each.default for each in FIELDS if each.default is not REQUIRED}
+    fields |= _upgrade(state)
+    missing = [each.name for each in FIELDS if each.name not in fields]
+    if missing:
+        message = f"this state is truncated: {', '.join(missing)} missing"
+        raise StateFormatError(message)
+    for each in FIELDS:
+        value = fields[each.name]
+        if type(value) not in each.types:
+            expected = " or ".join(found.__name__ for found in each.types)
+            message = f"this state is damaged: {each.name} is {value!r}, not {expected}"
+            raise StateFormatError(message)
+    for name in ("epoch", "next_turn"):
+        require(0 <= fields[name] < _MAX_COUNT, f"{name} is {fields[name]}")
+    for index, count in (("rank", "world_size"), ("worker", "num_workers")):
+        require(0 <= fields[index] < fields[count], f"{index} is {fields[index]} of {count} {fields[count]}")
+    known = {each.name: fields[each.name] for each in FIELDS}
+    parsed = SavedState(state, {"format": FORMAT, "version": FORMAT_VERSION, **known})
+    _check_lanes(parsed)
+    return parsed
+
+
+def _upgrade(state: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a state in the present version."""
+    version = state.get("version")
+    if version == FORMAT_VERSION:
+        return state
+    if version == 1:
+        earlier = state.get("earlier_cuts")
+        if isinstance(earlier, list):
+            earlier = [{"positions": rows, "offsets": None} for rows in earlier]
+        return {**state, "offsets": None, "earlier_cuts": earlier}
+    message = (
+        f"this state has format version {version!r}, and this release of laneway reads versions 1 to {FORMAT_VERSION}: "
+        "load it with the release that saved it, or a later one"
+    )
+    raise StateFormatError(message)
+
+
+def _check_lanes(state: SavedState) -> None:
+    fields, is_whole = state.fields, state.is_global
+    num_lanes, known = fields["lanes"], fields["lane_indices"]
+    if num_lanes is None:
+        require(is_whole, f"scope is {fields['scope']!r}, but it has no lanes")
+        require(not fields["positions"] and not fields["earlier_cuts"], "it has positions, but no lanes")
+        require(not fields["complete"], "it is complete, but has no lanes")
+        return
+    require(0 < num_lanes <= MAX_LANES, f"lanes is {num_lanes:,}")
+    require(0 < (fields["turn_rows"] or 0) < _MAX_COUNT, f"turn_rows is {fields['turn_rows']!r}")
+    remainder = fields["lane_remainder"]
+    require(remainder in _REMAINDERS, f"lane_remainder is {remainder!r}")
+    scope = scope_of(None if known is None else state.place)
+    require(fields["scope"] == scope, f"scope is {fields['scope']!r} with lane_indices {known!r}")
+    part_rows, is_in_step = fields["part_rows"], is_whole and fields["positions"] is None
+    require(0 <= part_rows < (fields["turn_rows"] if is_in_step else 1), f"part_rows is {part_rows}")
+    if is_in_step:
+        require(fields["offsets"] is None, "it has offsets, but no positions")
+    else:
+        _check_positions(fields, list(range(num_lanes)) if is_whole else known, num_lanes)
+    for cut in fields["earlier_cuts"]:
+        require(isinstance(cut, dict) and cut.keys() == {"positions", "offsets"}, f"an earlier cut is {cut!r}")
+        require(bool(cut["positions"]) and _are_positions(cut), f"an earlier cut is {cut!r}")
+
+
+def _check_positions(fields: Mapping[str, Any], lanes: list[Any], num_lanes: int) -> None:
+    positions = fields["positions"]
+    are_consistent = (
+        _are_positions(fields)
+        and _are_counts(lanes)
+        and len(lanes) == len(positions) == len({*lanes})
+        and max(lanes, default=0) < num_lanes
+    )
+    if not are_consistent:
+        message = f"this state is damaged: positions {positions!r} don't fit lanes {lanes!r} of {num_lanes:,}"
+        raise StateFormatError(message)
+
+
+def _are_positions(fields: Mapping[str, Any]) -> bool:
+    rows, offsets = fields["positions"], fields["offsets"]
+    if not isinstance(rows, list) or not _are_counts(rows):
+        return False
+    return offsets is None or (isinstance(offsets, list) and len(offsets) == len(rows) and _are_counts(offsets))
+
+
+def _are_counts(numbers: list[Any]) -> bool:
+    return {*map(type, numbers)} <= {int} and 0 <= min(numbers, default=0) <= max(numbers, default=0) < _MAX_COUNT
+
+
+def scope_of(place: WorkerPlace | None) -> Scope:
+    """Return the scope of a state that holds the lanes of a worker; None: it holds all lanes."""
+    if place is None:
+        return "global"
+    return "rank" if place.num_workers == 1 else "worker"
+
+
+def require(condition: bool, problem: str) -> None:  # noqa: FBT001 - it reads as a sentence
+    """Raise the error of a damaged state unless a condition holds.
+
+    Raises:
+        StateFormatError: It does not hold.
+    """
+    if not condition:
+        message = f"this state is damaged: {problem}"
+        raise StateFormatError(message)

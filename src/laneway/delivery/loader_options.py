@@ -1,0 +1,110 @@
+"""The arguments of a DataLoader that a SavableLoader takes, given directly or taken from a user's own loader."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch.utils.data import default_collate
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from laneway.arguments import check_callable, check_count, plain_int
+from laneway.delivery.definition import compose
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch.utils.data import DataLoader
+
+    from laneway.delivery.definition import Definition
+
+
+class LoaderOptions(NamedTuple):
+    """What a loader does with the items of a dataset."""
+
+    options: dict[str, Any]
+    """Arguments of DataLoader, other than the following."""
+    batch_size: int | None
+    """Rows of a batch; None: what the dataset yields."""
+    collate_fn: Callable[[Any], Any] | None
+    """Makes a batch of a list of rows, or is called on each item; None: the default."""
+
+    def check(self) -> None:
+        """Check arguments that a user gave.
+
+        Raises:
+            TypeError: One of them has the wrong type.
+        """
+        if plain_int(self.options["num_workers"]) is None:
+            message = f"num_workers must be an int of at least 0, not {self.options['num_workers']!r}"
+            raise TypeError(message)
+        check_callable("collate_fn", self.collate_fn)
+        check_callable("worker_init_fn", self.options["worker_init_fn"])
+
+    def check_unset(self) -> None:
+        """Check that a user who gave a DataLoader gave none of its arguments.
+
+        Raises:
+            ValueError: An argument was given.
+        """
+        arguments = {**self.options, "batch_size": self.batch_size, "collate_fn": self.collate_fn}
+        given = [name for name, value in arguments.items() if value]
+        if given:
+            message = f"{', '.join(given)} can't be given together with a DataLoader: give it to the DataLoader"
+            raise ValueError(message)
+
+    def applied_to(self, definition: Definition) -> Definition:
+        """Return a definition that makes batches as the loader would.
+
+        Raises:
+            ValueError: Dataset and loader can't both make batches, or the batch size does not fit the dataset's turns.
+        """
+        if self.batch_size is None:
+            if self.collate_fn is None:
+                return definition
+            return replace(definition, transform=compose(definition.transform, self.collate_fn))
+        options = definition.options
+        if options.batch_size is not None:
+            message = (
+                f"the dataset makes batches of {options.batch_size:,} rows already: give batch_size={self.batch_size} "
+                "either to it or to the loader (a DataLoader that leaves them as they are takes batch_size=None)"
+            )
+            raise ValueError(message)
+        batch_size = check_count("batch_size", self.batch_size)
+        if options.turn_rows and (batch_size or 0) % options.turn_rows:
+            message = f"batch_size {batch_size} must be a multiple of the dataset's turn_rows {options.turn_rows}"
+            raise ValueError(message)
+        options = replace(options, batch_size=batch_size)
+        return replace(definition, options=options, collate_fn=self.collate_fn or default_collate)
+
+
+_TAKEN = (
+    *("num_workers", "pin_memory", "prefetch_factor", "persistent_workers", "multiprocessing_context", "timeout"),
+    *("worker_init_fn", "generator", "in_order"),
+)
+
+
+def options_of(loader: DataLoader[Any]) -> LoaderOptions:
+    """Return the arguments of a user's DataLoader or StatefulDataLoader.
+
+    Raises:
+        ValueError: Under these arguments a state could not be exact.
+    """
+    if loader.drop_last:
+        message = "drop_last=True of a DataLoader can't be exact: give batch_size and drop_last to the dataset"
+        raise ValueError(message)
+    return LoaderOptions({name: getattr(loader, name) for name in _TAKEN}, loader.batch_size, loader.collate_fn)
+
+
+def check_has_no_state(loader: DataLoader[Any]) -> None:
+    """Check that a user's loader has no state of its own, since a SavableLoader would not resume from it.
+
+    Raises:
+        ValueError: A state was loaded into it.
+    """
+    if isinstance(loader, StatefulDataLoader) and loader.next_iter_state is not None:
+        message = (
+            "a state was loaded into the StatefulDataLoader itself: load a state of the SavableLoader into the "
+            "SavableLoader, and create a new StatefulDataLoader"
+        )
+        raise ValueError(message)
