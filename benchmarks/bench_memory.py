@@ -1,17 +1,17 @@
 """How much memory does a shuffled scan need, and does it grow?
 
-Scans made-up text and tokens in shuffled batches, in this process's own thread, with laneway at several
-`prefetch_windows`, with pyarrow reading whole windows of the same size, and with HF datasets where installed. Each
-scan is in a process of its own; what counts is its peak over what its imports took. The columns, in MB:
+Scans generated text and tokens in shuffled batches, in the main thread, with laneway at several `prefetch_windows`,
+with pyarrow reading whole windows of the same size, and with HF datasets if it is installed. Each scan runs in a
+separate process and is measured by its peak above the memory of its imports. The columns, in MB:
 
-- peak, floor: largest resident memory, and that before the first file was opened;
-- over floor, to raw: what the scan added, and that as a multiple of pyarrow's;
-- private: the largest memory seen that is no file's (anonymous and shared), over the floor's; only on Linux;
-- growth: how much larger the peak is after ten passes than after two;
-- in use, growth in use: the most that Arrow's allocator had handed out at a time, and how much that grew. Resident
-  memory is more: the allocator keeps for a while what was given back to it, how much is a matter of chance.
+- peak, floor: peak resident memory, and the peak before the first file was opened;
+- over floor, to raw: memory added by the scan, and its ratio to pyarrow's;
+- private: peak of memory that is not file-backed (anonymous and shared), above the floor; only on Linux;
+- growth: growth of the peak between two and ten passes;
+- in use, growth in use: peak of Arrow's allocations, and its growth. Resident memory is larger, because the allocator
+  keeps freed memory for a while; the amount varies from run to run.
 
-With MIMALLOC_PURGE_DELAY=0 in the environment it keeps nothing, and all readers are slower.
+With MIMALLOC_PURGE_DELAY=0 in the environment the allocator keeps nothing, and all readers are slower.
 Run `python benchmarks/bench_memory.py [--short] [--json PATH]`.
 """
 
@@ -41,19 +41,19 @@ BATCH_ROWS = 256
 PASSES = 10
 COLUMNS = ("rows", "peak", "floor", "over floor", "to raw", "private", "growth", "in use", "growth in use")
 WINDOWS = 6
-"""Windows of an epoch."""
+"""Number of windows of an epoch."""
 SEED = 1
 TOKENS = 1024
 ROW_BYTES = {"text": 1110, "tokens": 4104}
-"""Uncompressed, on average."""
+"""Uncompressed bytes per row, on average."""
 POOL_WORDS = 1_000_000
-"""Text is cut from so many random words."""
+"""Number of random words that text is cut from."""
 STATUS = Path("/proc/self/status")
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What a process of its own measures."""
+    """A scan that one process measures."""
 
     folder: str
     """Folder of the data files."""
@@ -61,13 +61,13 @@ class Scan:
     """Name of the function that reads."""
     window_bytes: int
     prefetch_windows: int | None
-    """None where the dataset has no such argument."""
+    """None if the dataset has no such argument."""
     passes: int
 
 
 def write_files(folder: Path, kind: str, window_bytes: int) -> None:
     """Write four files, with eight row groups to a window."""
-    import numpy as np  # noqa: PLC0415 - the process that starts the others stays small: they inherit its peak
+    import numpy as np  # noqa: PLC0415 - the parent must stay small: its children inherit its peak
     import pyarrow as pa  # noqa: PLC0415
     import pyarrow.parquet as pq  # noqa: PLC0415
 
@@ -85,7 +85,7 @@ def write_files(folder: Path, kind: str, window_bytes: int) -> None:
             values = rng.integers(50_000, size=file_rows * TOKENS, dtype=np.int32)
             column = pa.FixedSizeListArray.from_arrays(pa.array(values), TOKENS)
         table = pa.table({"id": np.arange(i * file_rows, (i + 1) * file_rows), kind: column})
-        # Without dictionaries sizes in the footer, which make the windows, are those of the decoded columns.
+        # Without dictionaries, the sizes in the footer, which decide the windows, equal those of the decoded columns.
         pq.write_table(
             table,
             folder / f"part-{i}.parquet",
@@ -110,7 +110,7 @@ def read_with_laneway(scan: Scan) -> Iterator[Iterator[Batch]]:
 
 
 def read_with_pyarrow(scan: Scan) -> Iterator[Iterator[Batch]]:
-    """Yield passes over batches of windows that are read whole, permuted and sliced."""
+    """Yield passes over batches: windows are read whole, permuted and sliced."""
     import numpy as np  # noqa: PLC0415 - each process imports what it measures
     import pyarrow as pa  # noqa: PLC0415
     import pyarrow.parquet as pq  # noqa: PLC0415
@@ -142,7 +142,7 @@ def read_with_pyarrow(scan: Scan) -> Iterator[Iterator[Batch]]:
 
 
 def read_with_hf_datasets(scan: Scan) -> Iterator[Iterator[Batch]]:
-    """Yield passes over batches of a streaming dataset with the shuffle buffer that it has by default."""
+    """Yield passes over batches of a streaming dataset with its default shuffle buffer."""
     import torch  # noqa: F401, PLC0415 - each process imports what it measures
 
     datasets = importlib.import_module("datasets")
@@ -169,7 +169,7 @@ def peak_mb() -> float:
 
 
 def private_mb() -> float:
-    """Return the memory of this process that belongs to no file, now, in MB; 0 where the system doesn't tell."""
+    """Return the current memory of this process that is not file-backed, in MB; 0 if the system doesn't report it."""
     if not STATUS.exists():
         return 0.0
     facts = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
@@ -177,14 +177,14 @@ def private_mb() -> float:
 
 
 def in_use_mb() -> float:
-    """Return the most that Arrow's allocator had handed out at a time, in MB."""
+    """Return the peak of Arrow's allocations in MB."""
     import pyarrow as pa  # noqa: PLC0415 - each process imports what it measures
 
     return (pa.default_memory_pool().max_memory() or 0) / 2**20
 
 
 def measure(scan: Scan) -> dict[str, float]:
-    """Return what a scan takes, in MB; the first thing a reader yields comes when its imports are done."""
+    """Return the memory of a scan in MB; a reader first yields once its imports are done."""
     passes = READERS[scan.reader](scan)
     next(passes)
     floor, private_floor = peak_mb(), private_mb()
@@ -213,12 +213,12 @@ def measure(scan: Scan) -> dict[str, float]:
         watcher.join()
     found = {"rows": num_rows / scan.passes, "peak": peaks[-1], "floor": floor, "over floor": peaks[-1] - floor}
     found |= {"private": most_private - private_floor, "in use": in_use[-1]}
-    # With a single pass there is no second to grow from.
+    # A single pass has no second one to compare with.
     return found | {"growth": peaks[-1] - peaks[:2][-1], "growth in use": in_use[-1] - in_use[:2][-1]}
 
 
 def make_data(folder: Path, window_bytes: int) -> list[int | None]:
-    """Write all data files and return the numbers of windows that laneway can be told to read ahead."""
+    """Write all data files and return the values of `prefetch_windows` to measure."""
     from laneway import StatefulShardedDataset  # noqa: PLC0415 - see write_files
 
     for kind in ROW_BYTES:
@@ -228,7 +228,7 @@ def make_data(folder: Path, window_bytes: int) -> list[int | None]:
 
 
 def scans_of(folder: str, window_bytes: int, prefetch: list[int | None]) -> dict[str, Scan]:
-    """Return the scans of one folder by name, pyarrow's first."""
+    """Return the scans of one folder by name, pyarrow first."""
     scans = {"raw pyarrow": Scan(folder, "raw pyarrow", window_bytes, None, PASSES)}
     for count in prefetch:
         name = "laneway" if count is None else f"laneway, prefetch {count}"
@@ -238,14 +238,14 @@ def scans_of(folder: str, window_bytes: int, prefetch: list[int | None]) -> dict
     return scans
 
 
-def run(*arguments: str) -> Any:  # noqa: ANN401 - whatever JSON holds
-    """Return what this file prints when it is run in a process of its own."""
+def run(*arguments: str) -> Any:  # noqa: ANN401 - any JSON value
+    """Run this script in a new process and return the JSON that it prints."""
     command = [sys.executable, "-W", "ignore", __file__, *arguments]
     return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
 
 def measure_all(window_bytes: int, repeats: int) -> list[dict[str, Any]]:
-    """Return one row for each kind of data and scan: the medians of several processes, taken in turns."""
+    """Return one row for each kind of data and scan: the medians of several processes, interleaved."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         prefetch = run("--make", json.dumps([folder, window_bytes]))
@@ -267,8 +267,8 @@ def measure_all(window_bytes: int, repeats: int) -> list[dict[str, Any]]:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--short", action="store_true", help="windows of 16 MiB, not 64, and each scan once")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--short", action="store_true", help="windows of 16 MiB instead of 64, and each scan once")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
     parser.add_argument("--make", type=json.loads, help=argparse.SUPPRESS)
     parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -283,7 +283,7 @@ def main() -> None:
     print(f"windows of {window_bytes >> 20} MiB, {WINDOWS} of them, {PASSES} passes\n")
     rows = measure_all(window_bytes, repeats=1 if arguments.short else 3)
     if not importlib.util.find_spec("datasets"):
-        print("HF datasets: skipped, it is not installed\n")
+        print("HF datasets: skipped, not installed\n")
     print("".join(f"{name:>20}" for name in ("data", "reader")) + "".join(f"{name:>14}" for name in COLUMNS))
     for row in rows:
         figures = ("-" if row[name] is None else f"{row[name]:,.{2 * (name == 'to raw')}f}" for name in COLUMNS)

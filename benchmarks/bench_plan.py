@@ -1,7 +1,7 @@
 """How long does it take to plan an epoch, and in how much memory?
 
-Makes up file tables (no files), cuts them into shards, lays out a shuffled epoch, cuts it into lanes and, once more,
-in the middle of the epoch, each size in a process of its own. Run `python benchmarks/bench_plan.py [--json PATH]`.
+Generates file tables (no files), cuts them into shards, lays out a shuffled epoch, cuts it into lanes, and cuts it
+again mid-epoch. Each size runs in a separate process. Run `python benchmarks/bench_plan.py [--json PATH]`.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def peak_mb() -> float:
 
 
 def measure(num_shards: int) -> dict[str, float]:
-    """Return median seconds of each step, and MB."""
+    """Return the median seconds of each step, and memory in MB."""
     files = file_table(num_shards)
     before_mb = peak_mb()
     times: dict[str, list[float]] = {name: [] for name in COLUMNS[1:4]}
@@ -72,7 +72,7 @@ def measure(num_shards: int) -> dict[str, float]:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:

@@ -1,18 +1,19 @@
 """How long until the first batch, fresh and resumed, and with how many files?
 
-Times from constructing dataset and loader, over a state at several places of the epoch, to the first batch: of text in
-200 files and in one large file, shuffled and not, without and with workers. Beside laneway, with the footers read anew
-and with a saved manifest, the libraries of peers.py that can resume, where installed:
+Measures the time to construct dataset and loader, load a state at several positions of the epoch, and get the first
+batch: of text in 200 files and in one large file, shuffled and unshuffled, without and with workers. laneway runs with
+and without a saved manifest. The libraries of peers.py that can resume are compared if they are installed:
 
-- litdata: StreamingDataLoader, from files of its own, so that the data files' layout makes no difference to it. It
-  mixes rows within chunks, of 8 MB here; beside it is laneway with windows of 8 MiB, instead of 64, and a manifest;
-- datasets: a streaming dataset of HF datasets, with workers in a StatefulDataLoader. Shuffled it has a buffer, of 1,000
-  rows as by default, which a state doesn't hold: it fills it anew, and the rows in it are lost ("no rows": all).
+- litdata: StreamingDataLoader, over files in its own format, so the layout of the data files makes no difference. It
+  shuffles rows within chunks, here of 8 MB; laneway with a manifest and windows of 8 MiB instead of 64 is comparable.
+- datasets: a streaming dataset of HF datasets, in a StatefulDataLoader if there are workers. Shuffled, it has a buffer
+  of 1,000 rows, the default, which its state doesn't hold: it refills the buffer, and the rows in it are lost
+  ("no rows": all of them).
 
-torch-dataloader-utils is not here: in the middle of an epoch its state is empty, and it begins with row 0 again.
+torch-dataloader-utils is not included: mid-epoch its state is empty, and it starts from row 0 again.
 
-The second table is the start on many small files. Each time is measured in a process of its own that has imported
-everything and read a batch of another dataset, in turns, and is the median of several.
+The second table shows the start on many small files. Each time is the median of several measurements, interleaved, each
+in a separate process that has imported everything and read a batch of another dataset.
 Run `python benchmarks/bench_resume.py [--short] [--json PATH] [--only WORD] [--no-peers]`.
 """
 
@@ -43,7 +44,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from laneway import Manifest, SavableLoader, StatefulShardedDataset
 
-# Scripts find what lies beside them, and mypy what lies below the root.
+# Scripts import from their own directory, mypy from the root.
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from multiprocessing.connection import Connection
@@ -61,7 +62,7 @@ NUM_FILES, SMALL_FILE_ROWS = 200, 100
 LARGE_GROUP_ROWS = 10_000
 WORKERS = (0, 2)
 POOL_WORDS = 1_000_000
-"""Text is cut from so many random words."""
+"""Number of random words that text is cut from."""
 
 
 LANEWAY, WITH_MANIFEST, SMALL_WINDOWS = "laneway", "with manifest", "manifest, 8 MiB windows"
@@ -71,7 +72,7 @@ FOOTERS = "all footers by pyarrow"
 
 
 class Case(NamedTuple):
-    """What is started."""
+    """A start to measure."""
 
     reader: str
     layout: str
@@ -81,19 +82,19 @@ class Case(NamedTuple):
 
     @property
     def title(self) -> str:
-        """What the table calls it, and `--only` looks into."""
+        """The title in the table, which `--only` searches."""
         return f"{self.layout} {'shuffled' if self.shuffle else 'unshuffled'} K={self.num_workers}"
 
 
 class Resumable(Protocol):
-    """What all libraries offer under the same names."""
+    """The methods that all libraries share."""
 
     def __iter__(self) -> Iterator[Any]: ...
     def state_dict(self) -> dict[str, Any]:
-        """Return where the pass is."""
+        """Return the position of the pass."""
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
-        """Make the next pass go on there."""
+        """Resume the next pass from this state."""
 
 
 def write_text(folder: Path, num_rows: int, num_files: int, group_rows: int) -> None:
@@ -112,7 +113,7 @@ def write_text(folder: Path, num_rows: int, num_files: int, group_rows: int) -> 
 
 
 def write_small(folder: Path, num_files: int) -> None:
-    """Write many small files, all alike."""
+    """Write many identical small files."""
     folder.mkdir()
     columns = {"id": np.arange(SMALL_FILE_ROWS)} | {f"x{i}": np.zeros(SMALL_FILE_ROWS, np.float32) for i in range(8)}
     first = folder / "part-00000.parquet"
@@ -141,7 +142,7 @@ def open_laneway(folder: Path, case: Case) -> SavableLoader:
 
 
 def _fork(case: Case) -> str | None:
-    """Return how workers start; a spawned one would spend seconds on imports."""
+    """Return how workers start; spawned workers would spend seconds on imports."""
     return "fork" if case.num_workers else None
 
 
@@ -181,7 +182,7 @@ READERS: dict[str, Callable[[Path, Case], Resumable]] = {
 
 
 def first_batch_s(folder: Path, case: Case, state: dict[str, Any] | None) -> float:
-    """Return the seconds that it takes to construct, to load the state and to get the first batch; NaN if none came."""
+    """Return the seconds to construct, load the state and get the first batch; NaN if there is no batch."""
     next(iter(READERS[case.reader](folder, case._replace(layout="warm", num_workers=0))))
     warm_memory()
     start = time.perf_counter()
@@ -196,7 +197,7 @@ def states_of(folder: Path, case: Case, num_rows: int) -> list[dict[str, Any]]:
     """Return the states at the positions, from one pass."""
     READERS[case.reader](folder, case._replace(layout="warm", num_workers=0))
     loader = READERS[case.reader](folder, case)
-    # A little later: the middle itself is where row groups meet, and a batch across them needs both.
+    # Two batches later: exactly in the middle two row groups meet, and a batch across them needs both.
     num_batches = -(-num_rows // BATCH_ROWS)
     wanted = [min(int(num_batches * position) + 2, num_batches - 1) for position in POSITIONS]
     states = []
@@ -209,7 +210,7 @@ def states_of(folder: Path, case: Case, num_rows: int) -> list[dict[str, Any]]:
 
 
 def footers_s(folder: Path, layout: str) -> float:
-    """Return the seconds in which pyarrow reads all footers, with as many threads as cores."""
+    """Return the seconds that pyarrow takes to read all footers, with one thread per core."""
     pq.read_metadata(folder / "warm" / "part-0000.parquet")
     warm_memory()
     start = time.perf_counter()
@@ -218,8 +219,8 @@ def footers_s(folder: Path, layout: str) -> float:
     return time.perf_counter() - start
 
 
-def in_turns(calls: Iterable[tuple[Any, ...]], repeats: int, run: Callable[..., Any]) -> list[float]:
-    """Return the median seconds of each call; all are made once before any is made again."""
+def interleave(calls: Iterable[tuple[Any, ...]], repeats: int, run: Callable[..., Any]) -> list[float]:
+    """Return the median seconds of each call; every round makes each call once."""
     calls = list(calls)
     times = [[float(run(*call)) for call in calls] for _ in range(repeats)]
     return [median(column) for column in zip(*times, strict=True)]
@@ -228,12 +229,12 @@ def in_turns(calls: Iterable[tuple[Any, ...]], repeats: int, run: Callable[..., 
 def _send(connection: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     try:
         connection.send((function(*arguments), None))
-    except Exception as error:  # noqa: BLE001 - whatever a library raises, the others go on
+    except Exception as error:  # noqa: BLE001 - an error of one library must not stop the others
         connection.send((None, f"{type(error).__name__}: {error}"))
 
 
-def in_fork(function: Callable[..., Any], *arguments: Any) -> Any:  # noqa: ANN401 - whatever the function takes
-    """Return what a function returns in a process forked from this one, in which so nothing is cached."""
+def in_fork(function: Callable[..., Any], *arguments: Any) -> Any:  # noqa: ANN401 - any argument of the function
+    """Return the result of a function in a fork of this process, so that nothing is cached."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_send, args=(sender, function, arguments))
@@ -242,7 +243,7 @@ def in_fork(function: Callable[..., Any], *arguments: Any) -> Any:  # noqa: ANN4
     try:
         result, error = receiver.recv()
     except EOFError:
-        result, error = None, "its process died"
+        result, error = None, "the process died"
     process.join()
     if error is not None:
         raise RuntimeError(error)
@@ -250,7 +251,7 @@ def in_fork(function: Callable[..., Any], *arguments: Any) -> Any:  # noqa: ANN4
 
 
 def _import(module: str) -> None:
-    """Import what a reader needs, and be quiet."""
+    """Import the module of a reader, and silence all output."""
     warnings.simplefilter("ignore")
     with Path(os.devnull).open("w") as nothing:
         os.dup2(nothing.fileno(), 1)
@@ -259,14 +260,14 @@ def _import(module: str) -> None:
 
 
 class Homes:
-    """Processes, one for each library, that have imported it and are forked for each call."""
+    """One process per library, which has imported it and is forked for each call."""
 
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack
         self._processes: dict[str, ProcessPoolExecutor] = {}
 
     def run(self, reader: str, function: Callable[..., Any], *arguments: object) -> Any:  # noqa: ANN401 - as in_fork
-        """Return what a function returns in a new process of this reader's."""
+        """Return the result of a function in a fork of the process of a reader."""
         module = PEERS[reader].module if reader in PEERS else LANEWAY
         if module not in self._processes:
             spawn = multiprocessing.get_context("spawn")
@@ -276,7 +277,7 @@ class Homes:
 
 
 def measure_resume(homes: Homes, folder: Path, cases: list[Case], num_rows: int, repeats: int) -> list[dict[str, Any]]:
-    """Return seconds of fresh starts and resumes of all readers of a case."""
+    """Return the seconds of fresh starts and resumes for all readers of a case."""
     found: list[dict[str, Any]] = []
     states: list[list[dict[str, Any] | None]] = []
     for case in cases:
@@ -301,7 +302,7 @@ def measure_resume(homes: Homes, folder: Path, cases: list[Case], num_rows: int,
             row["error"] = str(error)
             return 0.0
 
-    seconds = iter(in_turns(calls, repeats, run))
+    seconds = iter(interleave(calls, repeats, run))
     for row, some in zip(going, states, strict=True):
         fresh, *resumed = [next(seconds) for _ in some]
         if "error" not in row:
@@ -314,12 +315,12 @@ def measure_resume(homes: Homes, folder: Path, cases: list[Case], num_rows: int,
 
 
 def measure_small(homes: Homes, folder: Path, repeats: int) -> list[dict[str, Any]]:
-    """Return seconds of starts on many small files."""
+    """Return the seconds of starts on many small files."""
     small = [Case(reader, "small files", shuffle=False, num_workers=k) for k, reader in product(WORKERS, OURS)]
-    # Shuffled, a window is made of many of these files: one case shows what that costs.
+    # Shuffled, a window spans many of these files; one case measures the cost.
     small.append(Case(WITH_MANIFEST, "small files", shuffle=True, num_workers=0))
     calls = [(footers_s, "small files"), *((first_batch_s, case, None) for case in small)]
-    footers, *seconds = in_turns(calls, repeats, lambda function, *rest: homes.run(LANEWAY, function, folder, *rest))
+    footers, *seconds = interleave(calls, repeats, lambda function, *rest: homes.run(LANEWAY, function, folder, *rest))
     starts = [
         {"case": case.title, **case._asdict(), "fresh s": time_s, "to footers": time_s / footers}
         for case, time_s in zip(small, seconds, strict=True)
@@ -328,7 +329,7 @@ def measure_small(homes: Homes, folder: Path, repeats: int) -> list[dict[str, An
 
 
 def show(title: str, rows: list[dict[str, Any]], columns: Iterable[str]) -> None:
-    """Print a table, a group of lines for each case."""
+    """Print a table, with a group of lines per case."""
     columns = list(columns)
     print(f"\n{title}\n")
     print(f"{'case':<28}{'reader':<24}" + "".join(f"{name:>17}" for name in columns))
@@ -345,7 +346,7 @@ def _figure(value: float | None, column: str) -> str:
 
 
 def readers_of(layout: str, *, shuffle: bool, with_peers: bool) -> list[str]:
-    """Return who takes part."""
+    """Return the readers to compare."""
     ours = [LANEWAY, *([WITH_MANIFEST] if layout == "200 files" else []), *([SMALL_WINDOWS] if shuffle else [])]
     return ours + [name for name in (LITDATA, DATASETS) if with_peers and PEERS[name].is_installed]
 
@@ -354,13 +355,13 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--short", action="store_true", help="60,000 rows of text, 2,000 small files, fewer repeats")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
-    parser.add_argument("--only", default="", help='only cases with these words in their title: "1 file shuffled K=2"')
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
+    parser.add_argument("--only", default="", help='only cases with these words in the title: "1 file shuffled K=2"')
     parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True, help="compare with libraries")
     arguments = parser.parse_args()
     for name in (LITDATA, DATASETS) if arguments.peers else ():
         if not PEERS[name].is_installed:
-            print(f"skipped, as it is not installed: {name}")
+            print(f"skipped, not installed: {name}")
     num_rows, small_files = (60_000, 2_000) if arguments.short else (400_000, 10_000)
     repeats = 3 if arguments.short else 5
     only = set(arguments.only.split())
@@ -379,12 +380,12 @@ def main() -> None:
     if resumes:
         columns = ("fresh s", *(f"at {position:.0%} s" for position in POSITIONS), "slowest/fastest", "slowest/fresh")
         show(
-            "Seconds to the first batch, fresh and resumed; the positions among themselves and to fresh",
+            "Seconds to the first batch, fresh and resumed; ratios between positions and to a fresh start",
             resumes,
             columns,
         )
     if starts:
-        title = f"Seconds to the first batch of {small_files:,} small files; to the time of all footers"
+        title = f"Seconds to the first batch of {small_files:,} small files; ratio to the time to read all footers"
         show(title, starts, ("fresh s", "to footers"))
     if arguments.json:
         arguments.json.write_text(json.dumps({"resume": resumes, "small files": starts}, indent=1) + "\n")

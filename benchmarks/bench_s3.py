@@ -1,10 +1,10 @@
-"""How many rows a second come from an S3 server, through which client, and what does latency cost?
+"""How many rows per second come from an S3 server with each client, and what does latency cost?
 
-Starts Ceph's S3 server (scripts/ceph_rgw.py; moto where Ceph isn't installed, which is much slower and compares nothing
-but requests) and reads corpora of corpora.py from it in file order, in batches of 256 rows: laneway through s3fs,
-pyarrow's client and obstore; pyarrow's fragments alone through the same clients, three row groups ahead; and every
-library of peers that is installed. Each runs in a process of its own, in turns, through a link that delays requests by
-0 or 20 ms and counts them. Rates are those after the first batch.
+Starts Ceph's S3 server (scripts/ceph_rgw.py; moto if Ceph isn't installed, which is much slower and only allows to
+compare requests) and reads the corpora of corpora.py from it in file order, in batches of 256 rows: laneway with s3fs,
+pyarrow's client and obstore; raw pyarrow fragments with the same clients, three row groups ahead; and other installed
+libraries. Each runs in a separate process, interleaved, over a link that delays requests by 0 or 20 ms and counts them.
+Rates exclude the first batch.
 Run `python benchmarks/bench_s3.py [--short] [--json PATH] [--only WORD]`.
 """
 
@@ -60,7 +60,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True, repr=False)
 class Access:
-    """Where the server is, and the keys to it."""
+    """Endpoint and keys of the server."""
 
     endpoint: str
     key: str
@@ -68,7 +68,7 @@ class Access:
 
     @property
     def s3fs(self) -> dict[str, Any]:
-        """Storage options of s3fs."""
+        """Storage options for s3fs."""
         return {"key": self.key, "secret": self.secret, "client_kwargs": {"endpoint_url": self.endpoint}}
 
     def filesystem(self, client: str) -> Any:  # noqa: ANN401 - of pyarrow, or of fsspec
@@ -92,13 +92,13 @@ class Access:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What is read."""
+    """The files to read."""
 
     access: Access
     folder: str
     """Bucket and prefix."""
     num_rows: int
-    """Rows of it."""
+    """Number of rows in the folder."""
 
 
 def open_laneway(reading: Reading, client: str) -> Iterable[Any]:
@@ -111,10 +111,10 @@ def open_laneway(reading: Reading, client: str) -> Iterable[Any]:
 
 
 def open_raw(reading: Reading, client: str) -> Iterator[Any]:
-    """Yield batches of pyarrow's fragments, a row group each, some of them read ahead by threads."""
+    """Yield batches of pyarrow's fragments, one per row group, some of them read ahead by threads."""
     filesystem = reading.access.filesystem(client)
     if not isinstance(filesystem, pyarrow.fs.FileSystem):
-        handler: Any = pyarrow.fs.FSSpecHandler  # its stubs take it for abstract
+        handler: Any = pyarrow.fs.FSSpecHandler  # abstract according to its stubs
         filesystem = pyarrow.fs.PyFileSystem(handler(filesystem))
     ranges = pa.CacheOptions(hole_size_limit=1 << 20, range_size_limit=32 << 20, lazy=False)
     scan = ds.ParquetFragmentScanOptions(pre_buffer=True, cache_options=ranges)
@@ -135,7 +135,7 @@ def open_raw(reading: Reading, client: str) -> Iterator[Any]:
 
 
 def open_datasets(reading: Reading, _: str) -> Iterable[Any]:
-    """Return HF datasets' streaming."""
+    """Return a streaming dataset of HF datasets."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     dataset = importlib.import_module("datasets").load_dataset(
         "parquet",
@@ -169,11 +169,11 @@ CONTENDERS: dict[str, tuple[str, Callable[[Reading, str], Iterable[Any]], str]] 
     "datasets": ("datasets", open_datasets, ""),
     "torch-dataloader-utils": ("torch_dataloader_utils", open_dataloader_utils, ""),
 }
-"""Name -> what it needs to be installed, how it is opened, through which client."""
+"""Name -> required module, function that opens it, client."""
 
 
 def measure(contender: str, reading: Reading) -> dict[str, float]:
-    """Return how fast one pass is, after its first batch, and the seconds until then; check that it is whole."""
+    """Return the rate of one pass after its first batch, and the seconds to that batch; check that it is complete."""
     _, opener, client = CONTENDERS[contender]
     try:
         items = iter(opener(reading, client))
@@ -185,7 +185,7 @@ def measure(contender: str, reading: Reading) -> dict[str, float]:
             if time.perf_counter() - start > MAX_SECONDS:
                 break
         seconds = time.perf_counter() - start
-    except Exception as error:  # noqa: BLE001 - whatever a library raises, the others go on
+    except Exception as error:  # noqa: BLE001 - an error of one library must not stop the others
         message = f"{type(error).__name__}: {error}"
         raise RuntimeError(message) from None
     if seconds < MAX_SECONDS and rows != reading.num_rows:
@@ -197,7 +197,7 @@ def measure(contender: str, reading: Reading) -> dict[str, float]:
 def _num_rows(item: Any) -> int:  # noqa: ANN401 - each library has its own
     tokens = item.get("tokens")
     if tokens is not None:
-        # Touch each cache line, as views cost nothing until then.
+        # Touch each cache line, because views are free until then.
         tokens.reshape(-1)[:: 64 // tokens.element_size()].sum()
     return len(next(iter(item.values())))
 
@@ -211,11 +211,11 @@ def _quietly() -> None:
 
 @contextmanager
 def server() -> Iterator[tuple[str, dict[str, str]]]:
-    """Run an S3 server; give its name, and what it says of itself."""
+    """Run an S3 server; yields its name and its access data."""
     command = [sys.executable, str(ROOT / "scripts" / "ceph_rgw.py"), "--json", "--until-stdin-closes"]
     name = "Ceph RGW"
     if not shutil.which("radosgw"):
-        print("Ceph's S3 server is not installed (scripts/ceph_rgw.py --install): this is moto, which is slow")
+        print("Ceph's S3 server is not installed (scripts/ceph_rgw.py --install); using moto, which is slow")
         name, command = "moto", [sys.executable, str(ROOT / "tests" / "storage" / "moto_server.py")]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
@@ -229,7 +229,7 @@ def server() -> Iterator[tuple[str, dict[str, str]]]:
 def compare(
     link: SlowLink, pools: dict[str, ProcessPoolExecutor], reading: Reading, latency_ms: float, repeats: int
 ) -> dict[str, Any]:
-    """Return a row of the table: passes of each in turns, after one that isn't counted."""
+    """Return a row of the table: interleaved passes, after one uncounted pass each."""
     found: dict[str, list[dict[str, float]]] = {name: [] for name in pools}
     counts: dict[str, dict[str, int]] = {}
     errors: dict[str, str] = {}
@@ -253,9 +253,9 @@ def compare(
 
 
 def show(row: dict[str, Any], before: dict[str, Any] | None) -> None:
-    """Print the figures of one corpus at one latency, beside those without latency."""
-    print(f"\n{row['folder']}, {row['latency ms']} ms: rows/s, of raw through the same client, seconds to the first")
-    print("batch, requests and MB of the last pass, part of the rate without latency")
+    """Print the results of one corpus at one latency, compared with no latency."""
+    print(f"\n{row['folder']}, {row['latency ms']} ms: rows/s, ratio to raw with the same client, seconds to the first")
+    print("batch, requests and MB of the last pass, ratio to the rate without latency")
     for name, figures in row["passes"].items():
         raw = row["passes"].get(name.replace("laneway", "raw"))
         ratio = f"{figures['rows/s'] / raw['rows/s']:.2f}" if raw and "laneway" in name else "-"
@@ -276,9 +276,9 @@ def show(row: dict[str, Any], before: dict[str, Any] | None) -> None:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--short", action="store_true", help="small corpora, one pass of each")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
-    parser.add_argument("--only", default="", help="only contenders whose name has one of these words")
+    parser.add_argument("--short", action="store_true", help="small corpora, one pass per contender")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
+    parser.add_argument("--only", default="", help="only contenders with one of these words in the name")
     parser.add_argument("--directory", type=Path, help="keep corpora here, for the next run")
     arguments = parser.parse_args()
     contenders = []
@@ -288,15 +288,15 @@ def main() -> None:
         if importlib.util.find_spec(module):
             contenders.append(name)
         else:
-            print(f"skipped, as {module} is not installed: {name}")
+            print(f"skipped, {module} is not installed: {name}")
     rows: list[dict[str, Any]] = []
     spawn = multiprocessing.get_context("spawn")
     with ExitStack() as stack:
-        # Spawned: no contender finds the threads and the memory that another one left behind.
+        # Spawned, so that no contender inherits threads or memory of another.
         pools = {name: stack.enter_context(ProcessPoolExecutor(1, spawn, _quietly)) for name in contenders}
         directory = arguments.directory or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         name, told = stack.enter_context(server())
-        print(f"server: {name}; {os.cpu_count()} cores for it, the link and the client together")
+        print(f"server: {name}; {os.cpu_count()} cores, shared by server, link and client")
         direct = Access(told["endpoint"], told["key"], told["secret"]).filesystem("s3fs")
         direct.mkdir(BUCKET)
         link = stack.enter_context(slow_link(told["endpoint"]))

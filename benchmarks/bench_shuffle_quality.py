@@ -1,14 +1,14 @@
-"""How well are rows mixed, by the size of the window?
+"""How well are rows mixed, for different window sizes?
 
-Lays out shuffled epochs of made-up files (nothing is read) and compares their order with the order of the files, with
-a shuffle buffer over shuffled shards, and with a perfect permutation, the mean of several seeds each.
+Lays out shuffled epochs of generated file tables (nothing is read) and compares their order with the file order, with
+a shuffle buffer over shuffled shards, and with a perfect permutation. Each result is the mean of several seeds.
 Run `python benchmarks/bench_shuffle_quality.py [--json PATH]`. The columns:
 
-- moved: how far rows are from their place in the files, on average; 1 is a perfect shuffle's distance;
-- neighbours: correlation of the row numbers of two rows delivered one after the other; 0 is perfect;
-- together: share of rows whose neighbour in the files is in the same batch; a perfect shuffle has nearly none;
-- files: distinct files in a batch, as a share of those in a batch of a perfect shuffle;
-- uneven: how much the mean of a value that is the file's number varies between batches; 1 is a perfect shuffle's.
+- moved: mean distance of rows from their place in the files; 1 is the distance of a perfect shuffle;
+- neighbours: correlation of the row numbers of two consecutive rows; 0 is perfect;
+- together: share of rows whose neighbour in the files is in the same batch; close to 0 for a perfect shuffle;
+- files: distinct files in a batch, relative to a perfect shuffle;
+- uneven: variation between batches of the mean file index; 1 is the variation of a perfect shuffle.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ NUM_ROWS = NUM_FILES * FILE_SHARDS * SHARD_ROWS
 BATCH_ROWS = 256
 WINDOW_SHARDS = (1, 2, 4, 8, 16, 32, 128)
 DEFAULT_SHARDS = 8
-"""Shards of a window of the default size."""
+"""Number of shards of a window of the default size."""
 NUM_LANES = 8
 SEEDS = range(5)
 MEASURES = ("moved", "neighbours", "together", "files", "uneven")
@@ -81,7 +81,7 @@ def laneway_order(seed: int, window_shards: int, num_lanes: int = 1) -> Order:
 
 
 def buffered_order(seed: int, buffer_rows: int) -> Order:
-    """Return the order that a shuffle buffer of so many rows makes of shuffled shards."""
+    """Return the order of shuffled shards after a shuffle buffer of `buffer_rows`."""
     rng = np.random.default_rng(seed)
     line = np.arange(NUM_ROWS).reshape(-1, SHARD_ROWS)[rng.permutation(NUM_ROWS // SHARD_ROWS)].ravel()
     picks = rng.integers(buffer_rows, size=NUM_ROWS - buffer_rows).tolist()
@@ -99,7 +99,7 @@ def perfect_order(seed: int) -> Order:
 
 
 def plain_measures(order: Order) -> NDArray[np.float64]:
-    """Return what each measure is before it is compared with a perfect shuffle, shape (len(MEASURES),)."""
+    """Return the measures before normalisation by a perfect shuffle, shape (len(MEASURES),)."""
     position = np.empty_like(order)
     position[order] = np.arange(NUM_ROWS)
     batch = position // BATCH_ROWS
@@ -116,12 +116,12 @@ def plain_measures(order: Order) -> NDArray[np.float64]:
 
 
 def window_name(shards: int) -> str:
-    """Return what a window of so many shards is called in the table."""
+    """Return the name of a window of this many shards in the table."""
     return f"window of {shards} shard{'s' * (shards > 1)}, {shards * SHARD_BYTES >> 20} MiB"
 
 
 def measure() -> list[dict[str, str | float]]:
-    """Return one row for each way to order the rows, the mean of all seeds."""
+    """Return one table row per order, the mean of all seeds."""
     default_rows = DEFAULT_SHARDS * SHARD_ROWS
     orders: dict[str, Callable[[int], Order]] = {
         "order of the files": lambda _seed: np.arange(NUM_ROWS),
@@ -143,7 +143,7 @@ def measure() -> list[dict[str, str | float]]:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
     arguments = parser.parse_args()
     print(f"{NUM_ROWS:,} rows of {NUM_FILES} files, shards of {SHARD_ROWS} rows, batches of {BATCH_ROWS}\n")
     rows = measure()

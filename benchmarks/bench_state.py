@@ -1,8 +1,8 @@
-"""What does it cost to be savable?
+"""What does it cost to save a loader?
 
-Times `state_dict()` and its size for several numbers of workers, the merging of 1,024 ranks' states, and an epoch of
-SavableLoader beside one of a plain DataLoader over the same dataset, both under a training loop of 1,000 batches a
-second. Run `python benchmarks/bench_state.py [--json PATH]`.
+Measures the time and size of `state_dict()` for several numbers of workers, the time to merge the states of 1,024
+ranks, and an epoch of SavableLoader compared with a plain DataLoader over the same dataset, both in a training loop of
+1,000 batches per second. Run `python benchmarks/bench_state.py [--json PATH]`.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ REPEATS = 5
 BATCH_ROWS = 64
 NUM_BATCHES = 1_000
 STEP_S = 1e-3
-"""What a training step takes: 1,000 batches a second."""
+"""Duration of a training step: 1,000 batches per second."""
 
 
 def seconds(function: Callable[[], object], times: int) -> float:
-    """Return the seconds that one call takes, the median of several runs of so many calls."""
+    """Return the seconds per call, the median of several runs of `times` calls each."""
     runs = []
     for _ in range(REPEATS):
         start = time.perf_counter()
@@ -46,13 +46,13 @@ def seconds(function: Callable[[], object], times: int) -> float:
 
 
 def plain_size(state: dict[str, Any]) -> int:
-    """Return the bytes of a state as JSON, its table of files left out."""
+    """Return the bytes of a state as JSON, without its file table."""
     (inner,) = state["laneway"]
     return len(json.dumps({**inner, "files": ""}))
 
 
 def cost_of_states(folder: str) -> list[dict[str, Any]]:
-    """Return cost and size of states, for workers of one rank and of 64 ranks."""
+    """Return cost and size of states, for different numbers of workers and ranks."""
     found = []
     for num_workers, world_size in [(0, 1), (2, 1), (8, 1), (8, 64)]:
         dataset = StatefulShardedDataset(folder, batch_size=4, shuffle=True, rank=0, world_size=world_size)
@@ -79,7 +79,7 @@ def cost_of_states(folder: str) -> list[dict[str, Any]]:
 
 
 def cost_of_merging(folder: str, *, num_ranks: int = 1024, num_workers: int = 8) -> dict[str, Any]:
-    """Return what it takes to merge the states of many ranks."""
+    """Return the time to merge the states of many ranks."""
     states = []
     for rank in range(num_ranks):
         dataset = StatefulShardedDataset(
@@ -96,7 +96,7 @@ def cost_of_merging(folder: str, *, num_ranks: int = 1024, num_workers: int = 8)
 
 
 def train(batches: Iterable[Any]) -> float:
-    """Return the seconds that a training loop takes whose step is busy for a millisecond."""
+    """Return the seconds of a training loop whose step is busy for a millisecond."""
     start = time.perf_counter()
     for _ in islice(batches, NUM_BATCHES):
         until = time.perf_counter() + STEP_S
@@ -106,7 +106,7 @@ def train(batches: Iterable[Any]) -> float:
 
 
 def cost_of_the_loader(folder: str) -> list[dict[str, Any]]:
-    """Return an epoch's seconds with SavableLoader and with a plain DataLoader, one after the other in turns."""
+    """Return the seconds of an epoch with SavableLoader and with a plain DataLoader, alternating."""
     found = []
     for num_workers in (0, 1):
         dataset = StatefulShardedDataset(folder, batch_size=BATCH_ROWS, shuffle=True)
@@ -137,7 +137,7 @@ def show(title: str, rows: list[dict[str, Any]]) -> None:
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore", message="This DataLoader will create")
     with tempfile.TemporaryDirectory() as folder:

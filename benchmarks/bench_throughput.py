@@ -1,10 +1,10 @@
-"""How many rows a second reach the training loop, beside raw pyarrow and other libraries?
+"""How many rows per second reach the training loop, compared with raw pyarrow and other libraries?
 
 Reads the corpora of corpora.py in batches of 256 rows as dicts of tensors (tokens, tabular) or as dicts of Python
-values (text): laneway, pyarrow alone and every library of peers.py that is installed, each in a process of its own and
-one after another, several times over. A pass counts from the start of its iteration, the start of workers included.
+values (text): laneway, pyarrow alone and every library of peers.py that is installed, each in a separate process, in
+several interleaved rounds. A pass is timed from the start of iteration, and includes the start of workers.
 Run `python benchmarks/bench_throughput.py [--short] [--json PATH] [--only WORD] [--no-peers]`; with `--workers 0 1 2 4`
-it reads shuffled Parquet at these numbers of workers instead, for the plot of draw.py.
+it reads shuffled Parquet with these numbers of workers instead, for the plot of draw.py.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from laneway import SavableLoader, StatefulShardedDataset
 
-# Scripts find what lies beside them, and mypy what lies below the root.
+# Scripts import from their own directory, mypy from the root.
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
@@ -51,7 +51,7 @@ PACKED_ROW_BYTES = {"tokens": 8 + 4 * 1_024, "tabular": 8 + 4 * 40 + 1}
 NUM_WORKERS = 2
 
 Pass = tuple[float, float]
-"""Rows a second of a whole pass, and seconds to its first batch."""
+"""Rows per second of a whole pass, and seconds to its first batch."""
 
 
 class Case(NamedTuple):
@@ -65,7 +65,7 @@ class Case(NamedTuple):
 
     @property
     def title(self) -> str:
-        """What the table calls it, and `--only` looks into."""
+        """The title in the table, which `--only` searches."""
         objects = "rows" if self.corpus == "text" else "batches"
         order = "shuffled" if self.shuffle else "unshuffled"
         single = " one by one" if self.is_row_by_row else ""
@@ -80,7 +80,7 @@ CASES = (
 )
 
 
-# Contenders. Each returns what yields rows, lists of rows or batches.
+# Contenders. Each returns an iterable of rows, lists of rows or batches.
 
 
 def _dataset(reading: Reading) -> StatefulShardedDataset:
@@ -91,7 +91,7 @@ def _dataset(reading: Reading) -> StatefulShardedDataset:
 
 
 def _lists(reading: Reading) -> dict[str, Any]:
-    """Return the arguments that make a loader send rows in lists, if that is wanted."""
+    """Return the arguments with which a loader sends rows in lists, if the reading asks for them."""
     if reading.yields_rows and reading.rows_per_item is not None:
         return {"batch_size": reading.rows_per_item, "collate_fn": list}
     return {"batch_size": None}
@@ -109,21 +109,21 @@ def open_in_stateful(reading: Reading, _: Path) -> Iterable[Any]:
 
 
 def open_raw(reading: Reading, _: Path, *, is_packed: bool = False) -> Iterable[Any]:
-    """Return pyarrow's own."""
+    """Return raw pyarrow."""
     rows = RawPyarrow(
         reading.corpus.files(reading.file_format),
         reading.file_format,
         shuffle=reading.shuffle,
         batch_rows=None if reading.yields_rows else BATCH_ROWS,
         is_packed=is_packed,
-        # Faster without, on two cores: tokens are one column, and workers are two already.
+        # On two cores this is faster without threads for tokens, a single column, and with two workers.
         use_threads=not reading.num_workers and reading.corpus.name != "tokens",
     )
     return DataLoader(rows, num_workers=reading.num_workers, **_lists(reading)) if reading.num_workers else rows
 
 
 def open_packed(reading: Reading, _: Path) -> Iterable[Any]:
-    """Return pyarrow's own, with one uint8 tensor per batch."""
+    """Return raw pyarrow with one uint8 tensor per batch."""
     return open_raw(reading, _, is_packed=True)
 
 
@@ -137,7 +137,7 @@ OURS: dict[str, Callable[[Reading, Path], Iterable[Any]]] = {
 
 
 def takes_part(contender: str, case: Case) -> bool:
-    """Return whether the comparison means anything."""
+    """Return whether the contender is comparable in this case."""
     if contender == IN_STATEFUL:
         return case.num_workers > 0
     if contender == PACKED:
@@ -151,7 +151,7 @@ def takes_part(contender: str, case: Case) -> bool:
 
 
 def _num_rows(item: Any, corpus: CorpusName) -> int:  # noqa: ANN401 - each library has its own
-    """Return the rows of a list or a batch. Of tokens, touch each cache line, as views cost nothing until then."""
+    """Return the rows of a list or batch. Touch each cache line of tokens, because views are free until then."""
     tokens = item.get("tokens") if isinstance(item, dict) else item
     if isinstance(tokens, torch.Tensor) and corpus == "tokens":
         tokens.reshape(-1)[:: CACHE_LINE_BYTES // tokens.element_size()].sum()
@@ -161,7 +161,7 @@ def _num_rows(item: Any, corpus: CorpusName) -> int:  # noqa: ANN401 - each libr
 
 
 def measure(contender: str, reading: Reading, directory: Path, max_seconds: float) -> Pass:
-    """Return how fast one pass is, or the start of one that would take longer than so many seconds."""
+    """Return the rate of one pass, which is cut off after `max_seconds`."""
     opener = OURS.get(contender) or PEERS[contender].open
     try:
         loader = opener(reading, directory)
@@ -173,14 +173,14 @@ def measure(contender: str, reading: Reading, directory: Path, max_seconds: floa
         is_single = reading.rows_per_item is None
         rows = 1 if is_single else _num_rows(first, reading.corpus.name)
         while (seconds := time.perf_counter() - start) < max_seconds:
-            # Not islice: it asks an iterator for its iterator, and one that is a dataset too begins anew.
+            # Not islice: it calls iter() on the iterator, and one that is a dataset too would restart.
             some = map(next, repeat(items, BATCH_ROWS if is_single else 1))
             found = sum(1 for _ in some) if is_single else sum(_num_rows(item, reading.corpus.name) for item in some)
             if not found:
                 break
             rows += found
-    except Exception as error:  # noqa: BLE001 - whatever a library raises, the others go on
-        # A library's own exception may not survive the way to the parent.
+    except Exception as error:  # noqa: BLE001 - an error of one library must not stop the others
+        # The exception of a library may not be picklable.
         message = f"{type(error).__name__}: {error}"
         raise RuntimeError(message) from None
     is_whole = seconds < max_seconds
@@ -191,10 +191,10 @@ def measure(contender: str, reading: Reading, directory: Path, max_seconds: floa
 
 
 def _set_up(start_method: str) -> None:
-    """Set up a process that measures."""
-    # A spawned process would spawn its workers too, and those would spend seconds on imports.
+    """Set up a measuring process."""
+    # A spawned process would spawn its workers too, which would spend seconds on imports.
     multiprocessing.set_start_method(start_method, force=True)
-    # Libraries print and warn a lot.
+    # Libraries print a lot and emit many warnings.
     warnings.simplefilter("ignore")
     with Path(os.devnull).open("w") as nothing:
         os.dup2(nothing.fileno(), 1)
@@ -203,7 +203,7 @@ def _set_up(start_method: str) -> None:
 
 @contextmanager
 def frozen(pids: set[int]) -> Iterator[None]:
-    """Stop processes meanwhile: a pass that was cut off may have left threads behind that still read."""
+    """Stop processes in this context: the threads of a pass that was cut off may still be reading."""
 
     def send(number: signal.Signals) -> None:
         for pid in pids:
@@ -218,17 +218,17 @@ def frozen(pids: set[int]) -> Iterator[None]:
 
 
 class Bench:
-    """Processes that measure, one for each contender, and what they found."""
+    """One measuring process per contender."""
 
     def __init__(self, stack: ExitStack, directory: Path, *, repeats: int, max_seconds: float) -> None:
         self._stack, self._directory = stack, directory
         self._repeats, self._max_seconds = repeats, max_seconds
         self._pools: dict[str, tuple[ProcessPoolExecutor, int]] = {}
-        """Contender -> its process, and the number of that."""
+        """Contender -> its process and process id."""
 
     def _run(self, contender: str, reading: Reading) -> Pass:
         if contender not in self._pools:
-            # Spawned: no contender finds the threads and the memory that another one left behind.
+            # Spawned, so that no contender inherits threads or memory of another.
             spawn = multiprocessing.get_context("spawn")
             new = ProcessPoolExecutor(1, spawn, _set_up, (multiprocessing.get_start_method(),))
             self._pools[contender] = self._stack.enter_context(new), new.submit(os.getpid).result()
@@ -239,14 +239,14 @@ class Bench:
             return pool.submit(measure, contender, reading, directory, self._max_seconds).result()
 
     def passes(self, contenders: list[str], reading: Reading) -> tuple[dict[str, list[Pass]], dict[str, str]]:
-        """Return the passes of each contender, in turns, and the errors of those that failed.
+        """Return the passes of each contender, interleaved, and the errors of failed contenders.
 
-        One more pass goes before, which isn't counted: it imports, converts and fills caches.
+        One uncounted pass comes first: it imports, converts and fills caches.
         """
         found: dict[str, list[Pass]] = {name: [] for name in contenders}
         errors: dict[str, str] = {}
         for number in range(self._repeats + 1):
-            # In another order each time: what a pass finds in caches depends on who came before.
+            # In a different order each time, because the content of caches depends on the previous pass.
             for name in random.Random(number).sample(contenders, len(contenders)):
                 if name in errors:
                     continue
@@ -254,7 +254,7 @@ class Bench:
                     result = self._run(name, reading)
                 except RuntimeError as error:
                     errors[name] = str(error)
-                    # A process that died takes its pool with it.
+                    # A dead process breaks its pool.
                     if name in self._pools:
                         self._pools.pop(name)[0].shutdown()
                     continue
@@ -264,7 +264,7 @@ class Bench:
 
 
 def _ratio(of: list[Pass], to: list[Pass]) -> float:
-    """Return the median of the ratios of passes of the same round."""
+    """Return the median ratio of passes of the same round."""
     return median(mine[0] / other[0] for mine, other in zip(of, to, strict=True))
 
 
@@ -299,17 +299,17 @@ def _line(title: str, cells: Iterable[str]) -> str:
 
 
 def show_header(contenders: list[str]) -> None:
-    """Print the names of the columns: rows/s of laneway, its ratios, rows/s of all others."""
+    """Print the column names: rows/s of laneway, its ratios, rows/s of all others."""
     others = [name for name in contenders if name != LANEWAY]
     for number, name in enumerate(others, start=1):
         print(f"[{number}] {name}")
     numbers = [f"[{number}]" for number in range(1, len(others) + 1)]
-    print("\nrows/s; ratios are those of laneway to the others; - takes no part, ! failed")
+    print("\nrows/s, and ratios of laneway to the others; - not comparable, ! failed")
     print(_line("case", [LANEWAY, *RATIOS.values(), *numbers]))
 
 
 def show(row: dict[str, Any], contenders: list[str]) -> None:
-    """Print a row, and what went wrong."""
+    """Print a row and its errors."""
 
     def rate(name: str) -> str:
         if name in row["errors"]:
@@ -326,13 +326,13 @@ def show(row: dict[str, Any], contenders: list[str]) -> None:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--short", action="store_true", help="small corpora; workers' start weighs more in them")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
-    parser.add_argument("--only", default="", help='only cases with these words in their title, such as "tabular K=2"')
+    parser.add_argument("--short", action="store_true", help="small corpora, in which the start of workers weighs more")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
+    parser.add_argument("--only", default="", help='only cases with these words in the title, such as "tabular K=2"')
     parser.add_argument("--workers", type=int, nargs="+", metavar="K", help="shuffled Parquet at these num_workers")
     parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True, help="compare with libraries")
-    parser.add_argument("--repeats", type=int, default=REPEATS, help="passes of each, in turns (%(default)s)")
-    parser.add_argument("--max-seconds", type=float, help="cut passes off after so long (20; short: 5)")
+    parser.add_argument("--repeats", type=int, default=REPEATS, help="passes per contender, interleaved (%(default)s)")
+    parser.add_argument("--max-seconds", type=float, help="cut off passes after this time (20; short: 5)")
     parser.add_argument("--directory", type=Path, help="keep corpora and converted copies here, for the next run")
     arguments = parser.parse_args()
     cases: Iterable[Case] = CASES
@@ -344,7 +344,7 @@ def main() -> None:
         if peer.is_installed:
             contenders.append(name)
         else:
-            print(f"skipped, as it is not installed: {name}")
+            print(f"skipped, not installed: {name}")
     rows = []
     with ExitStack() as stack:
         directory = arguments.directory or Path(stack.enter_context(tempfile.TemporaryDirectory()))

@@ -1,11 +1,11 @@
-"""The three corpora that the benchmarks read: made deterministically, once, as Parquet and as Arrow files.
+"""The three corpora of the benchmarks: generated once, deterministically, as Parquet and Arrow files.
 
 - text: `id` and a string of 200 to 2,000 characters of words
 - tokens: `id` and a fixed-size list of 1,024 int32
 - tabular: `id`, 40 float32 and an int8 label
 
-Parquet is compressed with zstd, Arrow (IPC file format) not at all; row groups and record batches are the same. Run
-`python -m benchmarks.corpora DIRECTORY [--short]` to make them ahead of a benchmark.
+Parquet is compressed with zstd, Arrow (IPC file format) is uncompressed; row groups and record batches have the same
+rows. Run `python -m benchmarks.corpora DIRECTORY [--short]` to generate them before a benchmark.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ class Corpus:
     name: CorpusName
     num_rows: int
     directory: Path
-    """Holds a directory per file format."""
+    """Contains one directory per file format."""
 
     def folder(self, file_format: FileFormat) -> Path:
-        """Return the directory that holds the files of this format and nothing else."""
+        """Return the directory that contains only the files of this format."""
         return self.directory / file_format
 
     def files(self, file_format: FileFormat) -> list[str]:
@@ -62,18 +62,18 @@ class Corpus:
 
 
 def make_corpus(name: CorpusName, directory: Path, size: Size = "short") -> Corpus:
-    """Return a corpus, which is made if it isn't there yet.
+    """Return a corpus, and generate it if it doesn't exist.
 
     Args:
-        name: Which one.
-        directory: Where all corpora lie, each in a directory of its own; made if it is missing.
-        size: "short" for a quick look, "full" for figures.
+        name: Name of the corpus.
+        directory: Directory of all corpora, each in its own subdirectory; created if it is missing.
+        size: "short" for a quick run, "full" for results.
     """
     num_rows = ROWS[size][name]
     corpus = Corpus(name, num_rows, directory / f"{name}-{num_rows}")
     if not corpus.directory.exists():
         directory.mkdir(parents=True, exist_ok=True)
-        # Renamed when it is complete, so that an interrupted run leaves nothing that looks like a corpus.
+        # Renamed when complete, so an interrupted run leaves no partial corpus.
         unfinished = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=directory))
         try:
             _write(Corpus(name, num_rows, unfinished))
@@ -103,7 +103,7 @@ def _text(generator: np.random.Generator, num_rows: int) -> dict[str, pa.Array[A
     sizes = generator.integers(200, 2_001, num_rows)
     offsets = np.zeros(num_rows + 1, np.int32)
     np.cumsum(sizes, out=offsets[1:])
-    # Squared, so that some words are frequent, as in a language. A word and its space are three characters or more.
+    # Squared, so that some words are frequent, as in natural text. A word with its space has at least three characters.
     drawn = (generator.random(int(offsets[-1]) // 3 + 1) ** 2 * NUM_WORDS).astype(np.int64)
     characters = b" ".join([words[index] for index in drawn.tolist()])
     strings = pa.Array.from_buffers(
@@ -130,10 +130,10 @@ _COLUMNS: dict[CorpusName, Callable[[np.random.Generator, int], dict[str, pa.Arr
 
 
 def main() -> None:
-    """Make all corpora."""
+    """Generate all corpora."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("directory", type=Path, help="where to write, or where they are already")
-    parser.add_argument("--short", action="store_true", help="make the small ones")
+    parser.add_argument("directory", type=Path, help="directory of the corpora")
+    parser.add_argument("--short", action="store_true", help="generate the small corpora")
     arguments = parser.parse_args()
     for name in get_args(CorpusName):
         print(make_corpus(name, arguments.directory, "short" if arguments.short else "full").directory)

@@ -1,4 +1,4 @@
-"""Draw what the benchmarks found: rows a second against workers, and the time to the first batch against position.
+"""Draws the benchmark results: rows per second against workers, and time to the first batch against position.
 
 Run `python benchmarks/bench_throughput.py --workers 0 1 2 4 --json throughput.json` and
 `python benchmarks/bench_resume.py --json resume.json`, then `python benchmarks/draw.py throughput.json resume.json`.
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     Axes = Any
     Line = tuple[list[float], list[float]]
 
-# Read well on white and on dark pages; the background is left to the page.
+# Readable on white and on dark pages; the background is transparent.
 GREY = "#7d8590"
 COLOURS = {
     "laneway": "#2f81f7",
@@ -44,14 +44,14 @@ LABELS = {
 DASHES = {"raw": (0, (4, 2)), "with manifest": (0, (4, 2)), "manifest, 8 MiB windows": (0, (1, 1.5))}
 PANELS = {"tabular": "Tabular, 42 columns", "tokens": "Tokens, 1,024 per row", "text": "Text"}
 LINE_HEIGHT = 10.5
-"""Between two labels, in points."""
+"""Distance between two labels, in points."""
 FEWEST_LEVELS = 3
 MILLION = 1e6
 POSITIONS = {"fresh s": "fresh", "at 1% s": "1%", "at 50% s": "50%", "at 99% s": "99%"}
 
 
 def style(axes: Axes, title: str) -> None:
-    """Leave nothing but the lines, faint levels and small numbers."""
+    """Remove everything except the lines, faint levels and small numbers."""
     axes.set_title(title, loc="left", fontsize=10, fontweight="bold", color=GREY, pad=10)
     axes.set_yscale("log")
     axes.patch.set_alpha(0)
@@ -63,7 +63,7 @@ def style(axes: Axes, title: str) -> None:
 
 
 def draw_lines(axes: Axes, lines: dict[str, Line], limits: tuple[float, float], number: Callable[[float], str]) -> None:
-    """Draw lines, laneway's last and thickest, each with its name at its right end."""
+    """Draw lines with their names at the right end; laneway is last and thickest."""
     for name, (x, y) in sorted(lines.items(), key=lambda item: item[0] == "laneway"):
         is_ours = name == "laneway"
         axes.plot(
@@ -98,7 +98,7 @@ def draw_lines(axes: Axes, lines: dict[str, Line], limits: tuple[float, float], 
 
 
 def apart(heights: list[float], distance: float) -> list[float]:
-    """Return ascending heights moved apart as little as need be: groups that are too near stay around their middle."""
+    """Return ascending heights, moved apart as little as necessary; groups that are too close stay centred."""
     groups: list[list[float]] = []
     for height in heights:
         groups.append([height])
@@ -117,13 +117,13 @@ def _top(group: list[float], distance: float) -> float:
 
 
 def limits_of(lines: Iterable[Line]) -> tuple[float, float]:
-    """Return what a log axis has to cover."""
+    """Return the limits of a log axis."""
     found = [value for _, y in lines for value in y]
     return min(found) * 0.8, max(found) * 1.25
 
 
 def levels_of(low: float, high: float) -> list[float]:
-    """Return round numbers on a log axis, a few."""
+    """Return a few round numbers on a log axis."""
 
     def between(steps: tuple[int, ...]) -> list[float]:
         levels = (step * 10.0**power for power in range(-4, 8) for step in steps)
@@ -136,7 +136,7 @@ def levels_of(low: float, high: float) -> list[float]:
 
 
 def figure_of(num_panels: int, height: float) -> tuple[Figure, list[Axes]]:
-    """Return an empty figure with panels in a row, and room for the names at the right of each."""
+    """Return an empty figure with panels in a row, and space for names to the right of each."""
     figure = Figure(figsize=(10.4, height))
     figure.patch.set_alpha(0)
     gap = 0.8 if num_panels == len(PANELS) else 0.5
@@ -145,12 +145,12 @@ def figure_of(num_panels: int, height: float) -> tuple[Figure, list[Axes]]:
 
 
 def thousands(value: float) -> str:
-    """Return a number as an axis shows it."""
+    """Return a number as an axis label."""
     return f"{value / MILLION:g} M" if value >= MILLION else f"{value / 1_000:g} k"
 
 
 def draw_throughput(rows: list[dict[str, Any]]) -> Figure:
-    """Return the figure of bench_throughput's rows."""
+    """Return the figure of the rows of bench_throughput."""
     figure, panels = figure_of(len(PANELS), 3.3)
     for axes, (corpus, title) in zip(panels, PANELS.items(), strict=True):
         lines: dict[str, Line] = {}
@@ -171,7 +171,7 @@ def draw_throughput(rows: list[dict[str, Any]]) -> Figure:
 
 
 def draw_resume(rows: list[dict[str, Any]]) -> Figure:
-    """Return the figure of bench_resume's rows: shuffled text in many files, without and with workers."""
+    """Return the figure of the rows of bench_resume: shuffled text in many files, without and with workers."""
     chosen = [row for row in rows if row["layout"] == "200 files" and row["shuffle"] and "error" not in row]
     counts = sorted({row["num_workers"] for row in chosen})
     figure, panels = figure_of(len(counts), 3.0)
@@ -195,7 +195,7 @@ def draw_resume(rows: list[dict[str, Any]]) -> Figure:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write an SVG that is the same for the same figures."""
+    """Write an SVG that is deterministic for the same results."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None, "Creator": None})
     # matplotlib ends some lines with a space.
@@ -203,13 +203,13 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def main() -> None:
-    """Write both pictures."""
+    """Write both figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("throughput", type=Path, help="JSON of bench_throughput.py --workers")
     parser.add_argument("resume", type=Path, help="JSON of bench_resume.py")
     parser.add_argument("--folder", type=Path, default=Path(__file__).parents[1] / "docs" / "images")
     arguments = parser.parse_args()
-    # Text stays text: small, and it can be searched.
+    # Text is kept as text: it is small and searchable.
     mpl.rcParams.update({"svg.hashsalt": "laneway", "svg.fonttype": "none", "font.family": "sans-serif"})
     save(draw_throughput(json.loads(arguments.throughput.read_text())), arguments.folder / "throughput.svg")
     save(draw_resume(json.loads(arguments.resume.read_text())["resume"]), arguments.folder / "resume.svg")

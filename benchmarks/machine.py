@@ -1,4 +1,4 @@
-"""What a machine does that would be mistaken for the cost of what is measured."""
+"""Effects of the machine that a benchmark must not mistake for the cost of the code."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import numpy as np
 
 
 def warm_memory(num_mib: int = 1_024) -> None:
-    """Touch this much memory and give it back, so that what is measured next finds pages that are there.
+    """Touch this much memory and free it, so that the next measurement finds its pages present.
 
-    A virtual machine gives unused memory back to its host within seconds. To get a page anew takes thirty times as long
-    as to clear one, and whoever needs most memory first would pay for all.
+    A virtual machine returns unused memory to its host within seconds. Getting a page back takes thirty times as long
+    as clearing one, and the first contender that needs much memory would pay for all.
     """
     np.empty(num_mib << 20, np.uint8)[:: mmap.PAGESIZE] = 0

@@ -1,6 +1,6 @@
-"""Other libraries that read the same corpora, each by an adapter of a few lines, as its own documentation does it.
+"""Other libraries that read the same corpora, each with a short adapter that follows the library's documentation.
 
-Where a library has a file format of its own, the corpus is converted once, before anything is timed.
+If a library has its own file format, the corpus is converted once, before anything is measured.
 """
 
 from __future__ import annotations
@@ -26,30 +26,30 @@ if TYPE_CHECKING:
 
 BATCH_ROWS = 256
 SHUFFLE_BUFFER_ROWS = 10_000
-"""For libraries that shuffle by a buffer: about as many rows as raw pyarrow shuffles, those of a row group."""
+"""For libraries with a shuffle buffer: about as many rows as raw pyarrow shuffles, those of a row group."""
 FEW_FILES = 10
-"""Fewer data files than this are few."""
+"""With fewer data files than this, files are cut at row groups."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What is read, and as what objects."""
+    """The files to read, and the objects to yield."""
 
     corpus: Corpus
     file_format: FileFormat
     shuffle: bool
     num_workers: int
     is_row_by_row: bool = False
-    """Whether workers send rows one by one. Else they send lists of them."""
+    """Whether workers send rows one by one; otherwise they send lists of rows."""
 
     @property
     def yields_rows(self) -> bool:
-        """Whether rows are wanted, as dicts of Python values, and not batches as dicts of tensors."""
+        """Whether to yield rows as dicts of Python values, instead of batches as dicts of tensors."""
         return self.corpus.name == "text"
 
     @property
     def rows_per_item(self) -> int | None:
-        """Rows of what is yielded; None: rows come one by one. Batches, and lists of rows, are for all alike."""
+        """Rows per yielded batch or list; None: single rows. The same for all libraries."""
         return None if self.yields_rows and (self.is_row_by_row or not self.num_workers) else BATCH_ROWS
 
 
@@ -58,23 +58,23 @@ class Peer:
     """A library to compare with."""
 
     module: str
-    """What it is imported as."""
+    """Name of the module."""
     open: Callable[[Reading, Path], Iterable[Any]]
-    """Returns what yields rows or batches; may keep files of its own in the directory."""
+    """Returns an iterable of rows or batches; may store its own files in the directory."""
     reads_arrow: bool = False
-    """Whether Arrow files mean something to it; else it is only compared on Parquet, or what it made of that."""
+    """Whether it reads Arrow files; otherwise it is only compared on Parquet, or on a conversion of it."""
 
     @property
     def is_installed(self) -> bool:
-        """Whether it can be imported."""
+        """Whether the module can be imported."""
         return importlib.util.find_spec(self.module) is not None
 
 
-def _load(module: str) -> Any:  # noqa: ANN401 - they may be missing, so their types are not known
+def _load(module: str) -> Any:  # noqa: ANN401 - the types of optional libraries are unknown
     return importlib.import_module(module)
 
 
-# pyarrow's objects, which several libraries can yield, as the objects that are wanted.
+# Conversion of pyarrow's objects, which several libraries can yield.
 
 
 def _rows_of(batch: pa.RecordBatch | pa.Table) -> list[dict[str, Any]]:
@@ -96,15 +96,15 @@ def _objects_of(reading: Reading) -> Callable[[Any], Any]:
 
 
 def _rows_or_batches(batches: Iterable[Any], reading: Reading) -> Iterable[Any]:
-    """Return batches as they are, or the rows of lists of them where rows are wanted one by one."""
+    """Return batches as they are, or single rows if the reading asks for them."""
     return (row for batch in batches for row in batch) if reading.rows_per_item is None else batches
 
 
-# HF datasets, both sides with its "arrow" format: its own conversion to tensors, and to rows, is several times slower.
+# HF datasets, both kinds with the "arrow" format: its own conversion to tensors and rows is several times slower.
 
 
-def _unbatched(batch: Any) -> pa.RecordBatch:  # noqa: ANN401 - a Table, which DataLoader's types don't know
-    """Return the rows that `batch()` has put into one row of lists."""
+def _unbatched(batch: Any) -> pa.RecordBatch:  # noqa: ANN401 - a Table, which the types of DataLoader don't allow
+    """Undo `batch()`, which puts several rows into one row of lists."""
     lists: list[Any] = [column.combine_chunks() for column in batch.columns]
     return pa.RecordBatch.from_arrays([column.flatten() for column in lists], batch.column_names)
 
@@ -114,8 +114,8 @@ def stream_datasets(
 ) -> Any:  # noqa: ANN401 - as above
     """Return a streaming dataset of HF datasets.
 
-    Few files are cut at their row groups, as its documentation tells to do. Its buffer is filled from one of these
-    after the other: from several at a time, which is the default, it waits far longer than it computes.
+    A small number of files is cut at row groups, as its documentation recommends. The buffer is filled from one of
+    these after another: with several at a time, the default, it waits far longer than it computes.
     """
     os.environ["HF_HUB_OFFLINE"] = "1"
     dataset = _load("datasets").load_dataset(
@@ -143,7 +143,7 @@ def _open_datasets(reading: Reading, directory: Path) -> Iterable[Any]:
 
 
 def _open_datasets_map(reading: Reading, directory: Path) -> Iterable[Any]:
-    """Open the map-style dataset, for which it keeps the corpus as Arrow files of its own."""
+    """Open the map-style dataset, which stores the corpus in its own Arrow files."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     files = reading.corpus.files(reading.file_format)
     dataset = _load("datasets").load_dataset(
@@ -153,7 +153,7 @@ def _open_datasets_map(reading: Reading, directory: Path) -> Iterable[Any]:
     convert = _objects_of(reading)
     if not reading.shuffle and not reading.num_workers:
         return _rows_or_batches(map(convert, dataset.iter(batch_size=BATCH_ROWS)), reading)
-    # Asked for the rows of a whole batch at once, as its documentation tells to do.
+    # Rows are requested one batch at a time, as its documentation recommends.
     order: Sampler[int] = RandomSampler(dataset) if reading.shuffle else SequentialSampler(dataset)
     batches: Iterable[Any] = DataLoader(
         dataset,
@@ -169,7 +169,7 @@ def _open_datasets_map(reading: Reading, directory: Path) -> Iterable[Any]:
 
 
 def _open_dataloader_utils(reading: Reading, _: Path) -> Iterable[Any]:
-    # As Arrow, for its own conversion makes Python lists of the tokens.
+    # As Arrow, because its own conversion turns tokens into Python lists.
     loader, _dataset = _load("torch_dataloader_utils").StructuredDataset.create_dataloader(
         str(reading.corpus.folder("parquet")),
         "parquet",
@@ -199,9 +199,9 @@ def _tokens_of_file(path: str) -> Iterator[torch.Tensor]:
 def stream_litdata(
     files: list[str], reading: Reading, directory: Path, *, multiprocessing_context: str | None = None
 ) -> Any:  # noqa: ANN401 - as above
-    """Return litdata's loader, over files of its own in the directory, which are made if they are not there yet.
+    """Return litdata's loader over files in its own format, and write these to the directory if they don't exist.
 
-    Rows come in lists: its dataset alone, which yields single ones, is slower.
+    Rows come in lists: its dataset alone, which yields single rows, is slower.
     """
     litdata = _load("litdata")
     is_tokens = reading.corpus.name == "tokens"
@@ -211,7 +211,7 @@ def stream_litdata(
             fn=_tokens_of_file if is_tokens else _rows_of_file,
             inputs=files,
             output_dir=str(directory),
-            # Chunks that its shuffling and two workers can share out.
+            # Enough chunks for its shuffling and two workers.
             chunk_size=1 << 21 if is_tokens else None,
             chunk_bytes=None if is_tokens else "8MB",
             num_workers=1,
@@ -280,4 +280,4 @@ PEERS = {
     "litdata": Peer("litdata", _open_litdata),
     "mosaicml-streaming": Peer("streaming", _open_streaming),
 }
-"""Name -> library; "datasets map" is the map-style side of HF datasets, and "datasets" the streaming one."""
+"""Name -> library; "datasets map" is the map-style dataset of HF datasets, and "datasets" the streaming one."""

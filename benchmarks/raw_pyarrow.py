@@ -1,4 +1,4 @@
-"""What pyarrow alone makes of the same files: the same rows as the same objects, with as little as that takes.
+"""The baseline: pyarrow alone reads the same files and yields the same rows as the same objects, with minimal code.
 
 Row groups are read one after another and sliced into batches. Shuffled, row groups come in random order and the rows
 of each in random order. Nothing is read ahead and nothing can be resumed.
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 
 class RawPyarrow(IterableDataset[Any]):
-    """Rows or batches of files, which DataLoader workers share out among themselves.
+    """Rows or batches of files, divided among DataLoader workers.
 
     Args:
         files: Paths.
-        file_format: What they are; Arrow files are memory-mapped.
+        file_format: Format of the files; Arrow files are memory-mapped.
         shuffle: Whether row groups, and rows within each, come in random order.
         batch_rows: Rows of a batch of tensors; None: rows one by one, as dicts of Python values.
-        is_packed: Whether a batch is one uint8 tensor that holds the bytes of all columns, instead of a dict.
+        is_packed: Whether a batch is a single uint8 tensor with the bytes of all columns, instead of a dict.
         use_threads: Whether a row group's columns are decoded in parallel.
     """
 

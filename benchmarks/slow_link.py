@@ -1,8 +1,8 @@
-"""A link that delays what is sent to a server, and counts the requests and bytes that cross it.
+"""A link that delays requests to a server, and counts the requests and bytes that cross it.
 
-It copies bytes between sockets and looks into none but requests, so that it costs little. It runs as a process of its
-own until its stdin is closed. A line on stdin sets the delay in milliseconds; it is answered with the requests by
-method and the bytes of answers since the line before.
+It copies bytes between sockets and parses only requests, so its overhead is small. It runs as a separate process until
+its stdin is closed. A line on stdin sets the delay in milliseconds; the answer is the number of requests by method and
+the bytes of responses since the previous line.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ _CHUNK_BYTES = 1 << 20
 
 
 class SlowLink:
-    """A link that runs."""
+    """A running link."""
 
     def __init__(self, process: subprocess.Popen[str], endpoint: str) -> None:
-        """Take over a process."""
+        """Wrap a running process."""
         self._process = process
         self.endpoint = endpoint
-        """URL to be used in place of the server's."""
+        """URL to use instead of the server's."""
 
     def set_latency(self, milliseconds: float) -> dict[str, int]:
-        """Delay requests from now on; return what crossed the link until now, and begin to count anew."""
+        """Delay requests from now on; return the counts so far and reset them."""
         assert self._process.stdin is not None  # noqa: S101 - it was started with pipes
         assert self._process.stdout is not None  # noqa: S101
         self._process.stdin.write(f"{milliseconds}\n")

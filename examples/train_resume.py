@@ -1,15 +1,15 @@
-"""Train, be killed, resume, and prove that not one row and not one bit of a loss differs.
+"""Train, get killed, resume, and prove that no row and no bit of a loss differs.
 
 Run it with `make demo`, or `python examples/train_resume.py`. It needs no download: the corpus is the source
-code of Python's own standard library, and everything it writes goes below `.demo/`.
+code of Python's standard library. All output goes below `.demo/`.
 
-The function to read is `train`. What is around it kills it and checks it:
+The function to read is `train`. The code around it kills it and checks it:
 
-1. one process trains an epoch without a break;
-2. another starts the same training, saves a checkpoint now and then, and dies by SIGKILL in mid-epoch;
-3. a third loads the last checkpoint and goes on to the end.
+1. One process trains an epoch without interruption.
+2. Another process starts the same training, saves checkpoints, and dies by SIGKILL mid-epoch.
+3. A third process loads the last checkpoint and resumes to the end of the epoch.
 
-Each of them writes the row ids and the loss of every step to a log, and the logs have to agree.
+Each process logs the row ids and the loss of every step, and the logs must agree.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ BAR = "      {percentage:3.0f}% |{bar:32}| {n_fmt}/{total_fmt}{unit}, {rate_fmt}
 
 
 class NextByte(nn.Module):
-    """Predicts a byte of source code from the 16 before it, at every sixteenth place of a row."""
+    """Predicts a byte of source code from the 16 bytes before it, at every sixteenth byte of a row."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,12 +64,12 @@ class NextByte(nn.Module):
 
 
 def train(corpus: Path, run: Path, *, save: bool, resume: bool) -> None:
-    """Train an epoch and log every step; `save` checkpoints, and go on from the last one with `resume`."""
+    """Train an epoch and log every step; `save` writes checkpoints, `resume` loads the last one."""
     torch.manual_seed(0)
     model = NextByte()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
 
-    # Shards and windows are as small as the corpus is; leave both out for data of a usual size.
+    # Small shards and windows for a small corpus; use the defaults for data of a usual size.
     dataset = StatefulShardedDataset(
         corpus,
         columns=["id", "text"],
@@ -107,7 +107,7 @@ def train(corpus: Path, run: Path, *, save: bool, resume: bool) -> None:
                     "optimizer": optimizer.state_dict(),
                     "loader": loader.state_dict(),
                 }
-                # Written aside and renamed: a kill while it is written leaves the checkpoint before it.
+                # Written to a temporary file and renamed: a kill during the write keeps the previous checkpoint.
                 torch.save(checkpoint, run / "checkpoint.tmp")
                 os.replace(run / "checkpoint.tmp", run / "checkpoint.pt")
 
@@ -116,13 +116,13 @@ def train(corpus: Path, run: Path, *, save: bool, resume: bool) -> None:
 
 
 def source_files(library: Path) -> list[Path]:
-    """Return the standard library's own modules, sorted, without its tests and without installed packages."""
+    """Return the modules of the standard library, sorted, without its tests and installed packages."""
     foreign = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
     return sorted(path for path in library.rglob("*.py") if not foreign & {*path.relative_to(library).parts})
 
 
 def write_corpus(corpus: Path) -> None:
-    """Write the source files as Parquet: a row per ROW_BYTES of a file, filled up with newlines."""
+    """Write the source files as Parquet: one row per ROW_BYTES of a file, padded with newlines."""
     library = Path(sysconfig.get_path("stdlib"))
     paths: list[str] = []
     chunks: list[bytes] = []
@@ -135,7 +135,7 @@ def write_corpus(corpus: Path) -> None:
     text_column = pa.FixedSizeListArray.from_arrays(values, ROW_BYTES)
     table = pa.table({"id": np.arange(len(paths)), "path": paths, "text": text_column})
 
-    # Written aside and renamed, so that an interrupted first run leaves no half of a corpus behind.
+    # Written to a temporary directory and renamed, so an interrupted first run leaves no partial corpus.
     unfinished = corpus.with_suffix(".tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
@@ -146,7 +146,7 @@ def write_corpus(corpus: Path) -> None:
 
 
 def describe(corpus: Path) -> None:
-    """Print what is trained on what."""
+    """Print the corpus, the model and the loader."""
     files = [pq.ParquetFile(path) for path in sorted(corpus.glob("*.parquet"))]
     num_sources = len(set(pq.read_table(corpus, columns=["path"])["path"].to_pylist()))
     num_rows = [file.metadata.num_rows for file in files]
@@ -164,21 +164,21 @@ def describe(corpus: Path) -> None:
 
 @dataclass(frozen=True)
 class Step:
-    """What a run logged of one step."""
+    """The log entry of one step."""
 
     ids: list[int]
-    """Row ids of its batch, in order."""
+    """Row ids of the batch, in order."""
     loss: str
-    """The loss as `float.hex` writes it, so that equal means equal in every bit."""
+    """The loss in the format of `float.hex`, so that equality is bitwise."""
 
 
-def logged(run: Path) -> list[Step]:
-    """Return the steps that a run has logged."""
+def read_log(run: Path) -> list[Step]:
+    """Return the logged steps of a run."""
     return [Step(**json.loads(line)) for line in (run / "steps.jsonl").read_text().splitlines()]
 
 
 def start(corpus: Path, run: Path, *flags: str) -> subprocess.Popen[bytes]:
-    """Start `train` in a new process, and a process group, of its own."""
+    """Start `train` in a new process with its own process group."""
     run.mkdir(parents=True, exist_ok=True)
     (run / "steps.jsonl").touch()
     command = [sys.executable, __file__, "train", str(corpus), str(run), *flags]
@@ -193,7 +193,7 @@ def kill(trainer: subprocess.Popen[bytes]) -> None:
 
 
 def finish(trainer: subprocess.Popen[bytes]) -> None:
-    """Wait for a training process, which has to succeed."""
+    """Wait for a training process, which must succeed."""
     try:
         if trainer.wait() != 0:
             raise SystemExit(f"the training process failed with exit status {trainer.returncode}")
@@ -206,14 +206,14 @@ def kill_at(step: int, trainer: subprocess.Popen[bytes], run: Path) -> None:
     try:
         while (run / "steps.jsonl").read_bytes().count(b"\n") < step:
             if trainer.poll() is not None:
-                raise SystemExit(f"the training process ended by itself, with status {trainer.returncode}")
+                raise SystemExit(f"the training process ended on its own, with status {trainer.returncode}")
             time.sleep(0.02)
     finally:
         kill(trainer)
 
 
 def prove(corpus: Path, whole: list[Step], killed: list[Step], resumed: list[Step], saved_step: int) -> bool:
-    """Print whether the two halves are the whole run; return it."""
+    """Check that both halves together equal the whole run, print the result and return it."""
     halves = killed[:saved_step] + resumed
     ids, ids_whole = ([row_id for step in steps for row_id in step.ids] for steps in (halves, whole))
     num_before = sum(len(step.ids) for step in killed[:saved_step])
@@ -224,21 +224,21 @@ def prove(corpus: Path, whole: list[Step], killed: list[Step], resumed: list[Ste
     claims = {
         "same rows in the same order, batch by batch": [s.ids for s in halves] == [s.ids for s in whole],
         f"each of the corpus's {len(all_ids):,} rows exactly once": sorted(ids) == all_ids,
-        "shuffled: not the order of the files": ids != all_ids,
-        f"{num_equal:,} of {len(whole):,} losses equal in every bit": num_equal == len(halves) == len(whole),
-        f"steps {lost} died with the process and came again": killed == whole[: len(killed)],
-        "killed in mid-epoch, past its last checkpoint": saved_step < len(killed) < len(whole),
+        "shuffled: not in file order": ids != all_ids,
+        f"{num_equal:,} of {len(whole):,} losses bitwise equal": num_equal == len(halves) == len(whole),
+        f"steps {lost} were lost with the process and came again": killed == whole[: len(killed)],
+        "killed mid-epoch, after its last checkpoint": saved_step < len(killed) < len(whole),
     }
     print(f"  rows  {num_before:,} before the checkpoint + {len(ids) - num_before:,} after the resume", end="")
-    print(f" = {len(ids):,}; without a break {len(ids_whole):,}")
-    print(f"  loss  {first:.3f} -> {last:.3f} nats a byte; last one {halves[-1].loss}, {whole[-1].loss}")
+    print(f" = {len(ids):,}; uninterrupted {len(ids_whole):,}")
+    print(f"  loss  {first:.3f} -> {last:.3f} nats per byte; last loss {halves[-1].loss}, {whole[-1].loss}")
     for claim, holds in claims.items():
         print(f"  {'yes' if holds else 'NO '}   {claim}")
     return all(claims.values())
 
 
 def demonstrate() -> bool:
-    """Run the three acts and print the proof; return whether it holds."""
+    """Run the three processes and print the proof; return whether it holds."""
     began = time.monotonic()
     corpus, runs = HOME / f"python-{platform.python_version()}-by-{ROW_BYTES}", HOME / "runs"
     shutil.rmtree(runs, ignore_errors=True)
@@ -246,41 +246,41 @@ def demonstrate() -> bool:
         write_corpus(corpus)
     describe(corpus)
 
-    print("\n[1/3] train one epoch without a break")
+    print("\n[1/3] train one epoch without interruption")
     finish(start(corpus, runs / "whole"))
-    whole = logged(runs / "whole")
+    whole = read_log(runs / "whole")
 
-    print(f"\n[2/3] the same again, a checkpoint every {SAVE_EVERY} steps - and kill -9 in mid-epoch")
+    print(f"\n[2/3] the same again, with a checkpoint every {SAVE_EVERY} steps, and kill -9 mid-epoch")
     half_way = len(whole) // 2 // SAVE_EVERY * SAVE_EVERY + SAVE_EVERY // 2
     kill_at(half_way, start(corpus, runs / "killed", "--save"), runs / "killed")
-    killed = logged(runs / "killed")
+    killed = read_log(runs / "killed")
     saved_step = torch.load(runs / "killed" / "checkpoint.pt", weights_only=True)["step"]
     print(f"\n      SIGKILL after step {len(killed)}; the last checkpoint is of step {saved_step}")
 
-    print(f"\n[3/3] a new process goes on from step {saved_step}")
+    print(f"\n[3/3] a new process resumes from step {saved_step}")
     (runs / "resumed").mkdir()
     shutil.copy(runs / "killed" / "checkpoint.pt", runs / "resumed")
     finish(start(corpus, runs / "resumed", "--resume"))
 
     print("\nproof")
-    holds = prove(corpus, whole, killed, logged(runs / "resumed"), saved_step)
+    holds = prove(corpus, whole, killed, read_log(runs / "resumed"), saved_step)
     print(f"\n{'It holds' if holds else 'IT DOES NOT HOLD'} ({time.monotonic() - began:.0f} s)")
     return holds
 
 
 def main() -> None:
-    """Run the demo, or one training process of it."""
-    parser = argparse.ArgumentParser(description="Train, be killed, resume, and prove that nothing differs.")
+    """Run the demo, or one of its training processes."""
+    parser = argparse.ArgumentParser(description="Train, get killed, resume, and prove that nothing differs.")
     trainer = parser.add_subparsers(dest="command").add_parser("train", help="one training process of the demo")
     trainer.add_argument("corpus", type=Path)
     trainer.add_argument("run", type=Path)
     trainer.add_argument("--save", action="store_true")
     trainer.add_argument("--resume", action="store_true")
     arguments = parser.parse_args()
-    # Sums in the same order are what makes losses comparable to the bit.
+    # Losses are bitwise comparable only if sums run in the same order.
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(mode=True)
-    # torchdata 0.11 calls a function that torch has deprecated: nothing that a user could change.
+    # torchdata 0.11 calls a deprecated function of torch, which users can't change.
     warnings.filterwarnings("ignore", message="'set_vital' is deprecated", category=UserWarning)
     if arguments.command == "train":
         train(arguments.corpus, arguments.run, save=arguments.save, resume=arguments.resume)

@@ -1,11 +1,11 @@
-"""Starts Ceph's S3 server on loopback, with all its data in memory: a real one, for tests and benchmarks.
+"""Starts Ceph's S3 server on loopback, with all data in memory: a real server for tests and benchmarks.
 
-`python scripts/ceph_rgw.py` prints the endpoint and the keys of a user, and runs until Ctrl-C; nothing of it is left
-then. It needs Debian's packages radosgw, ceph-mon, ceph-osd and ceph-common, which `--install` installs (as root).
+`python scripts/ceph_rgw.py` prints the endpoint and the keys of a user, and runs until Ctrl-C. It leaves nothing
+behind. It needs the Debian packages radosgw, ceph-mon, ceph-osd and ceph-common; `--install` installs them (as root).
 """
-# ruff: noqa: INP001 - scripts are no package
-# ruff: noqa: T201 - it talks to the user
-# ruff: noqa: S603 - it starts what Debian installed, with arguments of its own
+# ruff: noqa: INP001 - scripts are not a package
+# ruff: noqa: T201 - it prints for the user
+# ruff: noqa: S603 - it starts installed Debian programs with fixed arguments
 
 from __future__ import annotations
 
@@ -79,12 +79,14 @@ rgw data = {folder}/rgw
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Start the server and wait until it is to end."""
+    """Start the server and wait until it should stop."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--install", action="store_true", help="only install the Debian packages, if they are missing")
-    parser.add_argument("--port", type=int, default=0, help="port of the S3 server; 0: any that is free")
+    parser.add_argument(
+        "--install", action="store_true", help="only install the Debian packages, unless they are installed"
+    )
+    parser.add_argument("--port", type=int, default=0, help="port of the S3 server; 0: any free port")
     parser.add_argument("--json", action="store_true", help="print endpoint and keys as one line of JSON")
-    parser.add_argument("--until-stdin-closes", action="store_true", help="end with the program that started this one")
+    parser.add_argument("--until-stdin-closes", action="store_true", help="stop when the parent program exits")
     options = parser.parse_args(arguments)
     if options.install:
         install()
@@ -94,13 +96,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _give_up(
             f"{missing[0]} is not installed: {sys.executable} {sys.argv[0]} --install, as root on Debian or Ubuntu"
         )
-    # An end by a signal takes the daemons and their data with it, as any other end does.
+    # Exit normally on a signal, so that the daemons and their data are removed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with tempfile.TemporaryDirectory(prefix="ceph-") as folder, _running(Path(folder), options.port) as server:
         if options.json:
             print(json.dumps(server), flush=True)
         else:
-            print("".join(f"{name:<10} {value}\n" for name, value in server.items()) + "Ctrl-C ends it", flush=True)
+            print("".join(f"{name:<10} {value}\n" for name, value in server.items()) + "stop with Ctrl-C", flush=True)
         try:
             if options.until_stdin_closes:
                 sys.stdin.read()
@@ -111,13 +113,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def install() -> None:
-    """Install the Debian packages, or end with the reason why that can't be."""
+    """Install the Debian packages, or exit with the reason why that is impossible."""
     if all(shutil.which(program) for program in PROGRAMS):
         return
     if os.geteuid() != 0:
         _give_up(f"only root can install {' '.join(PACKAGES)}")
     if shutil.which("apt-get") is None:
-        _give_up(f"there is no apt-get to install {' '.join(PACKAGES)} with")
+        _give_up(f"apt-get is missing: can't install {' '.join(PACKAGES)}")
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     until = time.monotonic() + INSTALL_S
     for command in (
@@ -130,14 +132,14 @@ def install() -> None:
                 command, env=environment, capture_output=True, text=True, timeout=left_s, check=False
             )
         except subprocess.TimeoutExpired:
-            _give_up(f"{' '.join(command)}: not done within {INSTALL_S:.0f} s")
+            _give_up(f"{' '.join(command)}: not finished within {INSTALL_S:.0f} s")
         if result.returncode:
             _give_up(f"{' '.join(command)}: {result.stderr.strip()}")
 
 
 @contextmanager
 def _running(folder: Path, port: int) -> Iterator[dict[str, str]]:
-    """Run monitor, object store and gateway; the value is the endpoint with the keys of a user."""
+    """Run monitor, object store and gateway; yields the endpoint and the keys of a user."""
     mon_port, old_mon_port, free_port = _free_ports(3)
     port = port or free_port
     fsid = str(uuid.uuid4())
@@ -195,7 +197,7 @@ def _running(folder: Path, port: int) -> Iterator[dict[str, str]]:
         run("radosgw-admin", "-n", "client.rgw", *user)
         yield {"endpoint": f"http://127.0.0.1:{port}", "key": key, "secret": secret}
     finally:
-        # There is nothing to be put in order: all of it is in their memory and in the folder.
+        # No clean shutdown is needed: all state is in memory and in the folder.
         for daemon in daemons:
             daemon.kill()
         for daemon in daemons:

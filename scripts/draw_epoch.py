@@ -1,9 +1,9 @@
 """Draws docs/images/epoch.svg: data files, the line of an epoch, its lanes, a checkpoint, and the rest cut again.
 
-Nothing in it is drawn by hand: the cells are where the library's own functions put the rows.
-Run it with `.venv/bin/python scripts/draw_epoch.py`; it writes the same bytes every time.
+Nothing in it is drawn manually: the library's own functions compute the place of each cell.
+Run it with `.venv/bin/python scripts/draw_epoch.py`. It writes the same bytes every time.
 """
-# ruff: noqa: INP001 - scripts are no package
+# ruff: noqa: INP001 - scripts are not a package
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ WIDTH, HEIGHT, MARGIN = 1000, 534, 40
 FILE_BLOCKS = ((8, 8, 8), (8, 6), (8, 8, 8, 8, 6), (8, 8, 4))
 """Rows of each row group of each data file: 96 rows."""
 NUM_LANES, TURN_ROWS, TURNS = 4, 3, 18
-"""Lanes of the epoch, rows of a turn, and turns that are delivered before the checkpoint."""
+"""Number of lanes, rows of a turn, and turns delivered before the checkpoint."""
 RANKS_AFTER = 3
-"""Ranks of the run that goes on."""
+"""Number of ranks of the run that resumes."""
 CELL_HEIGHT = 21
 
 HUES = ("#4a7bdc", "#e5883c", "#2fa590", "#b0609f")
@@ -54,13 +54,13 @@ class Row:
     """One row of the dataset."""
 
     file_index: int
-    """Data file."""
+    """Index of the data file."""
     row: int
-    """Row in the data file."""
+    """Index of the row in the data file."""
 
     @property
     def color(self) -> str:
-        """The file's colour, paler towards the end of the file."""
+        """The colour of the file, paler towards its end."""
         share = 0.55 * self.row / sum(FILE_BLOCKS[self.file_index])
         pairs = [(int(HUES[self.file_index][i : i + 2], 16), int(PALE[i : i + 2], 16)) for i in (1, 3, 5)]
         return "#" + "".join(f"{round(hue + (pale - hue) * share):02x}" for hue, pale in pairs)
@@ -68,18 +68,18 @@ class Row:
 
 @dataclass
 class Drawing:
-    """SVG, element after element."""
+    """An SVG image, element by element."""
 
     elements: list[str] = field(default_factory=list)
-    """What has been drawn."""
+    """The elements drawn so far."""
 
     def heading(self, x: float, y: float, title: str, note: str) -> None:
-        """Write a title and, behind it, what it means."""
+        """Write a title, followed by an explanation."""
         second = f'<tspan class="note" dx="10">{note}</tspan>'
         self.elements.append(f'<text x="{x:g}" y="{y:g}"><tspan class="title">{title}</tspan>{second}</text>')
 
     def text(self, x: float, y: float, words: str, *, kind: str, anchor: str = "start") -> None:
-        """Write words, their baseline starting, centred or ending at (x, y)."""
+        """Write words with their baseline starting, centred or ending at (x, y)."""
         place = f'x="{x:g}" y="{y:g}" text-anchor="{anchor}"'
         self.elements.append(f'<text class="{kind}" {place}>{words}</text>')
 
@@ -151,7 +151,7 @@ def draw_files(drawing: Drawing, y: float) -> None:
 
 
 def draw_line(drawing: Drawing, y: float, plan: Plan) -> None:
-    """Draw the line of the epoch, and where it is cut."""
+    """Draw the line of the epoch and its cuts."""
     note = "the shards in an order drawn from seed and epoch, cut into lanes"
     drawing.heading(MARGIN, y, "The line of an epoch", note)
     rows = line_rows(plan)
@@ -180,7 +180,7 @@ def draw_lanes(drawing: Drawing, x: float, y: float, plan: Plan, positions: list
 
 
 def draw_checkpoint(drawing: Drawing, x: float, y: float, facts: dict[str, object]) -> None:
-    """Draw the checkpoint as what it is: a few integers."""
+    """Draw the checkpoint: a few integers."""
     drawing.elements.append(f'<rect class="card" x="{x}" y="{y}" width="226" height="120" rx="8"/>')
     drawing.heading(x + 18, y + 27, "Checkpoint", "")
     for index, (name, value) in enumerate(facts.items()):
@@ -189,7 +189,7 @@ def draw_checkpoint(drawing: Drawing, x: float, y: float, facts: dict[str, objec
 
 
 def draw_rest(drawing: Drawing, x: float, y: float, saved: Progress) -> None:
-    """Draw what is left, in the lanes of the run that goes on."""
+    """Draw the rest of the epoch, in the lanes of the run that resumes."""
     drawing.heading(x, y, "The rest", f"cut for {RANKS_AFTER} ranks")
     for rank in range(RANKS_AFTER):
         found = resolve_cut(identity(), saved, WorkerPlace(rank, RANKS_AFTER), LaneOptions(None, None, TURN_ROWS))

@@ -1,4 +1,4 @@
-"""Stateful iterable datasets for PyTorch: stop anywhere, go on exactly there, on any number of machines."""
+"""Stateful iterable datasets for PyTorch: stop after any batch and resume exactly there, on any number of machines."""
 
 from laneway.catalog.manifest import Manifest
 from laneway.convert.batches import NullInColumnError

@@ -1,4 +1,4 @@
-"""What torch.distributed.checkpoint saves of a loader where ranks may be at different batches."""
+"""Saving a loader with torch.distributed.checkpoint when ranks may be at different batches."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ if TYPE_CHECKING:
 
 
 class GatheredState:
-    """Saves and loads a loader through torch.distributed.checkpoint by what all ranks say, not by what one may assume.
+    """Takes the place of a SavableLoader in the state dict of torch.distributed.checkpoint, and gathers from all ranks.
 
-    A SavableLoader can be given to `torch.distributed.checkpoint.save` as it is where all ranks take equally many
-    batches. This one gathers from every rank what it has delivered, so it is right at any moment: near the end of an
-    epoch that keeps its remainder, or with ranks at different batches.
+    While all ranks take the same number of batches, a SavableLoader can be passed to
+    `torch.distributed.checkpoint.save` directly. GatheredState gathers the progress of every rank, so it is correct at
+    any time: also near the end of an epoch with `remainder="keep"`, or with ranks at different batches.
 
-    It must be made, saved and loaded by all ranks. It talks over a process group of its own, so `async_save` does not
-    get in its way.
+    All ranks must create, save and load it. It communicates over its own process group, so it does not conflict with
+    `async_save`.
 
     Args:
-        loader: The loader.
+        loader: The loader to save and restore.
 
     Example:
         >>> import pyarrow as pa, pyarrow.parquet as pq, tempfile
@@ -39,22 +39,24 @@ class GatheredState:
     def __init__(self, loader: SavableLoader) -> None:
         """See the class."""
         self._loader = loader
-        self._ranks = loader.ranks().fresh()
+        self._ranks = loader.ranks().with_own_group()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the whole job, gathered from all ranks and equal on them.
+        """Gather the state of the whole job from all ranks, and return it on all of them.
 
         Raises:
-            LanewayError: On all ranks, what was wrong on one of them.
+            LanewayError: A rank failed; the same error is raised on all ranks.
+            CollectiveError: A rank could not be reached.
         """
         state = self._loader.gather_state(self._ranks, None)
         return wrap_state(state or {})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a state of the whole job, on all ranks or on none.
+        """Resume from a state of the whole job, on all ranks or on none.
 
         Raises:
-            StateFormatError: On all ranks: it is no state, or a damaged one.
-            CheckpointMismatchError: On all ranks: it doesn't belong to the dataset of one of them.
+            StateFormatError: The value is not a state, or it is damaged; raised on all ranks.
+            CheckpointMismatchError: The state does not belong to the dataset of a rank; raised on all ranks.
+            CollectiveError: A rank could not be reached.
         """
         self._loader.restore_together(self._ranks, state_dict)

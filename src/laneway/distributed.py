@@ -1,6 +1,6 @@
-"""Which rank of how many this process is, and what ranks tell each other: the only module that uses torch.distributed.
+"""The rank of this process, and communication between ranks: the only module that uses torch.distributed.
 
-Ranks agree before they raise: a call that fails on one rank fails on all of them with the same error, and none is left
+Ranks agree before they raise: a call that fails on one rank fails on all ranks with the same error, and no rank is left
 waiting for another.
 """
 
@@ -37,24 +37,25 @@ def data_parallel_rank(rank: int | None = None, world_size: int | None = None) -
     """Return rank and world size of this process.
 
     Args:
-        rank: Given by the user, together with `world_size`; None: torch.distributed's where it is initialised,
-            else the variables RANK and WORLD_SIZE of the environment, else 0 of 1.
+        rank: Rank passed by the user, together with `world_size`. None: the rank from torch.distributed if it is
+            initialised, else from the environment variables RANK and WORLD_SIZE, else 0 of 1.
         world_size: Number of ranks.
 
     Raises:
         ValueError: One is given without the other, or the rank is not in [0, world_size).
+        TypeError: One is not an int.
     """
     origin = "rank and world_size"
     if rank is None and world_size is None:
         if _is_initialised():
             rank, world_size = dist.get_rank(), dist.get_world_size()
         else:
-            origin = "the environment's RANK and WORLD_SIZE"
-            rank, world_size = _environment("RANK"), _environment("WORLD_SIZE")
+            origin = "the environment variables RANK and WORLD_SIZE"
+            rank, world_size = _int_from_environment("RANK"), _int_from_environment("WORLD_SIZE")
             if rank is None and world_size is None:
                 return 0, 1
     if rank is None or world_size is None:
-        message = f"{origin} belong together: rank is {rank}, world_size is {world_size}; give both or neither"
+        message = f"{origin} must be given together: rank is {rank}, world_size is {world_size}; give both or neither"
         raise ValueError(message)
     if (plain_rank := plain_int(rank)) is None or (plain_size := plain_int(world_size)) is None:
         message = f"{origin} must be ints, not {rank!r} and {world_size!r}"
@@ -65,30 +66,31 @@ def data_parallel_rank(rank: int | None = None, world_size: int | None = None) -
     return plain_rank, plain_size
 
 
-def _environment(name: str) -> int | None:
+def _int_from_environment(name: str) -> int | None:
     value = os.environ.get(name)
     if value is None:
         return None
     try:
         return int(value)
     except ValueError:
-        message = f"the environment's {name} is {value!r}, which is no int; unset it or give rank and world_size"
+        message = f"the environment variable {name} is {value!r}, not an int; unset it or give rank and world_size"
         raise ValueError(message) from None
 
 
 def rank_in_group(process_group: ProcessGroup) -> tuple[int, int]:
-    """Return rank and world size of this process in a group, or in a one-dimensional DeviceMesh.
+    """Return rank and world size of this process in a process group or one-dimensional DeviceMesh.
 
     Raises:
-        ValueError: There is no such group, or this process doesn't belong to it.
+        ValueError: torch.distributed is not initialised, the DeviceMesh has several dimensions, or this process is not
+            in the group.
     """
     if not _is_initialised():
-        message = "process_group is given, but torch.distributed is not initialised: call init_process_group() before"
+        message = "process_group is given, but torch.distributed is not initialised: call init_process_group() first"
         raise ValueError(message)
     group = _as_group(process_group)
     rank = dist.get_rank(group)
     if rank < 0:
-        message = "this process does not belong to the process_group that was given"
+        message = "this process is not a member of process_group: give a group that contains it"
         raise ValueError(message)
     return rank, dist.get_world_size(group)
 
@@ -104,32 +106,33 @@ def scan_once(
     cache_dir: CacheDir = None,
     process_group: ProcessGroup | None = None,
 ) -> Manifest:
-    """Return on all ranks the manifest that rank 0 scans: the storage sees one planner, whatever the world size.
+    """Scan a dataset on rank 0 and return its manifest on all ranks: the storage serves one scan for any world size.
 
-    Must be called by all ranks; an error on rank 0 is raised on all of them. Give what it returns, and the filesystem
-    or the storage options again, to `StatefulShardedDataset`. A process without torch.distributed scans for itself.
+    All ranks must call it. An error on rank 0 is raised on all ranks. Pass the manifest to `StatefulShardedDataset`,
+    together with the filesystem or the storage options. Without torch.distributed, the process scans on its own.
 
     Args:
-        source: As for `Manifest.scan`, and so are the next ones; they count on rank 0.
-        format: "parquet" or "arrow"; None finds out.
-        filesystem: The filesystem that `source` is a path of.
+        source: A directory, glob, file, URL or sequence of them, as for `Manifest.scan`. This argument and the others
+            up to `cache_dir` are only used on rank 0.
+        format: "parquet" or "arrow"; None: detected.
+        filesystem: An fsspec or pyarrow filesystem; `source` is a path on it.
         storage_options: Arguments for the filesystem that the URL names.
-        retries: What is tried again when the storage fails.
-        progress: Whether rank 0 shows a bar.
-        cache_dir: Where rank 0 keeps the manifest for the next start.
-        process_group: The group, or one-dimensional DeviceMesh, of the ranks; None: all of them.
+        retries: Policy for retries when the storage fails; None: `RetryPolicy()`.
+        progress: Whether rank 0 shows a progress bar; None: only if the scan takes longer than 2 s.
+        cache_dir: Directory or URL where rank 0 caches the manifest for the next start, as for `Manifest.scan`.
+        process_group: Process group, or one-dimensional DeviceMesh, of the ranks; None: all ranks.
 
     Raises:
         ValueError: There are several ranks, but torch.distributed is not initialised.
-        DataFileError: As `Manifest.scan` raises it on rank 0.
-        SchemaMismatchError: As `Manifest.scan` raises it on rank 0.
+        DataFileError: Raised by `Manifest.scan` on rank 0.
+        SchemaMismatchError: Raised by `Manifest.scan` on rank 0.
         CollectiveError: A rank could not be reached.
     """
     rank, world_size = data_parallel_rank()
     if world_size > 1 and not _is_initialised():
         message = (
-            f"this is rank {rank} of {world_size}, but torch.distributed is not initialised, so that rank 0 can't tell "
-            "the others what it finds: call init_process_group() before scan_once()"
+            f"this is rank {rank} of {world_size}, but torch.distributed is not initialised, so rank 0 can't send the "
+            "manifest to the others: call init_process_group() before scan_once()"
         )
         raise ValueError(message)
 
@@ -149,52 +152,56 @@ def scan_once(
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """The data-parallel ranks of a job, which can talk to each other."""
+    """The data-parallel ranks of a job, with a process group to communicate over."""
 
     rank: int
     """Data-parallel rank of this process."""
     world_size: int
     """Number of data-parallel ranks."""
     group: dist.ProcessGroup | None
-    """A group that can send from the CPU; None where there is nobody to talk to."""
+    """A process group with a CPU backend; None for a single process without torch.distributed."""
 
     @classmethod
     def of(cls, process_group: ProcessGroup | None, rank: int, world_size: int) -> Self:
         """Return the ranks of a group, or by default of the whole world.
 
-        Must be called by all ranks: where the group can't send from the CPU, a gloo group is made beside it.
+        All ranks must call it: if the group has no CPU backend, a gloo group of the same ranks is created.
 
         Args:
-            process_group: The group or one-dimensional DeviceMesh of the data-parallel ranks.
-            rank: What this process takes for its data-parallel rank, where there are no process groups.
-            world_size: What it takes for the number of ranks.
+            process_group: Process group or one-dimensional DeviceMesh of the data-parallel ranks.
+            rank: Data-parallel rank of this process, used without torch.distributed.
+            world_size: Number of data-parallel ranks, used without torch.distributed.
 
         Raises:
-            ValueError: There are several ranks, but no process group.
+            ValueError: There are several ranks, but torch.distributed is not initialised.
         """
         if process_group is None and not _is_initialised():
             if world_size > 1:
                 message = (
                     f"this is rank {rank} of {world_size}, but torch.distributed is not initialised, so ranks can't "
-                    "talk: call init_process_group(), or save_state_rank() on each rank and merge_states()"
+                    "communicate: call init_process_group(), or save_state_rank() on each rank and merge_states()"
                 )
                 raise ValueError(message)
             return cls(rank, world_size, None)
         group = _as_group(process_group)
-        return cls(dist.get_rank(group), dist.get_world_size(group), _on_cpu(group))
+        return cls(dist.get_rank(group), dist.get_world_size(group), _cpu_group(group))
 
-    def fresh(self) -> Self:
-        """Return the same ranks with a group of their own, for a thread that talks while another one does.
+    def with_own_group(self) -> Self:
+        """Return the same ranks with a new group, for a thread that communicates at the same time as another one.
 
-        Must be called by all ranks.
+        All ranks must call it.
         """
-        return self if self.group is None else type(self)(self.rank, self.world_size, _gloo(self.group))
+        return self if self.group is None else type(self)(self.rank, self.world_size, _new_gloo_group(self.group))
 
     def check(self, rank: int, world_size: int) -> None:
-        """Check that this process is the rank that it takes itself for.
+        """Check that a dataset has the rank and world size of this process.
+
+        Args:
+            rank: Data-parallel rank of the dataset.
+            world_size: Number of data-parallel ranks of the dataset.
 
         Raises:
-            ValueError: It is another one in the process group.
+            ValueError: They differ from those in the process group.
         """
         if (self.rank, self.world_size) != (rank, world_size):
             message = (
@@ -204,53 +211,62 @@ class Ranks:
             raise ValueError(message)
 
     def gather(self, work: Callable[[], Value], dst_rank: int | None = None) -> list[Value] | None:
-        """Return what `work` returned on each rank, in the order of ranks.
+        """Return the results of `work` on all ranks, in the order of ranks.
 
-        Must be called by all ranks. An error on one of them is raised on all.
+        All ranks must call it. An error on one rank is raised on all ranks.
 
         Args:
             work: Called on every rank.
-            dst_rank: The rank that gets the values, others get None; None: all get them.
+            dst_rank: The rank that receives the results; the others get None. None: all ranks receive them.
         """
-        value = self.agree(lambda: _pickled("dst_rank", dst_rank, self.world_size, work()), f"dst_rank={dst_rank!r}")
+
+        # Pickled before the collective: a value that can't be pickled must not leave other ranks waiting.
+        def pickle_result() -> bytes:
+            if dst_rank is not None:
+                self._check_rank("dst_rank", dst_rank)
+            return pickle.dumps(work())
+
+        value = self.agree(pickle_result, f"dst_rank={dst_rank!r}")
         if self.group is None:
-            return [pickle.loads(value)]  # noqa: S301 - made above
+            return [pickle.loads(value)]  # noqa: S301 - pickled above
         gathered: list[Any] = [None] * self.world_size
         if dst_rank is None:
-            self._together(lambda: dist.all_gather_object(gathered, value, group=self.group))
+            self._run_collective(lambda: dist.all_gather_object(gathered, value, group=self.group))
         else:
             mine = gathered if self.rank == dst_rank else None
-            self._together(lambda: dist.gather_object(value, mine, group=self.group, group_dst=dst_rank))
+            self._run_collective(lambda: dist.gather_object(value, mine, group=self.group, group_dst=dst_rank))
             if mine is None:
                 return None
-        return [pickle.loads(each) for each in gathered]  # noqa: S301 - made by ranks of the same job
+        return [pickle.loads(each) for each in gathered]  # noqa: S301 - pickled by ranks of the same job
 
     def broadcast(self, work: Callable[[], Value], src_rank: int) -> Value:
-        """Return on all ranks what `work` returned on rank `src_rank`.
+        """Call `work` on rank `src_rank` and return its result on all ranks.
 
-        Must be called by all ranks. An error on that rank is raised on all.
+        All ranks must call it. An error on that rank is raised on all ranks.
         """
 
-        def sent() -> bytes:
-            return _pickled("src_rank", src_rank, self.world_size, work() if self.rank == src_rank else None)
+        def pickle_result() -> bytes:
+            self._check_rank("src_rank", src_rank)
+            return pickle.dumps(work() if self.rank == src_rank else None)
 
-        values: list[Any] = [self.agree(sent, f"src_rank={src_rank!r}")]
+        values: list[Any] = [self.agree(pickle_result, f"src_rank={src_rank!r}")]
         if self.group is not None:
-            self._together(lambda: dist.broadcast_object_list(values, group=self.group, group_src=src_rank))
-        value: Value = pickle.loads(values[0])  # noqa: S301 - made by a rank of the same job
+            self._run_collective(lambda: dist.broadcast_object_list(values, group=self.group, group_src=src_rank))
+        value: Value = pickle.loads(values[0])  # noqa: S301 - pickled by a rank of the same job
         return value
 
     def agree(self, work: Callable[[], Value], call: str = "") -> Value:
-        """Return what `work` returns here; if it raises on any rank, raise that error on all of them.
+        """Return the result of `work` on this rank; if it raises on any rank, raise that error on all ranks.
 
-        Must be called by all ranks.
+        All ranks must call it.
 
         Args:
             work: Called on every rank.
-            call: What is to be alike on all of them.
+            call: The arguments that must be the same on all ranks, as shown in the error.
 
         Raises:
-            LanewayError: Of the class that was raised on the first rank that failed, or because calls differ.
+            LanewayError: The ranks passed different arguments. If `work` raised, the error has the class of the error
+                on the first rank that failed.
             CollectiveError: A rank could not be reached.
         """
         if self.group is None:
@@ -258,40 +274,40 @@ class Ranks:
         value, failure = None, None
         try:
             value = work()
-        except Exception as error:  # noqa: BLE001 - whatever it is, the other ranks have to hear of it
+        except Exception as error:  # noqa: BLE001 - the other ranks must learn of any error
             failure = error
         reports: list[Any] = [None] * self.world_size
         report = (call, None if failure is None else (type(failure).__name__, str(failure)))
-        self._together(lambda: dist.all_gather_object(reports, report, group=self.group))
+        self._run_collective(lambda: dist.all_gather_object(reports, report, group=self.group))
         failed = [rank for rank, (_, error) in enumerate(reports) if error is not None]
         if failed:
-            name, text = reports[failed[0]][1]
+            class_name, reason = reports[failed[0]][1]
             others = f" (and on {len(failed) - 1} more)" if len(failed) > 1 else ""
-            message = f"on rank {failed[0]}{others}: {text}"
-            raise _error_named(name)(message) from failure
+            message = f"on rank {failed[0]}{others}: {reason}"
+            raise _error_class(class_name)(message) from failure
         for rank, (other, _) in enumerate(reports):
             if other != reports[0][0]:
-                message = f"ranks must call alike: rank 0 gave {reports[0][0] or 'none'}, rank {rank} {other or 'none'}"
+                message = (
+                    f"all ranks must pass the same arguments: rank 0 passed {reports[0][0] or 'none'}, rank {rank} "
+                    f"passed {other or 'none'}"
+                )
                 raise LanewayError(message)
         return value  # type: ignore[return-value]
 
-    def _together(self, collective: Callable[[], object]) -> None:
+    def _check_rank(self, name: str, rank: int) -> None:
+        if plain_int(rank) is None or not 0 <= rank < self.world_size:
+            message = f"{name} must be a data-parallel rank in [0, {self.world_size}), not {rank!r}"
+            raise ValueError(message)
+
+    def _run_collective(self, collective: Callable[[], object]) -> None:
         try:
             collective()
         except RuntimeError as error:
             message = (
-                f"rank {self.rank} of {self.world_size} could not reach the other ranks, "
-                f"one of them has died or is not taking part: {error}"
+                f"rank {self.rank} of {self.world_size} could not reach the other ranks: one of them died or did not "
+                f"make the same call: {error}"
             )
             raise CollectiveError(message) from error
-
-
-def _pickled(name: str, rank: int | None, world_size: int, value: object) -> bytes:
-    """Return a value as bytes: what can't be pickled, or sent there, is found before any rank waits for it."""
-    if rank is not None and (plain_int(rank) is None or not 0 <= rank < world_size):
-        message = f"{name} must be a data-parallel rank in [0, {world_size}), not {rank!r}"
-        raise ValueError(message)
-    return pickle.dumps(value)
 
 
 def _is_initialised() -> bool:
@@ -305,27 +321,27 @@ def _as_group(process_group: ProcessGroup | None) -> dist.ProcessGroup | None:
         names = process_group.mesh_dim_names
         message = (
             f"process_group is a DeviceMesh of {process_group.ndim} dimensions {names}: "
-            'give the data-parallel one, such as mesh["dp"]'
+            'give its data-parallel dimension, such as mesh["dp"]'
         )
         raise ValueError(message)
     return process_group.get_group()
 
 
-def _error_named(name: str) -> type[Exception]:
+def _error_class(name: str) -> type[Exception]:
     if name in {"TypeError", "ValueError"}:
         return TypeError if name == "TypeError" else ValueError
     found = getattr(errors, name, None)
     return found if isinstance(found, type) and issubclass(found, LanewayError) else LanewayError
 
 
-def _on_cpu(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
+def _cpu_group(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
     world = dist.group.WORLD if group is None else group
     config = dist.get_backend_config(world)
-    return world if "cpu:" in config or config == "gloo" else _gloo(world)  # type: ignore[return-value]
+    return world if "cpu:" in config or config == "gloo" else _new_gloo_group(world)  # type: ignore[return-value]
 
 
-def _gloo(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
+def _new_gloo_group(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
     ranks = dist.get_process_group_ranks(group)
-    # With local synchronisation only the members have to call, not the whole world.
-    made: dist.ProcessGroup = dist.new_group(ranks, backend="gloo", use_local_synchronization=True)
-    return made
+    # With local synchronisation only the members must call it, not the whole world.
+    created: dist.ProcessGroup = dist.new_group(ranks, backend="gloo", use_local_synchronization=True)
+    return created

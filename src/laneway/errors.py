@@ -1,37 +1,37 @@
-"""The exceptions of laneway, each derived from one base and the nearest builtin."""
+"""The exceptions of laneway: each derives from LanewayError and from the closest builtin."""
 
 
 class LanewayError(Exception):
-    """Base of every error that laneway raises on purpose."""
+    """Base class of all errors that laneway raises."""
 
 
 class CheckpointMismatchError(LanewayError, ValueError):
-    """A state describes another dataset, another order or another rank than the one it was given to."""
+    """A state belongs to another dataset, another order or another rank."""
 
 
 class StateFormatError(LanewayError, ValueError):
-    """What was given as a state is none, or one of a format that this release does not know."""
+    """A value is not a state, is a damaged state, or has a format version that this release does not know."""
 
 
 class StateUnavailableError(LanewayError, RuntimeError):
-    """The progress is held elsewhere, by DataLoader workers, and this object can't vouch for it."""
+    """DataLoader workers hold the progress, so this dataset does not know it."""
 
 
 class DataFileError(LanewayError, OSError):
-    """A data file is missing, unreadable, damaged or not of the format it was taken for."""
+    """A data file is missing, unreadable, damaged, changed or of another format, or there are no data files."""
 
 
 class SchemaMismatchError(LanewayError, ValueError):
-    """The data files of one dataset disagree about their columns, or a column that was asked for does not exist."""
+    """The columns of the data files differ, or a requested column does not exist."""
 
 
 class ColumnConversionError(LanewayError, TypeError):
-    """A column can't become what `output` asks for without losing something."""
+    """A column can't be converted to `output` without loss."""
 
 
 class CollectiveError(LanewayError, RuntimeError):
-    """A rank could not reach the others: one of them died, or did not take part."""
+    """A rank could not reach the other ranks: one of them died or did not make the same call."""
 
 
 class ManifestCacheWarning(UserWarning):
-    """The cache of manifests could not be used: what was read is right, but the next start has to read it again."""
+    """The cache of manifests could not be used: the data is correct, but the next start has to read it again."""

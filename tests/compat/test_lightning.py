@@ -109,7 +109,7 @@ def train(
             if trainer.global_step == stop_at:
                 raise Stopped
 
-    class CountAnew(Callback):
+    class CorrectBatchCount(Callback):
         def on_train_start(self, trainer: Trainer, _: LightningModule) -> None:
             loader: Any = trainer.train_dataloader
             batches = trainer.fit_loop.epoch_loop.batch_progress.current
@@ -121,7 +121,7 @@ def train(
     trainer = Trainer(
         **{"max_epochs": NUM_EPOCHS, "devices": 1, **trainer_options},
         accelerator="cpu",
-        callbacks=[saves, CountAnew(), Stop()],
+        callbacks=[saves, CorrectBatchCount(), Stop()],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,

@@ -94,7 +94,7 @@ def test_rank_and_world_size_come_from_the_environment_of_torchrun(
     with pytest.raises(ValueError, match=r"rank is 1, world_size is None"):
         StatefulShardedDataset(tmp_path)
     monkeypatch.setenv("WORLD_SIZE", "many")
-    with pytest.raises(ValueError, match="'many', which is no int"):
+    with pytest.raises(ValueError, match="WORLD_SIZE is 'many', not an int"):
         StatefulShardedDataset(tmp_path)
     with pytest.raises(ValueError, match=r"rank 3 is not in \[0, 3\)"):
         StatefulShardedDataset(tmp_path, rank=3, world_size=3)

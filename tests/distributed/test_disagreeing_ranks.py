@@ -293,8 +293,8 @@ def called_differently(rank: int, corpus: Path) -> dict[str, Refusal]:
 
 def test_ranks_that_call_different_things_are_all_told_so(corpus: Path) -> None:
     for found in run_ranks(called_differently, 2, corpus, group_timeout_s=30):
-        assert "dst_rank=0, rank 1 dst_rank=1" in found["to different ranks"][1]
+        assert "dst_rank=0, rank 1 passed dst_rank=1" in found["to different ranks"][1]
         assert "must be a data-parallel rank in [0, 2), not 7" in found["to a rank that is none"][1]
-        assert "src_rank=0, rank 1 src_rank=1" in found["from different ranks"][1]
-        assert "src_rank=0, rank 1 src_rank=None" in found["from one and from all"][1]
+        assert "src_rank=0, rank 1 passed src_rank=1" in found["from different ranks"][1]
+        assert "src_rank=0, rank 1 passed src_rank=None" in found["from one and from all"][1]
         assert "the dataset is of rank 0 of 1, but this process is rank 1 of 2" in found["as another rank"][1]
