@@ -1,17 +1,18 @@
-"""Freezes orders and states of this release, under names that are not taken: what is frozen is never changed.
+"""Freezes the orders and states of this release in files of their own: a frozen file is never changed.
 
-Run `python -m tests.golden.freeze v2` when ORDER_VERSION or the format of states changes, and commit what it writes.
+Run `python -m tests.golden.freeze` when ORDER_VERSION or FORMAT_VERSION has changed, and commit the files it writes.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from laneway import StatefulShardedDataset
+from laneway.core.order import ORDER_VERSION
+from laneway.core.schema import FORMAT_VERSION
 from tests.compat.loaders import saved
 from tests.corpora import write_corpus
 
@@ -67,18 +68,17 @@ def state_cut_again() -> dict[str, Any]:
     return {"state": state, "rest": [batch["id"].tolist() for batch in rest]}
 
 
-def main(version: str) -> None:
-    """Write what is not there yet."""
+def main() -> None:
+    """Write the files that do not exist yet."""
     if not CORPUS.exists():
         write_corpus(CORPUS)
-    frozen = {f"orders_{version}.json": {case: epochs(dataset(case)) for case in CASES}}
-    frozen |= {f"state_{version}_{case}.json": state_and_rest(case) for case in CASES}
-    frozen[f"state_{version}_cut_again.json"] = state_cut_again()
+    frozen: dict[str, Any] = {f"state_v{FORMAT_VERSION}_{case}.json": state_and_rest(case) for case in CASES}
+    frozen[f"state_v{FORMAT_VERSION}_cut_again.json"] = state_cut_again()
+    frozen[f"orders_v{ORDER_VERSION}.json"] = {case: epochs(dataset(case)) for case in CASES}
     for name, content in frozen.items():
-        with (HERE / name).open("x") as file:
-            json.dump(content, file)
-            file.write("\n")
+        if not (HERE / name).exists():
+            (HERE / name).write_text(json.dumps(content) + "\n")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()

@@ -92,7 +92,9 @@ def mismatch_message(identity_lines: Sequence[str], place_lines: Sequence[str], 
     ways_out = []
     if identity_lines:
         names = list(dict.fromkeys(line.split(":", 1)[0] for line in identity_lines))
-        ways_out.append(f"use the same {', '.join(names)}, or start an epoch from scratch: new dataset, set_epoch()")
+        ways_out.append(
+            f"use the same {', '.join(names)}, or start an epoch from its first row with a new dataset and set_epoch()"
+        )
     if place_lines and is_of_rank:
         ways_out.append(
             "this state holds the lanes of a single rank; to resume on any number of ranks, save the whole job with "
