@@ -1,4 +1,4 @@
-"""StatefulShardedDataset: the rows of Parquet and Arrow files, from exactly where a checkpoint left off."""
+"""StatefulShardedDataset: the rows of Parquet and Arrow files, resumed exactly where a checkpoint left off."""
 
 from __future__ import annotations
 
@@ -46,61 +46,62 @@ if TYPE_CHECKING:
     from laneway.catalog.caching import CacheDir
     from laneway.convert.fill import FillNull
     from laneway.core.shards import Shard, ShardTable
+    from laneway.storage.filesystem import Storage
     from laneway.storage.retries import RetryPolicy
 
 
 class StatefulShardedDataset(IterableDataset[Any]):
-    """The rows of Parquet or Arrow files as an iterable dataset that can stop anywhere and go on exactly there.
+    """The rows of Parquet or Arrow files as an iterable dataset that can stop anywhere and resume exactly there.
 
-    Every rank and every DataLoader worker reads rows of its own. Each pass is the next epoch, whether or not the one
-    before was read to its end; `set_epoch` chooses. `state_dict` counts the rows that the training loop received, never
-    those that were only read ahead. A state that is loaded is used by one pass, the next.
+    Every rank and every DataLoader worker reads its own rows. Each pass is the next epoch, whether or not the previous
+    one was read to its end; `set_epoch` chooses another. `state_dict` counts the rows that the training loop has
+    received, never those that were only read ahead. A loaded state is used by one pass, the next.
 
-    In DataLoader workers the progress is held by the workers: take the state from torchdata's `StatefulDataLoader`,
-    which asks them, and not from the dataset.
+    With DataLoader workers, the workers hold the progress: take the state from a `SavableLoader` or from torchdata's
+    `StatefulDataLoader`, not from the dataset.
 
     Args:
-        source: A directory (read recursively), a glob, a file, or a sequence of them, on any filesystem that fsspec
-            knows by its URL; or a `Manifest`, and then no footer is read before the rows are.
+        source: A directory (read recursively), a glob, a file, or a sequence of these, on any filesystem that fsspec
+            knows by its URL; or a `Manifest`, and then no footer is read in advance.
         format: "parquet" or "arrow" (IPC file or stream format); None: by suffix, else by the first bytes.
         columns: Names of the columns to deliver, in this order; None: all. Keys of Hive-style directories
             (`lang=en/part-0.parquet`) are columns too.
-        shuffle: Whether shards, and the rows of each window of them, come in an order drawn from seed and epoch.
+        shuffle: Whether to shuffle the shards, and the rows of each window of shards, by seed and epoch.
         seed: Any int in [0, 2**63).
-        shard_bytes: Wanted uncompressed size of a shard, the unit of reading: an int, or a text such as "64MiB". Row
-            groups and record batches are never cut.
-        shard_rows: Wanted rows of a shard, in place of `shard_bytes`.
-        window_bytes: Wanted uncompressed size of the shards whose rows are shuffled together. A worker holds a window
+        shard_bytes: Target uncompressed size of a shard, the unit of reading: an int, or a string such as "64MiB". Row
+            groups and record batches are never split.
+        shard_rows: Target number of rows of a shard, instead of `shard_bytes`.
+        window_bytes: Target uncompressed size of the shards whose rows are shuffled together. A worker holds one window
             of this size for each lane it reads.
-        prefetch_windows: Windows of each lane that are read and decoded ahead, by a thread. A worker holds so many more
-            for each lane it reads; 0: none.
-        lanes: Number of independent streams that an epoch is cut into. With a multiple of the number of all workers,
-            the global order depends neither on ranks nor on workers. None: one for each worker.
-        turn_rows: Rows taken from a lane before the next lane's turn; divides `batch_size`. None: one batch.
-        remainder: What to do about the row by which lanes differ: "pad" delivers a row twice, "drop" leaves one out,
-            so that all ranks deliver equally many batches; "keep" does neither. None: "keep" on one rank, else "pad".
-        batch_size: Rows of a batch; None: rows one by one. A batch is shorter where its lane ends.
-        drop_last: Whether such a shorter batch is left out.
-        output: What becomes of columns: "python", "numpy", "torch" or "arrow". None: "torch" for batches, "python" for
-            rows. See `laneway.convert.BatchConverter` for every type. (DataLoader itself turns arrays into tensors;
-            `collate_fn=lambda batch: batch` leaves them alone.)
+        prefetch_windows: Windows of each lane that threads read and decode ahead. A worker holds these in addition, for
+            each lane it reads; 0: no read-ahead.
+        lanes: Number of independent streams that an epoch is cut into. With a multiple of the total number of workers,
+            the global order depends on neither ranks nor workers. None: one for each worker.
+        turn_rows: Rows taken from a lane before it is the next lane's turn; divides `batch_size`. None: one batch.
+        remainder: What happens to the row by which lanes differ: "pad" repeats a row, "drop" leaves one out, so that ranks deliver
+            the same number of batches; "keep" does neither. None: "keep" on one rank, else "pad".
+        batch_size: Rows of a batch; None: single rows. The last batch of a lane may be shorter.
+        drop_last: Whether to leave out such a shorter batch.
+        output: What columns become: "python", "numpy", "torch" or "arrow". None: "torch" for batches, "python" for
+            rows. docs/how-to/convert-columns.md lists every type. (DataLoader itself converts arrays to tensors;
+            `collate_fn=lambda batch: batch` prevents that.)
         transform: Called in the worker on each row, or each batch, before it is delivered.
-        fill_null: What to put in place of nulls in columns of numbers: one value, or column -> value. Without it such a
-            null is an error where a tensor or an array has no place for it.
-        rank: Data-parallel rank, in [0, world_size). None: torch.distributed's where it is initialised, else RANK and
-            WORLD_SIZE of the environment, else 0 of 1.
+        fill_null: Value that replaces nulls in columns of numbers: one value, or column -> value. Without it, a null is
+            an error if a tensor or an array has no place for it.
+        rank: Data-parallel rank, in [0, world_size). None: that of torch.distributed if it is initialised, else RANK
+            and WORLD_SIZE of the environment, else 0 of 1.
         world_size: Number of data-parallel ranks.
         filesystem: An fsspec or pyarrow filesystem to use instead of the one that the URL names.
-        storage_options: Arguments of the fsspec filesystem, such as credentials. They are kept out of states, of
-            messages and of the repr.
-        retries: What is tried again when a remote storage fails, and for how long; None: `laneway.RetryPolicy()`.
-        cache_dir: Directory or URL where what the footers tell is kept, so that the next start lists the files and
-            reads only those that are new or changed. None: for remote storage the user's cache directory, for local
-            files none; True: the user's cache directory; False: none.
+        storage_options: Arguments of the fsspec filesystem, such as credentials. They never appear in states, messages
+            or the repr.
+        retries: Which requests to a remote storage are retried, and for how long; None: `laneway.RetryPolicy()`.
+        cache_dir: Directory or URL of cached file metadata, so that the next start lists the files and reads only the
+            footers of new or changed ones. None: the user's cache directory for remote storage, no cache for local
+            files; True: the user's cache directory; False: no cache.
 
     Raises:
         ValueError: An argument is out of its range.
-        DataFileError: A data file is missing or can't be read, or there are none.
+        DataFileError: A data file is missing or can't be read, or there is none.
         SchemaMismatchError: The data files differ in their columns, or a column doesn't exist.
 
     Example:
@@ -146,47 +147,28 @@ class StatefulShardedDataset(IterableDataset[Any]):
         cache_dir: CacheDir = None,
     ) -> None:
         """See the class."""
-        shard_rows, lanes = check_count("shard_rows", shard_rows), check_count("lanes", lanes, MAX_LANES)
-        turn_rows, batch_size = check_count("turn_rows", turn_rows), check_count("batch_size", batch_size)
+        options = _lane_options(lanes, turn_rows, batch_size, drop_last=drop_last)
         check_choice("remainder", remainder, get_args(Remainder))
         check_choice("output", output, get_args(Output))
         check_callable("transform", transform)
         check_flag("shuffle", shuffle)
-        check_flag("drop_last", drop_last)
         columns = check_columns(columns)
-        if batch_size and turn_rows and batch_size % turn_rows:
-            message = f"batch_size {batch_size} must be a multiple of turn_rows {turn_rows}: a batch is made of turns"
-            raise ValueError(message)
-        if drop_last and batch_size is None:
-            message = "drop_last=True needs a batch_size: there is no batch to drop among single rows"
-            raise ValueError(message)
+        prefetch_windows = check_int("prefetch_windows", prefetch_windows, minimum=0)
         settings = Settings(
             seed=check_seed(seed),
             shuffle=shuffle,
             shard_bytes=check_size("shard_bytes", shard_bytes),
-            shard_rows=shard_rows,
+            shard_rows=check_count("shard_rows", shard_rows),
             window_bytes=check_size("window_bytes", window_bytes),
             remainder=remainder,
             drop_last=drop_last,
         )
-        prefetch_windows = check_int("prefetch_windows", prefetch_windows, minimum=0)
         place = WorkerPlace(*data_parallel_rank(rank, world_size))
-        if isinstance(source, Manifest):
-            manifest = source
-            storage = source.storage(filesystem=filesystem, storage_options=storage_options, retries=retries)
-        else:
-            manifest, storage = scan_source(
-                source,
-                format=format,
-                filesystem=filesystem,
-                storage_options=storage_options,
-                retries=retries,
-                cache_dir=cache_dir,
-            )
+        manifest, storage = _find(source, format, filesystem, storage_options, retries, cache_dir=cache_dir)
         output = output or ("python" if batch_size is None else "torch")
         self.definition = Definition(
             identity=Identity(manifest.files, settings),
-            options=LaneOptions(lanes=lanes, turn_rows=turn_rows, batch_size=batch_size),
+            options=options,
             place=place,
             manifest=manifest,
             storage=storage,
@@ -361,3 +343,42 @@ class StatefulShardedDataset(IterableDataset[Any]):
                 "SavableLoader or StatefulDataLoader (a plain DataLoader has no state)"
             )
             raise StateUnavailableError(message)
+
+
+def _lane_options(lanes: int | None, turn_rows: int | None, batch_size: int | None, *, drop_last: bool) -> LaneOptions:
+    """Return the lanes, turns and batches that a user asks for."""
+    options = LaneOptions(
+        lanes=check_count("lanes", lanes, MAX_LANES),
+        turn_rows=check_count("turn_rows", turn_rows),
+        batch_size=check_count("batch_size", batch_size),
+    )
+    check_flag("drop_last", drop_last)
+    if options.turns_per_batch(options.default_turn_rows) is None:
+        message = f"batch_size {batch_size} must be a multiple of turn_rows {turn_rows}: a batch is made of turns"
+        raise ValueError(message)
+    if drop_last and batch_size is None:
+        message = "drop_last=True needs a batch_size: there is no batch to drop among single rows"
+        raise ValueError(message)
+    return options
+
+
+def _find(
+    source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Manifest,
+    format: str | None,  # noqa: A002 - the name that users know
+    filesystem: AbstractFileSystem | pyarrow.fs.FileSystem | None,
+    storage_options: Mapping[str, Any] | None,
+    retries: RetryPolicy | None,
+    *,
+    cache_dir: CacheDir,
+) -> tuple[Manifest, Storage]:
+    """Return the data files of a source, and where they are."""
+    if isinstance(source, Manifest):
+        return source, source.storage(filesystem=filesystem, storage_options=storage_options, retries=retries)
+    return scan_source(
+        source,
+        format=format,
+        filesystem=filesystem,
+        storage_options=storage_options,
+        retries=retries,
+        cache_dir=cache_dir,
+    )

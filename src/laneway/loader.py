@@ -33,33 +33,33 @@ if TYPE_CHECKING:
 
 
 class SavableLoader:
-    """A loader that can be saved from any rank, and restored on any number of ranks and workers.
+    """A loader whose state can be saved from any rank, and restored on any number of ranks and workers.
 
-    Each pass delivers one epoch, and the next pass the next epoch; `set_epoch` chooses. Its state counts the batches
-    that the training loop has received, whatever the workers have made ahead. It is known to the main process, so no
-    worker is asked when it is saved.
+    Each pass delivers one epoch, and the next pass the next epoch; `set_epoch` chooses another. The state counts the
+    batches that the training loop has received, however far workers have read ahead. The main process knows it, so
+    saving does not involve the workers.
 
-    Where all ranks have taken equally many batches of the epoch, as they do when they train together, the
-    `state_dict()` of any one of them is the state of the whole job. `save_state_rank` and `save_state_global` assume
-    nothing.
+    If all ranks have taken the same number of batches of the epoch, as they have when they train together, the
+    `state_dict()` of any one of them is the state of the whole job. `save_state_rank` and `save_state_global` make no
+    such assumption.
 
     Args:
-        dataset: A StatefulShardedDataset; or a DataLoader or StatefulDataLoader over one, and then the arguments up to
-            `worker_init_fn` are those of that loader. Of a plain DataLoader only the arguments are used.
-        num_workers: Processes that read; 0: the main process reads by itself.
-        batch_size: Rows of a batch, for a dataset without a batch size of its own. None: what the dataset yields.
-        collate_fn: Makes a batch of a list of rows, by default as DataLoader does; or, where the dataset makes
-            batches, is called on each. By default those are left as they are.
-        pin_memory: Whether batches are copied to page-locked memory.
+        dataset: A StatefulShardedDataset; or a DataLoader or StatefulDataLoader over one, of which only the arguments
+            are used, in place of those up to `worker_init_fn`.
+        num_workers: Processes that read; 0: the main process reads its own data.
+        batch_size: Rows of a batch, for a dataset without a batch size. None: what the dataset yields.
+        collate_fn: Makes a batch of a list of rows, by default as DataLoader does; or, if the dataset makes batches, is
+            called on each of them, by default not at all.
+        pin_memory: Whether to copy batches to page-locked memory.
         prefetch_factor: Batches that each worker makes ahead; None: 2.
-        persistent_workers: Whether workers live on after an epoch.
-        multiprocessing_context: How workers are started: "fork", "spawn", "forkserver" or a context.
-        timeout: Seconds to wait for a batch of a worker; 0: for ever.
+        persistent_workers: Whether workers stay alive after an epoch.
+        multiprocessing_context: How to start workers: "fork", "spawn", "forkserver" or a context.
+        timeout: Seconds to wait for a batch of a worker; 0: no limit.
         worker_init_fn: Called in each worker with its number.
-        process_group: Process group, or DeviceMesh of one dimension, of the data-parallel ranks. It decides about rank
-            and world size. None: those of the dataset. Ranks that share a data-parallel rank, as under tensor
-            parallelism, get the same rows.
-        progress: Whether rank 0 shows a progress bar, from where the epoch goes on.
+        process_group: Process group, or one-dimensional DeviceMesh, of the data-parallel ranks. It determines rank and
+            world size. None: those of the dataset. Ranks that share a data-parallel rank, as in tensor parallelism,
+            get the same rows.
+        progress: Whether rank 0 shows a progress bar, which starts where the epoch resumes.
 
     Raises:
         ValueError: An argument is out of its range, or under it a state could not be exact.

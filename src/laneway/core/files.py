@@ -1,7 +1,7 @@
-"""The file table: which data files a dataset has and what they hold, apart from where they are.
+"""The file table: the data files of a dataset and their contents, independent of their location.
 
-The table is the identity of a dataset. Its fingerprint covers everything that decides which row is
-where, and nothing else: a dataset that moves to another place keeps it.
+The table is the identity of a dataset. Its fingerprint covers everything that decides which row is where, and nothing
+else: a dataset that is moved keeps its fingerprint.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _DIGEST_BYTES = 8
 
 
 def digest(*parts: bytes) -> str:
-    """Return 16 hexadecimal digits that stand for `parts`, whose borders count."""
+    """Return a digest of `parts` as 16 hexadecimal digits; where one part ends and the next begins matters."""
     state = hashlib.blake2b(digest_size=_DIGEST_BYTES)
     for part in parts:
         state.update(len(part).to_bytes(8, "little"))
@@ -37,9 +37,9 @@ def digest(*parts: bytes) -> str:
 
 @dataclass(frozen=True, eq=False)
 class FileTable:
-    """The data files of a dataset, sorted by path, and the blocks that each is made of.
+    """The data files of a dataset, sorted by path, and the blocks of each.
 
-    A block is what a reader decodes in one go: a row group of a Parquet file, a record batch of an Arrow file.
+    A block is decoded as a whole: it is a row group of a Parquet file, or a record batch of an Arrow file.
     """
 
     paths: tuple[str, ...]
@@ -47,7 +47,7 @@ class FileTable:
     sizes: NDArray[np.int64]
     """Size of each file in bytes, shape (num_files,)."""
     digests: tuple[str, ...]
-    """Digest of each file's footer or message headers: it tells a file that was rewritten with the same size."""
+    """Digest of each file's footer or message headers, to detect a file that was rewritten with the same size."""
     block_starts: NDArray[np.int64]
     """Index of each file's first block, shape (num_files + 1,)."""
     block_rows: NDArray[np.int64]
@@ -66,13 +66,13 @@ class FileTable:
         blocks: Sequence[tuple[Sequence[int], Sequence[int]]],
         schema_digest: str,
     ) -> FileTable:
-        """Make a table from what was found file by file.
+        """Build a table from the facts about each file.
 
         Args:
             paths: Relative paths in any order.
             sizes: Bytes of each file.
             digests: Digest of each file.
-            blocks: For each file its blocks' rows and its blocks' bytes.
+            blocks: For each file, the rows and the bytes of its blocks.
             schema_digest: Digest of the common schema.
         """
         order = sorted(range(len(paths)), key=paths.__getitem__)
@@ -89,12 +89,12 @@ class FileTable:
 
     @property
     def num_files(self) -> int:
-        """Number of data files, empty ones included."""
+        """Number of data files, including empty ones."""
         return len(self.paths)
 
     @cached_property
     def num_rows(self) -> int:
-        """Number of rows of all files."""
+        """Total number of rows."""
         return int(self.block_rows.sum())
 
     @cached_property
@@ -120,7 +120,7 @@ class FileTable:
 
     @cached_property
     def encoded(self) -> str:
-        """The part of the table that lets a mismatch name its files, as compressed text (see `decode_files`)."""
+        """The part of the table by which a mismatch names files, as a compressed string; see `decode_files`."""
         facts = [self.paths, self.sizes.tolist(), self.rows.tolist(), self.digests]
         text = json.dumps(facts, separators=(",", ":"))
         return base64.b85encode(zlib.compress(text.encode(), 9)).decode("ascii")
@@ -128,7 +128,7 @@ class FileTable:
 
 @dataclass(frozen=True, slots=True)
 class FileFacts:
-    """What a state remembers of one data file."""
+    """The facts about one data file that a state holds."""
 
     size: int
     """Bytes."""

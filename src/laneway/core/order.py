@@ -1,8 +1,8 @@
 """The order of an epoch: all randomness of laneway, as functions that never change.
 
-A permutation is the stable argsort of a keyed counter hash: the finaliser of SplitMix64 (Steele, Lea and
-Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014) over `key + i * gamma`. The finaliser
-is a bijection, so there are no ties. No library's generator is used: their streams may change between releases.
+A permutation is the stable argsort of a keyed counter hash: the finaliser of SplitMix64 (Steele, Lea and Flood, "Fast
+splittable pseudorandom number generators", OOPSLA 2014) over `key + i * gamma`. The finaliser is a bijection, so there
+are no ties. No library's generator is used, because their streams may change between releases.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ORDER_VERSION = 1
-"""Changes whenever any function here, or the way lanes and windows are cut, gives another order. States carry it."""
+"""Changes whenever a function here, or the cutting of lanes and windows, produces another order. States hold it."""
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -29,11 +29,11 @@ def _key(*parts: int | str) -> np.uint64:
 
 
 def permutation(length: int, *key: int | str) -> NDArray[np.int64]:
-    """Return the permutation of range(length) that belongs to `key`.
+    """Return the permutation of range(length) for a key.
 
     Args:
         length: Number of items, >= 0.
-        key: What the permutation depends on, besides its length.
+        key: What the permutation depends on, in addition to its length.
 
     Returns:
         int64 array of shape (length,).
@@ -49,7 +49,7 @@ def permutation(length: int, *key: int | str) -> NDArray[np.int64]:
 def shard_order(num_shards: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
     """Return the order in which a shuffled epoch visits its shards.
 
-    A pure function: every rank computes it alone, and it is the same on every platform and release.
+    A pure function: every rank computes it on its own, and it is the same on every platform and in every release.
 
     Args:
         num_shards: Number of shards, >= 0.
@@ -69,7 +69,7 @@ def window_order(num_rows: int, *, seed: int, epoch: int, lane: int, window: int
         num_rows: Number of rows of the window, >= 0.
         seed: Any int in [0, 2**63).
         epoch: Zero-based.
-        lane: Lane that the window was made in, by the epoch's first cut.
+        lane: Lane of the window in the epoch's first cut.
         window: Index of the window in that lane.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Shards: the runs of rows that are read together, cut at row groups and record batches."""
+"""Shards: consecutive rows that are read together, cut at row groups and record batches."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Shard:
-    """A run of rows of one data file."""
+    """Consecutive rows of one data file."""
 
     path: str
     """Path relative to the dataset's root."""
     row_offset: int
-    """First row, counted in the data file."""
+    """First row, counted within the data file."""
     row_length: int
     """Number of rows."""
 
 
 @dataclass(frozen=True, eq=False)
 class ShardTable(Sequence[Shard]):
-    """All shards of a dataset in file order, as columns; indexing makes a `Shard`."""
+    """All shards of a dataset in file order, as columns; indexing returns a `Shard`."""
 
     paths: tuple[str, ...]
     """Paths of the data files."""
@@ -67,18 +67,18 @@ class ShardTable(Sequence[Shard]):
 
 
 def group_by_size(sizes: NDArray[np.int64], owner: NDArray[np.int64], target: int) -> NDArray[np.int64]:
-    """Group consecutive items of the same owner into runs of like size, of `target` at the most.
+    """Group consecutive items of the same owner into groups of similar size, of at most `target`.
 
-    An owner's items are shared evenly among as few runs as that takes; an item goes to the run that its middle
-    lies in. So a run may exceed `target` by at most its largest item, and no small rest is left at the end.
+    An owner's items are spread evenly over as few groups as possible; an item belongs to the group that contains its
+    middle. So a group may exceed `target` by at most its largest item, and there is no small group at the end.
 
     Args:
         sizes: Size of each item, shape (n,).
         owner: Non-decreasing owner of each item, shape (n,).
-        target: Wanted size of a run, >= 1.
+        target: Target size of a group, >= 1.
 
     Returns:
-        int64 array: index of the first item of each run.
+        int64 array: index of the first item of each group.
     """
     if len(sizes) == 0:
         return np.zeros(0, np.int64)
@@ -87,12 +87,12 @@ def group_by_size(sizes: NDArray[np.int64], owner: NDArray[np.int64], target: in
     firsts = np.flatnonzero(is_first)
     owner_start = (ends - sizes)[firsts]
     total = np.diff(np.append(owner_start, ends[-1]))
-    num_runs = np.maximum(-(-total // target), 1)
-    run_size = np.maximum(-(-total // num_runs), 1)
+    num_groups = np.maximum(-(-total // target), 1)
+    group_size = np.maximum(-(-total // num_groups), 1)
     num_items = np.diff(np.append(firsts, len(sizes)))
     middle = ends - (sizes + 1) // 2 - np.repeat(owner_start, num_items)
-    run = np.minimum(middle // np.repeat(run_size, num_items), np.repeat(num_runs - 1, num_items))
-    is_first[1:] |= np.diff(run) != 0
+    group = np.minimum(middle // np.repeat(group_size, num_items), np.repeat(num_groups - 1, num_items))
+    is_first[1:] |= np.diff(group) != 0
     return np.flatnonzero(is_first).astype(np.int64)
 
 
@@ -101,11 +101,11 @@ def cut_shards(files: FileTable, *, shard_bytes: int, shard_rows: int | None = N
 
     Args:
         files: The data files.
-        shard_bytes: Wanted uncompressed size of a shard.
-        shard_rows: Wanted rows of a shard; takes the place of `shard_bytes` where given.
+        shard_bytes: Target uncompressed size of a shard.
+        shard_rows: Target number of rows of a shard; replaces `shard_bytes` if given.
 
     Returns:
-        The shards, none of them empty. A block is never cut: one larger than the target is a shard by itself.
+        The shards, none of them empty. A block is never cut: one that exceeds the target is a shard of its own.
     """
     file_of_block = np.repeat(np.arange(files.num_files), np.diff(files.block_starts))
     sizes = files.block_bytes if shard_rows is None else files.block_rows
