@@ -78,8 +78,8 @@ class StatefulShardedDataset(IterableDataset[Any]):
         lanes: Number of independent streams that an epoch is cut into. With a multiple of the total number of workers,
             the global order depends on neither ranks nor workers. None: one for each worker.
         turn_rows: Rows taken from a lane before it is the next lane's turn; divides `batch_size`. None: one batch.
-        remainder: What happens to the row by which lanes differ: "pad" repeats a row, "drop" leaves one out, so that ranks deliver
-            the same number of batches; "keep" does neither. None: "keep" on one rank, else "pad".
+        remainder: What happens to the row by which lanes differ: "pad" repeats a row, "drop" leaves one out, so that
+            ranks deliver the same number of batches; "keep" does neither. None: "keep" on one rank, else "pad".
         batch_size: Rows of a batch; None: single rows. The last batch of a lane may be shorter.
         drop_last: Whether to leave out such a shorter batch.
         output: What columns become: "python", "numpy", "torch" or "arrow". None: "torch" for batches, "python" for
