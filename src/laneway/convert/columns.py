@@ -83,7 +83,7 @@ def column_converter(data_type: pa.DataType, output: Output, fill: _Scalar | Non
     return _ToObjects(to_values) if output == "numpy" else to_values
 
 
-def vectorized(convert: ColumnConverter) -> ToStored | None:
+def vectorize(convert: ColumnConverter) -> ToStored | None:
     """Return what makes one array of a whole column, where slices of it are what `convert` makes of slices, else None.
 
     With "torch" the array has still to be made a tensor.
@@ -93,7 +93,7 @@ def vectorized(convert: ColumnConverter) -> ToStored | None:
     if isinstance(convert, _ToTimes | _Numbers | _FixedSizeLists | _Bools):
         return convert
     if isinstance(convert, _Decoded):
-        inner = vectorized(convert.convert)
+        inner = vectorize(convert.convert)
         return None if inner is None else _Decoded(inner)
     return None
 

@@ -85,7 +85,7 @@ class Definition:
             CheckpointMismatchError: The progress is that of another worker.
         """
         cursor = open_epoch(self.identity, progress, place, self.options)
-        lanes = LaneReader(cursor.plan, self._reader(), self.converter, self.prefetch_windows)
+        lanes = LaneReader(cursor.plan, self._reader(), self.converter.vectorized, self.prefetch_windows)
         if self.collate_fn is not None:
             return CollatedStream(cursor, lanes, self.converter, self.transform, self.collate_fn)
         stream_type = RowStream if self.options.batch_size is None else BatchStream

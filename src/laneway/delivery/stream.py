@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from laneway.convert.batches import BatchConverter
+    from laneway.convert.open_rows import OpenRows
     from laneway.core.cursor import Cursor, Step
-    from laneway.reading.assembler import OpenRows
     from laneway.reading.lane_reader import LaneReader
 
 _ROWS_AT_ONCE = 1024
@@ -63,22 +63,22 @@ class Stream:
         """Return the next row or batch; it counts as delivered from now on."""
         raise NotImplementedError
 
-    def _converted(self, convert: Callable[[OpenRows, int, int], Any], ranges: list[LaneRange]) -> list[Any]:
+    def _converted(self, convert: Callable[[OpenRows], Any], ranges: list[LaneRange]) -> list[Any]:
         """Return what the rows of lane ranges become, in one part or in several."""
         slices = [found for lane_range in ranges for found in self._lanes.read(lane_range)]
         parts: list[Any] = []
         try:
             for found in slices:
-                parts.append(convert(*found))  # noqa: PERF401 - an error has to know how many were converted
+                parts.append(convert(found))  # noqa: PERF401 - an error has to know how many were converted
         except NullInColumnError as error:
             if error.row_index is None:
                 raise
-            row_index = sum(stop - start for _, start, stop in slices[: len(parts)]) + error.row_index
+            row_index = sum(rows.num_rows for rows in slices[: len(parts)]) + error.row_index
             raise error.at(self._lanes.locate(ranges, row_index)) from None
         return parts
 
     def _rows(self, ranges: list[LaneRange]) -> list[Any]:
-        parts = self._converted(self._converter.slice_rows, ranges)
+        parts = self._converted(self._converter.to_rows, ranges)
         return parts[0] if len(parts) == 1 else [*chain.from_iterable(parts)]
 
     def _called(self, function: Callable[[Any], Any] | None, item: Any) -> Any:  # noqa: ANN401 - it is a user's
@@ -113,8 +113,8 @@ class BatchStream(Stream):
         return packed(batch) if self._is_sent else batch
 
     def _make(self, step: Step) -> Any:  # noqa: ANN401 - a user's transform may return anything
-        parts = self._converted(self._converter.slice, step.ranges)
-        return self._called(self._transform, parts[0] if len(parts) == 1 else self._converter.joined(parts))
+        parts = self._converted(self._converter.to_batch, step.ranges)
+        return self._called(self._transform, parts[0] if len(parts) == 1 else self._converter.concatenate(parts))
 
 
 class CollatedStream(BatchStream):

@@ -10,7 +10,8 @@ import pyarrow.compute as pc
 import pytest
 
 from laneway.convert.batches import BatchConverter
-from laneway.reading.assembler import WindowAssembler, copied, taken
+from laneway.convert.open_rows import copy_array
+from laneway.reading.assembler import WindowAssembler, take_rows
 
 _compute: Any = pc
 _PAIR: Any = pa.list_(pa.int32(), 2)
@@ -37,7 +38,7 @@ def test_rows_of_slices_come_in_the_order_that_is_asked_for(column: pa.Array[Any
     table = pa.table({"x": chunked([column.slice(1, 3), column.slice(3), column])})
     order: list[int] = [9, 0, 4, 4, 2, 6]
     values = table["x"].to_pylist()
-    found = taken(table["x"].chunks, column.type, pa.array(order))
+    found = take_rows(table["x"].chunks, column.type, pa.array(order))
     found.validate(full=True)
     assert found.type.equals(column.type)
     assert found.to_pylist() == [values[i] for i in order]
@@ -45,19 +46,19 @@ def test_rows_of_slices_come_in_the_order_that_is_asked_for(column: pa.Array[Any
 
 @pytest.mark.parametrize("column", COLUMNS, ids=lambda column: str(column.type))
 def test_a_copy_has_the_values_of_its_slice(column: pa.Array[Any]) -> None:
-    found = copied(column.slice(2, 2))
+    found = copy_array(column.slice(2, 2))
     found.validate(full=True)
     assert found.to_pylist() == column.to_pylist()[2:4]
     assert found.type == column.type
 
 
-def test_runs_come_in_any_order_and_cut_into_chunks_in_any_way() -> None:
+def test_pieces_come_in_any_order_and_cut_into_chunks_in_any_way() -> None:
     schema = pa.schema([("id", pa.int64()), ("key", pa.int32()), ("text", pa.string()), ("pair", _PAIR)])
     for name, type_ in [("coded", pa.int16()), ("coded pair", _PAIR)]:
         schema = schema.append(pa.field(name, pa.dictionary(pa.int32(), type_)))
     ids = np.arange(30)
 
-    def run(start: int, stop: int) -> pa.Table:
+    def piece(start: int, stop: int) -> pa.Table:
         chunked: Any = pa.chunked_array
         part = ids[start:stop]
         columns = [
@@ -73,10 +74,10 @@ def test_runs_come_in_any_order_and_cut_into_chunks_in_any_way() -> None:
     converter = BatchConverter(schema, "numpy")
     order = np.random.default_rng(0).permutation(30)
     for wanted in (order, order[7:20], order[:1]):
-        gathering: WindowAssembler = converter.gathering(wanted, [10, 12, 8])
-        assert [gathering.put(i, run(*cut)) for i, cut in [(2, (22, 30)), (0, (0, 10)), (1, (10, 22))]] == [0, 0, 1]
-        (rows,) = gathering.finish()
-        batch: Any = converter.slice(rows, 0, rows.num_rows)
+        assembler = WindowAssembler(converter.vectorized, wanted, [10, 12, 8])
+        assert [assembler.put(i, piece(*cut)) for i, cut in [(2, (22, 30)), (0, (0, 10)), (1, (10, 22))]] == [0, 0, 1]
+        (rows,) = assembler.finish()
+        batch: Any = converter.to_batch(rows)
         assert [*batch] == schema.names
         assert batch["id"].tolist() == wanted.tolist()
         assert batch["pair"].tolist() == [[i, -i] for i in wanted]
