@@ -6,30 +6,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pytest
 
 from laneway.convert.batches import BatchConverter
-from laneway.convert.open_rows import copy_array
 from laneway.reading.assembler import WindowAssembler, take_rows
+from tests.columns import COLUMNS
 
-_compute: Any = pc
 _PAIR: Any = pa.list_(pa.int32(), 2)
-_nested: Any = pa.list_(pa.list_(pa.int32(), 2), 1)
-COLUMNS: list[Any] = [
-    pa.array(["a", None, "c", "d" * 40, "e"], pa.string_view()),
-    pa.array([b"a", None, b"c", b"d" * 40, b"e"], pa.binary_view()),
-    _compute.run_end_encode(pa.array(["a", "a", None, "b", "b"])),
-    pa.array(["a", None, "c", "a", "e"]).dictionary_encode(),
-    pa.array([[1], None, [2, 3], [], [4]], pa.list_view(pa.int32())),
-    pa.array([[1], None, [2, 3], [], [4]], pa.large_list(pa.int32())),
-    pa.array([[[i, i + 1]] for i in range(5)], _nested),
-    pa.array([{"x": [[i, i + 1]]} for i in range(5)], pa.struct({"x": _nested})),
-    pa.array([[[[i, i + 1]]] for i in range(5)], pa.list_(_nested)),
-    pa.array([[("k", i)] for i in range(5)], pa.map_(pa.string(), pa.int32())),
-    pa.array(["a", "b", "c", "d", "e"], pa.large_string()),
-    pa.array([1, None, 3, 4, 5], pa.int8()),
-]
 
 
 @pytest.mark.parametrize("column", COLUMNS, ids=lambda column: str(column.type))
@@ -42,14 +25,6 @@ def test_rows_of_slices_come_in_the_order_that_is_asked_for(column: pa.Array[Any
     found.validate(full=True)
     assert found.type.equals(column.type)
     assert found.to_pylist() == [values[i] for i in order]
-
-
-@pytest.mark.parametrize("column", COLUMNS, ids=lambda column: str(column.type))
-def test_a_copy_has_the_values_of_its_slice(column: pa.Array[Any]) -> None:
-    found = copy_array(column.slice(2, 2))
-    found.validate(full=True)
-    assert found.to_pylist() == column.to_pylist()[2:4]
-    assert found.type == column.type
 
 
 def test_pieces_come_in_any_order_and_cut_into_chunks_in_any_way() -> None:
