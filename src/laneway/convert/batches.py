@@ -1,4 +1,4 @@
-"""Arrow record batches become columns of tensors, arrays or Python values: what users see of the conversion."""
+"""Conversion of Arrow rows to what users receive: columns of tensors, arrays or Python values."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ __all__ = ["BatchConverter", "FillNull", "NullInColumnError", "Output"]
 
 
 class NullInColumnError(ColumnConversionError):
-    """A null sits where a tensor or an array has no place for one."""
+    """A column that becomes a tensor or an array has a null, which these can't represent."""
 
-    # The text alone makes one: DataLoader raises a worker's exception again from its text.
+    # The message alone is enough: DataLoader re-raises a worker's exception from its message.
     def __init__(
         self,
         message: str,
@@ -41,23 +41,23 @@ class NullInColumnError(ColumnConversionError):
         self.column = column
         """Name of the column."""
         self.type_name = type_name
-        """The column's Arrow type as text."""
+        """The column's Arrow type as a string."""
         self.row_index = row_index
         """Index of the row within the batch that was converted."""
 
     @classmethod
     def found(cls, column: str, type_name: str, row_index: int, place: str | None = None) -> NullInColumnError:
-        """Return the error for a null of `column` in a row, known to users as `place`."""
+        """Return the error for a null of `column` in a row that the message calls `place`."""
         place = place or f"row {row_index} of this batch"
         message = (
             f"column {column!r} of type {type_name} has a null in {place}, and numbers in a tensor or an "
-            f"array can't be null: say what to put there, as in fill_null={{{column!r}: 0}}, "
-            f'or take output="python" or "arrow", which keep nulls'
+            f"array can't be null: give a replacement, such as fill_null={{{column!r}: 0}}, "
+            f'or use output="python" or "arrow", which keep nulls'
         )
         return cls(message, column=column, type_name=type_name, row_index=row_index)
 
     def at(self, place: str) -> NullInColumnError:
-        """Return the same error for a row that users know as `place`, such as "row 7 of part-0.parquet"."""
+        """Return the same error with a message that calls the row `place`, such as "row 7 of part-0.parquet"."""
         if self.column is None or self.type_name is None or self.row_index is None:
             return self
         return self.found(self.column, self.type_name, self.row_index, place)
@@ -65,38 +65,37 @@ class NullInColumnError(ColumnConversionError):
 
 @final
 class BatchConverter:
-    """Converts the record batches of one schema to what `output` asks for.
+    """Converts rows of one schema to tensors, arrays or Python values.
 
     | Arrow type | "torch" | "numpy" |
     |---|---|---|
     | integer, float, bool | tensor of the same dtype | array of the same dtype |
-    | timestamp, date | tensor of what Arrow stores | `datetime64` in the type's unit |
-    | duration, time of day | tensor of what Arrow stores | `timedelta64` in the type's unit |
+    | timestamp, date | tensor of the stored integers | `datetime64` in the type's unit |
+    | duration, time of day | tensor of the stored integers | `timedelta64` in the type's unit |
     | fixed-size list of these | tensor (rows, size, ...) | array (rows, size, ...) |
     | list of these | list of tensors | list of arrays |
     | all others | list of Python values | array of Python objects |
 
-    What Arrow stores is an int64 in the type's own unit, but an int32 of days for date32 and an int32 for
-    time32; date64 is in ms. Times count from 1970-01-01 (UTC, if the type has a time zone) or from midnight.
-    Lists may be large, views or nested, and a list that is null is None. Dictionary- and run-end-encoded
-    values are decoded, extension types are taken as their storage. "python" makes lists of the values of
-    pyarrow's `to_pylist`; "arrow" leaves the batch as it is.
+    Arrow stores times as int64 in the type's own unit, except for date32 (int32 of days), time32 (int32) and
+    date64 (int64 of ms). They count from 1970-01-01 (UTC, if the type has a time zone) or from midnight.
+    Lists may be large, views or nested; a null list is None. Dictionary- and run-end-encoded values are
+    decoded, and extension types are converted as their storage type. "python" returns the values of pyarrow's
+    `to_pylist` as lists; "arrow" returns record batches.
 
-    Numbers are views of the batch's memory if that is writable, so that changing a tensor in place changes
-    the batch; bools, filled columns and memory that is read-only are copied. Memory lives as long as its last
-    view.
+    Numbers are views of Arrow's memory if that is writable, so changing a tensor in place changes the batch;
+    bools, filled columns and read-only memory are copied. Memory lives as long as its last view.
 
     Args:
-        schema: Schema of every batch to come.
+        schema: Schema of all rows.
         output: "python", "numpy", "torch" or "arrow".
-        fill_null: What stands for a null: a mapping from column to value, or one value for every column of
-            numbers, bools or times. An integer for a time is in the column's own unit. A fixed-size list of
-            numbers that is null is filled in every place; other lists stay None, and are filled inside.
+        fill_null: Replacement for nulls: a mapping from column to value, or one value for every column of
+            numbers, bools or times. An integer for a time is in the column's own unit. A null fixed-size list
+            of numbers is filled in every element; other null lists stay None, but nulls inside lists are filled.
 
     Raises:
-        SchemaMismatchError: `fill_null` names a column that `schema` lacks.
+        SchemaMismatchError: `fill_null` names a column that is not in `schema`.
         ColumnConversionError: A fill value does not fit its column; `fill_null` is given with "arrow";
-            `output` is unknown; or two columns share a name, of which a dict would lose one.
+            `output` is unknown; or two columns share a name, and a dict can hold only one of them.
 
     Example:
         >>> batch = pa.record_batch({"x": [1, None], "name": ["a", "b"]})
@@ -108,21 +107,21 @@ class BatchConverter:
 
     def __init__(self, schema: pa.Schema, output: Output, fill_null: FillNull | None = None) -> None:
         if output not in get_args(Output):
-            message = f"output is {output!r}: it must be one of {', '.join(map(repr, get_args(Output)))}"
+            message = f"output is {output!r}, but must be one of {', '.join(map(repr, get_args(Output)))}"
             raise ColumnConversionError(message)
         if output == "arrow" and fill_null is not None:
-            message = 'fill_null has no effect on output="arrow", which keeps nulls: leave one of them out'
+            message = 'fill_null has no effect on output="arrow", which keeps nulls: omit one of them'
             raise ColumnConversionError(message)
         twice = [name for i, name in enumerate(schema.names) if schema.get_field_index(name) != i]
         if twice and output != "arrow":
-            message = f'several columns are named {twice[0]!r}: rename them or take output="arrow"'
+            message = f'several columns are named {twice[0]!r}: rename them or use output="arrow"'
             raise ColumnConversionError(message)
         fills = fill_scalars(schema, fill_null)
         self._schema = schema
         self._output = output
-        converted = () if output == "arrow" else schema
+        fields = () if output == "arrow" else schema
         self._wrap: Callable[[NDArray[Any]], Any] = torch.from_numpy if output == "torch" else _identity
-        self._columns = tuple((f.name, column_converter(f.type, output, fills.get(f.name))) for f in converted)
+        self._columns = tuple((f.name, column_converter(f.type, output, fills.get(f.name))) for f in fields)
         to_arrays = ((name, vectorize(convert)) for name, convert in self._columns)
         self._vectorized = {name: to_array for name, to_array in to_arrays if to_array is not None}
 
@@ -136,7 +135,7 @@ class BatchConverter:
 
         Raises:
             NullInColumnError: A null where a tensor or an array needs a value, and no `fill_null` for it.
-            ColumnConversionError: A value that Python can't express, such as a string that is not UTF-8.
+            ColumnConversionError: A value that Python can't represent, such as a string that is not UTF-8.
             SchemaMismatchError: `batch` has another schema.
         """
         if not batch.schema.equals(self._schema):
@@ -223,7 +222,7 @@ def _identity(array: NDArray[Any]) -> NDArray[Any]:
 
 
 _CONCATENATE: dict[type, Callable[[list[Any]], Any]] = {
-    # By numpy: torch.cat starts threads, for which a batch is too small.
+    # numpy.concatenate, as torch.cat starts threads, and batches are too small for that.
     torch.Tensor: lambda tensors: torch.from_numpy(np.concatenate([tensor.numpy() for tensor in tensors])),
     np.ndarray: np.concatenate,
     list: lambda lists: [*chain.from_iterable(lists)],

@@ -134,7 +134,7 @@ assert started.wait(10)
 """
 
 
-@pytest.mark.parametrize(("seconds", "is_finished"), [(0.3, True), (600, False)])
+@pytest.mark.parametrize(("seconds", "is_finished"), [(0.1, True), (600, False)])
 def test_the_exit_of_the_process_waits_for_short_calls_only(
     tmp_path: Path, seconds: float, *, is_finished: Any
 ) -> None:
