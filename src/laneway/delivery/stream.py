@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from laneway.convert.batches import NullInColumnError
 from laneway.core.cursor import LaneRange, RowRun
-from laneway.delivery.packing import packed
+from laneway.delivery.packing import pack
 from laneway.delivery.workers import is_in_worker
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class BatchStream(Stream):
             raise StopIteration
         batch = self._make(step)
         self.cursor.deliver_batch(step)
-        return packed(batch) if self._is_sent else batch
+        return pack(batch) if self._is_sent else batch
 
     def _make(self, step: Step) -> Any:  # noqa: ANN401 - a user's transform may return anything
         parts = self._converted(self._converter.to_batch, step.ranges)

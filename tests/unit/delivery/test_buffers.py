@@ -105,7 +105,7 @@ def test_a_child_that_ends_frees_nothing_of_its_parents() -> None:
 def test_a_buffer_that_another_process_received_is_an_error() -> None:
     filled(1)
     ticket = buffers.Ticket(buffers.Key(os.getpid(), 0, 0), None, None)
-    with pytest.raises(LanewayError, match="came to a process that is not its loader's"):
+    with pytest.raises(LanewayError, match="was received by a process other than its loader's"):
         buffers.receive(ticket)
 
 

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset, default_convert
 
 from laneway import SavableLoader, StatefulShardedDataset
 from laneway.delivery import packing
-from laneway.delivery.packing import PackedBatch, packed
+from laneway.delivery.packing import PackedBatch, pack
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -100,10 +100,10 @@ def test_received_tensors_can_be_changed_in_place_and_trained_on() -> None:
 
 
 def test_copies_and_what_a_loader_makes_of_them_are_still_sent_as_one() -> None:
-    batch = packed({"x": torch.zeros(2), "y": np.zeros(2)})
+    batch = pack({"x": torch.zeros(2), "y": np.zeros(2)})
     assert type(copy.copy(batch)) is PackedBatch
     assert type(default_convert(batch)) is PackedBatch  # type: ignore[no-untyped-call]
-    assert packed([1, 2]) == [1, 2]
+    assert pack([1, 2]) == [1, 2]
 
 
 class Batches(IterableDataset[Any]):
@@ -111,7 +111,7 @@ class Batches(IterableDataset[Any]):
 
     def __iter__(self) -> Any:
         for num_rows in (3, 100_000, 0):
-            yield packed({"x": torch.arange(num_rows), "y": torch.arange(num_rows) * 2, "text": ["a"]})
+            yield pack({"x": torch.arange(num_rows), "y": torch.arange(num_rows) * 2, "text": ["a"]})
 
 
 @pytest.mark.parametrize("collate_fn", [None, dict])
