@@ -35,9 +35,7 @@ def fill_scalars(schema: pa.Schema, fill_null: FillNull | None) -> dict[str, pa.
         return {field.name: _fill_scalar(field, fill_null) for field in schema if is_number(innermost_type(field.type))}
     unknown = sorted(set(fill_null) - set(schema.names))
     if unknown:
-        message = (
-            f"fill_null names {unknown}, but the columns are {schema.names}: name only columns that are read"
-        )
+        message = f"fill_null names {unknown}, but the columns are {schema.names}: name only columns that are read"
         raise SchemaMismatchError(message)
     return {field.name: _fill_scalar(field, fill_null[field.name]) for field in schema if field.name in fill_null}
 
