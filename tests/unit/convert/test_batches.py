@@ -213,7 +213,7 @@ def test_a_batch_without_rows_keeps_its_dtype(data_type: pa.DataType, make: Any)
 
 
 @pytest.mark.parametrize(("data_type", "values", "dtype", "expected", "_"), NUMBERS, ids=NUMBER_IDS)
-def test_a_null_is_an_error_that_names_column_and_row_and_the_way_out(
+def test_a_null_is_an_error_that_names_column_row_and_remedy(
     data_type: pa.DataType, values: list[Any], dtype: torch.dtype, expected: list[Any], _: str
 ) -> None:
     batch = one_column([*values, None, None, *values], data_type).slice(1)
@@ -316,7 +316,7 @@ def test_a_null_inside_a_list_names_the_row_and_can_be_filled() -> None:
     assert converted(batch, "python", {"x": 0}) == [[9], [], None, [1, 2], [3, 0], [4]]
 
 
-def test_what_lies_under_a_null_list_is_not_seen() -> None:
+def test_values_hidden_by_a_null_list_are_ignored() -> None:
     mask = pa.array([False, True, False])
     lists = pa.ListArray.from_arrays(pa.array([0, 2, 4, 5], pa.int32()), pa.array([1, 2, None, 8, 3]), mask=mask)
     batch = pa.RecordBatch.from_arrays([lists], ["x"])
@@ -341,7 +341,7 @@ def test_dictionaries_are_decoded(make: Any) -> None:
     assert converted(batch, "torch", 0).tolist() == [5, 0, 5]
 
 
-def test_encodings_are_undone_inside_lists_too() -> None:
+def test_encoded_values_inside_lists_are_decoded() -> None:
     numbers = pa.array([1, 2, 1, 2]).dictionary_encode()
     lists = pa.ListArray.from_arrays(pa.array([0, 1, 4], pa.int32()), numbers)
     assert plain(converted(pa.RecordBatch.from_arrays([lists], ["x"]), "torch")) == [[1], [2, 1, 2]]
@@ -349,7 +349,7 @@ def test_encodings_are_undone_inside_lists_too() -> None:
     assert converted(pa.RecordBatch.from_arrays([pairs], ["x"]).slice(1), "torch").tolist() == [[1, 2]]
 
 
-def test_runs_are_decoded() -> None:
+def test_run_end_encoded_values_are_decoded() -> None:
     runs: Any = pa.RunEndEncodedArray.from_arrays(pa.array([2, 5], pa.int32()), pa.array([1.5, None]))
     batch = pa.RecordBatch.from_arrays([runs], ["x"])
     assert converted(batch.slice(0, 2), "torch").tolist() == [1.5, 1.5]
@@ -358,7 +358,7 @@ def test_runs_are_decoded() -> None:
         converted(batch.slice(1), "torch")
 
 
-def test_extension_types_are_taken_as_their_storage() -> None:
+def test_extension_types_are_converted_as_their_storage() -> None:
     tensors: Any = pa.FixedShapeTensorArray.from_numpy_ndarray(np.arange(12, dtype=np.float32).reshape(3, 4))
     batch = pa.RecordBatch.from_arrays([tensors], ["x"]).slice(1)
     assert converted(batch, "torch").tolist() == [[4, 5, 6, 7], [8, 9, 10, 11]]
@@ -504,7 +504,7 @@ UNFITTING: list[tuple[pa.DataType, Any]] = [
 
 
 @pytest.mark.parametrize(("data_type", "value", "stored"), FITTING, ids=str)
-def test_a_fill_value_that_fits_is_taken_exactly(data_type: pa.DataType, value: Any, stored: Any) -> None:
+def test_a_fill_value_that_fits_is_stored_exactly(data_type: pa.DataType, value: Any, stored: Any) -> None:
     batch = one_column([None], data_type)
     assert converted(batch, "torch", {"x": value}).tolist() == [stored]
     array = converted(batch, "numpy", {"x": value})
@@ -512,9 +512,7 @@ def test_a_fill_value_that_fits_is_taken_exactly(data_type: pa.DataType, value: 
 
 
 @pytest.mark.parametrize(("data_type", "value"), UNFITTING, ids=str)
-def test_a_fill_value_that_does_not_fit_is_refused_when_the_converter_is_made(
-    data_type: pa.DataType, value: Any
-) -> None:
+def test_a_fill_value_that_does_not_fit_is_refused_by_the_constructor(data_type: pa.DataType, value: Any) -> None:
     schema = pa.schema({"x": data_type})
     for output in ("python", "numpy", "torch"):
         with pytest.raises(ColumnConversionError, match="'x'") as caught:
@@ -522,7 +520,7 @@ def test_a_fill_value_that_does_not_fit_is_refused_when_the_converter_is_made(
         assert repr(value) in str(caught.value)
 
 
-def test_text_bytes_and_decimals_are_filled_if_named() -> None:
+def test_strings_bytes_and_decimals_are_filled_if_named() -> None:
     for data_type, value in ((pa.string(), "?"), (pa.binary(), b"?"), (pa.decimal128(4, 1), Decimal("0.5"))):
         batch = one_column([None], data_type)
         assert converted(batch, "torch", {"x": value}) == [value]
@@ -530,7 +528,7 @@ def test_text_bytes_and_decimals_are_filled_if_named() -> None:
         assert converted(batch, "numpy", {"x": value}).tolist() == [value]
 
 
-def test_filling_leaves_the_batch_as_it_was() -> None:
+def test_filling_does_not_change_the_batch() -> None:
     batch = pa.record_batch(
         {
             "x": pa.array([1, None], pa.int64()),
@@ -564,7 +562,7 @@ def test_an_unknown_output_is_refused() -> None:
         BatchConverter(pa.schema({}), "pandas")  # type: ignore[arg-type]
 
 
-def test_columns_that_share_a_name_are_refused_where_a_dict_would_lose_one() -> None:
+def test_columns_that_share_a_name_are_refused_unless_the_output_is_arrow() -> None:
     batch = pa.RecordBatch.from_arrays([pa.array([1]), pa.array([2])], ["x", "x"])
     assert BatchConverter(batch.schema, "arrow").convert(batch) is batch
     with pytest.raises(ColumnConversionError, match="'x'"):
@@ -577,7 +575,7 @@ def test_a_batch_of_another_schema_is_refused() -> None:
         converter.convert(one_column([1, 2], pa.int32()))
 
 
-def test_a_value_that_python_can_not_express_names_its_column() -> None:
+def test_an_error_for_a_value_that_python_cannot_represent_names_its_column() -> None:
     text = pa.array([b"\xff"]).cast(pa.string(), safe=False)
     batch = pa.RecordBatch.from_arrays([text], ["x"])
     with pytest.raises(ColumnConversionError, match="column 'x' of type string"):
@@ -624,7 +622,7 @@ def test_a_null_found_by_a_worker_is_the_same_error_in_the_main_process() -> Non
         list(DataLoader(RowsWithNull(), batch_size=None, num_workers=1))
 
 
-def test_a_null_can_be_told_where_it_is_in_the_users_terms() -> None:
+def test_the_place_of_a_null_can_be_replaced_in_the_message() -> None:
     error = NullInColumnError.found("x", "int64", 3)
     moved = pickle.loads(pickle.dumps(error.at("row 17 of part-0.parquet")))
     assert "has a null in row 17 of part-0.parquet, " in str(moved)

@@ -1,4 +1,4 @@
-"""Rows in another order, of any type and wherever they were cut."""
+"""Rows are put in order, whatever their type and chunks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PAIR: Any = pa.list_(pa.int32(), 2)
 
 
 @pytest.mark.parametrize("column", COLUMNS, ids=lambda column: str(column.type))
-def test_rows_of_slices_come_in_the_order_that_is_asked_for(column: pa.Array[Any]) -> None:
+def test_rows_of_slices_are_taken_in_order(column: pa.Array[Any]) -> None:
     chunked: Any = pa.chunked_array
     table = pa.table({"x": chunked([column.slice(1, 3), column.slice(3), column])})
     order: list[int] = [9, 0, 4, 4, 2, 6]
@@ -27,7 +27,7 @@ def test_rows_of_slices_come_in_the_order_that_is_asked_for(column: pa.Array[Any
     assert found.to_pylist() == [values[i] for i in order]
 
 
-def test_pieces_come_in_any_order_and_cut_into_chunks_in_any_way() -> None:
+def test_pieces_may_come_in_any_order_and_in_any_chunks() -> None:
     schema = pa.schema([("id", pa.int64()), ("key", pa.int32()), ("text", pa.string()), ("pair", _PAIR)])
     for name, type_ in [("coded", pa.int16()), ("coded pair", _PAIR)]:
         schema = schema.append(pa.field(name, pa.dictionary(pa.int32(), type_)))
