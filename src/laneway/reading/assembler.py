@@ -150,7 +150,7 @@ def _is_list(data_type: pa.DataType) -> bool:
 
 
 def _empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Return an uninitialized array in memory of Arrow's pool, which reuses what other threads have released."""
+    """Return an uninitialised array in memory of Arrow's pool, which reuses what other threads have released."""
     num_bytes = math.prod(shape) * dtype.itemsize
     return (
         np.frombuffer(cast("Any", pa.allocate_buffer(num_bytes)), dtype).reshape(shape)

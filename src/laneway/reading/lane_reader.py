@@ -107,7 +107,7 @@ class LaneReader:
         return slices
 
     def _read_padding(self, lane: int) -> OpenRows:
-        """Return the row that pads a lane: its last one, or for an empty lane a neighbor's."""
+        """Return the row that pads a lane: its last one, or for an empty lane a neighbour's."""
         (segment,) = self._plan.lanes.segments(lane, self._lane_rows[lane], self._lane_rows[lane] + 1)
         # A memory-mapped file is mapped again: a user may have changed its rows in place.
         self._windows.close()

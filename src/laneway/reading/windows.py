@@ -106,7 +106,7 @@ class WindowReader:
             return PendingWindow(segment, [self._threads.submit(self._open, wanted, vectorized)])
         piece_rows = [piece.stop - piece.start for piece in pieces]
         assembler = WindowAssembler(vectorized, order[segment.start : segment.stop], piece_rows)
-        groups = _group_neighbors(pieces) if self._rows.is_remote else [[piece] for piece in enumerate(pieces)]
+        groups = _group_neighbours(pieces) if self._rows.is_remote else [[piece] for piece in enumerate(pieces)]
         return PendingWindow(segment, [self._threads.submit(self._assemble, assembler, group) for group in groups])
 
     def _open(self, piece: FileRange, vectorized: Mapping[str, ToStored]) -> list[OpenRows]:
@@ -114,7 +114,7 @@ class WindowReader:
         return [OpenRows.from_batch(batch, vectorized) for batch in batches]
 
     def _assemble(self, assembler: WindowAssembler, group: list[_Piece]) -> list[OpenRows] | None:
-        """Read neighboring pieces of a file; return all rows of the window if these are its last pieces."""
+        """Read neighbouring pieces of a file; return all rows of the window if these are its last pieces."""
         (_, (file_index, first, _)), (_, (_, _, last)) = group[0], group[-1]
         table = self._rows.read(file_index, first, last)
         is_last = [assembler.put(i, table.slice(start - first, stop - start)) for i, (_, start, stop) in group]
@@ -131,7 +131,7 @@ class WindowReader:
         self._rows.close()
 
 
-def _group_neighbors(pieces: list[FileRange]) -> list[list[_Piece]]:
+def _group_neighbours(pieces: list[FileRange]) -> list[list[_Piece]]:
     """Group the pieces of a window that follow each other in a file: each group is one request to the storage."""
     groups: list[list[_Piece]] = []
     for piece in sorted(enumerate(pieces), key=operator.itemgetter(1)):

@@ -195,7 +195,7 @@ def test_a_lane_is_padded_with_its_last_row_as_it_was_read(
     assert ids(lanes.read(LaneRange(1, 22, 25))) == [*expected[22:], expected[-1]]
 
 
-def test_an_empty_lane_is_padded_with_a_row_of_its_neighbor(tmp_path: Path, open_lanes: Open) -> None:
+def test_an_empty_lane_is_padded_with_a_row_of_its_neighbour(tmp_path: Path, open_lanes: Open) -> None:
     write_corpus(tmp_path, files=((2,),))
     plan, lanes = open_lanes(tmp_path, shuffle=False, num_lanes=3)
     assert plan.lanes.rows.tolist() == [0, 1, 1]

@@ -155,7 +155,7 @@ def test_in_file_order_only_the_column_with_the_value_stays_arrow(
 
 
 @pytest.mark.parametrize("is_remote", [True, False])
-def test_neighboring_pieces_of_a_file_are_one_request_to_a_remote_storage(
+def test_neighbouring_pieces_of_a_file_are_one_request_to_a_remote_storage(
     tmp_path: Path, open_windows: Open, reads: list[Any], monkeypatch: pytest.MonkeyPatch, *, is_remote: bool
 ) -> None:
     write_corpus(tmp_path, files=((3, 2, 4), (5, 1, 2, 2)))
