@@ -1,4 +1,4 @@
-"""What the Arrow type of a column says about its values: what they are wrapped in, and what numpy has for them."""
+"""Arrow types of columns: the encodings and lists around their values, and the numpy dtype of the values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _LISTS = (pa.ListType, pa.LargeListType, pa.FixedSizeListType, pa.ListViewType, 
 
 
 def decoded_type(data_type: pa.DataType) -> pa.DataType | None:
-    """Return the type inside a dictionary, runs or an extension type, or None for a type that is none of them."""
+    """Return the value type of a dictionary, run-end-encoded or extension type, or None for any other type."""
     if isinstance(data_type, (pa.DictionaryType, pa.RunEndEncodedType)):
         return cast("pa.DataType", data_type.value_type)
     if isinstance(data_type, pa.BaseExtensionType):
@@ -20,8 +20,8 @@ def decoded_type(data_type: pa.DataType) -> pa.DataType | None:
     return None
 
 
-def decoded(array: pa.Array[Any]) -> pa.Array[Any]:
-    """Return the values of `array`, of which `decoded_type` knows the type; it must have one."""
+def decode(array: pa.Array[Any]) -> pa.Array[Any]:
+    """Return the values of an array of a dictionary, run-end-encoded or extension type."""
     if isinstance(array, pa.DictionaryArray):
         return array.dictionary_decode()
     if isinstance(array, pa.ExtensionArray):
@@ -30,7 +30,7 @@ def decoded(array: pa.Array[Any]) -> pa.Array[Any]:
 
 
 def value_type(data_type: pa.DataType) -> pa.DataType | None:
-    """Return the type of the values of a list of any kind, or None for a type that is no list."""
+    """Return the type of the values of a list of any kind, or None for any other type."""
     return cast("pa.DataType", data_type.value_type) if isinstance(data_type, _LISTS) else None
 
 
@@ -51,20 +51,20 @@ def is_number(data_type: pa.DataType) -> bool:
 
 
 def is_plain_number(data_type: pa.DataType) -> bool:
-    """Return whether numpy's numbers of a type become the same Python numbers as Arrow's."""
+    """Return whether numpy and Arrow convert numbers of this type to the same Python numbers."""
     types = pa.types
     return types.is_integer(data_type) or types.is_float32(data_type) or types.is_float64(data_type)
 
 
 def stored_dtype(data_type: pa.DataType) -> np.dtype[Any]:
-    """Return the dtype of the numbers that Arrow stores, for a type that `is_number`."""
+    """Return the dtype of the numbers that Arrow stores, for a type for which `is_number` is true."""
     if pa.types.is_temporal(data_type):
         return np.dtype(f"i{data_type.bit_width // 8}")
     return pa.array([], data_type).to_numpy(zero_copy_only=False).dtype
 
 
 def time_dtype(data_type: pa.DataType) -> np.dtype[Any] | None:
-    """Return numpy's own dtype for a type of times, with its unit, or None for any other type."""
+    """Return the datetime64 or timedelta64 dtype of a type of times, with its unit, or None for any other type."""
     if pa.types.is_date(data_type):
         return np.dtype("M8[D]" if pa.types.is_date32(data_type) else "M8[ms]")
     if isinstance(data_type, pa.TimestampType):

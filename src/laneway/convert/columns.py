@@ -1,8 +1,7 @@
-"""One Arrow array becomes a tensor, an array or a list of Python values.
+"""Conversion of one Arrow array to a tensor, a numpy array or a list of Python values.
 
-`column_converter` decides once, from a column's type, what runs for every batch: a callable built of the small
-ones below it. Tensors and arrays are views of Arrow's memory where that memory may be written to, and copies
-where it may not.
+`column_converter` composes, once per column, the callable that converts every batch of it from the small callables
+below. Tensors and arrays are views of Arrow's memory if that is writable, else copies.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import pyarrow.compute as pc
 import torch
 
 from laneway.convert.column_types import (
-    decoded,
+    decode,
     decoded_type,
     innermost_type,
     is_number,
@@ -25,7 +24,7 @@ from laneway.convert.column_types import (
     time_dtype,
     value_type,
 )
-from laneway.convert.fill import filled_values, stored_number
+from laneway.convert.fill import fill_nulls, stored_number
 
 Output = Literal["python", "numpy", "torch", "arrow"]
 
@@ -42,39 +41,39 @@ if TYPE_CHECKING:
 
 
 CONVERSION_ERRORS = (ValueError, ArithmeticError, LookupError, pa.ArrowNotImplementedError)
-"""What pyarrow raises for a value that Python, numpy or torch can't express."""
+"""Exceptions of pyarrow for a value that Python, numpy or torch can't represent."""
 
 
 class NullFoundError(Exception):
-    """A null in the array that a converter was given, on its way up to where the column has a name."""
+    """A null in an array, raised by converters, which don't know the name of the column."""
 
     def __init__(self, index: int) -> None:
         super().__init__(index)
         self.index = index
-        """Index of the null, or of what holds it, within the array."""
+        """Index of the null within the array, or of the list that contains it."""
 
 
 def column_converter(data_type: pa.DataType, output: Output, fill: _Scalar | None) -> ColumnConverter:
-    """Return what converts arrays of `data_type`, as the table of `laneway.convert.batches.BatchConverter` says.
+    """Return the converter of arrays of `data_type`; see the table of `laneway.convert.batches.BatchConverter`.
 
     Args:
         data_type: Type of the arrays.
         output: "python", "numpy" or "torch".
-        fill: What stands for a null, in the type of the innermost values; None leaves nulls as they are.
+        fill: Replacement for nulls, in the type of the innermost values; None keeps nulls.
 
     Returns:
         A callable that can be pickled. It raises NullFoundError for a null where a tensor or an array needs a
-        value, and what pyarrow raises for a value that Python can't express.
+        value, and one of CONVERSION_ERRORS for a value that Python can't represent.
     """
     inner = decoded_type(data_type)
-    # In Python, values of an extension type are more than their storage: a UUID, say.
+    # As Python values, extension types have classes of their own: a UUID, for example.
     if inner is not None and not (output == "python" and isinstance(data_type, pa.BaseExtensionType)):
-        return _Decoded(column_converter(inner, output, fill))
+        return _Decode(column_converter(inner, output, fill))
     if output != "python":
         to_stored = _stored_converter(data_type, fill)
         if to_stored is not None:
             return _ToTensor(to_stored) if output == "torch" else _to_array(to_stored, data_type)
-        # Fixed-size lists get here if they hold lists, which share no shape.
+        # Fixed-size lists get here if they contain lists of different lengths.
         inner = value_type(data_type)
         if inner is not None and is_number(innermost_type(inner)):
             return _ToLists(column_converter(inner, output, fill))
@@ -83,27 +82,27 @@ def column_converter(data_type: pa.DataType, output: Output, fill: _Scalar | Non
     return _ToObjects(to_values) if output == "numpy" else to_values
 
 
-def vectorized(convert: ColumnConverter) -> ToStored | None:
-    """Return what makes one array of a whole column, where slices of it are what `convert` makes of slices, else None.
+def vectorize(convert: ColumnConverter) -> ToStored | None:
+    """Return a converter of whole columns to one array, whose slices equal the results of `convert` for slices.
 
-    With "torch" the array has still to be made a tensor.
+    Returns None if the column has no such array. With "torch" the array is still to be wrapped in a tensor.
     """
     if isinstance(convert, _ToTensor):
         return convert.to_stored
     if isinstance(convert, _ToTimes | _Numbers | _FixedSizeLists | _Bools):
         return convert
-    if isinstance(convert, _Decoded):
-        inner = vectorized(convert.convert)
-        return None if inner is None else _Decoded(inner)
+    if isinstance(convert, _Decode):
+        inner = vectorize(convert.convert)
+        return None if inner is None else _Decode(inner)
     return None
 
 
 def _stored_converter(data_type: pa.DataType, fill: _Scalar | None) -> ToStored | None:
-    """Return what makes one array of the numbers that Arrow stores, or None for types that have no such array."""
+    """Return a converter to one array of the numbers that Arrow stores, or None for a type without such an array."""
     inner = decoded_type(data_type)
     if inner is not None:
         to_stored = _stored_converter(inner, fill)
-        return None if to_stored is None else _Decoded(to_stored)
+        return None if to_stored is None else _Decode(to_stored)
     if isinstance(data_type, pa.FixedSizeListType):
         to_stored = _stored_converter(data_type.value_type, fill)
         return None if to_stored is None else _FixedSizeLists(to_stored, data_type.list_size, stored_number(fill))
@@ -119,22 +118,22 @@ def _to_array(to_stored: ToStored, data_type: pa.DataType) -> ColumnConverter:
     return to_stored if dtype is None else _ToTimes(to_stored, dtype)
 
 
-# Converters, from the outside of a column in.
+# Converters, from the outermost type of a column to the innermost.
 
 
 @dataclass(frozen=True, slots=True)
-class _Decoded:
-    """Encoded values -> what `convert` makes of the values."""
+class _Decode:
+    """Encoded values -> result of `convert` for the decoded values."""
 
     convert: ColumnConverter
 
     def __call__(self, array: _Array) -> Any:  # noqa: ANN401
-        return self.convert(decoded(array))
+        return self.convert(decode(array))
 
 
 @dataclass(frozen=True, slots=True)
 class _ToTensor:
-    """Numbers, bools and times -> tensor of what Arrow stores."""
+    """Numbers, bools and times -> tensor of the numbers that Arrow stores."""
 
     to_stored: ToStored
 
@@ -144,7 +143,7 @@ class _ToTensor:
 
 @dataclass(frozen=True, slots=True)
 class _ToTimes:
-    """Times -> array of numpy's own dtype for them."""
+    """Times -> array of datetime64 or timedelta64."""
 
     to_stored: ToStored
     dtype: np.dtype[Any]
@@ -155,7 +154,7 @@ class _ToTimes:
 
 @dataclass(frozen=True, slots=True)
 class _ToLists:
-    """Lists -> list of views, one per row, of what all their values become; None for a null list."""
+    """Lists -> list of views, one per row, of the result for all their values; None for a null list."""
 
     convert: ColumnConverter
 
@@ -175,23 +174,23 @@ class _ToLists:
 
 @dataclass(frozen=True, slots=True)
 class _ToValues:
-    """Anything -> list of Python values."""
+    """Any type -> list of Python values."""
 
     data_type: pa.DataType
     fill: Any
     dtype: np.dtype[Any] | None
-    """Of numbers that numpy turns into Python's faster than Arrow; None for all other types."""
+    """dtype of numbers, which numpy converts to Python faster than Arrow; None for all other types."""
 
     def __call__(self, array: _Array) -> list[Any]:
         if self.dtype is not None and not array.null_count:
             return cast("list[Any]", _view(array, self.dtype).tolist())
         values = array.to_pylist()
-        return values if self.fill is None else filled_values(values, self.data_type, self.fill)
+        return values if self.fill is None else fill_nulls(values, self.data_type, self.fill)
 
 
 @dataclass(frozen=True, slots=True)
 class _ToObjects:
-    """Anything -> array (rows,) of Python objects."""
+    """Any type -> array (rows,) of Python objects."""
 
     to_values: _ToValues
 
@@ -210,27 +209,27 @@ class _FixedSizeLists:
     def __call__(self, array: _Array) -> NDArray[Any]:
         if array.null_count and self.fill is None:
             index = _first_null(array)
-            self(array.slice(0, index))  # A null inside an earlier row comes first.
+            self(array.slice(0, index))  # A null inside an earlier row is reported first.
             raise NullFoundError(index)
         num_rows = len(array)
-        # `.values` does not know of slices, and `.flatten()` leaves null rows out.
-        inside = cast("pa.FixedSizeListArray[Any, Any]", array).values
+        # `.values` ignores the bounds of a slice, and `.flatten()` omits null rows.
+        child = cast("pa.FixedSizeListArray[Any, Any]", array).values
         try:
-            values = self.to_stored(inside.slice(array.offset * self.size, num_rows * self.size))
+            values = self.to_stored(child.slice(array.offset * self.size, num_rows * self.size))
         except NullFoundError as error:
             raise NullFoundError(error.index // self.size) from None
-        return _filled(values.reshape(num_rows, self.size, *values.shape[1:]), array, self.fill)
+        return _fill_array(values.reshape(num_rows, self.size, *values.shape[1:]), array, self.fill)
 
 
 @dataclass(frozen=True, slots=True)
 class _Bools:
-    """Bools, which Arrow packs into bits -> array (rows,)."""
+    """Bools, which Arrow stores as bits -> array (rows,)."""
 
     fill: Any
 
     def __call__(self, array: _Array) -> NDArray[Any]:
         without_nulls = array.fill_null(False) if array.null_count else array  # noqa: FBT003
-        return _filled(without_nulls.to_numpy(zero_copy_only=False), array, self.fill)
+        return _fill_array(without_nulls.to_numpy(zero_copy_only=False), array, self.fill)
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,10 +240,10 @@ class _Numbers:
     fill: Any
 
     def __call__(self, array: _Array) -> NDArray[Any]:
-        return _filled(_view(array, self.dtype), array, self.fill)
+        return _fill_array(_view(array, self.dtype), array, self.fill)
 
 
-# What converters do with an array.
+# Operations on one array, for the converters.
 
 
 def _split(values: torch.Tensor | Sequence[Any], sizes: list[int], stops: list[int]) -> list[Any]:
@@ -254,14 +253,14 @@ def _split(values: torch.Tensor | Sequence[Any], sizes: list[int], stops: list[i
 
 
 def _view(array: _Array, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Return the stored values of `array` as a writable view of its memory, or a copy if it is read-only."""
+    """Return the numbers that `array` stores, as a writable view of its memory, or as a copy if that is read-only."""
     count = len(array)
     buffer: Any = array.buffers()[1]
     values: NDArray[Any]
     if count == 0 or buffer is None:
         return np.empty(0, dtype)
     start = array.offset * dtype.itemsize
-    # Arrow calls every slice of a buffer read-only; what it was sliced from knows whether its memory is.
+    # Arrow marks every slice of a buffer read-only; whether the memory is writable, only the original buffer knows.
     owner = buffer
     while not owner.is_mutable:
         if owner.parent is None:
@@ -272,8 +271,8 @@ def _view(array: _Array, dtype: np.dtype[Any]) -> NDArray[Any]:
     return values
 
 
-def _filled(values: NDArray[Any], array: _Array, fill: Any) -> NDArray[Any]:  # noqa: ANN401
-    """Return `values`, or a copy with `fill` where `array` is null."""
+def _fill_array(values: NDArray[Any], array: _Array, fill: Any) -> NDArray[Any]:  # noqa: ANN401
+    """Return `values`, or a copy that has `fill` where `array` is null."""
     if not array.null_count:
         return values
     if fill is None:

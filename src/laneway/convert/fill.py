@@ -1,4 +1,4 @@
-"""Fill values: what a user wants in place of nulls, checked once against the types of the columns."""
+"""Fill values: what replaces nulls, checked once against the types of the columns."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ def fill_scalars(schema: pa.Schema, fill_null: FillNull | None) -> dict[str, pa.
         fill_null: A mapping from column to value, or one value for every column of numbers, bools or times.
 
     Raises:
-        SchemaMismatchError: `fill_null` names a column that `schema` lacks.
-        ColumnConversionError: A value does not fit its column: it would become another one.
+        SchemaMismatchError: `fill_null` names a column that is not in `schema`.
+        ColumnConversionError: A column can't hold its fill value without changing it.
     """
     if fill_null is None:
         return {}
     if not isinstance(fill_null, Mapping):
-        return {field.name: _fill(field, fill_null) for field in schema if is_number(innermost_type(field.type))}
+        return {field.name: _fill_scalar(field, fill_null) for field in schema if is_number(innermost_type(field.type))}
     unknown = sorted(set(fill_null) - set(schema.names))
     if unknown:
-        message = f"fill_null names {unknown}, but the columns are {schema.names}: name columns that are read"
+        message = f"fill_null names {unknown}, but the columns are {schema.names}: name only columns that are read"
         raise SchemaMismatchError(message)
-    return {field.name: _fill(field, fill_null[field.name]) for field in schema if field.name in fill_null}
+    return {field.name: _fill_scalar(field, fill_null[field.name]) for field in schema if field.name in fill_null}
 
 
 def stored_number(fill: pa.Scalar[Any] | None) -> Any:  # noqa: ANN401
@@ -47,41 +47,41 @@ def stored_number(fill: pa.Scalar[Any] | None) -> Any:  # noqa: ANN401
     return cast("Any", fill).value if pa.types.is_temporal(fill.type) else fill.as_py()
 
 
-def filled_values(values: list[Any], data_type: pa.DataType, fill: Any) -> list[Any]:  # noqa: ANN401
-    """Return Python values with `fill` for None, inside lists too; a list of free size stays None."""
+def fill_nulls(values: list[Any], data_type: pa.DataType, fill: Any) -> list[Any]:  # noqa: ANN401
+    """Return Python values with `fill` for None, inside lists too; a list of variable size that is None stays None."""
     encoded = decoded_type(data_type)
     if encoded is not None:
-        return filled_values(values, encoded, fill)
+        return fill_nulls(values, encoded, fill)
     inner = value_type(data_type)
     if inner is None:
         return [fill if value is None else value for value in values]
-    if isinstance(data_type, pa.FixedSizeListType) and filled_values([None], inner, fill) != [None]:
+    if isinstance(data_type, pa.FixedSizeListType) and fill_nulls([None], inner, fill) != [None]:
         values = [[None] * data_type.list_size if row is None else row for row in values]
-    return [None if row is None else filled_values(row, inner, fill) for row in values]
+    return [None if row is None else fill_nulls(row, inner, fill) for row in values]
 
 
-def _fill(field: pa.Field[Any], value: FillValue) -> pa.Scalar[Any]:
+def _fill_scalar(field: pa.Field[Any], value: FillValue) -> pa.Scalar[Any]:
     try:
         return _scalar(innermost_type(field.type), value.item() if isinstance(value, np.generic) else value)
     except (ValueError, TypeError, ArithmeticError, NotImplementedError) as error:
         message = (
             f"fill_null can't put {value!r} into column {field.name!r} of type {field.type}: {error}\n"
-            f"give a value that it holds, column by column if need be: fill_null={{{field.name!r}: ...}}"
+            f"give a value that the type can hold, for each column if necessary: fill_null={{{field.name!r}: ...}}"
         )
         raise ColumnConversionError(message) from error
 
 
 def _scalar(data_type: pa.DataType, value: FillValue) -> pa.Scalar[Any]:
-    """Return `value` as `data_type`, or raise where it would become another value."""
+    """Return `value` as a scalar of `data_type`, or raise an error if that would change it."""
     types = pa.types
     if types.is_nested(data_type) or types.is_null(data_type):
-        message = "only numbers, bools, times, text and bytes can be filled in"
+        message = "only numbers, bools, times, strings and bytes can be filled in"
         raise TypeError(message)
     if types.is_boolean(data_type) and value in (0, 1):
         return pa.scalar(bool(value), data_type)
     if types.is_integer(data_type) and isinstance(value, float) and value.is_integer():
         value = int(value)
-    # Made straight from Python, pyarrow's scalars drop what does not fit; a cast refuses.
+    # pa.scalar silently truncates a value that doesn't fit the type; a cast raises.
     must_cast = isinstance(value, (date, time, timedelta))
     must_cast = must_cast or (isinstance(value, float) and not types.is_floating(data_type))
     scalar = pa.scalar(value).cast(data_type) if must_cast else pa.scalar(value, data_type)

@@ -1,8 +1,8 @@
-"""Shared memory in which a worker's batches cross to the main process, and which is used again when a batch is gone.
+"""Shared memory that carries a worker's batches to the main process, and is reused once a batch has been released.
 
-A batch that is new shared memory costs a page fault for each of its pages and a handle that is sent through a socket.
-So a worker keeps what it has sent. The first byte of a buffer says whose it is: the receiver's until the last tensor
-or array that views it is gone there, then the worker's again.
+New shared memory costs a page fault per page, and a handle that is sent through a socket. So a worker keeps the buffers
+that it has sent. The first byte of a buffer is its owner: the receiver, until the last tensor or array that views the
+buffer is gone there, then the worker again.
 """
 
 from __future__ import annotations
@@ -24,75 +24,75 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Memory = NDArray[np.uint8]
-    """Shape (bytes,). By numpy, for a slice of a tensor takes several times as long."""
+    """Shape (bytes,). A numpy array, as slicing a tensor takes several times as long."""
 
 _HEADER_BYTES = 64
-"""Before the content, which so begins where every dtype may."""
+"""Size of the header before the content, which is a multiple of the alignment of every dtype."""
 _RECEIVER = slice(8, 16)
-"""In the header: number of the process that received the buffer last."""
+"""Bytes of the header with the pid of the process that received the buffer last."""
 _PAGE_BYTES = 4096
 _MAX_BUFFERS = 16
-"""Of one worker. What it sends beside is used once: somebody keeps the batches."""
+"""Reusable buffers of a worker. If all are in use, the user keeps batches, and more buffers would be used only once."""
 
 _FREE, _LENT, _ABANDONED = range(3)
 
 
 class Key(NamedTuple):
-    """A buffer that is used again."""
+    """A reusable buffer."""
 
     pid: int
-    """Of the process that fills it."""
+    """Process that fills it."""
     nonce: int
-    """Tells processes with the same number apart."""
+    """Random number that distinguishes processes with the same pid."""
     number: int
-    """Of the process's buffers, from 0."""
+    """Index of the buffer in its process, from 0."""
 
 
 class Ticket(NamedTuple):
-    """What is sent for a buffer."""
+    """The message that sends a buffer."""
 
     key: Key | None
-    """None: it is used once."""
+    """The buffer; None if it is not reused."""
     memory: torch.Tensor | None
-    """All of it, uint8; None: it was sent before."""
+    """Its memory, uint8; None if it was sent before."""
     dropped: Key | None
-    """A buffer that won't be used again."""
+    """Another buffer, which the sender has dropped; None if there is none."""
 
 
 class _Outbox:
-    """The buffers of this process."""
+    """The buffers that this process sends."""
 
     def __init__(self) -> None:
         self.pid = os.getpid()
         self._nonce = secrets.randbits(32)
         self._lock = threading.Lock()
         self._buffers: dict[int, Memory] = {}
-        self._num_made = 0
+        self._num_created = 0
         parent = multiprocessing.parent_process()
         self._receiver = self.pid if parent is None else parent.pid
-        # Where shared memory has a name, it lives until the last process lets go of it.
+        # Named shared memory exists until the last process has released it.
         multiprocessing.util.Finalize(self, self._buffers.clear, exitpriority=0)
 
     def lend(self, num_bytes: int) -> tuple[Memory, Ticket]:
         with self._lock:
-            found = self._free(num_bytes)
-            if found is not None:
-                memory = self._buffers[found]
+            number = self._find_free(num_bytes)
+            if number is not None:
+                memory = self._buffers[number]
                 memory[0] = _LENT
-                return _content(memory, num_bytes), Ticket(self._key(found), None, None)
+                return _content(memory, num_bytes), Ticket(self._key(number), None, None)
             dropped = None
             if len(self._buffers) == _MAX_BUFFERS:
-                dropped = self._free(0)
+                dropped = self._find_free(0)
                 if dropped is None:
-                    sent = _shared(num_bytes)
+                    sent = _allocate(num_bytes)
                     return _content(sent.numpy(), num_bytes), Ticket(None, sent, None)
                 del self._buffers[dropped]
-            # A little larger than needed, so that other batches fit too.
-            step = max(_PAGE_BYTES, (1 << num_bytes.bit_length()) // 8)
-            sent = _shared(-(-num_bytes // step) * step)
+            # Rounded up, so that slightly larger batches fit too.
+            multiple = max(_PAGE_BYTES, (1 << num_bytes.bit_length()) // 8)
+            sent = _allocate(-(-num_bytes // multiple) * multiple)
             memory = sent.numpy()
             memory[0] = _LENT
-            number, self._num_made = self._num_made, self._num_made + 1
+            number, self._num_created = self._num_created, self._num_created + 1
             self._buffers[number] = memory
             key = None if dropped is None else self._key(dropped)
             return _content(memory, num_bytes), Ticket(self._key(number), sent, key)
@@ -100,19 +100,19 @@ class _Outbox:
     def _key(self, number: int) -> Key:
         return Key(self.pid, self._nonce, number)
 
-    def _free(self, num_bytes: int) -> int | None:
-        """Return a buffer for so many bytes that nobody views, and forget those that went astray."""
+    def _find_free(self, num_bytes: int) -> int | None:
+        """Return a free buffer of at least `num_bytes`, or None; drop the buffers that will not be returned."""
         for number, memory in list(self._buffers.items()):
             state = memory[0]
-            is_astray = state == _FREE and memory[_RECEIVER].view(np.int64)[0] != self._receiver
-            if state == _ABANDONED or is_astray:
+            is_lost = state == _FREE and memory[_RECEIVER].view(np.int64)[0] != self._receiver
+            if state == _ABANDONED or is_lost:
                 del self._buffers[number]
             elif state == _FREE and len(memory) >= _HEADER_BYTES + num_bytes:
                 return number
         return None
 
 
-def _shared(num_bytes: int) -> torch.Tensor:
+def _allocate(num_bytes: int) -> torch.Tensor:
     memory = torch.empty(_HEADER_BYTES + num_bytes, dtype=torch.uint8)
     memory.share_memory_()  # type: ignore[no-untyped-call]
     return memory
@@ -126,29 +126,29 @@ _outbox: _Outbox | None = None
 
 
 def lend(num_bytes: int) -> tuple[Memory, Ticket]:
-    """Return shared memory to be filled, uint8 of shape (num_bytes,), and what has to be sent for it, once.
+    """Return shared memory to fill, uint8 of shape (num_bytes,), and the ticket to send for it, exactly once.
 
-    The process that started this one has to receive it.
+    Its receiver must be the process that started this one.
     """
-    global _outbox  # noqa: PLW0603 - one for each process
+    global _outbox  # noqa: PLW0603 - one per process
     if _outbox is None or _outbox.pid != os.getpid():
         _outbox = _Outbox()
     return _outbox.lend(num_bytes)
 
 
 _known: dict[Key, Memory] = {}
-"""The buffers that have been received."""
+"""Reusable buffers that this process has received."""
 _leases: weakref.WeakSet[_Lease] = weakref.WeakSet()
 
 
 class _Lease:
-    """Owns the content of a buffer until nothing views it any more; numpy keeps it as the base of its arrays."""
+    """Owns the content of a buffer. numpy keeps it as the base of all views, and the last one returns the buffer."""
 
     def __init__(self, key: Key, memory: Memory) -> None:
         self._key, self._pid = key, os.getpid()
         self._header = memory[:1].data
         self.is_inherited = False
-        """Whether a forked child may view the content too, for as long as it likes."""
+        """Whether a forked child may view the content too, for an unknown time."""
         self.__array_interface__ = _content(memory).__array_interface__
 
     def __del__(self, getpid: Any = os.getpid) -> None:  # noqa: ANN401 - `os` may be gone when the interpreter exits
@@ -160,10 +160,10 @@ class _Lease:
 
 
 def receive(ticket: Ticket) -> Memory:
-    """Return the memory that was lent, from its first byte on, uint8; it is given back when nothing views it any more.
+    """Return the content of a buffer, uint8; it goes back to the sender when the last view of it is gone.
 
     Raises:
-        LanewayError: The buffer went to another process before.
+        LanewayError: The buffer belongs to another process.
     """
     key, sent, dropped = ticket
     if dropped is not None:
@@ -177,7 +177,7 @@ def receive(ticket: Ticket) -> Memory:
         memory[_RECEIVER].view(np.int64)[0] = os.getpid()
         _known[key] = memory
     if key is None or (known := _known.get(key)) is None:
-        message = "a worker's batch came to a process that is not its loader's: send other processes dict(batch)"
+        message = "a worker's batch was received by a process other than its loader's: send that process dict(batch)"
         raise LanewayError(message)
     lease = _Lease(key, known)
     _leases.add(lease)
@@ -185,7 +185,7 @@ def receive(ticket: Ticket) -> Memory:
 
 
 def forget_ended_workers() -> None:
-    """Let go of the buffers of processes that are gone; what is still viewed stays as long as that."""
+    """Release the buffers of processes that no longer exist; views of them stay valid."""
     for pid in {key.pid for key in list(_known)}:
         try:
             os.kill(pid, 0)
@@ -195,11 +195,11 @@ def forget_ended_workers() -> None:
                     _known.pop(key, None)
 
 
-def _leave_to_child() -> None:
+def _mark_inherited() -> None:
     while True:
         try:
             leases = list(_leases)
-        except RuntimeError:  # another thread received a buffer just now
+        except RuntimeError:  # another thread has just received a buffer
             continue
         break
     for lease in leases:
@@ -207,4 +207,4 @@ def _leave_to_child() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_leave_to_child)
+    os.register_at_fork(before=_mark_inherited)

@@ -95,7 +95,7 @@ class Definition:
 
     def open(self, assignment: Assignment) -> BatchStream | RowStream:
         """Return what a worker delivers of an epoch."""
-        lanes = LaneReader(assignment.plan, self._reader(), self.converter, self.prefetch_windows)
+        lanes = LaneReader(assignment.plan, self._reader(), self.converter.vectorized, self.prefetch_windows)
         items = ItemMaker(lanes, self.converter, self.transform, self.collate_fn)
         is_by_row = self.options.batch_size is None and self.collate_fn is None
         return (RowStream if is_by_row else BatchStream)(Cursor(assignment), items)

@@ -1,8 +1,8 @@
 """Batches that cross from a worker to the main process as one buffer.
 
-PyTorch sends each tensor between processes by a handle of its own, which costs more than most columns. A packed batch
-is a dict as long as it stays in its process; a queue between processes takes it as one buffer, and gives out a plain
-dict whose tensors and arrays are views of that buffer. Small columns are in the message itself.
+PyTorch sends a separate handle for each tensor, which costs more than copying most columns. A packed batch is a dict
+within its process. A queue to another process sends it as one buffer and returns a plain dict, whose tensors and arrays
+are views of that buffer. Small columns are part of the message itself.
 """
 
 from __future__ import annotations
@@ -24,13 +24,12 @@ if TYPE_CHECKING:
     from laneway.delivery.buffers import Memory
 
 _ALIGNMENT = 64
-"""Bytes: every dtype may begin there."""
+"""Alignment of blocks in bytes, enough for every dtype."""
 _MAX_INLINE_BYTES = 1 << 14
-"""Columns of one dtype and shape that take no more together travel through the pipe, others in shared memory."""
+"""Blocks up to this size travel through the pipe, larger ones in shared memory."""
 _SMALL_SHARE = 8
 _MAX_SMALL_BYTES = 1 << 17
-"""So do columns up to this size that take less than such a share of the batch."""
-
+"""So do blocks up to this size that take at most one part in `_SMALL_SHARE` of the batch."""
 
 _KINDS: list[Any] = [
     *(np.bool_, np.uint8, np.uint16, np.uint32, np.uint64, np.int8, np.int16, np.int32, np.int64),
@@ -39,35 +38,34 @@ _KINDS: list[Any] = [
 _DTYPES = {torch.from_numpy(np.empty(0, kind)).dtype: np.dtype(kind) for kind in _KINDS} | {
     torch.bfloat16: np.dtype(np.int16)
 }
-"""dtype of tensors that are nothing but their values -> numpy's, which lacks bfloat16; others are sent as PyTorch
-sends them."""
+"""dtype of tensors to pack -> numpy dtype of the same size; numpy has no bfloat16. PyTorch sends all other tensors."""
 _NUMPY_DTYPES = frozenset(map(np.dtype, _KINDS))
-"""Of arrays that can be tensors; others are pickled."""
+"""dtype of arrays to pack. All other arrays are pickled."""
 
 
 class _Block(NamedTuple):
-    """Neighbouring columns of one dtype and shape."""
+    """Adjacent columns of one dtype and shape."""
 
     keys: tuple[Any, ...]
-    """Columns."""
+    """Keys of the columns in the batch."""
     is_numpy: bool
-    """Whether they are arrays, and not tensors."""
+    """Whether the columns are numpy arrays rather than tensors."""
     dtype: torch.dtype
-    """Of their values."""
+    """dtype of the columns."""
     shape: tuple[int, ...]
-    """Of each of them."""
+    """Shape of each column."""
     is_inline: bool
-    """Whether they travel through the pipe."""
+    """Whether the block travels through the pipe."""
     start: int
-    """Byte of the buffer at which the first one begins; the others follow it."""
+    """Offset of the first column in the buffer in bytes; the others follow it."""
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all of them."""
+        """Size of all columns in bytes."""
         return len(self.keys) * math.prod(self.shape) * self.dtype.itemsize
 
     def view(self, buffer: bytearray | Memory) -> NDArray[Any]:
-        """Return all of them, in a buffer, as one array (columns, *shape); of bfloat16, the bytes as int16."""
+        """Return all columns as one view of a buffer, shape (columns, *shape); bfloat16 as int16."""
         shape, dtype = (len(self.keys), *self.shape), _DTYPES[self.dtype]
         if not self.num_bytes:
             return np.empty(shape, dtype)
@@ -76,43 +74,43 @@ class _Block(NamedTuple):
 
 
 class PackedBatch(dict[Any, Any]):
-    """A batch that is sent between processes as one buffer, and received as a plain dict."""
+    """A batch that is sent to another process as one buffer, and received as a plain dict."""
 
     def __copy__(self) -> PackedBatch:
-        """Return a shallow copy, which is sent as one buffer too."""
+        """Return a shallow copy, which is also sent as one buffer."""
         return PackedBatch(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Return how a plain dict is made of it, wherever it is pickled to."""
+        """Pickle as a plain dict; only queues between processes pack."""
         return dict, (dict(self),)
 
 
-def packed(item: Any) -> Any:  # noqa: ANN401 - a user's transform may return anything
-    """Return what a worker sends for an item: a packed batch for a dict, and any other item as it is."""
+def pack(item: Any) -> Any:  # noqa: ANN401 - a user's transform may return anything
+    """Return a packed batch for a dict, and any other item unchanged."""
     return PackedBatch(item) if type(item) is dict else item
 
 
-def _reduced(batch: PackedBatch) -> tuple[Any, ...]:
-    """Return how the plain dict is made in another process that a queue leads to."""
+def _reduce(batch: PackedBatch) -> tuple[Any, ...]:
+    """Pickle for a queue to another process: as the arguments of `_unpack`."""
     try:
-        return _unpacked, _packed(batch)
-    except Exception:  # noqa: BLE001 - an error here would be lost, and the receiver would wait for ever
-        # No shared memory is left, say.
+        return _unpack, _pack_columns(batch)
+    except Exception:  # noqa: BLE001 - the queue would drop the error, and the receiver would wait forever
+        # Shared memory may be exhausted, for example.
         return dict, (dict(batch),)
 
 
-ForkingPickler.register(PackedBatch, _reduced)
+ForkingPickler.register(PackedBatch, _reduce)
 
 
-def _packed(batch: dict[Any, Any]) -> tuple[Any, ...]:
-    """Return the keys, the blocks, both buffers, and the values that are in no block."""
+def _pack_columns(batch: dict[Any, Any]) -> tuple[Any, ...]:
+    """Return the keys, the blocks, both buffers, and the values that no block contains."""
     groups: list[tuple[bool, list[Any], list[torch.Tensor]]] = []
     rest: dict[Any, Any] = {}
     last: tuple[bool, torch.dtype, torch.Size] | None = None
     for key, value in batch.items():
         is_numpy = type(value) is np.ndarray
         tensor = _as_tensor(value) if is_numpy else value
-        if type(tensor) is not torch.Tensor or not _can_be_copied(tensor):
+        if type(tensor) is not torch.Tensor or not _is_packable(tensor):
             rest[key] = value
             continue
         kind = (is_numpy, tensor.dtype, tensor.shape)
@@ -121,7 +119,7 @@ def _packed(batch: dict[Any, Any]) -> tuple[Any, ...]:
             last = kind
         groups[-1][1].append(key)
         groups[-1][2].append(tensor)
-    blocks = _laid_out(groups)
+    blocks = _lay_out(groups)
     sizes = {True: 0, False: 0} | {block.is_inline: block.start + block.num_bytes for block in blocks}
     inline = bytearray(sizes[True])
     shared, ticket = lend(sizes[False]) if sizes[False] else (None, None)
@@ -131,14 +129,14 @@ def _packed(batch: dict[Any, Any]) -> tuple[Any, ...]:
     return tuple(batch), tuple(blocks), inline, ticket, rest
 
 
-def _laid_out(groups: list[tuple[bool, list[Any], list[torch.Tensor]]]) -> list[_Block]:
-    """Return a block for each group of columns: where it lies in which buffer."""
+def _lay_out(groups: list[tuple[bool, list[Any], list[torch.Tensor]]]) -> list[_Block]:
+    """Return a block for each group of columns, which assigns it a buffer and an offset."""
     total = sum(len(tensors) * tensors[0].nbytes for _, _, tensors in groups)
     stops = {True: 0, False: 0}
     blocks = []
     for is_numpy, keys, tensors in groups:
         num_bytes = len(tensors) * tensors[0].nbytes
-        # Small beside the others, it is apart from them: who keeps all labels should not keep all batches.
+        # Small blocks get memory of their own, so that keeping all labels of an epoch does not keep all of its batches.
         is_inline = num_bytes <= max(_MAX_INLINE_BYTES, min(total // _SMALL_SHARE, _MAX_SMALL_BYTES))
         start = -(-stops[is_inline] // _ALIGNMENT) * _ALIGNMENT
         stops[is_inline] = start + num_bytes
@@ -146,18 +144,18 @@ def _laid_out(groups: list[tuple[bool, list[Any], list[torch.Tensor]]]) -> list[
     return blocks
 
 
-def _unpacked(
+def _unpack(
     keys: tuple[Any, ...], blocks: tuple[_Block, ...], inline: bytearray, ticket: Ticket | None, rest: dict[Any, Any]
 ) -> dict[Any, Any]:
-    """Return the batch; what `_packed` returned is given."""
+    """Return the batch from the result of `_pack_columns`."""
     values = dict(rest)
     shared = receive(ticket) if ticket else None
     for block in blocks:
         whole = block.view(inline if block.is_inline or shared is None else shared)
-        # With the dots it is an array also where a column is a single number.
+        # With the ellipsis, a column of a single number is an array too.
         columns: Iterable[Any] = [whole[i, ...] for i in range(len(whole))]
         if not block.is_numpy:
-            # Faster than unbind, and each tensor's storage ends where its own values end.
+            # Faster than unbind, and the storage of each tensor contains no other column.
             columns = map(torch.from_numpy, columns)
         if block.dtype is torch.bfloat16:
             columns = [column.view(torch.bfloat16) for column in columns]
@@ -166,9 +164,9 @@ def _unpacked(
 
 
 def _as_tensor(array: np.ndarray[Any, Any]) -> torch.Tensor | None:
-    is_like_a_tensor = array.dtype in _NUMPY_DTYPES and array.flags.writeable
-    return torch.from_numpy(array) if is_like_a_tensor and min(array.strides, default=0) >= 0 else None
+    can_be_tensor = array.dtype in _NUMPY_DTYPES and array.flags.writeable
+    return torch.from_numpy(array) if can_be_tensor and min(array.strides, default=0) >= 0 else None
 
 
-def _can_be_copied(tensor: torch.Tensor) -> bool:
+def _is_packable(tensor: torch.Tensor) -> bool:
     return tensor.dtype in _DTYPES and tensor.is_cpu and not tensor.requires_grad and tensor.layout is torch.strided

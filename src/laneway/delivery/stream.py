@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from laneway.convert.batches import NullInColumnError
 from laneway.core.cursor import LaneRange, RowQueue
-from laneway.delivery.packing import packed
+from laneway.delivery.packing import pack
 from laneway.delivery.workers import is_in_worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from laneway.convert.batches import BatchConverter
+    from laneway.convert.open_rows import OpenRows
     from laneway.core.cursor import Cursor
     from laneway.core.progress import LanePosition, Progress
-    from laneway.reading.assembler import OpenRows
     from laneway.reading.lane_reader import LaneReader
 
 _ROWS_PER_CONVERSION = 1024
@@ -53,8 +53,8 @@ class ItemMaker:
     def batch(self, ranges: list[LaneRange]) -> Any:  # noqa: ANN401 - a user's function may return anything
         """Return the batch of these rows."""
         if self._collate_fn is None:
-            parts = self._convert(self._converter.slice, ranges)
-            return self._call(self._transform, parts[0] if len(parts) == 1 else self._converter.joined(parts))
+            parts = self._convert(self._converter.to_batch, ranges)
+            return self._call(self._transform, parts[0] if len(parts) == 1 else self._converter.concatenate(parts))
         rows = self.rows(ranges)
         if self._transform is not None:
             rows = [self._call(self._transform, row) for row in rows]
@@ -62,7 +62,7 @@ class ItemMaker:
 
     def rows(self, ranges: list[LaneRange]) -> list[Any]:
         """Return these rows one by one, before `transform`."""
-        parts = self._convert(self._converter.slice_rows, ranges)
+        parts = self._convert(self._converter.to_rows, ranges)
         return parts[0] if len(parts) == 1 else [*chain.from_iterable(parts)]
 
     def transform(self, row: Any) -> Any:  # noqa: ANN401 - a user's function may return anything
@@ -78,17 +78,17 @@ class ItemMaker:
         """Release windows, files and threads: nothing more will be read."""
         self._lanes.end()
 
-    def _convert(self, convert: Callable[[OpenRows, int, int], Any], ranges: list[LaneRange]) -> list[Any]:
+    def _convert(self, convert: Callable[[OpenRows], Any], ranges: list[LaneRange]) -> list[Any]:
         """Return the converted rows of lane ranges, in one part or in several."""
         slices = [found for lane_range in ranges for found in self._lanes.read(lane_range)]
         parts: list[Any] = []
         try:
             for found in slices:
-                parts.append(convert(*found))  # noqa: PERF401 - an error has to know how many were converted
+                parts.append(convert(found))  # noqa: PERF401 - an error has to know how many were converted
         except NullInColumnError as error:
             if error.row_index is None:
                 raise
-            row_index = sum(stop - start for _, start, stop in slices[: len(parts)]) + error.row_index
+            row_index = sum(rows.num_rows for rows in slices[: len(parts)]) + error.row_index
             raise error.at(self._lanes.locate(ranges, row_index)) from None
         return parts
 
@@ -173,7 +173,7 @@ class BatchStream(Stream):
             self._items.close()
             raise StopIteration
         batch = self._items.batch(found.ranges)
-        tagged = TaggedBatch(found.turn, found.new_positions(), packed(batch) if self._is_sent else batch)
+        tagged = TaggedBatch(found.turn, found.new_positions(), pack(batch) if self._is_sent else batch)
         self._cursor.deliver_batch(tagged.turn, tagged.positions)
         return tagged
 

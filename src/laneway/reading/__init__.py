@@ -1,1 +1,1 @@
-"""From data files to the rows of a window, in the order of the epoch."""
+"""From data files to rows of lanes, in the order of the epoch."""

@@ -1,16 +1,14 @@
-"""Rows in memory that are handed out in slices, and how those of several runs are put in another order.
+"""Assembling a window: the rows of its pieces, which are read in parallel, are put in the order of the window.
 
-Lists of numbers are copied to their places as soon as a run has been read, so that a window of them is held once. All
-other columns are put together and taken in order when all runs are there, one column after the other: to fetch single
-numbers from where they are takes a third of the time of bringing them to where they belong, since what is read lies
-closer together than what is written.
+Fixed-size lists are written to their places as soon as a piece has been read, so that memory holds them once. All other
+columns are taken in order when the last piece is there, one column after the other. For single numbers that takes a
+third of the time of writing each to its place, because the places are further apart in memory than the rows of a piece.
 """
 
 from __future__ import annotations
 
 import math
 import threading
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, cast
@@ -21,6 +19,7 @@ import pyarrow.compute as pc
 
 from laneway.convert.column_types import decoded_type
 from laneway.convert.columns import CONVERSION_ERRORS, NullFoundError
+from laneway.convert.open_rows import OpenRows, copy_array
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -30,123 +29,112 @@ if TYPE_CHECKING:
     from laneway.convert.columns import ToStored
 
 
-@dataclass(frozen=True, slots=True)
-class OpenRows:
-    """Rows that are handed out in slices."""
-
-    num_rows: int
-    """How many."""
-    numbers: dict[str, NDArray[Any]]
-    """Column -> its numbers, of shape (rows, *shape of one value)."""
-    rest: pa.RecordBatch | None
-    """The other columns, and maybe more; None: there are none."""
-
-
 class NotVectorizableError(Exception):
-    """Not all numbers of a column can be converted: some of its rows are an error, when they are asked for."""
+    """A column can't be converted as a whole: some of its values are errors, each of the batch that it belongs to."""
 
 
 class WindowAssembler:
-    """Rows of several runs on their way to one order. Runs may come in any order, and from several threads."""
+    """Puts the rows of several pieces in one order. Pieces may come in any order, and from several threads."""
 
-    def __init__(self, vectorized: Mapping[str, ToStored], order: NDArray[np.int64], run_rows: Sequence[int]) -> None:
-        """Wait for runs.
+    def __init__(self, vectorized: Mapping[str, ToStored], order: NDArray[np.int64], piece_rows: Sequence[int]) -> None:
+        """Expect pieces.
 
         Args:
-            vectorized: Column -> what makes an array of its numbers, in the order of the schema.
-            order: The row of the runs, counted over all of them, that comes at each place; shape (rows,).
-            run_rows: Rows of each run.
+            vectorized: Column -> converter to an array of its values, in the order of the schema. All other columns
+                stay Arrow.
+            order: Row to deliver at each place, counted over all pieces, shape (rows,). It may leave rows out.
+            piece_rows: Rows of each piece.
         """
         self._vectorized = vectorized
         self._order = order
-        self._starts = np.concatenate([[0], np.cumsum(run_rows, dtype=np.int64)])
-        self._rest: list[pa.Table | None] = [None] * len(run_rows)
-        """Columns that are not in their places yet, run by run."""
+        self._starts = np.concatenate([[0], np.cumsum(piece_rows, dtype=np.int64)])
+        self._tables: list[pa.Table | None] = [None] * len(piece_rows)
+        """The columns of each piece that are still to be put in order."""
         self._numbers: dict[str, NDArray[Any]] = {}
-        self._num_missing = len(run_rows)
+        self._num_missing = len(piece_rows)
         self._lock = threading.Lock()
 
     @cached_property
     def _places(self) -> NDArray[np.int64]:
-        """Where each row of the runs comes, -1: nowhere. Only lists are brought there; all else is fetched."""
+        """Place of each row of the pieces, -1 for rows to leave out; the inverse of `_order`, which only lists need."""
         places = np.full(self._starts[-1], -1)
         places[self._order] = np.arange(len(self._order))
         return places
 
-    def put(self, run_index: int, table: pa.Table) -> bool:
-        """Take the rows of a run, and tell whether it was the last one.
+    def put(self, piece_index: int, table: pa.Table) -> bool:
+        """Add the rows of a piece, and return whether it was the last one missing.
 
         Raises:
-            NotVectorizableError: A null, or a value that can't be converted, is among the lists.
+            NotVectorizableError: The lists contain a null, or a value that can't be converted.
         """
-        start = int(self._starts[run_index])
+        start = int(self._starts[piece_index])
         lists = [name for name in self._vectorized if _is_list(table.schema.field(name).type)]
         if lists:
-            # As batches: columns may be cut into chunks each in its own way.
+            # As batches: each column may be cut into chunks of its own.
             for batch in table.select(lists).to_batches():
                 self._put_lists(start, batch)
                 start += len(batch)
-        rest = [name for name in table.column_names if name not in lists]
-        self._rest[run_index] = table.select(rest) if rest else None
+        others = [name for name in table.column_names if name not in lists]
+        self._tables[piece_index] = table.select(others) if others else None
         with self._lock:
             self._num_missing -= 1
             return not self._num_missing
 
     def _put_lists(self, start: int, batch: pa.RecordBatch) -> None:
-        found = {
-            name: self._converted(name, column) for name, column in zip(batch.schema.names, batch.columns, strict=True)
+        lists = {
+            name: self._convert(name, column) for name, column in zip(batch.schema.names, batch.columns, strict=True)
         }
         with self._lock:
-            for name, values in found.items():
+            for name, values in lists.items():
                 if name not in self._numbers:
                     self._numbers[name] = _empty((len(self._order), *values.shape[1:]), values.dtype)
         places = self._places[start : start + len(batch)]
         is_wanted = None if len(self._order) == self._starts[-1] else places >= 0
         if is_wanted is not None:
             places = places[is_wanted]
-        for name, values in found.items():
+        for name, values in lists.items():
             self._numbers[name][places] = values if is_wanted is None else values[is_wanted]
 
-    def _converted(self, name: str, column: pa.Array[Any]) -> NDArray[Any]:
+    def _convert(self, name: str, column: pa.Array[Any]) -> NDArray[Any]:
         try:
             return self._vectorized[name](column)
         except (NullFoundError, *CONVERSION_ERRORS):
             raise NotVectorizableError from None
 
-    def _fetched(self, name: str, chunks: list[pa.Array[Any]], scratch: NDArray[Any]) -> NDArray[Any]:
-        """Return the numbers of a column in their order; the list is emptied, as by `taken`."""
-        found = [self._converted(name, chunk) for chunk in chunks]
-        values = np.concatenate(found, out=scratch.view(found[0].dtype)[: self._starts[-1]])
-        found.clear()
+    def _take_numbers(self, name: str, chunks: list[pa.Array[Any]], scratch: NDArray[Any]) -> NDArray[Any]:
+        """Return the numbers of a column in order; empties `chunks`, as `take_rows` does."""
+        arrays = [self._convert(name, chunk) for chunk in chunks]
+        values = np.concatenate(arrays, out=scratch.view(arrays[0].dtype)[: self._starts[-1]])
+        arrays.clear()
         chunks.clear()
-        # "clip" looks at no index, where "raise" copies once more.
+        # "clip" checks no index; "raise" would make another copy.
         return values.take(self._order, out=_empty((len(self._order),), values.dtype), mode="clip")
 
     def finish(self) -> list[OpenRows]:
-        """Return all rows; several parts only where a column is too long for one.
+        """Return all rows, once all pieces are there; in several parts only if a column is too long for one array.
 
         Raises:
-            NotVectorizableError: A null, or a value that can't be converted, is among the numbers.
+            NotVectorizableError: The numbers contain a null, or a value that can't be converted.
         """
-        runs = [run for run in self._rest if run is not None]
-        self._rest.clear()
-        fields = list(runs[0].schema) if runs else []
-        columns = [[chunk for run in runs for chunk in run.column(i).chunks] for i in range(len(fields))]
-        runs.clear()
+        tables = [table for table in self._tables if table is not None]
+        self._tables.clear()
+        fields = list(tables[0].schema) if tables else []
+        columns = [[chunk for table in tables for chunk in table.column(i).chunks] for i in range(len(fields))]
+        tables.clear()
         order = cast("pa.Int64Array", pa.array(self._order))
-        # Used again by each column, for new memory takes longer than the copying. 16 bytes: no number is larger.
+        # Shared by all columns: page faults of new memory cost more than copying. 16 bytes: no number is larger.
         scratch = np.empty(self._starts[-1], np.complex128)
-        found: dict[str, pa.ChunkedArray[Any]] = {}
+        arrow: dict[str, pa.ChunkedArray[Any]] = {}
         for field, chunks in zip(fields, columns, strict=True):
             if field.name in self._vectorized:
-                self._numbers[field.name] = self._fetched(field.name, chunks, scratch)
+                self._numbers[field.name] = self._take_numbers(field.name, chunks, scratch)
             else:
-                found[field.name] = taken(chunks, field.type, order)
+                arrow[field.name] = take_rows(chunks, field.type, order)
         numbers = {name: self._numbers[name] for name in self._vectorized}
-        if not found:
+        if not arrow:
             return [OpenRows(len(order), numbers, None)]
-        schema = pa.schema([field for field in fields if field.name in found])
-        batches = pa.Table.from_arrays([*found.values()], schema=schema).combine_chunks().to_batches()
+        schema = pa.schema([field for field in fields if field.name in arrow])
+        batches = pa.Table.from_arrays([*arrow.values()], schema=schema).combine_chunks().to_batches()
         starts = accumulate((len(batch) for batch in batches), initial=0)
         return [
             OpenRows(len(batch), {name: all_[start : start + len(batch)] for name, all_ in numbers.items()}, batch)
@@ -155,14 +143,14 @@ class WindowAssembler:
 
 
 def _is_list(data_type: pa.DataType) -> bool:
-    """Return whether values are fixed-size lists, and so worth copying to their places one by one."""
+    """Return whether values are fixed-size lists, which are worth writing to their places one by one."""
     while (inner := decoded_type(data_type)) is not None:
         data_type = inner
     return isinstance(data_type, pa.FixedSizeListType)
 
 
 def _empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Return an array in memory of Arrow's pool, which gives back and uses again what other threads let go of."""
+    """Return an uninitialised array in memory of Arrow's pool, which reuses what other threads have released."""
     num_bytes = math.prod(shape) * dtype.itemsize
     return (
         np.frombuffer(cast("Any", pa.allocate_buffer(num_bytes)), dtype).reshape(shape)
@@ -171,14 +159,14 @@ def _empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
     )
 
 
-def taken(chunks: list[pa.Array[Any]], data_type: Any, order: pa.Int64Array) -> pa.ChunkedArray[Any]:  # noqa: ANN401
-    """Return the rows of a column at these places. Unlike `pyarrow.ChunkedArray.take` it knows all types.
+def take_rows(chunks: list[pa.Array[Any]], data_type: Any, order: pa.Int64Array) -> pa.ChunkedArray[Any]:  # noqa: ANN401
+    """Return the rows of a column at the given indices. Unlike `pyarrow.ChunkedArray.take` it supports all types.
 
     Args:
-        chunks: The column. The list is emptied when its values have been copied, so that no more than two copies are
-            held where nobody else holds the first.
-        data_type: Of the column.
-        order: The places.
+        chunks: The column. The list is emptied as soon as its values have been copied, so that no more than two copies
+            are in memory if the caller holds no other reference to the chunks.
+        data_type: Type of the column.
+        order: The indices.
     """
     # Stubs lack the functions for run ends, and chunked arrays of such types.
     compute: Any = pc
@@ -194,16 +182,11 @@ def taken(chunks: list[pa.Array[Any]], data_type: Any, order: pa.Int64Array) -> 
         chunks.clear()
         return cast_.take(order).cast(data_type)
     if pa.types.is_nested(data_type):
-        # Arrow's take goes astray in slices of nested fixed-size lists, and leaves the values of list views in place.
-        found = chunked([copied(chunk) if chunk.offset else chunk for chunk in chunks], data_type).take(order)
+        # Arrow's take fails on slices of nested fixed-size lists, and doesn't move the values of list views.
+        rows = chunked([copy_array(chunk) if chunk.offset else chunk for chunk in chunks], data_type).take(order)
         chunks.clear()
-        return chunked([copied(chunk) for chunk in found.chunks], data_type)
-    # Several chunks are put together by `take` too, but while they are held.
-    together = pa.Table.from_arrays([chunked(chunks, data_type)], names=[""]).combine_chunks()
+        return chunked([copy_array(chunk) for chunk in rows.chunks], data_type)
+    # `take` combines several chunks too, but holds them meanwhile.
+    combined = pa.Table.from_arrays([chunked(chunks, data_type)], names=[""]).combine_chunks()
     chunks.clear()
-    return together.column(0).take(order)
-
-
-def copied(array: pa.Array[Any]) -> pa.Array[Any]:
-    """Return the same values in memory of their own."""
-    return pa.concat_arrays([array, array.slice(0, 0)])
+    return combined.column(0).take(order)

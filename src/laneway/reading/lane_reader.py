@@ -1,129 +1,142 @@
-"""Rows of lanes: the window that a lane is in, and some that are read ahead."""
+"""Rows of lanes: each lane has one window open, and some windows after it are read ahead."""
 
 from __future__ import annotations
 
 import weakref
+from bisect import bisect_right
 from collections import deque
-from itertools import islice
+from dataclasses import dataclass
+from itertools import accumulate, islice
 from typing import TYPE_CHECKING
 
-from laneway.reading.windows import Slice, WindowReader
+from laneway.reading.windows import WindowReader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator, Mapping
 
-    from laneway.convert.batches import BatchConverter
+    from laneway.convert.columns import ToStored
+    from laneway.convert.open_rows import OpenRows
     from laneway.core.cursor import LaneRange
     from laneway.core.lanes import Segment
     from laneway.core.plan import Plan
     from laneway.reading.reader import RowReader
-    from laneway.reading.windows import OpenWindow, PendingWindow
+    from laneway.reading.windows import PendingWindow
 
 
-class _LaneAhead:
-    """The windows of one lane, read ahead from a position on."""
+@dataclass(frozen=True, slots=True)
+class _OpenWindow:
+    """The rows that a lane delivers of a window, in memory."""
 
-    def __init__(
-        self, segments: Iterator[Segment], position: int, read: Callable[[Segment, int], PendingWindow]
-    ) -> None:
-        self.position = position
-        """Where the next window begins."""
+    bounds: list[int]
+    """Position in the lane at which each part begins, and where the last one ends."""
+    parts: list[OpenRows]
+    """The rows; several parts only if a column is too long for one array."""
+
+    def slice(self, start: int, stop: int) -> OpenRows:
+        """Return the rows at positions [start, stop), as far as the part that holds `start` reaches."""
+        i = bisect_right(self.bounds, start) - 1
+        first, end = self.bounds[i], self.bounds[i + 1]
+        return self.parts[i].slice(start - first, min(stop, end) - first)
+
+
+class _ReadAhead:
+    """The windows of one lane from a position on, read in order and ahead of use."""
+
+    def __init__(self, windows: WindowReader, segments: Iterator[Segment], position: int) -> None:
+        self._windows = windows
         self._segments = segments
-        self._read = read
-        self._end = position
-        self._reading: deque[PendingWindow] = deque()
+        self._pending: deque[PendingWindow] = deque()
+        self.position = position
+        """Position in the lane at which the next window begins."""
 
-    def next_window(self, num_ahead: int) -> OpenWindow:
-        """Return the next window, and have so many after it read."""
-        for segment in islice(self._segments, num_ahead + 1 - len(self._reading)):
-            self._reading.append(self._read(segment, self._end))
-            self._end += segment.stop - segment.start
-        opened = self._reading.popleft().result()
-        self.position = opened.bounds[-1]
-        return opened
+    def next_window(self, num_ahead: int) -> _OpenWindow:
+        """Return the next window, with `num_ahead` windows after it being read."""
+        for segment in islice(self._segments, num_ahead + 1 - len(self._pending)):
+            self._pending.append(self._windows.begin(segment))
+        parts = self._windows.finish(self._pending.popleft())
+        bounds = [*accumulate((part.num_rows for part in parts), initial=self.position)]
+        self.position = bounds[-1]
+        return _OpenWindow(bounds, parts)
 
-    def close(self) -> None:
-        """Read no more."""
-        for window in self._reading:
+    def cancel(self) -> None:
+        """Cancel the reads that have not started."""
+        for window in self._pending:
             window.cancel()
 
 
 class LaneReader:
     """Reads rows of lanes.
 
-    It holds one window per lane, so many more as are read ahead, and a copy of the last row of lanes that are at their
-    end.
+    For each lane it holds one window, the windows that are read ahead, and a copy of the last row once that is read.
     """
 
-    def __init__(self, plan: Plan, rows: RowReader, converter: BatchConverter, num_ahead: int) -> None:
+    def __init__(self, plan: Plan, rows: RowReader, vectorized: Mapping[str, ToStored], num_ahead: int) -> None:
         """Read lanes of `plan`.
 
         Args:
             plan: The lanes.
-            rows: Reads the data files, in threads of its own.
-            converter: Opens what was read.
-            num_ahead: Windows of each lane that are read ahead.
+            rows: Reads the data files.
+            vectorized: Columns to convert once per window; see `BatchConverter.vectorized`.
+            num_ahead: Windows of each lane to read ahead.
         """
         self._plan = plan
-        self._windows = WindowReader(plan, rows, converter)
-        # Threads of an iterator that is dropped midway would still read all that is queued.
+        self._windows = WindowReader(plan, rows, vectorized)
+        # Without this, the threads of an iterator that is dropped midway would read all that is queued.
         self._end = weakref.finalize(self, self._windows.end)
-        self._converter = converter
-        self._num_ahead = self._windows.num_ahead(num_ahead)
+        self._num_ahead = self._windows.num_segments_ahead(num_ahead)
         self._lane_rows: list[int] = plan.lanes.rows.tolist()
-        self._open: dict[int, OpenWindow] = {}
-        self._ahead: dict[int, _LaneAhead] = {}
-        self._last_rows: dict[int, Slice] = {}
+        self._open: dict[int, _OpenWindow] = {}
+        self._ahead: dict[int, _ReadAhead] = {}
+        self._last_rows: dict[int, OpenRows] = {}
         """Lane -> a copy of its last row, which may be delivered again to pad the lane."""
 
-    def read(self, wanted: LaneRange) -> list[Slice]:
+    def read(self, wanted: LaneRange) -> list[OpenRows]:
         """Return rows of a lane, as slices of its windows."""
         lane, start, stop = wanted
         lane_rows = self._lane_rows[lane]
-        found = []
+        slices = []
         while start < min(stop, lane_rows):
             rows = self._window(lane, start).slice(start, stop)
-            found.append(rows)
-            start += rows.stop - rows.start
-        if found and stop >= lane_rows:
-            # Copied before a user sees it: what pads the lane stays apart from changes in place.
-            opened, _, last = found[-1]
-            self._last_rows[lane] = Slice(self._converter.copied(opened, last - 1), 0, 1)
+            slices.append(rows)
+            start += rows.num_rows
+        if slices and stop >= lane_rows:
+            # Copied before a user sees it, so that changes in place don't reach the row that pads the lane.
+            self._last_rows[lane] = slices[-1].copy_row(slices[-1].num_rows - 1)
         if stop > lane_rows:
-            found.append(self._last_rows.get(lane) or self._padding(lane))
-        return found
+            slices.append(self._last_rows.get(lane) or self._read_padding(lane))
+        return slices
 
-    def _padding(self, lane: int) -> Slice:
+    def _read_padding(self, lane: int) -> OpenRows:
         """Return the row that pads a lane: its last one, or for an empty lane a neighbour's."""
         (segment,) = self._plan.lanes.segments(lane, self._lane_rows[lane], self._lane_rows[lane] + 1)
-        # What is memory-mapped is mapped anew: a user may have changed it in place.
+        # A memory-mapped file is mapped again: a user may have changed its rows in place.
         self._windows.close()
-        opened, start, _ = self._windows.begin(segment, 0).result().slice(0, 1)
-        return Slice(self._converter.copied(opened, start), 0, 1)
+        return self._windows.finish(self._windows.begin(segment))[0].copy_row(0)
 
-    def _window(self, lane: int, position: int) -> OpenWindow:
-        opened = self._open.get(lane)
-        if opened is not None and opened.bounds[0] <= position < opened.bounds[-1]:
-            return opened
-        # The old window goes first: it is not held beside all that are read ahead.
+    def _window(self, lane: int, position: int) -> _OpenWindow:
+        window = self._open.get(lane)
+        if window is not None and window.bounds[0] <= position < window.bounds[-1]:
+            return window
+        # The old window is released first, so that memory never holds it together with all that are read ahead.
         self._open.pop(lane, None)
+        del window
         ahead = self._ahead.get(lane)
         if ahead is None or ahead.position != position:
-            self._stop_reading(lane)
-            ahead = _LaneAhead(self._plan.lanes.segments(lane, position), position, self._windows.begin)
-        # Put back only when all went well: asked again after an error, it is read again.
+            self._cancel(lane)
+            ahead = _ReadAhead(self._windows, self._plan.lanes.segments(lane, position), position)
+        # Put back only on success: after an error, the next call reads the window again.
         self._ahead.pop(lane, None)
-        opened = self._open[lane] = ahead.next_window(self._num_ahead)
+        window = self._open[lane] = ahead.next_window(self._num_ahead)
         self._ahead[lane] = ahead
-        return opened
+        return window
 
-    def _stop_reading(self, lane: int) -> None:
+    def _cancel(self, lane: int) -> None:
         ahead = self._ahead.pop(lane, None)
         if ahead is not None:
-            ahead.close()
+            ahead.cancel()
 
     def locate(self, wanted: list[LaneRange], row_index: int) -> str:
-        """Return path and row in the data file of row `row_index` of what was read, as text."""
+        """Return, for a message, the data file of row `row_index` of these ranges, and the row's number in it."""
         for lane_range in wanted:
             for segment in self._plan.lanes.segments(*lane_range):
                 if row_index < segment.stop - segment.start:
@@ -134,14 +147,14 @@ class LaneReader:
         raise IndexError(message)
 
     def end(self) -> None:
-        """Let go of all, threads too: nothing more will be read."""
+        """Release everything, and end the threads: nothing can be read after that."""
         self.close()
         self._end()
 
     def close(self) -> None:
-        """Let go of windows and files."""
+        """Release windows and close files; what is read next is read from the files again."""
         for lane in list(self._ahead):
-            self._stop_reading(lane)
+            self._cancel(lane)
         self._open.clear()
         self._last_rows.clear()
         self._windows.close()

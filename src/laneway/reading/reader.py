@@ -1,4 +1,4 @@
-"""From rows of a data file to a table: opens files, decodes the blocks that hold the rows, and no others."""
+"""Rows of data files as tables: opens files and decodes only the blocks that contain the rows."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ _OPEN_FILES = 16
 class RowReader:
     """Reads rows of a dataset's files as tables.
 
-    A few files stay open, for the process that opened them: a reader may be pickled, used after a fork, and by several
-    threads, each of which has a file for itself while it reads.
+    It may be pickled, used after a fork, and shared by threads. A few files stay open for the process that opened them,
+    and a thread that reads has an open file of its own.
     """
 
     def __init__(self, manifest: Manifest, storage: Storage, columns: Sequence[str] | None = None) -> None:
-        """Prepare to read; no file is opened before its rows are asked for.
+        """Prepare to read; a file is opened when its rows are requested.
 
         Args:
             manifest: The files.
             storage: Where they are; its root is the dataset's.
-            columns: Names of the columns to read, in the order in which they are wanted, among them those
-                that directories add; None reads all of them.
+            columns: Names of the columns to read, in the order of the result, including columns from directory
+                names; None reads all columns.
 
         Raises:
-            SchemaMismatchError: A column does not exist or is named twice.
+            SchemaMismatchError: A column does not exist or is selected twice.
         """
         self._manifest = manifest
         self._storage = storage
@@ -50,7 +50,7 @@ class RowReader:
         names = list(manifest.schema.names if columns is None else columns)
         _check_columns(names, manifest.schema)
         self.schema = pa.schema([manifest.schema.field(name) for name in names])
-        """What `read` returns."""
+        """Schema of the tables that `read` returns."""
         self._file_schema = manifest.file_schema
         self._file_columns = [name for name in names if name in set(manifest.file_schema.names)]
         keys = [field.name for field in manifest.partitions.fields]
@@ -59,19 +59,19 @@ class RowReader:
 
     def _forget_files(self) -> None:
         self._idle: deque[tuple[int, BlockReader]] = deque()
-        """Index of the file and open file, of those that no thread reads now; the one used last comes last."""
+        """Index and reader of each open file that no thread is using, the most recently used last."""
         self._opening: dict[int, threading.Lock] = {}
         self._lock = threading.Lock()
         self._pid = os.getpid()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the open files behind."""
+        """Omit the open files."""
         return {
             name: value for name, value in self.__dict__.items() if name not in {"_idle", "_opening", "_lock", "_pid"}
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Begin without open files."""
+        """Start without open files."""
         self.__dict__.update(state)
         self._forget_files()
 
@@ -80,30 +80,30 @@ class RowReader:
 
     @property
     def is_remote(self) -> bool:
-        """Whether each read asks a storage, so that few long ones are better than many."""
+        """Whether each read is a request to a storage, so that a few large reads are faster than many small ones."""
         return not self._storage.is_local
 
     @property
     def is_instant(self) -> bool:
-        """Whether reading is no more than looking up where rows are in memory."""
+        """Whether files are memory-mapped, so that a read only looks up addresses."""
         return self._storage.is_local and self._format.is_mapped
 
     def read(self, file_index: int, start: int, stop: int) -> pa.Table:
         """Return the rows [start, stop) of a data file.
 
-        Only the row groups or record batches that hold these rows are decoded, and only these columns.
+        Only the row groups or record batches that contain these rows are decoded, and only the selected columns.
 
         Args:
             file_index: Index of the file in the manifest.
-            start: First row, counted from the file's first.
-            stop: Row behind the last one.
+            start: First row, counted from the first row of the file.
+            stop: One past the last row.
 
         Returns:
             A table of `schema` with `stop - start` rows.
 
         Raises:
             DataFileError: The file is missing, unreadable or damaged, or changed since it was planned.
-            IndexError: The file has no such rows.
+            IndexError: The rows are not all in the file.
         """
         files = self._manifest.files
         first_block, end_block = files.block_starts[file_index], files.block_starts[file_index + 1]
@@ -117,11 +117,11 @@ class RowReader:
         first = int(np.searchsorted(row_starts, start, side="right")) - 1
         end = int(np.searchsorted(row_starts, stop, side="left"))
         offset = start - int(row_starts[first])
-        decoded = self._decode(file_index, first, end, int(row_starts[end] - row_starts[first]))
-        return self._complete(decoded.slice(offset, stop - start), file_index)
+        table = self._decode(file_index, first, end, int(row_starts[end] - row_starts[first]))
+        return self._complete(table.slice(offset, stop - start), file_index)
 
     def close(self) -> None:
-        """Close the files. The reader can still be used: it opens them again."""
+        """Close the files. The reader can still be used, and opens them again."""
         with self._lock:
             while self._idle:
                 self._idle.popleft()[1].close()
@@ -141,7 +141,7 @@ class RowReader:
             self._check_unchanged(file_index)
             what = f"can't be decoded ({blocks})"
             raise self._storage.problem(path, what, error) from self._storage.cause(error)
-        self._give_back(file_index, reader)
+        self._release(file_index, reader)
         if table.num_rows != num_rows:
             difference = f"{blocks} had {num_rows:,} rows and now has {table.num_rows:,}"
             planned = self._manifest.planned(self._storage, file_index)
@@ -149,10 +149,10 @@ class RowReader:
         return table
 
     def _check_unchanged(self, file_index: int) -> None:
-        """Raise if a file could not be read because it changed."""
+        """Raise an error if a file can't be read because it changed."""
         planned = self._manifest.planned(self._storage, file_index)
         if self.is_remote and planned.version:
-            # The read itself has compared versions; a storage that doesn't answer is not asked again.
+            # The read itself compared versions, and a storage that doesn't answer should get no more requests.
             return
         size = self._storage.size(planned.path)
         if size != planned.size:
@@ -161,7 +161,7 @@ class RowReader:
 
     def _borrow(self, file_index: int) -> BlockReader:
         if self._pid != os.getpid():
-            # Files that a parent opened share their offsets and connections with it: forget, don't close.
+            # Files that a parent process opened share offsets and connections with it: drop them without closing.
             self._forget_files()
         with self._lock:
             for index, (idle, reader) in enumerate(self._idle):
@@ -170,18 +170,18 @@ class RowReader:
                     return reader
             opening = self._opening.setdefault(file_index, threading.Lock())
         planned = self._manifest.planned(self._storage, file_index)
-        # One after the other: the second finds what the first has read about the file.
+        # One at a time: the second open uses the metadata that the first one read.
         with opening:
             return self._format.open(self._storage, planned, self._file_schema)
 
-    def _give_back(self, file_index: int, reader: BlockReader) -> None:
+    def _release(self, file_index: int, reader: BlockReader) -> None:
         with self._lock:
             self._idle.append((file_index, reader))
             if len(self._idle) > _OPEN_FILES:
                 self._idle.popleft()[1].close()
 
     def _complete(self, table: pa.Table, file_index: int) -> pa.Table:
-        """Return the table with the columns that directories add, as `schema` has them."""
+        """Return the table with the columns from directory names, in the order of `schema`."""
         columns = dict(zip(table.column_names, table.columns, strict=True))
         for name, key in self._keys.items():
             value = self._manifest.partitions.values[key][file_index]
@@ -198,7 +198,7 @@ def _check_columns(names: Sequence[str], schema: pa.Schema) -> None:
             hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
             message = f"there is no column {name!r}: {hint}the columns are {', '.join(schema.names)}"
             raise SchemaMismatchError(message)
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        message = f"the column {twice[0]!r} is selected twice: name each column once"
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        message = f"the column {repeated[0]!r} is selected twice: select each column once"
         raise SchemaMismatchError(message)

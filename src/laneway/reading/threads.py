@@ -1,4 +1,4 @@
-"""Executors: what calls functions for those who read, and how it ends."""
+"""Executors for reads: daemon threads, and none at all."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 _Result = TypeVar("_Result")
 
-_END_S = 1.0
-"""Seconds that the end of the process waits for threads that are still at work."""
+_EXIT_TIMEOUT_S = 1.0
+"""Seconds that the exit of the process waits for threads that are still busy."""
 
 
 class DaemonThreads(Executor):
-    """Does what it is given in a few threads, which don't hold up the end of the process where a storage is silent."""
+    """Calls functions in a few threads, which don't delay the exit of the process if a storage doesn't answer."""
 
     def __init__(self, num_threads: int) -> None:
         """Start the threads."""
@@ -33,17 +33,17 @@ class DaemonThreads(Executor):
         ]
         for thread in self.threads:
             thread.start()
-        _running.add(self)
+        _executors.add(self)
 
     def submit(self, function: Callable[..., _Result], /, *args: object, **kwargs: object) -> Future[_Result]:
-        """Return what will be the outcome."""
+        """Queue a call and return its future."""
         future: Future[_Result] = Future()
         self._futures.add(future)
-        self._jobs.put(partial(_run, future, partial(function, *args, **kwargs)))
+        self._jobs.put(partial(_call, future, partial(function, *args, **kwargs)))
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002 - Executor's
-        """End the threads, each after what it does now."""
+        """End the threads when the queue is empty or, with `cancel_futures`, after their current calls."""
         if cancel_futures:
             for future in list(self._futures):
                 future.cancel()
@@ -53,19 +53,19 @@ class DaemonThreads(Executor):
             thread.join()
 
 
-_running: weakref.WeakSet[DaemonThreads] = weakref.WeakSet()
+_executors: weakref.WeakSet[DaemonThreads] = weakref.WeakSet()
 
 
 @atexit.register
-def _end() -> None:
-    """Let threads come to an end that are about to: one that is in Arrow must not find the interpreter gone."""
-    running = list(_running)
-    for executor in running:
+def _join_at_exit() -> None:
+    """Give threads the time to end: one that is inside Arrow must not outlive the interpreter."""
+    executors = list(_executors)
+    for executor in executors:
         executor.shutdown(wait=False, cancel_futures=True)
-    until = time.monotonic() + _END_S
-    for executor in running:
+    deadline = time.monotonic() + _EXIT_TIMEOUT_S
+    for executor in executors:
         for thread in executor.threads:
-            thread.join(max(0.0, until - time.monotonic()))
+            thread.join(max(0.0, deadline - time.monotonic()))
 
 
 def _work(jobs: queue.SimpleQueue[Callable[[], None] | None]) -> None:
@@ -74,7 +74,7 @@ def _work(jobs: queue.SimpleQueue[Callable[[], None] | None]) -> None:
         del job
 
 
-def _run(future: Future[_Result], function: Callable[[], _Result]) -> None:
+def _call(future: Future[_Result], function: Callable[[], _Result]) -> None:
     if not future.set_running_or_notify_cancel():
         return
     try:
@@ -84,13 +84,13 @@ def _run(future: Future[_Result], function: Callable[[], _Result]) -> None:
 
 
 class NoThreads(Executor):
-    """Does at once, in the caller's thread, what it is given: reading what is memory-mapped is only looking it up."""
+    """Calls each function in `submit` itself: a read of memory-mapped rows takes less time than a thread switch."""
 
     def submit(self, function: Callable[..., _Result], /, *args: object, **kwargs: object) -> Future[_Result]:
-        """Return the outcome."""
+        """Call the function and return its completed future."""
         future: Future[_Result] = Future()
         try:
             future.set_result(function(*args, **kwargs))
-        except Exception as error:  # noqa: BLE001 - it is the future's, as with threads; an interrupt is the caller's
+        except Exception as error:  # noqa: BLE001 - belongs to the future, as with threads; an interrupt to the caller
             future.set_exception(error)
         return future

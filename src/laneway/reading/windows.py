@@ -1,164 +1,143 @@
-"""Windows: their runs are read by a few threads, the last of which puts them in order."""
+"""Reading windows: a few threads read the pieces of a window, and the one that finishes last assembles them."""
 
 from __future__ import annotations
 
 import operator
 import os
-from bisect import bisect_right
 from dataclasses import dataclass
-from itertools import accumulate
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from laneway.reading.assembler import NotVectorizableError, OpenRows
+from laneway.convert.open_rows import OpenRows
+from laneway.reading.assembler import NotVectorizableError, WindowAssembler
 from laneway.reading.threads import DaemonThreads, NoThreads
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from concurrent.futures import Future
 
-    from laneway.convert.batches import BatchConverter
+    from laneway.convert.columns import ToStored
     from laneway.core.lanes import Segment
     from laneway.core.plan import FileRange, Plan
-    from laneway.reading.assembler import WindowAssembler
     from laneway.reading.reader import RowReader
 
-    _Run = tuple[int, FileRange]
-    """Index of a run in its window, and its rows."""
+    _Piece = tuple[int, FileRange]
+    """Index of a piece in its window, and its rows."""
 
 _MAX_THREADS = 4
 
 
-class Slice(NamedTuple):
-    """Rows [start, stop) of open rows."""
-
-    opened: OpenRows
-    start: int
-    stop: int
-
-
 @dataclass(frozen=True, slots=True)
-class OpenWindow:
-    """What a lane delivers of a window, in memory."""
+class PendingWindow:
+    """A segment of a window that is being read."""
 
-    bounds: list[int]
-    """Position of the lane at which each part begins, and where the last ends."""
-    parts: list[OpenRows]
-    """One part, or several where a column is too long for one."""
+    segment: Segment
+    """The segment."""
+    reads: list[Future[list[OpenRows] | None]]
+    """Reads of its pieces. The one that finishes last returns all rows, the others None."""
 
-    def slice(self, start: int, stop: int) -> Slice:
-        """Return what one part has of positions [start, stop), beginning with `start`; without a copy."""
-        i = bisect_right(self.bounds, start) - 1
-        first, last = self.bounds[i], self.bounds[i + 1]
-        return Slice(self.parts[i], start - first, min(stop, last) - first)
+    def result(self) -> list[OpenRows]:
+        """Return all rows once they have been read.
+
+        Raises:
+            DataFileError: A piece can't be read.
+            NotVectorizableError: A value can't be converted.
+        """
+        try:
+            (parts,) = [rows for rows in [read.result() for read in self.reads] if rows is not None]
+        finally:
+            self.cancel()
+        return parts
+
+    def cancel(self) -> None:
+        """Cancel the reads that have not started."""
+        for read in self.reads:
+            read.cancel()
 
 
 class WindowReader:
-    """Reads windows in the order in which they are asked for, each by several threads; they end with the reader."""
+    """Reads segments of windows, in the order in which they are requested, each with several threads."""
 
-    def __init__(self, plan: Plan, rows: RowReader, converter: BatchConverter) -> None:
-        """Read windows of `plan`.
+    def __init__(self, plan: Plan, rows: RowReader, vectorized: Mapping[str, ToStored]) -> None:
+        """Start the threads, which end with `end`.
 
         Args:
-            plan: Tells what is in a window.
+            plan: The windows.
             rows: Reads the data files.
-            converter: Opens what was read.
+            vectorized: Columns to convert once per window; see `BatchConverter.vectorized`.
         """
         self._plan = plan
         self._rows = rows
-        self._converter = converter
+        self._vectorized = vectorized
         is_instant = rows.is_instant and not plan.identity.settings.shuffle
         num_threads = _MAX_THREADS if rows.is_remote else min(_MAX_THREADS, os.cpu_count() or 1)
         self._threads = NoThreads() if is_instant else DaemonThreads(num_threads)
 
-    def num_ahead(self, num_windows: int) -> int:
-        """Return how many segments are read ahead where so many windows are asked for.
+    def num_segments_ahead(self, num_windows: int) -> int:
+        """Return how many segments to read ahead for `num_windows` windows.
 
-        Without shuffle a window is one piece of a shard. From storage as many are read ahead as make a shuffled window.
+        Without shuffle a window is a single piece of a shard; on remote storage as many of them count as one window as
+        would make a shuffled window.
         """
         settings = self._plan.identity.settings
         pieces = 1 if settings.shuffle or not self._rows.is_remote else settings.window_bytes // settings.shard_bytes
         return num_windows * max(1, pieces)
 
-    def begin(self, segment: Segment, position: int, *, vectorized: bool = True) -> PendingWindow:
-        """Have a segment read, which begins at a position of its lane.
+    def begin(self, segment: Segment) -> PendingWindow:
+        """Start reading a segment of a window."""
+        return self._begin(segment, self._vectorized)
 
-        Args:
-            segment: Of a window.
-            position: Rows of the lane before it.
-            vectorized: Whether numbers are converted once, for all slices together.
+    def finish(self, window: PendingWindow) -> list[OpenRows]:
+        """Return the rows of a segment once they have been read; in parts if a column is too long for one array.
+
+        Raises:
+            DataFileError: A piece can't be read; the error of the first such piece.
         """
-        files, order = self._plan.window_files(segment.window), self._plan.window_order(segment.window)
+        try:
+            return window.result()
+        except NotVectorizableError:
+            # A value that can't be converted is an error of its own batch, so this window is converted batch by batch.
+            return self._begin(window.segment, {}).result()
+
+    def _begin(self, segment: Segment, vectorized: Mapping[str, ToStored]) -> PendingWindow:
+        pieces, order = self._plan.window_files(segment.window), self._plan.window_order(segment.window)
         if order is None:
-            (file,) = files
-            wanted = file._replace(start=file.start + segment.start, stop=file.start + segment.stop)
-            return PendingWindow(self, segment, position, [self._threads.submit(self._open, wanted)])
-        run_rows = [file.stop - file.start for file in files]
-        gathering = self._converter.gathering(order[segment.start : segment.stop], run_rows, vectorized=vectorized)
-        reads = _neighbours(files) if self._rows.is_remote else [[run] for run in enumerate(files)]
-        runs = [self._threads.submit(self._gather, gathering, read) for read in reads]
-        return PendingWindow(self, segment, position, runs)
+            (piece,) = pieces
+            wanted = piece._replace(start=piece.start + segment.start, stop=piece.start + segment.stop)
+            return PendingWindow(segment, [self._threads.submit(self._open, wanted, vectorized)])
+        piece_rows = [piece.stop - piece.start for piece in pieces]
+        assembler = WindowAssembler(vectorized, order[segment.start : segment.stop], piece_rows)
+        groups = _group_neighbours(pieces) if self._rows.is_remote else [[piece] for piece in enumerate(pieces)]
+        return PendingWindow(segment, [self._threads.submit(self._assemble, assembler, group) for group in groups])
 
-    def _open(self, file: FileRange) -> list[OpenRows]:
-        batches = self._rows.read(*file).combine_chunks().to_batches()
-        return [self._converter.open(batch) for batch in batches]
+    def _open(self, piece: FileRange, vectorized: Mapping[str, ToStored]) -> list[OpenRows]:
+        batches = self._rows.read(*piece).combine_chunks().to_batches()
+        return [OpenRows.from_batch(batch, vectorized) for batch in batches]
 
-    def _gather(self, gathering: WindowAssembler, runs: list[_Run]) -> list[OpenRows] | None:
-        """Read runs that follow each other in one file; return all rows of the window with its last ones."""
-        (_, (file_index, first, _)), (_, (_, _, last)) = runs[0], runs[-1]
+    def _assemble(self, assembler: WindowAssembler, group: list[_Piece]) -> list[OpenRows] | None:
+        """Read neighbouring pieces of a file; return all rows of the window if these are its last pieces."""
+        (_, (file_index, first, _)), (_, (_, _, last)) = group[0], group[-1]
         table = self._rows.read(file_index, first, last)
-        is_last = [gathering.put(i, table.slice(start - first, stop - start)) for i, (_, start, stop) in runs]
-        del table  # not held while all rows are put together
-        return gathering.finish() if any(is_last) else None
+        is_last = [assembler.put(i, table.slice(start - first, stop - start)) for i, (_, start, stop) in group]
+        del table  # released before all rows are put in order
+        return assembler.finish() if any(is_last) else None
 
     def close(self) -> None:
-        """Let go of the files; the reader can still be used."""
+        """Close the files; the reader can still be used."""
         self._rows.close()
 
     def end(self) -> None:
-        """End the threads: nothing more will be read, nor what has been asked for and not begun."""
+        """End the threads, cancel the reads that have not started and close the files."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._rows.close()
 
 
-class PendingWindow:
-    """A window that is being read."""
-
-    def __init__(
-        self, reader: WindowReader, segment: Segment, position: int, runs: list[Future[list[OpenRows] | None]]
-    ) -> None:
-        """Wait for these runs, one of which returns the rows of all."""
-        self._reader = reader
-        self._segment = segment
-        self._position = position
-        self._runs = runs
-
-    def result(self) -> OpenWindow:
-        """Return the window when it has been read.
-
-        Raises:
-            DataFileError: Of the first run that can't be read.
-        """
-        try:
-            (parts,) = [found for found in [run.result() for run in self._runs] if found is not None]
-        except NotVectorizableError:
-            return self._reader.begin(self._segment, self._position, vectorized=False).result()
-        finally:
-            self.cancel()
-        bounds = [*accumulate((part.num_rows for part in parts), initial=self._position)]
-        return OpenWindow(bounds, parts)
-
-    def cancel(self) -> None:
-        """Read no run that hasn't been begun."""
-        for run in self._runs:
-            run.cancel()
-
-
-def _neighbours(files: list[FileRange]) -> list[list[_Run]]:
-    """Return the runs of a window, those that follow each other in a file together: storage is asked once for them."""
-    found: list[list[_Run]] = []
-    for run in sorted(enumerate(files), key=operator.itemgetter(1)):
-        before = found[-1][-1][1] if found else None
-        if before is not None and (before.file_index, before.stop) == (run[1].file_index, run[1].start):
-            found[-1].append(run)
+def _group_neighbours(pieces: list[FileRange]) -> list[list[_Piece]]:
+    """Group the pieces of a window that follow each other in a file: each group is one request to the storage."""
+    groups: list[list[_Piece]] = []
+    for piece in sorted(enumerate(pieces), key=operator.itemgetter(1)):
+        before = groups[-1][-1][1] if groups else None
+        if before is not None and (before.file_index, before.stop) == (piece[1].file_index, piece[1].start):
+            groups[-1].append(piece)
         else:
-            found.append([run])
-    return found
+            groups.append([piece])
+    return groups

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, IterableDataset
 
 from laneway.convert.batches import BatchConverter, FillNull, NullInColumnError, Output
+from laneway.convert.open_rows import OpenRows
 from laneway.errors import ColumnConversionError, LanewayError, SchemaMismatchError
 
 if TYPE_CHECKING:
@@ -98,9 +99,13 @@ def one_column(values: list[Any], data_type: pa.DataType) -> pa.RecordBatch:
 
 
 def converted(batch: pa.RecordBatch, output: Output, fill_null: FillNull | None = None) -> Any:
-    columns = BatchConverter(batch.schema, output, fill_null).batch(batch)
+    columns = BatchConverter(batch.schema, output, fill_null).convert(batch)
     assert isinstance(columns, dict)
     return columns["x"]
+
+
+def to_rows(converter: BatchConverter, batch: pa.RecordBatch) -> list[Any]:
+    return converter.to_rows(OpenRows.from_batch(batch, {}))
 
 
 def plain(value: Any) -> Any:
@@ -159,17 +164,19 @@ def test_slices_of_an_open_batch_are_what_slices_of_a_batch_become(
     batch = pa.record_batch({"x": pa.array(values, data_type), "lists": lists, "n": pa.array([1, 2, 3])})
     batch = sliced(batch)
     converter = BatchConverter(batch.schema, output)
-    opened = converter.open(batch)
+    opened = OpenRows.from_batch(batch, converter.vectorized)
     for start, stop in [(0, 3), (0, 1), (1, 3), (2, 2)]:
         part = batch.slice(start, stop - start)
-        assert outcome(converter.slice, opened, start, stop) == outcome(converter.batch, part)
-        assert outcome(converter.slice_rows, opened, start, stop) == outcome(converter.rows, part)
+        rows = opened.slice(start, stop)
+        assert rows.num_rows == stop - start
+        assert outcome(converter.to_batch, rows) == outcome(converter.convert, part)
+        assert outcome(converter.to_rows, rows) == outcome(converter.to_rows, OpenRows.from_batch(part, {}))
 
 
-def outcome(convert: Any, *args: Any) -> str:
-    """Return what a conversion returns, or the error that it raises, as text."""
+def outcome(convert: Any, rows: Any) -> str:
+    """Return the repr of what a conversion returns, or the message of the error that it raises."""
     try:
-        return repr(convert(*args))
+        return repr(convert(rows))
     except ColumnConversionError as error:
         return str(error)
 
@@ -178,13 +185,14 @@ def outcome(convert: Any, *args: Any) -> str:
 def test_a_null_in_an_open_batch_is_an_error_of_its_slice_only(output: Output) -> None:
     batch = pa.record_batch({"x": pa.array([1, 2, None, 4]), "y": pa.array([1, 2, 3, 4])})
     converter = BatchConverter(batch.schema, output)
-    opened = converter.open(batch)
-    assert repr(converter.slice(opened, 0, 2)) == repr(converter.batch(batch.slice(0, 2)))
+    opened = OpenRows.from_batch(batch, converter.vectorized)
+    assert repr(converter.to_batch(opened.slice(0, 2))) == repr(converter.convert(batch.slice(0, 2)))
     with pytest.raises(NullInColumnError) as raised:
-        converter.slice(opened, 1, 4)
+        converter.to_batch(opened.slice(1, 4))
     assert raised.value.row_index == 1
     filled = BatchConverter(batch.schema, output, fill_null=-1)
-    assert [*filled.slice(filled.open(batch), 1, 4)["x"]] == [2, -1, 4]
+    columns: Any = filled.to_batch(OpenRows.from_batch(batch, filled.vectorized).slice(1, 4))
+    assert [*columns["x"]] == [2, -1, 4]
 
 
 @pytest.mark.parametrize("data_type", [case[0] for case in NUMBERS] + [case[0] for case in OBJECTS])
@@ -201,11 +209,11 @@ def test_a_batch_without_rows_keeps_its_dtype(data_type: pa.DataType, make: Any)
     assert converted(batch, "numpy").shape == (0,)
     assert converted(batch, "python") == []
     for output in get_args(Output):
-        assert BatchConverter(batch.schema, output).rows(batch) == []
+        assert to_rows(BatchConverter(batch.schema, output), batch) == []
 
 
 @pytest.mark.parametrize(("data_type", "values", "dtype", "expected", "_"), NUMBERS, ids=NUMBER_IDS)
-def test_a_null_is_an_error_that_names_column_and_row_and_the_way_out(
+def test_a_null_is_an_error_that_names_column_row_and_remedy(
     data_type: pa.DataType, values: list[Any], dtype: torch.dtype, expected: list[Any], _: str
 ) -> None:
     batch = one_column([*values, None, None, *values], data_type).slice(1)
@@ -245,7 +253,7 @@ def test_fixed_size_lists_become_tensors_of_more_dimensions(make: Any) -> None:
     tensor = converted(batch.slice(1), "torch")
     assert tensor.dtype == torch.int16
     assert tensor.tolist() == values[1:].tolist()
-    rows = BatchConverter(batch.schema, "torch").rows(batch)
+    rows = to_rows(BatchConverter(batch.schema, "torch"), batch)
     assert [row["x"].tolist() for row in rows] == values.tolist()
     np.testing.assert_array_equal(converted(batch, "numpy"), values)
     bools = make(one_column([[True, False, True]] * 3, pa.list_(pa.bool_(), 3)))
@@ -283,7 +291,7 @@ def test_lists_become_lists_of_tensors_and_arrays(make_type: Any, make: Any) -> 
     assert arrays[1].dtype == np.int32
     assert plain(converted(batch.slice(3), "torch")) == [[4], [5, 6]]
     assert converted(batch, "python") == values
-    assert [plain(row["x"]) for row in BatchConverter(batch.schema, "torch").rows(batch)] == values
+    assert [plain(row["x"]) for row in to_rows(BatchConverter(batch.schema, "torch"), batch)] == values
 
 
 def test_lists_of_lists_and_of_fixed_size_lists_keep_their_shape() -> None:
@@ -308,7 +316,7 @@ def test_a_null_inside_a_list_names_the_row_and_can_be_filled() -> None:
     assert converted(batch, "python", {"x": 0}) == [[9], [], None, [1, 2], [3, 0], [4]]
 
 
-def test_what_lies_under_a_null_list_is_not_seen() -> None:
+def test_values_hidden_by_a_null_list_are_ignored() -> None:
     mask = pa.array([False, True, False])
     lists = pa.ListArray.from_arrays(pa.array([0, 2, 4, 5], pa.int32()), pa.array([1, 2, None, 8, 3]), mask=mask)
     batch = pa.RecordBatch.from_arrays([lists], ["x"])
@@ -333,7 +341,7 @@ def test_dictionaries_are_decoded(make: Any) -> None:
     assert converted(batch, "torch", 0).tolist() == [5, 0, 5]
 
 
-def test_encodings_are_undone_inside_lists_too() -> None:
+def test_encoded_values_inside_lists_are_decoded() -> None:
     numbers = pa.array([1, 2, 1, 2]).dictionary_encode()
     lists = pa.ListArray.from_arrays(pa.array([0, 1, 4], pa.int32()), numbers)
     assert plain(converted(pa.RecordBatch.from_arrays([lists], ["x"]), "torch")) == [[1], [2, 1, 2]]
@@ -341,7 +349,7 @@ def test_encodings_are_undone_inside_lists_too() -> None:
     assert converted(pa.RecordBatch.from_arrays([pairs], ["x"]).slice(1), "torch").tolist() == [[1, 2]]
 
 
-def test_runs_are_decoded() -> None:
+def test_run_end_encoded_values_are_decoded() -> None:
     runs: Any = pa.RunEndEncodedArray.from_arrays(pa.array([2, 5], pa.int32()), pa.array([1.5, None]))
     batch = pa.RecordBatch.from_arrays([runs], ["x"])
     assert converted(batch.slice(0, 2), "torch").tolist() == [1.5, 1.5]
@@ -350,7 +358,7 @@ def test_runs_are_decoded() -> None:
         converted(batch.slice(1), "torch")
 
 
-def test_extension_types_are_taken_as_their_storage() -> None:
+def test_extension_types_are_converted_as_their_storage() -> None:
     tensors: Any = pa.FixedShapeTensorArray.from_numpy_ndarray(np.arange(12, dtype=np.float32).reshape(3, 4))
     batch = pa.RecordBatch.from_arrays([tensors], ["x"]).slice(1)
     assert converted(batch, "torch").tolist() == [[4, 5, 6, 7], [8, 9, 10, 11]]
@@ -368,7 +376,7 @@ def test_tensors_and_arrays_are_views_of_arrows_memory(output: Output, tmp_path:
     }
     pq.write_table(pa.table(data), tmp_path / "rows.parquet")
     batch = pq.read_table(tmp_path / "rows.parquet").to_batches()[0].slice(10, 20)
-    columns: Any = BatchConverter(batch.schema, output).batch(batch)
+    columns: Any = BatchConverter(batch.schema, output).convert(batch)
     columns["list"] = columns["list"][0]
     for name, row_bytes in (("int", 4), ("time", 8), ("pair", 8), ("list", 16)):
         column = columns[name]
@@ -382,7 +390,7 @@ def test_memory_lives_as_long_as_a_tensor_does() -> None:
     gc.collect()
     before = pa.total_allocated_bytes()
     batch = pa.RecordBatch.from_arrays([pa.array(range(100_000), pa.int64())], ["x"])
-    row = BatchConverter(batch.schema, "torch").rows(batch.slice(5, 3))[0]["x"]
+    row = to_rows(BatchConverter(batch.schema, "torch"), batch.slice(5, 3))[0]["x"]
     del batch
     gc.collect()
     assert pa.total_allocated_bytes() - before >= 790_000
@@ -445,9 +453,9 @@ def test_a_scalar_fills_every_column_of_numbers_and_no_other() -> None:
     )
     expected: dict[str, Any] = {"int": [0], "bool": [False], "time": [0], "pair": [[0, 0]], "list": [[0]]}
     expected |= {"text": [None], "texts": [[None]]}
-    columns: Any = BatchConverter(batch.schema, "torch", 0).batch(batch)
+    columns: Any = BatchConverter(batch.schema, "torch", 0).convert(batch)
     assert {name: plain(column) for name, column in columns.items()} == expected
-    columns = BatchConverter(batch.schema, "python", 0).batch(batch)
+    columns = BatchConverter(batch.schema, "python", 0).convert(batch)
     assert columns == expected | {"time": [datetime.fromtimestamp(0, UTC)]}
 
 
@@ -496,7 +504,7 @@ UNFITTING: list[tuple[pa.DataType, Any]] = [
 
 
 @pytest.mark.parametrize(("data_type", "value", "stored"), FITTING, ids=str)
-def test_a_fill_value_that_fits_is_taken_exactly(data_type: pa.DataType, value: Any, stored: Any) -> None:
+def test_a_fill_value_that_fits_is_stored_exactly(data_type: pa.DataType, value: Any, stored: Any) -> None:
     batch = one_column([None], data_type)
     assert converted(batch, "torch", {"x": value}).tolist() == [stored]
     array = converted(batch, "numpy", {"x": value})
@@ -504,9 +512,7 @@ def test_a_fill_value_that_fits_is_taken_exactly(data_type: pa.DataType, value: 
 
 
 @pytest.mark.parametrize(("data_type", "value"), UNFITTING, ids=str)
-def test_a_fill_value_that_does_not_fit_is_refused_when_the_converter_is_made(
-    data_type: pa.DataType, value: Any
-) -> None:
+def test_a_fill_value_that_does_not_fit_is_refused_by_the_constructor(data_type: pa.DataType, value: Any) -> None:
     schema = pa.schema({"x": data_type})
     for output in ("python", "numpy", "torch"):
         with pytest.raises(ColumnConversionError, match="'x'") as caught:
@@ -514,7 +520,7 @@ def test_a_fill_value_that_does_not_fit_is_refused_when_the_converter_is_made(
         assert repr(value) in str(caught.value)
 
 
-def test_text_bytes_and_decimals_are_filled_if_named() -> None:
+def test_strings_bytes_and_decimals_are_filled_if_named() -> None:
     for data_type, value in ((pa.string(), "?"), (pa.binary(), b"?"), (pa.decimal128(4, 1), Decimal("0.5"))):
         batch = one_column([None], data_type)
         assert converted(batch, "torch", {"x": value}) == [value]
@@ -522,7 +528,7 @@ def test_text_bytes_and_decimals_are_filled_if_named() -> None:
         assert converted(batch, "numpy", {"x": value}).tolist() == [value]
 
 
-def test_filling_leaves_the_batch_as_it_was() -> None:
+def test_filling_does_not_change_the_batch() -> None:
     batch = pa.record_batch(
         {
             "x": pa.array([1, None], pa.int64()),
@@ -530,7 +536,7 @@ def test_filling_leaves_the_batch_as_it_was() -> None:
         }
     )
     saved = [bytes(buffer) for column in batch.columns for buffer in column.buffers() if buffer]
-    columns: Any = BatchConverter(batch.schema, "torch", -1).batch(batch)
+    columns: Any = BatchConverter(batch.schema, "torch", -1).convert(batch)
     assert columns["pair"].tolist() == [[1, 2], [-1, -1]]
     columns["x"].zero_()
     assert [bytes(buffer) for column in batch.columns for buffer in column.buffers() if buffer] == saved
@@ -544,8 +550,8 @@ def test_an_unknown_column_in_fill_null_is_named() -> None:
 def test_arrow_gives_the_batch_itself_and_rows_that_are_slices() -> None:
     batch = one_column([1, None, 3], pa.int64())
     converter = BatchConverter(batch.schema, "arrow")
-    assert converter.batch(batch) is batch
-    rows = converter.rows(batch.slice(1))
+    assert converter.convert(batch) is batch
+    rows = to_rows(converter, batch.slice(1))
     assert [row.to_pylist() for row in rows] == [[{"x": None}], [{"x": 3}]]
     with pytest.raises(ColumnConversionError, match="fill_null"):
         BatchConverter(batch.schema, "arrow", 0)
@@ -556,9 +562,9 @@ def test_an_unknown_output_is_refused() -> None:
         BatchConverter(pa.schema({}), "pandas")  # type: ignore[arg-type]
 
 
-def test_columns_that_share_a_name_are_refused_where_a_dict_would_lose_one() -> None:
+def test_columns_that_share_a_name_are_refused_unless_the_output_is_arrow() -> None:
     batch = pa.RecordBatch.from_arrays([pa.array([1]), pa.array([2])], ["x", "x"])
-    assert BatchConverter(batch.schema, "arrow").batch(batch) is batch
+    assert BatchConverter(batch.schema, "arrow").convert(batch) is batch
     with pytest.raises(ColumnConversionError, match="'x'"):
         BatchConverter(batch.schema, "torch")
 
@@ -566,10 +572,10 @@ def test_columns_that_share_a_name_are_refused_where_a_dict_would_lose_one() -> 
 def test_a_batch_of_another_schema_is_refused() -> None:
     converter = BatchConverter(pa.schema({"x": pa.int64()}), "torch")
     with pytest.raises(SchemaMismatchError, match=r"x: int64\n  batch: x: int32"):
-        converter.batch(one_column([1, 2], pa.int32()))
+        converter.convert(one_column([1, 2], pa.int32()))
 
 
-def test_a_value_that_python_can_not_express_names_its_column() -> None:
+def test_an_error_for_a_value_that_python_cannot_represent_names_its_column() -> None:
     text = pa.array([b"\xff"]).cast(pa.string(), safe=False)
     batch = pa.RecordBatch.from_arrays([text], ["x"])
     with pytest.raises(ColumnConversionError, match="column 'x' of type string"):
@@ -578,11 +584,11 @@ def test_a_value_that_python_can_not_express_names_its_column() -> None:
 
 def test_rows_are_dicts_of_single_values() -> None:
     batch = pa.record_batch({"x": [1, 2], "name": ["a", None], "on": [True, False]}).slice(1)
-    assert BatchConverter(batch.schema, "python").rows(batch) == [{"x": 2, "name": None, "on": False}]
-    (row,) = BatchConverter(batch.schema, "torch").rows(batch)
+    assert to_rows(BatchConverter(batch.schema, "python"), batch) == [{"x": 2, "name": None, "on": False}]
+    (row,) = to_rows(BatchConverter(batch.schema, "torch"), batch)
     assert row["x"].shape == ()
     assert (row["x"].item(), row["name"], row["on"].dtype) == (2, None, torch.bool)
-    (row,) = BatchConverter(batch.schema, "numpy").rows(batch)
+    (row,) = to_rows(BatchConverter(batch.schema, "numpy"), batch)
     assert isinstance(row["x"], np.int64)
     assert isinstance(row["on"], np.bool_)
     assert row["x"] == 2
@@ -591,13 +597,13 @@ def test_rows_are_dicts_of_single_values() -> None:
 
 def test_rows_without_columns_are_still_counted() -> None:
     batch = one_column([1, 2], pa.int64()).select([])
-    assert BatchConverter(batch.schema, "torch").rows(batch) == [{}, {}]
+    assert to_rows(BatchConverter(batch.schema, "torch"), batch) == [{}, {}]
 
 
 def test_a_converter_can_be_sent_to_another_process() -> None:
     batch = pa.record_batch({"x": [1, None], "list": [[1], [2, 3]], "name": ["a", "b"]})
     converter = pickle.loads(pickle.dumps(BatchConverter(batch.schema, "torch", {"x": 7})))
-    columns = converter.batch(batch)
+    columns = converter.convert(batch)
     assert {name: plain(column) for name, column in columns.items()} == {
         "x": [1, 7],
         "list": [[1], [2, 3]],
@@ -608,7 +614,7 @@ def test_a_converter_can_be_sent_to_another_process() -> None:
 class RowsWithNull(IterableDataset[Any]):
     def __iter__(self) -> Iterator[Any]:
         batch = one_column([1, None], pa.int64())
-        yield from BatchConverter(batch.schema, "torch").rows(batch)
+        yield from to_rows(BatchConverter(batch.schema, "torch"), batch)
 
 
 def test_a_null_found_by_a_worker_is_the_same_error_in_the_main_process() -> None:
@@ -616,7 +622,7 @@ def test_a_null_found_by_a_worker_is_the_same_error_in_the_main_process() -> Non
         list(DataLoader(RowsWithNull(), batch_size=None, num_workers=1))
 
 
-def test_a_null_can_be_told_where_it_is_in_the_users_terms() -> None:
+def test_the_place_of_a_null_can_be_replaced_in_the_message() -> None:
     error = NullInColumnError.found("x", "int64", 3)
     moved = pickle.loads(pickle.dumps(error.at("row 17 of part-0.parquet")))
     assert "has a null in row 17 of part-0.parquet, " in str(moved)
@@ -692,14 +698,14 @@ def filled_with_zero(values: list[Any], data_type: pa.DataType) -> list[Any]:
 @given(batch=batches_of_any_schema())
 def test_every_output_agrees_with_arrows_own_python_values(batch: pa.RecordBatch) -> None:
     values = {name: batch.column(name).to_pylist() for name in batch.schema.names}
-    assert BatchConverter(batch.schema, "python").batch(batch) == values
-    assert BatchConverter(batch.schema, "python").rows(batch) == batch.to_pylist()
+    assert BatchConverter(batch.schema, "python").convert(batch) == values
+    assert to_rows(BatchConverter(batch.schema, "python"), batch) == batch.to_pylist()
     filled = {name: filled_with_zero(values[name], batch.schema.field(name).type) for name in values}
     for output in get_args(Output)[:3]:
         converter = BatchConverter(batch.schema, output, 0)
-        columns: Any = converter.batch(batch)
+        columns: Any = converter.convert(batch)
         assert {name: plain(column) for name, column in columns.items()} == filled
-        rows = converter.rows(batch)
+        rows = to_rows(converter, batch)
         assert {name: [plain(row[name]) for row in rows] for name in filled} == filled
 
 
@@ -713,9 +719,9 @@ def test_a_column_is_refused_exactly_if_a_number_is_missing(batch: pa.RecordBatc
         missing = [i for i, (value, fill) in enumerate(zip(values, filled, strict=True)) if value != fill]
         if missing:
             with pytest.raises(NullInColumnError) as caught:
-                BatchConverter(column.schema, output).batch(column)
+                BatchConverter(column.schema, output).convert(column)
             assert caught.value.column == name
             assert caught.value.row_index in missing
         else:
-            columns: Any = BatchConverter(column.schema, output).batch(column)
+            columns: Any = BatchConverter(column.schema, output).convert(column)
             assert plain(columns[name]) == values

@@ -1,4 +1,4 @@
-"""Shared memory is used again only when nobody can see any more what was in it."""
+"""Shared memory is reused only when no view of its content is left."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def filled(value: int, num_bytes: int = NUM_BYTES) -> buffers.Ticket:
 
 @pytest.fixture(autouse=True)
 def own_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each test begins as a worker, and a main process, that has sent and received nothing."""
+    """Start each test as a process that has sent and received nothing."""
     monkeypatch.setattr(buffers, "_outbox", None)
     monkeypatch.setattr(buffers, "_known", {})
 
 
-def test_a_buffer_is_used_again_when_all_views_of_it_are_gone() -> None:
+def test_a_buffer_is_reused_when_all_views_of_it_are_gone() -> None:
     first = filled(1)
     assert first.memory is not None
     received = buffers.receive(first)
@@ -57,7 +57,7 @@ def test_a_buffer_is_used_again_when_all_views_of_it_are_gone() -> None:
     assert (buffers.receive(again)[:NUM_BYTES] == 3).all()
 
 
-def test_what_is_kept_is_never_overwritten_however_much_of_it_there_is() -> None:
+def test_any_number_of_kept_batches_is_never_overwritten() -> None:
     kept = [buffers.receive(filled(i)) for i in range(40)]
     assert len(buffers._known) == 16
     assert all((memory[:NUM_BYTES] == i).all() for i, memory in enumerate(kept))
@@ -90,7 +90,7 @@ def test_a_view_that_a_forked_child_inherits_keeps_its_content() -> None:
     os.close(childs)
 
 
-def test_a_child_that_ends_frees_nothing_of_its_parents() -> None:
+def test_a_child_that_exits_frees_no_buffer_of_its_parent() -> None:
     received = buffers.receive(filled(1))
     pid = os.fork()
     if pid == 0:
@@ -102,10 +102,10 @@ def test_a_child_that_ends_frees_nothing_of_its_parents() -> None:
     assert (received[:NUM_BYTES] == 1).all()
 
 
-def test_a_buffer_that_another_process_received_is_an_error() -> None:
+def test_receiving_a_buffer_of_another_process_is_an_error() -> None:
     filled(1)
     ticket = buffers.Ticket(buffers.Key(os.getpid(), 0, 0), None, None)
-    with pytest.raises(LanewayError, match="came to a process that is not its loader's"):
+    with pytest.raises(LanewayError, match="was received by a process other than its loader's"):
         buffers.receive(ticket)
 
 
@@ -114,7 +114,7 @@ def _send(queue: Any) -> None:
     signal.pause()
 
 
-def test_buffers_of_a_worker_that_is_gone_are_let_go_when_another_begins() -> None:
+def test_buffers_of_an_ended_worker_are_released_when_another_one_starts() -> None:
     context = multiprocessing.get_context("spawn")
     for _ in range(2):
         queue = context.Queue()
@@ -126,7 +126,7 @@ def test_buffers_of_a_worker_that_is_gone_are_let_go_when_another_begins() -> No
         worker.join()
 
 
-def test_a_packed_batch_that_goes_anywhere_else_is_a_plain_dict() -> None:
+def test_a_packed_batch_is_pickled_and_copied_as_a_plain_dict() -> None:
     batch = PackedBatch({"x": torch.arange(50_000), "y": ["a"]})
     for made in (pickle.loads(pickle.dumps(batch)), copy.deepcopy(batch)):
         assert type(made) is dict
@@ -140,7 +140,7 @@ class _Numbers(IterableDataset[Any]):
         yield from (PackedBatch({"x": torch.full((20_000,), i)}) for i in range(30))
 
 
-def test_a_changed_batch_is_sent_as_it_is_now() -> None:
+def test_a_batch_is_sent_with_its_changes() -> None:
     loader = DataLoader(_Numbers(), batch_size=None, num_workers=1, collate_fn=_with_more)  # type: ignore[arg-type]  # batch_size=None: called on each item
     for i, batch in enumerate(loader):
         assert (batch["x"] == i + 100).all()

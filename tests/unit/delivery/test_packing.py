@@ -1,4 +1,4 @@
-"""Batches that cross to another process as one buffer come out as they went in."""
+"""Batches that are sent to another process as one buffer arrive unchanged."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset, default_convert
 
 from laneway import SavableLoader, StatefulShardedDataset
 from laneway.delivery import packing
-from laneway.delivery.packing import PackedBatch, packed
+from laneway.delivery.packing import PackedBatch, pack
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,7 +31,7 @@ DTYPES = [
 
 
 def sent(batch: dict[Any, Any]) -> dict[Any, Any]:
-    """Return what a worker's batch is in the main process."""
+    """Return a worker's batch as the main process receives it."""
     received: dict[Any, Any] = pickle.loads(bytes(ForkingPickler.dumps(PackedBatch(batch))))
     assert type(received) is dict
     assert list(received) == list(batch)
@@ -79,7 +79,7 @@ def test_single_numbers_survive_beside_columns(dtype: torch.dtype) -> None:
     assert received["array"] == 7
 
 
-def test_what_is_no_plain_tensor_is_sent_as_pytorch_sends_it() -> None:
+def test_other_tensors_are_sent_as_pytorch_sends_them() -> None:
     batch = {"leaf": torch.ones(3, requires_grad=True), "meta": torch.ones(3, device="meta"), "plain": torch.ones(3)}
     received = sent(batch)
     assert received["leaf"].requires_grad
@@ -99,11 +99,11 @@ def test_received_tensors_can_be_changed_in_place_and_trained_on() -> None:
     assert received["b"].tolist() == [2] * 4
 
 
-def test_copies_and_what_a_loader_makes_of_them_are_still_sent_as_one() -> None:
-    batch = packed({"x": torch.zeros(2), "y": np.zeros(2)})
+def test_copies_of_a_packed_batch_are_packed_batches() -> None:
+    batch = pack({"x": torch.zeros(2), "y": np.zeros(2)})
     assert type(copy.copy(batch)) is PackedBatch
     assert type(default_convert(batch)) is PackedBatch  # type: ignore[no-untyped-call]
-    assert packed([1, 2]) == [1, 2]
+    assert pack([1, 2]) == [1, 2]
 
 
 class Batches(IterableDataset[Any]):
@@ -111,7 +111,7 @@ class Batches(IterableDataset[Any]):
 
     def __iter__(self) -> Any:
         for num_rows in (3, 100_000, 0):
-            yield packed({"x": torch.arange(num_rows), "y": torch.arange(num_rows) * 2, "text": ["a"]})
+            yield pack({"x": torch.arange(num_rows), "y": torch.arange(num_rows) * 2, "text": ["a"]})
 
 
 @pytest.mark.parametrize("collate_fn", [None, dict])
@@ -140,7 +140,7 @@ def _renamed(batch: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("change", [_swapped, _widened, _renamed])
-def test_what_user_code_makes_of_a_batch_in_the_worker_is_what_arrives(
+def test_changes_to_a_batch_in_the_worker_arrive(
     tmp_path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]
 ) -> None:
     pq.write_table(pa.table({"a": range(20_000), "b": range(50_000, 70_000)}), tmp_path / "part.parquet")
@@ -154,7 +154,7 @@ def test_what_user_code_makes_of_a_batch_in_the_worker_is_what_arrives(
         assert torch.equal(received[name], column)
 
 
-def test_times_arrive_as_numpy_has_them(tmp_path: Path) -> None:
+def test_times_arrive_as_datetime64(tmp_path: Path) -> None:
     pq.write_table(pa.table({"t": pa.array(range(9), pa.timestamp("ms")), "x": range(9)}), tmp_path / "part.parquet")
     loader = SavableLoader(StatefulShardedDataset(tmp_path, batch_size=9, output="numpy"), num_workers=1)
     assert next(iter(loader))["t"].tolist() == np.arange(9).astype("M8[ms]").tolist()
@@ -172,7 +172,7 @@ def test_small_columns_do_not_keep_the_rest_of_their_batch() -> None:
     assert kept.tolist() == list(range(1_000))
 
 
-def test_a_batch_that_shared_memory_has_no_room_for_arrives_as_pytorch_sends_it(
+def test_a_batch_arrives_even_if_shared_memory_is_full(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def full(_: int) -> None:

@@ -1,4 +1,4 @@
-"""Rows in another order, of any type and wherever they were cut."""
+"""Rows are put in order, whatever their type and chunks."""
 
 from __future__ import annotations
 
@@ -6,58 +6,34 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pytest
 
 from laneway.convert.batches import BatchConverter
-from laneway.reading.assembler import WindowAssembler, copied, taken
+from laneway.reading.assembler import WindowAssembler, take_rows
+from tests.columns import COLUMNS
 
-_compute: Any = pc
 _PAIR: Any = pa.list_(pa.int32(), 2)
-_nested: Any = pa.list_(pa.list_(pa.int32(), 2), 1)
-COLUMNS: list[Any] = [
-    pa.array(["a", None, "c", "d" * 40, "e"], pa.string_view()),
-    pa.array([b"a", None, b"c", b"d" * 40, b"e"], pa.binary_view()),
-    _compute.run_end_encode(pa.array(["a", "a", None, "b", "b"])),
-    pa.array(["a", None, "c", "a", "e"]).dictionary_encode(),
-    pa.array([[1], None, [2, 3], [], [4]], pa.list_view(pa.int32())),
-    pa.array([[1], None, [2, 3], [], [4]], pa.large_list(pa.int32())),
-    pa.array([[[i, i + 1]] for i in range(5)], _nested),
-    pa.array([{"x": [[i, i + 1]]} for i in range(5)], pa.struct({"x": _nested})),
-    pa.array([[[[i, i + 1]]] for i in range(5)], pa.list_(_nested)),
-    pa.array([[("k", i)] for i in range(5)], pa.map_(pa.string(), pa.int32())),
-    pa.array(["a", "b", "c", "d", "e"], pa.large_string()),
-    pa.array([1, None, 3, 4, 5], pa.int8()),
-]
 
 
 @pytest.mark.parametrize("column", COLUMNS, ids=lambda column: str(column.type))
-def test_rows_of_slices_come_in_the_order_that_is_asked_for(column: pa.Array[Any]) -> None:
+def test_rows_of_slices_are_taken_in_order(column: pa.Array[Any]) -> None:
     chunked: Any = pa.chunked_array
     table = pa.table({"x": chunked([column.slice(1, 3), column.slice(3), column])})
     order: list[int] = [9, 0, 4, 4, 2, 6]
     values = table["x"].to_pylist()
-    found = taken(table["x"].chunks, column.type, pa.array(order))
+    found = take_rows(table["x"].chunks, column.type, pa.array(order))
     found.validate(full=True)
     assert found.type.equals(column.type)
     assert found.to_pylist() == [values[i] for i in order]
 
 
-@pytest.mark.parametrize("column", COLUMNS, ids=lambda column: str(column.type))
-def test_a_copy_has_the_values_of_its_slice(column: pa.Array[Any]) -> None:
-    found = copied(column.slice(2, 2))
-    found.validate(full=True)
-    assert found.to_pylist() == column.to_pylist()[2:4]
-    assert found.type == column.type
-
-
-def test_runs_come_in_any_order_and_cut_into_chunks_in_any_way() -> None:
+def test_pieces_may_come_in_any_order_and_in_any_chunks() -> None:
     schema = pa.schema([("id", pa.int64()), ("key", pa.int32()), ("text", pa.string()), ("pair", _PAIR)])
     for name, type_ in [("coded", pa.int16()), ("coded pair", _PAIR)]:
         schema = schema.append(pa.field(name, pa.dictionary(pa.int32(), type_)))
     ids = np.arange(30)
 
-    def run(start: int, stop: int) -> pa.Table:
+    def piece(start: int, stop: int) -> pa.Table:
         chunked: Any = pa.chunked_array
         part = ids[start:stop]
         columns = [
@@ -73,10 +49,10 @@ def test_runs_come_in_any_order_and_cut_into_chunks_in_any_way() -> None:
     converter = BatchConverter(schema, "numpy")
     order = np.random.default_rng(0).permutation(30)
     for wanted in (order, order[7:20], order[:1]):
-        gathering: WindowAssembler = converter.gathering(wanted, [10, 12, 8])
-        assert [gathering.put(i, run(*cut)) for i, cut in [(2, (22, 30)), (0, (0, 10)), (1, (10, 22))]] == [0, 0, 1]
-        (rows,) = gathering.finish()
-        batch: Any = converter.slice(rows, 0, rows.num_rows)
+        assembler = WindowAssembler(converter.vectorized, wanted, [10, 12, 8])
+        assert [assembler.put(i, piece(*cut)) for i, cut in [(2, (22, 30)), (0, (0, 10)), (1, (10, 22))]] == [0, 0, 1]
+        (rows,) = assembler.finish()
+        batch: Any = converter.to_batch(rows)
         assert [*batch] == schema.names
         assert batch["id"].tolist() == wanted.tolist()
         assert batch["pair"].tolist() == [[i, -i] for i in wanted]

@@ -1,4 +1,4 @@
-"""Rows of a data file, by number."""
+"""Rows of a data file, by index."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_only_the_blocks_that_hold_the_rows_are_decoded(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_columns_come_as_selected_with_those_of_the_directories(tmp_path: Path, kind: Kind) -> None:
+def test_columns_come_in_the_selected_order_with_those_from_directory_names(tmp_path: Path, kind: Kind) -> None:
     write_corpus(tmp_path, kind, ((3,), (2, 2)), names=("lang=de/n=__HIVE_DEFAULT_PARTITION__/a", "lang=en/n=7/a"))
     everything = _reader(tmp_path)
     assert everything.schema.names == ["id", "text", "x", "lang", "n"]
@@ -77,7 +77,7 @@ def test_columns_come_as_selected_with_those_of_the_directories(tmp_path: Path, 
     assert _reader(tmp_path, []).read(1, 1, 4).num_rows == 3
 
 
-def test_a_column_that_does_not_exist_is_named_with_those_like_it(tmp_path: Path) -> None:
+def test_an_unknown_column_is_named_with_similar_names(tmp_path: Path) -> None:
     write_corpus(tmp_path)
     with pytest.raises(
         SchemaMismatchError, match=r"no column 'txt': did you mean 'text'\? the columns are id, text, x"
@@ -89,7 +89,7 @@ def test_a_column_that_does_not_exist_is_named_with_those_like_it(tmp_path: Path
         _reader(tmp_path, ["id", "id"])
 
 
-def test_all_files_come_with_one_schema(tmp_path: Path) -> None:
+def test_tables_of_all_files_have_one_schema(tmp_path: Path) -> None:
     write_corpus(tmp_path, files=((3,),))
     fields = [pa.field(field.name, field.type, nullable=False) for field in rows(0, 0).schema]
     strict = rows(3, 6).cast(pa.schema(fields, {"by": "me"}))
@@ -161,7 +161,7 @@ def test_a_missing_file_and_a_changed_file_are_named(tmp_path: Path, kind: Kind)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_block_that_can_not_be_decoded_is_named(tmp_path: Path, kind: Kind) -> None:
+def test_a_block_that_cannot_be_decoded_is_named(tmp_path: Path, kind: Kind) -> None:
     ids = [pa.table({"id": np.arange(50_000) * 7919 % 50_021 + i}) for i in range(3)]
     path = tmp_path / ("a.parquet" if kind == "parquet" else "a.arrow")
     write_blocks(path, kind, ids, ids[0].schema)
@@ -181,7 +181,7 @@ def test_a_block_that_can_not_be_decoded_is_named(tmp_path: Path, kind: Kind) ->
         reader.read(0, 60_000, 130_000)
 
 
-def test_a_manifest_that_claims_other_rows_than_a_batch_has_is_found_out(tmp_path: Path) -> None:
+def test_a_manifest_with_a_wrong_row_count_is_an_error(tmp_path: Path) -> None:
     write_blocks(tmp_path / "a.arrow", "arrow-stream", [rows(0, 8)], rows(0, 0).schema)
     manifest, storage = scan_source(tmp_path)
     manifest.files.block_rows[0] = 9
@@ -199,7 +199,7 @@ def test_a_loaded_manifest_reads_without_a_scan(tmp_path: Path, monkeypatch: pyt
     assert reader.read(0, 2, 7).equals(rows(2, 7))
 
 
-def test_page_checksums_are_verified_where_a_file_has_them(tmp_path: Path) -> None:
+def test_page_checksums_are_verified_if_a_file_has_them(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     table = pa.table({"id": np.arange(50_000), "x": np.arange(50_000)})
     pq.write_table(

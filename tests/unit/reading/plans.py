@@ -1,0 +1,45 @@
+"""Plans of small epochs, and the rows that they promise."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from laneway.core.plan import Identity, Plan, Settings
+from laneway.core.progress import Progress, fresh_cut
+
+if TYPE_CHECKING:
+    from laneway.catalog.manifest import Manifest
+    from laneway.core.lanes import Segment
+
+
+def plan_of(manifest: Manifest, *, shuffle: bool, num_lanes: int = 1, window_bytes: int = 300) -> Plan:
+    """Return the plan of epoch 0, in which each block is a shard."""
+    settings = Settings(
+        seed=5,
+        shuffle=shuffle,
+        shard_bytes=1,
+        shard_rows=None,
+        window_bytes=window_bytes,
+        remainder=None,
+        drop_last=False,
+    )
+    return Identity(manifest.files, settings).plan(Progress(epoch=0, cut=fresh_cut(num_lanes, 1)))
+
+
+def segments_of(plan: Plan, lane: int = 0) -> list[Segment]:
+    """Return all segments of a lane."""
+    return list(plan.lanes.segments(lane))
+
+
+def ids_of(plan: Plan, segments: list[Segment]) -> list[int]:
+    """Return the number of each row of some segments, counted over all files, as the column `id` has it."""
+    first_rows = dict(zip(plan.identity.files.paths, plan.identity.files.rows.cumsum().tolist(), strict=True))
+    lengths = dict(zip(plan.identity.files.paths, plan.identity.files.rows.tolist(), strict=True))
+    places = [plan.locate(segment, i) for segment in segments for i in range(segment.stop - segment.start)]
+    return [first_rows[path] - lengths[path] + row for path, row in places]
+
+
+def reading_threads() -> list[threading.Thread]:
+    """Return the threads that read data files now."""
+    return [thread for thread in threading.enumerate() if thread.name == "laneway-read"]

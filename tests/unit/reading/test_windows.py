@@ -1,0 +1,230 @@
+"""Segments of windows: their rows, the requests that they take, and the errors that they raise."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pytest
+
+from laneway.catalog.manifest import scan_source
+from laneway.convert.batches import BatchConverter, NullInColumnError
+from laneway.core.lanes import Segment
+from laneway.errors import DataFileError
+from laneway.reading.reader import RowReader
+from laneway.reading.windows import WindowReader
+from tests.corpora import KINDS, Kind, write_blocks, write_corpus
+from tests.unit.reading.plans import ids_of, plan_of, reading_threads, segments_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from laneway.convert.open_rows import OpenRows
+    from laneway.core.plan import Plan
+
+    Open = Callable[..., tuple[Plan, WindowReader]]
+
+
+@pytest.fixture
+def open_windows() -> Iterator[Open]:
+    """Opens readers, and ends them."""
+    opened: list[WindowReader] = []
+
+    def open_source(source: Path, **options: Any) -> tuple[Plan, WindowReader]:
+        manifest, storage = scan_source(source)
+        plan, rows = plan_of(manifest, **options), RowReader(manifest, storage)
+        opened.append(WindowReader(plan, rows, BatchConverter(rows.schema, "numpy").vectorized))
+        return plan, opened[-1]
+
+    yield open_source
+    for windows in opened:
+        windows.end()
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
+    """The file, start and stop of each read."""
+    found: list[tuple[int, int, int]] = []
+    read = RowReader.read
+
+    def watch(self: RowReader, file_index: int, start: int, stop: int) -> pa.Table:
+        found.append((file_index, start, stop))
+        return read(self, file_index, start, stop)
+
+    monkeypatch.setattr(RowReader, "read", watch)
+    return found
+
+
+def ids(parts: list[OpenRows]) -> list[int]:
+    return [int(i) for part in parts for i in part.numbers["id"]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_a_segment_has_the_rows_of_the_plan(tmp_path: Path, open_windows: Open, kind: Kind, *, shuffle: bool) -> None:
+    num_rows = write_corpus(tmp_path, kind)
+    plan, windows = open_windows(tmp_path, shuffle=shuffle)
+    segments = segments_of(plan)
+    assert len(segments) > 3
+    pending = [windows.begin(segment) for segment in segments]
+    found = [ids(windows.finish(window)) for window in pending]
+    assert found == [ids_of(plan, [segment]) for segment in segments]
+    assert sorted(i for rows in found for i in rows) == list(range(num_rows))
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_part_of_a_window_is_a_segment_too(tmp_path: Path, open_windows: Open, *, shuffle: bool) -> None:
+    write_corpus(tmp_path)
+    plan, windows = open_windows(tmp_path, shuffle=shuffle)
+    largest = max(segments_of(plan), key=lambda segment: segment.stop)
+    for start, stop in [(0, 2), (1, largest.stop), (2, 3)]:
+        segment = Segment(largest.window, start, stop)
+        assert ids(windows.finish(windows.begin(segment))) == ids_of(plan, [segment])
+
+
+def test_memory_mapped_rows_in_file_order_take_no_thread(tmp_path: Path, open_windows: Open) -> None:
+    write_corpus(tmp_path, "arrow-file")
+    before = reading_threads()
+    plan, windows = open_windows(tmp_path, shuffle=False)
+    pending = windows.begin(segments_of(plan)[0])
+    assert all(read.done() for read in pending.reads)
+    assert reading_threads() == before
+    open_windows(tmp_path, shuffle=True)
+    assert len(reading_threads()) > len(before)
+
+
+def _write_with_a_bad_value(directory: Path, column: str) -> None:
+    """Write two files of one window each; the number or the pair of row 3 is null, all others are not."""
+    for part, first in enumerate((0, 6)):
+        numbers = range(first, first + 6)
+        values: dict[str, Any] = {
+            "id": pa.array(numbers),
+            "number": pa.array([None if i == 3 and column == "number" else i for i in numbers], pa.int32()),
+            "pair": pa.array(
+                [None if i == 3 and column == "pair" else [i, -i] for i in numbers], pa.list_(pa.int8(), 2)
+            ),
+        }
+        table = pa.table(values)
+        write_blocks(directory / f"{part}.parquet", "parquet", [table.slice(0, 4), table.slice(4)], table.schema)
+
+
+@pytest.mark.parametrize("column", ["number", "pair"])
+def test_a_window_with_a_value_that_cannot_be_converted_is_read_again_and_its_other_rows_are_delivered(
+    tmp_path: Path, open_windows: Open, reads: list[Any], column: str
+) -> None:
+    _write_with_a_bad_value(tmp_path, column)
+    plan, windows = open_windows(tmp_path, shuffle=True, window_bytes=20)
+    converter = BatchConverter(scan_source(tmp_path)[0].schema, "numpy")
+    num_read_twice = 0
+    for segment in segments_of(plan):
+        expected = ids_of(plan, [segment])
+        reads.clear()
+        (rows,) = windows.finish(windows.begin(segment))
+        if 3 not in expected:
+            assert rows.rest is None
+            assert ids([rows]) == expected
+            assert len(reads) == len(plan.window_files(segment.window))
+            continue
+        num_read_twice += 1
+        assert len(reads) == 2 * len(plan.window_files(segment.window))
+        assert rows.numbers == {}
+        for i, number in enumerate(expected):
+            if number == 3:
+                with pytest.raises(NullInColumnError, match=f"column '{column}'"):
+                    converter.to_batch(rows.slice(i, i + 1))
+            else:
+                batch: Any = converter.to_batch(rows.slice(i, i + 1))
+                assert (batch["id"][0], batch["pair"][0].tolist()) == (number, [number, -number])
+    assert num_read_twice == 1
+    assert len(segments_of(plan)) > 1
+
+
+@pytest.mark.parametrize("column", ["number", "pair"])
+def test_in_file_order_only_the_column_with_the_value_stays_arrow(
+    tmp_path: Path, open_windows: Open, reads: list[Any], column: str
+) -> None:
+    _write_with_a_bad_value(tmp_path, column)
+    plan, windows = open_windows(tmp_path, shuffle=False)
+    (rows,) = windows.finish(windows.begin(segments_of(plan)[0]))
+    assert rows.numbers.keys() == {"id", "number", "pair"} - {column}
+    assert rows.rest is not None
+    assert rows.rest.column(column).null_count == 1
+    assert len(reads) == 1
+
+
+@pytest.mark.parametrize("is_remote", [True, False])
+def test_neighbouring_pieces_of_a_file_are_one_request_to_a_remote_storage(
+    tmp_path: Path, open_windows: Open, reads: list[Any], monkeypatch: pytest.MonkeyPatch, *, is_remote: bool
+) -> None:
+    write_corpus(tmp_path, files=((3, 2, 4), (5, 1, 2, 2)))
+    monkeypatch.setattr(RowReader, "is_remote", property(lambda _: is_remote))
+    plan, windows = open_windows(tmp_path, shuffle=True, window_bytes=10_000)
+    (segment,) = segments_of(plan)
+    assert ids(windows.finish(windows.begin(segment))) == ids_of(plan, [segment])
+    assert len(plan.window_files(segment.window)) == 7
+    assert sorted(reads) == ([(0, 0, 9), (1, 0, 10)] if is_remote else sorted(plan.window_files(segment.window)))
+
+
+def test_a_piece_that_cannot_be_read_is_the_error_of_its_window_and_of_no_other(
+    tmp_path: Path, open_windows: Open
+) -> None:
+    write_corpus(tmp_path, files=((4,),) * 6)
+    plan, windows = open_windows(tmp_path, shuffle=True)
+    (tmp_path / "part-003.parquet").write_bytes(b"x")
+    pending = [windows.begin(segment) for segment in segments_of(plan)]
+    failed = 0
+    for window in pending:
+        expected = ids_of(plan, [window.segment])
+        if 12 in expected:
+            failed += 1
+            with pytest.raises(DataFileError, match=r"part-003\.parquet"):
+                windows.finish(window)
+        else:
+            assert ids(windows.finish(window)) == expected
+    assert failed == 1
+
+
+@pytest.mark.parametrize("how", ["cancel", "end"])
+def test_reads_that_have_not_started_can_be_cancelled(
+    tmp_path: Path, open_windows: Open, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    write_corpus(tmp_path, files=((2,),) * 40)
+    plan, windows = open_windows(tmp_path, shuffle=True)
+    release, started = threading.Event(), list[int]()
+    read = RowReader.read
+
+    def wait(self: RowReader, file_index: int, start: int, stop: int) -> pa.Table:
+        started.append(file_index)
+        assert release.wait(60)
+        return read(self, file_index, start, stop)
+
+    monkeypatch.setattr(RowReader, "read", wait)
+    pending = [windows.begin(segment) for segment in segments_of(plan)]
+    if how == "end":
+        windows.end()
+    else:
+        for window in pending:
+            window.cancel()
+    assert any(read.cancelled() for window in pending for read in window.reads)
+    release.set()
+    for window in pending:
+        for future in window.reads:
+            assert future.cancelled() or future.exception(60) is None
+    assert len(started) == sum(not read.cancelled() for window in pending for read in window.reads)
+    # No more than the threads have in hand: at most four reads.
+    assert len(started) <= 4
+
+
+def test_as_many_segments_are_read_ahead_as_make_the_windows(
+    tmp_path: Path, open_windows: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_corpus(tmp_path)
+    shuffled, in_file_order = (open_windows(tmp_path, shuffle=shuffle, window_bytes=64)[1] for shuffle in (True, False))
+    assert [shuffled.num_segments_ahead(n) for n in (0, 1, 3)] == [0, 1, 3]
+    assert [in_file_order.num_segments_ahead(n) for n in (0, 1, 3)] == [0, 1, 3]
+    # On remote storage a piece is small and a request slow: a window's worth of pieces counts as one window.
+    monkeypatch.setattr(RowReader, "is_remote", property(lambda _: True))
+    assert [shuffled.num_segments_ahead(n) for n in (0, 1, 3)] == [0, 1, 3]
+    assert [in_file_order.num_segments_ahead(n) for n in (0, 1, 3)] == [0, 64, 192]
