@@ -14,8 +14,7 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
 from laneway.dcp import GatheredState
-from tests.corpora import write_corpus
-from tests.distributed.ranks import NUM_ROWS, Ids, flat, ids, make_loader, refusal, run_ranks
+from tests.distributed.ranks import NUM_ROWS, Ids, RunRanks, flat, ids, make_loader, refusal
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,12 +22,6 @@ if TYPE_CHECKING:
     from laneway import SavableLoader
 
 ALL_ROWS = list(range(NUM_ROWS))
-
-
-@pytest.fixture
-def corpus(tmp_path: Path) -> Path:
-    write_corpus(tmp_path / "corpus")
-    return tmp_path / "corpus"
 
 
 def model(weight: float) -> nn.Linear:
@@ -79,7 +72,7 @@ def loaded(rank: int, corpus: Path, num_workers: int) -> tuple[Ids, Ids]:
 @pytest.mark.parametrize("how", ["save", "async_save"])
 # A process without a group says so, and takes the checkpoint all the same.
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled, unavailable or uninitialized:UserWarning")
-def test_dcp_saves_the_loader_itself_and_any_world_goes_on(corpus: Path, how: str) -> None:
+def test_dcp_saves_the_loader_itself_and_any_world_goes_on(run_ranks: RunRanks, corpus: Path, how: str) -> None:
     before = run_ranks(saved, 2, corpus, how)
     resumed = run_ranks(loaded, 2, corpus, 1)
     assert [rest for rest, _ in resumed] == [rest for _, rest in before]
@@ -101,7 +94,7 @@ def saved_by_one_process(corpus: Path) -> list[int]:
 
 # As above.
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled, unavailable or uninitialized:UserWarning")
-def test_what_a_process_without_a_group_saved_goes_on_with_two_ranks(corpus: Path) -> None:
+def test_what_a_process_without_a_group_saved_goes_on_with_two_ranks(run_ranks: RunRanks, corpus: Path) -> None:
     done = saved_by_one_process(corpus)
     resumed = run_ranks(loaded, 2, corpus, 1)
     assert sorted(done + [row for rest, _ in resumed for row in flat(rest)]) == ALL_ROWS
@@ -128,7 +121,7 @@ def loaded_alone(rank: int, corpus: Path) -> Ids:
     ("num_batches", "how"), [([1, 4], "async_save"), ([2, 0, 3], "save"), ([3, 4, 3, 4, 4], "save")]
 )
 def test_gathered_states_are_right_where_ranks_are_at_different_batches(
-    corpus: Path, num_batches: list[int], how: str
+    run_ranks: RunRanks, corpus: Path, num_batches: list[int], how: str
 ) -> None:
     before = run_ranks(saved_apart, len(num_batches), corpus, num_batches, how)
     assert [len(received) for received, _ in before] == num_batches
@@ -155,7 +148,9 @@ def gathered_by_strangers(rank: int, corpus: Path) -> list[tuple[str, str]]:
     return found
 
 
-def test_gathered_states_of_ranks_whose_datasets_differ_are_refused_on_every_rank(corpus: Path) -> None:
+def test_gathered_states_of_ranks_whose_datasets_differ_are_refused_on_every_rank(
+    run_ranks: RunRanks, corpus: Path
+) -> None:
     one, other = run_ranks(gathered_by_strangers, 2, corpus)
     assert one == other
     (name, text), (load_name, load_text), (_, dcp_text) = one

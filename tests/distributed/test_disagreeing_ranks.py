@@ -12,17 +12,17 @@ import torch.distributed as dist
 
 from laneway import merge_states
 from tests.compat.loaders import saved
-from tests.corpora import write_corpus
 from tests.distributed.ranks import (
     NUM_ROWS,
     Ids,
+    RankGroup,
+    RunRanks,
     State,
     flat,
     ids,
     make_loader,
     refusal,
     restore,
-    run_ranks,
     save,
 )
 
@@ -31,12 +31,6 @@ if TYPE_CHECKING:
 
 ALL_ROWS = list(range(NUM_ROWS))
 Refusal = tuple[str, str]
-
-
-@pytest.fixture
-def corpus(tmp_path: Path) -> Path:
-    write_corpus(tmp_path / "corpus")
-    return tmp_path / "corpus"
 
 
 def gathered(value: Any) -> list[Any]:
@@ -88,6 +82,7 @@ def given_states_of_others(rank: int, corpus: Path, of_four: list[State]) -> dic
 
 
 def test_states_that_do_not_belong_here_are_refused_with_which_and_what_to_call_and_change_nothing(
+    run_ranks: RunRanks,
     corpus: Path,
 ) -> None:
     of_four = [states[-1] for states in run_ranks(rank_files, 4, corpus)]
@@ -148,7 +143,9 @@ def restored_where_one_fails(rank: int, corpus: Path) -> dict[str, Refusal]:
     return found
 
 
-def test_what_is_wrong_on_one_rank_is_the_same_error_on_all_and_changes_nothing(corpus: Path) -> None:
+def test_what_is_wrong_on_one_rank_is_the_same_error_on_all_and_changes_nothing(
+    run_ranks: RunRanks, corpus: Path
+) -> None:
     ranks = run_ranks(restored_where_one_fails, 3, corpus)
     assert ranks[0] == ranks[1] == ranks[2]
     found = ranks[0]
@@ -178,7 +175,8 @@ def left_by_a_rank_that_died(rank: int, corpus: Path) -> Refusal:
 
 
 def test_a_rank_that_died_is_an_error_on_the_others(corpus: Path) -> None:
-    results = run_ranks(left_by_a_rank_that_died, 3, corpus, group_timeout_s=10, timeout_s=60, deaths=frozenset({1}))
+    with RankGroup(3, group_timeout_s=10) as group:
+        results = group.run(left_by_a_rank_that_died, corpus, timeout_s=60, deaths=frozenset({1}))
     assert results[1] is None
     for rank in (0, 2):
         name, text = results[rank]
@@ -206,7 +204,7 @@ def resumed(rank: int, corpus: Path, num_workers: int, rows: bool) -> Ids:
 
 @pytest.mark.parametrize(("num_batches", "rows"), [([1, 3, 2], False), ([0, 8, 1], True)])
 def test_a_gathered_state_is_exact_though_ranks_are_at_different_batches(
-    corpus: Path, num_batches: list[int], rows: bool
+    run_ranks: RunRanks, corpus: Path, num_batches: list[int], rows: bool
 ) -> None:
     before = run_ranks(saved_apart, 3, corpus, num_batches, rows)
     assert [len(received) for received, _ in before] == num_batches
@@ -262,7 +260,7 @@ def vouched_for(rank: int, corpus: Path, num_lanes: int | None, rows: bool) -> l
 # 9 or 10 rows for each of 5 ranks are 3 or 4 batches; the 3 or 4 rows of each of 14 lanes are 1 or 2.
 @pytest.mark.parametrize(("world_size", "num_lanes"), [(5, None), (2, 14)])
 def test_near_the_end_of_an_uneven_epoch_no_rank_vouches_for_what_it_can_not_know(
-    corpus: Path, world_size: int, num_lanes: int | None, rows: bool
+    run_ranks: RunRanks, corpus: Path, world_size: int, num_lanes: int | None, rows: bool
 ) -> None:
     ranks = run_ranks(vouched_for, world_size, corpus, num_lanes, rows)
     assert all(outcomes == ranks[0] for outcomes in ranks)
@@ -291,8 +289,8 @@ def called_differently(rank: int, corpus: Path) -> dict[str, Refusal]:
     return found
 
 
-def test_ranks_that_call_different_things_are_all_told_so(corpus: Path) -> None:
-    for found in run_ranks(called_differently, 2, corpus, group_timeout_s=30):
+def test_ranks_that_call_different_things_are_all_told_so(run_ranks: RunRanks, corpus: Path) -> None:
+    for found in run_ranks(called_differently, 2, corpus):
         assert "dst_rank=0, rank 1 dst_rank=1" in found["to different ranks"][1]
         assert "must be a data-parallel rank in [0, 2), not 7" in found["to a rank that is none"][1]
         assert "src_rank=0, rank 1 src_rank=1" in found["from different ranks"][1]

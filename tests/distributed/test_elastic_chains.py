@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.corpora import write_corpus
-from tests.distributed.ranks import NUM_ROWS, Ids, flat, ids, make_loader, restore, run_ranks, save
+from tests.distributed.ranks import NUM_ROWS, Ids, RunRanks, flat, ids, make_loader, restore, save
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,12 +16,6 @@ CHAIN = [(2, 2, 2), (3, 1, 2), (1, 0, 3), (4, 2, 1), (2, 3, None)]
 """World size, workers and batches of each leg; the last goes to the end of the epoch, and through the next."""
 LAST_LANES = 6
 ALL_ROWS = list(range(NUM_ROWS))
-
-
-@pytest.fixture
-def corpus(tmp_path: Path) -> Path:
-    write_corpus(tmp_path / "corpus")
-    return tmp_path / "corpus"
 
 
 def leg(
@@ -55,7 +48,7 @@ def leg(
     ],
 )
 def test_every_row_comes_once_over_four_changes_within_one_epoch(
-    corpus: Path, rows: bool, remainder: str, way: str
+    run_ranks: RunRanks, corpus: Path, rows: bool, remainder: str, way: str
 ) -> None:
     epoch: list[int] = []
     for index, (world_size, num_workers, num_batches) in enumerate(CHAIN):

@@ -7,19 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.corpora import write_corpus
-from tests.distributed.ranks import WAYS, Ids, ids, make_loader, restore, run_ranks, save
+from tests.distributed.ranks import WAYS, Ids, RunRanks, ids, make_loader, restore, save
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 MOMENTS = ("before the first batch", "after the first", "in the middle", "after the last", "between epochs")
-
-
-@pytest.fixture
-def corpus(tmp_path: Path) -> Path:
-    write_corpus(tmp_path / "corpus")
-    return tmp_path / "corpus"
 
 
 def two_epochs(rank: int, corpus: Path, num_workers: int, rows: bool, batch_size: int = 3) -> list[Ids]:
@@ -66,7 +59,7 @@ def saved_and_restored(rank: int, corpus: Path, num_workers: int, rows: bool) ->
     [(2, 0, False), (2, 0, True), (2, 1, False), (2, 3, True), (1, 3, False)],
 )
 def test_batches_after_a_restore_are_those_of_the_uninterrupted_run(
-    corpus: Path, world_size: int, num_workers: int, rows: bool
+    run_ranks: RunRanks, corpus: Path, world_size: int, num_workers: int, rows: bool
 ) -> None:
     for result in run_ranks(saved_and_restored, world_size, corpus, num_workers, rows):
         first, second = result["epochs"]
@@ -91,6 +84,8 @@ def ten_restores(rank: int, corpus: Path, num_workers: int, rows: bool) -> tuple
     ("world_size", "num_workers", "rows"),
     [(2, 0, False), (2, 0, True), (2, 1, True), (2, 3, False), (1, 3, True)],
 )
-def test_ten_times_one_batch_save_and_restore(corpus: Path, world_size: int, num_workers: int, rows: bool) -> None:
+def test_ten_times_one_batch_save_and_restore(
+    run_ranks: RunRanks, corpus: Path, world_size: int, num_workers: int, rows: bool
+) -> None:
     for expected, found in run_ranks(ten_restores, world_size, corpus, num_workers, rows):
         assert found == expected
