@@ -98,7 +98,7 @@ class RankGroup:
         return _collect(self._ranks, deadline=monotonic() + timeout_s, deaths=deaths)
 
     def stop(self, *, timeout_s: float = 10) -> None:
-        """End the processes: those that are idle by themselves, after `timeout_s` all of them."""
+        """End the processes: idle ranks return at once, the others are killed after `timeout_s`."""
         for rank in self._ranks:
             rank.close()
         deadline = monotonic() + timeout_s
@@ -209,7 +209,7 @@ def make_loader(
     process_group: dist.ProcessGroup | DeviceMesh | None = None,
     **dataset: Any,
 ) -> SavableLoader:
-    """Return a loader of shuffled batches: the dataset's, or made of its rows."""
+    """Return a loader of shuffled batches, which the dataset or the loader builds."""
     arguments = {"shuffle": True, "shard_rows": 4, "window_bytes": 200, "seed": 5, **dataset}
     source = StatefulShardedDataset(corpus, batch_size=None if rows else batch_size, **arguments)
     return SavableLoader(
@@ -228,7 +228,7 @@ def flat(batches: Iterable[list[int]]) -> list[int]:
 
 
 def refusal(call: Callable[..., object], *args: Any, **options: Any) -> tuple[str, str]:
-    """Return class and text of the error that a call raises on purpose; two empty texts where it raises none."""
+    """Return class and message of the error that a call raises on purpose, or two empty strings."""
     try:
         call(*args, **options)
     except (LanewayError, ValueError) as error:
@@ -239,11 +239,11 @@ def refusal(call: Callable[..., object], *args: Any, **options: Any) -> tuple[st
 # -- Saving and restoring ---------------------------------------------------------------------------------------------
 
 WAYS = ("rank files", "global", "global from every rank", "state_dict", "dcp")
-"""Ways to save what all ranks have delivered."""
+"""Ways to save the progress of all ranks."""
 
 
 def read_state(path: Path) -> Any:
-    """Return a state from its file, with nothing unpickled but plain values."""
+    """Load a state from its file, which may hold plain values only."""
     return torch.load(path, weights_only=True)
 
 
@@ -267,7 +267,7 @@ def save(loader: SavableLoader, way: str, directory: Path) -> None:
 
 
 def restore(loader: SavableLoader, way: str, directory: Path) -> None:
-    """Restore a loader from what `save` wrote in the same way. Must be called by all ranks."""
+    """Restore a loader from the files that `save` wrote in the same way. Must be called by all ranks."""
     rank = dist.get_rank()
     if way == "rank files":
         loader.restore_state_rank(read_state(directory / f"rank-{rank}.pt"))

@@ -1,4 +1,4 @@
-"""Other ranks, other workers, several times within one epoch: every row comes once, and all ranks equally far."""
+"""World size and workers change several times mid-epoch: every row is delivered once, and ranks stay in step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 CHAIN = [(2, 2, 2), (3, 1, 2), (1, 0, 3), (4, 2, 1), (2, 3, None)]
-"""World size, workers and batches of each leg; the last goes to the end of the epoch, and through the next."""
+"""World size, workers and batches of each leg; the last one runs to the end of the epoch and through the next."""
 LAST_LANES = 6
 ALL_ROWS = list(range(NUM_ROWS))
 
@@ -21,7 +21,7 @@ ALL_ROWS = list(range(NUM_ROWS))
 def leg(
     rank: int, corpus: Path, index: int, num_workers: int, num_batches: int | None, options: tuple[bool, str, str]
 ) -> tuple[Ids, Ids]:
-    """Go on from the leg before; return the batches of this one, and of the next epoch after the last."""
+    """Resume from the previous leg; return the batches of this one and, after the last leg, of the next epoch."""
     del rank
     rows, remainder, way = options
     loader = make_loader(corpus, num_workers, rows=rows, batch_size=2, remainder=remainder)
@@ -47,7 +47,7 @@ def leg(
         (True, "pad", "dcp"),
     ],
 )
-def test_every_row_comes_once_over_four_changes_within_one_epoch(
+def test_every_row_is_delivered_once_over_four_changes_within_one_epoch(
     run_ranks: RunRanks, corpus: Path, rows: bool, remainder: str, way: str
 ) -> None:
     epoch: list[int] = []

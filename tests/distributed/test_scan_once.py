@@ -1,4 +1,4 @@
-"""One rank plans for all."""
+"""One rank scans for all."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_rank_0_scans_and_all_ranks_have_the_manifest_or_its_error(run_ranks: Ru
     assert [result["after"] for result in results] == [num_rows] * 4
 
 
-def test_alone_a_process_scans_for_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_single_process_scans_on_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_corpus(tmp_path)
     assert "RANK" not in os.environ
     assert scan_once(tmp_path).fingerprint == Manifest.scan(tmp_path).fingerprint
