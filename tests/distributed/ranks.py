@@ -141,6 +141,12 @@ class RankPool:
             self._groups.popitem()[1].stop()
 
 
+def run_ranks(function: Callable[..., Any], world_size: int, *args: Any) -> list[Any]:
+    """Do as the fixture `run_ranks`, with ranks that no other test uses."""
+    with RankGroup(world_size) as group:
+        return group.run(function, *args)
+
+
 def _collect(ranks: list[Any], *, deadline: float, deaths: frozenset[int]) -> list[Any]:
     results: list[Any] = [None] * len(ranks)
     waiting = dict(zip(ranks, range(len(ranks)), strict=True))

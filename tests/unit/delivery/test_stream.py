@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import threading
-import time
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -14,10 +13,15 @@ import pytest
 
 from laneway import DataFileError, StatefulShardedDataset
 from laneway.reading.reader import RowReader
+from laneway.reading.windows import WindowReader
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from laneway.core.lanes import Segment
+    from laneway.reading.windows import PendingWindow
 
 NUM_FILES, FILE_ROWS = 6, 8
 
@@ -45,6 +49,20 @@ def read_files(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
+@pytest.fixture
+def begun_windows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The windows that were asked for, in this order; nothing else is read."""
+    found: list[int] = []
+    begin = WindowReader.begin
+
+    def note(self: WindowReader, segment: Segment, *args: Any, **options: Any) -> PendingWindow:
+        found.append(segment.window)
+        return begin(self, segment, *args, **options)
+
+    monkeypatch.setattr(WindowReader, "begin", note)
+    return found
+
+
 def reading_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith("laneway-read")]
 
@@ -57,14 +75,19 @@ def settle() -> None:
 
 
 @pytest.mark.parametrize("num_ahead", [0, 1, 3])
-def test_as_many_windows_are_read_ahead_as_were_asked_for(corpus: Path, read_files: list[int], num_ahead: int) -> None:
+def test_as_many_windows_are_read_ahead_as_were_asked_for(
+    corpus: Path, read_files: list[int], begun_windows: list[int], num_ahead: int
+) -> None:
     batches = iter(StatefulShardedDataset(corpus, batch_size=FILE_ROWS, prefetch_windows=num_ahead))
     for part in range(NUM_FILES):
         assert next(batches)["id"][0] == part * FILE_ROWS
-        time.sleep(0.05)
-        assert read_files == list(range(min(part + num_ahead + 1, NUM_FILES)))
+        expected = list(range(min(part + num_ahead + 1, NUM_FILES)))
+        assert begun_windows == expected
+        wait_until(lambda: len(read_files) == len(begun_windows), lambda: f"{read_files} are {begun_windows}")
+        assert sorted(read_files) == expected
     assert list(batches) == []
-    assert read_files == list(range(NUM_FILES))
+    assert begun_windows == list(range(NUM_FILES))
+    assert sorted(read_files) == list(range(NUM_FILES))
 
 
 def test_a_resume_reads_nothing_of_what_came_before(corpus: Path, read_files: list[int]) -> None:
