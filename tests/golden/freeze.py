@@ -1,6 +1,6 @@
-"""Freezes orders and states of this release, under names that are not taken: what is frozen is never changed.
+"""Freezes orders and states of this release, in files that do not exist yet: a golden file is never changed.
 
-Run `python -m tests.golden.freeze v2` when ORDER_VERSION or the format of states changes, and commit what it writes.
+Run `python -m tests.golden.freeze v2` when ORDER_VERSION or the format of states changes, and commit the new files.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 from laneway import StatefulShardedDataset
 from tests.compat.loaders import saved
 from tests.corpora import write_corpus
+from tests.golden import many_files
 
 HERE = Path(__file__).parent
 CORPUS = HERE / "corpus"
@@ -68,13 +69,16 @@ def state_cut_again() -> dict[str, Any]:
 
 
 def main(version: str) -> None:
-    """Write what is not there yet."""
+    """Write the golden files that are missing."""
     if not CORPUS.exists():
         write_corpus(CORPUS)
     frozen = {f"orders_{version}.json": {case: epochs(dataset(case)) for case in CASES}}
     frozen |= {f"state_{version}_{case}.json": state_and_rest(case) for case in CASES}
     frozen[f"state_{version}_cut_again.json"] = state_cut_again()
+    frozen[f"many_files_{version}.json"] = {case: many_files.orders(case) for case in many_files.CASES}
     for name, content in frozen.items():
+        if (HERE / name).exists():
+            continue
         with (HERE / name).open("x") as file:
             json.dump(content, file)
             file.write("\n")
