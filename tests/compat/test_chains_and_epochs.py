@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, get_worker_info
 from laneway import StatefulShardedDataset, StateUnavailableError
 from tests.compat.loaders import FORKSERVER, flat, ids, make_loader, run_with_states, saved
 from tests.corpora import write_corpus
+from tests.waiting import CountedTransform
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -231,6 +232,11 @@ SLOW_WAYS: list[dict[str, Any]] = [
 ]
 
 
+def num_read_ahead(num_workers: int, prefetch_factor: int = 2, **_: Any) -> int:
+    """Return how many batches workers have read when one is delivered and the others wait to be."""
+    return 1 + num_workers * prefetch_factor
+
+
 def slow_worker(batch: dict[str, Any]) -> dict[str, Any]:
     info = get_worker_info()
     if info is not None and info.id == 1:
@@ -238,20 +244,22 @@ def slow_worker(batch: dict[str, Any]) -> dict[str, Any]:
     return batch
 
 
-@pytest.mark.parametrize("wait_s", [0.0, 1.0])
+@pytest.mark.parametrize("is_read_ahead", [False, True])
 @pytest.mark.parametrize("options", [*WAYS, *SLOW_WAYS])
 def test_a_pass_after_a_break_is_the_next_epoch_and_whole_however_far_workers_had_read(
-    corpus: Path, options: dict[str, Any], wait_s: float
+    corpus: Path, options: dict[str, Any], is_read_ahead: bool
 ) -> None:
-    arguments: dict[str, Any] = {"shuffle": True, "batch_size": 2, "shard_rows": 4, "transform": slow_worker}
-    epochs = StatefulShardedDataset(corpus, **arguments)
+    arguments: dict[str, Any] = {"shuffle": True, "batch_size": 2, "shard_rows": 4}
+    epochs = StatefulShardedDataset(corpus, **arguments, transform=slow_worker)
     plain = DataLoader(epochs, batch_size=None, **options)
     expected = [ids(plain) for _ in range(3)]
-    dataset = StatefulShardedDataset(corpus, **arguments)
+    read = CountedTransform(corpus / "_calls", slow_worker)
+    dataset = StatefulShardedDataset(corpus, **arguments, transform=read)
     broken = DataLoader(dataset, batch_size=None, **options)
     batches = iter(broken)
     assert next(batches)["id"].tolist() == expected[0][0]
-    time.sleep(wait_s)
+    if is_read_ahead:
+        read.wait_for(num_read_ahead(**options))
     del batches
     assert [ids(broken), ids(broken)] == expected[1:]
     assert dataset.epoch == 2
@@ -259,15 +267,15 @@ def test_a_pass_after_a_break_is_the_next_epoch_and_whole_however_far_workers_ha
 
 @pytest.mark.parametrize("options", [*WAYS, *SLOW_WAYS])
 def test_set_epoch_in_the_middle_of_a_pass_is_for_the_next(corpus: Path, options: dict[str, Any]) -> None:
-    arguments: dict[str, Any] = {"shuffle": True, "batch_size": 2, "shard_rows": 4, "transform": slow_worker}
-    dataset = StatefulShardedDataset(corpus, **arguments)
+    read = CountedTransform(corpus / "_calls", slow_worker)
+    dataset = StatefulShardedDataset(corpus, shuffle=True, batch_size=2, shard_rows=4, transform=read)
     plain = DataLoader(dataset, batch_size=None, **options)
     expected = ids(plain)
     dataset.set_epoch(0)
     batches = iter(plain)
     found = [next(batches)["id"].tolist()]
     dataset.set_epoch(0)
-    time.sleep(0.5)
+    read.wait_for(len(expected) + num_read_ahead(**options))
     assert found + ids(batches) == expected
     assert ids(plain) == expected
     assert ids(plain) != expected

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from itertools import product
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -15,6 +14,7 @@ import torch
 from laneway import StatefulShardedDataset
 from tests.compat.loaders import FORKSERVER, flat, ids, make_loader, run_with_states, saved
 from tests.corpora import KINDS, Kind, write_corpus
+from tests.waiting import CountedTransform
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -73,10 +73,11 @@ def test_a_few_checkpoints_and_the_epoch_after_in_every_hard_way(tmp_path: Path,
 def test_what_slow_training_has_not_received_is_not_counted(tmp_path: Path) -> None:
     write_corpus(tmp_path)
     uninterrupted = ids(make_loader(tmp_path, dataset={"shuffle": True}, num_workers=2, prefetch_factor=8))
-    loader = make_loader(tmp_path, dataset={"shuffle": True}, num_workers=2, prefetch_factor=8)
+    read = CountedTransform(tmp_path / "_calls")
+    loader = make_loader(tmp_path, dataset={"shuffle": True, "transform": read}, num_workers=2, prefetch_factor=8)
     batches = iter(loader)
     received = [next(batches)["id"].tolist()]
-    time.sleep(1)  # the workers have read to the end of the epoch by now
+    read.wait_for(len(uninterrupted))
     resumed = make_loader(tmp_path, dataset={"shuffle": True}, num_workers=2, prefetch_factor=8)
     resumed.load_state_dict(saved(loader.state_dict()))
     assert received + ids(resumed) == uninterrupted

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 import traceback
+from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from laneway import (
 from tests.compat.loaders import FORKSERVER, flat, loader_raises, saved
 from tests.compat.savable import WAYS, Way, make_dataset, make_savable, row_ids
 from tests.corpora import write_corpus
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -116,27 +118,38 @@ def test_ten_restores_in_a_chain_lose_nothing(corpus: Path) -> None:
     assert received + row_ids(loader) == uninterrupted
 
 
-def test_batches_that_come_in_any_order_are_counted_exactly(corpus: Path) -> None:
-    def loader() -> SavableLoader:
-        dataset = make_dataset(corpus, batch_size=3, transform=slow_in_worker_0)
-        return SavableLoader(DataLoader(dataset, batch_size=None, num_workers=3, in_order=False))
+def test_batches_that_come_in_any_order_are_counted_exactly(corpus: Path, tmp_path: Path) -> None:
+    def receive(state: dict[str, Any] | None, gate: Path, max_rows: int) -> tuple[list[int], dict[str, Any]]:
+        dataset = make_dataset(corpus, batch_size=3, transform=LateInWorker0(gate))
+        loader = SavableLoader(DataLoader(dataset, batch_size=None, num_workers=3, in_order=False))
+        if state is not None:
+            loader.load_state_dict(state)
+        received: list[int] = []
+        for item in loader:
+            gate.touch()
+            received += row_ids([item])[0]
+            if len(received) > max_rows:
+                break
+        return received, saved(loader.state_dict())
 
-    first = loader()
-    received = []
-    for item in first:
-        received += row_ids([item])[0]
-        if len(received) > NUM_ROWS // 2:
-            break
-    second = loader()
-    second.load_state_dict(saved(first.state_dict()))
-    assert sorted(received + flat(row_ids(second))) == list(range(NUM_ROWS))
+    received, state = receive(None, tmp_path / "first", NUM_ROWS // 2)
+    in_order = flat(row_ids(make_savable(corpus, num_workers=3)))
+    assert received[0] != in_order[0]
+    rest, _ = receive(state, tmp_path / "second", NUM_ROWS)
+    assert sorted(received + rest) == list(range(NUM_ROWS))
 
 
-def slow_in_worker_0(batch: dict[str, Any]) -> dict[str, Any]:
-    info = torch.utils.data.get_worker_info()
-    if info is not None and info.id == 0:
-        time.sleep(0.05)
-    return batch
+@dataclass(frozen=True)
+class LateInWorker0:
+    """A transform that has worker 0 wait until a file exists."""
+
+    gate: Path
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        info = torch.utils.data.get_worker_info()
+        if info is not None and info.id == 0:
+            wait_until(self.gate.exists, lambda: "a batch of another worker was delivered")
+        return batch
 
 
 @pytest.mark.parametrize("context", ["spawn", FORKSERVER])

@@ -1,7 +1,8 @@
-"""What the tests with real ranks share: processes in a gloo group, their loaders, and the ways of saving them."""
+"""What the tests with real ranks share: processes in a gloo group, their loaders, and the ways to save them."""
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import tempfile
 import traceback
@@ -9,7 +10,7 @@ import warnings
 from datetime import timedelta
 from multiprocessing import connection
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import torch
 import torch.distributed as dist
@@ -32,77 +33,130 @@ Ids = list[list[int]]
 
 NUM_ROWS = 48
 GROUP_TIMEOUT_S = 60.0
-"""Ranks that wait for one which failed are ended by the test, long before."""
+"""Longer than the tests let ranks wait for one that failed."""
+RUN_TIMEOUT_S = 120.0
+"""Time that all ranks together have for one function."""
 
-# As its loaders do; what a rank imports besides takes each of them half a second.
+# What pyarrow, torch and DCP import on first use costs each rank, and each worker of a rank, tens of milliseconds.
 FORKSERVER.set_forkserver_preload(
-    ["laneway", "torchdata.stateful_dataloader", "torch.distributed.checkpoint", "pytest", "pyarrow.parquet"]
+    [
+        *("laneway", "numpy.ma", "numpy.random", "pyarrow.parquet", "pytest", "torchdata.stateful_dataloader"),
+        *("torch.distributed.checkpoint", "torch.distributed.checkpoint._fsspec_filesystem"),
+    ]
 )
 
 
 # -- Ranks ------------------------------------------------------------------------------------------------------------
 
 
-def run_ranks(
-    function: Callable[..., Any],
-    world_size: int,
-    *args: Any,
-    group_timeout_s: float = GROUP_TIMEOUT_S,
-    timeout_s: float = 120.0,
-    deaths: frozenset[int] = frozenset(),
-) -> list[Any]:
-    """Return what `function(rank, *args)` returned on each rank, each a process of its own in one gloo group.
+class RunRanks(Protocol):
+    """Calls a function on all ranks of a group and returns the result of each."""
 
-    Args:
-        function: Found by its name in the processes, so it belongs to a module.
-        world_size: Number of ranks.
-        args: Further arguments.
-        group_timeout_s: How long a collective of the group waits.
-        timeout_s: How long all ranks may take together.
-        deaths: Ranks that are to die; theirs is None.
+    def __call__(self, function: Callable[..., Any], world_size: int, *args: Any) -> list[Any]: ...
 
-    Raises:
-        AssertionError: A rank raised (its traceback follows), died, or came to no end.
-    """
-    with tempfile.TemporaryDirectory() as directory:
-        ends = [FORKSERVER.Pipe(duplex=False) for _ in range(world_size)]
+
+class RankGroup:
+    """Ranks of one gloo group, each a process, that call one function after another."""
+
+    def __init__(self, world_size: int, *, group_timeout_s: float = GROUP_TIMEOUT_S) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        ends = [FORKSERVER.Pipe() for _ in range(world_size)]
         # Not daemonic, or they could not have workers.
-        processes = [
+        self._processes = [
             FORKSERVER.Process(
-                target=_rank_process,
-                args=(sender, f"{directory}/store", rank, world_size, group_timeout_s, function, args),
+                target=_run_rank,
+                args=(rank_end, f"{self._folder.name}/store", rank, world_size, group_timeout_s),
                 daemon=False,
             )
-            for rank, (_, sender) in enumerate(ends)
+            for rank, (_, rank_end) in enumerate(ends)
         ]
-        for process, (_, sender) in zip(processes, ends, strict=True):
+        for process, (_, rank_end) in zip(self._processes, ends, strict=True):
             process.start()
-            sender.close()
-        receivers = [receiver for receiver, _ in ends]
+            rank_end.close()
+        self._ranks = [end for end, _ in ends]
+
+    def run(
+        self,
+        function: Callable[..., Any],
+        *args: Any,
+        timeout_s: float = RUN_TIMEOUT_S,
+        deaths: frozenset[int] = frozenset(),
+    ) -> list[Any]:
+        """Return the result of `function(rank, *args)` on each rank.
+
+        Args:
+            function: Pickled by name, so it must be defined at the top level of a module.
+            args: Further arguments.
+            timeout_s: Time that all ranks together have.
+            deaths: Ranks that must die; their result is None.
+
+        Raises:
+            AssertionError: A rank raised (its traceback follows), died, or did not finish. The group is unusable then.
+        """
+        for rank in self._ranks:
+            rank.send((function, args))
+        return _collect(self._ranks, deadline=monotonic() + timeout_s, deaths=deaths)
+
+    def stop(self, *, timeout_s: float = 10) -> None:
+        """End the processes: idle ranks return at once, the others are killed after `timeout_s`."""
+        for rank in self._ranks:
+            rank.close()
+        deadline = monotonic() + timeout_s
+        for process in self._processes:
+            process.join(max(0, deadline - monotonic()))
+        for process in self._processes:
+            process.kill()
+            process.join()
+            process.close()
+        self._folder.cleanup()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        self.stop(timeout_s=0 if error else 10)
+
+
+class RankPool:
+    """Keeps a group of ranks for each world size, and replaces a group in which a rank failed."""
+
+    def __init__(self) -> None:
+        self._groups: dict[int, RankGroup] = {}
+
+    def __call__(self, function: Callable[..., Any], world_size: int, *args: Any) -> list[Any]:
+        """Return the result of `function(rank, *args)` on each of `world_size` ranks; see `RankGroup.run`."""
+        group = self._groups.pop(world_size, None) or RankGroup(world_size)
         try:
-            results = _results(receivers, deadline=monotonic() + timeout_s, deaths=deaths)
-            for process in processes:
-                process.join(10)
-        finally:
-            for process in processes:
-                process.kill()
-                process.join()
-                process.close()
-            for receiver in receivers:
-                receiver.close()
+            results = group.run(function, *args)
+        except BaseException:
+            # The other ranks may wait for the one that failed.
+            group.stop(timeout_s=0)
+            raise
+        self._groups[world_size] = group
         return results
 
+    def stop(self) -> None:
+        """End all processes."""
+        while self._groups:
+            self._groups.popitem()[1].stop()
 
-def _results(receivers: list[Any], *, deadline: float, deaths: frozenset[int]) -> list[Any]:
-    results: list[Any] = [None] * len(receivers)
-    waiting = dict(zip(receivers, range(len(receivers)), strict=True))
+
+def run_ranks(function: Callable[..., Any], world_size: int, *args: Any) -> list[Any]:
+    """Do as the fixture `run_ranks`, with ranks that no other test uses."""
+    with RankGroup(world_size) as group:
+        return group.run(function, *args)
+
+
+def _collect(ranks: list[Any], *, deadline: float, deaths: frozenset[int]) -> list[Any]:
+    results: list[Any] = [None] * len(ranks)
+    waiting = dict(zip(ranks, range(len(ranks)), strict=True))
     while waiting:
         ready: list[Any] = connection.wait(list(waiting), timeout=max(0, deadline - monotonic()))
-        assert ready, f"ranks {sorted(waiting.values())} came to no end"
-        for receiver in ready:
-            rank = waiting.pop(receiver)
+        assert ready, f"ranks {sorted(waiting.values())} did not finish in time"
+        for end in ready:
+            rank = waiting.pop(end)
             try:
-                failure, results[rank] = receiver.recv()
+                failure, results[rank] = end.recv()
             except EOFError:
                 assert rank in deaths, f"rank {rank} died"
                 continue
@@ -111,17 +165,12 @@ def _results(receivers: list[Any], *, deadline: float, deaths: frozenset[int]) -
     return results
 
 
-def _rank_process(
-    sender: Any,
-    store: str,
-    rank: int,
-    world_size: int,
-    group_timeout_s: float,
-    function: Callable[..., Any],
-    args: tuple[Any, ...],
-) -> None:
+def _run_rank(calls: Any, store: str, rank: int, world_size: int, group_timeout_s: float) -> None:
+    """Join the group and run the functions that arrive until the test closes the pipe."""
+    # Or every worker of this rank would copy all of it, in its first full garbage collection.
+    gc.freeze()
     torch.set_num_threads(1)
-    # What torchrun starts has the default of the platform; a child of the fork server would have that of its parent.
+    # Ranks started by torchrun have the platform's default; a child of the fork server inherits its parent's.
     multiprocessing.set_start_method("fork", force=True)
     warnings.simplefilter("error")
     # Python 3.12 warns of every fork beside threads, and gloo has threads; so do the ranks of every user.
@@ -135,12 +184,23 @@ def _rank_process(
             world_size=world_size,
             timeout=timedelta(seconds=group_timeout_s),
         )
-        result = function(rank, *args)
-    except BaseException:  # noqa: BLE001 - the test tells of it
-        sender.send((traceback.format_exc(), None))
+        while (outcome := _answer(calls, rank)) is not None:
+            calls.send(outcome)
+            # Loaders in reference cycles must not keep their workers until some later test.
+            del outcome
+            gc.collect()
+    except BaseException:  # noqa: BLE001 - the test reports it
+        calls.send((traceback.format_exc(), None))
         return
-    sender.send(("", result))
     dist.destroy_process_group()
+
+
+def _answer(calls: Any, rank: int) -> tuple[str, Any] | None:
+    try:
+        function, args = calls.recv()
+    except EOFError:
+        return None
+    return "", function(rank, *args)
 
 
 # -- Loaders ----------------------------------------------------------------------------------------------------------
@@ -155,7 +215,7 @@ def make_loader(
     process_group: dist.ProcessGroup | DeviceMesh | None = None,
     **dataset: Any,
 ) -> SavableLoader:
-    """Return a loader of shuffled batches: the dataset's, or made of its rows."""
+    """Return a loader of shuffled batches, which the dataset or the loader builds."""
     arguments = {"shuffle": True, "shard_rows": 4, "window_bytes": 200, "seed": 5, **dataset}
     source = StatefulShardedDataset(corpus, batch_size=None if rows else batch_size, **arguments)
     return SavableLoader(
@@ -174,7 +234,7 @@ def flat(batches: Iterable[list[int]]) -> list[int]:
 
 
 def refusal(call: Callable[..., object], *args: Any, **options: Any) -> tuple[str, str]:
-    """Return class and text of the error that a call raises on purpose; two empty texts where it raises none."""
+    """Return class and message of the error that a call raises on purpose, or two empty strings."""
     try:
         call(*args, **options)
     except (LanewayError, ValueError) as error:
@@ -185,11 +245,11 @@ def refusal(call: Callable[..., object], *args: Any, **options: Any) -> tuple[st
 # -- Saving and restoring ---------------------------------------------------------------------------------------------
 
 WAYS = ("rank files", "global", "global from every rank", "state_dict", "dcp")
-"""Ways to save what all ranks have delivered."""
+"""Ways to save the progress of all ranks."""
 
 
 def read_state(path: Path) -> Any:
-    """Return a state from its file, with nothing unpickled but plain values."""
+    """Load a state from its file, which may hold plain values only."""
     return torch.load(path, weights_only=True)
 
 
@@ -213,7 +273,7 @@ def save(loader: SavableLoader, way: str, directory: Path) -> None:
 
 
 def restore(loader: SavableLoader, way: str, directory: Path) -> None:
-    """Restore a loader from what `save` wrote in the same way. Must be called by all ranks."""
+    """Restore a loader from the files that `save` wrote in the same way. Must be called by all ranks."""
     rank = dist.get_rank()
     if way == "rank files":
         loader.restore_state_rank(read_state(directory / f"rank-{rank}.pt"))

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
 from tests.corpora import write_corpus
-from tests.distributed.ranks import NUM_ROWS, flat, ids, make_loader, refusal, run_ranks
+from tests.distributed.ranks import NUM_ROWS, RunRanks, flat, ids, make_loader, refusal
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,7 +19,7 @@ PAIRS = [(0, 1), (2, 3)]
 """Ranks of the world that share data-parallel rank 0, and those that share 1."""
 
 
-def trained_on_a_mesh(rank: int, corpus: Path, kind: str) -> dict[str, Any]:
+def train_on_mesh(rank: int, corpus: Path, kind: str) -> dict[str, Any]:
     group: Any
     if kind == "mesh":
         group = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))["dp"]
@@ -39,9 +39,11 @@ def trained_on_a_mesh(rank: int, corpus: Path, kind: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", ["mesh", "group"])
-def test_ranks_that_share_a_data_parallel_rank_get_the_same_rows_and_states(tmp_path: Path, kind: str) -> None:
+def test_ranks_that_share_a_data_parallel_rank_get_the_same_rows_and_states(
+    run_ranks: RunRanks, tmp_path: Path, kind: str
+) -> None:
     write_corpus(tmp_path)
-    results = run_ranks(trained_on_a_mesh, 4, tmp_path, kind)
+    results = run_ranks(train_on_mesh, 4, tmp_path, kind)
     assert [results[first] == results[second] for first, second in PAIRS] == [True, True]
     one, other = results[0], results[2]
     assert one["saved"]["state_dict"] == other["saved"]["state_dict"]
@@ -53,15 +55,15 @@ def test_ranks_that_share_a_data_parallel_rank_get_the_same_rows_and_states(tmp_
     assert [len(result["received"]) + len(result["rest"]) for result in (one, other)] == [one["length"]] * 2
 
 
-def given_a_whole_mesh(rank: int, corpus: Path) -> tuple[str, str]:
+def give_whole_mesh(rank: int, corpus: Path) -> tuple[str, str]:
     del rank
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
     return refusal(make_loader, corpus, process_group=mesh)
 
 
-def test_a_mesh_of_two_dimensions_is_refused_with_what_to_give(tmp_path: Path) -> None:
+def test_a_two_dimensional_mesh_is_refused_with_the_group_to_give(run_ranks: RunRanks, tmp_path: Path) -> None:
     write_corpus(tmp_path)
-    for name, text in run_ranks(given_a_whole_mesh, 4, tmp_path):
+    for name, text in run_ranks(give_whole_mesh, 4, tmp_path):
         assert name == "ValueError"
         assert "a DeviceMesh of 2 dimensions ('dp', 'tp')" in text
         assert 'mesh["dp"]' in text

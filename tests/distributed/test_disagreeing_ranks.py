@@ -1,4 +1,4 @@
-"""Ranks at different batches, with other states, or dead: an error on all of them, or exactly what they delivered."""
+"""Ranks at different batches, with foreign states, or dead: the same error on all ranks, or an exact state."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import torch.distributed as dist
 
 from laneway import merge_states
 from tests.compat.loaders import saved
-from tests.corpora import write_corpus
 from tests.distributed.ranks import (
     NUM_ROWS,
     Ids,
+    RankGroup,
+    RunRanks,
     State,
     flat,
     ids,
     make_loader,
     refusal,
     restore,
-    run_ranks,
     save,
 )
 
@@ -33,14 +33,8 @@ ALL_ROWS = list(range(NUM_ROWS))
 Refusal = tuple[str, str]
 
 
-@pytest.fixture
-def corpus(tmp_path: Path) -> Path:
-    write_corpus(tmp_path / "corpus")
-    return tmp_path / "corpus"
-
-
-def gathered(value: Any) -> list[Any]:
-    """Return what each rank gives, on all of them."""
+def gather(value: Any) -> list[Any]:
+    """Return the values of all ranks, on every rank."""
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
@@ -49,7 +43,7 @@ def gathered(value: Any) -> list[Any]:
 # -- States that do not belong to a rank ------------------------------------------------------------------------------
 
 
-def rank_files(rank: int, corpus: Path) -> list[State]:
+def save_rank_states(rank: int, corpus: Path) -> list[State]:
     del rank
     loader = make_loader(corpus)
     batches = iter(loader)
@@ -60,14 +54,14 @@ def rank_files(rank: int, corpus: Path) -> list[State]:
     return states
 
 
-def given_states_of_others(rank: int, corpus: Path, of_four: list[State]) -> dict[str, Refusal]:
+def restore_states_of_others(rank: int, corpus: Path, of_four: list[State]) -> dict[str, Refusal]:
     loader = make_loader(corpus, 2)
     batches = iter(loader)
     next(batches)
     older = saved(loader.save_state_rank())
     next(batches)
     before = loader.save_state_rank()
-    states = gathered(saved(before))
+    states = gather(saved(before))
     other = states[1 - rank]
     whole = merge_states(states)
     found = {
@@ -82,16 +76,17 @@ def given_states_of_others(rank: int, corpus: Path, of_four: list[State]) -> dic
         "different worlds": refusal(merge_states, [*states, *of_four[2:]]),
     }
     assert loader.save_state_rank() == before
-    # Not even a pass under way has noticed.
+    # A pass under way is not affected either.
     assert sum(len(batch) for batch in ids(batches)) == NUM_ROWS // 2 - 6
     return found
 
 
-def test_states_that_do_not_belong_here_are_refused_with_which_and_what_to_call_and_change_nothing(
+def test_foreign_states_are_refused_by_name_with_the_call_to_use_and_change_nothing(
+    run_ranks: RunRanks,
     corpus: Path,
 ) -> None:
-    of_four = [states[-1] for states in run_ranks(rank_files, 4, corpus)]
-    for rank, found in enumerate(run_ranks(given_states_of_others, 2, corpus, of_four)):
+    of_four = [states[-1] for states in run_ranks(save_rank_states, 4, corpus)]
+    for rank, found in enumerate(run_ranks(restore_states_of_others, 2, corpus, of_four)):
         assert {name for name, _ in found.values()} == {"CheckpointMismatchError"}
         expected = {
             "rank of rank": [f"rank: saved {1 - rank}, ", "save_state_global()", "merge_states()"],
@@ -111,12 +106,12 @@ def test_states_that_do_not_belong_here_are_refused_with_which_and_what_to_call_
 # -- One rank of several fails ----------------------------------------------------------------------------------------
 
 
-def restored_where_one_fails(rank: int, corpus: Path) -> dict[str, Refusal]:
+def restore_where_one_rank_fails(rank: int, corpus: Path) -> dict[str, Refusal]:
     loader = make_loader(corpus, 1)
     batches = iter(loader)
     received = ids(islice(batches, 2))
     before = loader.save_state_rank()
-    good = gathered(saved(loader.state_dict()))[0]
+    good = gather(saved(loader.state_dict()))[0]
     broken = {"format": "laneway.state"}
     foreign = saved(make_loader(corpus, seed=6).state_dict())
     later = make_loader(corpus)
@@ -143,13 +138,13 @@ def restored_where_one_fails(rank: int, corpus: Path) -> dict[str, Refusal]:
     resumed.restore_state_global(state)
     whole = ids(make_loader(corpus))
     assert received + ids(resumed) == whole
-    # The pass under way has noticed none of it.
+    # The pass under way is not affected either.
     assert received + ids(batches) == whole
     return found
 
 
-def test_what_is_wrong_on_one_rank_is_the_same_error_on_all_and_changes_nothing(corpus: Path) -> None:
-    ranks = run_ranks(restored_where_one_fails, 3, corpus)
+def test_an_error_on_one_rank_is_raised_on_all_and_changes_nothing(run_ranks: RunRanks, corpus: Path) -> None:
+    ranks = run_ranks(restore_where_one_rank_fails, 3, corpus)
     assert ranks[0] == ranks[1] == ranks[2]
     found = ranks[0]
     expected = {
@@ -168,7 +163,7 @@ def test_what_is_wrong_on_one_rank_is_the_same_error_on_all_and_changes_nothing(
     assert not any(missing.values()), f"{missing} in {found}"
 
 
-def left_by_a_rank_that_died(rank: int, corpus: Path) -> Refusal:
+def save_after_a_rank_died(rank: int, corpus: Path) -> Refusal:
     loader = make_loader(corpus)
     list(islice(loader, 2))
     loader.save_state_global()
@@ -178,7 +173,8 @@ def left_by_a_rank_that_died(rank: int, corpus: Path) -> Refusal:
 
 
 def test_a_rank_that_died_is_an_error_on_the_others(corpus: Path) -> None:
-    results = run_ranks(left_by_a_rank_that_died, 3, corpus, group_timeout_s=10, timeout_s=60, deaths=frozenset({1}))
+    with RankGroup(3, group_timeout_s=10) as group:
+        results = group.run(save_after_a_rank_died, corpus, timeout_s=60, deaths=frozenset({1}))
     assert results[1] is None
     for rank in (0, 2):
         name, text = results[rank]
@@ -189,7 +185,7 @@ def test_a_rank_that_died_is_an_error_on_the_others(corpus: Path) -> None:
 # -- Ranks at different batches ---------------------------------------------------------------------------------------
 
 
-def saved_apart(rank: int, corpus: Path, num_batches: list[int], rows: bool) -> tuple[Ids, Ids]:
+def save_at_different_batches(rank: int, corpus: Path, num_batches: list[int], rows: bool) -> tuple[Ids, Ids]:
     loader = make_loader(corpus, 2, rows=rows, batch_size=2, remainder="keep")
     batches = iter(loader)
     received = ids(islice(batches, num_batches[rank]))
@@ -197,7 +193,7 @@ def saved_apart(rank: int, corpus: Path, num_batches: list[int], rows: bool) -> 
     return received, ids(batches)
 
 
-def resumed(rank: int, corpus: Path, num_workers: int, rows: bool) -> Ids:
+def resume(rank: int, corpus: Path, num_workers: int, rows: bool) -> Ids:
     del rank
     loader = make_loader(corpus, num_workers, rows=rows, batch_size=2, remainder="keep")
     restore(loader, "global", corpus.parent / "checkpoint")
@@ -206,22 +202,22 @@ def resumed(rank: int, corpus: Path, num_workers: int, rows: bool) -> Ids:
 
 @pytest.mark.parametrize(("num_batches", "rows"), [([1, 3, 2], False), ([0, 8, 1], True)])
 def test_a_gathered_state_is_exact_though_ranks_are_at_different_batches(
-    corpus: Path, num_batches: list[int], rows: bool
+    run_ranks: RunRanks, corpus: Path, num_batches: list[int], rows: bool
 ) -> None:
-    before = run_ranks(saved_apart, 3, corpus, num_batches, rows)
+    before = run_ranks(save_at_different_batches, 3, corpus, num_batches, rows)
     assert [len(received) for received, _ in before] == num_batches
     assert sorted(row for both in before for batches in both for row in flat(batches)) == ALL_ROWS
     done = [row for received, _ in before for row in flat(received)]
     for world_size, num_workers in [(3, 2), (2, 1), (1, 0)]:
-        rest = [row for batches in run_ranks(resumed, world_size, corpus, num_workers, rows) for row in flat(batches)]
+        rest = [row for batches in run_ranks(resume, world_size, corpus, num_workers, rows) for row in flat(batches)]
         assert sorted(done + rest) == ALL_ROWS
 
 
-# -- What one rank may vouch for --------------------------------------------------------------------------------------
+# -- What one rank may claim for the job ------------------------------------------------------------------------------
 
 
-def vouched_for(rank: int, corpus: Path, num_lanes: int | None, rows: bool) -> list[str]:
-    """Return what became of the state of each rank after each batch: wrong is what is lost or comes twice."""
+def load_the_state_of_each_rank(rank: int, corpus: Path, num_lanes: int | None, rows: bool) -> list[str]:
+    """Return, for the state of each rank after each batch, whether all ranks accept it, and check what follows."""
     world_size = dist.get_world_size()
     options: dict[str, Any] = {"rows": rows, "remainder": "keep", "lanes": num_lanes}
     whole = ids(make_loader(corpus, **options))
@@ -229,21 +225,21 @@ def vouched_for(rank: int, corpus: Path, num_lanes: int | None, rows: bool) -> l
     batches = iter(loader)
     received: Ids = []
     outcomes = []
-    num_steps = max(gathered(len(whole)))
+    num_steps = max(gather(len(whole)))
     for step in range(num_steps + 1):
-        for owner, state in enumerate(gathered(saved(loader.state_dict()))):
+        for owner, state in enumerate(gather(saved(loader.state_dict()))):
             fresh, single = make_loader(corpus, **options), make_loader(corpus, **options, rank=0, world_size=1)
             name, text = refusal(fresh.load_state_dict, state)
             single_name, single_text = refusal(single.load_state_dict, state)
-            texts = gathered(text)
+            texts = gather(text)
             if not any(texts):
-                done = [row for batches_of_rank in gathered(received) for row in flat(batches_of_rank)]
+                done = [row for batches_of_rank in gather(received) for row in flat(batches_of_rank)]
                 assert not single_name, single_text
                 assert received + ids(fresh) == whole, f"rank {owner} was wrong after batch {step}"
                 assert sorted(done + flat(ids(single))) == ALL_ROWS, f"rank {owner} was wrong after batch {step}"
                 outcomes.append("whole")
                 continue
-            # It is of one rank alone: good there, and an error everywhere else.
+            # The state of one rank alone: valid there, and refused everywhere else.
             assert "save_state_global()" in single_text or "merge_states()" in single_text, single_text
             assert single_name == "CheckpointMismatchError"
             assert [bool(each) for each in texts] == [other != owner for other in range(world_size)]
@@ -261,10 +257,10 @@ def vouched_for(rank: int, corpus: Path, num_lanes: int | None, rows: bool) -> l
 @pytest.mark.parametrize("rows", [False, True])
 # 9 or 10 rows for each of 5 ranks are 3 or 4 batches; the 3 or 4 rows of each of 14 lanes are 1 or 2.
 @pytest.mark.parametrize(("world_size", "num_lanes"), [(5, None), (2, 14)])
-def test_near_the_end_of_an_uneven_epoch_no_rank_vouches_for_what_it_can_not_know(
-    corpus: Path, world_size: int, num_lanes: int | None, rows: bool
+def test_near_the_end_of_an_uneven_epoch_no_rank_claims_a_state_of_the_job_that_it_can_not_know(
+    run_ranks: RunRanks, corpus: Path, world_size: int, num_lanes: int | None, rows: bool
 ) -> None:
-    ranks = run_ranks(vouched_for, world_size, corpus, num_lanes, rows)
+    ranks = run_ranks(load_the_state_of_each_rank, world_size, corpus, num_lanes, rows)
     assert all(outcomes == ranks[0] for outcomes in ranks)
     assert {*ranks[0]} == {"whole", "refused"}
     assert {*ranks[0][:world_size]} == {"whole"}
@@ -273,10 +269,10 @@ def test_near_the_end_of_an_uneven_epoch_no_rank_vouches_for_what_it_can_not_kno
 # -- Ranks that call different things ---------------------------------------------------------------------------------
 
 
-def called_differently(rank: int, corpus: Path) -> dict[str, Refusal]:
+def call_differently(rank: int, corpus: Path) -> dict[str, Refusal]:
     loader = make_loader(corpus)
     next(iter(loader))
-    state = gathered(saved(loader.state_dict()))[0]
+    state = gather(saved(loader.state_dict()))[0]
     stranger = make_loader(corpus, rank=0, world_size=2 - rank)
     found = {
         "to different ranks": refusal(loader.save_state_global, rank),
@@ -285,14 +281,14 @@ def called_differently(rank: int, corpus: Path) -> dict[str, Refusal]:
         "from one and from all": refusal(loader.restore_state_global, state, None if rank else 0),
         "as another rank": refusal(stranger.save_state_global),
     }
-    # What is no part of a state is not sent.
+    # Entries that are not part of a state are not sent.
     loader.restore_state_global({**state["laneway"][0], "lock": threading.Lock()})
     assert loader.state_dict()["laneway"] == state["laneway"]
     return found
 
 
-def test_ranks_that_call_different_things_are_all_told_so(corpus: Path) -> None:
-    for found in run_ranks(called_differently, 2, corpus, group_timeout_s=30):
+def test_ranks_that_call_different_things_are_all_told_so(run_ranks: RunRanks, corpus: Path) -> None:
+    for found in run_ranks(call_differently, 2, corpus):
         assert "dst_rank=0, rank 1 passed dst_rank=1" in found["to different ranks"][1]
         assert "must be a data-parallel rank in [0, 2), not 7" in found["to a rank that is none"][1]
         assert "src_rank=0, rank 1 passed src_rank=1" in found["from different ranks"][1]

@@ -1,4 +1,4 @@
-"""Other ranks, other workers, several times within one epoch: every row comes once, and all ranks equally far."""
+"""World size and workers change several times mid-epoch: every row is delivered once, and ranks stay in step."""
 
 from __future__ import annotations
 
@@ -7,28 +7,21 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.corpora import write_corpus
-from tests.distributed.ranks import NUM_ROWS, Ids, flat, ids, make_loader, restore, run_ranks, save
+from tests.distributed.ranks import NUM_ROWS, Ids, RunRanks, flat, ids, make_loader, restore, save
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 CHAIN = [(2, 2, 2), (3, 1, 2), (1, 0, 3), (4, 2, 1), (2, 3, None)]
-"""World size, workers and batches of each leg; the last goes to the end of the epoch, and through the next."""
+"""World size, workers and batches of each leg; the last one runs to the end of the epoch and through the next."""
 LAST_LANES = 6
 ALL_ROWS = list(range(NUM_ROWS))
-
-
-@pytest.fixture
-def corpus(tmp_path: Path) -> Path:
-    write_corpus(tmp_path / "corpus")
-    return tmp_path / "corpus"
 
 
 def leg(
     rank: int, corpus: Path, index: int, num_workers: int, num_batches: int | None, options: tuple[bool, str, str]
 ) -> tuple[Ids, Ids]:
-    """Go on from the leg before; return the batches of this one, and of the next epoch after the last."""
+    """Resume from the previous leg; return the batches of this one and, after the last leg, of the next epoch."""
     del rank
     rows, remainder, way = options
     loader = make_loader(corpus, num_workers, rows=rows, batch_size=2, remainder=remainder)
@@ -54,8 +47,8 @@ def leg(
         (True, "pad", "dcp"),
     ],
 )
-def test_every_row_comes_once_over_four_changes_within_one_epoch(
-    corpus: Path, rows: bool, remainder: str, way: str
+def test_every_row_is_delivered_once_over_four_changes_within_one_epoch(
+    run_ranks: RunRanks, corpus: Path, rows: bool, remainder: str, way: str
 ) -> None:
     epoch: list[int] = []
     for index, (world_size, num_workers, num_batches) in enumerate(CHAIN):

@@ -1,4 +1,4 @@
-"""Kill -9 any rank at any time, restart on fewer: exactly once relative to the last saved checkpoint."""
+"""kill -9 any rank at any time and restart on fewer: every row counts exactly once relative to the last checkpoint."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PATIENCE_S = 120.0
-"""How long anything may take before the test gives up."""
+"""Time after which the test gives up."""
 FILES = UNEQUAL_FILES * 8
-"""Enough rows that a job may be killed three times before it has delivered them."""
+"""Enough rows to kill a job three times before it has delivered them."""
 NUM_ROWS = 8 * 48
 
 
 class Processes:
-    """Ranks that are children of the test."""
+    """Ranks started by the test."""
 
     def __init__(self, world_size: int, incarnation: Incarnation) -> None:
         # Not daemonic, or they could not have workers.
@@ -44,7 +44,7 @@ class Processes:
         self._ranks[rank].kill()
         self._ranks[rank].join(PATIENCE_S)
         assert self._ranks[rank].exitcode == -signal.SIGKILL
-        # The others may notice, or wait for it in vain, until the job is given up.
+        # The others may notice, or wait for it until the job is stopped.
         for survivor in self._ranks:
             survivor.join(0.2)
             survivor.kill()
@@ -67,7 +67,7 @@ class Processes:
 
 
 class Torchrun:
-    """Ranks that torchrun started."""
+    """Ranks started by torchrun."""
 
     def __init__(self, world_size: int, incarnation: Incarnation) -> None:
         self._incarnation = incarnation
@@ -94,7 +94,7 @@ class Torchrun:
 
 
 def lines(log: Path) -> list[Any]:
-    """Return what a rank has logged; one that was killed while it wrote leaves half a line."""
+    """Return the entries of a log; a rank killed while writing leaves half a line."""
     if not log.exists():
         return []
     text = log.read_text()
@@ -114,7 +114,7 @@ def rows_logged(incarnation: Incarnation, world_size: int, num_saves: int | None
 
 
 def wait_for_rows(num_rows: float, job: Processes | Torchrun, incarnation: Incarnation, world_size: int) -> None:
-    """Wait until an incarnation has logged that many rows, as long as all its ranks are alive."""
+    """Wait until an incarnation has logged `num_rows`; fail if one of its ranks ends before."""
     deadline = monotonic() + PATIENCE_S
     while len(rows_logged(incarnation, world_size)) < num_rows:
         job.check()
@@ -123,7 +123,7 @@ def wait_for_rows(num_rows: float, job: Processes | Torchrun, incarnation: Incar
 
 
 def rows_saved(incarnation: Incarnation, world_size: int) -> list[int]:
-    """Return the row ids that an incarnation delivered before the last checkpoint that it has written."""
+    """Return the row ids that an incarnation delivered before its last checkpoint."""
     if not incarnation.checkpoint.exists():
         return []
     saved = torch.load(incarnation.checkpoint, weights_only=True)
@@ -135,7 +135,7 @@ def rows_saved(incarnation: Incarnation, world_size: int) -> list[int]:
 def rows_that_count(
     folder: Path, generator: random.Random, start: type[Processes | Torchrun], *, world_size: int, num_kills: int
 ) -> list[int]:
-    """Run a job to the end of its epoch, on one rank fewer after each kill; return the row ids no kill has undone."""
+    """Run a job to the end of its epoch, on one rank fewer after each kill; return the rows that survived."""
     write_corpus(folder / "corpus", files=FILES)
     in_rows = generator.random() < 0.5
     num_workers = generator.randrange(3)
@@ -170,6 +170,6 @@ def test_every_row_counts_once_whichever_rank_is_killed_whenever(tmp_path: Path,
     assert sorted(rows) == list(range(NUM_ROWS))
 
 
-def test_every_row_counts_once_when_torchrun_goes_on_with_fewer_ranks(tmp_path: Path) -> None:
+def test_every_row_counts_once_when_torchrun_restarts_with_fewer_ranks(tmp_path: Path) -> None:
     rows = rows_that_count(tmp_path, random.Random(0), Torchrun, world_size=3, num_kills=2)
     assert sorted(rows) == list(range(NUM_ROWS))

@@ -1,4 +1,4 @@
-"""Same ranks, same workers: what follows a restore is what would have followed without it."""
+"""Same ranks, same workers: a restored loader delivers the batches that an uninterrupted one would have."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.corpora import write_corpus
-from tests.distributed.ranks import WAYS, Ids, ids, make_loader, restore, run_ranks, save
+from tests.distributed.ranks import WAYS, Ids, RunRanks, ids, make_loader, restore, save
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,21 +15,15 @@ if TYPE_CHECKING:
 MOMENTS = ("before the first batch", "after the first", "in the middle", "after the last", "between epochs")
 
 
-@pytest.fixture
-def corpus(tmp_path: Path) -> Path:
-    write_corpus(tmp_path / "corpus")
-    return tmp_path / "corpus"
-
-
-def two_epochs(rank: int, corpus: Path, num_workers: int, rows: bool, batch_size: int = 3) -> list[Ids]:
+def run_two_epochs(rank: int, corpus: Path, num_workers: int, rows: bool, batch_size: int = 3) -> list[Ids]:
     del rank
     whole = make_loader(corpus, num_workers, rows=rows, batch_size=batch_size)
     return [ids(whole), ids(whole)]
 
 
-def saved_and_restored(rank: int, corpus: Path, num_workers: int, rows: bool) -> dict[str, Any]:
-    """Return two epochs, and for each way and moment of saving: batches before and after it, and the next epoch."""
-    epochs = two_epochs(rank, corpus, num_workers, rows)
+def save_and_restore(rank: int, corpus: Path, num_workers: int, rows: bool) -> dict[str, Any]:
+    """Return two epochs and, for each way and moment of saving, the batches around it and the next epoch."""
+    epochs = run_two_epochs(rank, corpus, num_workers, rows)
     saving = make_loader(corpus, num_workers, rows=rows)
     done_at = dict(zip(MOMENTS, (0, 1, len(epochs[0]) // 2, len(epochs[0])), strict=False))
     before: dict[str, Ids] = {}
@@ -55,7 +48,7 @@ def saved_and_restored(rank: int, corpus: Path, num_workers: int, rows: bool) ->
             resumed = make_loader(corpus, num_workers, rows=rows)
             restore(resumed, way, corpus.parent / f"{way}, {moment}")
             rest = ids(resumed)
-            # That an epoch under way is followed by the next is tested with no other process than this.
+            # The epoch that follows a restore mid-epoch is tested in single-process tests.
             following = [] if rest else ids(resumed)
             found[f"{way}, {moment}"] = [before[moment] + rest, following]
     return {"epochs": epochs, "found": found}
@@ -66,9 +59,9 @@ def saved_and_restored(rank: int, corpus: Path, num_workers: int, rows: bool) ->
     [(2, 0, False), (2, 0, True), (2, 1, False), (2, 3, True), (1, 3, False)],
 )
 def test_batches_after_a_restore_are_those_of_the_uninterrupted_run(
-    corpus: Path, world_size: int, num_workers: int, rows: bool
+    run_ranks: RunRanks, corpus: Path, world_size: int, num_workers: int, rows: bool
 ) -> None:
-    for result in run_ranks(saved_and_restored, world_size, corpus, num_workers, rows):
+    for result in run_ranks(save_and_restore, world_size, corpus, num_workers, rows):
         first, second = result["epochs"]
         expected = {
             f"{way}, {moment}": [first, second if moment in MOMENTS[3:] else []] for moment in MOMENTS for way in WAYS
@@ -76,8 +69,8 @@ def test_batches_after_a_restore_are_those_of_the_uninterrupted_run(
         assert result["found"] == expected
 
 
-def ten_restores(rank: int, corpus: Path, num_workers: int, rows: bool) -> tuple[list[Ids], list[Ids]]:
-    epochs = two_epochs(rank, corpus, num_workers, rows, 2)
+def restore_ten_times(rank: int, corpus: Path, num_workers: int, rows: bool) -> tuple[list[Ids], list[Ids]]:
+    epochs = run_two_epochs(rank, corpus, num_workers, rows, 2)
     current, received = make_loader(corpus, num_workers, rows=rows, batch_size=2), []
     for link, way in zip(range(10), cycle(WAYS), strict=False):
         received += ids(islice(current, 1))
@@ -91,6 +84,8 @@ def ten_restores(rank: int, corpus: Path, num_workers: int, rows: bool) -> tuple
     ("world_size", "num_workers", "rows"),
     [(2, 0, False), (2, 0, True), (2, 1, True), (2, 3, False), (1, 3, True)],
 )
-def test_ten_times_one_batch_save_and_restore(corpus: Path, world_size: int, num_workers: int, rows: bool) -> None:
-    for expected, found in run_ranks(ten_restores, world_size, corpus, num_workers, rows):
+def test_ten_times_one_batch_save_and_restore(
+    run_ranks: RunRanks, corpus: Path, world_size: int, num_workers: int, rows: bool
+) -> None:
+    for expected, found in run_ranks(restore_ten_times, world_size, corpus, num_workers, rows):
         assert found == expected

@@ -1,4 +1,4 @@
-"""One rank plans for all."""
+"""One rank scans for all."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch.distributed as dist
 from laneway import Manifest, StatefulShardedDataset
 from laneway.distributed import scan_once
 from tests.corpora import write_corpus
-from tests.distributed.ranks import flat, ids, refusal, run_ranks
+from tests.distributed.ranks import RunRanks, flat, ids, refusal
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,7 +32,7 @@ def scan_where_only_rank_0_finds_files(rank: int, corpus: Path) -> dict[str, Any
     }
 
 
-def test_rank_0_scans_and_all_ranks_have_the_manifest_or_its_error(tmp_path: Path) -> None:
+def test_rank_0_scans_and_all_ranks_have_the_manifest_or_its_error(run_ranks: RunRanks, tmp_path: Path) -> None:
     num_rows = write_corpus(tmp_path / "d")
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "a.parquet").write_bytes(b"PAR1")
@@ -49,7 +49,7 @@ def test_rank_0_scans_and_all_ranks_have_the_manifest_or_its_error(tmp_path: Pat
     assert [result["after"] for result in results] == [num_rows] * 4
 
 
-def test_alone_a_process_scans_for_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_single_process_scans_on_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_corpus(tmp_path)
     assert "RANK" not in os.environ
     assert scan_once(tmp_path).fingerprint == Manifest.scan(tmp_path).fingerprint

@@ -1,7 +1,7 @@
-"""One incarnation of a job that may be killed at any moment: what each rank runs, also under torchrun.
+"""One incarnation of a job that may be killed at any moment: the script of each rank, also under torchrun.
 
-A rank logs the rows of a step as soon as it has them. Saving is collective, so whatever rank 0 has saved, every
-rank has logged before.
+A rank logs the rows of a step as soon as it has them. Saving is collective, so every rank has logged all rows of a
+checkpoint before rank 0 writes it.
 """
 
 from __future__ import annotations
@@ -27,38 +27,38 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 LOST_A_RANK = 3
-"""Exit status of a rank that was told that another one is gone."""
+"""Exit status of a rank that lost another one."""
 STEP_S = 0.003
-"""Pause after each step, so that a kill hits any place of it."""
+"""Pause after each step, so that a kill can hit any part of it."""
 
 
 @dataclass(frozen=True)
 class Incarnation:
-    """What one start of the job is told."""
+    """Parameters of one start of the job."""
 
     index: int
-    """Which start it is; a later one goes on from the checkpoint of those before."""
+    """Index of the start; later ones resume from the checkpoint of earlier ones."""
     folder: str
-    """Where the corpus, the checkpoint and the logs are."""
+    """Folder of the corpus, the checkpoint and the logs."""
     num_workers: int
     """DataLoader workers of each rank."""
     in_rows: bool
-    """Whether the loader makes the batches, from single rows."""
+    """Whether the loader collates single rows into batches."""
     is_doomed: bool
-    """Whether it waits to be killed, should it come to its end before."""
+    """Whether it waits to be killed if it reaches the end of the epoch."""
 
     @property
     def checkpoint(self) -> Path:
-        """The last checkpoint: a state, and what it counts."""
+        """The last checkpoint: a state, and the incarnation and save that wrote it."""
         return Path(self.folder, "checkpoint.pt")
 
     def log(self, rank: int) -> Path:
-        """What a rank logs: its process, the row ids of each step, and the number of each save before it begins."""
+        """The log of a rank: its process id, the row ids of each step, and the number of each save before it begins."""
         return Path(self.folder, f"incarnation-{self.index}-rank-{rank}.jsonl")
 
 
 def train(incarnation: Incarnation) -> None:
-    """Train from the last checkpoint to the end of the epoch, as one rank of a group that is there."""
+    """Train from the last checkpoint to the end of the epoch, as one rank of an initialised group."""
     rank = dist.get_rank()
     dataset = StatefulShardedDataset(
         Path(incarnation.folder, "corpus"),
@@ -81,7 +81,7 @@ def train(incarnation: Incarnation) -> None:
         num_saves, is_over = 0, False
         while not is_over:
             num_steps = 0
-            # Ranks save together, but after unequally many steps: only what is gathered can be right.
+            # Ranks save together, but after different numbers of steps: only a gathered state can be exact.
             for _ in range(2 + (rank + num_saves) % 3):
                 batch = next(batches, None)
                 if batch is not None:
@@ -92,29 +92,29 @@ def train(incarnation: Incarnation) -> None:
             log.write(json.dumps({"save": num_saves}) + "\n")
             with lost_ranks_end_this_one():
                 state = loader.save_state_global()
-                is_over = is_nobody_at_work(num_steps)
+                is_over = no_rank_took_a_step(num_steps)
             if state is not None:
                 write({"loader": state, "incarnation": incarnation.index, "save": num_saves}, incarnation.checkpoint)
     if incarnation.is_doomed:
         signal.pause()
 
 
-def is_nobody_at_work(num_steps: int) -> bool:
-    """Tell whether no rank took a step."""
+def no_rank_took_a_step(num_steps: int) -> bool:
+    """Return whether no rank took a step."""
     total = torch.tensor(num_steps)
     dist.all_reduce(total)
     return not total
 
 
 def write(checkpoint: dict[str, Any], path: Path) -> None:
-    """Write a checkpoint so that the one before stays whole until this one is."""
+    """Write a checkpoint atomically: the previous one stays until this one is complete."""
     torch.save(checkpoint, path.with_suffix(".tmp"))
     os.replace(path.with_suffix(".tmp"), path)
 
 
 @contextmanager
 def lost_ranks_end_this_one() -> Iterator[None]:
-    """End this process with a status of its own where a collective fails."""
+    """End this process with `LOST_A_RANK` if a collective fails."""
     try:
         yield
     except RuntimeError:
@@ -122,9 +122,9 @@ def lost_ranks_end_this_one() -> Iterator[None]:
 
 
 def join_group(rank: int, world_size: int, incarnation: Incarnation) -> None:
-    """Train as one rank of a group whose processes meet in a file."""
+    """Train as one rank of a group that is initialised through a file."""
     torch.set_num_threads(1)
-    # As under torchrun. What a fork server starts would have its own workers started by a server of its own.
+    # As under torchrun; a child of the fork server would start its workers through a fork server too.
     multiprocessing.set_start_method("fork", force=True)
     meeting = f"file://{incarnation.folder}/store-{incarnation.index}"
     with lost_ranks_end_this_one():
@@ -136,7 +136,7 @@ def join_group(rank: int, world_size: int, incarnation: Incarnation) -> None:
 
 
 def arguments_for_torchrun(incarnation: Incarnation) -> list[str]:
-    """Return the command line that makes this file train `incarnation`."""
+    """Return the command line that trains `incarnation` with this file."""
     return [__file__, json.dumps(asdict(incarnation))]
 
 

@@ -15,6 +15,7 @@ from laneway.core.order import ORDER_VERSION
 from laneway.core.schema import FORMAT_VERSION
 from tests.compat.loaders import saved
 from tests.corpora import write_corpus
+from tests.golden import many_files
 
 HERE = Path(__file__).parent
 CORPUS = HERE / "corpus"
@@ -75,6 +76,7 @@ def main() -> None:
     frozen: dict[str, Any] = {f"state_v{FORMAT_VERSION}_{case}.json": state_and_rest(case) for case in CASES}
     frozen[f"state_v{FORMAT_VERSION}_cut_again.json"] = state_cut_again()
     frozen[f"orders_v{ORDER_VERSION}.json"] = {case: epochs(dataset(case)) for case in CASES}
+    frozen[f"many_files_v{ORDER_VERSION}.json"] = {case: many_files.orders(case) for case in many_files.CASES}
     for name, content in frozen.items():
         if not (HERE / name).exists():
             (HERE / name).write_text(json.dumps(content) + "\n")

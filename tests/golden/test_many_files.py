@@ -1,0 +1,22 @@
+"""Orders of many files, frozen: a release that cuts other windows breaks the checkpoints of datasets of small files."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.golden.freeze import HERE
+from tests.golden.many_files import CASES, orders
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_orders_of_many_files_are_frozen(case: str) -> None:
+    frozen = json.loads((HERE / "many_files_v1.json").read_text())
+    assert orders(case) == frozen[case]
+
+
+def test_frozen_windows_of_small_files_are_as_large_as_they_may_be() -> None:
+    frozen = json.loads((HERE / "many_files_v1.json").read_text())
+    for case in ("1020 small files", "900 small files"):
+        assert max(max(cut["pieces"]) for cut in frozen[case].values()) == 128

@@ -1,0 +1,176 @@
+"""The public API, frozen: what docs/reference.md lists, with the signatures that users call."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import laneway
+from laneway import Manifest, RetryPolicy, SavableLoader, StatefulShardedDataset, dcp, distributed
+from tests.corpora import write_corpus
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ERRORS = {
+    "CheckpointMismatchError": "LanewayError, ValueError",
+    "CollectiveError": "LanewayError, RuntimeError",
+    "ColumnConversionError": "LanewayError, TypeError",
+    "DataFileError": "LanewayError, OSError",
+    "LanewayError": "",
+    "ManifestCacheWarning": "UserWarning, Warning",
+    "NullInColumnError": "ColumnConversionError, LanewayError, TypeError",
+    "SchemaMismatchError": "LanewayError, ValueError",
+    "StateFormatError": "LanewayError, ValueError",
+    "StateUnavailableError": "LanewayError, RuntimeError",
+}
+"""Error -> the classes, below Exception, that it can be caught as."""
+
+SIGNATURES = {
+    "laneway.StatefulShardedDataset": (
+        "(source, *, format=None, columns=None, shuffle=False, seed=0, shard_bytes='8MiB', shard_rows=None, "
+        "window_bytes='64MiB', prefetch_windows=1, lanes=None, turn_rows=None, remainder=None, batch_size=None, "
+        "drop_last=False, output=None, transform=None, fill_null=None, rank=None, world_size=None, filesystem=None, "
+        "storage_options=None, retries=None, cache_dir=None)"
+    ),
+    "laneway.SavableLoader": (
+        "(dataset, *, num_workers=0, batch_size=None, collate_fn=None, pin_memory=False, prefetch_factor=None, "
+        "persistent_workers=False, multiprocessing_context=None, timeout=0, worker_init_fn=None, process_group=None, "
+        "progress=False)"
+    ),
+    "laneway.Manifest.scan": (
+        "(source, *, format=None, filesystem=None, storage_options=None, retries=None, progress=None, cache_dir=None)"
+    ),
+    "laneway.Manifest.load": "(path, *, root=None, filesystem=None, storage_options=None, retries=None)",
+    "laneway.RetryPolicy": (
+        "(*, max_attempts=10, first_delay_s=0.1, max_delay_s=20.0, attempt_timeout_s=30.0, deadline_s=120.0, "
+        "listing_timeout_s=600.0, connect_timeout_s=5.0, read_timeout_s=10.0)"
+    ),
+    "laneway.Shard": "(path, row_offset, row_length)",
+    "laneway.dcp.GatheredState": "(loader)",
+    "laneway.distributed.scan_once": (
+        "(source, *, format=None, filesystem=None, storage_options=None, retries=None, progress=None, cache_dir=None, "
+        "process_group=None)"
+    ),
+    "laneway.merge_states": "(states)",
+}
+"""What users call by its qualified name -> its parameters."""
+
+MEMBERS = {
+    "dataset": {
+        "__iter__": "()",
+        "__len__": "()",
+        "completed_shards": "()",
+        "epoch": "attribute",
+        "load_state_dict": "(state_dict)",
+        "manifest": "attribute",
+        "map": "(fn)",
+        "schema": "attribute",
+        "set_epoch": "(epoch)",
+        "shard": "(num_shards, index)",
+        "shards": "attribute",
+        "shuffle": "(seed=0)",
+        "state_dict": "()",
+    },
+    "loader": {
+        "__iter__": "()",
+        "__len__": "()",
+        "batches_delivered": "attribute",
+        "dataset": "attribute",
+        "epoch": "attribute",
+        "load_state_dict": "(state_dict)",
+        "num_workers": "attribute",
+        "restore_state_global": "(state, src_rank=0)",
+        "restore_state_rank": "(state)",
+        "save_state_global": "(dst_rank=0)",
+        "save_state_rank": "()",
+        "set_epoch": "(epoch)",
+        "state_dict": "()",
+    },
+    "gathered": {"load_state_dict": "(state_dict)", "state_dict": "()"},
+    "manifest": {
+        "files": "attribute",
+        "fingerprint": "attribute",
+        "format": "attribute",
+        "num_rows": "attribute",
+        "root": "attribute",
+        "save": "(path, *, filesystem=None, storage_options=None, retries=None)",
+        "schema": "attribute",
+    },
+    "manifest.files": {"paths": "attribute", "rows": "attribute", "sizes": "attribute"},
+    "retries": dict.fromkeys(
+        [
+            *("attempt_timeout_s", "connect_timeout_s", "deadline_s", "first_delay_s", "listing_timeout_s"),
+            *("max_attempts", "max_delay_s", "read_timeout_s"),
+        ],
+        "attribute",
+    ),
+    "shard": {"path": "attribute", "row_length": "attribute", "row_offset": "attribute"},
+}
+"""An object -> its public members: the parameters of a method, or "attribute"."""
+
+
+def signature(function: Any) -> str:
+    """Return the names, kinds and defaults of the parameters of a function or class."""
+    parameters = inspect.signature(function).parameters.values()
+    return str(inspect.Signature([parameter.replace(annotation=inspect.Parameter.empty) for parameter in parameters]))
+
+
+def resolve(qualified_name: str) -> Any:
+    """Return the object behind `laneway.a.b`, by attributes only, as users write it after their imports."""
+    found: Any = laneway
+    for name in qualified_name.split(".")[1:]:
+        found = getattr(found, name)
+    return found
+
+
+def check(found: dict[str, str], frozen: dict[str, str]) -> None:
+    """Fail with a diff where the API is not as it was frozen."""
+    was, now = ([f"{name}: {value}" for name, value in sorted(each.items())] for each in (frozen, found))
+    diff = "\n".join(difflib.unified_diff(was, now, "frozen", "found", lineterm="", n=0))
+    assert not diff, f"the public API has changed:\n{diff}"
+
+
+def test_the_modules_export_what_they_did() -> None:
+    classes = {"Manifest", "RetryPolicy", "SavableLoader", "Shard", "StatefulShardedDataset"}
+    assert laneway.__all__ == sorted({*ERRORS, *classes, "merge_states"})
+    for module, names in ((dcp, ["GatheredState"]), (laneway, laneway.__all__)):
+        assert [name for name in names if name not in vars(module)] == []
+    defined = [name for name, value in vars(dcp).items() if getattr(value, "__module__", "") == dcp.__name__]
+    assert [name for name in defined if not name.startswith("_")] == ["GatheredState"]
+    assert "scan_once" in vars(distributed)
+
+
+def test_errors_can_be_caught_as_what_they_were() -> None:
+    bases = {name: getattr(laneway, name).__mro__[1:] for name in ERRORS}
+    too_wide = {object, BaseException, Exception}
+    found = {name: ", ".join(base.__name__ for base in bases[name] if base not in too_wide) for name in ERRORS}
+    check(found, ERRORS)
+
+
+def test_functions_and_constructors_take_what_they_did() -> None:
+    check({name: signature(resolve(name)) for name in SIGNATURES}, SIGNATURES)
+
+
+@pytest.mark.parametrize("owner", MEMBERS)
+def test_public_members_are_what_they_were(tmp_path: Path, owner: str) -> None:
+    write_corpus(tmp_path)
+    dataset = StatefulShardedDataset(tmp_path)
+    owners: dict[str, Any] = {
+        "dataset": dataset,
+        "loader": SavableLoader(dataset),
+        "gathered": dcp.GatheredState(SavableLoader(dataset)),
+        "manifest": Manifest.scan(tmp_path),
+        "manifest.files": Manifest.scan(tmp_path).files,
+        "retries": RetryPolicy(),
+        "shard": dataset.shards[0],
+    }
+    found = {}
+    for name in MEMBERS[owner]:
+        member = getattr(owners[owner], name, None)
+        is_attribute = not inspect.isroutine(member)
+        found[name] = "missing" if member is None else "attribute" if is_attribute else signature(member)
+    check(found, MEMBERS[owner])
