@@ -7,22 +7,25 @@ export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-storage bench check format clean
+.PHONY: help demo test test-storage test-thorough bench check format clean
 
 help: ## Show this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
 
-demo: .venv/installed ## Train, be killed, resume, on more ranks too, and prove that nothing is lost (a minute or two)
+demo: .venv/installed ## Train, get killed, resume (on more ranks too), and prove that no row is lost (a minute or two)
 	@$(BIN)/python -u examples/train_resume.py
 	@echo
 	@$(BIN)/python -u examples/ddp_elastic.py
 
-test: .venv/installed ## Run all tests, doctests and the README's code
+test: .venv/installed ## Run all tests, the doctests and the code in README.md
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-test-storage: .venv/installed ## Test on real S3 servers, Ceph's too, with many more broken networks (some minutes)
+test-storage: .venv/installed ## Test on real S3 servers, Ceph's included, over many more broken networks (some minutes)
 	$(BIN)/python scripts/ceph_rgw.py --install
 	LANEWAY_STORAGE_TESTS=all $(BIN)/python -m pytest -n 2 --dist loadfile tests/storage
+
+test-thorough: test-storage ## Run test-storage, and the laws on up to 2,000 examples each (half an hour or more)
+	$(BIN)/python -m pytest -n 2 --hypothesis-profile=thorough --timeout=1800 tests/laws
 
 bench: .venv/installed ## Run all benchmarks in a short form (some minutes)
 	@for file in benchmarks/bench_*.py; do \
