@@ -16,7 +16,10 @@ import pyarrow.fs
 from fsspec.implementations.dirfs import DirFileSystem
 
 from laneway.errors import DataFileError, ManifestCacheWarning
-from laneway.storage.redaction import without_secrets
+from laneway.storage.entries import get_entry
+from laneway.storage.reading import read_range
+from laneway.storage.redaction import redact
+from laneway.storage.writing import write_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -61,16 +64,16 @@ class CacheEntry:
                 # A process without a home would write into a directory "~" below the working directory.
                 return None
         place = storage.beside(cache_dir)
-        facts = [storage.display(storage.root), *key, *_identity(storage.filesystem)]
+        facts = [storage.redact(storage.root), *key, *_identity(storage.filesystem)]
         # Without secrets, so that new credentials find the entry of the old ones.
-        digest = hashlib.blake2b(json.dumps([without_secrets(fact) for fact in facts]).encode(), digest_size=16)
+        digest = hashlib.blake2b(json.dumps([redact(fact) for fact in facts]).encode(), digest_size=16)
         # The underscore keeps it from being data where the cache is the dataset's own directory.
         return cls(place, f"_manifest-{digest.hexdigest()}.json.gz")
 
     @property
-    def display(self) -> str:
-        """What messages call the entry."""
-        return self.storage.display(self._path)
+    def redacted_path(self) -> str:
+        """Path of the entry, for messages."""
+        return self.storage.redact(self._path)
 
     def read(self) -> bytes | None:
         """Return what the entry holds, or None."""
@@ -78,8 +81,8 @@ class CacheEntry:
             if self.storage.is_local:
                 # One look: an entry may be replaced between two.
                 return Path(self._path).read_bytes()
-            entry = self.storage.info(self._path)
-            return None if entry is None else self.storage.read_range(self._path, 0, entry.size, entry.version)
+            entry = get_entry(self.storage, self._path)
+            return None if entry is None else read_range(self.storage, self._path, 0, entry.size, entry.version)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -91,7 +94,7 @@ class CacheEntry:
         try:
             if self.storage.is_local:
                 Path(self.storage.root).mkdir(parents=True, exist_ok=True)
-            self.storage.write(self._path, data)
+            write_file(self.storage, self._path, data)
         except OSError as error:
             self._warn_once(f"the manifest can't be cached, so that the next start scans again: {error}; {_AWAY}")
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from laneway.errors import DataFileError
+from laneway.storage.reading import enforceable_version, read_tails
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -77,7 +78,7 @@ def read_footers(found: DataFiles, indices: Sequence[int], *, progress: bool | N
 
 def _results(found: DataFiles, indices: Sequence[int]) -> Generator[list[_Result]]:
     """Yield scans and failures, task by task, in the order of the files."""
-    batched = found.storage.reads_at_once and found.format.tail_bytes > 0
+    batched = found.storage.client.is_concurrent and found.format.tail_bytes > 0
     threads, most = (_BATCHES, _FILES_PER_BATCH) if batched else (_THREADS, _FILES_PER_TASK)
     # Several files per task: handing over a task costs as much as reading a local footer.
     length = min(most, 1 + len(indices) // (4 * threads))
@@ -106,9 +107,9 @@ def _scan(found: DataFiles, indices: Sequence[int]) -> list[_Result]:
     sizes = [found.sizes[index] for index in indices]
     tails: list[bytes | None] = [None] * len(paths)
     # Of one version with the listing, where that costs no further request.
-    versions = [storage.condition(found.versions[index]) for index in indices]
+    versions = [enforceable_version(storage, found.versions[index]) for index in indices]
     if format_.tail_bytes > 0:
-        tails = storage.read_tails(paths, sizes, format_.tail_bytes, versions)
+        tails = read_tails(storage, paths, sizes, format_.tail_bytes, versions)
     results: list[_Result] = []
     for path, size, tail, version in zip(paths, sizes, tails, versions, strict=True):
         try:

@@ -22,7 +22,11 @@ from laneway.catalog.sources import DataFiles, find_data_files
 from laneway.core.files import FileTable, digest
 from laneway.errors import DataFileError, SchemaMismatchError
 from laneway.formats import FileScan, PlannedFile
+from laneway.storage.entries import file_size
 from laneway.storage.filesystem import Storage
+from laneway.storage.listing import find_files
+from laneway.storage.reading import read_range
+from laneway.storage.writing import write_file
 
 if TYPE_CHECKING:
     import os
@@ -145,12 +149,12 @@ class Manifest:
             DataFileError: The file is missing, unreadable, damaged, no manifest, or one of a later release.
         """
         storage = Storage(path, filesystem, storage_options, retries)
-        data = storage.read_range(storage.root, 0, storage.size(storage.root))
-        manifest = _decode(data, storage.display(storage.root))
+        data = read_range(storage, storage.root, 0, file_size(storage, storage.root))
+        manifest = _decode(data, storage.redact(storage.root))
         if root is None:
             return manifest
         moved = Storage(root, filesystem, storage_options, retries)
-        return replace(manifest, root=moved.display(moved.root), versions=_versions_now(manifest, moved))
+        return replace(manifest, root=moved.redact(moved.root), versions=_versions_now(manifest, moved))
 
     def save(
         self,
@@ -173,7 +177,7 @@ class Manifest:
         """
         storage = Storage(path, filesystem, storage_options, retries)
         data = _encode(self)
-        storage.write(storage.root, gzip.compress(data, mtime=0) if storage.root.endswith(".gz") else data)
+        write_file(storage, storage.root, gzip.compress(data, mtime=0) if storage.root.endswith(".gz") else data)
 
     @cached_property
     def schema(self) -> pa.Schema:
@@ -261,7 +265,7 @@ def _cached(entry: CacheEntry) -> Manifest | None:
     if data is None:
         return None
     try:
-        return _decode(data, entry.display)
+        return _decode(data, entry.redacted_path)
     except DataFileError as error:
         entry.warn_damaged(error)
         return None
@@ -293,7 +297,7 @@ def _update(found: DataFiles, cached: Manifest | None, *, progress: bool | None)
         digest(lines.encode()),
     )
     return Manifest(
-        root=found.storage.display(found.storage.root),
+        root=found.storage.redact(found.storage.root),
         format=found.format.name,
         files=files,
         file_schema=schema,
@@ -306,7 +310,7 @@ def _update(found: DataFiles, cached: Manifest | None, *, progress: bool | None)
 
 def _versions_now(manifest: Manifest, storage: Storage) -> tuple[str, ...]:
     """Return the versions of files that moved: without one, no read would find out that a file changes."""
-    found = {} if storage.is_local else {entry.path: entry.version for entry in storage.find(storage.root)}
+    found = {} if storage.is_local else {entry.path: entry.version for entry in find_files(storage, storage.root)}
     return tuple(found.get(storage.join(path), "") for path in manifest.files.paths)
 
 

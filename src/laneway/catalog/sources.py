@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from laneway.errors import DataFileError
 from laneway.formats import FORMATS, Format, format_of_content, format_of_suffix
-from laneway.storage.filesystem import Storage, glob_root, has_wildcards
+from laneway.storage.entries import get_entry
+from laneway.storage.filesystem import Storage
+from laneway.storage.listing import find_files, glob_files, glob_root, has_wildcards, lists_recursively
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from laneway.storage.filesystem import Entry, FileSystem
+    from laneway.storage.entries import Entry
+    from laneway.storage.filesystem import FileSystem
     from laneway.storage.retries import RetryPolicy
 
 _THREADS = 32
@@ -83,7 +86,7 @@ def find_data_files(
     counts = Counter(path for listing in listings for path in listing.files) if len(listings) > 1 else {}
     twice = sorted(path for path, count in counts.items() if count > 1)
     if twice:
-        message = f"{storage.display(twice[0])} is given twice ({len(twice):,} such files): name each file once"
+        message = f"{storage.redact(twice[0])} is given twice ({len(twice):,} such files): name each file once"
         raise DataFileError(message)
 
     chosen = FORMATS[format] if format else _choose_format(storage, listings)
@@ -111,28 +114,28 @@ def _list_all(storage: Storage, paths: Sequence[str]) -> list[_Listing]:
 
 def _list(storage: Storage, path: str) -> _Listing:
     # Where one listing tells all, nothing is asked before it, unless the name is one of a file.
-    vectorized = storage.lists_at_once and "[" not in path and not format_of_suffix(path)
+    vectorized = lists_recursively(storage) and "[" not in path and not format_of_suffix(path)
     files: dict[str, Entry] = {}
     if vectorized and not has_wildcards(path):
-        files = _by_path(storage.find(path))
+        files = _by_path(find_files(storage, path))
         if files and path not in files:
             return _below(path, files)
-    elif storage.lists_at_once and "[" not in path and has_wildcards(path):
-        files = _by_path(storage.glob(path))
+    elif lists_recursively(storage) and "[" not in path and has_wildcards(path):
+        files = _by_path(glob_files(storage, path))
         if path not in files:
             return _below(glob_root(path), files)
-    entry = files.get(path) or storage.info(path)
+    entry = files.get(path) or get_entry(storage, path)
     if entry is None and has_wildcards(path):
-        return _below(glob_root(path), _by_path(storage.glob(path)))
+        return _below(glob_root(path), _by_path(glob_files(storage, path)))
     if entry is None:
-        message = f"{storage.display(path)} does not exist: give a directory, a glob or a data file"
+        message = f"{storage.redact(path)} does not exist: give a directory, a glob or a data file"
         raise DataFileError(message)
     if entry.kind == "file":
         return _Listing(_parent(path), {path: entry}, is_named=True)
     if entry.kind != "directory":
-        message = f"{storage.display(path)} is neither a file nor a directory"
+        message = f"{storage.redact(path)} is neither a file nor a directory"
         raise DataFileError(message)
-    return _below(path, _by_path(storage.find(path)))
+    return _below(path, _by_path(find_files(storage, path)))
 
 
 def _below(root: str, files: dict[str, Entry]) -> _Listing:
@@ -161,7 +164,7 @@ def _choose_format(storage: Storage, listings: Sequence[_Listing]) -> Format | N
     for path, found in known:
         first, expected = known[0]
         if found is not expected:
-            names = f"{storage.display(path)} is of format {found.name!r}, but {storage.display(first)}"
+            names = f"{storage.redact(path)} is of format {found.name!r}, but {storage.redact(first)}"
             message = f"{names} of {expected.name!r}: choose one with format="
             raise DataFileError(message)
     if known:
@@ -184,7 +187,7 @@ def _select(listing: _Listing, chosen: Format | None) -> dict[str, Entry]:
 def _nothing_found(
     storage: Storage, sources: Sequence[object], listings: Sequence[_Listing], chosen: Format | None
 ) -> DataFileError:
-    looked_in = storage.display(storage.path_of(str(sources[0])))
+    looked_in = storage.redact(storage.path_of(str(sources[0])))
     more = f" and {len(sources) - 1:,} more sources" if len(sources) > 1 else ""
     formats = [chosen] if chosen else FORMATS.values()
     suffixes = ", ".join(suffix for each in formats for suffix in each.suffixes)

@@ -8,6 +8,7 @@ from laneway.errors import DataFileError
 from laneway.formats.arrow import ArrowFormat
 from laneway.formats.base import BlockReader, FileScan, Format, PlannedFile, changed_since_planned
 from laneway.formats.parquet import ParquetFormat
+from laneway.storage.reading import read_range
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,10 +47,10 @@ def format_of_content(storage: Storage, path: str, size: int) -> Format:
     Raises:
         DataFileError: The file is unreadable or of no format that laneway knows.
     """
-    head = storage.read_range(path, 0, min(size, _HEAD_BYTES))
+    head = read_range(storage, path, 0, min(size, _HEAD_BYTES))
     found = next((known for known in _KNOWN if known.recognises(head)), None)
     if found is None:
         what = f"begins with {head!r}" if head else "is empty"
-        message = f"{storage.display(path)} {what}: it is neither a Parquet nor an Arrow IPC file"
+        message = f"{storage.redact(path)} {what}: it is neither a Parquet nor an Arrow IPC file"
         raise DataFileError(message)
     return found

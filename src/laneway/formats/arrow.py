@@ -28,8 +28,9 @@ from laneway.formats.messages import (
     parse_footer,
     parse_header,
 )
-from laneway.storage.filesystem import RangeFile
-from laneway.storage.ranges import coalesced
+from laneway.storage.entries import file_size
+from laneway.storage.ranges import coalesce
+from laneway.storage.reading import RangeFile, read_range, read_ranges
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -84,12 +85,12 @@ class ArrowFormat:
         """
         messages = list(_walk(storage, path, size, version))
         if not messages:
-            text = f"{storage.display(path)} holds no Arrow message: it is {'truncated' if size else 'empty'}"
+            text = f"{storage.redact(path)} holds no Arrow message: it is {'truncated' if size else 'empty'}"
             raise DataFileError(text)
         try:
             schema = pa.ipc.read_schema(pa.py_buffer(messages[0].metadata))
         except (pa.ArrowException, OSError) as error:
-            raise storage.problem(path, "has a schema that pyarrow can't read", error) from storage.cause(error)
+            raise storage.error_for(path, "has a schema that pyarrow can't read", error) from storage.cause(error)
         batches = [each.header for each in messages if each.header.kind is MessageKind.RECORD_BATCH]
         return FileScan(
             schema=schema,
@@ -109,17 +110,17 @@ class ArrowFormat:
         if not storage.is_local:
 
             def fetch(spans: Sequence[tuple[int, int]]) -> list[pa.Buffer]:
-                return [pa.py_buffer(span) for span in storage.read_ranges(path, spans, planned.version)]
+                return [pa.py_buffer(span) for span in read_ranges(storage, path, spans, planned.version)]
 
             return ArrowBlocks(fetch, planned.layout, schema)
-        size = storage.size(path)
+        size = file_size(storage, path)
         if size != planned.size:
             difference = f"it had {planned.size:,} bytes and now has {size:,}"
             raise changed_since_planned(storage, planned, difference)
         try:
             mapped = _map_copy_on_write(path, size)
         except OSError as error:
-            raise storage.problem(path, "can't be memory-mapped", error) from storage.cause(error)
+            raise storage.error_for(path, "can't be memory-mapped", error) from storage.cause(error)
         return ArrowBlocks(
             lambda spans: [mapped.slice(start, stop - start) for start, stop in spans], planned.layout, schema
         )
@@ -248,9 +249,9 @@ class _PartlyRead(RangeFile):
 def _headers(storage: Storage, path: str, size: int, version: str) -> BinaryIO:
     """Return a file to walk over: of a remote one, what its footer says a walk will read comes in one go."""
     if storage.is_local:
-        return cast("BinaryIO", io.BufferedReader(storage.open(path, size, version), _READ_AHEAD_BYTES))
+        return cast("BinaryIO", io.BufferedReader(RangeFile(storage, path, size, version), _READ_AHEAD_BYTES))
     tail_start = max(0, size - _TAIL_BYTES)
-    tail = storage.read_range(path, tail_start, size, version)
+    tail = read_range(storage, path, tail_start, size, version)
     footer_end = len(tail) - _FILE_TAIL_BYTES
     footer_start = footer_end - int.from_bytes(tail[max(0, footer_end) : max(0, footer_end) + 4], "little")
     blocks: list[tuple[int, int, int]] = []
@@ -258,7 +259,7 @@ def _headers(storage: Storage, path: str, size: int, version: str) -> BinaryIO:
         with suppress(ValueError):
             blocks = parse_footer(tail[footer_start:footer_end])
     if not blocks and tail_start > 0:
-        return cast("BinaryIO", io.BufferedReader(storage.open(path, size, version), _READ_AHEAD_BYTES))
+        return cast("BinaryIO", io.BufferedReader(RangeFile(storage, path, size, version), _READ_AHEAD_BYTES))
     # The end of one body, the next header and the beginning of its body are read together.
     spans = [(0, blocks[0][0])] if blocks else []
     for offset, metadata, body in blocks:
@@ -266,8 +267,8 @@ def _headers(storage: Storage, path: str, size: int, version: str) -> BinaryIO:
         spans += [(offset + metadata + body - _SAMPLE_BYTES, offset + metadata + body + PREFIX_BYTES)]
     # Hints only: the walk checks everything, and reads for itself what is not there.
     clipped = [(max(0, start), min(stop, tail_start)) for start, stop in spans]
-    ranges = coalesced([span for span in clipped if span[0] < span[1]], _HOLE_BYTES, _SPAN_BYTES)
-    found = storage.read_ranges(path, ranges, version)
+    ranges = coalesce([span for span in clipped if span[0] < span[1]], _HOLE_BYTES, _SPAN_BYTES)
+    found = read_ranges(storage, path, ranges, version)
     parts = [(start, bytes(data)) for (start, _), data in zip(ranges, found, strict=True)]
     return cast("BinaryIO", _PartlyRead(storage, path, size, version, [*parts, (tail_start, tail)]))
 
@@ -275,7 +276,7 @@ def _headers(storage: Storage, path: str, size: int, version: str) -> BinaryIO:
 def _walk(storage: Storage, path: str, size: int, version: str) -> Iterator[_Message]:
     """Yield the messages of a file, the schema first."""
     file = _headers(storage, path, size, version)
-    name = storage.display(path)
+    name = storage.redact(path)
     offset, end = _message_range(file, name, size)
     is_first = True
     while offset < end:

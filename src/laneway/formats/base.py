@@ -118,4 +118,4 @@ class Format(Protocol):
 
 def changed_since_planned(storage: Storage, planned: PlannedFile, difference: str) -> DataFileError:
     """Return the error for a file that is no longer what the manifest says."""
-    return storage.changed(planned.path, difference)
+    return storage.change_error(planned.path, difference)

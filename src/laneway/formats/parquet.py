@@ -17,7 +17,9 @@ from pyarrow.parquet.core import ParquetReader
 from laneway.core.files import digest
 from laneway.errors import DataFileError
 from laneway.formats.base import FileScan, changed_since_planned
-from laneway.storage.ranges import coalesced
+from laneway.storage.entries import file_size
+from laneway.storage.ranges import coalesce
+from laneway.storage.reading import read_range, read_ranges
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,11 +64,11 @@ class ParquetFormat:
         try:
             reader.open(pa.BufferReader(tail))
         except (pa.ArrowException, OSError) as error:
-            raise storage.problem(path, "has a damaged footer", error) from storage.cause(error)
+            raise storage.error_for(path, "has a damaged footer", error) from storage.cause(error)
         try:
             schema = reader.schema_arrow
         except (pa.ArrowException, OSError) as error:
-            raise storage.problem(path, "has columns that pyarrow can't read", error) from storage.cause(error)
+            raise storage.error_for(path, "has columns that pyarrow can't read", error) from storage.cause(error)
         metadata = reader.metadata
         groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
         return FileScan(
@@ -89,8 +91,8 @@ class ParquetFormat:
                 source = pa.OSFile(planned.path, mode="r")
                 return ParquetBlocks(pq.ParquetFile(source, metadata=footer, page_checksum_verification=True))
             except (pa.ArrowException, OSError) as error:
-                raise storage.problem(planned.path, "can't be opened", error) from storage.cause(error)
-        name = (storage.display(planned.path), planned.size, planned.version, planned.digest)
+                raise storage.error_for(planned.path, "can't be opened", error) from storage.cause(error)
+        name = (storage.redact(planned.path), planned.size, planned.version, planned.digest)
         # Without a version no later read would find out that the file is another one by now.
         metadata = _footers.get(name) if planned.version else None
         if metadata is None:
@@ -138,8 +140,8 @@ class RemoteParquetBlocks:
         planned = self._planned
         leaves = [leaf for name in columns for leaf in self._leaves.get(name, ())]
         chunks = [_chunk_range(self._metadata.row_group(i).column(leaf)) for i in range(first, stop) for leaf in leaves]
-        ranges = coalesced(chunks, _HOLE_BYTES, _RANGE_BYTES)
-        parts = self._storage.read_ranges(planned.path, ranges, planned.version)
+        ranges = coalesce(chunks, _HOLE_BYTES, _RANGE_BYTES)
+        parts = read_ranges(self._storage, planned.path, ranges, planned.version)
         fetched = FetchedFile(self._storage, planned, ranges, parts)
         file = pq.ParquetFile(
             pa.PythonFile(cast("IOBase", fetched), mode="r"), metadata=self._metadata, page_checksum_verification=True
@@ -183,7 +185,7 @@ class FetchedFile:
             part, offset = self._parts[index], start - self._starts[index]
             if offset + stop - start <= part.size:
                 return part.slice(offset, stop - start)
-        return pa.py_buffer(self._storage.read_range(self._planned.path, start, stop, self._planned.version))
+        return pa.py_buffer(read_range(self._storage, self._planned.path, start, stop, self._planned.version))
 
     read_buffer = read
 
@@ -268,7 +270,7 @@ def _planned_footer(storage: Storage, planned: PlannedFile) -> pq.FileMetaData:
         if planned.version and not storage.is_local:
             # The read has compared versions; a storage that doesn't answer is not asked again.
             raise
-        size = storage.size(planned.path)
+        size = file_size(storage, planned.path)
         if size == planned.size:
             raise
         difference = f"it had {planned.size:,} bytes and now has {size:,}"
@@ -290,7 +292,7 @@ def _read_footer(storage: Storage, path: str, size: int, version: str) -> tuple[
     try:
         metadata = pq.read_metadata(pa.BufferReader(tail))
     except (pa.ArrowException, OSError) as error:
-        raise storage.problem(path, "has a damaged footer", error) from storage.cause(error)
+        raise storage.error_for(path, "has a damaged footer", error) from storage.cause(error)
     return metadata, digest(tail)
 
 
@@ -298,19 +300,19 @@ def _read_tail(storage: Storage, path: str, size: int, tail: bytes | None = None
     """Return the end of a Parquet file, at least its whole footer; `tail` is what has been read of it."""
     start = max(0, size - ParquetFormat.tail_bytes)
     if tail is None:
-        tail = storage.read_range(path, start, size, version)
+        tail = read_range(storage, path, start, size, version)
     magic = tail[-len(_MAGIC) :]
     if size < len(_MAGIC) + _TRAILER_BYTES or magic not in (_MAGIC, _ENCRYPTED_MAGIC):
         end = f"its {size:,} bytes end with {magic!r} instead of {_MAGIC!r}" if size else "it is empty"
-        message = f"{storage.display(path)} is no Parquet file, or a truncated one: {end}"
+        message = f"{storage.redact(path)} is no Parquet file, or a truncated one: {end}"
         raise DataFileError(message)
     if magic == _ENCRYPTED_MAGIC:
-        message = f"{storage.display(path)} has an encrypted footer, which laneway can't read: decrypt it"
+        message = f"{storage.redact(path)} has an encrypted footer, which laneway can't read: decrypt it"
         raise DataFileError(message)
     footer_bytes = int.from_bytes(tail[-_TRAILER_BYTES : -len(_MAGIC)], "little") + _TRAILER_BYTES
     if footer_bytes > size - len(_MAGIC):
-        message = f"{storage.display(path)} is damaged: its footer claims {footer_bytes:,} of the {size:,} bytes"
+        message = f"{storage.redact(path)} is damaged: its footer claims {footer_bytes:,} of the {size:,} bytes"
         raise DataFileError(message)
     if footer_bytes > len(tail):
-        tail = storage.read_range(path, size - footer_bytes, start, version) + tail
+        tail = read_range(storage, path, size - footer_bytes, start, version) + tail
     return tail

@@ -12,6 +12,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from laneway.errors import DataFileError
 from laneway.formats import FileScan, ParquetFormat, PlannedFile
+from laneway.storage.entries import file_size
 from laneway.storage.filesystem import Storage
 from tests.corpora import rows, write_blocks
 
@@ -85,7 +86,7 @@ def test_the_footer_takes_one_request_unless_it_is_long(counting: CountingMemory
     for columns, requests in ((3, 1), (3000, 2)):
         with counting.open("/d/a.parquet", "wb") as file:
             pq.write_table(pa.table({f"c{i}": np.arange(5000) for i in range(columns)}), file)
-        size = storage.size("/d/a.parquet")
+        size = file_size(storage, "/d/a.parquet")
         counting.ranges.clear()
         scan = FORMAT.scan(storage, "/d/a.parquet", size)
         assert len(scan.schema) == columns
@@ -98,7 +99,7 @@ def test_a_remote_file_is_read_without_read_ahead(counting: CountingMemory) -> N
     table = pa.table({"id": np.arange(100_000), "x": np.random.default_rng(1).random(100_000)})
     with counting.open("/d/a.parquet", "wb") as file:
         pq.write_table(table, file, row_group_size=10_000, compression="none", use_dictionary=False)
-    size = storage.size("/d/a.parquet")
+    size = file_size(storage, "/d/a.parquet")
     scan = FORMAT.scan(storage, "/d/a.parquet", size)
     reader = FORMAT.open(storage, _planned("/d/a.parquet", size, scan), scan.schema)
     counting.ranges.clear()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from laneway.storage.retries import GaveUpError, RetryPolicy, TransientError, is_transient, retried
+from laneway.storage.retries import GaveUpError, RetryPolicy, TransientError, is_transient, retry
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +25,7 @@ class Clock:
         self.now += seconds
 
     def run(self, call: Callable[[float], Any], policy: RetryPolicy, draw: float = 0.5) -> Any:
-        return retried(call, policy, clock=lambda: self.now, sleep=self.sleep, draw=lambda: draw)
+        return retry(call, policy, clock=lambda: self.now, sleep=self.sleep, draw=lambda: draw)
 
 
 class Flaky:
@@ -171,7 +171,7 @@ def test_a_policy_without_bounds_is_refused(name: str, value: Any) -> None:
 def test_each_further_try_is_told_with_its_reason_and_a_success_is_not() -> None:
     clock, told = Clock(), list[str]()
     flaky = Flaky(clock, 2)
-    retried(
+    retry(
         flaky,
         RetryPolicy(max_attempts=5),
         on_retry=lambda error, next_step: told.append(f"{error}; {next_step}"),
@@ -179,4 +179,4 @@ def test_each_further_try_is_told_with_its_reason_and_a_success_is_not() -> None
         sleep=clock.sleep,
         draw=lambda: 0.5,
     )
-    assert told == ["busy; try 2 of 5 follows in 0.1 s", "busy; try 3 of 5 follows in 0.1 s"]
+    assert told == ["busy; attempt 2 of 5 follows in 0.1 s", "busy; attempt 3 of 5 follows in 0.1 s"]
