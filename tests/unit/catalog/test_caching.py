@@ -96,7 +96,9 @@ def test_a_damaged_entry_is_rebuilt_with_a_warning(tmp_path: Path, cache: Path, 
     flipped = gzip.compress(text.replace(b'"block_rows":[5', b'"block_rows":[6'))
     assert gzip.decompress(flipped) != text
     entry.write_bytes({"cut": whole[:-40], "flipped": flipped}.get(str(damage), b"garbage" if damage else b""))
-    with pytest.warns(ManifestCacheWarning, match=rf"scanned anew: .*{entry.name} is .*damaged.*cache_dir=False"):
+    with pytest.warns(
+        ManifestCacheWarning, match=rf"unusable, scanning again: .*{entry.name} is .*damaged.*cache_dir=False"
+    ):
         assert Manifest.scan(tmp_path / "d", cache_dir=cache).fingerprint == expected
     assert Manifest.scan(tmp_path / "d", cache_dir=cache).fingerprint == expected
 
@@ -104,7 +106,7 @@ def test_a_damaged_entry_is_rebuilt_with_a_warning(tmp_path: Path, cache: Path, 
 def test_a_cache_that_can_not_be_used_is_told_once_and_is_no_error(tmp_path: Path) -> None:
     _corpus(tmp_path / "d")
     (tmp_path / "file").touch()
-    for cache, message in ((tmp_path / "file", "can't be read"), ("/proc/laneway", "the next start scans again")):
+    for cache, message in ((tmp_path / "file", "can't be read"), ("/proc/laneway", "the next run will scan again")):
         with pytest.warns(ManifestCacheWarning, match=f"{message}.*; give another cache_dir, or cache_dir=F") as caught:
             first = Manifest.scan(tmp_path / "d", cache_dir=cache)
         assert len(caught) == 1

@@ -153,7 +153,7 @@ def test_files_of_two_formats_are_told_apart_only_when_asked_to(tmp_path: Path) 
     _file(tmp_path / "a.parquet")
     _file(tmp_path / "b.arrow", "arrow-stream")
     with pytest.raises(
-        DataFileError, match=r"b\.arrow is of format 'arrow', but .*a\.parquet of 'parquet': choose one"
+        DataFileError, match=r"b\.arrow is of format 'arrow', but .*a\.parquet is of format 'parquet': choose one"
     ):
         Manifest.scan(tmp_path)
     assert Manifest.scan(tmp_path, format="arrow").files.paths == ("b.arrow",)
@@ -173,7 +173,7 @@ def test_a_wrong_suffix_is_an_error_that_names_the_file(tmp_path: Path) -> None:
 
 def test_nothing_to_read_is_an_error_that_says_what_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(
-        DataFileError, match=rf"no data file found in {tmp_path}: looked for names that end with \.parquet"
+        DataFileError, match=rf"no data file found in {tmp_path}: searched for names that end with \.parquet"
     ):
         Manifest.scan(tmp_path)
     (tmp_path / "_SUCCESS").touch()
@@ -234,7 +234,7 @@ def test_of_several_failures_the_first_is_named_and_the_rest_counted(tmp_path: P
             pa.table({"id": [1], "text": ["a"]}),
             r"in b\.parquet the column 'x' \(float\) is missing, unlike in a\.parquet",
         ),
-        (rows(0, 1).append_column("y", [[1]]), r"the column 'y' \(int64\) is one too many"),
+        (rows(0, 1).append_column("y", [[1]]), r"there is an additional column 'y' \(int64\)"),
         (rows(0, 1).select(["text", "id", "x"]), "the columns are in the order text, id, x"),
         (rows(0, 1).set_column(2, "x", [[0.5]]), "the column 'x' is double instead of float"),
     ],
@@ -300,11 +300,11 @@ def test_a_damaged_manifest_is_an_error_that_says_so(tmp_path: Path) -> None:
     Manifest.scan(tmp_path / "d").save(path)
     text = path.read_text()
     for damaged, message in (
-        (text[:-10], r"manifest\.json is no manifest of laneway, or a damaged one"),
+        (text[:-10], r"manifest\.json is not a laneway manifest, or it is damaged"),
         (text.replace("[5,1,7", "[5,1,8"), r"manifest\.json is damaged: its digest is .* and should be"),
-        ('{"epoch": 1}', "is no manifest of laneway"),
-        ("[1]", "is no manifest of laneway"),
-        ("", "is no manifest of laneway"),
+        ('{"epoch": 1}', "is not a laneway manifest"),
+        ("[1]", "is not a laneway manifest"),
+        ("", "is not a laneway manifest"),
         (
             text.replace('"laneway_manifest":2', '"laneway_manifest":3'),
             "of format 3",
@@ -315,7 +315,7 @@ def test_a_damaged_manifest_is_an_error_that_says_so(tmp_path: Path) -> None:
         with pytest.raises(DataFileError, match=message):
             Manifest.load(path)
     path.write_bytes(b"\x1f\x8bgarbage")
-    with pytest.raises(DataFileError, match="is no manifest of laneway"):
+    with pytest.raises(DataFileError, match="is not a laneway manifest"):
         Manifest.load(path)
 
 

@@ -51,9 +51,11 @@ def test_every_file_needs_the_same_keys_in_the_same_order() -> None:
 
 def test_a_key_that_the_files_hold_adds_nothing_if_the_types_agree() -> None:
     assert _parse("lang=en/id=7/a") == {}
-    with pytest.raises(SchemaMismatchError, match=r"'id' is a column of the files, of type int64, and a key .* string"):
+    with pytest.raises(
+        SchemaMismatchError, match=r"'id' is both a column of the files, of type int64, and a partition key, .* string"
+    ):
         _parse("id=seven/a")
     with pytest.raises(
-        SchemaMismatchError, match=r"'lang' is a column of the files, of type string, and a key .* int64"
+        SchemaMismatchError, match=r"'lang' is both a column of the files, of type string, and a partition key, .* int64"
     ):
         _parse("lang=7/a")
