@@ -1,4 +1,4 @@
-"""Messages show where a storage is, and no credential."""
+"""Messages show the location of a storage, and no credentials."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ OPTIONS = {
         ("could not connect to https://storage.example.org", "could not connect to https://storage.example.org"),
     ],
 )
-def test_a_message_shows_the_place_and_no_credential(text: str, shown: str) -> None:
+def test_a_message_shows_the_location_and_no_credentials(text: str, shown: str) -> None:
     assert redact(text, OPTIONS) == shown
 
 
-def test_what_led_to_an_error_counts_too() -> None:
+def test_the_context_of_an_error_counts_too() -> None:
     error = ValueError("fine")
     assert not reveals_secret(error, OPTIONS)
     error.__context__ = OSError("with canary-token")
