@@ -41,7 +41,7 @@ def test_rank_0_scans_and_all_ranks_have_the_manifest_or_its_error(run_ranks: Ru
     assert [result["fingerprints"] for result in results] == [(expected.fingerprint,) * 2] * 4
     assert [result["versions"] for result in results] == [expected.versions] * 4
     assert sorted(row for result in results for row in result["rows"]) == list(range(num_rows))
-    for name, message in (("missing", "gone does not exist"), ("damaged", "a.parquet is no Parquet file")):
+    for name, message in (("missing", "gone does not exist"), ("damaged", "a.parquet is not a Parquet file")):
         (error,) = {result[name] for result in results}
         assert error[0] == "DataFileError"
         assert error[1].startswith("on rank 0: ")

@@ -1,4 +1,4 @@
-"""What the tests of object storage share: a server, the proxy in front of it, and corpora in its bucket."""
+"""Shared by the tests of object storage: a server, the proxy in front of it, and corpora in its bucket."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 BUCKET = "bucket"
 THOROUGH = os.environ.get("LANEWAY_STORAGE_TESTS") == "all"
-"""Whether everything is to be tested, as `make test-storage` does; CI has no time for that."""
+"""Whether to run all tests, as `make test-storage` does; too slow for CI."""
 _NUMBERS = count()
 
 
 @dataclass(frozen=True)
 class Bed:
-    """A server with a proxy in front of it, and what is put there."""
+    """A server with a proxy in front of it, and the corpora in its bucket."""
 
     server: S3Server
     proxy: FaultProxy
@@ -38,7 +38,7 @@ class Bed:
         return self.server.options(self.proxy.endpoint)
 
     def upload(self, folder: Path) -> str:
-        """Store a folder under a prefix of its own; return its URL."""
+        """Upload a folder under a new prefix; return its URL."""
         prefix = f"corpus-{next(_NUMBERS):04}"
         self.server.upload(folder, BUCKET, f"{prefix}/")
         return f"s3://{BUCKET}/{prefix}"

@@ -1,4 +1,4 @@
-"""Servers of the session, one of each kind, and what keeps tests from sharing more than these."""
+"""One server of each kind per session, and a separate cache for each test."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def ceph_bed() -> Iterator[Bed]:
 
 @pytest.fixture
 def s3(moto_bed: Bed) -> Bed:
-    """moto, reached through a proxy that breaks nothing yet."""
+    """moto, through a proxy without faults."""
     moto_bed.proxy.behave()
     return moto_bed
 
 
 @pytest.fixture(params=["moto", pytest.param("ceph", marks=pytest.mark.ceph)])
 def each_s3(request: pytest.FixtureRequest) -> Bed:
-    """Each server, reached through a proxy that breaks nothing yet."""
+    """Each server, through a proxy without faults."""
     if request.param == "ceph" and not THOROUGH and request.node.callspec.params.get("kind", "parquet") != "parquet":
         pytest.skip("only make test-storage reads every kind of file from Ceph")
     running: Bed = request.getfixturevalue(f"{request.param}_bed")
@@ -48,5 +48,5 @@ def each_s3(request: pytest.FixtureRequest) -> Bed:
 
 @pytest.fixture(autouse=True)
 def cache_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no test find what another one, or the user, has cached."""
+    """Give each test a cache directory of its own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "the user's cache"))

@@ -1,9 +1,9 @@
-"""An HTTP/1.1 proxy between a client and an S3 server that counts requests, and breaks them as real networks do.
+"""An HTTP/1.1 proxy between a client and an S3 server that records requests, and injects the faults of real networks.
 
-It runs as a process of its own, so that the tests may fork, and ends when the process that started it does. The Host
-header stays as the client sent it, because signatures cover it.
+It runs in its own process, so that the tests may fork, and ends when its parent process does. The Host header is passed
+on unchanged, because signatures cover it.
 """
-# ruff: noqa: T201 - its process talks to the one that started it
+# ruff: noqa: T201 - it communicates with its parent process
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 Kind = Literal["drop", "reset", "500", "503", "403", "404", "short", "ignore range", "stall", "stall at once"]
-"""What happens to a request; see `_Proxy`."""
+"""Kind of a fault; see `Fault.kind`."""
 
 _CHUNK_BYTES = 256 * 1024
 _ERRORS = {
@@ -39,22 +39,22 @@ _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding"}
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A rule that breaks some of the requests. Of several rules the first that applies breaks a request."""
+    """A rule that injects a fault into some requests. If several rules match a request, the first one applies."""
 
     kind: Kind
-    """`drop` closes the connection in mid-body under an honest Content-Length, `reset` does so by TCP reset;
-    `short` sends half of the body and claims that this is all; `ignore range` answers with 200 and the whole object;
-    `stall` stops in mid-body, `stall at once` before the first byte; a number is the status of an S3 error."""
+    """`drop` closes the connection mid-body with a correct Content-Length, `reset` does the same with a TCP reset;
+    `short` sends half of the body with a matching Content-Length; `ignore range` responds with 200 and the whole
+    object; `stall` stops mid-body, `stall at once` before the first byte; a number is the status of an S3 error."""
     method: str = "GET"
-    """Requests of this method only; "": of all."""
+    """Method of the matching requests; "" for any."""
     path: str = ""
-    """A regular expression to be found in path and query."""
+    """Regular expression to search in path and query."""
     skip: int = 0
-    """Matching requests that pass unharmed before the first is broken."""
+    """Number of matching requests to pass on before the first fault."""
     times: int | None = None
-    """Most requests to break; None: no limit."""
+    """Maximum number of faults; None: no limit."""
     probability: float = 1.0
-    """Share of the matching requests to break, drawn with the proxy's seed."""
+    """Probability of a fault for each matching request, drawn with the seed of the proxy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,39 +66,39 @@ class Request:
     """Without query, percent-encoded."""
     query: str
     range: str
-    """The Range header, such as "bytes=0-99"; "" where there was none."""
+    """The Range header, such as "bytes=0-99", or ""."""
     if_match: str
     """The If-Match header, or ""."""
     status: int = 0
-    """Status of the answer; 0 where none was sent."""
+    """Status of the response; 0 if none was sent."""
     body_bytes: int = 0
-    """Bytes of body that were sent to the client."""
+    """Bytes of the body that were sent to the client."""
     fault: str = ""
-    """Kind of the fault that broke it, or ""."""
+    """Kind of the injected fault, or ""."""
 
 
 class FaultProxy:
-    """A proxy that runs: what the tests tell it and ask it."""
+    """A running proxy, as the tests control it."""
 
     def __init__(self, process: subprocess.Popen[str], endpoint: str) -> None:
         self._process = process
         self.endpoint = endpoint
-        """URL to be used in place of the server's."""
+        """URL to use instead of the server's."""
 
     def behave(self, *faults: Fault, seed: int = 0, latency_s: float = 0.0, bytes_per_s: float | None = None) -> None:
-        """Break requests by these rules from now on, and forget the requests seen so far.
+        """Replace the rules, and clear the record of requests.
 
         Args:
-            faults: The rules; none: every request is forwarded.
-            seed: For the rules that draw.
-            latency_s: Added before each request is forwarded.
-            bytes_per_s: What all bodies together may take; None: as fast as can be.
+            faults: The rules; none: every request is passed on.
+            seed: Seed of the rules with a probability.
+            latency_s: Delay before each request is passed on.
+            bytes_per_s: Bandwidth that all bodies share; None: unlimited.
         """
         rules = [asdict(fault) for fault in faults]
         self._ask({"faults": rules, "seed": seed, "latency_s": latency_s, "bytes_per_s": bytes_per_s})
 
     def requests(self) -> list[Request]:
-        """Return the requests since `behave` was called last, in the order of their arrival."""
+        """Return the requests since the last call of `behave`, in order of arrival."""
         return [Request(**each) for each in self._ask({})]
 
     def _ask(self, command: dict[str, Any]) -> Any:
@@ -115,8 +115,8 @@ def fault_proxy(server: str, key: str = "", secret: str = "") -> Iterator[FaultP
 
     Args:
         server: URL of the server.
-        key: Access key for requests of the proxy's own; it makes some to answer ranges with whole objects.
-        secret: The secret to it.
+        key: Access key for requests of the proxy itself, which respond to ranges with whole objects.
+        secret: Secret of that key.
     """
     command = [sys.executable, __file__]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
@@ -158,7 +158,7 @@ class _Head:
 
 
 async def _read_body(head: _Head, reader: asyncio.StreamReader) -> bytes:
-    """Return the body of a message as it was sent, chunks and all."""
+    """Return the body of a message as it was sent, including the chunk headers."""
     if head.get("transfer-encoding").lower() != "chunked":
         return await reader.readexactly(int(head.get("content-length") or 0))
     parts = []
@@ -182,7 +182,7 @@ def _unchunked(body: bytes) -> bytes:
 
 
 async def _body_of_unknown_length(reply: _Head, reader: asyncio.StreamReader) -> bytes | None:
-    """Return the body of an answer whose head doesn't tell its length, or None where it does."""
+    """Return the body of a response without Content-Length, or None if there is one."""
     if reply.get("transfer-encoding").lower() == "chunked":
         return _unchunked(await _read_body(reply, reader))
     return None if reply.get("content-length") else await reader.read()
@@ -194,8 +194,8 @@ def _reset(answer: asyncio.StreamWriter) -> None:
     answer.transport.abort()
 
 
-class _Gone(Exception):  # noqa: N818 - no error: the connection is over, as a fault or a client wanted it
-    """A connection ends here."""
+class _Gone(Exception):  # noqa: N818 - not an error: a fault or the client ends the connection
+    """The connection ends."""
 
 
 class _Proxy:
@@ -216,7 +216,7 @@ class _Proxy:
         self.log: list[dict[str, Any]] = []
 
     async def serve(self, client: asyncio.StreamReader, answer: asyncio.StreamWriter) -> None:
-        """Serve one connection of a client."""
+        """Serve one client connection."""
         upstream: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         try:
             while True:
@@ -234,7 +234,7 @@ class _Proxy:
         answer: asyncio.StreamWriter,
         upstream: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None,
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
-        """Serve one request; return the connection to the server, if it can be used again."""
+        """Serve one request; return the connection to the server if it can be reused."""
         head = await _Head.read(client)
         if head.get("expect"):
             answer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -260,7 +260,7 @@ class _Proxy:
         except (OSError, asyncio.IncompleteReadError):
             if upstream is None:
                 raise
-            # The server had closed the connection while it was idle: once more, on a fresh one.
+            # The server had closed the idle connection: try again on a new one.
             writer.close()
             reader, writer = await asyncio.open_connection(self._host, self._port, limit=1 << 20)
             writer.write(message)
@@ -301,12 +301,12 @@ class _Proxy:
             added["Content_Range"] = f"bytes {part[1]}-{int(part[1]) + claimed - 1}/{part[2]}"
         answer.write(reply.encode(*_HOP_BY_HOP, "content-length", "content-range", **added))
         while entry["body_bytes"] < stop:
-            wanted = min(_CHUNK_BYTES, stop - entry["body_bytes"])
+            num_bytes = min(_CHUNK_BYTES, stop - entry["body_bytes"])
             at = entry["body_bytes"]
-            data = await reader.read(wanted) if buffered is None else buffered[at : at + wanted]
+            data = await reader.read(num_bytes) if buffered is None else buffered[at : at + num_bytes]
             if not data:
                 raise _Gone
-            await self._wait_for_the_link(len(data))
+            await self._wait_for_bandwidth(len(data))
             entry["body_bytes"] += len(data)
             answer.write(data)
             await answer.drain()
@@ -329,11 +329,11 @@ class _Proxy:
         await answer.drain()
 
     async def _stall(self, client: asyncio.StreamReader) -> None:
-        """Wait until the client gives up."""
+        """Wait until the client closes the connection."""
         await client.read(1)
         raise _Gone
 
-    async def _wait_for_the_link(self, num_bytes: int) -> None:
+    async def _wait_for_bandwidth(self, num_bytes: int) -> None:
         if self._bytes_per_s is None:
             return
         now = asyncio.get_running_loop().time()
@@ -353,8 +353,8 @@ class _Proxy:
         return ""
 
     def _for_whole_object(self, head: _Head) -> _Head:
-        """Return the same request without Range, signed anew because the signature covered it."""
-        from botocore.auth import S3SigV4Auth  # noqa: PLC0415 - half a second that other faults don't need
+        """Return the same request without Range, signed again because the signature covered it."""
+        from botocore.auth import S3SigV4Auth  # noqa: PLC0415 - takes half a second, and other faults don't need it
         from botocore.awsrequest import AWSRequest  # noqa: PLC0415
         from botocore.credentials import Credentials  # noqa: PLC0415
 

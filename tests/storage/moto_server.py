@@ -1,9 +1,9 @@
-"""The process in which moto serves S3: it ends when the process that started it does.
+"""The process in which moto serves S3; it ends when its parent process does.
 
 It reads commands from stdin, a line of JSON each: `{"folder", "bucket", "prefix"}` stores the files of a folder as
-objects, without a request for each. moto itself is told by its own environment variables.
+objects, without a request for each. moto itself is configured by environment variables.
 """
-# ruff: noqa: T201 - it talks to the process that started it
+# ruff: noqa: T201 - it communicates with its parent process
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from moto.s3.models import s3_backends
 from werkzeug.serving import make_server
 
 ACCOUNT = "123456789012"
-"""The one that moto uses for keys that its IAM made."""
+"""The account of the keys that moto's IAM creates."""
 
 
 class QuietHandler(MotoRequestHandler):

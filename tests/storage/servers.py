@@ -1,4 +1,4 @@
-"""Real S3 servers on loopback, each in a process of its own that ends with the tests, however they end."""
+"""Real S3 servers on loopback, each in its own process, which ends when the tests end for any reason."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _UPLOADS = 8
 
 @dataclass(frozen=True, repr=False)
 class S3Server:
-    """A server that runs, with the keys of one user. It has no repr of its own: that would show them."""
+    """A running server and the keys of one user. It has no repr, which would show the keys."""
 
     name: str
     endpoint: str
@@ -42,7 +42,7 @@ class S3Server:
 
         Args:
             endpoint: A proxy in front of the server; None: the server itself.
-            more: Other options, which replace these.
+            more: Options that override these.
         """
         return {
             "key": self.key,
@@ -58,23 +58,27 @@ class S3Server:
 
     @cached_property
     def client(self) -> Any:
-        """A client of botocore, which talks to the server itself."""
+        """A botocore client that bypasses the proxy."""
         return _client("s3", self.endpoint, self.key, self.secret)
 
     def temporary_keys(self) -> dict[str, str]:
-        """Return storage options with keys and a token that moto's STS makes for a role."""
+        """Return storage options with temporary keys and a token from moto's STS."""
         iam, sts = (_client(service, self.endpoint, self.key, self.secret) for service in ("iam", "sts"))
         role = iam.create_role(RoleName="tests", AssumeRolePolicyDocument=json.dumps(_ALLOW_ALL))["Role"]
         iam.put_role_policy(RoleName="tests", PolicyName="all", PolicyDocument=json.dumps(_ALLOW_ALL))
-        made = sts.assume_role(RoleArn=role["Arn"], RoleSessionName="tests")["Credentials"]
-        return {"key": made["AccessKeyId"], "secret": made["SecretAccessKey"], "token": made["SessionToken"]}
+        credentials = sts.assume_role(RoleArn=role["Arn"], RoleSessionName="tests")["Credentials"]
+        return {
+            "key": credentials["AccessKeyId"],
+            "secret": credentials["SecretAccessKey"],
+            "token": credentials["SessionToken"],
+        }
 
     def put(self, bucket: str, name: str, data: bytes) -> None:
         """Store an object."""
         self.client.put_object(Bucket=bucket, Key=name, Body=data)
 
     def upload(self, folder: Path, bucket: str, prefix: str) -> None:
-        """Store all files of a folder as objects whose names begin with `prefix`."""
+        """Store all files of a folder as objects with a common prefix."""
         if self.name == "moto":
             assert self.process.stdin is not None
             assert self.process.stdout is not None
@@ -92,21 +96,21 @@ class S3Server:
 
 @contextmanager
 def moto(bucket: str) -> Iterator[S3Server]:
-    """Run moto with one bucket and one user; it refuses other keys than that user's."""
-    # What moto is asked until the user exists needs no keys: see its documentation of IAM-like access control.
+    """Run moto with one bucket and one user; it rejects all other keys."""
+    # The requests that create the user need no keys: see moto's documentation of IAM-like access control.
     environment = {**os.environ, "INITIAL_NO_AUTH_ACTION_COUNT": "4"}
-    with _running([sys.executable, str(HERE / "moto_server.py")], environment) as (process, told):
-        iam = _client("iam", told["endpoint"], "nobody", "nothing")
+    with _running([sys.executable, str(HERE / "moto_server.py")], environment) as (process, info):
+        iam = _client("iam", info["endpoint"], "nobody", "nothing")
         iam.create_user(UserName="tests")
         iam.put_user_policy(UserName="tests", PolicyName="all", PolicyDocument=json.dumps(_ALLOW_ALL))
-        made = iam.create_access_key(UserName="tests")["AccessKey"]
-        server = S3Server("moto", told["endpoint"], made["AccessKeyId"], made["SecretAccessKey"], process)
+        keys = iam.create_access_key(UserName="tests")["AccessKey"]
+        server = S3Server("moto", info["endpoint"], keys["AccessKeyId"], keys["SecretAccessKey"], process)
         server.client.create_bucket(Bucket=bucket)
         yield server
 
 
 def why_no_ceph_rgw() -> str:
-    """Return why Ceph's server can't be run here, or ""."""
+    """Return the reason why Ceph's server can't run here, or ""."""
     if shutil.which("radosgw") and shutil.which("ceph-osd") and shutil.which("ceph-mon"):
         return ""
     return "Ceph RGW is not installed: `python scripts/ceph_rgw.py --install` does that, as root on Debian or Ubuntu"
@@ -116,22 +120,22 @@ def why_no_ceph_rgw() -> str:
 def ceph_rgw(bucket: str) -> Iterator[S3Server]:
     """Run Ceph's S3 server with one bucket and one user."""
     command = [sys.executable, str(CEPH_RGW), "--json", "--until-stdin-closes"]
-    with _running(command, dict(os.environ)) as (process, told):
-        server = S3Server("ceph", told["endpoint"], told["key"], told["secret"], process)
+    with _running(command, dict(os.environ)) as (process, info):
+        server = S3Server("ceph", info["endpoint"], info["key"], info["secret"], process)
         server.client.create_bucket(Bucket=bucket)
         yield server
 
 
 @contextmanager
 def _running(command: list[str], environment: dict[str, str]) -> Iterator[tuple[subprocess.Popen[str], dict[str, str]]]:
-    """Run a server that prints a line of JSON once it serves, and ends when its stdin is closed."""
+    """Run a server that prints a line of JSON when it is ready, and ends when its stdin is closed."""
     pipe = subprocess.PIPE
     with subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         line = process.stdout.readline()
         if not line:
-            message = f"{' '.join(command)} ended with {process.wait()} before it served"
+            message = f"{' '.join(command)} ended with {process.wait()} before it was ready"
             raise RuntimeError(message)
         try:
             yield process, json.loads(line)

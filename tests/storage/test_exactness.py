@@ -1,4 +1,4 @@
-"""On S3 as on a disk: a checkpoint anywhere, on other workers and ranks, and every row comes exactly once."""
+"""Resuming on S3 is as exact as on a disk, at any batch and on any number of workers and ranks."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ ALL_ROWS = list(range(NUM_ROWS))
 def test_a_stateful_dataloader_resumes_exactly(each_s3: Bed, tmp_path: Path, kind: Kind, num_workers: int) -> None:
     url = each_s3.corpus(tmp_path / "corpus", kind)
 
-    def make() -> Any:
+    def create() -> Any:
         return StatefulDataLoader(each_s3.dataset(url), batch_size=None, num_workers=num_workers)
 
-    uninterrupted, states = run_with_states(make())
+    uninterrupted, states = run_with_states(create())
     assert sorted(flat(uninterrupted)) == ALL_ROWS
     for done in (0, 5, len(uninterrupted) - 1, len(uninterrupted)):
-        resumed = make()
+        resumed = create()
         resumed.load_state_dict(states[done])
         assert uninterrupted[:done] + ids(resumed) == uninterrupted, f"resumed after batch {done}"
 
@@ -51,7 +51,7 @@ def test_a_savable_loader_resumes_exactly(each_s3: Bed, tmp_path: Path, kind: Ki
         assert uninterrupted[:done] + ids(resumed) == uninterrupted, f"resumed after batch {done}"
 
 
-def test_what_was_read_from_s3_is_what_is_on_the_disk(s3: Bed, tmp_path: Path) -> None:
+def test_rows_read_from_s3_are_equal_to_those_on_the_disk(s3: Bed, tmp_path: Path) -> None:
     for kind in KINDS:
         url = s3.corpus(tmp_path / kind, kind)
         local = s3.dataset(str(tmp_path / kind), storage_options=None)
@@ -63,7 +63,7 @@ def test_what_was_read_from_s3_is_what_is_on_the_disk(s3: Bed, tmp_path: Path) -
             assert ours["x"].tolist() == theirs["x"].tolist()
 
 
-def test_a_state_saved_on_s3_goes_on_on_a_disk(s3: Bed, tmp_path: Path) -> None:
+def test_a_state_saved_on_s3_resumes_on_a_disk(s3: Bed, tmp_path: Path) -> None:
     url = s3.corpus(tmp_path / "corpus")
     loader = s3.savable(url)
     received = ids(islice(loader, 6))
@@ -72,7 +72,7 @@ def test_a_state_saved_on_s3_goes_on_on_a_disk(s3: Bed, tmp_path: Path) -> None:
     assert sorted(flat(received + ids(resumed))) == ALL_ROWS
 
 
-def test_workers_that_are_no_forks_read_s3_too(s3: Bed, tmp_path: Path) -> None:
+def test_workers_started_without_fork_read_from_s3(s3: Bed, tmp_path: Path) -> None:
     url = s3.corpus(tmp_path / "corpus")
     loader = StatefulDataLoader(s3.dataset(url), batch_size=None, num_workers=2, multiprocessing_context=FORKSERVER)
     assert sorted(flat(ids(loader))) == ALL_ROWS
@@ -80,7 +80,7 @@ def test_workers_that_are_no_forks_read_s3_too(s3: Bed, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("kind", ["parquet", "arrow-stream"])
-def test_two_ranks_become_three_and_every_row_comes_once(
+def test_two_ranks_become_three_and_every_row_is_delivered_once(
     each_s3: Bed, tmp_path: Path, kind: Kind, num_workers: int
 ) -> None:
     url = each_s3.corpus(tmp_path / "corpus", kind)

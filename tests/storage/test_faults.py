@@ -1,4 +1,4 @@
-"""Whatever the network does, an epoch delivers exactly its rows, or ends in a clear error within its deadline."""
+"""With any fault of the network, an epoch delivers exactly its rows, or ends in a clear error within its deadline."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ QUICK = RetryPolicy(
     connect_timeout_s=0.5, read_timeout_s=0.15,
 )  # fmt: skip
 RUN_DEADLINE_S = 30.0
-"""A run has several reads that may fail one after the other, each within the deadline of the policy."""
+"""Several reads of a run may fail in turn, each within the deadline of the policy."""
 NUM_RUNS = 240 if THOROUGH else 25
-BREAKING: tuple[Kind, ...] = ("drop", "reset", "500", "503", "short", "ignore range", "stall", "stall at once")
-"""What may pass when it is tried again."""
+TRANSIENT: tuple[Kind, ...] = ("drop", "reset", "500", "503", "short", "ignore range", "stall", "stall at once")
+"""Faults that a retry may overcome."""
 NUM_ROWS = sum(map(sum, UNEQUAL_FILES))
 
 
@@ -41,46 +41,46 @@ def urls(moto_bed: Bed, tmp_path_factory: pytest.TempPathFactory) -> dict[str, s
 
 
 @pytest.fixture(scope="module")
-def rights() -> dict[tuple[str, int], list[list[int]]]:
-    """Batches of undisturbed runs, by corpus and number of workers."""
+def expected_batches() -> dict[tuple[str, int], list[list[int]]]:
+    """Batches of runs without faults, by corpus and number of workers."""
     return {}
 
 
 @pytest.fixture(autouse=True)
-def _nothing_broken_after(s3: Bed) -> Iterator[None]:
+def _remove_faults(s3: Bed) -> Iterator[None]:
     yield
     s3.proxy.behave()
 
 
 def options(bed: Bed) -> dict[str, Any]:
-    """Return arguments that leave retries to the policy, and nothing to a cache."""
+    """Return arguments that leave all retries to the policy, and disable the cache."""
     plain = {**bed.options, "config_kwargs": {"retries": {"mode": "standard", "max_attempts": 1}}}
     return {"storage_options": plain, "retries": QUICK, "cache_dir": False}
 
 
-def test_the_kinds_here_are_all_there_are() -> None:
-    assert {*BREAKING, "403", "404"} == {*get_args(Kind)}
+def test_these_are_all_kinds_of_faults() -> None:
+    assert {*TRANSIENT, "403", "404"} == {*get_args(Kind)}
 
 
-@pytest.mark.parametrize("kind", BREAKING)
-def test_what_fails_once_is_tried_again(s3: Bed, urls: dict[str, str], kind: Kind) -> None:
+@pytest.mark.parametrize("kind", TRANSIENT)
+def test_a_fault_that_occurs_once_is_retried(s3: Bed, urls: dict[str, str], kind: Kind) -> None:
     for corpus in ("parquet", "arrow-file"):
-        right = ids(s3.dataset(urls[corpus]))
-        # In the plan, and later where rows are read.
+        expected = ids(s3.dataset(urls[corpus]))
+        # During the scan, and later while rows are read.
         faults = [Fault(kind, path=r"part-\d+\.", skip=skip, times=1) for skip in (0, 2, 9)]
         s3.proxy.behave(*faults)
         began = monotonic()
-        assert ids(s3.dataset(urls[corpus], **options(s3))) == right
+        assert ids(s3.dataset(urls[corpus], **options(s3))) == expected
         assert monotonic() - began < RUN_DEADLINE_S
         assert sum(request.fault == kind for request in s3.proxy.requests()) == len(faults)
 
 
-@pytest.mark.parametrize(("kind", "num_workers"), [*((kind, 0) for kind in BREAKING), ("drop", 1), ("stall", 1)])
-def test_what_always_fails_ends_within_the_deadline_and_leaves_the_state(
+@pytest.mark.parametrize(("kind", "num_workers"), [*((kind, 0) for kind in TRANSIENT), ("drop", 1), ("stall", 1)])
+def test_a_permanent_fault_ends_within_the_deadline_and_leaves_the_state_intact(
     s3: Bed, urls: dict[str, str], kind: Kind, num_workers: int
 ) -> None:
     url = urls["parquet"]
-    right = ids(s3.dataset(url))
+    expected = ids(s3.dataset(url))
     failing = s3.savable(url, num_workers, prefetch_windows=0, **options(s3))
     batches = iter(failing)
     received = ids(islice(batches, 2))
@@ -89,17 +89,17 @@ def test_what_always_fails_ends_within_the_deadline_and_leaves_the_state(
     with loader_raises(DataFileError, rf"{re.escape(url)}/part-\d+\.parquet"):
         received.extend(batch["id"].tolist() for batch in batches)
     assert monotonic() - began < 3 * QUICK.deadline_s + 3
-    assert received == right[: len(received)]
+    assert received == expected[: len(received)]
     s3.proxy.behave()
     resumed = s3.savable(url, num_workers, **options(s3))
     resumed.load_state_dict(saved(failing.state_dict()))
-    assert received + ids(resumed) == right
+    assert received + ids(resumed) == expected
 
 
 @pytest.mark.parametrize(
     ("status", "words"), [("403", "permission denied|Forbidden|Access ?Denied"), ("404", "does not exist")]
 )
-def test_what_is_permanent_fails_at_once_with_the_name_of_the_object(
+def test_a_refused_request_fails_immediately_and_names_the_object(
     s3: Bed, urls: dict[str, str], status: Kind, words: str
 ) -> None:
     url = urls["parquet"]
@@ -110,12 +110,12 @@ def test_what_is_permanent_fails_at_once_with_the_name_of_the_object(
         list(dataset)
     assert monotonic() - began < 1.0
     refused = [request for request in s3.proxy.requests() if request.fault]
-    assert 1 <= len(refused) <= 3, "a look at the object may follow, but no try"
+    assert 1 <= len(refused) <= 3, "a check of the object may follow, but no retry"
     with pytest.raises(DataFileError, match=rf"{re.escape(url)}/part-003\.parquet .*({words})"):
         s3.dataset(url, **options(s3))
 
 
-def test_keys_that_are_wrong_fail_at_once(s3: Bed, urls: dict[str, str]) -> None:
+def test_wrong_keys_fail_immediately(s3: Bed, urls: dict[str, str]) -> None:
     began = monotonic()
     wrong = {**s3.options, "secret": "not-the-secret"}
     with pytest.raises(DataFileError, match=re.escape(urls["parquet"])):
@@ -123,24 +123,24 @@ def test_keys_that_are_wrong_fail_at_once(s3: Bed, urls: dict[str, str]) -> None
     assert monotonic() - began < 2.0
 
 
-def test_a_listing_that_fails_is_tried_again_and_never_short(s3: Bed, urls: dict[str, str]) -> None:
+def test_a_failed_listing_is_retried_and_never_incomplete(s3: Bed, urls: dict[str, str]) -> None:
     for kind in ("503", "500", "drop", "stall"):
         s3.proxy.behave(Fault(kind, path="list-type=2", times=1))
         dataset = s3.dataset(urls["parquet"], **options(s3))
         assert dataset.manifest.num_rows == NUM_ROWS, kind
 
 
-def test_a_slow_link_is_no_stalled_one(s3: Bed, urls: dict[str, str]) -> None:
-    right = ids(s3.dataset(urls["parquet"]))
+def test_a_slow_link_is_not_a_stalled_one(s3: Bed, urls: dict[str, str]) -> None:
+    expected = ids(s3.dataset(urls["parquet"]))
     s3.proxy.behave(latency_s=0.05, bytes_per_s=40_000)
-    assert ids(s3.dataset(urls["parquet"], **options(s3))) == right
+    assert ids(s3.dataset(urls["parquet"], **options(s3))) == expected
 
 
 def random_faults(draw: random.Random) -> list[Fault]:
-    """Return a few rules: how often, when, and on which requests things break."""
+    """Return a few random rules."""
     return [
         Fault(
-            draw.choice(BREAKING),
+            draw.choice(TRANSIENT),
             path=draw.choice(["", r"part-\d+\.", r"part-00[3-6]\."]),
             skip=draw.choice([0, 0, 3, 9]),
             times=draw.choice([None, 1, 3]),
@@ -151,38 +151,40 @@ def random_faults(draw: random.Random) -> list[Fault]:
 
 
 @pytest.mark.parametrize("seed", range(NUM_RUNS))
-def test_every_run_delivers_its_rows_or_ends_clearly_in_time(
-    s3: Bed, urls: dict[str, str], rights: dict[tuple[str, int], list[list[int]]], seed: int
+def test_every_run_delivers_its_rows_or_ends_in_a_clear_error_in_time(
+    s3: Bed, urls: dict[str, str], expected_batches: dict[tuple[str, int], list[list[int]]], seed: int
 ) -> None:
     draw = random.Random(seed)
     url = urls[draw.choice(KINDS)]
     num_workers = draw.choice([0] * 19 + [2])
     faults = random_faults(draw)
 
-    def make() -> Any:
+    def create() -> Any:
         if seed % 2:
             return s3.savable(url, num_workers, **options(s3))
         return StatefulDataLoader(s3.dataset(url, **options(s3)), batch_size=None, num_workers=num_workers)
 
-    right = rights.get((url, num_workers)) or rights.setdefault((url, num_workers), ids(make()))
+    expected = expected_batches.get((url, num_workers)) or expected_batches.setdefault(
+        (url, num_workers), ids(create())
+    )
     received: list[list[int]] = []
     loader: Any = None
     failure: LanewayError | None = None
     s3.proxy.behave(*faults, seed=seed, latency_s=draw.choice([0, 0, 0.002]))
     began = monotonic()
     try:
-        loader = make()
+        loader = create()
         received.extend(batch["id"].tolist() for batch in loader)
     except LanewayError as error:
         failure = error.with_traceback(None)
     assert monotonic() - began < RUN_DEADLINE_S
     s3.proxy.behave()
     if failure is None:
-        assert received == right
+        assert received == expected
         return
     assert url in str(failure)
-    assert received == right[: len(received)]
-    resumed = make()
+    assert received == expected[: len(received)]
+    resumed = create()
     if loader is not None:
         resumed.load_state_dict(saved(loader.state_dict()))
-    assert received + ids(resumed) == right
+    assert received + ids(resumed) == expected

@@ -1,4 +1,4 @@
-"""An object that was written again since it was planned is an error that names it, and never rows."""
+"""An object rewritten since it was planned is an error that names it, and delivers no rows."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from tests.storage.beds import Bed
 
 NUM_FILES, GROUPS, GROUP_ROWS = 2, 4, 5000
-"""Files of 160 kB: more than what one read of a footer brings along."""
+"""Files of 160 kB: larger than the tail that is read with the footer."""
 SCHEMA = pa.schema([("id", pa.int64())])
 ORDERED: dict[str, Any] = {"shuffle": False, "shard_rows": GROUP_ROWS, "window_bytes": 1, "batch_size": GROUP_ROWS}
 """One row group is one shard, one window, one batch."""
 
 
 def data_file(kind: str, start: int) -> bytes:
-    """Return a file of numbers from `start` on; its size doesn't depend on them."""
+    """Return a file of consecutive numbers from `start`; its size does not depend on them."""
     sink = pa.BufferOutputStream()
     table = pa.table({"id": range(start, start + GROUPS * GROUP_ROWS)}, schema=SCHEMA)
     if kind == "parquet":
@@ -49,16 +49,14 @@ def upload(bed: Bed, folder: Path, kind: str) -> str:
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 @pytest.mark.parametrize("kind", ["parquet", "arrow"])
-def test_an_object_overwritten_in_mid_epoch_is_caught(
-    each_s3: Bed, tmp_path: Path, kind: str, num_workers: int
-) -> None:
+def test_an_object_overwritten_mid_epoch_is_detected(each_s3: Bed, tmp_path: Path, kind: str, num_workers: int) -> None:
     url = upload(each_s3, tmp_path / "corpus", kind)
     arguments = {**ORDERED, "prefetch_windows": 0}
-    right = ids(each_s3.savable(url, **arguments))
+    expected = ids(each_s3.savable(url, **arguments))
     loader = each_s3.savable(url, num_workers, **arguments)
     batches = iter(loader)
     received = ids(islice(batches, 1))
-    # Of the same size, with other numbers in the row groups that have not been read, and the same in the first.
+    # The same size, other numbers in row groups that have not been read, the same numbers in the first.
     changed = bytearray(data_file(kind, 0))
     other = data_file(kind, 1000)
     half = len(changed) // 3
@@ -67,18 +65,18 @@ def test_an_object_overwritten_in_mid_epoch_is_caught(
     each_s3.put(f"{url}/part-0.{kind}", bytes(changed))
     with loader_raises(DataFileError, rf"{re.escape(url)}/part-0\.{kind} changed since it was planned"):
         received.extend(batch["id"].tolist() for batch in batches)
-    assert received == right[: len(received)]
+    assert received == expected[: len(received)]
     assert len(received) < GROUPS
-    # The state is that of the last batch, and with the right object back the run goes on from it.
+    # The state is that of the last batch, and the run resumes from it once the original object is back.
     state = saved(loader.state_dict())
     each_s3.put(f"{url}/part-0.{kind}", data_file(kind, 0))
     resumed = each_s3.savable(url, num_workers, **arguments)
     resumed.load_state_dict(state)
-    assert received + ids(resumed) == right
+    assert received + ids(resumed) == expected
 
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow"])
-def test_an_object_overwritten_before_its_first_read_is_caught(s3: Bed, tmp_path: Path, kind: str) -> None:
+def test_an_object_overwritten_before_its_first_read_is_detected(s3: Bed, tmp_path: Path, kind: str) -> None:
     url = upload(s3, tmp_path / "corpus", kind)
     dataset = s3.dataset(url, **ORDERED)
     changed = bytearray(data_file(kind, 0))
@@ -91,7 +89,7 @@ def test_an_object_overwritten_before_its_first_read_is_caught(s3: Bed, tmp_path
 
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow"])
-def test_an_object_of_another_size_is_caught(s3: Bed, tmp_path: Path, kind: str) -> None:
+def test_an_object_of_another_size_is_detected(s3: Bed, tmp_path: Path, kind: str) -> None:
     url = upload(s3, tmp_path / "corpus", kind)
     dataset = s3.dataset(url, **ORDERED)
     s3.put(f"{url}/part-1.{kind}", data_file(kind, 0) + b"more")
@@ -99,7 +97,7 @@ def test_an_object_of_another_size_is_caught(s3: Bed, tmp_path: Path, kind: str)
         list(dataset)
 
 
-def test_an_object_that_is_gone_is_named(s3: Bed, tmp_path: Path) -> None:
+def test_a_deleted_object_is_named(s3: Bed, tmp_path: Path) -> None:
     url = upload(s3, tmp_path / "corpus", "parquet")
     dataset = s3.dataset(url, **ORDERED)
     s3.server.client.delete_object(Bucket="bucket", Key=f"{url.removeprefix('s3://bucket/')}/part-1.parquet")

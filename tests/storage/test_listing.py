@@ -1,4 +1,4 @@
-"""A bucket of thousands of objects is listed whole, in order, and without what is no data."""
+"""Thousands of objects are listed completely, in order, and without files that are not data."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from tests.storage.beds import Bed
 
 NUM_OBJECTS = 3000
-"""More than two pages of a listing, which holds a thousand at most."""
+"""More than two pages of a listing: a page has at most a thousand objects."""
 DATES = ("2026-01-01", "2026-01-02", "2026-01-03")
 
 
 def upload_many(bed: Bed, folder: Path) -> tuple[str, list[str]]:
-    """Upload objects of one row each, with all that other programs leave between them; return URL and names."""
+    """Upload objects of one row each, among the files that other programs leave behind; return URL and names."""
     names = [f"{DATES[index % 3]}/part-{index}.parquet" for index in range(NUM_OBJECTS)]
     one = folder / "one.parquet"
     folder.mkdir()
@@ -43,23 +43,23 @@ def upload_many(bed: Bed, folder: Path) -> tuple[str, list[str]]:
     return url, sorted(names)
 
 
-def test_three_thousand_objects_are_listed_whole_and_sorted(s3: Bed, tmp_path: Path) -> None:
+def test_three_thousand_objects_are_listed_completely_and_sorted(s3: Bed, tmp_path: Path) -> None:
     url, names = upload_many(s3, tmp_path / "many")
     s3.proxy.behave()
-    # A page of a thousand objects may take moto longer than the tests wait elsewhere.
+    # moto may take longer for a page of a thousand objects than the timeout of other tests.
     patient = s3.server.options(s3.proxy.endpoint, config_kwargs={"read_timeout": 30})
     found = find_data_files(url, storage_options=patient)
     assert found.paths == names
     seen = s3.proxy.requests()
     pages = [request for request in seen if "list-type=2" in request.query and "max-keys=1&" not in request.query]
     assert len(pages) == 1 + NUM_OBJECTS // 1000
-    assert len(seen) <= len(pages) + 2, "requests besides the pages"
+    assert len(seen) <= len(pages) + 2, "requests other than the pages"
     by_glob = find_data_files(f"{url}/*/part-*.parquet", storage_options=patient)
     assert by_glob.paths == names
 
 
 @pytest.mark.ceph
-@pytest.mark.skipif(not THOROUGH, reason="half a minute that only make test-storage has")
+@pytest.mark.skipif(not THOROUGH, reason="takes half a minute: make test-storage runs it")
 def test_three_thousand_objects_are_planned(ceph_bed: Bed, tmp_path: Path) -> None:
     url, names = upload_many(ceph_bed, tmp_path / "many")
     ceph_bed.proxy.behave()

@@ -1,4 +1,4 @@
-"""What planning asks of a real server: one listing, one request per footer, and neither twice."""
+"""The requests of a scan on a real server: one listing, one request per footer, and neither twice."""
 
 from __future__ import annotations
 
@@ -32,13 +32,15 @@ def _kind(request: Request) -> str:
 
 
 def _requests(s3: Bed) -> Mapping[str, int]:
-    """Return how many requests of each kind were made, and begin to count anew."""
+    """Return the number of requests of each kind, and reset the counts."""
     counts = Counter(_kind(request) for request in s3.proxy.requests())
     s3.proxy.behave()
     return counts
 
 
-def test_a_scan_is_one_listing_and_one_request_per_footer_and_the_next_one_the_listing(s3: Bed, tmp_path: Path) -> None:
+def test_a_scan_is_one_listing_and_one_request_per_footer_and_the_next_scan_only_a_listing(
+    s3: Bed, tmp_path: Path
+) -> None:
     url = s3.corpus(tmp_path / "d", files=SMALL_FILES)
     expected = Manifest.scan(tmp_path / "d").fingerprint
     bucket = url.removeprefix("s3://")
@@ -60,7 +62,7 @@ def test_a_scan_is_one_listing_and_one_request_per_footer_and_the_next_one_the_l
             {"storage_options": s3.options},
             {"HEAD": NUM_FILES, "GET": NUM_FILES},
         ),
-        # pyarrow's client asks for the size of what it opens.
+        # pyarrow's client requests the size of each file that it opens.
         (bucket, {"filesystem": arrow}, {"LIST": 1, "HEAD": NUM_FILES, "GET": NUM_FILES}),
     ]
     for source, options, counts in ways:
@@ -101,7 +103,7 @@ def test_a_small_file_of_any_format_takes_one_request(s3: Bed, tmp_path: Path, k
     assert manifest.fingerprint == Manifest.scan(tmp_path / "d").fingerprint
 
 
-def test_the_headers_of_an_arrow_file_are_asked_for_together(s3: Bed, tmp_path: Path) -> None:
+def test_the_headers_of_an_arrow_file_are_requested_together(s3: Bed, tmp_path: Path) -> None:
     (tmp_path / "d").mkdir()
     path = tmp_path / "d" / "a.arrow"
     batch = pa.record_batch([pa.array(range(20_000)), pa.array(["a", "b"] * 10_000).dictionary_encode()], ["id", "d"])
@@ -113,14 +115,14 @@ def test_the_headers_of_an_arrow_file_are_asked_for_together(s3: Bed, tmp_path: 
     s3.proxy.behave()
     manifest = Manifest.scan(url, cache_dir=False, storage_options=s3.options)
     requests = [request for request in s3.proxy.requests() if _kind(request) == "GET"]
-    # The tail, and each place where one body ends and the next begins: the last one is in the tail.
+    # The tail, and each boundary between two bodies: the last one is in the tail.
     assert len(requests) == 1 + num_batches
     assert sum(request.body_bytes for request in requests) < path.stat().st_size / 4
     local = Manifest.scan(tmp_path / "d")
     assert manifest.fingerprint == local.fingerprint
     assert manifest.layout.tolist() == local.layout.tolist()
     for damage in (b"\0" * 4, b"\xff" * 4):
-        # What the footer claims is a hint: the messages tell what is in the file.
+        # The footer is only a hint: the messages determine the contents of the file.
         text = path.read_bytes()
         end = len(text) - 10
         start = end - int.from_bytes(text[end : end + 4], "little")
@@ -138,7 +140,7 @@ def test_a_footer_of_many_kilobytes_takes_a_second_request(s3: Bed, tmp_path: Pa
 
 
 @pytest.mark.parametrize("kind", ["500", "drop", "short", "ignore range"])
-def test_a_footer_that_did_not_come_whole_is_asked_for_again(s3: Bed, tmp_path: Path, kind: Any) -> None:
+def test_an_incomplete_footer_is_requested_again(s3: Bed, tmp_path: Path, kind: Any) -> None:
     url = s3.corpus(tmp_path / "d", files=SMALL_FILES)
     s3.proxy.behave(Fault(kind, path=r"\.parquet", times=2))
     manifest = Manifest.scan(url, cache_dir=False, storage_options=s3.options)
@@ -146,7 +148,7 @@ def test_a_footer_that_did_not_come_whole_is_asked_for_again(s3: Bed, tmp_path: 
     assert any(request.fault for request in s3.proxy.requests())
 
 
-def test_an_object_that_can_not_be_read_is_named_and_the_rest_is_not_tried_in_vain(s3: Bed, tmp_path: Path) -> None:
+def test_an_unreadable_object_is_named_and_the_scan_stops_early(s3: Bed, tmp_path: Path) -> None:
     url = s3.corpus(tmp_path / "d", files=((1,),) * 300)
     s3.proxy.behave(Fault("403", path=r"\.parquet"))
     with pytest.raises(DataFileError, match=r"part-000\.parquet can't be read, permission denied") as caught:
@@ -177,7 +179,7 @@ def test_directories_of_an_object_store_are_found_as_on_a_disk(s3: Bed, tmp_path
         assert found.fingerprint == expected.fingerprint
 
 
-def test_a_cache_in_the_bucket_has_the_same_keys_and_shows_none(s3: Bed, tmp_path: Path) -> None:
+def test_a_cache_in_the_bucket_uses_the_same_keys_and_reveals_none(s3: Bed, tmp_path: Path) -> None:
     url = s3.corpus(tmp_path / "d", files=SMALL_FILES)
     options: dict[str, Any] = {"storage_options": s3.options, "cache_dir": f"{url}/cache"}
     first = Manifest.scan(url, **options)

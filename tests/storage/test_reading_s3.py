@@ -1,4 +1,4 @@
-"""Reading through each client: requests, faults, deadlines, versions, forks and secrets."""
+"""Reading with each client: requests, faults, deadlines, versions, forks and secrets."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 
 GROUPS, GROUP_ROWS, COLUMNS = 3, 160_000, 5
 CHUNK_BYTES = GROUP_ROWS * 8
-"""More than the gap that it is worth reading over."""
+"""More than the largest gap that reads span."""
 QUICK = RetryPolicy(first_delay_s=0.01, max_delay_s=0.05, attempt_timeout_s=5, deadline_s=20, read_timeout_s=1)
 EVERY_FAULT = os.environ.get("LANEWAY_STORAGE_TESTS") == "all"
-"""Else a few, as the random ones of test_faults.py go through s3fs anyway."""
+"""Otherwise only a few: test_faults.py covers s3fs with random ones."""
 CANARY = "canary+4711/secret"
 
 
@@ -52,7 +52,7 @@ def through_s3fs(bed: Bed, endpoint: str | None = None, secret: str | None = Non
 
 
 def through_pyarrow(bed: Bed, endpoint: str | None = None, secret: str | None = None) -> dict[str, Any]:
-    # Its own client tries again as well; once is enough here.
+    # Its client also retries: disable that here.
     filesystem = pyarrow.fs.S3FileSystem(
         access_key=bed.server.key,
         secret_key=secret or bed.server.secret,
@@ -94,7 +94,7 @@ def place(url: str, options: dict[str, Any]) -> str:
 
 
 def wide(bed: Bed, folder: Path, seed: int = 0) -> tuple[str, pa.Table]:
-    """Upload one file of row groups with five columns, whose bytes are as many as its numbers'."""
+    """Upload one file of row groups with five columns, as large as its numbers."""
     folder.mkdir(exist_ok=True)
     numbers = np.random.default_rng(seed)
     table = pa.table({f"c{i}": numbers.integers(0, 1 << 62, GROUPS * GROUP_ROWS) for i in range(COLUMNS)})
@@ -104,7 +104,7 @@ def wide(bed: Bed, folder: Path, seed: int = 0) -> tuple[str, pa.Table]:
     return bed.upload(folder), table
 
 
-def test_neighbouring_row_groups_are_fetched_as_few_ranges_and_a_footer_once(
+def test_adjacent_row_groups_are_fetched_as_few_ranges_and_a_footer_once(
     s3: Bed, tmp_path: Path, client: Callable[..., dict[str, Any]]
 ) -> None:
     url, table = wide(s3, tmp_path / "wide")
@@ -123,9 +123,9 @@ def test_neighbouring_row_groups_are_fetched_as_few_ranges_and_a_footer_once(
             assert {request.method for request in seen} == {"GET"}
             assert all(request.if_match for request in chunks)
         else:
-            # pyarrow's client can't make a request conditional: a HEAD for each read, after it, and one to open a file.
+            # pyarrow's client can't make a request conditional: a HEAD after each read, and one to open a file.
             assert sum(request.method == "HEAD" for request in seen) <= 4
-    assert len(seen) - len(chunks) <= 1, "the footer is held by the process"
+    assert len(seen) - len(chunks) <= 1, "the process caches the footer"
 
 
 @pytest.mark.parametrize(
@@ -140,22 +140,22 @@ def test_neighbouring_row_groups_are_fetched_as_few_ranges_and_a_footer_once(
         (through_obstore, "short"),
     ],
 )
-def test_what_passes_costs_time_and_no_row(
+def test_a_transient_fault_costs_time_and_no_row(
     s3: Bed, tmp_path: Path, client: Callable[..., dict[str, Any]], kind: Kind
 ) -> None:
     url = s3.corpus(tmp_path / "corpus")
     options = client(s3)
     dataset = s3.dataset(place(url, options), cache_dir=False, retries=QUICK, prefetch_windows=0, **options)
-    right = ids(dataset)
+    expected = ids(dataset)
     s3.proxy.behave(Fault(kind, path=r"part-00[012]", times=2))
     began = time.monotonic()
     again = s3.dataset(place(url, options), cache_dir=False, retries=QUICK, prefetch_windows=0, **options)
-    assert ids(again) == right
+    assert ids(again) == expected
     assert sum(bool(request.fault) for request in s3.proxy.requests()) == 2
     assert time.monotonic() - began < 15
 
 
-def test_what_does_not_pass_ends_within_the_deadline_and_names_the_object(
+def test_a_permanent_fault_ends_within_the_deadline_and_names_the_object(
     s3: Bed, tmp_path: Path, client: Callable[..., dict[str, Any]]
 ) -> None:
     url = s3.corpus(tmp_path / "corpus", files=((4,),))
@@ -167,26 +167,26 @@ def test_what_does_not_pass_ends_within_the_deadline_and_names_the_object(
         began = time.monotonic()
         with pytest.raises(DataFileError, match=r"part-000\.parquet can't be read \(tried [23] times in .* s\)"):
             list(dataset)
-        # One read fails, then the reader asks whether the file is another one by now.
+        # One read fails, then the reader checks whether the file has changed.
         assert time.monotonic() - began < 2 * (quick.deadline_s + 2)
     s3.proxy.behave()
     assert sorted(flat(ids(dataset))) == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize(("kind", "what"), [("403", r"can't be read"), ("404", "does not exist")])
-def test_what_is_refused_fails_at_once(
-    s3: Bed, tmp_path: Path, client: Callable[..., dict[str, Any]], kind: Kind, what: str
+@pytest.mark.parametrize(("kind", "problem"), [("403", r"can't be read"), ("404", "does not exist")])
+def test_a_refused_request_fails_immediately(
+    s3: Bed, tmp_path: Path, client: Callable[..., dict[str, Any]], kind: Kind, problem: str
 ) -> None:
     url = s3.corpus(tmp_path / "corpus", files=((4,),))
     options = client(s3)
     dataset = s3.dataset(place(url, options), cache_dir=False, **options)
     s3.proxy.behave(Fault(kind, path="parquet"))
-    with pytest.raises(DataFileError, match=rf"part-000\.parquet {what}"):
+    with pytest.raises(DataFileError, match=rf"part-000\.parquet {problem}"):
         list(dataset)
     assert len(s3.proxy.requests()) <= 3
 
 
-def test_a_stalled_thread_does_not_hold_up_the_end_of_the_process(s3: Bed, tmp_path: Path) -> None:
+def test_a_stalled_thread_does_not_delay_the_exit_of_the_process(s3: Bed, tmp_path: Path) -> None:
     url = s3.corpus(tmp_path / "corpus", files=((4,),))
     options = through_s3fs(s3)
     program = f"""
@@ -224,7 +224,7 @@ def test_an_object_of_another_version_is_never_read(
     reader = RowReader(manifest, storage, ["c0"])
     assert reader.read(0, 0, 10).equals(table.select(["c0"]).slice(0, 10))
     if isinstance(options.get("filesystem"), pyarrow.fs.FileSystem):
-        # All that pyarrow tells of an object besides its size is a time, in seconds.
+        # Apart from the size, pyarrow reports only a modification time, in seconds.
         time.sleep(1.1)
     whole = bytearray((tmp_path / "wide" / "part-0.parquet").read_bytes())
     whole[1000:2000] = bytes(1000)
@@ -236,11 +236,11 @@ def test_an_object_of_another_version_is_never_read(
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_workers_read_what_their_parent_has_read_before_and_reads_after(
+def test_workers_read_the_files_that_their_parent_reads_before_and_after(
     s3: Bed, tmp_path: Path, client: Callable[..., dict[str, Any]], method: str
 ) -> None:
     if (method == "spawn") != (client is through_obstore):
-        pytest.skip("obstore works in spawned processes only, and for others spawning is slow and no different")
+        pytest.skip("obstore works only in spawned processes; for the others spawning is slow and makes no difference")
     url = s3.corpus(tmp_path / "corpus")
     options = client(s3)
     dataset = s3.dataset(place(url, options), cache_dir=False, **options)
@@ -250,21 +250,21 @@ def test_workers_read_what_their_parent_has_read_before_and_reads_after(
     assert sorted(flat(ids(dataset))) == list(range(48))
 
 
-def test_obstore_in_a_forked_worker_is_an_error_that_says_what_to_do(s3: Bed, tmp_path: Path) -> None:
+def test_obstore_in_a_forked_worker_is_an_error_with_a_way_out(s3: Bed, tmp_path: Path) -> None:
     options = through_obstore(s3)
     dataset = s3.dataset(place(s3.corpus(tmp_path / "corpus"), options), cache_dir=False, **options)
     with pytest.raises(DataFileError, match="obstore does not work in a process that was forked after its use"):
         list(SavableLoader(dataset, num_workers=1, multiprocessing_context=multiprocessing.get_context("fork")))
 
 
-def test_no_secret_gets_into_an_error_a_repr_or_a_log(
+def test_no_secret_reaches_an_error_a_repr_or_a_log(
     s3: Bed, tmp_path: Path, client: Callable[..., dict[str, Any]], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, "laneway")
     url = s3.corpus(tmp_path / "corpus", files=((4,),))
-    right, wrong = client(s3), client(s3, secret=CANARY)
-    manifest = Manifest.scan(place(url, right), cache_dir=False, **right)
-    told: list[str] = []
+    correct, wrong = client(s3), client(s3, secret=CANARY)
+    manifest = Manifest.scan(place(url, correct), cache_dir=False, **correct)
+    texts: list[str] = []
     nowhere = client(s3, endpoint="http://127.0.0.1:1", secret=CANARY)
     for given in (wrong, nowhere):
         options = {**given, "retries": RetryPolicy(max_attempts=1)}
@@ -278,9 +278,9 @@ def test_no_secret_gets_into_an_error_a_repr_or_a_log(
         for call in calls:
             with pytest.raises(DataFileError) as caught:
                 call()
-            told += traceback.format_exception(caught.value)
-        told += [repr(Storage(place(url, options), **options)), repr(StatefulShardedDataset(manifest, **options))]
-    text = "".join(told) + caplog.text
+            texts += traceback.format_exception(caught.value)
+        texts += [repr(Storage(place(url, options), **options)), repr(StatefulShardedDataset(manifest, **options))]
+    text = "".join(texts) + caplog.text
     for secret in (CANARY, re.escape(CANARY), s3.server.secret, s3.server.key):
         assert secret not in text
     assert BUCKET in text

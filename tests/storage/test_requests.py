@@ -1,4 +1,4 @@
-"""How many requests and bytes things cost, by the log of the proxy."""
+"""The number of requests and bytes that operations cost, as recorded by the proxy."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 NUM_FILES = len(UNEQUAL_FILES)
 GROUPS, GROUP_ROWS, COLUMNS = 3, 160_000, 5
 CHUNK_BYTES = GROUP_ROWS * 8
-"""More than the gap that it is worth reading over."""
+"""More than the largest gap that reads span."""
 
 
 def listings(requests: list[Request]) -> list[Request]:
@@ -44,7 +44,7 @@ def body_bytes(requests: list[Request]) -> int:
 
 
 def upload_wide(bed: Bed, folder: Path) -> str:
-    """Upload one file of row groups with five columns, whose bytes are as many as its numbers'."""
+    """Upload one file of row groups with five columns, as large as its numbers."""
     folder.mkdir()
     numbers = np.random.default_rng(0)
     table = pa.table({f"c{i}": numbers.integers(0, 1 << 62, GROUPS * GROUP_ROWS) for i in range(COLUMNS)})
@@ -60,7 +60,7 @@ def wide_dataset(bed: Bed, url: str, window_groups: int, **arguments: Any) -> An
 
 
 @pytest.mark.parametrize("kind", ["parquet"])
-def test_a_plan_costs_one_listing_and_one_request_for_each_footer(s3: Bed, tmp_path: Path, kind: Any) -> None:
+def test_a_scan_costs_one_listing_and_one_request_per_footer(s3: Bed, tmp_path: Path, kind: Any) -> None:
     url = s3.corpus(tmp_path / "corpus", kind)
     s3.proxy.behave()
     Manifest.scan(url, storage_options=s3.options, cache_dir=False)
@@ -69,10 +69,10 @@ def test_a_plan_costs_one_listing_and_one_request_for_each_footer(s3: Bed, tmp_p
     assert len(footers) == len({request.path for request in footers}) == NUM_FILES
     assert body_bytes(footers) <= sum(path.stat().st_size for path in (tmp_path / "corpus").iterdir())
     assert len(listings(seen)) <= 2
-    assert len(seen) <= NUM_FILES + 2, "nothing but a listing and footers"
+    assert len(seen) <= NUM_FILES + 2, "only a listing and footers"
 
 
-def test_a_footer_of_a_large_file_costs_its_tail(s3: Bed, tmp_path: Path) -> None:
+def test_the_footer_of_a_large_file_costs_only_its_tail(s3: Bed, tmp_path: Path) -> None:
     url = upload_wide(s3, tmp_path / "wide")
     s3.proxy.behave()
     Manifest.scan(url, storage_options=s3.options, cache_dir=False)
@@ -85,7 +85,7 @@ def test_a_footer_of_a_large_file_costs_its_tail(s3: Bed, tmp_path: Path) -> Non
     ("columns", "ranges_of_a_group"),
     [(["c0", "c3"], 2), (["c1", "c2"], 1), (["c3", "c0"], 2)],
 )
-def test_a_window_with_two_of_five_columns_costs_these_ranges(
+def test_a_window_with_two_of_five_columns_costs_only_their_ranges(
     s3: Bed, tmp_path: Path, columns: list[str], ranges_of_a_group: int
 ) -> None:
     url = upload_wide(s3, tmp_path / "wide")
@@ -97,12 +97,12 @@ def test_a_window_with_two_of_five_columns_costs_these_ranges(
     assert {request.method for request in seen} == {"GET"}, "no HEAD to open a file"
     tails = [request for request in seen if request.body_bytes <= 64 * 1024]
     chunks = [request for request in seen if request.body_bytes > 64 * 1024]
-    assert len(tails) <= 1, "the footer is read once, if at all"
+    assert len(tails) <= 1, "the footer is read at most once"
     assert len(chunks) <= 1.2 * GROUPS * ranges_of_a_group
     assert body_bytes(chunks) <= 1.01 * GROUPS * 2 * CHUNK_BYTES
 
 
-def test_neighbouring_row_groups_of_a_window_are_one_range(s3: Bed, tmp_path: Path) -> None:
+def test_adjacent_row_groups_of_a_window_are_one_range(s3: Bed, tmp_path: Path) -> None:
     url = upload_wide(s3, tmp_path / "wide")
     dataset = wide_dataset(s3, url, GROUPS, columns=["c0", "c4"], shuffle=True)
     s3.proxy.behave()
@@ -124,7 +124,7 @@ def test_a_resume_reads_nothing_of_completed_shards(s3: Bed, tmp_path: Path, num
     s3.proxy.behave()
     resumed = s3.savable(url, num_workers, **arguments)
     planned = objects([request for request in s3.proxy.requests() if request.range])
-    assert planned == [], "its plan was cached"
+    assert planned == [], "its manifest was cached"
     resumed.load_state_dict(state)
     received += ids(resumed)
     assert sorted(flat(received)) == list(range(manifest.num_rows))
@@ -132,7 +132,7 @@ def test_a_resume_reads_nothing_of_completed_shards(s3: Bed, tmp_path: Path, num
     assert touched == {"part-002.parquet", "part-005.parquet"}
 
 
-def test_a_second_start_costs_a_listing_and_a_changed_object_its_footer(s3: Bed, tmp_path: Path) -> None:
+def test_a_second_scan_costs_a_listing_and_the_footers_of_changed_objects(s3: Bed, tmp_path: Path) -> None:
     url = s3.corpus(tmp_path / "corpus")
     options: dict[str, Any] = {"storage_options": s3.options, "cache_dir": tmp_path / "cache"}
     first = Manifest.scan(url, **options)
@@ -158,7 +158,7 @@ def scan_on_a_rank(rank: int, url: str, options: dict[str, Any]) -> str:
     return scan_once(url, storage_options=options, cache_dir=False).fingerprint
 
 
-def test_four_ranks_that_scan_once_cost_what_one_does(s3: Bed, tmp_path: Path) -> None:
+def test_scan_once_on_four_ranks_costs_as_much_as_on_one(s3: Bed, tmp_path: Path) -> None:
     url = s3.corpus(tmp_path / "corpus")
     s3.proxy.behave()
     alone = Manifest.scan(url, storage_options=s3.options, cache_dir=False)
@@ -176,14 +176,14 @@ def collect_garbage(batch: Any) -> Any:
     return batch
 
 
-def test_workers_that_were_forked_leave_the_connections_of_their_parent_alone(s3: Bed, tmp_path: Path) -> None:
+def test_forked_workers_do_not_close_the_connections_of_their_parent(s3: Bed, tmp_path: Path) -> None:
     url = s3.corpus(tmp_path / "corpus")
     patient = s3.server.options(s3.proxy.endpoint, config_kwargs={"read_timeout": 6})
-    # The parent has used its connections before the fork, and uses them after the workers' end.
+    # The parent uses its connections before the fork and after the workers have ended.
     loader = s3.savable(url, num_workers=2, transform=collect_garbage, storage_options=patient)
     assert sorted(flat(ids(loader))) == list(range(48))
     s3.proxy.behave()
     began = monotonic()
     assert Manifest.scan(url, storage_options=patient, cache_dir=False).num_rows == 48
-    assert len(s3.proxy.requests()) <= NUM_FILES + 2, "nothing had to be asked twice"
+    assert len(s3.proxy.requests()) <= NUM_FILES + 2, "no request was repeated"
     assert monotonic() - began < 5

@@ -1,4 +1,4 @@
-"""Keys, secrets and tokens stay where they were given: no state, file, log, repr, error or environment shows them."""
+"""Keys, secrets and tokens do not leak: no state, file, log, repr, error or environment contains them."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ HASTY = RetryPolicy(
 
 
 @pytest.fixture(autouse=True)
-def _nothing_broken_after(s3: Bed) -> Iterator[None]:
+def _remove_faults(s3: Bed) -> Iterator[None]:
     yield
     s3.proxy.behave()
 
 
 @pytest.fixture(scope="module")
 def given(moto_bed: Bed) -> dict[str, Any]:
-    """Storage options with all three secrets."""
+    """Storage options with a key, a secret and a token."""
     return {
         **moto_bed.options,
         **moto_bed.server.temporary_keys(),
@@ -46,26 +46,26 @@ def secrets_of(options: dict[str, Any]) -> tuple[str, str, str]:
     return options["key"], options["secret"], options["token"]
 
 
-def told(text: str, *secrets: str) -> list[str]:
-    """Return the secrets, or the greater part of one, that a text tells, also in the ways in which they are quoted."""
+def leaked(text: str, *secrets: str) -> list[str]:
+    """Return the secrets that a text contains, also quoted, or without their first and last characters."""
     return [secret for secret in secrets if secret in text or repr(secret)[1:-1] in text or secret[3:-3] in text]
 
 
 def test_the_search_for_secrets_finds_them() -> None:
-    assert told(f"x {TOKEN} y", TOKEN, "another-secret") == [TOKEN]
-    assert told(json.dumps({"a": [TOKEN]}), TOKEN) == [TOKEN]
-    assert told(f"key {TOKEN[2:]}", TOKEN) == [TOKEN]
+    assert leaked(f"x {TOKEN} y", TOKEN, "another-secret") == [TOKEN]
+    assert leaked(json.dumps({"a": [TOKEN]}), TOKEN) == [TOKEN]
+    assert leaked(f"key {TOKEN[2:]}", TOKEN) == [TOKEN]
 
 
 def environment_of_worker(batch: dict[str, Any]) -> dict[str, Any]:
-    """Add what a look from outside would find of the process that made the batch."""
+    """Add the environment of the process that created the batch, as the process and other processes see it."""
     process = Path("/proc/self")
     outside = (process / "environ").read_text(errors="replace") + (process / "cmdline").read_text(errors="replace")
     return {**batch, "outside": outside, "environ": str(dict(os.environ))}
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_what_a_run_leaves_behind_tells_no_secret(
+def test_a_run_leaves_no_secret_behind(
     s3: Bed, tmp_path: Path, given: dict[str, Any], caplog: pytest.LogCaptureFixture, num_workers: int
 ) -> None:
     caplog.set_level(logging.DEBUG, logger="laneway")
@@ -78,7 +78,7 @@ def test_what_a_run_leaves_behind_tells_no_secret(
     manifest = Manifest.scan(url, **arguments)
     manifest.save(tmp_path / "manifest.json")
     files = [path for path in (*cache.rglob("*"), tmp_path / "manifest.json") if path.is_file()]
-    assert len(files) >= 2, "there is a cache to look into"
+    assert len(files) >= 2, "there is a cache to search"
     shown = {
         "states": json.dumps([loader.state_dict(), loader.save_state_rank()]),
         "reprs": f"{dataset!r} {loader!r} {manifest!r} {manifest.storage(storage_options=given)!r} {vars(manifest)}",
@@ -88,7 +88,7 @@ def test_what_a_run_leaves_behind_tells_no_secret(
         "our environment": str(dict(os.environ)),
         "a pickled manifest": repr(pickle.dumps(manifest)),
     }
-    assert [what for what, text in shown.items() if told(text, *secrets_of(given))] == []
+    assert [name for name, text in shown.items() if leaked(text, *secrets_of(given))] == []
 
 
 def unpacked(path: Path) -> str:
@@ -106,7 +106,7 @@ WRONG = ("wrong secret", "no such key", "malformed token", "no server")
         *((kind, "planning") for kind in ("403", "404", "drop", *WRONG, "no such bucket")),
     ],
 )
-def test_no_error_tells_a_secret(
+def test_no_error_reveals_a_secret(
     s3: Bed,
     tmp_path: Path,
     given: dict[str, Any],
@@ -138,10 +138,10 @@ def test_no_error_tells_a_secret(
         "logs": caplog.text,
         "output": "".join(capfd.readouterr()),
     }
-    assert [what for what, text in shown.items() if told(text, *secrets)] == []
+    assert [name for name, text in shown.items() if leaked(text, *secrets)] == []
 
 
-def test_an_error_of_a_worker_tells_no_secret(
+def test_an_error_of_a_worker_reveals_no_secret(
     s3: Bed, tmp_path: Path, given: dict[str, Any], capfd: pytest.CaptureFixture[str]
 ) -> None:
     url = s3.corpus(tmp_path / "corpus")
@@ -150,5 +150,5 @@ def test_an_error_of_a_worker_tells_no_secret(
     with pytest.raises(LanewayError) as caught:
         ids(loader)
     text = "".join(traceback.format_exception(caught.value)) + "".join(capfd.readouterr())
-    assert told(text, *secrets_of(given)) == []
+    assert leaked(text, *secrets_of(given)) == []
     traceback.clear_frames(caught.tb)

@@ -1,4 +1,4 @@
-"""Footers: what many data files say about themselves, read concurrently and with few requests."""
+"""Reading the metadata of many data files, concurrently and with few requests."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from laneway.errors import DataFileError
+from laneway.storage.reading import enforceable_version, read_tails
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 _THREADS = 32
 _FILES_PER_TASK = 64
-# Requests that fly at once where the filesystem sends many for one thread: so many tasks of so many files.
+# Where one thread can send many requests concurrently: number of tasks, and files per task.
 _BATCHES = 4
 _FILES_PER_BATCH = 32
 _SLOW_FILE_S = 1e-3
@@ -30,21 +31,21 @@ _SHOW_PROGRESS_AFTER_S = 2.0
 
 class _ProgressBar(tqdm):  # type: ignore[type-arg]
     monitor_interval = 0
-    """No monitor thread: it would live on, and a later fork of a process with threads is unsafe."""
+    """No monitor thread: it would outlive the scan, and forking a process with threads is unsafe."""
 
 
 def read_footers(found: DataFiles, indices: Sequence[int], *, progress: bool | None) -> list[FileScan]:
-    """Return what these files say about themselves.
+    """Return the metadata of data files.
 
-    The threads that read are gone when this returns, so that a later fork is safe.
+    All threads have ended when this returns, so that a later fork is safe.
 
     Args:
         found: The data files.
-        indices: Which of them to read.
-        progress: True shows a bar, False does not, None does if it takes longer than 2 s.
+        indices: Indices of the files to read.
+        progress: True shows a progress bar, False does not, None does if the reads take longer than 2 s.
 
     Raises:
-        DataFileError: Files could not be read or understood; the first of them is named.
+        DataFileError: Some files are unreadable or invalid; the first of them is named.
     """
     scans: list[FileScan] = []
     errors: list[DataFileError] = []
@@ -64,7 +65,7 @@ def read_footers(found: DataFiles, indices: Sequence[int], *, progress: bool | N
                     errors.append(result)
                 else:
                     scans.append(result)
-            # Where each failure takes its time, the rest need not fail too.
+            # On remote storage each failure takes time: stop after the first.
             if errors and not found.storage.is_local:
                 break
     if errors:
@@ -76,15 +77,15 @@ def read_footers(found: DataFiles, indices: Sequence[int], *, progress: bool | N
 
 
 def _results(found: DataFiles, indices: Sequence[int]) -> Generator[list[_Result]]:
-    """Yield scans and failures, task by task, in the order of the files."""
-    batched = found.storage.reads_at_once and found.format.tail_bytes > 0
-    threads, most = (_BATCHES, _FILES_PER_BATCH) if batched else (_THREADS, _FILES_PER_TASK)
-    # Several files per task: handing over a task costs as much as reading a local footer.
-    length = min(most, 1 + len(indices) // (4 * threads))
+    """Yield the scans and errors of each task, in the order of the files."""
+    batched = found.storage.client.is_concurrent and found.format.tail_bytes > 0
+    threads, max_files = (_BATCHES, _FILES_PER_BATCH) if batched else (_THREADS, _FILES_PER_TASK)
+    # Several files per task: submitting a task costs as much as reading a local footer.
+    length = min(max_files, 1 + len(indices) // (4 * threads))
     tasks = [indices[start : start + length] for start in range(0, len(indices), length)]
     done = 0
     if found.storage.is_local:
-        # Threads in turn take the interpreter from each other: they help only if the storage makes them wait.
+        # Threads compete for the interpreter lock: they only help if reads block.
         slow = False
         while done < len(tasks) and not slow:
             began = perf_counter() - thread_time()
@@ -105,17 +106,17 @@ def _scan(found: DataFiles, indices: Sequence[int]) -> list[_Result]:
     paths = [storage.join(found.paths[index]) for index in indices]
     sizes = [found.sizes[index] for index in indices]
     tails: list[bytes | None] = [None] * len(paths)
-    # Of one version with the listing, where that costs no further request.
-    versions = [storage.condition(found.versions[index]) for index in indices]
+    # Require the listed version, where that costs no additional request.
+    versions = [enforceable_version(storage, found.versions[index]) for index in indices]
     if format_.tail_bytes > 0:
-        tails = storage.read_tails(paths, sizes, format_.tail_bytes, versions)
+        tails = read_tails(storage, paths, sizes, format_.tail_bytes, versions)
     results: list[_Result] = []
     for path, size, tail, version in zip(paths, sizes, tails, versions, strict=True):
         try:
             results.append(format_.scan(storage, path, size, tail, version))
         except DataFileError as error:
             results.append(error)
-            # Where each failure takes its time and its requests, the rest need not fail too.
+            # On remote storage each failure takes time and requests: stop after the first.
             if not storage.is_local:
                 break
     return results

@@ -20,54 +20,53 @@ _CANONICAL_INT = re.compile(r"0|-?[1-9][0-9]*")
 _INT64 = range(-(2**63), 2**63)
 
 PartitionValue = int | str | None
-"""What the directories say about one file and key."""
+"""Value of one partition key for one file."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Partitions:
-    """The columns that the names of directories add to the rows of the files below them."""
+    """The columns that directory names add to the rows of the files below them."""
 
     fields: tuple[pa.Field[pa.DataType], ...]
     """Name and type of each key, in the order of the directories: int64 or string."""
     values: tuple[tuple[PartitionValue, ...], ...]
-    """For each key its value for each file."""
+    """For each key, its value for each file."""
 
     @classmethod
     def parse(cls, paths: Sequence[str], schema: pa.Schema) -> Partitions:
-        """Read the keys out of paths.
+        """Parse the partition keys in paths.
 
-        Names and values are URL-decoded; `__HIVE_DEFAULT_PARTITION__` is null. A key is int64 if each of its
-        values is a whole number as Python prints it, else a string: `007` stays a string, unlike in
-        `pyarrow.dataset` (and int64 there is int32), so that no value changes and a larger one fits.
+        Names and values are URL-decoded; `__HIVE_DEFAULT_PARTITION__` is null. A key is int64 if all its values
+        are integers as Python prints them, else a string. Unlike in `pyarrow.dataset`, `007` stays a string, so that
+        no value changes, and integers are int64 rather than int32.
 
-        A key that is a column of the files as well adds nothing: what the files hold is delivered.
+        A key that is also a column of the files adds no column: the values in the files are delivered.
 
         Args:
             paths: Paths relative to the dataset's root, with forward slashes.
             schema: The columns of the files.
 
         Raises:
-            SchemaMismatchError: Files differ in their keys, a path has a key twice, or a key is a column of
-                the files with another kind of type.
+            SchemaMismatchError: The keys of the files differ, a path has a key twice, or a key is also a column of
+                the files with an incompatible type.
         """
         found = [_keys(path) for path in paths]
         names = [name for name, _ in found[0]] if found else []
         for path, pairs in zip(paths, found, strict=True):
-            here = [name for name, _ in pairs]
-            twice = [name for name, count in Counter(here).items() if count > 1]
+            keys = [name for name, _ in pairs]
+            twice = [name for name, count in Counter(keys).items() if count > 1]
             if twice:
-                message = f"{path} has the partition key {twice[0]!r} twice: name one of the directories otherwise"
+                message = f"{path} has the partition key {twice[0]!r} twice: rename one of the directories"
                 raise SchemaMismatchError(message)
-            if here != names:
+            if keys != names:
                 message = (
-                    f"{path} has the partition keys {_listed(here)}, but {paths[0]} has {_listed(names)}: "
+                    f"{path} has the partition keys {_join(keys)}, but {paths[0]} has {_join(names)}: "
                     f"every file needs the same key=value directories in the same order"
                 )
                 raise SchemaMismatchError(message)
         fields, columns = [], []
         for index, name in enumerate(names):
-            texts = [pairs[index][1] for pairs in found]
-            values, type_ = _typed(texts)
+            values, type_ = _infer_type([pairs[index][1] for pairs in found])
             if name in schema.names:
                 _check_column(name, type_, schema.field(name).type)
                 continue
@@ -88,9 +87,9 @@ def _keys(path: str) -> list[tuple[str, str | None]]:
     return pairs
 
 
-def _typed(texts: Sequence[str | None]) -> tuple[tuple[PartitionValue, ...], pa.DataType]:
-    known = {text for text in texts if text is not None}
-    if known and all(_CANONICAL_INT.fullmatch(text) and int(text) in _INT64 for text in known):
+def _infer_type(texts: Sequence[str | None]) -> tuple[tuple[PartitionValue, ...], pa.DataType]:
+    distinct = {text for text in texts if text is not None}
+    if distinct and all(_CANONICAL_INT.fullmatch(text) and int(text) in _INT64 for text in distinct):
         return tuple(None if text is None else int(text) for text in texts), pa.int64()
     return tuple(texts), pa.string()
 
@@ -98,15 +97,15 @@ def _typed(texts: Sequence[str | None]) -> tuple[tuple[PartitionValue, ...], pa.
 def _check_column(name: str, key_type: pa.DataType, column_type: pa.DataType) -> None:
     if pa.types.is_dictionary(column_type):
         column_type = column_type.value_type
-    is_text = pa.types.is_string(column_type) or pa.types.is_large_string(column_type)
-    if pa.types.is_integer(column_type) if pa.types.is_integer(key_type) else is_text:
+    is_string = pa.types.is_string(column_type) or pa.types.is_large_string(column_type)
+    if pa.types.is_integer(column_type) if pa.types.is_integer(key_type) else is_string:
         return
     message = (
-        f"{name!r} is a column of the files, of type {column_type}, and a key of the directories, of type "
+        f"{name!r} is both a column of the files, of type {column_type}, and a partition key, of type "
         f"{key_type}: rename one of them"
     )
     raise SchemaMismatchError(message)
 
 
-def _listed(names: Sequence[str]) -> str:
+def _join(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names)) or "none"

@@ -1,8 +1,9 @@
-"""Which files a source means: a directory, a glob, a file, or several of them."""
+"""The data files of a source: a directory, a glob, a file, or several of them."""
 
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,12 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from laneway.errors import DataFileError
 from laneway.formats import FORMATS, Format, format_of_content, format_of_suffix
-from laneway.storage.filesystem import Storage, glob_root, has_wildcards
+from laneway.storage.entries import get_entry
+from laneway.storage.filesystem import Storage
+from laneway.storage.listing import find_files, glob_files, glob_root, has_wildcards, lists_recursively
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from laneway.storage.filesystem import Entry, FileSystem
+    from laneway.storage.entries import Entry
+    from laneway.storage.filesystem import FileSystem
     from laneway.storage.retries import RetryPolicy
 
 _THREADS = 32
@@ -26,31 +30,33 @@ _THREADS = 32
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DataFiles:
-    """The data files that a source means."""
+    """The data files of a source."""
 
     storage: Storage
-    """Where they are; its root is the deepest directory that holds all of them."""
+    """Where they are; its root is the deepest directory that contains all of them."""
     sources: tuple[str, ...]
     """The sources, as paths of the storage."""
     format: Format
-    """What they are."""
+    """Format of all of them."""
     paths: list[str]
     """Paths relative to the root, sorted and distinct."""
     sizes: list[int]
     """Bytes of each file."""
     versions: list[str]
-    """Version of each file as it was listed: ETag, else time of writing; empty where the storage has none."""
+    """Version of each file when it was listed: ETag, else modification time in ns; empty where unknown."""
+    listed_at_ns: int
+    """Time just before the listing, in ns since the epoch."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Listing:
-    """What one source means, before a format is chosen."""
+    """The files of one source, before a format is chosen."""
 
     root: str
     files: dict[str, Entry]
-    """What was listed, by path."""
+    """Listed files by path."""
     is_named: bool
-    """Whether the source is the file itself, which is then taken whatever its name."""
+    """Whether the source is the path of a file, which is taken whatever its name."""
 
 
 def find_data_files(
@@ -61,9 +67,9 @@ def find_data_files(
     storage_options: Mapping[str, Any] | None = None,
     retries: RetryPolicy | None = None,
 ) -> DataFiles:
-    """Return the data files that `source` means; see `Manifest.scan` for the rules and errors."""
+    """Return the data files of a source; see `Manifest.scan` for the rules and errors."""
     if format is not None and format not in FORMATS:
-        message = f"format is {format!r}: give one of {', '.join(map(repr, FORMATS))}, or None to find out"
+        message = f"format is {format!r}: give one of {', '.join(map(repr, FORMATS))}, or None to detect it"
         raise ValueError(message)
     if not isinstance(source, (str, os.PathLike, Sequence)):
         message = f"source must be a path or URL, a sequence of them, or a Manifest, not {source!r}"
@@ -76,14 +82,15 @@ def find_data_files(
         message = "no source is given: the sequence of paths is empty"
         raise DataFileError(message)
     storage = Storage(sources[0], filesystem, storage_options, retries)
-    asked = [storage.path_of(each) for each in sources]
-    listings = _list_all(storage, asked)
+    requested = [storage.path_of(each) for each in sources]
+    listed_at_ns = time.time_ns()
+    listings = _list_all(storage, requested)
     storage = storage.at(_common_directory([listing.root for listing in listings]))
 
     counts = Counter(path for listing in listings for path in listing.files) if len(listings) > 1 else {}
     twice = sorted(path for path, count in counts.items() if count > 1)
     if twice:
-        message = f"{storage.display(twice[0])} is given twice ({len(twice):,} such files): name each file once"
+        message = f"{storage.redact(twice[0])} is given twice ({len(twice):,} such files): name each file once"
         raise DataFileError(message)
 
     chosen = FORMATS[format] if format else _choose_format(storage, listings)
@@ -94,11 +101,12 @@ def find_data_files(
     ordered = sorted(files)
     return DataFiles(
         storage,
-        tuple(asked),
+        tuple(requested),
         chosen,
         paths=[path.removeprefix(root) for path in ordered],
         sizes=[files[path].size for path in ordered],
         versions=[files[path].version for path in ordered],
+        listed_at_ns=listed_at_ns,
     )
 
 
@@ -110,29 +118,29 @@ def _list_all(storage: Storage, paths: Sequence[str]) -> list[_Listing]:
 
 
 def _list(storage: Storage, path: str) -> _Listing:
-    # Where one listing tells all, nothing is asked before it, unless the name is one of a file.
-    vectorized = storage.lists_at_once and "[" not in path and not format_of_suffix(path)
+    # A recursive listing shows whether the path exists, so no request precedes it, unless the path looks like a file.
+    is_recursive = lists_recursively(storage) and "[" not in path
     files: dict[str, Entry] = {}
-    if vectorized and not has_wildcards(path):
-        files = _by_path(storage.find(path))
+    if is_recursive and not has_wildcards(path) and not format_of_suffix(path):
+        files = _by_path(find_files(storage, path))
         if files and path not in files:
             return _below(path, files)
-    elif storage.lists_at_once and "[" not in path and has_wildcards(path):
-        files = _by_path(storage.glob(path))
+    elif is_recursive and has_wildcards(path):
+        files = _by_path(glob_files(storage, path))
         if path not in files:
             return _below(glob_root(path), files)
-    entry = files.get(path) or storage.info(path)
+    entry = files.get(path) or get_entry(storage, path)
     if entry is None and has_wildcards(path):
-        return _below(glob_root(path), _by_path(storage.glob(path)))
+        return _below(glob_root(path), _by_path(glob_files(storage, path)))
     if entry is None:
-        message = f"{storage.display(path)} does not exist: give a directory, a glob or a data file"
+        message = f"{storage.redact(path)} does not exist: give a directory, a glob or a data file"
         raise DataFileError(message)
     if entry.kind == "file":
         return _Listing(_parent(path), {path: entry}, is_named=True)
     if entry.kind != "directory":
-        message = f"{storage.display(path)} is neither a file nor a directory"
+        message = f"{storage.redact(path)} is neither a file nor a directory"
         raise DataFileError(message)
-    return _below(path, _by_path(storage.find(path)))
+    return _below(path, _by_path(find_files(storage, path)))
 
 
 def _below(root: str, files: dict[str, Entry]) -> _Listing:
@@ -144,7 +152,7 @@ def _by_path(entries: Iterable[Entry]) -> dict[str, Entry]:
 
 
 def _visible(root: str, files: dict[str, Entry]) -> dict[str, Entry]:
-    """Return the files that no name below the root hides."""
+    """Return the files without hidden names below the root."""
     cut = len(root.rstrip("/"))
 
     def is_hidden(path: str) -> bool:
@@ -161,8 +169,10 @@ def _choose_format(storage: Storage, listings: Sequence[_Listing]) -> Format | N
     for path, found in known:
         first, expected = known[0]
         if found is not expected:
-            names = f"{storage.display(path)} is of format {found.name!r}, but {storage.display(first)}"
-            message = f"{names} of {expected.name!r}: choose one with format="
+            message = (
+                f"{storage.redact(path)} is of format {found.name!r}, but {storage.redact(first)} is of format "
+                f"{expected.name!r}: choose one with format="
+            )
             raise DataFileError(message)
     if known:
         return known[0][1]
@@ -173,25 +183,25 @@ def _choose_format(storage: Storage, listings: Sequence[_Listing]) -> Format | N
 
 
 def _select(listing: _Listing, chosen: Format | None) -> dict[str, Entry]:
-    """Return the data files of a listing: by suffix, or all without a known one if none has the right one."""
+    """Return the files of a format: those with its suffix, or all files without a known suffix if there are none."""
     if listing.is_named or chosen is None:
         return listing.files
     formats = {path: format_of_suffix(path) for path in listing.files}
-    wanted = chosen if chosen in formats.values() else None
-    return {path: entry for path, entry in listing.files.items() if formats[path] is wanted}
+    selected = chosen if chosen in formats.values() else None
+    return {path: entry for path, entry in listing.files.items() if formats[path] is selected}
 
 
 def _nothing_found(
     storage: Storage, sources: Sequence[object], listings: Sequence[_Listing], chosen: Format | None
 ) -> DataFileError:
-    looked_in = storage.display(storage.path_of(str(sources[0])))
+    searched = storage.redact(storage.path_of(str(sources[0])))
     more = f" and {len(sources) - 1:,} more sources" if len(sources) > 1 else ""
     formats = [chosen] if chosen else FORMATS.values()
     suffixes = ", ".join(suffix for each in formats for suffix in each.suffixes)
     others = sum(len(listing.files) for listing in listings)
     return DataFileError(
-        f"no data file found in {looked_in}{more}: looked for names that end with {suffixes} and do not "
-        f"begin with '_' or '.'; {others:,} other files are there"
+        f"no data file found in {searched}{more}: searched for names that end with {suffixes} and do not "
+        f"begin with '_' or '.'; found {others:,} other files"
     )
 
 

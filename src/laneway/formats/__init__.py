@@ -8,6 +8,7 @@ from laneway.errors import DataFileError
 from laneway.formats.arrow import ArrowFormat
 from laneway.formats.base import BlockReader, FileScan, Format, PlannedFile, changed_since_planned
 from laneway.formats.parquet import ParquetFormat
+from laneway.storage.reading import read_range
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,20 +37,20 @@ _HEAD_BYTES = 8
 
 
 def format_of_suffix(path: str) -> Format | None:
-    """Return the format that the end of a path stands for, or None."""
+    """Return the format of a file suffix, or None."""
     return _BY_SUFFIX.get(path[path.rfind(".") :].lower())
 
 
 def format_of_content(storage: Storage, path: str, size: int) -> Format:
-    """Return the format that the first bytes of a file stand for.
+    """Return the format of a file, from its first bytes.
 
     Raises:
-        DataFileError: The file is unreadable or of no format that laneway knows.
+        DataFileError: The file is unreadable, or its format is unknown.
     """
-    head = storage.read_range(path, 0, min(size, _HEAD_BYTES))
+    head = read_range(storage, path, 0, min(size, _HEAD_BYTES))
     found = next((known for known in _KNOWN if known.recognises(head)), None)
     if found is None:
-        what = f"begins with {head!r}" if head else "is empty"
-        message = f"{storage.display(path)} {what}: it is neither a Parquet nor an Arrow IPC file"
+        problem = f"begins with {head!r}" if head else "is empty"
+        message = f"{storage.redact(path)} {problem}: it is neither a Parquet nor an Arrow IPC file"
         raise DataFileError(message)
     return found

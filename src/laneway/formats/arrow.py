@@ -1,6 +1,6 @@
-"""Arrow IPC, file format and stream format alike: blocks are record batches, found by the message headers.
+"""Arrow IPC, both the file and the stream format: blocks are record batches, found by the message headers.
 
-The file format is the stream format between a magic and a footer, so one walk over the messages serves both.
+The file format is the stream format between a magic and a footer, so the same walk over the messages reads both.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from laneway.formats.messages import (
     parse_footer,
     parse_header,
 )
-from laneway.storage.filesystem import RangeFile
-from laneway.storage.ranges import coalesced
+from laneway.storage.entries import file_size
+from laneway.storage.ranges import coalesce
+from laneway.storage.reading import RangeFile, read_range, read_ranges
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -43,22 +44,22 @@ if TYPE_CHECKING:
 
 _MAGIC = b"ARROW1"
 _FEATHER_1_MAGIC = b"FEA1"
-_FILE_HEAD_BYTES = 8  # the magic, padded
+_FILE_HEAD_BYTES = 8  # the padded magic
 _FILE_TAIL_BYTES = 4 + len(_MAGIC)  # the footer's length, then the magic
 _SAMPLE_BYTES = 1024
 _READ_AHEAD_BYTES = 16 * 1024
 _TAIL_BYTES = 64 * 1024
-_HOLE_BYTES = 64 * 1024
-_SPAN_BYTES = 4 * 1024 * 1024
+_MAX_GAP_BYTES = 64 * 1024
+_MAX_SPAN_BYTES = 4 * 1024 * 1024
 _MAP_NORESERVE = 0x4000
 
-# Values of an entry of the layout, one per message in file order; the last two matter for dictionaries only.
+# Columns of the layout, which has one entry per message in file order; the last two are for dictionaries.
 _KIND, _OFFSET, _METADATA, _BODY, _DICTIONARY, _IS_DELTA = range(6)
 
 
 @final
 class ArrowFormat:
-    """Reads Arrow IPC by record batch: memory-mapped without a copy where the file is local."""
+    """Reads Arrow IPC by record batch; local files are memory-mapped, without a copy."""
 
     name = "arrow"
     suffixes = (".arrow", ".arrows", ".ipc", ".feather")
@@ -67,7 +68,7 @@ class ArrowFormat:
     tail_bytes = 0
 
     def recognises(self, head: bytes) -> bool:
-        """Return whether a file that begins with `head` may be an Arrow file or stream."""
+        """Return whether a file may be an Arrow file or stream, given its first bytes."""
         return head.startswith((_MAGIC, CONTINUATION))
 
     def scan(
@@ -78,48 +79,48 @@ class ArrowFormat:
         tail: bytes | None = None,  # noqa: ARG002 - headers are read from the front
         version: str = "",
     ) -> FileScan:
-        """Walk over the message headers; of the bodies, only the first and the last KiB of each are read.
+        """Walk over the message headers, and read only the first and the last KiB of each body.
 
-        The digest covers all of that: headers alone stay equal when fixed-width values are rewritten.
+        The digest covers all of these bytes: headers alone stay equal when fixed-width values are rewritten.
         """
         messages = list(_walk(storage, path, size, version))
         if not messages:
-            text = f"{storage.display(path)} holds no Arrow message: it is {'truncated' if size else 'empty'}"
-            raise DataFileError(text)
+            message = f"{storage.redact(path)} contains no Arrow message: it is {'truncated' if size else 'empty'}"
+            raise DataFileError(message)
         try:
             schema = pa.ipc.read_schema(pa.py_buffer(messages[0].metadata))
         except (pa.ArrowException, OSError) as error:
-            raise storage.problem(path, "has a schema that pyarrow can't read", error) from storage.cause(error)
+            raise storage.error_for(path, "has a schema that pyarrow can't read", error) from storage.cause(error)
         batches = [each.header for each in messages if each.header.kind is MessageKind.RECORD_BATCH]
         return FileScan(
             schema=schema,
             block_rows=[header.num_rows for header in batches],
             block_bytes=[header.body_length for header in batches],
             digest=digest(*(part for each in messages for part in (each.metadata, each.sample))),
-            layout=[each.place() for each in messages],
+            layout=[each.layout_entry() for each in messages],
         )
 
     def open(self, storage: Storage, planned: PlannedFile, schema: pa.Schema) -> ArrowBlocks:
-        """Open a file: map it, where it is local. Its batches are checked as they are read.
+        """Open a file, memory-mapped if it is local. Record batches are validated when they are read.
 
-        The size of a local file is checked now. It must not be cut short while it is in use: the operating
-        system kills a process that reads mapped memory behind a file's end.
+        The size of a local file is checked here. The file must not be truncated while it is in use: the operating
+        system kills a process that reads mapped memory beyond the end of a file.
         """
         path = planned.path
         if not storage.is_local:
 
             def fetch(spans: Sequence[tuple[int, int]]) -> list[pa.Buffer]:
-                return [pa.py_buffer(span) for span in storage.read_ranges(path, spans, planned.version)]
+                return [pa.py_buffer(span) for span in read_ranges(storage, path, spans, planned.version)]
 
             return ArrowBlocks(fetch, planned.layout, schema)
-        size = storage.size(path)
+        size = file_size(storage, path)
         if size != planned.size:
             difference = f"it had {planned.size:,} bytes and now has {size:,}"
             raise changed_since_planned(storage, planned, difference)
         try:
             mapped = _map_copy_on_write(path, size)
         except OSError as error:
-            raise storage.problem(path, "can't be memory-mapped", error) from storage.cause(error)
+            raise storage.error_for(path, "can't be memory-mapped", error) from storage.cause(error)
         return ArrowBlocks(
             lambda spans: [mapped.slice(start, stop - start) for start, stop in spans], planned.layout, schema
         )
@@ -130,11 +131,11 @@ class ArrowBlocks:
     """An open Arrow file or stream."""
 
     def __init__(self, source: _Source, layout: NDArray[np.int64], schema: pa.Schema) -> None:
-        """Take over an open file.
+        """Store the parts of an open file.
 
         Args:
             source: Returns the bytes [start, stop) of the file for each of several ranges.
-            layout: Where its messages are.
+            layout: Positions of its messages.
             schema: Its columns.
         """
         self._source: _Source | None = source
@@ -148,8 +149,8 @@ class ArrowBlocks:
     def read(self, first: int, stop: int, columns: Sequence[str]) -> pa.Table:
         """Return the record batches [first, stop) of these columns, in this order.
 
-        Zero-copy for a local file of uncompressed batches without dictionaries; the memory is copy-on-write,
-        so that a change in place stays in this process.
+        Zero-copy for a local file of uncompressed batches without dictionaries. The memory is copy-on-write, so a
+        modification in place is not visible outside of this process.
         """
         indices = self._batches[first:stop]
         if len(self._dictionaries):
@@ -162,13 +163,13 @@ class ArrowBlocks:
         return pa.Table.from_batches(batches, self._schema).select(list(columns))
 
     def close(self) -> None:
-        """Forget the file; a memory map goes with the last table that was read from it."""
+        """Release the file; a memory map lives as long as the last table that was read from it."""
         self._source = None
 
     def _messages(self, indices: NDArray[np.int64]) -> Iterator[pa.Buffer]:
-        """Yield these messages, which are read all at once, neighbours as one range."""
+        """Yield these messages, read in one call, consecutive messages as one range."""
         if self._source is None:
-            message = "the file was closed"
+            message = "the file is closed"
             raise ValueError(message)
         starts, stops = self._starts[indices], self._stops[indices]
         cuts = np.flatnonzero(starts[1:] != stops[:-1]) + 1
@@ -180,9 +181,9 @@ class ArrowBlocks:
                 yield span.slice(start - origin, stop - start)
 
     def _with_dictionaries(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the schema message, the dictionary messages that these batches need, and the batches."""
+        """Return the indices of the schema, of the dictionary messages that these batches need, and of the batches."""
         schema = np.zeros(1, np.int64)
-        if self._starts[0] > 0:  # file format: its dictionaries hold for all batches
+        if self._starts[0] > 0:  # file format: its dictionaries apply to all batches
             return np.concatenate([schema, self._dictionaries, indices])
         before = self._dictionaries[self._dictionaries < indices[0]]
         ids, is_delta = self._layout[before, _DICTIONARY], self._layout[before, _IS_DELTA]
@@ -195,7 +196,7 @@ class ArrowBlocks:
         return np.concatenate([schema, np.sort(np.concatenate(needed)), between])
 
     def _read_stream(self, indices: NDArray[np.int64]) -> list[pa.RecordBatch]:
-        """Return the batches of a stream made of these messages, with its dictionaries applied."""
+        """Return the batches in a stream of these messages, with dictionaries applied."""
         stream = pa.BufferOutputStream()
         for message in self._messages(indices):
             stream.write(message)
@@ -209,16 +210,16 @@ class _Message:
     """One message of a file, without its body."""
 
     offset: int
-    """Where its prefix begins."""
+    """Offset of its prefix."""
     metadata: bytes
     """Prefix and flatbuffer."""
     header: MessageHeader
-    """What the flatbuffer says."""
+    """The parsed flatbuffer."""
     sample: bytes
-    """The first and the last KiB of the body."""
+    """The first and last KiB of the body."""
 
-    def place(self) -> list[int]:
-        """Return the message's entry in the layout."""
+    def layout_entry(self) -> list[int]:
+        """Return the layout entry of the message."""
         header = self.header
         size = [self.offset, len(self.metadata), header.body_length]
         return [int(header.kind), *size, header.dictionary_id, int(header.is_delta)]
@@ -226,7 +227,7 @@ class _Message:
 
 @final
 class _PartlyRead(RangeFile):
-    """A file of which some ranges are there already."""
+    """A file of which some ranges have been read already."""
 
     def __init__(
         self, storage: Storage, path: str, size: int, version: str, parts: Sequence[tuple[int, bytes]]
@@ -236,21 +237,21 @@ class _PartlyRead(RangeFile):
         self._starts = [start for start, _ in self._parts]
 
     def read(self, size: int | None = -1) -> bytes:
-        at = self.tell()
-        index = bisect_right(self._starts, at) - 1
+        offset = self.tell()
+        index = bisect_right(self._starts, offset) - 1
         start, data = self._parts[index] if index >= 0 else (0, b"")
-        if size is None or not 0 <= size <= start + len(data) - at:
+        if size is None or not 0 <= size <= start + len(data) - offset:
             return super().read(size)
-        self.seek(at + size)
-        return data[at - start : at - start + size]
+        self.seek(offset + size)
+        return data[offset - start : offset - start + size]
 
 
 def _headers(storage: Storage, path: str, size: int, version: str) -> BinaryIO:
-    """Return a file to walk over: of a remote one, what its footer says a walk will read comes in one go."""
+    """Return a file for `_walk`; for a remote file, the ranges that the footer announces are read in advance."""
     if storage.is_local:
-        return cast("BinaryIO", io.BufferedReader(storage.open(path, size, version), _READ_AHEAD_BYTES))
+        return cast("BinaryIO", io.BufferedReader(RangeFile(storage, path, size, version), _READ_AHEAD_BYTES))
     tail_start = max(0, size - _TAIL_BYTES)
-    tail = storage.read_range(path, tail_start, size, version)
+    tail = read_range(storage, path, tail_start, size, version)
     footer_end = len(tail) - _FILE_TAIL_BYTES
     footer_start = footer_end - int.from_bytes(tail[max(0, footer_end) : max(0, footer_end) + 4], "little")
     blocks: list[tuple[int, int, int]] = []
@@ -258,16 +259,16 @@ def _headers(storage: Storage, path: str, size: int, version: str) -> BinaryIO:
         with suppress(ValueError):
             blocks = parse_footer(tail[footer_start:footer_end])
     if not blocks and tail_start > 0:
-        return cast("BinaryIO", io.BufferedReader(storage.open(path, size, version), _READ_AHEAD_BYTES))
-    # The end of one body, the next header and the beginning of its body are read together.
+        return cast("BinaryIO", io.BufferedReader(RangeFile(storage, path, size, version), _READ_AHEAD_BYTES))
+    # The end of a body, the next header and the beginning of its body form one range.
     spans = [(0, blocks[0][0])] if blocks else []
     for offset, metadata, body in blocks:
         spans += [(offset - _SAMPLE_BYTES, offset + metadata + _SAMPLE_BYTES)]
         spans += [(offset + metadata + body - _SAMPLE_BYTES, offset + metadata + body + PREFIX_BYTES)]
-    # Hints only: the walk checks everything, and reads for itself what is not there.
+    # Only hints: the walk validates everything, and reads other ranges itself.
     clipped = [(max(0, start), min(stop, tail_start)) for start, stop in spans]
-    ranges = coalesced([span for span in clipped if span[0] < span[1]], _HOLE_BYTES, _SPAN_BYTES)
-    found = storage.read_ranges(path, ranges, version)
+    ranges = coalesce([span for span in clipped if span[0] < span[1]], _MAX_GAP_BYTES, _MAX_SPAN_BYTES)
+    found = read_ranges(storage, path, ranges, version)
     parts = [(start, bytes(data)) for (start, _), data in zip(ranges, found, strict=True)]
     return cast("BinaryIO", _PartlyRead(storage, path, size, version, [*parts, (tail_start, tail)]))
 
@@ -275,7 +276,7 @@ def _headers(storage: Storage, path: str, size: int, version: str) -> BinaryIO:
 def _walk(storage: Storage, path: str, size: int, version: str) -> Iterator[_Message]:
     """Yield the messages of a file, the schema first."""
     file = _headers(storage, path, size, version)
-    name = storage.display(path)
+    name = storage.redact(path)
     offset, end = _message_range(file, name, size)
     is_first = True
     while offset < end:
@@ -284,25 +285,25 @@ def _walk(storage: Storage, path: str, size: int, version: str) -> Iterator[_Mes
         metadata_end = offset + PREFIX_BYTES + int.from_bytes(prefix[4:], "little")
         if not prefix.startswith(CONTINUATION[: len(prefix)]):
             message = (
-                f"{name} has no Arrow message at byte {offset:,}: it is damaged, no Arrow file, or was "
-                f"written by Arrow before 0.15 (read and write it again with a recent Arrow)"
+                f"{name} has no Arrow message at byte {offset:,}: it is damaged, not an Arrow file, or was "
+                f"written by Arrow before 0.15 (rewrite it with a recent Arrow)"
             )
             raise DataFileError(message)
         if prefix == END_OF_STREAM:
             if end == size and metadata_end < end:
-                more = end - metadata_end
-                message = f"{name} goes on for {more:,} bytes after the end of its stream: is it two in one file?"
+                extra = end - metadata_end
+                message = f"{name} has {extra:,} bytes after the end of its stream: are two streams in one file?"
                 raise DataFileError(message)
             return
         metadata = prefix + (file.read(metadata_end - file.tell()) if metadata_end <= end else b"")
         try:
             header = parse_header(metadata[PREFIX_BYTES:]) if metadata_end <= end else None
         except ValueError as error:
-            message = f"{name} has a message at byte {offset:,} that can't be understood: {error}"
+            message = f"{name} has an invalid message at byte {offset:,}: {error}"
             raise DataFileError(message) from error
         body_end = metadata_end + header.body_length if header else metadata_end
         if header is None or body_end > end:
-            message = f"{name} is truncated: the message at byte {offset:,} goes on to byte {body_end:,} of {end:,}"
+            message = f"{name} is truncated: the message at byte {offset:,} ends at byte {body_end:,} of {end:,}"
             raise DataFileError(message)
         if (header.kind is MessageKind.SCHEMA) is not is_first:
             message = f"{name} has {'no' if is_first else 'a second'} schema at byte {offset:,}: it is damaged"
@@ -314,10 +315,10 @@ def _walk(storage: Storage, path: str, size: int, version: str) -> Iterator[_Mes
 
 
 def _message_range(file: BinaryIO, name: str, size: int) -> tuple[int, int]:
-    """Return where the messages begin and where they end at the latest."""
+    """Return the start of the messages, and an upper bound of their end."""
     head = file.read(_FILE_HEAD_BYTES)
     if head.startswith(_FEATHER_1_MAGIC):
-        message = f"{name} is of Feather version 1, which laneway can't read: write it again as version 2"
+        message = f"{name} is of Feather version 1, which laneway can't read: rewrite it as version 2"
         raise DataFileError(message)
     if not head.startswith(_MAGIC):
         return 0, size
@@ -325,16 +326,16 @@ def _message_range(file: BinaryIO, name: str, size: int) -> tuple[int, int]:
     tail = file.read(_FILE_TAIL_BYTES)
     end = size - _FILE_TAIL_BYTES - int.from_bytes(tail[:4], "little")
     if not tail.endswith(_MAGIC) or end < _FILE_HEAD_BYTES:
-        message = f"{name} is truncated: it begins as an Arrow file, but its {size:,} bytes end without a footer"
+        message = f"{name} is truncated: it begins like an Arrow file, but its {size:,} bytes end without a footer"
         raise DataFileError(message)
     return _FILE_HEAD_BYTES, end
 
 
 def _map_copy_on_write(path: str, size: int) -> pa.Buffer:
-    """Return a file as writable memory whose changes stay in this process."""
+    """Map a file as writable memory whose modifications are not written to the file."""
     flags = mmap.MAP_PRIVATE
     if sys.platform == "linux":
-        # Without it, a private map of a file larger than the memory may be refused.
+        # Otherwise a private map of a file larger than memory may be refused.
         flags |= _MAP_NORESERVE
     with open(path, "rb") as file:  # noqa: PTH123 - paths are strings here
         return pa.py_buffer(mmap.mmap(file.fileno(), size, flags, mmap.PROT_READ | mmap.PROT_WRITE))

@@ -1,4 +1,4 @@
-"""What a file format has to offer: a scan that tells what a file holds, and a reader of its blocks."""
+"""The interface of a file format: a scan of the metadata of a file, and a reader of its blocks."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FileScan:
-    """What a data file says about itself, read without decoding any row."""
+    """The metadata of a data file, read without decoding any row."""
 
     schema: pa.Schema
     """Columns of the file."""
     block_rows: list[int]
     """Rows of each block: row group or record batch."""
     block_bytes: list[int]
-    """Uncompressed bytes of each block. The body of a compressed record batch counts as compressed."""
+    """Uncompressed bytes of each block; for a compressed record batch, the compressed bytes of its body."""
     digest: str
-    """Digest that differs, with the same size, for a file that was rewritten."""
+    """Digest that changes when the file is rewritten with the same size."""
     layout: list[list[int]]
-    """Where the blocks are, as the format understands it; empty where the file tells when it is opened."""
+    """Positions of the blocks, as the format understands them; empty if they are read when the file is opened."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PlannedFile:
-    """A data file as the manifest describes it: what a reader expects to find."""
+    """A data file as the manifest describes it, and as a reader expects to find it."""
 
     path: str
     """Path as the storage understands it."""
@@ -47,7 +47,7 @@ class PlannedFile:
     layout: NDArray[np.int64]
     """`FileScan.layout`, shape (entries, values per entry)."""
     version: str = ""
-    """`Entry.version` when it was listed: ETag, else time of writing in ns; empty if unknown."""
+    """`Entry.version` when it was listed: ETag, else modification time in ns; empty if unknown."""
 
 
 class BlockReader(Protocol):
@@ -56,48 +56,48 @@ class BlockReader(Protocol):
     def read(self, first: int, stop: int, columns: Sequence[str]) -> pa.Table:
         """Decode the blocks [first, stop), first < stop, of these columns, in this order.
 
-        A table without columns still has the right number of rows. Damage raises what pyarrow makes of it.
+        A table without columns still has the right number of rows. Damaged files raise exceptions of pyarrow.
         """
 
     def close(self) -> None:
-        """Let go of the file. Tables that were read stay valid."""
+        """Close the file. Tables read from it stay valid."""
 
 
 class Format(Protocol):
-    """A file format. Its objects hold no state and may be used from several threads."""
+    """A file format. Implementations are stateless and thread-safe."""
 
     @property
     def name(self) -> str:
-        """What users and states call the format."""
+        """Name of the format, for users and states."""
 
     @property
     def suffixes(self) -> tuple[str, ...]:
-        """Endings of file names, in lower case, that mean this format."""
+        """File suffixes of this format, in lower case."""
 
     @property
     def block_name(self) -> str:
-        """What messages call a block: "row group" or "record batch"."""
+        """Name of a block, for messages: "row group" or "record batch"."""
 
     @property
     def is_mapped(self) -> bool:
-        """Whether local files are memory-mapped, so that reading most of them costs nothing."""
+        """Whether local files are memory-mapped, so that most reads cost nothing."""
 
     def recognises(self, head: bytes) -> bool:
-        """Return whether a file that begins with `head`, 8 bytes or fewer, may be of this format."""
+        """Return whether a file may be of this format, given its first 8 bytes (fewer for a smaller file)."""
 
     @property
     def tail_bytes(self) -> int:
-        """How much of a file's end `scan` reads first; 0 if it begins elsewhere."""
+        """Bytes at the end of a file that `scan` reads first; 0 if it does not start there."""
 
     def scan(self, storage: Storage, path: str, size: int, tail: bytes | None = None, version: str = "") -> FileScan:
-        """Read what the file at `path`, of `size` bytes, says about itself.
+        """Read the metadata of a file.
 
         Args:
-            storage: Where it is.
+            storage: Where the file is.
             path: Path as the storage understands it.
-            size: Its bytes.
-            tail: Its last `tail_bytes`, or all of it, where they have been read already.
-            version: What it must be the version of; "": any.
+            size: Bytes of the file.
+            tail: Its last `tail_bytes`, or all of a smaller file, if they have been read already.
+            version: Required version of the file; "" for any.
 
         Raises:
             DataFileError: The file is missing, unreadable, truncated or not of this format.
@@ -107,15 +107,15 @@ class Format(Protocol):
         """Open a file for reading.
 
         Args:
-            storage: Where it is.
-            planned: What the manifest says about it.
+            storage: Where the file is.
+            planned: The file as the manifest describes it.
             schema: The columns that all files of the dataset share.
 
         Raises:
-            DataFileError: The file is missing or unreadable, or no longer what the manifest says.
+            DataFileError: The file is missing or unreadable, or changed since it was planned.
         """
 
 
 def changed_since_planned(storage: Storage, planned: PlannedFile, difference: str) -> DataFileError:
-    """Return the error for a file that is no longer what the manifest says."""
-    return storage.changed(planned.path, difference)
+    """Return the error for a file that changed since it was planned."""
+    return storage.change_error(planned.path, difference)

@@ -1,8 +1,8 @@
-"""The headers of Arrow IPC messages: enough of them to find every record batch without reading one.
+"""Parser for the headers of Arrow IPC messages, enough to find every record batch without reading one.
 
 Format: https://arrow.apache.org/docs/format/Columnar.html#encapsulated-message-format and Message.fbs,
 Schema.fbs and File.fbs there. The metadata of a message is a flatbuffer: a table starts with the distance back to
-its vtable, and the vtable holds for each field its distance from the table's start (0: not there).
+its vtable, and the vtable holds the distance of each field from the start of the table (0: absent).
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ import struct
 from dataclasses import dataclass
 
 CONTINUATION = b"\xff\xff\xff\xff"
-"""What every message begins with since Arrow 0.15; then the metadata's length, four bytes."""
+"""First bytes of every message since Arrow 0.15, followed by the length of the metadata in four bytes."""
 PREFIX_BYTES = 8
-"""Length of the continuation marker and the metadata's length together."""
-# Of the Footer table, and the Block struct that both are vectors of.
+"""Total length of the continuation marker and the length field."""
+# Fields of the Footer table, both vectors of the Block struct.
 _DICTIONARIES, _RECORD_BATCHES = 2, 3
 _BLOCK = struct.Struct("<qi4xq")
 
 END_OF_STREAM = CONTINUATION + bytes(4)
-"""What may stand at the end of a stream."""
+"""Optional end of a stream."""
 
 
 class MessageKind(enum.IntEnum):
-    """The MessageHeader union of Message.fbs, as far as data files use it."""
+    """The members of the MessageHeader union of Message.fbs that occur in data files."""
 
     SCHEMA = 1
     DICTIONARY = 2
@@ -33,7 +33,7 @@ class MessageKind(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class MessageHeader:
-    """What the metadata of one message says about its body."""
+    """The metadata of one message."""
 
     kind: MessageKind
     body_length: int
@@ -41,13 +41,13 @@ class MessageHeader:
     num_rows: int
     """Rows of a record batch or values of a dictionary; 0 for a schema."""
     dictionary_id: int
-    """Which dictionary a dictionary message is for; -1 for other messages."""
+    """Dictionary of a dictionary message; -1 for other messages."""
     is_delta: bool
     """Whether a dictionary message appends to the dictionary instead of replacing it."""
 
 
 class _Table:
-    """One flatbuffer table inside `data`, whose scalar fields are read at need."""
+    """A flatbuffer table inside `data`, whose fields are read on demand."""
 
     def __init__(self, data: bytes, start: int) -> None:
         self._data = data
@@ -60,7 +60,7 @@ class _Table:
         (self._vtable_bytes,) = struct.unpack_from("<H", data, self._vtable)
 
     def scalar(self, field_index: int, code: str, default: int) -> int:
-        """Return a scalar field, `code` being its format in the `struct` module."""
+        """Return a scalar field; `code` is its format in the `struct` module."""
         position = self._position(field_index)
         if position is None:
             return default
@@ -78,7 +78,7 @@ class _Table:
         return _Table(self._data, position + distance)
 
     def vector(self, field_index: int) -> tuple[int, int]:
-        """Return where the elements of a field begin, and how many there are."""
+        """Return the position of the first element of a vector field, and the number of elements."""
         position = self._position(field_index)
         if position is None:
             return 0, 0
@@ -95,13 +95,13 @@ class _Table:
 
 
 def parse_header(metadata: bytes) -> MessageHeader:
-    """Return what the metadata of a message says.
+    """Parse the metadata of a message.
 
     Args:
         metadata: The flatbuffer that follows the message's first 8 bytes, padding included.
 
     Raises:
-        ValueError: `metadata` is no such flatbuffer, or of a kind that data files do not hold.
+        ValueError: `metadata` is not such a flatbuffer, or its kind does not occur in data files.
     """
     try:
         (root,) = struct.unpack_from("<I", metadata, 0)
@@ -126,13 +126,13 @@ def parse_header(metadata: bytes) -> MessageHeader:
 
 
 def parse_footer(footer: bytes) -> list[tuple[int, int, int]]:
-    """Return offset, metadata's length and body's length of each dictionary and record batch, in the file's order.
+    """Return the offset, metadata length and body length of each dictionary and record batch, in file order.
 
     Args:
-        footer: The flatbuffer at the end of a file, without the length and the magic behind it (File.fbs).
+        footer: The flatbuffer at the end of a file, without the length and the magic that follow it (File.fbs).
 
     Raises:
-        ValueError: `footer` is no such flatbuffer.
+        ValueError: `footer` is not such a flatbuffer.
     """
     try:
         (root,) = struct.unpack_from("<I", footer, 0)
@@ -140,7 +140,7 @@ def parse_footer(footer: bytes) -> list[tuple[int, int, int]]:
         blocks: list[tuple[int, int, int]] = []
         for field_index in (_DICTIONARIES, _RECORD_BATCHES):
             start, length = table.vector(field_index)
-            # The slice first: a damaged length must not make anything large.
+            # Slice first: a damaged length must not allocate much memory.
             data = memoryview(footer)[start : start + length * _BLOCK.size]
             blocks += _BLOCK.iter_unpack(data[: len(data) // _BLOCK.size * _BLOCK.size])
     except struct.error as error:

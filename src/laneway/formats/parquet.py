@@ -1,4 +1,4 @@
-"""Parquet files: blocks are row groups, and the footer tells everything about them."""
+"""Parquet files: blocks are row groups, described by the footer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from pyarrow.parquet.core import ParquetReader
 from laneway.core.files import digest
 from laneway.errors import DataFileError
 from laneway.formats.base import FileScan, changed_since_planned
-from laneway.storage.ranges import coalesced
+from laneway.storage.entries import file_size
+from laneway.storage.ranges import coalesce
+from laneway.storage.reading import read_range, read_ranges
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,15 +32,15 @@ if TYPE_CHECKING:
 _MAGIC = b"PAR1"
 _ENCRYPTED_MAGIC = b"PARE"
 _TRAILER_BYTES = 8  # the footer's length, then the magic
-_HOLE_BYTES: Final = 1 << 20  # between two ranges: reading it costs less than another request
-_RANGE_BYTES: Final = 32 << 20  # longest range made of several: what is lost when a connection is
-_DECODED_TIMES: Final = 8  # about so much larger is a footer in memory than in its file
-_FOOTER_BYTES: Final = 64 << 20  # of all footers that a process holds, in memory
+_MAX_GAP_BYTES: Final = 1 << 20  # between two ranges: reading it is cheaper than another request
+_MAX_SPAN_BYTES: Final = 32 << 20  # of a merged range: a lost connection costs all of it
+_FOOTER_EXPANSION: Final = 8  # approximate size of a decoded footer, in multiples of its size in the file
+_MAX_FOOTER_BYTES: Final = 64 << 20  # of all decoded footers that a process caches
 
 
 @final
 class ParquetFormat:
-    """Reads Parquet files through pyarrow, by row group and column."""
+    """Reads Parquet files with pyarrow, by row group and column."""
 
     name = "parquet"
     suffixes = (".parquet", ".pq")
@@ -47,26 +49,26 @@ class ParquetFormat:
     tail_bytes = 64 * 1024
 
     def recognises(self, head: bytes) -> bool:
-        """Return whether a file that begins with `head` may be a Parquet file."""
+        """Return whether a file may be a Parquet file, given its first bytes."""
         return head.startswith((_MAGIC, _ENCRYPTED_MAGIC))
 
     def scan(self, storage: Storage, path: str, size: int, tail: bytes | None = None, version: str = "") -> FileScan:
-        """Read the footer, with one request unless it is longer than 64 KiB.
+        """Read the footer, in one request unless it is longer than 64 KiB.
 
-        The digest covers the last 64 KiB and the whole footer, so it sees a small file that was rewritten
-        even where the footer stays the same.
+        The digest covers the last 64 KiB and the whole footer, so that it changes when a small file is rewritten
+        even if the footer stays the same.
         """
         tail = _read_tail(storage, path, size, tail, version)
-        # What pq.ParquetFile is made of, without what it prepares for reading: there may be 100,000 files.
+        # Part of pq.ParquetFile, without its preparations for reading: there may be 100,000 files.
         reader = ParquetReader()
         try:
             reader.open(pa.BufferReader(tail))
         except (pa.ArrowException, OSError) as error:
-            raise storage.problem(path, "has a damaged footer", error) from storage.cause(error)
+            raise storage.error_for(path, "has a damaged footer", error) from storage.cause(error)
         try:
             schema = reader.schema_arrow
         except (pa.ArrowException, OSError) as error:
-            raise storage.problem(path, "has columns that pyarrow can't read", error) from storage.cause(error)
+            raise storage.error_for(path, "has columns that pyarrow can't read", error) from storage.cause(error)
         metadata = reader.metadata
         groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
         return FileScan(
@@ -78,24 +80,24 @@ class ParquetFormat:
         )
 
     def open(self, storage: Storage, planned: PlannedFile, schema: pa.Schema) -> BlockReader:  # noqa: ARG002
-        """Open a file whose footer is still the one that the manifest was made of.
+        """Open a file, and check that its footer has not changed since it was planned.
 
-        Of a remote file, this process keeps the footer in memory, so that it is read once.
+        The footers of remote files are cached in memory, so that each process reads them once.
         """
         if storage.is_local:
             footer = _planned_footer(storage, planned)
             try:
-                # Not memory-mapped: a file that is cut short while it is read would kill the process.
+                # Not memory-mapped: a file that is truncated during a read would kill the process.
                 source = pa.OSFile(planned.path, mode="r")
                 return ParquetBlocks(pq.ParquetFile(source, metadata=footer, page_checksum_verification=True))
             except (pa.ArrowException, OSError) as error:
-                raise storage.problem(planned.path, "can't be opened", error) from storage.cause(error)
-        name = (storage.display(planned.path), planned.size, planned.version, planned.digest)
-        # Without a version no later read would find out that the file is another one by now.
-        metadata = _footers.get(name) if planned.version else None
+                raise storage.error_for(planned.path, "can't be opened", error) from storage.cause(error)
+        key = (storage.redact(planned.path), planned.size, planned.version, planned.digest)
+        # Without a version, later reads could not detect that the file has changed.
+        metadata = _footers.get(key) if planned.version else None
         if metadata is None:
             metadata = _planned_footer(storage, planned)
-            _footers.put(name, metadata)
+            _footers.put(key, metadata)
         return RemoteParquetBlocks(storage, planned, metadata)
 
 
@@ -104,7 +106,7 @@ class ParquetBlocks:
     """An open local Parquet file."""
 
     def __init__(self, file: pq.ParquetFile) -> None:
-        """Take over an open file."""
+        """Store an open file."""
         self._file = file
 
     def read(self, first: int, stop: int, columns: Sequence[str]) -> pa.Table:
@@ -118,14 +120,14 @@ class ParquetBlocks:
 
 @final
 class RemoteParquetBlocks:
-    """A Parquet file of a storage. Nothing of it is open: each read asks for what it needs, all at once."""
+    """A remote Parquet file. It holds nothing open: each read requests all its ranges concurrently."""
 
     def __init__(self, storage: Storage, planned: PlannedFile, metadata: pq.FileMetaData) -> None:
         """Prepare to read.
 
         Args:
             storage: Where the file is.
-            planned: What the manifest says about it.
+            planned: The file as the manifest describes it.
             metadata: Its footer.
         """
         self._storage = storage
@@ -138,8 +140,8 @@ class RemoteParquetBlocks:
         planned = self._planned
         leaves = [leaf for name in columns for leaf in self._leaves.get(name, ())]
         chunks = [_chunk_range(self._metadata.row_group(i).column(leaf)) for i in range(first, stop) for leaf in leaves]
-        ranges = coalesced(chunks, _HOLE_BYTES, _RANGE_BYTES)
-        parts = self._storage.read_ranges(planned.path, ranges, planned.version)
+        ranges = coalesce(chunks, _MAX_GAP_BYTES, _MAX_SPAN_BYTES)
+        parts = read_ranges(self._storage, planned.path, ranges, planned.version)
         fetched = FetchedFile(self._storage, planned, ranges, parts)
         file = pq.ParquetFile(
             pa.PythonFile(cast("IOBase", fetched), mode="r"), metadata=self._metadata, page_checksum_verification=True
@@ -147,96 +149,96 @@ class RemoteParquetBlocks:
         return _decode(file, first, stop, columns)
 
     def close(self) -> None:
-        """Do nothing: there is nothing to close."""
+        """Do nothing: no file is open."""
 
 
 class FetchedFile:
-    """What pyarrow takes for a file: it has the ranges that were fetched, and fetches what it is asked for besides."""
+    """A file object for pyarrow that holds fetched ranges, and fetches any other range when it is read."""
 
     closed = False
 
     def __init__(
         self, storage: Storage, planned: PlannedFile, ranges: Sequence[tuple[int, int]], parts: Sequence[Data]
     ) -> None:
-        """Hold ranges of a file, sorted and apart."""
+        """Store the fetched ranges, which are sorted and disjoint."""
         self._storage = storage
         self._planned = planned
         self._starts = [start for start, _ in ranges]
         self._parts = [pa.py_buffer(part) for part in parts]
-        self._at = 0
+        self._offset = 0
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """Move to an offset and return it."""
-        self._at = offset + (self._planned.size if whence == os.SEEK_END else 0)
-        return self._at
+        self._offset = offset + (self._planned.size if whence == os.SEEK_END else 0)
+        return self._offset
 
     def tell(self) -> int:
         """Return the offset of the next read."""
-        return self._at
+        return self._offset
 
     def read(self, size: int) -> pa.Buffer:
-        """Return the next bytes, without a copy where they were fetched."""
-        start, stop = self._at, min(self._at + size, self._planned.size)
-        self._at = stop
+        """Return the next bytes, without a copy if they were fetched."""
+        start, stop = self._offset, min(self._offset + size, self._planned.size)
+        self._offset = stop
         index = bisect_right(self._starts, start) - 1
         if index >= 0:
             part, offset = self._parts[index], start - self._starts[index]
             if offset + stop - start <= part.size:
                 return part.slice(offset, stop - start)
-        return pa.py_buffer(self._storage.read_range(self._planned.path, start, stop, self._planned.version))
+        return pa.py_buffer(read_range(self._storage, self._planned.path, start, stop, self._planned.version))
 
     read_buffer = read
 
     def close(self) -> None:
-        """Let go of what was fetched."""
+        """Release the fetched ranges."""
         self._starts.clear()
         self._parts.clear()
 
 
-class _Footers:
-    """The footers that this process has read last."""
+class _FooterCache:
+    """The footers that this process has used most recently."""
 
     def __init__(self) -> None:
-        self._held: OrderedDict[tuple[object, ...], pq.FileMetaData] = OrderedDict()
+        self._cached: OrderedDict[tuple[object, ...], pq.FileMetaData] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
-        # A child that is forked while a thread holds the lock would wait for it for ever.
+        # A child forked while a thread holds the lock would wait for it forever.
         os.register_at_fork(after_in_child=self._after_fork)
 
-    def get(self, name: tuple[object, ...]) -> pq.FileMetaData | None:
+    def get(self, key: tuple[object, ...]) -> pq.FileMetaData | None:
         with self._lock:
-            metadata = self._held.get(name)
+            metadata = self._cached.get(key)
             if metadata is not None:
-                self._held.move_to_end(name)
+                self._cached.move_to_end(key)
             return metadata
 
-    def put(self, name: tuple[object, ...], metadata: pq.FileMetaData) -> None:
+    def put(self, key: tuple[object, ...], metadata: pq.FileMetaData) -> None:
         with self._lock:
-            before = self._held.pop(name, None)
-            self._held[name] = metadata
-            self._bytes += _memory(metadata) - (_memory(before) if before else 0)
-            while self._bytes > _FOOTER_BYTES and len(self._held) > 1:
-                self._bytes -= _memory(self._held.popitem(last=False)[1])
+            previous = self._cached.pop(key, None)
+            self._cached[key] = metadata
+            self._bytes += _memory_bytes(metadata) - (_memory_bytes(previous) if previous else 0)
+            while self._bytes > _MAX_FOOTER_BYTES and len(self._cached) > 1:
+                self._bytes -= _memory_bytes(self._cached.popitem(last=False)[1])
 
     def _after_fork(self) -> None:
         self._lock = threading.Lock()
 
 
-def _memory(metadata: pq.FileMetaData) -> int:
-    return _DECODED_TIMES * metadata.serialized_size
+def _memory_bytes(metadata: pq.FileMetaData) -> int:
+    return _FOOTER_EXPANSION * metadata.serialized_size
 
 
-_footers = _Footers()
+_footers = _FooterCache()
 
 
 def _decode(file: pq.ParquetFile, first: int, stop: int, columns: Sequence[str]) -> pa.Table:
     table: pa.Table = file.read_row_groups(list(range(first, stop)), columns=list(columns))
-    # pyarrow takes names for paths into nested columns and returns the file's order: be exact.
+    # pyarrow interprets names as paths into nested columns, and returns columns in file order.
     return table.select(list(columns))
 
 
 def _leaves(metadata: pq.FileMetaData) -> dict[str, range]:
-    """Return for each column which leaves of the file's tree of columns are its."""
+    """Return the range of leaf columns of each column."""
     schema = metadata.schema.to_arrow_schema()
     stops = [*accumulate((_num_leaves(type_) for type_ in schema.types), initial=0)]
     return {name: range(*bounds) for name, bounds in zip(schema.names, pairwise(stops), strict=True)}
@@ -253,7 +255,7 @@ def _num_leaves(type_: pa.DataType) -> int:
 
 
 def _chunk_range(chunk: pq.ColumnChunkMetaData) -> tuple[int, int]:
-    """Return which bytes of the file a column chunk is."""
+    """Return the byte range of a column chunk."""
     start, dictionary = chunk.data_page_offset, chunk.dictionary_page_offset
     if dictionary is not None and 0 < dictionary < start:
         start = dictionary
@@ -261,14 +263,14 @@ def _chunk_range(chunk: pq.ColumnChunkMetaData) -> tuple[int, int]:
 
 
 def _planned_footer(storage: Storage, planned: PlannedFile) -> pq.FileMetaData:
-    """Return the footer of a file, which is still the one that the manifest was made of."""
+    """Return the footer of a file, after checking that it has not changed since it was planned."""
     try:
         metadata, tail_digest = _read_footer(storage, planned.path, planned.size, planned.version)
     except DataFileError:
         if planned.version and not storage.is_local:
-            # The read has compared versions; a storage that doesn't answer is not asked again.
+            # The read has compared versions; don't ask a failing storage again.
             raise
-        size = storage.size(planned.path)
+        size = file_size(storage, planned.path)
         if size == planned.size:
             raise
         difference = f"it had {planned.size:,} bytes and now has {size:,}"
@@ -285,32 +287,32 @@ def _planned_footer(storage: Storage, planned: PlannedFile) -> pq.FileMetaData:
 
 
 def _read_footer(storage: Storage, path: str, size: int, version: str) -> tuple[pq.FileMetaData, str]:
-    """Return the footer of a Parquet file and the digest of the bytes at its end."""
+    """Return the footer of a Parquet file and the digest of its tail."""
     tail = _read_tail(storage, path, size, version=version)
     try:
         metadata = pq.read_metadata(pa.BufferReader(tail))
     except (pa.ArrowException, OSError) as error:
-        raise storage.problem(path, "has a damaged footer", error) from storage.cause(error)
+        raise storage.error_for(path, "has a damaged footer", error) from storage.cause(error)
     return metadata, digest(tail)
 
 
 def _read_tail(storage: Storage, path: str, size: int, tail: bytes | None = None, version: str = "") -> bytes:
-    """Return the end of a Parquet file, at least its whole footer; `tail` is what has been read of it."""
+    """Return the tail of a Parquet file, which contains the whole footer; `tail` is the part that was read already."""
     start = max(0, size - ParquetFormat.tail_bytes)
     if tail is None:
-        tail = storage.read_range(path, start, size, version)
+        tail = read_range(storage, path, start, size, version)
     magic = tail[-len(_MAGIC) :]
     if size < len(_MAGIC) + _TRAILER_BYTES or magic not in (_MAGIC, _ENCRYPTED_MAGIC):
         end = f"its {size:,} bytes end with {magic!r} instead of {_MAGIC!r}" if size else "it is empty"
-        message = f"{storage.display(path)} is no Parquet file, or a truncated one: {end}"
+        message = f"{storage.redact(path)} is not a Parquet file, or it is truncated: {end}"
         raise DataFileError(message)
     if magic == _ENCRYPTED_MAGIC:
-        message = f"{storage.display(path)} has an encrypted footer, which laneway can't read: decrypt it"
+        message = f"{storage.redact(path)} has an encrypted footer, which laneway can't read: decrypt it"
         raise DataFileError(message)
     footer_bytes = int.from_bytes(tail[-_TRAILER_BYTES : -len(_MAGIC)], "little") + _TRAILER_BYTES
     if footer_bytes > size - len(_MAGIC):
-        message = f"{storage.display(path)} is damaged: its footer claims {footer_bytes:,} of the {size:,} bytes"
+        message = f"{storage.redact(path)} is damaged: its footer claims to have {footer_bytes:,} of the {size:,} bytes"
         raise DataFileError(message)
     if footer_bytes > len(tail):
-        tail = storage.read_range(path, size - footer_bytes, start, version) + tail
+        tail = read_range(storage, path, size - footer_bytes, start, version) + tail
     return tail

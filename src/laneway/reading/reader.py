@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from laneway.errors import DataFileError, SchemaMismatchError
 from laneway.formats import FORMATS, changed_since_planned
+from laneway.storage.entries import file_size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -140,7 +141,7 @@ class RowReader:
             reader.close()
             self._check_unchanged(file_index)
             what = f"can't be decoded ({blocks})"
-            raise self._storage.problem(path, what, error) from self._storage.cause(error)
+            raise self._storage.error_for(path, what, error) from self._storage.cause(error)
         self._release(file_index, reader)
         if table.num_rows != num_rows:
             difference = f"{blocks} had {num_rows:,} rows and now has {table.num_rows:,}"
@@ -154,7 +155,7 @@ class RowReader:
         if self.is_remote and planned.version:
             # The read itself compared versions, and a storage that doesn't answer should get no more requests.
             return
-        size = self._storage.size(planned.path)
+        size = file_size(self._storage, planned.path)
         if size != planned.size:
             difference = f"it had {planned.size:,} bytes and now has {size:,}"
             raise changed_since_planned(self._storage, planned, difference)

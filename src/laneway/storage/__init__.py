@@ -1,1 +1,1 @@
-"""Where data files are: one filesystem per process, listings, ranges of bytes, retries."""
+"""Storage of data files: one filesystem per process, listings, ranges of bytes, retries."""

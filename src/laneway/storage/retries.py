@@ -1,4 +1,4 @@
-"""What is tried again when a storage fails, how often, and for how long."""
+"""Retries: which storage errors are transient, how often a request is retried, and for how long."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 _TRANSIENT_STATUSES: Final = frozenset({408, 425, 429, 500, 502, 503, 504, 509, *range(520, 530)})
-# What S3 also says with a status of 400.
+# Error codes that S3 may also send with status 400.
 _TRANSIENT_CODES: Final = frozenset(
     {"RequestTimeout", "RequestTimeoutException", "SlowDown", "Throttling", "ThrottlingException", "RequestThrottled"}
 )
@@ -32,7 +32,7 @@ _LOST_CONNECTION: Final = frozenset(
         errno.ETIMEDOUT,
     }
 )
-# Clients wrap what happened to a connection in classes of their own; these are aiohttp's, botocore's and http.client's.
+# Connection errors of aiohttp, botocore and http.client, which have exception classes of their own.
 _TRANSIENT_NAMES: Final = frozenset(
     {
         "ClientConnectionError",
@@ -46,9 +46,9 @@ _TRANSIENT_NAMES: Final = frozenset(
         "ServiceResponseError",
     }
 )
-# pyarrow and obstore raise one class for everything: what happened is in the text.
-_STATUS_IN_TEXT: Final = re.compile(r"(?:HTTP status|HTTP response code|status code:?)\s+(\d{3})", re.IGNORECASE)
-_TRANSIENT_TEXT: Final = re.compile(
+# pyarrow and obstore raise one exception class for everything: only the message tells errors apart.
+_STATUS_IN_MESSAGE: Final = re.compile(r"(?:HTTP status|HTTP response code|status code:?)\s+(\d{3})", re.IGNORECASE)
+_TRANSIENT_MESSAGE: Final = re.compile(
     r"SLOW_DOWN|SlowDown|SERVICE_UNAVAILABLE|INTERNAL_FAILURE|THROTTLING|REQUEST_TIMEOUT|NETWORK_CONNECTION|"
     r"error sending request|error decoding response body|operation timed out|connection (?:closed|reset|error)|"
     r"curlCode: \d+|Wrapped reqwest error|HTTP error: ",
@@ -66,50 +66,50 @@ _PERMANENT: Final = (
 
 
 class TransientError(Exception):
-    """What came is no answer, and asking again may bring one: a body that is cut short, a server that is too busy."""
+    """A failure that a retry may fix, such as a truncated body or a busy server."""
 
 
 class GaveUpError(Exception):
-    """All tries failed; its cause is what the last one raised."""
+    """All attempts failed; the cause is the error of the last one."""
 
     def __init__(self, num_attempts: int, elapsed_s: float) -> None:
-        """Say how often it was tried."""
+        """Record the number of attempts and the time they took."""
         super().__init__(num_attempts, elapsed_s)
         times = "once" if num_attempts == 1 else f"{num_attempts:,} times"
         self.effort = f"tried {times} in {elapsed_s:.1f} s"
-        """How often and for how long, for messages."""
+        """Number of attempts and elapsed time, for messages."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """How a storage that fails is asked again, and when that ends.
+    """How often, and for how long, a failed storage request is retried.
 
-    What may pass (503, 500, 429, a lost connection, a body cut short, a timeout) is tried again, after a delay drawn
-    from [0, d) where d doubles from one try to the next; what won't (403, 404) fails at once. A request is bounded by
-    the number of tries and by the deadline, whichever comes first. All of it is for one read: of a window's part of
-    one data file, of a footer, of a listing.
+    Transient failures (status 503, 500 or 429, a lost connection, a truncated body, a timeout) are retried, after a
+    delay drawn from [0, d), where d doubles with each attempt. Permanent ones (403, 404) fail immediately. Retries end
+    at the maximum number of attempts or at the deadline, whichever comes first. The limits apply to one read: a
+    window's part of one data file, a footer, a listing.
 
     Example:
         >>> patient = RetryPolicy(max_attempts=20, deadline_s=600)
     """
 
     max_attempts: int = 10
-    """Tries, the first one included; 1: nothing is tried again."""
+    """Maximum number of attempts, including the first; 1 disables retries."""
     first_delay_s: float = 0.1
-    """Longest delay before the second try, in seconds; the longest delay doubles with each."""
+    """Upper bound of the delay before the second attempt, in seconds; it doubles with each further attempt."""
     max_delay_s: float = 20.0
-    """Longest delay before any try, in seconds."""
+    """Upper bound of any delay, in seconds."""
     attempt_timeout_s: float = 30.0
-    """Seconds after which the first try is given up, whatever has come of it. Each next one gets twice as long, so that
-    a slow link is told from a stalled one."""
+    """Time limit of the first attempt, in seconds. It doubles with each further attempt, so that a slow link can
+    still complete a request that a stalled one can't."""
     deadline_s: float = 120.0
-    """Seconds after which nothing is tried or waited for any more."""
+    """Seconds after which no attempt and no delay continues."""
     listing_timeout_s: float = 600.0
-    """Seconds after which a listing is given up, which is any number of requests."""
+    """Time limit of one attempt to list files, in seconds: a listing may consist of many requests."""
     connect_timeout_s: float = 5.0
-    """Seconds to wait for a connection. For s3fs that laneway makes; other clients have settings of their own."""
+    """Seconds to wait for a connection. Only for s3fs created by laneway; other clients have their own settings."""
     read_timeout_s: float = 10.0
-    """Seconds without a byte after which a connection counts as stalled. For s3fs that laneway makes."""
+    """Seconds without data after which a connection counts as stalled. Only for s3fs created by laneway."""
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -124,7 +124,7 @@ class RetryPolicy:
                 raise ValueError(message)
 
 
-def retried(
+def retry(
     call: Callable[[float], T],
     policy: RetryPolicy,
     *,
@@ -133,19 +133,19 @@ def retried(
     sleep: Callable[[float], None] = time.sleep,
     draw: Callable[[], float] = random.random,
 ) -> T:
-    """Return what `call` returns, which is tried again as long as the policy allows.
+    """Call a function until it succeeds, as often as the policy allows, and return its result.
 
     Args:
-        call: Is given the seconds it has, and raises TimeoutError when they are over.
-        policy: How often and for how long.
-        on_retry: Is told what went wrong, and what comes next, before each further try.
-        clock: Seconds on a clock that never goes back.
-        sleep: Waits.
-        draw: A number in [0, 1).
+        call: Takes its time limit in seconds, and raises TimeoutError when that is exceeded.
+        policy: Limits of the retries.
+        on_retry: Called before each retry, with the error and a description of the next step.
+        clock: Monotonic clock, in seconds.
+        sleep: Sleeps for a number of seconds.
+        draw: Returns a random number in [0, 1).
 
     Raises:
-        GaveUpError: It failed too often or for too long; the cause is the last error.
-        BaseException: What `call` raised and asking again won't change.
+        GaveUpError: The policy allows no further attempt; the cause is the last error.
+        BaseException: `call` raised an error that is not transient.
     """
     began = clock()
     delay, limit = policy.first_delay_s, policy.attempt_timeout_s
@@ -158,18 +158,18 @@ def retried(
                 raise
             pause = draw() * min(delay, policy.max_delay_s)
             elapsed = clock() - began
-            # A try that begins at the deadline is no try.
+            # An attempt that starts at the deadline has no time to succeed.
             if attempt == policy.max_attempts or elapsed + pause >= policy.deadline_s:
                 raise GaveUpError(attempt, elapsed) from error
             if on_retry is not None:
-                on_retry(error, f"try {attempt + 1} of {policy.max_attempts} follows in {pause:.1f} s")
+                on_retry(error, f"attempt {attempt + 1} of {policy.max_attempts} follows in {pause:.1f} s")
         sleep(pause)
         delay, limit = 2 * delay, 2 * limit
     raise AssertionError
 
 
 def is_transient(error: BaseException) -> bool:
-    """Return whether what failed may go well when it is tried again, as far as the error tells."""
+    """Return whether a retry may succeed after this error."""
     if isinstance(error, TransientError):
         return True
     if isinstance(error, _PERMANENT):
@@ -180,12 +180,12 @@ def is_transient(error: BaseException) -> bool:
         status = _status(link)
         if status is not None:
             return status in _TRANSIENT_STATUSES
-        if _is_about_connection(link) or _TRANSIENT_TEXT.search(str(link)):
+        if _is_connection_error(link) or _TRANSIENT_MESSAGE.search(str(link)):
             return True
     return False
 
 
-def _is_about_connection(error: BaseException) -> bool:
+def _is_connection_error(error: BaseException) -> bool:
     if isinstance(error, (ConnectionError, TimeoutError)):
         return True
     if isinstance(error, OSError) and error.errno in _LOST_CONNECTION:
@@ -203,13 +203,13 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _code(error: BaseException) -> str | None:
-    """Return what S3 calls an error, as botocore tells it, or None."""
+    """Return the S3 error code of a botocore exception, or None."""
     response = getattr(error, "response", None)
     return response.get("Error", {}).get("Code") if isinstance(response, dict) else None
 
 
 def _status(error: BaseException) -> int | None:
-    """Return the HTTP status that an error of some client tells, or None."""
+    """Return the HTTP status of an exception of any client, or None."""
     response = getattr(error, "response", None)
     if isinstance(response, dict):  # botocore
         found = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
@@ -217,7 +217,7 @@ def _status(error: BaseException) -> int | None:
             return found
     for name in ("status", "status_code", "code"):  # aiohttp, azure, gcsfs
         found = getattr(error, name, None)
-        if isinstance(found, int) and 400 <= found < 600:  # noqa: PLR2004 - what HTTP calls errors
+        if isinstance(found, int) and 400 <= found < 600:  # noqa: PLR2004 - the statuses of HTTP errors
             return found
-    in_text = _STATUS_IN_TEXT.search(str(error))
-    return int(in_text[1]) if in_text else None
+    match = _STATUS_IN_MESSAGE.search(str(error))
+    return int(match[1]) if match else None

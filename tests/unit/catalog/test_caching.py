@@ -1,4 +1,4 @@
-"""Manifests that are kept for the next start."""
+"""Manifests that are cached for the next run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 LONG_AGO_NS = 10**18
-"""A time of writing that the clock has left behind."""
+"""A modification time long ago."""
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def cache(tmp_path: Path) -> Path:
 
 
 def _corpus(folder: Path, kind: Kind = "parquet") -> list[Path]:
-    """Write a corpus that was not changed for years; return its files."""
+    """Write a corpus with old modification times; return its files."""
     write_corpus(folder, kind)
     paths = sorted(folder.iterdir())
     for path in paths:
@@ -41,7 +41,7 @@ def _corpus(folder: Path, kind: Kind = "parquet") -> list[Path]:
 
 
 def _spoil(path: Path) -> None:
-    """Make a file unreadable, without a trace in any listing."""
+    """Make a file unreadable in a way that no listing shows."""
     path.write_bytes(bytes(path.stat().st_size))
     os.utime(path, ns=(LONG_AGO_NS, LONG_AGO_NS))
 
@@ -72,14 +72,14 @@ def test_a_second_scan_reads_only_what_is_new_or_changed(tmp_path: Path, cache: 
     assert third.fingerprint == Manifest.scan(tmp_path / "d").fingerprint
 
 
-def test_a_file_that_was_written_just_now_is_read_again(tmp_path: Path, cache: Path) -> None:
+def test_a_file_modified_moments_ago_is_read_again(tmp_path: Path, cache: Path) -> None:
     path = _corpus(tmp_path / "d")[0]
     path.touch()
     before = path.stat()
     first = Manifest.scan(tmp_path / "d", cache_dir=cache)
     content = path.read_bytes()
     path.write_bytes(content[:30] + bytes([content[30] ^ 1]) + content[31:])
-    # As where the clock of a filesystem is too coarse to tell two writes apart.
+    # As on a filesystem whose clock is too coarse to distinguish two writes.
     os.utime(path, ns=(before.st_mtime_ns, before.st_mtime_ns))
     second = Manifest.scan(tmp_path / "d", cache_dir=cache)
     assert second.versions == first.versions
@@ -96,15 +96,17 @@ def test_a_damaged_entry_is_rebuilt_with_a_warning(tmp_path: Path, cache: Path, 
     flipped = gzip.compress(text.replace(b'"block_rows":[5', b'"block_rows":[6'))
     assert gzip.decompress(flipped) != text
     entry.write_bytes({"cut": whole[:-40], "flipped": flipped}.get(str(damage), b"garbage" if damage else b""))
-    with pytest.warns(ManifestCacheWarning, match=rf"scanned anew: .*{entry.name} is .*damaged.*cache_dir=False"):
+    with pytest.warns(
+        ManifestCacheWarning, match=rf"unusable, scanning again: .*{entry.name} is .*damaged.*cache_dir=False"
+    ):
         assert Manifest.scan(tmp_path / "d", cache_dir=cache).fingerprint == expected
     assert Manifest.scan(tmp_path / "d", cache_dir=cache).fingerprint == expected
 
 
-def test_a_cache_that_can_not_be_used_is_told_once_and_is_no_error(tmp_path: Path) -> None:
+def test_an_unusable_cache_is_one_warning_and_not_an_error(tmp_path: Path) -> None:
     _corpus(tmp_path / "d")
     (tmp_path / "file").touch()
-    for cache, message in ((tmp_path / "file", "can't be read"), ("/proc/laneway", "the next start scans again")):
+    for cache, message in ((tmp_path / "file", "can't be read"), ("/proc/laneway", "the next run will scan again")):
         with pytest.warns(ManifestCacheWarning, match=f"{message}.*; give another cache_dir, or cache_dir=F") as caught:
             first = Manifest.scan(tmp_path / "d", cache_dir=cache)
         assert len(caught) == 1
@@ -124,7 +126,7 @@ def test_a_source_has_one_entry_however_often_it_changes(tmp_path: Path, cache: 
     assert all(name.startswith("_manifest-") and name.endswith(".json.gz") for name in names)
 
 
-def test_a_cache_among_the_files_is_no_data(tmp_path: Path) -> None:
+def test_a_cache_in_the_directory_of_the_dataset_is_not_data(tmp_path: Path) -> None:
     _corpus(tmp_path / "d")
     expected = Manifest.scan(tmp_path / "d").fingerprint
     for _ in range(2):
@@ -184,7 +186,7 @@ def test_two_directories_under_the_same_name_share_nothing(tmp_path: Path, cache
         assert len(list(cache.iterdir())) == before + 2
 
 
-def test_new_credentials_find_the_entry_of_the_old_ones(cache: Path) -> None:
+def test_an_entry_is_found_with_new_credentials(cache: Path) -> None:
     def name(source: str, also: str = "", **options: Any) -> str:
         entry = CacheEntry.find(cache, Storage(source, storage_options=options), [also])
         assert entry is not None

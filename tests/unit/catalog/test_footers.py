@@ -1,4 +1,4 @@
-"""Reading the footers of many files."""
+"""Reading the metadata of many files."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def test_slow_and_fast_disks_give_the_same_scans_and_leave_no_thread(
     threads = set()
     scan = type(found.format).scan
 
-    def noting(self: object, *args: object) -> object:
+    def record_thread(self: object, *args: object) -> object:
         threads.add(threading.current_thread())
         return scan(self, *args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(type(found.format), "scan", noting)
+    monkeypatch.setattr(type(found.format), "scan", record_thread)
     monkeypatch.setattr(footers, "_SLOW_FILE_S", slow_file_s)
     scans = footers.read_footers(found, range(3, 40), progress=False)
     assert [each.block_rows for each in scans] == [[1 + index % 5] for index in range(3, 40)]

@@ -1,4 +1,4 @@
-"""Finding data files and what they hold; saving and loading that."""
+"""Scanning, saving and loading manifests."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_directory_is_scanned_file_by_file(tmp_path: Path, kind: Kind) -> None
     assert np.diff(manifest.files.block_starts).tolist() == [len(file) for file in blocks]
 
 
-def test_a_dataset_that_moved_or_is_listed_otherwise_keeps_its_fingerprint(tmp_path: Path, memory: str) -> None:
+def test_a_dataset_keeps_its_fingerprint_when_it_moves_or_is_listed_in_another_way(tmp_path: Path, memory: str) -> None:
     write_corpus(tmp_path / "a")
     expected = Manifest.scan(tmp_path / "a").fingerprint
     (tmp_path / "a").rename(tmp_path / "b")
@@ -93,7 +93,7 @@ def test_anything_that_changes_rows_changes_the_fingerprint(tmp_path: Path, kind
     assert len(seen) == 5
 
 
-def test_hidden_names_and_other_suffixes_are_no_data(tmp_path: Path) -> None:
+def test_hidden_names_and_other_suffixes_are_not_data(tmp_path: Path) -> None:
     for name in ("a.parquet", "deep/b.PARQUET", "deep/c.pq"):
         _file(tmp_path / name)
     for name in ("_d.parquet", ".e.parquet", "_temporary/f.parquet", "deep/.g/h.parquet"):
@@ -105,7 +105,7 @@ def test_hidden_names_and_other_suffixes_are_no_data(tmp_path: Path) -> None:
     assert Manifest.scan(tmp_path / "_temporary").files.paths == ("f.parquet",)
 
 
-def test_paths_are_relative_to_what_the_source_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_are_relative_to_the_root_of_the_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("x/a.parquet", "x/y/b.parquet", "x/y/_z/b.parquet", "z/c.parquet"):
         _file(tmp_path / name)
     monkeypatch.chdir(tmp_path)
@@ -122,7 +122,7 @@ def test_paths_are_relative_to_what_the_source_says(tmp_path: Path, monkeypatch:
         assert (manifest.root, manifest.files.paths) == (str(tmp_path / root).rstrip("/"), paths)
 
 
-def test_a_name_with_the_letters_of_a_wildcard_is_found(tmp_path: Path) -> None:
+def test_a_name_with_wildcard_characters_is_found(tmp_path: Path) -> None:
     _file(tmp_path / "a[1]" / "b.parquet")
     assert Manifest.scan(tmp_path / "a[1]").files.paths == ("b.parquet",)
     assert Manifest.scan(tmp_path / "a[1]" / "b.parquet").files.paths == ("b.parquet",)
@@ -135,7 +135,7 @@ def test_a_spark_output_directory_that_matches_a_glob_is_searched(tmp_path: Path
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_without_a_known_suffix_the_first_bytes_tell(tmp_path: Path, kind: Kind) -> None:
+def test_without_a_known_suffix_the_first_bytes_determine_the_format(tmp_path: Path, kind: Kind) -> None:
     _file(tmp_path / "part-0", kind)
     _file(tmp_path / "part-1", kind)
     assert Manifest.scan(tmp_path).format == FORMAT_OF[kind]
@@ -149,11 +149,11 @@ def test_without_a_known_suffix_the_first_bytes_tell(tmp_path: Path, kind: Kind)
         Manifest.scan(tmp_path)
 
 
-def test_files_of_two_formats_are_told_apart_only_when_asked_to(tmp_path: Path) -> None:
+def test_files_of_two_formats_are_an_error_unless_one_is_chosen(tmp_path: Path) -> None:
     _file(tmp_path / "a.parquet")
     _file(tmp_path / "b.arrow", "arrow-stream")
     with pytest.raises(
-        DataFileError, match=r"b\.arrow is of format 'arrow', but .*a\.parquet of 'parquet': choose one"
+        DataFileError, match=r"b\.arrow is of format 'arrow', but .*a\.parquet is of format 'parquet': choose one"
     ):
         Manifest.scan(tmp_path)
     assert Manifest.scan(tmp_path, format="arrow").files.paths == ("b.arrow",)
@@ -165,15 +165,15 @@ def test_files_of_two_formats_are_told_apart_only_when_asked_to(tmp_path: Path) 
 def test_a_wrong_suffix_is_an_error_that_names_the_file(tmp_path: Path) -> None:
     _file(tmp_path / "a.parquet")
     _file(tmp_path / "b.parquet", "arrow-file")
-    with pytest.raises(DataFileError, match=r"b\.parquet is no Parquet file, .* end with b'ROW1'"):
+    with pytest.raises(DataFileError, match=r"b\.parquet is not a Parquet file, .* end with b'ROW1'"):
         Manifest.scan(tmp_path)
     with pytest.raises(DataFileError, match=r"a\.parquet has no Arrow message at byte 0"):
         Manifest.scan(tmp_path / "a.parquet", format="arrow")
 
 
-def test_nothing_to_read_is_an_error_that_says_what_was_looked_for(tmp_path: Path) -> None:
+def test_nothing_to_read_is_an_error_that_says_what_was_searched_for(tmp_path: Path) -> None:
     with pytest.raises(
-        DataFileError, match=rf"no data file found in {tmp_path}: looked for names that end with \.parquet"
+        DataFileError, match=rf"no data file found in {tmp_path}: searched for names that end with \.parquet"
     ):
         Manifest.scan(tmp_path)
     (tmp_path / "_SUCCESS").touch()
@@ -186,11 +186,11 @@ def test_nothing_to_read_is_an_error_that_says_what_was_looked_for(tmp_path: Pat
     with pytest.raises(DataFileError, match="the sequence of paths is empty"):
         Manifest.scan([])
     (tmp_path / "empty.parquet").touch()
-    with pytest.raises(DataFileError, match=r"empty\.parquet is no Parquet file, or a truncated one: it is empty"):
+    with pytest.raises(DataFileError, match=r"empty\.parquet is not a Parquet file, or it is truncated: it is empty"):
         Manifest.scan(tmp_path)
 
 
-def test_an_unreadable_directory_is_an_error_and_no_gap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_directory_is_an_error_and_not_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _file(tmp_path / "a.parquet")
     _file(tmp_path / "closed" / "b.parquet")
     scandir = os.scandir
@@ -218,12 +218,12 @@ def test_sources_on_two_filesystems_are_refused(tmp_path: Path) -> None:
         Manifest.scan([_file(tmp_path / "a.parquet"), "memory://x"])
 
 
-def test_of_several_failures_the_first_is_named_and_the_rest_counted(tmp_path: Path) -> None:
+def test_the_first_of_several_failures_is_named_and_the_rest_are_counted(tmp_path: Path) -> None:
     for index in range(9):
         _file(tmp_path / f"{index}.parquet")
     for index in (3, 5, 8):
         (tmp_path / f"{index}.parquet").write_bytes(b"PAR1")
-    with pytest.raises(DataFileError, match=r"/3\.parquet is no Parquet file.*\(2 more of 9 files failed\)"):
+    with pytest.raises(DataFileError, match=r"/3\.parquet is not a Parquet file.*\(2 more of 9 files failed\)"):
         Manifest.scan(tmp_path)
 
 
@@ -234,12 +234,14 @@ def test_of_several_failures_the_first_is_named_and_the_rest_counted(tmp_path: P
             pa.table({"id": [1], "text": ["a"]}),
             r"in b\.parquet the column 'x' \(float\) is missing, unlike in a\.parquet",
         ),
-        (rows(0, 1).append_column("y", [[1]]), r"the column 'y' \(int64\) is one too many"),
+        (rows(0, 1).append_column("y", [[1]]), r"there is an additional column 'y' \(int64\)"),
         (rows(0, 1).select(["text", "id", "x"]), "the columns are in the order text, id, x"),
         (rows(0, 1).set_column(2, "x", [[0.5]]), "the column 'x' is double instead of float"),
     ],
 )
-def test_a_schema_that_differs_names_file_and_field(tmp_path: Path, other: pa.Table, message: str) -> None:
+def test_a_different_schema_is_an_error_that_names_file_and_field(
+    tmp_path: Path, other: pa.Table, message: str
+) -> None:
     _file(tmp_path / "a.parquet")
     pq.write_table(other, tmp_path / "b.parquet")
     with pytest.raises(SchemaMismatchError, match=message):
@@ -275,7 +277,7 @@ def test_directories_add_columns(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["manifest.json", "manifest.json.gz"])
-def test_a_saved_manifest_comes_back_equal(tmp_path: Path, memory: str, kind: Kind, name: str) -> None:
+def test_a_saved_manifest_is_loaded_unchanged(tmp_path: Path, memory: str, kind: Kind, name: str) -> None:
     write_corpus(tmp_path / "d", kind, ((3, 1), (2,), ()), names=("k=%20/a", "k=1/b", "k=2/c"))
     manifest = Manifest.scan(tmp_path / "d")
     for place in (str(tmp_path), memory):
@@ -300,11 +302,11 @@ def test_a_damaged_manifest_is_an_error_that_says_so(tmp_path: Path) -> None:
     Manifest.scan(tmp_path / "d").save(path)
     text = path.read_text()
     for damaged, message in (
-        (text[:-10], r"manifest\.json is no manifest of laneway, or a damaged one"),
+        (text[:-10], r"manifest\.json is not a laneway manifest, or it is damaged"),
         (text.replace("[5,1,7", "[5,1,8"), r"manifest\.json is damaged: its digest is .* and should be"),
-        ('{"epoch": 1}', "is no manifest of laneway"),
-        ("[1]", "is no manifest of laneway"),
-        ("", "is no manifest of laneway"),
+        ('{"epoch": 1}', "is not a laneway manifest"),
+        ("[1]", "is not a laneway manifest"),
+        ("", "is not a laneway manifest"),
         (
             text.replace('"laneway_manifest":2', '"laneway_manifest":3'),
             "of format 3",
@@ -315,7 +317,7 @@ def test_a_damaged_manifest_is_an_error_that_says_so(tmp_path: Path) -> None:
         with pytest.raises(DataFileError, match=message):
             Manifest.load(path)
     path.write_bytes(b"\x1f\x8bgarbage")
-    with pytest.raises(DataFileError, match="is no manifest of laneway"):
+    with pytest.raises(DataFileError, match="is not a laneway manifest"):
         Manifest.load(path)
 
 
@@ -344,7 +346,7 @@ def test_no_thread_outlives_a_scan(tmp_path: Path) -> None:
     assert threading.active_count() == before
 
 
-def test_a_progress_bar_shows_when_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_progress_bar_is_shown_on_request(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_corpus(tmp_path)
     Manifest.scan(tmp_path)
     Manifest.scan(tmp_path, progress=False)
@@ -353,14 +355,14 @@ def test_a_progress_bar_shows_when_asked_for(tmp_path: Path, capsys: pytest.Capt
     assert "reading footers:   0%|" in capsys.readouterr().err
 
 
-def test_a_manifest_is_worth_reading(tmp_path: Path) -> None:
+def test_the_repr_of_a_manifest_summarizes_it(tmp_path: Path) -> None:
     write_corpus(tmp_path)
     manifest = Manifest.scan(tmp_path)
-    facts = "parquet, 7 files, 48 rows, 3 columns"
-    assert repr(manifest) == f"<Manifest of {tmp_path}: {facts}, fingerprint {manifest.fingerprint[:8]}>"
+    summary = "parquet, 7 files, 48 rows, 3 columns"
+    assert repr(manifest) == f"<Manifest of {tmp_path}: {summary}, fingerprint {manifest.fingerprint[:8]}>"
 
 
-def test_a_manifest_that_moved_knows_the_versions_of_its_files_where_they_are_now(tmp_path: Path) -> None:
+def test_a_moved_manifest_has_the_versions_of_the_files_at_their_new_location(tmp_path: Path) -> None:
     memory = fsspec.filesystem("memory")
     pq.write_table(pa.table({"id": range(9)}), tmp_path / "a.parquet")
     memory.put(str(tmp_path / "a.parquet"), "/first/a.parquet")

@@ -1,4 +1,4 @@
-"""Keys in the names of directories."""
+"""Partition keys in directory names."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ def test_keys_are_typed_over_all_files_and_keep_the_order_of_the_directories() -
 
 
 @pytest.mark.parametrize("value", ["007", "1.5", "+1", "", "9223372036854775808", "1_000", "٣"])
-def test_what_is_no_canonical_int64_stays_a_string(value: str) -> None:
+def test_a_value_that_is_not_a_canonical_int64_stays_a_string(value: str) -> None:
     assert _parse("k=1/a", f"k={value}/b") == {"k": ("string", ("1", value))}
 
 
-def test_the_hive_default_is_null_and_texts_are_decoded() -> None:
+def test_the_hive_default_is_null_and_names_and_values_are_decoded() -> None:
     assert _parse("k=1/a", "k=__HIVE_DEFAULT_PARTITION__/b") == {"k": ("int64", (1, None))}
     assert _parse("k=__HIVE_DEFAULT_PARTITION__/b") == {"k": ("string", (None,))}
     assert _parse("my%20key=a%2Fb%3Dc=d/x") == {"my key": ("string", ("a/b=c=d",))}
 
 
-def test_other_directories_and_the_name_of_the_file_are_no_keys() -> None:
+def test_other_directories_and_the_file_name_are_not_keys() -> None:
     assert _parse("plain/=x/k=1/y=2.parquet") == {"k": ("int64", (1,))}
     assert _parse() == {}
 
@@ -49,11 +49,14 @@ def test_every_file_needs_the_same_keys_in_the_same_order() -> None:
         _parse("x=1/x=2/a")
 
 
-def test_a_key_that_the_files_hold_adds_nothing_if_the_types_agree() -> None:
+def test_a_key_that_is_a_column_of_the_files_adds_nothing_if_the_types_agree() -> None:
     assert _parse("lang=en/id=7/a") == {}
-    with pytest.raises(SchemaMismatchError, match=r"'id' is a column of the files, of type int64, and a key .* string"):
+    with pytest.raises(
+        SchemaMismatchError, match=r"'id' is both a column of the files, of type int64, and a partition key, .* string"
+    ):
         _parse("id=seven/a")
     with pytest.raises(
-        SchemaMismatchError, match=r"'lang' is a column of the files, of type string, and a key .* int64"
+        SchemaMismatchError,
+        match=r"'lang' is both a column of the files, of type string, and a partition key, .* int64",
     ):
         _parse("lang=7/a")

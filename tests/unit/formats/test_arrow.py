@@ -1,4 +1,4 @@
-"""Arrow IPC: both formats, dictionaries, memory maps, and files that are not what they should be."""
+"""Arrow IPC: both formats, dictionaries, memory maps, and invalid files."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _write(
 
 
 class NotLocal(DirFileSystem):  # type: ignore[misc]
-    """Local files behind a filesystem that is no local one; counts the bytes it is asked for."""
+    """A filesystem that is not recognized as local; it records the ranges that are requested."""
 
     cachable = False
 
@@ -63,7 +63,7 @@ class NotLocal(DirFileSystem):  # type: ignore[misc]
 
 
 def _check_every_range(path: Path, expected: list[pa.RecordBatch], columns: list[str] | None = None) -> None:
-    """Compare every run of batches, read straight after opening the file, locally and through ranges."""
+    """Compare every run of batches, read right after opening the file, locally and remotely."""
     columns = columns or expected[0].schema.names
     for storage in (Storage(path.parent), Storage(str(path.parent), NotLocal())):
         for first in range(len(expected)):
@@ -99,7 +99,7 @@ def test_compressed_bodies_are_read(tmp_path: Path, kind: Kind, codec: Literal["
 
 
 def _dictionary_batches(vocabularies: list[list[str]]) -> list[pa.RecordBatch]:
-    """Return batches whose column `a` draws from a batch's own vocabulary, also nested and beside others."""
+    """Return batches whose column `a` draws from the vocabulary of its batch, also inside nested columns."""
     source = random.Random(7)
     batches = []
     for number, vocabulary in enumerate(vocabularies):
@@ -119,7 +119,7 @@ GROWING = [["a"], ["a", "b"], ["a", "b"], ["a", "b", "c", "d"], ["a", "b", "c", 
 
 @pytest.mark.parametrize("deltas", [False, True])
 @pytest.mark.parametrize("vocabularies", [REPLACED, GROWING, REPLACED + GROWING])
-def test_a_stream_seeks_to_any_batch_with_the_dictionaries_of_that_place(
+def test_any_batch_of_a_stream_is_read_with_the_dictionaries_at_its_position(
     tmp_path: Path, vocabularies: list[list[str]], *, deltas: bool
 ) -> None:
     batches = _dictionary_batches(vocabularies)
@@ -135,7 +135,7 @@ def test_a_stream_seeks_to_any_batch_with_the_dictionaries_of_that_place(
     "options",
     [pa.ipc.IpcWriteOptions(emit_dictionary_deltas=True), pa.ipc.IpcWriteOptions(unify_dictionaries=True)],
 )
-def test_a_file_gives_all_its_dictionaries_to_every_batch(tmp_path: Path, options: pa.ipc.IpcWriteOptions) -> None:
+def test_all_dictionaries_of_a_file_apply_to_every_batch(tmp_path: Path, options: pa.ipc.IpcWriteOptions) -> None:
     batches = _dictionary_batches(GROWING)
     if options.unify_dictionaries:
         # The writer can't unify nested dictionaries.
@@ -157,7 +157,7 @@ def test_a_dictionary_of_dictionaries_is_read(tmp_path: Path) -> None:
         _check_every_range(_write(tmp_path / "a.arrow", kind, [batch, batch.slice(1, 2)]), [batch, batch.slice(1, 2)])
 
 
-def test_reading_a_local_file_copies_nothing_and_a_change_stays_in_memory(tmp_path: Path) -> None:
+def test_reading_a_local_file_copies_nothing_and_a_modification_stays_in_memory(tmp_path: Path) -> None:
     path = tmp_path / "a.arrow"
     write_blocks(path, "arrow-stream", [rows(0, 5000), rows(5000, 9000)], rows(0, 0).schema)
     before = path.read_bytes()
@@ -218,32 +218,32 @@ def test_the_end_of_a_stream_is_optional_and_nothing_may_follow_it(tmp_path: Pat
     path.write_bytes(whole[: -len(END_OF_STREAM)])
     assert _scan(path).block_rows == [3]
     path.write_bytes(whole + whole)
-    with pytest.raises(DataFileError, match=f"goes on for {len(whole):,} bytes after the end of its stream"):
+    with pytest.raises(DataFileError, match=f"has {len(whole):,} bytes after the end of its stream"):
         _scan(path)
 
 
 @pytest.mark.parametrize(
     ("content", "cause"),
     [
-        (b"", "holds no Arrow message: it is empty"),
+        (b"", "contains no Arrow message: it is empty"),
         (b"FEA1" + bytes(20), "Feather version 1"),
         (
             b"hello, world\n" * 9,
-            "has no Arrow message at byte 0: it is damaged, no Arrow file, or was written by",
+            "has no Arrow message at byte 0: it is damaged, not an Arrow file, or was written by",
         ),
         (
             b"ARROW1\0\0" + b"x" * 50,
-            "is truncated: it begins as an Arrow file, but its 58 bytes end without a footer",
+            "is truncated: it begins like an Arrow file, but its 58 bytes end without a footer",
         ),
-        (END_OF_STREAM, "holds no Arrow message"),
-        (b"\xff\xff\xff\xff\x10\0\0\0" + b"\xff" * 16, "message at byte 0 that can't be understood"),
+        (END_OF_STREAM, "contains no Arrow message"),
+        (b"\xff\xff\xff\xff\x10\0\0\0" + b"\xff" * 16, "has an invalid message at byte 0"),
         (
             b"\xff\xff\xff\xff\xff\0\0\0" + b"\xff" * 16,
-            "is truncated: the message at byte 0 goes on to byte 263 of 24",
+            "is truncated: the message at byte 0 ends at byte 263 of 24",
         ),
     ],
 )
-def test_what_is_no_arrow_file_is_named_with_the_cause(tmp_path: Path, content: bytes, cause: str) -> None:
+def test_an_invalid_file_is_named_with_the_cause(tmp_path: Path, content: bytes, cause: str) -> None:
     path = tmp_path / "bad.arrow"
     path.write_bytes(content)
     with pytest.raises(DataFileError, match=rf"bad\.arrow .*{cause}"):
@@ -259,7 +259,7 @@ def test_a_stream_from_before_arrow_0_15_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_digest_differs_for_values_that_leave_the_headers_as_they_are(tmp_path: Path, kind: Kind) -> None:
+def test_the_digest_changes_with_values_that_leave_the_headers_unchanged(tmp_path: Path, kind: Kind) -> None:
     digests, sizes = set(), set()
     for first, last in ((0, 0), (1, 0), (0, 1)):
         values = np.zeros(10_000, np.int64)

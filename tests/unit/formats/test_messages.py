@@ -1,4 +1,4 @@
-"""The small flatbuffer reader, against messages that pyarrow wrote."""
+"""The flatbuffer parser, on messages written by pyarrow."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _metadata(message: pa.Buffer) -> bytes:
     return data[PREFIX_BYTES : PREFIX_BYTES + int.from_bytes(data[4:PREFIX_BYTES], "little")]
 
 
-def test_a_record_batch_header_tells_rows_and_body_length() -> None:
+def test_a_record_batch_header_has_rows_and_body_length() -> None:
     batch = pa.record_batch({"id": pa.array(range(1000)), "text": pa.array([None, "é"] * 500)})
     message = batch.serialize()
     header = parse_header(_metadata(message))
@@ -42,7 +42,7 @@ def test_a_tensor_is_refused() -> None:
 
 
 @pytest.mark.parametrize("length", range(0, 120, 7))
-def test_a_header_that_is_cut_short_is_an_error_and_no_crash(length: int) -> None:
+def test_a_truncated_header_is_an_error_and_not_a_crash(length: int) -> None:
     metadata = _metadata(pa.record_batch({"id": pa.array([1])}).serialize())
     try:
         header = parse_header(metadata[:length])
@@ -65,7 +65,7 @@ def _footer(file: bytes) -> bytes:
     return file[end - int.from_bytes(file[end : end + 4], "little") : end]
 
 
-def test_a_footer_tells_where_dictionaries_and_record_batches_are() -> None:
+def test_a_footer_lists_dictionaries_and_record_batches() -> None:
     sink = pa.BufferOutputStream()
     batch = pa.record_batch([pa.array(["a", "b", "a"]).dictionary_encode(), pa.array([1, 2, 3])], ["d", "x"])
     with pa.ipc.new_file(sink, batch.schema) as writer:
@@ -80,7 +80,7 @@ def test_a_footer_tells_where_dictionaries_and_record_batches_are() -> None:
 
 
 @given(st.data())
-def test_a_damaged_footer_is_a_value_error_or_claims_something(data: st.DataObject) -> None:
+def test_a_damaged_footer_is_a_value_error_or_a_bounded_list(data: st.DataObject) -> None:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, pa.schema([("x", pa.int64())])) as writer:
         writer.write_batch(pa.record_batch([pa.array([1, 2])], ["x"]))

@@ -1,4 +1,4 @@
-"""Parquet: footers, row groups, columns, and files that are not what they should be."""
+"""Parquet: footers, row groups, columns, and invalid files."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from laneway.errors import DataFileError
 from laneway.formats import FileScan, ParquetFormat, PlannedFile
+from laneway.storage.entries import file_size
 from laneway.storage.filesystem import Storage
 from tests.corpora import rows, write_blocks
 
@@ -23,7 +24,7 @@ FORMAT = ParquetFormat()
 
 
 class CountingMemory(MemoryFileSystem):  # type: ignore[misc]
-    """Counts the ranges and bytes that are asked for."""
+    """Records the ranges that are requested."""
 
     cachable = False
     store: dict[str, Any] = {}  # noqa: RUF012 - fsspec keeps its files there
@@ -60,7 +61,7 @@ def _open(path: Path, scan: FileScan | None = None, size: int | None = None) -> 
     return FORMAT.open(Storage(path.parent), _planned(str(path), size or path.stat().st_size, scan), scan.schema)
 
 
-def test_a_scan_tells_schema_and_row_groups(tmp_path: Path) -> None:
+def test_a_scan_returns_schema_and_row_groups(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     write_blocks(path, "parquet", [rows(0, 5), rows(5, 6), rows(6, 13)], rows(0, 0).schema)
     scan = _scan(path)
@@ -70,7 +71,7 @@ def test_a_scan_tells_schema_and_row_groups(tmp_path: Path) -> None:
     assert scan.layout == []
 
 
-def test_the_digest_differs_for_values_that_leave_the_footer_as_it_is(tmp_path: Path) -> None:
+def test_the_digest_changes_with_values_that_leave_the_footer_unchanged(tmp_path: Path) -> None:
     digests = set()
     for values in ([1, 2, 3], [3, 2, 1]):
         path = tmp_path / "a.parquet"
@@ -85,7 +86,7 @@ def test_the_footer_takes_one_request_unless_it_is_long(counting: CountingMemory
     for columns, requests in ((3, 1), (3000, 2)):
         with counting.open("/d/a.parquet", "wb") as file:
             pq.write_table(pa.table({f"c{i}": np.arange(5000) for i in range(columns)}), file)
-        size = storage.size("/d/a.parquet")
+        size = file_size(storage, "/d/a.parquet")
         counting.ranges.clear()
         scan = FORMAT.scan(storage, "/d/a.parquet", size)
         assert len(scan.schema) == columns
@@ -98,17 +99,17 @@ def test_a_remote_file_is_read_without_read_ahead(counting: CountingMemory) -> N
     table = pa.table({"id": np.arange(100_000), "x": np.random.default_rng(1).random(100_000)})
     with counting.open("/d/a.parquet", "wb") as file:
         pq.write_table(table, file, row_group_size=10_000, compression="none", use_dictionary=False)
-    size = storage.size("/d/a.parquet")
+    size = file_size(storage, "/d/a.parquet")
     scan = FORMAT.scan(storage, "/d/a.parquet", size)
     reader = FORMAT.open(storage, _planned("/d/a.parquet", size, scan), scan.schema)
     counting.ranges.clear()
     assert reader.read(3, 5, ["x"]).equals(table.slice(30_000, 20_000).select(["x"]))
-    # One request: what lies between the two column chunks is less than another request costs.
+    # One request: reading over the gap between the two column chunks is cheaper than another request.
     assert len(counting.ranges) == 1
     assert 160_000 <= sum(stop - start for start, stop in counting.ranges) < 250_000
 
 
-def test_columns_come_in_the_order_asked_for_and_only_they(tmp_path: Path) -> None:
+def test_only_the_requested_columns_are_read_and_in_that_order(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     table = pa.table({"a": [{"b": 1, "c": 2}], "a.b": [3], "id": [4]})
     pq.write_table(table, path)
@@ -116,7 +117,7 @@ def test_columns_come_in_the_order_asked_for_and_only_they(tmp_path: Path) -> No
         assert _open(path).read(0, 1, columns).equals(table.select(columns))
 
 
-def test_no_columns_still_have_a_number_of_rows(tmp_path: Path) -> None:
+def test_a_table_without_columns_has_the_right_number_of_rows(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(rows(0, 10), path, row_group_size=4)
     assert _open(path).read(1, 3, []).num_rows == 6
@@ -140,15 +141,15 @@ def test_dictionaries_and_extension_types_keep_their_type(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("content", "cause"),
     [
-        (b"", "is no Parquet file, or a truncated one: it is empty"),
-        (b"PAR1", "is no Parquet file, or a truncated one: its 4 bytes end with b'PAR1'"),
+        (b"", "is not a Parquet file, or it is truncated: it is empty"),
+        (b"PAR1", "is not a Parquet file, or it is truncated: its 4 bytes end with b'PAR1'"),
         (b"hello, world\n" * 9, r"its 117 bytes end with b'rld\\n' instead of b'PAR1'"),
-        (b"PAR1" + b"\xff\xff\x00\x00PAR1", "is damaged: its footer claims 65,543 of the 12 bytes"),
+        (b"PAR1" + b"\xff\xff\x00\x00PAR1", "is damaged: its footer claims to have 65,543 of the 12 bytes"),
         (b"PAR1" + b"garbage!" + b"\x08\x00\x00\x00PAR1", "has a damaged footer"),
         (b"PARE" + b"garbage!" + b"\x08\x00\x00\x00PARE", "has an encrypted footer"),
     ],
 )
-def test_what_is_no_parquet_file_is_named_with_the_cause(tmp_path: Path, content: bytes, cause: str) -> None:
+def test_an_invalid_file_is_named_with_the_cause(tmp_path: Path, content: bytes, cause: str) -> None:
     path = tmp_path / "bad.parquet"
     path.write_bytes(content)
     with pytest.raises(DataFileError, match=rf"bad\.parquet .*{cause}"):

@@ -1,44 +1,28 @@
-"""What comes of a request is what was asked for, to the last byte."""
+"""Merging ranges that are close together."""
 
 from __future__ import annotations
 
-from typing import Any
+from hypothesis import given
+from hypothesis import strategies as st
 
-import pytest
-
-from laneway.storage.ranges import Request, ShortBodyError, _read_into
-
-CONTENT = bytes(range(1, 201))
+from laneway.storage.ranges import coalesce
 
 
-class Cut:
-    """A file of pyarrow's whose answers lack some bytes at the end, and claim to be whole."""
-
-    def __init__(self, content: bytes, num_missing: int) -> None:
-        self._content, self._num_missing = content, num_missing
-
-    def get_stream(self, _start: int, _num_bytes: int) -> Cut:
-        return self
-
-    def readinto(self, data: memoryview) -> int:
-        came = len(data) - self._num_missing
-        data[:came] = self._content[:came]
-        return len(data)
+def test_ranges_are_merged_over_small_gaps_up_to_the_longest_span() -> None:
+    assert coalesce([(50, 60), (0, 10), (12, 20)], max_gap_bytes=2, max_span_bytes=100) == [(0, 20), (50, 60)]
+    assert coalesce([(0, 10), (12, 20)], max_gap_bytes=1, max_span_bytes=100) == [(0, 10), (12, 20)]
+    assert coalesce([(0, 10), (10, 20), (20, 30)], max_gap_bytes=0, max_span_bytes=20) == [(0, 20), (20, 30)]
+    assert coalesce([], max_gap_bytes=0, max_span_bytes=1) == []
 
 
-def read(file: Any, data: bytearray) -> int:
-    return _read_into(memoryview(data), file, Request("a", 0, len(data)))
-
-
-@pytest.mark.parametrize("num_missing", [1, 5, 15, 16, 200])
-def test_a_body_that_is_short_by_any_number_of_bytes_is_found_out(num_missing: int) -> None:
-    with pytest.raises(ShortBodyError, match="bytes 0 to 200 were asked for"):
-        read(Cut(CONTENT, num_missing), bytearray(200))
-
-
-@pytest.mark.parametrize("last", range(256))
-def test_a_body_is_whole_whatever_its_last_byte(last: int) -> None:
-    content = CONTENT[:-1] + bytes([last])
-    data = bytearray(200)
-    assert read(Cut(content, 0), data) == 200
-    assert data == content
+@given(
+    st.lists(st.tuples(st.integers(0, 99), st.integers(1, 20)).map(lambda each: (each[0], sum(each)))),
+    st.integers(0, 9),
+    st.integers(1, 200),
+)
+def test_merged_ranges_are_sorted_and_contain_every_range(
+    ranges: list[tuple[int, int]], max_gap_bytes: int, max_span_bytes: int
+) -> None:
+    merged = coalesce(ranges, max_gap_bytes, max_span_bytes)
+    assert merged == sorted(merged)
+    assert all(any(first <= start and stop <= last for first, last in merged) for start, stop in ranges)

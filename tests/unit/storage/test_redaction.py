@@ -1,10 +1,10 @@
-"""Messages show where a storage is, and no credential."""
+"""Messages show the location of a storage, and no credentials."""
 
 from __future__ import annotations
 
 import pytest
 
-from laneway.storage.redaction import tells_a_secret, without_secrets
+from laneway.storage.redaction import redact, reveals_secret
 
 OPTIONS = {
     "key": "AKIA-canary",
@@ -24,12 +24,12 @@ OPTIONS = {
         ("could not connect to https://storage.example.org", "could not connect to https://storage.example.org"),
     ],
 )
-def test_a_message_shows_the_place_and_no_credential(text: str, shown: str) -> None:
-    assert without_secrets(text, OPTIONS) == shown
+def test_a_message_shows_the_location_and_no_credentials(text: str, shown: str) -> None:
+    assert redact(text, OPTIONS) == shown
 
 
-def test_what_led_to_an_error_counts_too() -> None:
+def test_the_context_of_an_error_counts_too() -> None:
     error = ValueError("fine")
-    assert not tells_a_secret(error, OPTIONS)
+    assert not reveals_secret(error, OPTIONS)
     error.__context__ = OSError("with canary-token")
-    assert tells_a_secret(error, OPTIONS)
+    assert reveals_secret(error, OPTIONS)

@@ -1,4 +1,4 @@
-"""What is tried again, and when that ends: on a clock that only moves when somebody waits."""
+"""Which failures are retried, and for how long, on a simulated clock."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from laneway.storage.retries import GaveUpError, RetryPolicy, TransientError, is_transient, retried
+from laneway.storage.retries import GaveUpError, RetryPolicy, TransientError, is_transient, retry
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
 class Clock:
-    """Stands still between waits."""
+    """A clock that only advances when something waits."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -25,11 +25,11 @@ class Clock:
         self.now += seconds
 
     def run(self, call: Callable[[float], Any], policy: RetryPolicy, draw: float = 0.5) -> Any:
-        return retried(call, policy, clock=lambda: self.now, sleep=self.sleep, draw=lambda: draw)
+        return retry(call, policy, clock=lambda: self.now, sleep=self.sleep, draw=lambda: draw)
 
 
 class Flaky:
-    """Fails so often, each time after a while."""
+    """Fails a number of times, each time after some seconds."""
 
     def __init__(self, clock: Clock, times: int, *, takes_s: float = 0.0, error: Exception | None = None) -> None:
         self.clock, self.times, self.takes_s = clock, times, takes_s
@@ -45,7 +45,7 @@ class Flaky:
 
 
 class ClientError(Exception):
-    """Shaped as botocore's."""
+    """Has the attributes of botocore's."""
 
     def __init__(self, status: int) -> None:
         super().__init__(f"An error occurred ({status}) when calling the GetObject operation")
@@ -53,10 +53,10 @@ class ClientError(Exception):
 
 
 class ClientPayloadError(Exception):
-    """Named as aiohttp's."""
+    """Has the name of aiohttp's."""
 
 
-def test_what_passes_is_tried_again_after_delays_that_double_up_to_the_longest() -> None:
+def test_a_transient_failure_is_retried_after_delays_that_double_up_to_the_limit() -> None:
     clock = Clock()
     policy = RetryPolicy(max_attempts=7, first_delay_s=1, max_delay_s=5, deadline_s=1000)
     assert clock.run(Flaky(clock, 6), policy, draw=1.0) == "data"
@@ -66,7 +66,7 @@ def test_what_passes_is_tried_again_after_delays_that_double_up_to_the_longest()
     assert clock.waits == [0.25, 0.5, 1.0]
 
 
-def test_tries_are_bounded_and_the_last_error_is_the_cause() -> None:
+def test_attempts_are_limited_and_the_last_error_is_the_cause() -> None:
     clock = Clock()
     flaky = Flaky(clock, 99)
     with pytest.raises(GaveUpError) as caught:
@@ -76,17 +76,17 @@ def test_tries_are_bounded_and_the_last_error_is_the_cause() -> None:
     assert len(flaky.limits) == 3
 
 
-def test_the_deadline_ends_it_whatever_number_of_tries_is_left() -> None:
+def test_the_deadline_ends_the_retries_whatever_number_of_attempts_is_left() -> None:
     clock = Clock()
     flaky = Flaky(clock, 99, takes_s=4)
     with pytest.raises(GaveUpError, match="2"):
         clock.run(flaky, RetryPolicy(max_attempts=99, first_delay_s=1, deadline_s=10), draw=1.0)
-    # 4 s, a wait of 1 s, 4 s; another wait of 2 s would end behind the deadline.
+    # 4 s, a wait of 1 s, 4 s; another wait of 2 s would end after the deadline.
     assert clock.now == 109.0
     assert flaky.limits == [10, 5]
 
 
-def test_each_try_may_take_twice_as_long_as_the_one_before_but_not_longer_than_the_deadline() -> None:
+def test_each_attempt_may_take_twice_as_long_as_the_last_but_not_longer_than_the_deadline() -> None:
     clock = Clock()
     flaky = Flaky(clock, 3, takes_s=1e9)
     policy = RetryPolicy(attempt_timeout_s=10, first_delay_s=0, deadline_s=100)
@@ -96,7 +96,7 @@ def test_each_try_may_take_twice_as_long_as_the_one_before_but_not_longer_than_t
     assert flaky.limits == [10, 20, 40, 30]
 
 
-def test_what_does_not_pass_fails_at_once() -> None:
+def test_a_permanent_failure_is_not_retried() -> None:
     for error in (FileNotFoundError("gone"), PermissionError("no"), ClientError(403), ClientError(404), KeyError("a")):
         clock = Clock()
         flaky = Flaky(clock, 1, error=error)
@@ -107,7 +107,7 @@ def test_what_does_not_pass_fails_at_once() -> None:
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
-def test_a_busy_server_is_asked_again_in_whatever_words_the_client_tells_it(status: int) -> None:
+def test_a_busy_server_is_a_transient_failure_however_the_client_reports_it(status: int) -> None:
     translated = OSError(errno.EIO, "Please reduce your request rate")
     translated.__cause__ = ClientError(status)
     assert is_transient(ClientError(status))
@@ -129,7 +129,7 @@ def test_a_busy_server_is_asked_again_in_whatever_words_the_client_tells_it(stat
         Exception("Generic S3 error: HTTP error: error decoding response body"),
     ],
 )
-def test_a_lost_connection_is_made_again(error: Exception) -> None:
+def test_a_lost_connection_is_a_transient_failure(error: Exception) -> None:
     assert is_transient(error)
 
 
@@ -146,7 +146,7 @@ def test_a_lost_connection_is_made_again(error: Exception) -> None:
         OSError("AWS Error NO_SUCH_BUCKET during GetObject operation: (HTTP status 404)"),
     ],
 )
-def test_other_errors_are_not_tried_again(error: Exception) -> None:
+def test_other_errors_are_permanent(error: Exception) -> None:
     assert not is_transient(error)
 
 
@@ -163,20 +163,20 @@ def test_other_errors_are_not_tried_again(error: Exception) -> None:
         ("read_timeout_s", "10"),
     ],
 )
-def test_a_policy_without_bounds_is_refused(name: str, value: Any) -> None:
+def test_a_policy_without_limits_is_rejected(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"{name} must be"):
         RetryPolicy(**{name: value})
 
 
-def test_each_further_try_is_told_with_its_reason_and_a_success_is_not() -> None:
-    clock, told = Clock(), list[str]()
+def test_each_retry_is_reported_with_its_reason_and_a_success_is_not() -> None:
+    clock, reports = Clock(), list[str]()
     flaky = Flaky(clock, 2)
-    retried(
+    retry(
         flaky,
         RetryPolicy(max_attempts=5),
-        on_retry=lambda error, next_step: told.append(f"{error}; {next_step}"),
+        on_retry=lambda error, next_step: reports.append(f"{error}; {next_step}"),
         clock=lambda: clock.now,
         sleep=clock.sleep,
         draw=lambda: 0.5,
     )
-    assert told == ["busy; try 2 of 5 follows in 0.1 s", "busy; try 3 of 5 follows in 0.1 s"]
+    assert reports == ["busy; attempt 2 of 5 follows in 0.1 s", "busy; attempt 3 of 5 follows in 0.1 s"]

@@ -1,0 +1,135 @@
+"""Scanning: from the data files of a source to the contents of its manifest, reusing cached metadata."""
+
+from __future__ import annotations
+
+import gzip
+from dataclasses import replace
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from laneway.catalog.caching import CacheEntry
+from laneway.catalog.contents import FORMAT_VERSION, ManifestContents, decode, encode, layout_table
+from laneway.catalog.footers import read_footers
+from laneway.catalog.partitions import Partitions
+from laneway.core.files import FileTable, digest
+from laneway.errors import DataFileError, SchemaMismatchError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from laneway.catalog.caching import CacheDir
+    from laneway.catalog.sources import DataFiles
+    from laneway.formats import FileScan
+
+_SETTLED_AFTER_NS = 2 * 10**9
+
+
+def scan_files(found: DataFiles, *, progress: bool | None, cache_dir: CacheDir) -> ManifestContents:
+    """Return the contents of the manifest of data files, and cache them.
+
+    Args:
+        found: The data files.
+        progress: True shows a progress bar, False does not, None does if the scan takes longer than 2 s.
+        cache_dir: Where manifests are cached; see `Manifest.scan`.
+
+    Raises:
+        DataFileError: A file is missing, unreadable, damaged or of another format.
+        SchemaMismatchError: The files differ in their columns.
+    """
+    key = (f"format {FORMAT_VERSION}", found.format.name, *found.sources)
+    entry = CacheEntry.find(cache_dir, found.storage, key)
+    cached = None if entry is None else _read_cache(entry)
+    contents = _update(found, cached, progress=progress)
+    if entry is not None and contents is not cached:
+        # A file modified moments ago may be rewritten without a new modification time: don't trust its version.
+        newest = found.listed_at_ns - _SETTLED_AFTER_NS
+        settled = tuple("" if version.isdigit() and int(version) > newest else version for version in contents.versions)
+        if any(settled):
+            entry.write(gzip.compress(encode(replace(contents, versions=settled)), compresslevel=1, mtime=0))
+    return contents
+
+
+def _read_cache(entry: CacheEntry) -> ManifestContents | None:
+    data = entry.read()
+    if data is None:
+        return None
+    try:
+        return decode(data, entry.redacted_path)
+    except DataFileError as error:
+        entry.warn_damaged(error)
+        return None
+
+
+def _update(found: DataFiles, cached: ManifestContents | None, *, progress: bool | None) -> ManifestContents:
+    """Return the contents for the files that were found: `cached` itself if no file is new, changed or gone."""
+    known: dict[int, FileScan] = {}
+    if cached is not None:
+        listed = tuple(found.paths), found.sizes, tuple(found.versions)
+        if listed == (cached.files.paths, cached.files.sizes.tolist(), cached.versions) and all(cached.versions):
+            return cached
+        index_of = {path: index for index, path in enumerate(cached.files.paths)}
+        listing = zip(found.paths, found.sizes, found.versions, strict=True)
+        for index, (path, size, version) in enumerate(listing):
+            old = index_of.get(path)
+            if old is not None and version and (size, version) == (int(cached.files.sizes[old]), cached.versions[old]):
+                known[index] = cached.file_scan(old)
+    missing = [index for index in range(len(found.paths)) if index not in known]
+    known.update(zip(missing, read_footers(found, missing, progress=progress), strict=True))
+    return _combine(found, [known[index] for index in range(len(found.paths))])
+
+
+def _combine(found: DataFiles, scans: Sequence[FileScan]) -> ManifestContents:
+    """Return the contents for data files and their scans."""
+    schema = _common_schema(found, scans)
+    lines = "\n".join(f"{field.name}: {field.type}" for field in schema)
+    files = FileTable.build(
+        found.paths,
+        found.sizes,
+        [scan.digest for scan in scans],
+        [(scan.block_rows, scan.block_bytes) for scan in scans],
+        digest(lines.encode()),
+    )
+    return ManifestContents(
+        root=found.storage.redact(found.storage.root),
+        format=found.format.name,
+        files=files,
+        file_schema=schema,
+        partitions=Partitions.parse(files.paths, schema),
+        layout=layout_table([entry for scan in scans for entry in scan.layout]),
+        layout_starts=np.array([0, *accumulate(len(scan.layout) for scan in scans)], np.int64),
+        versions=tuple(found.versions),
+    )
+
+
+def _common_schema(found: DataFiles, scans: Sequence[FileScan]) -> pa.Schema:
+    """Return the columns that all files have, without metadata and nullability, which may differ."""
+    first = scans[0].schema
+    if len(set(first.names)) < len(first.names):
+        name = next(name for name in first.names if first.names.count(name) > 1)
+        message = f"{found.paths[0]} has the column {name!r} twice: rename one"
+        raise SchemaMismatchError(message)
+    expected = list(zip(first.names, first.types, strict=True))
+    for path, scan in zip(found.paths, scans, strict=True):
+        schema = scan.schema
+        if schema.equals(first) or list(zip(schema.names, schema.types, strict=True)) == expected:
+            continue
+        difference = _difference(first, schema)
+        message = f"the files have different columns: in {path} {difference}, unlike in {found.paths[0]}"
+        raise SchemaMismatchError(message)
+    return pa.schema(expected)
+
+
+def _difference(first: pa.Schema, other: pa.Schema) -> str:
+    """Describe the first difference of `other`."""
+    for name, type_ in zip(first.names, first.types, strict=True):
+        if name not in other.names:
+            return f"the column {name!r} ({type_}) is missing"
+        if other.names.count(name) == 1 and other.field(name).type != type_:
+            return f"the column {name!r} is {other.field(name).type} instead of {type_}"
+    extra = [name for name in other.names if name not in first.names]
+    if extra:
+        return f"there is an additional column {extra[0]!r} ({other.field(extra[0]).type})"
+    return f"the columns are in the order {', '.join(other.names)}"
