@@ -294,7 +294,7 @@ class SavableLoader:
         """
         ranks = self.ranks()
         if src_rank is not None:
-            state = ranks.broadcast(lambda: state, src_rank)
+            state = ranks.broadcast(lambda: dict(_parse_job_state(state).fields), src_rank)
         self.restore_together(ranks, state, f"src_rank={src_rank!r}")
 
     def gather_state(self, ranks: Ranks, dst_rank: int | None) -> State | None:
@@ -314,13 +314,7 @@ class SavableLoader:
 
         def check() -> tuple[SavedState, Progress]:
             ranks.check(self._place.rank, self._place.world_size)
-            saved = parse_state(state)
-            if not saved.is_global:
-                message = (
-                    f"this is the state of rank {saved.place.rank} of {saved.place.world_size} only: call "
-                    "restore_state_rank() on that rank, or load merge_states() of the states of all ranks"
-                )
-                raise CheckpointMismatchError(message)
+            saved = _parse_job_state(state)
             return saved, self._resume_point(saved)
 
         saved, progress = ranks.agree(check, call)
@@ -362,6 +356,17 @@ class SavableLoader:
     def _assign(self, saved: SavedState, progress: Progress) -> None:
         self._schedule.restore(saved, progress)
         self._runner.drop()
+
+
+def _parse_job_state(state: object) -> SavedState:
+    saved = parse_state(state)
+    if not saved.is_global:
+        message = (
+            f"this is the state of rank {saved.place.rank} of {saved.place.world_size} only: call "
+            "restore_state_rank() on that rank, or load merge_states() of the states of all ranks"
+        )
+        raise CheckpointMismatchError(message)
+    return saved
 
 
 def _digest(saved: SavedState) -> str:

@@ -151,7 +151,7 @@ def test_an_error_on_one_rank_is_raised_on_all_and_changes_nothing(run_ranks: Ru
         "source has none": ("StateFormatError", ["on rank 0: ", "format version None"]),
         "source forgot": ("StateFormatError", ["on rank 0: ", "NoneType"]),
         "source has a foreign one": ("CheckpointMismatchError", ["seed: saved 6, this run has 5"]),
-        "source has a rank's": ("CheckpointMismatchError", ["state of rank 0 of 3 alone", "restore_state_rank()"]),
+        "source has a rank's": ("CheckpointMismatchError", ["state of rank 0 of 3 only", "restore_state_rank()"]),
         "one has none": ("StateFormatError", ["on rank 1: ", "format version None"]),
         "one has a foreign one": ("CheckpointMismatchError", ["on rank 1: ", "seed: saved 6, this run has 5"]),
         "one has a later one": ("CheckpointMismatchError", ["rank 1 was given another state than rank 0"]),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from laneway.core.differences import shorten
 from laneway.core.progress import LanePosition
-from laneway.core.schema import Role, decode_positions, encode_positions, names_of, parse_state
+from laneway.core.schema import Role, names_of, parse_state, position_fields, positions_of
 from laneway.errors import CheckpointMismatchError
 
 if TYPE_CHECKING:
@@ -75,12 +75,12 @@ def merge_ranks(states: Sequence[Mapping[str, Any]], *, same_step: bool) -> dict
         return dict(first)
     complete = all(state["complete"] for state in parsed)
     positions = dict(
-        chain.from_iterable(zip(state["lane_indices"], decode_positions(state), strict=True) for state in parsed)
+        chain.from_iterable(zip(state["lane_indices"], positions_of(state), strict=True) for state in parsed)
     )
     if not complete and not first["earlier_cuts"] and {*positions.values()} <= {LanePosition()}:
         # Nothing was delivered, so the run that resumes may cut the epoch as it likes.
         uncut = dict.fromkeys(("lanes", "turn_rows", "lane_remainder", "lane_indices"))
-        uncut |= {"scope": "global", "rank": 0, "complete": False, "next_turn": 0, **encode_positions([])}
+        uncut |= {"scope": "global", "rank": 0, "complete": False, "next_turn": 0, **position_fields([])}
         return {**first, **uncut}
     return {
         **first,
@@ -89,7 +89,7 @@ def merge_ranks(states: Sequence[Mapping[str, Any]], *, same_step: bool) -> dict
         "complete": complete,
         "next_turn": max(state["next_turn"] for state in parsed),
         "lane_indices": None,
-        **encode_positions(positions[lane] for lane in range(first["lanes"])),
+        **position_fields(positions[lane] for lane in range(first["lanes"])),
     }
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 FORMAT = "laneway.state"
 """The value of `format` in every state."""
 FORMAT_VERSION = 2
-"""Version of the fields below. Version 1 had no offsets, and earlier cuts were lists of rows."""
+"""Version of the fields below. Version 1 had no offsets, and each earlier cut was a list of rows."""
 
 _MAX_COUNT = 2**48
 """More rows, turns or epochs than any dataset has; below it, numpy's int64 can't overflow."""
@@ -117,7 +117,7 @@ class SavedState:
     """A state that has been parsed: its fields have the right types and don't contradict each other."""
 
     original: dict[str, Any]
-    """The state as it was given, of whichever version."""
+    """The state as it was given, of whichever version, without keys that are not fields."""
     fields: Mapping[str, Any]
     """Its fields, in the present version."""
 
@@ -132,17 +132,29 @@ class SavedState:
         return WorkerPlace(*(self.fields[name] for name in ("rank", "world_size", "worker", "num_workers")))
 
 
-def encode_positions(positions: Iterable[LanePosition]) -> dict[str, Any]:
-    """Return positions as two fields: the rows of each, and the offsets, or None if all are 0."""
+_POSITION_FIELDS = ("positions", "offsets")
+
+
+def encode_positions(positions: Iterable[LanePosition]) -> list[Any]:
+    """Return positions as a pair: the rows of each, and the offset of each, or None if all offsets are 0."""
     found = list(positions)
     offsets = [position.offset for position in found]
-    return {"positions": [position.rows for position in found], "offsets": offsets if any(offsets) else None}
+    return [[position.rows for position in found], offsets if any(offsets) else None]
 
 
-def decode_positions(fields: Mapping[str, Any]) -> list[LanePosition]:
+def decode_positions(rows: list[int], offsets: list[int] | None) -> list[LanePosition]:
     """Return the positions that `encode_positions` wrote."""
-    rows: list[int] = fields["positions"]
-    return [*map(LanePosition, rows, fields["offsets"] or [0] * len(rows))]
+    return [*map(LanePosition, rows, offsets or [0] * len(rows))]
+
+
+def position_fields(positions: Iterable[LanePosition]) -> dict[str, Any]:
+    """Return positions as the two fields that hold those of the present cut."""
+    return dict(zip(_POSITION_FIELDS, encode_positions(positions), strict=True))
+
+
+def positions_of(fields: Mapping[str, Any]) -> list[LanePosition]:
+    """Return the positions of the present cut."""
+    return decode_positions(*(fields[name] for name in _POSITION_FIELDS))
 
 
 _KEY = "laneway"
@@ -195,8 +207,8 @@ def parse_state(state: object) -> SavedState:
         require(0 <= fields[name] < _MAX_COUNT, f"{name} is {fields[name]}")
     for index, count in (("rank", "world_size"), ("worker", "num_workers")):
         require(0 <= fields[index] < fields[count], f"{index} is {fields[index]} of {count} {fields[count]}")
-    known = {each.name: fields[each.name] for each in FIELDS}
-    parsed = SavedState(state, {"format": FORMAT, "version": FORMAT_VERSION, **known})
+    known = {"format": FORMAT, "version": FORMAT_VERSION} | {each.name: fields[each.name] for each in FIELDS}
+    parsed = SavedState({name: value for name, value in state.items() if name in known}, known)
     _check_lanes(parsed)
     return parsed
 
@@ -209,7 +221,7 @@ def _upgrade(state: dict[str, Any]) -> dict[str, Any]:
     if version == 1:
         earlier = state.get("earlier_cuts")
         if isinstance(earlier, list):
-            earlier = [{"positions": rows, "offsets": None} for rows in earlier]
+            earlier = [[rows, None] for rows in earlier]
         return {**state, "offsets": None, "earlier_cuts": earlier}
     message = (
         f"this state has format version {version!r}, and this release of laneway reads versions 1 to {FORMAT_VERSION}: "
@@ -239,14 +251,14 @@ def _check_lanes(state: SavedState) -> None:
     else:
         _check_positions(fields, list(range(num_lanes)) if is_whole else known, num_lanes)
     for cut in fields["earlier_cuts"]:
-        require(isinstance(cut, dict) and cut.keys() == {"positions", "offsets"}, f"an earlier cut is {cut!r}")
-        require(bool(cut["positions"]) and _are_positions(cut), f"an earlier cut is {cut!r}")
+        is_pair = isinstance(cut, list) and len(cut) == len(_POSITION_FIELDS)
+        require(is_pair and bool(cut[0]) and _are_positions(*cut), f"an earlier cut is {cut!r}")
 
 
 def _check_positions(fields: Mapping[str, Any], lanes: list[Any], num_lanes: int) -> None:
     positions = fields["positions"]
     are_consistent = (
-        _are_positions(fields)
+        _are_positions(positions, fields["offsets"])
         and _are_counts(lanes)
         and len(lanes) == len(positions) == len({*lanes})
         and max(lanes, default=0) < num_lanes
@@ -256,8 +268,7 @@ def _check_positions(fields: Mapping[str, Any], lanes: list[Any], num_lanes: int
         raise StateFormatError(message)
 
 
-def _are_positions(fields: Mapping[str, Any]) -> bool:
-    rows, offsets = fields["positions"], fields["offsets"]
+def _are_positions(rows: object, offsets: object) -> bool:
     if not isinstance(rows, list) or not _are_counts(rows):
         return False
     return offsets is None or (isinstance(offsets, list) and len(offsets) == len(rows) and _are_counts(offsets))

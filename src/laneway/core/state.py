@@ -17,6 +17,8 @@ from laneway.core.schema import (
     decode_positions,
     encode_positions,
     names_of,
+    position_fields,
+    positions_of,
     require,
     scope_of,
 )
@@ -43,7 +45,7 @@ def write_state(identity: Identity, progress: Progress, place: WorkerPlace, *, c
     return {
         **_header(identity, progress, place, scope_of(progress.place), complete=complete),
         "lane_indices": None if progress.place is None else lanes,
-        **encode_positions(positions[lane] for lane in lanes),
+        **position_fields(positions[lane] for lane in lanes),
     }
 
 
@@ -128,13 +130,13 @@ def _locate(saved: SavedState, identity: Identity) -> Progress:
     fields = saved.fields
     lanes = range(fields["lanes"]) if saved.is_global else fields["lane_indices"]
     is_in_step = fields["positions"] is None
-    positions = {} if is_in_step else dict(zip(lanes, decode_positions(fields), strict=True))
+    positions = {} if is_in_step else dict(zip(lanes, positions_of(fields), strict=True))
     cut = CutProgress(fields["lanes"], fields["turn_rows"], fields["next_turn"], positions)
     progress = Progress(
         epoch=fields["epoch"],
         remainder=fields["lane_remainder"],
         cut=cut,
-        earlier=tuple(tuple(decode_positions(each)) for each in fields["earlier_cuts"]),
+        earlier=tuple(tuple(decode_positions(*each)) for each in fields["earlier_cuts"]),
         place=None if saved.is_global else saved.place,
     )
     found = assign_to_one(identity, progress)
