@@ -55,53 +55,54 @@ class StatefulShardedDataset(IterableDataset[Any]):
 
     Every rank and every DataLoader worker reads its own rows. Each pass is the next epoch, whether or not the previous
     one was read to its end; `set_epoch` chooses another. `state_dict` counts the rows that the training loop has
-    received, never those that were only read ahead. A loaded state is used by one pass, the next.
+    received, never rows that were only read ahead. A loaded state applies to the next pass only.
 
     With DataLoader workers, the workers hold the progress: take the state from a `SavableLoader` or from torchdata's
     `StatefulDataLoader`, not from the dataset.
 
     Args:
         source: A directory (read recursively), a glob, a file, or a sequence of these, on any filesystem that fsspec
-            knows by its URL; or a `Manifest`, and then no footer is read in advance.
-        format: "parquet" or "arrow" (IPC file or stream format); None: by suffix, else by the first bytes.
+            opens by URL; or a `Manifest`, so that no footer needs to be read in advance.
+        format: "parquet" or "arrow" (IPC file or stream format); None: detected by suffix, else by the first bytes.
         columns: Names of the columns to deliver, in this order; None: all. Keys of Hive-style directories
             (`lang=en/part-0.parquet`) are columns too.
         shuffle: Whether to shuffle the shards, and the rows of each window of shards, by seed and epoch.
         seed: Any int in [0, 2**63).
-        shard_bytes: Target uncompressed size of a shard, the unit of reading: an int, or a string such as "64MiB". Row
+        shard_bytes: Target uncompressed size of a shard, the unit of reading: bytes, or a string such as "64MiB". Row
             groups and record batches are never split.
         shard_rows: Target number of rows of a shard, instead of `shard_bytes`.
-        window_bytes: Target uncompressed size of the shards whose rows are shuffled together. A worker holds one window
-            of this size for each lane it reads.
-        prefetch_windows: Windows of each lane that threads read and decode ahead. A worker holds these in addition, for
-            each lane it reads; 0: no read-ahead.
+        window_bytes: Target uncompressed size of a window, the shards whose rows are shuffled together: bytes, or a
+            string. A worker holds one window for each lane it reads.
+        prefetch_windows: Number of windows of each lane that threads read and decode ahead. A worker holds them in
+            addition; 0: no read-ahead.
         lanes: Number of independent streams that an epoch is cut into. With a multiple of the total number of workers,
             the global order depends on neither ranks nor workers. None: one for each worker.
         turn_rows: Rows taken from a lane before it is the next lane's turn; divides `batch_size`. None: one batch.
-        remainder: What happens to the row by which lanes differ: "pad" repeats a row, "drop" leaves one out, so that
+        remainder: How to handle lanes whose lengths differ by one row: "pad" repeats a row, "drop" omits one, so that
             ranks deliver the same number of batches; "keep" does neither. None: "keep" on one rank, else "pad".
         batch_size: Rows of a batch; None: single rows. The last batch of a lane may be shorter.
-        drop_last: Whether to leave out such a shorter batch.
-        output: What columns become: "python", "numpy", "torch" or "arrow". None: "torch" for batches, "python" for
+        drop_last: Whether to drop such a shorter batch.
+        output: Type of delivered columns: "python", "numpy", "torch" or "arrow". None: "torch" for batches, "python" for
             rows. docs/how-to/convert-columns.md lists every type. (DataLoader itself converts arrays to tensors;
             `collate_fn=lambda batch: batch` prevents that.)
         transform: Called in the worker on each row, or each batch, before it is delivered.
         fill_null: Value that replaces nulls in columns of numbers: one value, or column -> value. Without it, a null is
-            an error if a tensor or an array has no place for it.
+            an error if a tensor or an array can't represent it.
         rank: Data-parallel rank, in [0, world_size). None: that of torch.distributed if it is initialised, else RANK
             and WORLD_SIZE of the environment, else 0 of 1.
         world_size: Number of data-parallel ranks.
         filesystem: An fsspec or pyarrow filesystem to use instead of the one that the URL names.
         storage_options: Arguments of the fsspec filesystem, such as credentials. They never appear in states, messages
             or the repr.
-        retries: Which requests to a remote storage are retried, and for how long; None: `laneway.RetryPolicy()`.
+        retries: How often and for how long requests to remote storage are retried; None: `laneway.RetryPolicy()`.
         cache_dir: Directory or URL of cached file metadata, so that the next start lists the files and reads only the
             footers of new or changed ones. None: the user's cache directory for remote storage, no cache for local
             files; True: the user's cache directory; False: no cache.
 
     Raises:
         ValueError: An argument is out of its range.
-        DataFileError: A data file is missing or can't be read, or there is none.
+        TypeError: An argument has the wrong type.
+        DataFileError: A data file is missing or can't be read, or no data file was found.
         SchemaMismatchError: The data files differ in their columns, or a column doesn't exist.
 
     Example:
@@ -178,11 +179,11 @@ class StatefulShardedDataset(IterableDataset[Any]):
             transform=transform,
             prefetch_windows=prefetch_windows,
         )
-        """What is delivered, in which order, and how."""
+        """The files, order and conversion."""
         self.schedule = EpochSchedule()
-        """Which epoch the next pass delivers, and how far the last one has come."""
+        """The epoch of the next pass, and the progress of the last one."""
 
-    # -- What it is ---------------------------------------------------------------------------------------------------
+    # -- Properties ---------------------------------------------------------------------------------------------------
 
     @property
     def manifest(self) -> Manifest:
@@ -201,14 +202,14 @@ class StatefulShardedDataset(IterableDataset[Any]):
 
     @property
     def epoch(self) -> int:
-        """The epoch of the last pass, or the one that was chosen with `set_epoch` or loaded since."""
+        """The epoch of the last pass, or the one chosen with `set_epoch` or loaded since."""
         return self.schedule.epoch
 
     def __len__(self) -> int:
         """Return the number of batches, or rows if there are no batches, that this rank delivers in a whole epoch.
 
-        If it depends on the number of workers, `len(loader)` is right for the workers of a DataLoader, and
-        `len(dataset)` for those of the last pass.
+        It may depend on the number of workers: `len(loader)` uses the workers of the DataLoader, `len(dataset)` those
+        of the last pass.
         """
         num_workers = num_workers_of_caller(self)
         if num_workers is None:
@@ -233,7 +234,14 @@ class StatefulShardedDataset(IterableDataset[Any]):
     # -- Changed copies -----------------------------------------------------------------------------------------------
 
     def shuffle(self, seed: int = 0) -> Self:
-        """Return a copy that is shuffled with `seed`, at the start of epoch 0."""
+        """Return a copy that is shuffled, at the start of epoch 0.
+
+        Args:
+            seed: Any int in [0, 2**63).
+
+        Raises:
+            ValueError: `seed` is out of its range.
+        """
         identity = self.definition.identity
         settings = replace(identity.settings, shuffle=True, seed=check_seed(seed))
         return self._changed(replace(self.definition, identity=Identity(identity.files, settings)))
@@ -241,12 +249,21 @@ class StatefulShardedDataset(IterableDataset[Any]):
     def shard(self, num_shards: int, index: int) -> Self:
         """Return a copy that delivers part `index` of `num_shards`, at the start of epoch 0.
 
-        These become its rank and world size.
+        Args:
+            num_shards: Number of parts, >= 1: the world size of the copy.
+            index: Part of the copy, in [0, num_shards): its rank.
+
+        Raises:
+            ValueError: An argument is out of its range.
         """
         return self._changed(replace(self.definition, place=WorkerPlace(*data_parallel_rank(index, num_shards))))
 
     def map(self, fn: Callable[[Any], Any]) -> Self:
-        """Return a copy that also calls `fn` on each row or batch, last, and resumes where this one would."""
+        """Return a copy that also calls `fn` on each row or batch; its next pass starts where that of this one would.
+
+        Args:
+            fn: Called in the worker with the result of `transform`, if there is one.
+        """
         changed = self._changed(replace(self.definition, transform=compose(self.definition.transform, fn)))
         changed.schedule = self.schedule.copy()
         return changed
@@ -259,18 +276,20 @@ class StatefulShardedDataset(IterableDataset[Any]):
     # -- Epochs -------------------------------------------------------------------------------------------------------
 
     def set_epoch(self, epoch: int) -> None:
-        """Make `epoch` the one that the next pass delivers.
+        """Choose the epoch of the next pass, also for persistent workers.
 
         If a state of this epoch was just loaded, its progress is kept; another epoch starts from its first row.
-        Persistent workers are reached too.
 
         Args:
             epoch: Zero-based.
+
+        Raises:
+            ValueError: `epoch` is not an int, or out of its range.
         """
         self.schedule.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[Any]:
-        """Begin a pass over an epoch: the one that a loaded state is in, or the next."""
+        """Begin a pass over an epoch: that of a loaded state, or the next."""
         place = worker_place(self.definition.place) or self.definition.place
         if place.num_workers > MAX_WORKERS:
             message = f"num_workers is {place.num_workers:,}, but a rank can have at most {MAX_WORKERS:,}"
@@ -286,10 +305,10 @@ class StatefulShardedDataset(IterableDataset[Any]):
     # -- States -------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what has been delivered so far, as plain JSON values.
+        """Return the state after the last delivered row or batch, as plain JSON values.
 
         Raises:
-            StateUnavailableError: DataLoader workers hold the progress; ask the StatefulDataLoader.
+            StateUnavailableError: A loader holds the progress; call its `state_dict` instead.
         """
         self._check_holds_progress()
         schedule, identity = self.schedule, self.definition.identity
@@ -302,22 +321,22 @@ class StatefulShardedDataset(IterableDataset[Any]):
         return write_state(identity, schedule.next_progress, place, complete=False)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Make the next pass resume from a state. A state that is refused changes nothing.
+        """Resume the next pass from a state; a state that is refused changes nothing.
 
         Args:
-            state_dict: What `state_dict` returned.
+            state_dict: A result of `state_dict`.
 
         Raises:
-            StateFormatError: It is not a state, or it is damaged.
-            CheckpointMismatchError: It belongs to other files, another order or another rank; all differences are
-                listed.
+            StateFormatError: The value is not a state, or it is damaged.
+            CheckpointMismatchError: The state belongs to other files, another order or another rank; the message lists
+                all differences.
         """
         definition, worker = self.definition, worker_place(self.definition.place)
         saved = parse_state(state_dict)
         is_worker = worker is not None
         progress = read_progress(saved, definition.identity, worker or definition.place, is_worker=is_worker)
         if progress.place is not None and not is_worker and progress.place.num_workers == 1:
-            # The state of a rank whose lanes not even one worker could read would be refused by every pass.
+            # If not even a single worker could read the lanes of the rank, every pass would refuse the state.
             definition.resolve(progress, progress.place)
         self.schedule.restore(saved, progress)
 
@@ -325,7 +344,7 @@ class StatefulShardedDataset(IterableDataset[Any]):
         """Return the shards of this epoch that have been delivered completely, as far as this process knows.
 
         Raises:
-            StateUnavailableError: DataLoader workers hold the progress.
+            StateUnavailableError: A loader holds the progress.
         """
         self._check_holds_progress()
         running = self.schedule.current
@@ -346,7 +365,7 @@ class StatefulShardedDataset(IterableDataset[Any]):
 
 
 def _lane_options(lanes: int | None, turn_rows: int | None, batch_size: int | None, *, drop_last: bool) -> LaneOptions:
-    """Return the lanes, turns and batches that a user asks for."""
+    """Check the arguments for lanes, turns and batches, and return them as one value."""
     options = LaneOptions(
         lanes=check_count("lanes", lanes, MAX_LANES),
         turn_rows=check_count("turn_rows", turn_rows),
@@ -354,10 +373,10 @@ def _lane_options(lanes: int | None, turn_rows: int | None, batch_size: int | No
     )
     check_flag("drop_last", drop_last)
     if options.turns_per_batch(options.default_turn_rows) is None:
-        message = f"batch_size {batch_size} must be a multiple of turn_rows {turn_rows}: a batch is made of turns"
+        message = f"batch_size {batch_size} must be a multiple of turn_rows {turn_rows}: a batch consists of turns"
         raise ValueError(message)
     if drop_last and batch_size is None:
-        message = "drop_last=True needs a batch_size: there is no batch to drop among single rows"
+        message = "drop_last=True needs a batch_size: without one, there are no batches to drop"
         raise ValueError(message)
     return options
 
@@ -371,7 +390,7 @@ def _find(
     *,
     cache_dir: CacheDir,
 ) -> tuple[Manifest, Storage]:
-    """Return the data files of a source, and where they are."""
+    """Return the data files of a source, and their storage."""
     if isinstance(source, Manifest):
         return source, source.storage(filesystem=filesystem, storage_options=storage_options, retries=retries)
     return scan_source(

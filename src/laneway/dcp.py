@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class GatheredState:
-    """Takes the place of a SavableLoader in the state dict of torch.distributed.checkpoint, and gathers from all ranks.
+    """Replaces a SavableLoader in the state dict of torch.distributed.checkpoint, and gathers from all ranks.
 
     While all ranks take the same number of batches, a SavableLoader can be passed to
     `torch.distributed.checkpoint.save` directly. GatheredState gathers the progress of every rank, so it is correct at

@@ -36,33 +36,34 @@ class SavableLoader:
     """A loader whose state can be saved from any rank, and restored on any number of ranks and workers.
 
     Each pass delivers one epoch, and the next pass the next epoch; `set_epoch` chooses another. The state counts the
-    batches that the training loop has received, however far workers have read ahead. The main process knows it, so
+    batches that the training loop has received, however far workers have read ahead. The main process counts them, so
     saving does not involve the workers.
 
-    If all ranks have taken the same number of batches of the epoch, as they have when they train together, the
-    `state_dict()` of any one of them is the state of the whole job. `save_state_rank` and `save_state_global` make no
-    such assumption.
+    If all ranks have taken the same number of batches of the epoch, as they do when they train together, the
+    `state_dict()` of any rank is the state of the whole job. `save_state_rank` and `save_state_global` make no such
+    assumption.
 
     Args:
         dataset: A StatefulShardedDataset; or a DataLoader or StatefulDataLoader over one, of which only the arguments
-            are used, in place of those up to `worker_init_fn`.
-        num_workers: Processes that read; 0: the main process reads its own data.
-        batch_size: Rows of a batch, for a dataset without a batch size. None: what the dataset yields.
-        collate_fn: Makes a batch of a list of rows, by default as DataLoader does; or, if the dataset makes batches, is
-            called on each of them, by default not at all.
+            are used, instead of those up to `worker_init_fn`.
+        num_workers: Number of worker processes; 0: the main process reads its own data.
+        batch_size: Rows of a batch, for a dataset without a batch size. None: the items of the dataset are not batched.
+        collate_fn: Builds a batch from a list of rows; None: as DataLoader does. If the dataset yields batches, it is
+            called on each batch; None: batches stay unchanged.
         pin_memory: Whether to copy batches to page-locked memory.
-        prefetch_factor: Batches that each worker makes ahead; None: 2.
+        prefetch_factor: Number of batches that each worker prefetches; None: 2.
         persistent_workers: Whether workers stay alive after an epoch.
         multiprocessing_context: How to start workers: "fork", "spawn", "forkserver" or a context.
-        timeout: Seconds to wait for a batch of a worker; 0: no limit.
-        worker_init_fn: Called in each worker with its number.
+        timeout: Seconds to wait for a batch from a worker; 0: no limit.
+        worker_init_fn: Called in each worker with its id.
         process_group: Process group, or one-dimensional DeviceMesh, of the data-parallel ranks. It determines rank and
             world size. None: those of the dataset. Ranks that share a data-parallel rank, as in tensor parallelism,
             get the same rows.
         progress: Whether rank 0 shows a progress bar, which starts where the epoch resumes.
 
     Raises:
-        ValueError: An argument is out of its range, or under it a state could not be exact.
+        ValueError: An argument is out of its range, or states could not be exact with it.
+        TypeError: `dataset` or another argument has the wrong type.
 
     Example:
         >>> import pyarrow as pa, pyarrow.parquet as pq, tempfile
@@ -126,11 +127,11 @@ class SavableLoader:
         self._place = batches.place
         self._rank_place, self._job_place = self._place.of_rank(), WorkerPlace(0, self._place.world_size)
 
-    # -- What it is ---------------------------------------------------------------------------------------------------
+    # -- Properties ---------------------------------------------------------------------------------------------------
 
     @property
     def dataset(self) -> StatefulShardedDataset:
-        """The dataset whose batches these are: the one that was given, or its copy for the rank in process_group."""
+        """The dataset that is read: the one that was passed, or its copy for the rank in `process_group`."""
         return self._dataset
 
     @property
@@ -140,21 +141,21 @@ class SavableLoader:
 
     @property
     def num_workers(self) -> int:
-        """Number of workers, at least 1: a process that reads by itself counts as one."""
+        """Number of workers, at least 1: a main process that reads its own data counts as one."""
         return self._place.num_workers
 
     @property
     def epoch(self) -> int:
-        """The epoch of the last pass, or the one that was chosen with `set_epoch` or restored since."""
+        """The epoch of the last pass, or the one chosen with `set_epoch` or restored since."""
         last = self._runner.undisturbed
         return self._schedule.epoch if last is None else last.epoch
 
     @property
     def batches_delivered(self) -> int:
-        """Batches of the present epoch that the training loop has received on this rank, including before a resume.
+        """Number of batches of the current epoch that this rank has delivered, including those before a resume.
 
-        If there are no batches, rows. After a resume on other ranks or workers, the number that these would have
-        delivered.
+        Rows are counted if there are no batches. After a resume with another number of ranks or workers, it is the
+        number that these would have delivered.
         """
         return self._runner.num_received()
 
@@ -171,19 +172,22 @@ class SavableLoader:
     # -- Passes -------------------------------------------------------------------------------------------------------
 
     def set_epoch(self, epoch: int) -> None:
-        """Make `epoch` the one that the next pass delivers.
+        """Choose the epoch of the next pass.
 
         If a state of this epoch was just restored, its progress is kept; another epoch starts from its first row.
 
         Args:
             epoch: Zero-based.
+
+        Raises:
+            ValueError: `epoch` is not an int, or out of its range.
         """
         self._schedule.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[Any]:
-        """Return a pass over an epoch: the one that a restored state is in, or the next.
+        """Return an iterator over an epoch: that of a restored state, or the next.
 
-        It begins with its first batch, so `set_epoch` and states that are restored before that still apply.
+        The pass begins with its first batch, so `set_epoch` and states that are restored before that still apply.
         """
         if self._user_loader is not None:
             check_has_no_state(self._user_loader)
@@ -194,9 +198,9 @@ class SavableLoader:
     def state_dict(self) -> State:
         """Return the state of the whole job, if all ranks have taken as many batches as this one, as plain JSON values.
 
-        It is then the same on every rank, so one rank may save it for all; nothing is communicated. Near the end of an
-        epoch that keeps its remainder, ranks deliver unequally many batches and this can't be assumed: then it is the
-        state of this rank, marked as such, and refused where it does not belong.
+        It is the same on every rank, so one rank can save it for all; nothing is communicated. Near the end of an epoch
+        that keeps its remainder, ranks deliver different numbers of batches, so the assumption does not hold: then it
+        is the state of this rank, marked as such, and other ranks refuse it.
         """
         running, restored = self._runner.running, self._schedule.pending
         if running is not None:
@@ -210,16 +214,16 @@ class SavableLoader:
         return wrap_state(self._write(self._schedule.next_progress, complete=False))
 
     def load_state_dict(self, state_dict: State) -> None:
-        """Make the next pass resume from a state of the whole job, or of this rank. A refused state changes nothing.
+        """Resume the next pass from a state of the whole job, or of this rank; a refused state changes nothing.
 
         Args:
-            state_dict: What `state_dict`, `save_state_global` or `merge_states` returned, on any number of ranks and
-                workers, or what `save_state_rank` returned on this rank.
+            state_dict: A result of `state_dict`, `save_state_global` or `merge_states`, from any number of ranks and
+                workers, or of `save_state_rank` from this rank.
 
         Raises:
-            StateFormatError: It is not a state, or it is damaged.
-            CheckpointMismatchError: It belongs to other files, another order or another rank; all differences are
-                listed.
+            StateFormatError: The value is not a state, or it is damaged.
+            CheckpointMismatchError: The state belongs to other files, another order or another rank; the message lists
+                all differences.
         """
         saved = parse_state(state_dict)
         self._assign(saved, self._resume_point(saved))
@@ -227,10 +231,10 @@ class SavableLoader:
     # -- States of one rank -------------------------------------------------------------------------------------------
 
     def save_state_rank(self) -> State:
-        """Return what this rank has delivered, as plain JSON values; nothing is communicated.
+        """Return the state of this rank, as plain JSON values; nothing is communicated.
 
-        `restore_state_rank` takes it on the same rank of as many ranks, and `merge_states` turns those of all ranks,
-        saved at the same step, into the state of the whole job.
+        `restore_state_rank` accepts it on the same rank with the same world size. `merge_states` merges the states of
+        all ranks, saved at the same step, into the state of the whole job.
         """
         running, restored = self._runner.running, self._schedule.pending
         if running is not None:
@@ -244,11 +248,14 @@ class SavableLoader:
         return self._write(cursor.progress(), complete=cursor.is_at_end)
 
     def restore_state_rank(self, state: State) -> None:
-        """Make the next pass resume from what `save_state_rank` returned on this rank; nothing is communicated.
+        """Resume the next pass from a state of this rank; nothing is communicated.
+
+        Args:
+            state: A result of `save_state_rank` from this rank, with the same world size.
 
         Raises:
-            StateFormatError: It is not a state, or it is damaged.
-            CheckpointMismatchError: It is that of another rank, of another number of ranks, or of the whole job.
+            StateFormatError: The value is not a state, or it is damaged.
+            CheckpointMismatchError: The state is of another rank, of another world size, or of the whole job.
         """
         saved = parse_state(state)
         fields, place = saved.fields, self._place
@@ -264,32 +271,35 @@ class SavableLoader:
     # -- States of the whole job, gathered from all ranks -------------------------------------------------------------
 
     def save_state_global(self, dst_rank: int = 0) -> State | None:
-        """Gather what each rank has delivered into the state of the whole job, as plain JSON values.
+        """Gather the progress of all ranks into the state of the whole job, as plain JSON values.
 
         Must be called by all ranks. They may have taken different numbers of batches.
 
         Args:
-            dst_rank: Data-parallel rank that gets the state; the others get None.
+            dst_rank: Data-parallel rank that receives the state.
+
+        Returns:
+            The state on `dst_rank`, None on all other ranks.
 
         Raises:
             CollectiveError: A rank could not be reached.
-            LanewayError: On all ranks: the error of one of them.
+            LanewayError: A rank failed; the same error is raised on all ranks.
         """
         return self.gather_state(self.ranks(), dst_rank)
 
     def restore_state_global(self, state: State | None, src_rank: int | None = 0) -> None:
-        """Make the next pass resume from a state of the whole job, on all ranks or on none.
+        """Resume the next pass from a state of the whole job, on all ranks or on none.
 
         Must be called by all ranks. The number of ranks and of workers may differ from when the state was saved.
 
         Args:
-            state: What `save_state_global`, `state_dict` or `merge_states` returned; used on `src_rank` only.
+            state: A result of `save_state_global`, `state_dict` or `merge_states`; used on `src_rank` only.
             src_rank: Data-parallel rank that sends the state to the others. None: every rank passes the whole state.
 
         Raises:
-            StateFormatError: On all ranks: it is not a state, or it is damaged.
-            CheckpointMismatchError: On all ranks: it doesn't belong to the dataset of one of them, it is that of a
-                single rank, or ranks passed different states.
+            StateFormatError: The value is not a state, or it is damaged; raised on all ranks.
+            CheckpointMismatchError: The state does not belong to the dataset of a rank, it is that of a single rank, or
+                ranks passed different states; raised on all ranks.
             CollectiveError: A rank could not be reached.
         """
         ranks = self.ranks()
@@ -300,7 +310,7 @@ class SavableLoader:
     def gather_state(self, ranks: Ranks, dst_rank: int | None) -> State | None:
         """Gather the state of the whole job over `ranks`; see `save_state_global`."""
 
-        # All ranks have the same table of files, which may be large, or else their fingerprints differ.
+        # The file table may be large, and is the same on all ranks, or else their fingerprints differ.
         def part() -> State:
             ranks.check(self._place.rank, self._place.world_size)
             return {**self.save_state_rank(), "files": ""}
@@ -310,7 +320,7 @@ class SavableLoader:
         return ranks.agree(lambda: {**merge_ranks(parts, same_step=False), "files": files} if parts else None)
 
     def restore_together(self, ranks: Ranks, state: object, call: str = "") -> None:
-        """Make the next pass resume from a state that every rank of `ranks` passes; see `restore_state_global`."""
+        """Resume the next pass from a state that every rank of `ranks` passes; see `restore_state_global`."""
 
         def check() -> tuple[SavedState, Progress]:
             ranks.check(self._place.rank, self._place.world_size)
@@ -329,7 +339,7 @@ class SavableLoader:
         self._assign(saved, progress)
 
     def ranks(self) -> Ranks:
-        """Return the ranks of the job, which can communicate. Must be called by all of them."""
+        """Return the ranks of the job, able to communicate. Must be called by all of them."""
         if self._ranks is None:
             self._ranks = Ranks.of(self._process_group, self._place.rank, self._place.world_size)
         return self._ranks
@@ -341,15 +351,15 @@ class SavableLoader:
         return self._runner.source.definition.identity
 
     def _write(self, progress: Progress, *, complete: bool) -> State:
-        # The progress of the whole job is the same on every rank, to the last value.
+        # The state of the whole job is identical on every rank.
         place = self._job_place if progress.place is None else self._rank_place
         return write_state(self._identity, progress, place, complete=complete)
 
     def _resume_point(self, saved: SavedState) -> Progress:
-        """Return where the next pass would resume from a state, which is compared with the dataset."""
+        """Compare a state with the dataset, and return the progress from which the next pass would resume."""
         progress = read_progress(saved, self._identity, self._rank_place, is_worker=False)
         if progress.place is not None:
-            # Unlike those of the whole job, the lanes of one rank may be ones that its present workers can't share.
+            # The lanes of a single rank can't be cut again, so its current workers must be able to share them.
             self._runner.resolve(progress)
         return progress
 
@@ -374,7 +384,7 @@ def _digest(saved: SavedState) -> str:
 
 
 def _of_rank(dataset: StatefulShardedDataset, rank: int, world_size: int) -> StatefulShardedDataset:
-    """Return the dataset as the rank of a process group reads it."""
+    """Return the dataset, or its copy for this rank of a process group."""
     place, schedule = dataset.definition.place, dataset.schedule
     if (rank, world_size) == (place.rank, place.world_size):
         return dataset

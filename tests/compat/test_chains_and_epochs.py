@@ -176,7 +176,7 @@ def test_a_state_of_a_later_epoch_overrules_set_epoch_and_says_so(corpus: Path, 
     next(iter(whole))
     restored = StatefulShardedDataset(corpus, batch_size=4)
     restored.set_epoch(0)
-    with pytest.warns(UserWarning, match=r"set_epoch\(0\) was called, but the state that is loaded is of epoch 3"):
+    with pytest.warns(UserWarning, match=r"set_epoch\(0\) was called, but the loaded state is of epoch 3"):
         restored.load_state_dict(whole.state_dict())
     assert restored.epoch == 3
     rest = ids(DataLoader(restored, batch_size=None, num_workers=num_workers))

@@ -485,7 +485,10 @@ def test_ranks_of_a_job_without_a_process_group_are_told_what_to_do(corpus: Path
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda path: SavableLoader(make_dataset(path, batch_size=3), batch_size=3), "makes batches of 3 rows already"),
+        (
+            lambda path: SavableLoader(make_dataset(path, batch_size=3), batch_size=3),
+            "already yields batches of 3 rows",
+        ),
         (lambda path: SavableLoader(make_dataset(path), batch_size=0), "at least 1"),
         (
             lambda path: SavableLoader(make_dataset(path, turn_rows=2), batch_size=3),
@@ -493,7 +496,7 @@ def test_ranks_of_a_job_without_a_process_group_are_told_what_to_do(corpus: Path
         ),
         (
             lambda path: SavableLoader(DataLoader(make_dataset(path)), num_workers=2),
-            "num_workers can't be given together",
+            "num_workers can't be passed together",
         ),
         (lambda path: SavableLoader(DataLoader(make_dataset(path), batch_size=3, drop_last=True)), "drop_last"),
         (lambda path: SavableLoader(make_dataset(path, batch_size=3), prefetch_factor=2), "prefetch_factor"),

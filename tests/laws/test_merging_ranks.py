@@ -112,7 +112,7 @@ def test_states_that_no_rank_has_begun_merge_into_the_same() -> None:
     ("spoil", "problem"),
     [
         (lambda s: s[:2], "rank 2 is missing"),
-        (lambda s: [s[0], s[1], s[1], s[2]], "rank 1 is there more than once"),
+        (lambda s: [s[0], s[1], s[1], s[2]], "rank 1 occurs more than once"),
         (lambda s: [s[0], s[1], {**s[2], "epoch": 1}], "epoch: rank 0 has 0, rank 2 has 1"),
         (lambda s: [s[0], s[1], {**s[2], "seed": 1}], "seed: rank 0 has 7, rank 2 has 1"),
         (lambda s: [s[0], s[1], {**s[2], "fingerprint": "0"}], "fingerprint: rank 0 has"),

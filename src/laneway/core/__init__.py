@@ -1,1 +1,1 @@
-"""The pure core: from data files to the line of rows of an epoch, its lanes, progress and states. numpy only."""
+"""Pure functions and values: the order of an epoch, its lanes, its progress and its states. Imports numpy only."""

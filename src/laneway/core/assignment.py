@@ -1,7 +1,7 @@
-"""Assignments: the lanes of an epoch that a worker reads, and how far they have come.
+"""Assignments: the lanes of an epoch that a worker reads, and their progress.
 
-An epoch that starts is cut into lanes for the workers that there are. One that is resumed stays in its present cut if
-these workers can share its lanes; otherwise its undelivered rows are cut again.
+A new epoch is cut into lanes for the current workers. A resumed epoch keeps its cut if these workers can share its
+lanes; otherwise its undelivered rows are cut again.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Assignment:
-    """An epoch in its present cut, how far it has come, and the worker that reads its share of the lanes from there."""
+    """An epoch in its current cut, its progress, and the worker that reads its share of the lanes from there."""
 
     plan: Plan
     """Windows and lanes of the epoch."""
     progress: Progress
-    """How far it has come; it has been cut."""
+    """Progress of the epoch, which has been cut."""
     turns_per_batch: int = 1
     """Turns of one batch."""
     place: WorkerPlace = field(default_factory=WorkerPlace)
@@ -40,7 +40,7 @@ class Assignment:
 
     @property
     def cut(self) -> CutProgress:
-        """Progress of the present cut."""
+        """Progress of the current cut."""
         return present_cut(self.progress)
 
     @cached_property
@@ -55,7 +55,7 @@ class Assignment:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the lanes that are known have delivered all their rows of this epoch."""
+        """Whether the known lanes have delivered all their rows of this epoch."""
         return all(position.rows >= self.ends[lane] for lane, position in self.cut.positions.items())
 
     @property
@@ -64,7 +64,7 @@ class Assignment:
         return self.place.own_lanes(self.cut.next_turn, self.cut.num_lanes, self.turns_per_batch)
 
     def is_fresh(self, options: LaneOptions) -> bool:
-        """Return whether the epoch starts here, in the cut that every worker derives from its number alone."""
+        """Return whether the epoch starts here, in the cut that every worker derives from the epoch number alone."""
         remainder = self.plan.identity.settings.remainder_for(self.place.world_size)
         return self.progress == Progress(self.progress.epoch, remainder, options.fresh_cut(self.place))
 
@@ -73,17 +73,17 @@ class Assignment:
         return replace(self, place=self.place.of_rank())
 
     def rows_at(self, next_turn: int) -> NDArray[np.int64]:
-        """Return the rows delivered of each lane when all turns before `next_turn` are taken, shape (num_lanes,)."""
+        """Return the rows delivered from each lane after all turns before `next_turn`, shape (num_lanes,)."""
         cut = self.cut
         turns = turns_taken(next_turn, np.arange(cut.num_lanes), cut.num_lanes)
         return np.minimum(turns * cut.turn_rows, self.ends)
 
     def is_in_step(self, *, num_ranks_in_part: int) -> bool:
-        """Return whether all lanes are where the job's next turn says.
+        """Return whether all lanes are at the positions that follow from the job's next turn.
 
         Args:
-            num_ranks_in_part: Number of ranks that may each have taken the same part of their next turn, as they may
-                where rows are delivered one by one.
+            num_ranks_in_part: Number of ranks that may each have taken the same part of their next turn, which happens
+                if rows are delivered one by one.
         """
         cut, rows = self.cut, self.cut.rows()
         ahead = rows - self.rows_at(cut.next_turn)
@@ -94,7 +94,7 @@ class Assignment:
         return not ahead.any()
 
     def num_items_left(self, batch_size: int | None) -> int:
-        """Return what the rank has yet to deliver of the epoch: batches, or rows where `batch_size` is None."""
+        """Return the number of batches, or rows if `batch_size` is None, that the rank has yet to deliver."""
         if self.is_complete:
             return 0
         cut, own = self.cut, self.of_rank().own_lanes
@@ -107,23 +107,23 @@ class Assignment:
 
 
 def assign_to_one(identity: Identity, progress: Progress) -> Assignment:
-    """Return an epoch that has been cut as one worker would read it alone, without cutting it again."""
+    """Return the assignment of a single worker that reads all lanes of the current cut."""
     return Assignment(identity.plan(progress), progress)
 
 
 def resolve_cut(identity: Identity, progress: Progress, place: WorkerPlace, options: LaneOptions) -> Assignment:
-    """Return what the worker at `place` reads of an epoch: in its present cut, or cut again for the workers of the job.
+    """Return the assignment of the worker at `place`: in the current cut of an epoch, or in a new cut for the job.
 
-    All workers of all ranks come to the same cut.
+    All workers of all ranks arrive at the same cut.
 
     Args:
         identity: The files and settings.
-        progress: Progress of the whole job; or of a rank or worker, and then only that one can resume from it.
+        progress: Progress of the whole job; or of a single rank or worker, which is then the only one that can resume.
         place: The worker.
         options: Lanes and turns of a new cut, and the batch size.
 
     Returns:
-        The assignment. An epoch that is complete is assigned to a single worker: the lanes need not be shared any more.
+        The assignment. A complete epoch is assigned to a single worker, since its lanes no longer need to be shared.
 
     Raises:
         CheckpointMismatchError: The progress is that of one worker, and the worker at `place` can't resume from it.
@@ -152,7 +152,7 @@ def resolve_cut(identity: Identity, progress: Progress, place: WorkerPlace, opti
 
 
 def _can_be_shared(found: Assignment, place: WorkerPlace, turns_per_batch: int | None, options: LaneOptions) -> bool:
-    """Return whether the workers of the job can resume an epoch in its present cut, from the same turn."""
+    """Return whether the workers of the job can resume an epoch in its current cut, from the same turn."""
     return (
         turns_per_batch is not None
         and has_one_owner_per_lane(found.cut.num_lanes, place, turns_per_batch)
@@ -162,9 +162,9 @@ def _can_be_shared(found: Assignment, place: WorkerPlace, turns_per_batch: int |
 
 
 def _check_is_own(progress: Progress, saved: WorkerPlace, place: WorkerPlace, turns_per_batch: int | None) -> None:
-    """Check that progress of some of the lanes covers all lanes that the worker at `place` reads."""
+    """Check that progress of some lanes covers all lanes that the worker at `place` reads."""
     cut = present_cut(progress)
-    # A whole rank may be shared among another number of workers, if they can share its lanes.
+    # The lanes of a whole rank may be read by a different number of workers, if these can share them.
     reader = place.of_rank() if saved.num_workers == 1 else place
     lines = place_differences(saved, reader)
     if not lines and (

@@ -1,4 +1,4 @@
-"""The cursor: where one worker is in an epoch, and what it delivers next."""
+"""The cursor: the position of one worker in an epoch, and the rows that it delivers next."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ class BatchRanges(NamedTuple):
     """The rows of one batch, or consecutive rows of one lane that are delivered one by one."""
 
     turn: int
-    """The first of the turns that they come from."""
+    """The first turn that the rows come from."""
     ranges: list[LaneRange]
-    """The rows, in order; none of the ranges is empty."""
+    """The rows, in order, without empty ranges."""
 
     def new_positions(self) -> list[tuple[int, LanePosition]]:
-        """Return the position of each of their lanes once they have been delivered."""
+        """Return (lane, position after these rows) for each of their lanes."""
         return [(lane, LanePosition(stop)) for lane, _, stop in self.ranges]
 
 
 class Cursor:
-    """Where one worker is in an epoch: it says what comes next, and is told what has been delivered."""
+    """The position of one worker in an epoch: returns the rows that come next, and counts delivered rows."""
 
     def __init__(self, assignment: Assignment) -> None:
-        """Start where the progress of `assignment` says."""
+        """Start at the progress of `assignment`."""
         cut, place = assignment.cut, assignment.place
         self.plan: Plan = assignment.plan
         self._place = place
@@ -54,11 +54,11 @@ class Cursor:
         self._ends = {lane: int(assignment.ends[lane]) for lane in lanes}
         self._rows_left = sum(max(self._ends[lane] - self._positions[lane].rows, 0) for lane in lanes)
         self._last_answer: BatchRanges | None = None
-        """What `batch_at` returned last, since it is asked several times about one batch; None once it is outdated."""
+        """The last result of `batch_at`, which is called several times per batch; None if it is outdated."""
 
     @property
     def epoch(self) -> int:
-        """The epoch that this cursor is in."""
+        """The epoch of this cursor."""
         return self.plan.epoch
 
     @property
@@ -71,14 +71,14 @@ class Cursor:
         return self._ends[lane]
 
     def progress(self) -> Progress:
-        """Return what has been delivered so far."""
+        """Return the progress of this worker."""
         place = None if len(self._positions) == self._num_lanes else self._place
         job_turn = self.next_turn - self._place.first_turn(0, self._turns_per_batch)
         cut = CutProgress(self._num_lanes, self._turn_rows, job_turn, dict(self._positions))
         before = self._progress
         return Progress(before.epoch, before.remainder, cut, before.earlier, place)
 
-    # -- What comes next ----------------------------------------------------------------------------------------------
+    # -- Next rows ----------------------------------------------------------------------------------------------------
 
     def next_batch(self) -> BatchRanges | None:
         """Return the rows of this worker's next batch, or None at the end of the epoch."""
@@ -91,9 +91,9 @@ class Cursor:
         return None
 
     def next_rows(self, max_rows: int) -> BatchRanges | None:
-        """Return up to `max_rows` consecutive rows of one lane that come next, or None at the end of the epoch.
+        """Return the next rows of one lane, at most `max_rows`, or None at the end of the epoch.
 
-        For a worker that reads one lane, they may span several turns; for others, they end with the turn.
+        They may span several turns if this worker reads only one lane; otherwise they end with the turn.
         """
         batch = self.next_batch()
         if batch is None:
@@ -104,10 +104,10 @@ class Cursor:
         return BatchRanges(batch.turn, [LaneRange(lane, start, min(stop, start + max_rows))])
 
     def batch_at(self, first_turn: int) -> BatchRanges:
-        """Return the undelivered rows of the turns of one batch; there may be none.
+        """Return the undelivered rows of the turns of one batch, perhaps none.
 
         Args:
-            first_turn: The first of these turns, one of this worker's.
+            first_turn: The first turn of a batch of this worker.
         """
         batch = self._last_answer
         if batch is None or batch.turn != first_turn:
@@ -120,10 +120,10 @@ class Cursor:
         start = self._positions[lane].rows
         return LaneRange(lane, start, min(start - start % self._turn_rows + self._turn_rows, self._ends[lane]))
 
-    # -- What has been delivered --------------------------------------------------------------------------------------
+    # -- Delivered rows -----------------------------------------------------------------------------------------------
 
     def skip_empty_batch(self) -> bool:
-        """Skip this worker's next batch if its turns are empty though later ones are not; return whether it did."""
+        """Skip this worker's next batch if it is empty but a later one is not; return whether it was skipped."""
         if self.is_at_end or self.batch_at(self.next_turn).ranges:
             return False
         self.next_turn += self._stride
@@ -133,8 +133,8 @@ class Cursor:
         """Count a batch as delivered.
 
         Args:
-            turn: The first of its turns.
-            positions: The new positions of its lanes.
+            turn: The first turn of the batch.
+            positions: (lane, new position) for each lane of the batch.
         """
         self._last_answer = None
         for lane, position in positions:
@@ -146,7 +146,7 @@ class Cursor:
         """Count the next rows of a lane as delivered.
 
         Args:
-            turn: The turn of the first of them.
+            turn: The turn of the first of these rows.
             lane: A lane of this worker.
             count: Number of rows.
         """
@@ -161,28 +161,28 @@ class Cursor:
 
 
 class RowQueue:
-    """Rows of a lane that are delivered one by one, and counted all together when somebody asks: rows are many."""
+    """Rows of a lane that are delivered one by one, and counted together when needed, since each row must be cheap."""
 
     def __init__(self, cursor: Cursor) -> None:
-        """Hold no rows yet; those to come are counted by `cursor`."""
+        """Start empty; `cursor` counts the delivered rows."""
         self._cursor = cursor
         self._num_uncounted = 0
         self._turn = self._lane = 0
         self.rows: list[Any] = []
-        """The rows that are still to be delivered, last first: to pop one is to deliver it."""
+        """The undelivered rows in reverse order: popping a row delivers it."""
 
     def fill(self, turn: int, lane: int, rows: list[Any]) -> None:
-        """Continue with the next rows of a lane, of which the first is in the turn `turn`."""
+        """Continue with the next rows of a lane; the first one belongs to turn `turn`."""
         self.count()
         self._turn, self._lane, self.rows, self._num_uncounted = turn, lane, rows[::-1], len(rows)
 
     def count(self) -> None:
-        """Count the rows that were popped so far as delivered."""
+        """Count the rows popped so far as delivered."""
         if self._num_uncounted > len(self.rows):
             self._cursor.deliver_rows(self._turn, self._lane, self._num_uncounted - len(self.rows))
             self._num_uncounted = len(self.rows)
 
     def drop(self) -> None:
-        """Drop the rows that are still to be delivered."""
+        """Drop the undelivered rows."""
         self.count()
         self.rows, self._num_uncounted = [], 0

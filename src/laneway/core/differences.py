@@ -1,4 +1,4 @@
-"""The text of mismatches: how a saved state differs from the present run, with both values and the way out."""
+"""The messages of mismatches: how a saved state differs from the current run, with both values and a remedy."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MAX_VALUE_LENGTH = 40
 
 
 def identity_differences(names: Iterable[str], saved: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:
-    """Return a line for each of these fields that differs between a saved state and the present run."""
+    """Return a line for each of these fields that differs between a saved state and the current run."""
     return [
         f"{name}: saved {saved[name]!r}, this run has {present[name]!r}"
         for name in names
@@ -26,11 +26,11 @@ def identity_differences(names: Iterable[str], saved: Mapping[str, Any], present
 
 
 def file_differences(encoded: str, files: FileTable) -> str:
-    """Return the line for data files that differ from those of a saved state.
+    """Return the line that lists how the data files differ from those of a saved state.
 
     Args:
         encoded: `FileTable.encoded` of the saved state.
-        files: The present data files.
+        files: The current data files.
 
     Raises:
         StateFormatError: `encoded` is damaged.
@@ -65,14 +65,14 @@ def _change(saved: FileFacts, present: FileFacts) -> str:
 
 
 def place_differences(saved: WorkerPlace, present: WorkerPlace) -> list[str]:
-    """Return a line for each way in which the state of one worker does not belong to another."""
+    """Return a line for each difference between the worker that saved a state and the one that loads it."""
     facts = {
         "rank": (saved.rank, present.rank, "each rank resumes from its own state"),
         "world_size": (saved.world_size, present.world_size, "the state of one rank can't be spread over others"),
         "num_workers": (
             saved.num_workers,
             present.num_workers,
-            "a StatefulDataLoader keeps one state per worker, and restores as many workers as it saved: "
+            "a StatefulDataLoader saves one state per worker, and can only restore the same number of workers: "
             f"give it num_workers={saved.num_workers}" + (", or 0 if it had none" if saved.num_workers == 1 else ""),
         ),
         "worker": (saved.worker, present.worker, "each DataLoader worker resumes from its own state"),
@@ -81,7 +81,7 @@ def place_differences(saved: WorkerPlace, present: WorkerPlace) -> list[str]:
 
 
 def mismatch_message(identity_lines: Sequence[str], place_lines: Sequence[str], *, is_of_rank: bool) -> str:
-    """Return the message of a CheckpointMismatchError: all differences, and the way out.
+    """Return the message of a CheckpointMismatchError: all differences, and remedies.
 
     Args:
         identity_lines: Differences in files and settings, each `name: ...`.
@@ -105,6 +105,6 @@ def mismatch_message(identity_lines: Sequence[str], place_lines: Sequence[str], 
 
 
 def shorten(value: object) -> str:
-    """Return the repr of a value, cut to what is enough to see a difference."""
+    """Return the repr of a value, truncated to 40 characters."""
     text = repr(value)
     return text if len(text) <= _MAX_VALUE_LENGTH else f"{text[: _MAX_VALUE_LENGTH - 3]}..."

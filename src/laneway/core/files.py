@@ -1,6 +1,6 @@
 """The file table: the data files of a dataset and their contents, independent of their location.
 
-The table is the identity of a dataset. Its fingerprint covers everything that decides which row is where, and nothing
+The table identifies a dataset. Its fingerprint covers everything that determines the place of each row, and nothing
 else: a dataset that is moved keeps its fingerprint.
 """
 
@@ -27,7 +27,7 @@ _DIGEST_BYTES = 8
 
 
 def digest(*parts: bytes) -> str:
-    """Return a digest of `parts` as 16 hexadecimal digits; where one part ends and the next begins matters."""
+    """Return a digest of `parts` as 16 hexadecimal digits, which also depends on the boundaries between the parts."""
     state = hashlib.blake2b(digest_size=_DIGEST_BYTES)
     for part in parts:
         state.update(len(part).to_bytes(8, "little"))
@@ -37,9 +37,9 @@ def digest(*parts: bytes) -> str:
 
 @dataclass(frozen=True, eq=False)
 class FileTable:
-    """The data files of a dataset, sorted by path, and the blocks of each.
+    """The data files of a dataset, sorted by path, and their blocks.
 
-    A block is decoded as a whole: it is a row group of a Parquet file, or a record batch of an Arrow file.
+    A block is decoded as a whole: a row group of a Parquet file, or a record batch of an Arrow file.
     """
 
     paths: tuple[str, ...]
@@ -66,13 +66,13 @@ class FileTable:
         blocks: Sequence[tuple[Sequence[int], Sequence[int]]],
         schema_digest: str,
     ) -> FileTable:
-        """Build a table from the facts about each file.
+        """Build a table from the metadata of each file.
 
         Args:
             paths: Relative paths in any order.
-            sizes: Bytes of each file.
+            sizes: Size of each file in bytes.
             digests: Digest of each file.
-            blocks: For each file, the rows and the bytes of its blocks.
+            blocks: For each file, the row counts and the uncompressed sizes in bytes of its blocks.
             schema_digest: Digest of the common schema.
         """
         order = sorted(range(len(paths)), key=paths.__getitem__)
@@ -120,7 +120,7 @@ class FileTable:
 
     @cached_property
     def encoded(self) -> str:
-        """The part of the table by which a mismatch names files, as a compressed string; see `decode_files`."""
+        """The part of the table that error messages about other files need, compressed; see `decode_files`."""
         facts = [self.paths, self.sizes.tolist(), self.rows.tolist(), self.digests]
         text = json.dumps(facts, separators=(",", ":"))
         return base64.b85encode(zlib.compress(text.encode(), 9)).decode("ascii")
@@ -128,7 +128,7 @@ class FileTable:
 
 @dataclass(frozen=True, slots=True)
 class FileFacts:
-    """The facts about one data file that a state holds."""
+    """The metadata of one data file in a state."""
 
     size: int
     """Bytes."""
@@ -139,7 +139,7 @@ class FileFacts:
 
 
 def decode_files(encoded: str) -> dict[str, FileFacts]:
-    """Return path -> facts from `FileTable.encoded`.
+    """Return path -> metadata from `FileTable.encoded`.
 
     Raises:
         StateFormatError: `encoded` is damaged.

@@ -1,4 +1,4 @@
-"""The progress of the whole job, inferred from that of one rank where all ranks take equally many batches."""
+"""The progress of the whole job, inferred from that of one rank if all ranks take the same number of batches."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ class JobInference:
     """Infers the progress of the whole job from that of one rank, in one cut of an epoch."""
 
     def __init__(self, assignment: Assignment, *, yields_rows: bool, in_order: bool = True) -> None:
-        """Prepare for a pass that starts.
+        """Prepare for a new pass.
 
         Args:
-            assignment: What the workers of this rank read.
+            assignment: The assignment of this rank.
             yields_rows: Whether ranks deliver row by row instead of batch by batch.
-            in_order: Whether every rank delivers its batches in order. Otherwise no rank knows what another one has.
+            in_order: Whether every rank delivers its batches in order; if not, nothing can be inferred mid-epoch.
         """
         cut, group, place, ends = assignment.cut, assignment.turns_per_batch, assignment.place, assignment.ends
         self._ends: list[int] = ends.tolist()
         turns = -(-ends // cut.turn_rows)
-        # A last turn that is shorter on some ranks than on others counts only where it is delivered as one batch.
+        # A last turn that is shorter on some ranks than on others counts only if it is delivered as one batch.
         is_even = not yields_rows or ends.min() == ends.max()
         self._num_common_turns = int((turns if is_even else ends // cut.turn_rows).min()) * cut.num_lanes
-        """Up to this turn, ranks deliver equally many batches."""
+        """Up to this turn, all ranks deliver the same number of batches."""
         if not in_order:
             self._num_common_turns = -1
         self._num_turns = int(turns.max()) * cut.num_lanes
@@ -44,28 +44,29 @@ class JobInference:
             self._is_last = bool(of_ranks[place.rank] == of_ranks.max())
 
     def job_turn(self, progress: Progress, *, is_complete: bool) -> JobTurn | None:
-        """Return how far the whole job has come if all ranks have taken as many batches as this one.
+        """Return the progress of the whole job, assuming that all ranks have taken as many batches as this one.
 
-        That can't be assumed where the lanes of this rank are not where its turn says, as after batches that came out
-        of order, nor where ranks deliver unequally many batches: near the end of an epoch that keeps its remainder.
+        This can't be assumed if the lanes of this rank are not at the positions that follow from its turn, as after
+        batches that arrived out of order, nor if ranks deliver different numbers of batches, as near the end of an
+        epoch that keeps its remainder.
 
         Args:
-            progress: What the rank has delivered of its lanes.
-            is_complete: Whether that is everything it delivers of the epoch.
+            progress: Progress of this rank.
+            is_complete: Whether the rank has delivered all its rows of the epoch.
 
         Returns:
-            The progress of the job, or None where it can't be inferred.
+            The progress of the job, or None if it can't be inferred.
         """
         place, cut = progress.place, present_cut(progress)
         if place is None or (is_complete and not self._is_last):
             return None
         if is_complete:
-            # Ranks that deliver fewer batches reached their end before.
+            # Ranks that deliver fewer batches reached their end earlier.
             return JobTurn(self._num_turns, 0, is_complete)
         next_turn, num_lanes, positions = cut.next_turn, cut.num_lanes, cut.positions
         if next_turn > self._num_common_turns:
             return None
-        # Where rows are delivered one by one, every rank has taken as many rows of its next turn.
+        # If rows are delivered one by one, every rank has taken the same number of rows of its next turn.
         own = (next_turn + place.rank) % num_lanes
         own_rows = positions[own].rows if own in positions else self._ends[own]
         part_rows = own_rows % cut.turn_rows if own_rows < self._ends[own] else 0

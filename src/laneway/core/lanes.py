@@ -1,4 +1,4 @@
-"""Lanes: cut the line of an epoch into windows and lanes, and cut its undelivered rest again."""
+"""Lanes: cut the line of an epoch into lanes and windows, and cut its undelivered rows again."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ MAX_LANES = 2**16
 """Maximum number of lanes of a cut: a state holds an integer for each."""
 
 MAX_WINDOW_SHARDS = 128
-"""Maximum number of shard pieces in a window: where files are small, each piece is a file to open."""
+"""Maximum number of shard pieces in a window: if files are small, each piece is a file to open."""
 
 Remainder = Literal["pad", "drop", "keep"]
-"""What happens to the row by which lanes differ in length."""
+"""How to handle lanes whose lengths differ by one row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +102,8 @@ class Lanes:
     def segments(self, lane: int, start: int = 0, stop: int | None = None) -> Iterator[Segment]:
         """Yield the segments that hold rows [start, stop) of a lane; by default up to the end of the lane.
 
-        Row `rows[lane]` exists too: it is the row that pads the lane, which is the lane's own last row, or a row of a
-        neighbouring lane if the lane is empty.
+        Row `rows[lane]`, one past the end, is the padding: the last row of the lane, or a row of a neighbouring lane if
+        the lane is empty.
         """
         first, end = self.segment_starts[lane], self.segment_starts[lane + 1]
         lane_start, lane_stop = int(self.row_starts[first]), int(self.row_starts[end])
@@ -126,12 +126,12 @@ class Lanes:
             i += 1
 
     def before(self, rows: NDArray[np.int64]) -> Lanes:
-        """Return the same lanes, each truncated after so many of its rows: what has been delivered."""
+        """Return the delivered part of each lane: its first `rows` rows, `rows` of shape (num_lanes,)."""
         starts = self.row_starts[self.segment_starts]
         return self._clip(starts[:-1], np.minimum(starts[:-1] + rows, starts[1:]))
 
     def after(self, rows: NDArray[np.int64]) -> Lanes:
-        """Return the same lanes without the first rows of each: what has not been delivered."""
+        """Return the undelivered part of each lane: all but its first `rows` rows, `rows` of shape (num_lanes,)."""
         starts = self.row_starts[self.segment_starts]
         return self._clip(np.minimum(starts[:-1] + rows, starts[1:]), starts[1:])
 
@@ -186,15 +186,15 @@ def cut_epoch(
     Args:
         shards: All shards of the dataset.
         num_lanes: Number of lanes, >= 1.
-        window_bytes: Target uncompressed size of a window with `shuffle`; a window has at most `MAX_WINDOW_SHARDS`
-            pieces of shards. Without `shuffle` the order doesn't depend on windows, and each piece of a shard is a
-            window of its own, so that reading holds as little memory as possible.
+        window_bytes: Target uncompressed size of a window in bytes, if `shuffle`; a window has at most
+            `MAX_WINDOW_SHARDS` pieces of shards. Without `shuffle` the order doesn't depend on windows, and each piece
+            of a shard is a window of its own, so that reading holds as little memory as possible.
         shuffle: Whether to permute the shards and, later, the rows of each window.
         seed: Any int in [0, 2**63).
         epoch: Zero-based.
 
     Returns:
-        The windows, and the lanes: each the list of its own windows.
+        The windows, and the lanes, each of which consists of its own windows.
     """
     order = shard_order(len(shards), seed=seed, epoch=epoch) if shuffle else np.arange(len(shards), dtype=np.int64)
     lengths = shards.row_length[order]
@@ -202,7 +202,7 @@ def cut_epoch(
     if shuffle:
         share = (pieces.stop - pieces.start) / lengths[pieces.item]
         sizes = (shards.num_bytes[order][pieces.item] * share).astype(np.int64)
-        # A window of very many small files would take seconds to open, and the permuted line mixes them anyway.
+        # A window of thousands of small files would take seconds to open, and the permuted line mixes them anyway.
         sizes = np.maximum(sizes, window_bytes // MAX_WINDOW_SHARDS)
         first_pieces = group_by_size(sizes, pieces.lane, window_bytes)
     else:
@@ -228,7 +228,7 @@ def cut_again(lanes: Lanes, rows: NDArray[np.int64], num_lanes: int) -> Lanes:
 
     Args:
         lanes: The previous cut.
-        rows: Rows that each of its lanes has delivered, padding included, shape (lanes.num_lanes,).
+        rows: Rows delivered from each of its lanes, including padding, shape (lanes.num_lanes,).
         num_lanes: Number of new lanes, >= 1.
     """
     rest = lanes.after(rows)
@@ -244,14 +244,14 @@ def cut_again(lanes: Lanes, rows: NDArray[np.int64], num_lanes: int) -> Lanes:
 def rows_to_deliver(
     lane_rows: NDArray[np.int64], *, remainder: Remainder, turn_rows: int, drop_last: bool
 ) -> NDArray[np.int64]:
-    """Return how many rows each lane delivers after padding or dropping the remainder.
+    """Return the number of rows that each lane delivers after padding or dropping the remainder.
 
     Args:
         lane_rows: Rows of each lane, which differ by at most one, shape (num_lanes,).
         remainder: "pad" extends every lane to the length of the longest, "drop" truncates it to the shortest, "keep"
             leaves lanes as they are.
         turn_rows: Rows of a turn.
-        drop_last: Whether to deliver only whole turns, and equally many of every lane.
+        drop_last: Whether to deliver only whole turns, the same number from every lane.
 
     Returns:
         int64 array of shape (num_lanes,).

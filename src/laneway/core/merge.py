@@ -19,15 +19,15 @@ def merge_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Merge the states that all ranks saved at the same step into one that any number of ranks can load.
 
     Args:
-        states: What `SavableLoader.save_state_rank`, or `state_dict` of a dataset that is read without workers,
-            returned on each rank, in any order.
+        states: One state per rank, in any order: the result of `SavableLoader.save_state_rank`, or of `state_dict` of a
+            dataset that is read without workers.
 
     Returns:
         The state of the whole job, for `restore_state_global` or `load_state_dict`.
 
     Raises:
-        StateFormatError: One of them is not a state.
-        CheckpointMismatchError: They are of different runs or steps, or a rank is missing or given more than once.
+        StateFormatError: One of the values is not a state.
+        CheckpointMismatchError: The states are of different runs or steps, or a rank is missing or occurs twice.
 
     Example:
         >>> import pyarrow as pa, pyarrow.parquet as pq, tempfile
@@ -53,12 +53,12 @@ def merge_ranks(states: Sequence[Mapping[str, Any]], *, same_step: bool) -> dict
 
     Args:
         states: One state per rank, in any order.
-        same_step: Whether to refuse states of different steps. States that all ranks took at one moment are consistent
-            whatever their steps.
+        same_step: Whether to refuse states of different steps. States that all ranks took at the same time are
+            consistent at any steps.
     """
     parsed = [parse_state(state).fields for state in states]
     first = parsed[0]
-    # States of the whole job all carry rank 0, so those are named by their index.
+    # States of the whole job all carry rank 0, so they are named by their index.
     names = [f"rank {state['rank'] if state['scope'] == 'rank' else index}" for index, state in enumerate(parsed)]
     problems = [
         f"{field}: {names[0]} has {shorten(first[field])}, {name} has {shorten(state[field])}"
@@ -78,7 +78,7 @@ def merge_ranks(states: Sequence[Mapping[str, Any]], *, same_step: bool) -> dict
         chain.from_iterable(zip(state["lane_indices"], positions_of(state), strict=True) for state in parsed)
     )
     if not complete and not first["earlier_cuts"] and {*positions.values()} <= {LanePosition()}:
-        # Nothing was delivered, so the run that resumes may cut the epoch as it likes.
+        # Nothing was delivered, so the run that resumes can choose the cut.
         uncut = dict.fromkeys(("lanes", "turn_rows", "lane_remainder", "lane_indices"))
         uncut |= {"scope": "global", "rank": 0, "complete": False, "next_turn": 0, **position_fields([])}
         return {**first, **uncut}
@@ -105,7 +105,7 @@ def _rank_problems(states: Sequence[Mapping[str, Any]]) -> list[str]:
         return ["scope: some of these are the state of a rank, others that of the whole job"]
     counts = Counter(state["rank"] for state in states)
     problems = [f"rank {rank} is missing" for rank in range(states[0]["world_size"]) if rank not in counts]
-    problems += [f"rank {rank} is there more than once" for rank, count in sorted(counts.items()) if count > 1]
+    problems += [f"rank {rank} occurs more than once" for rank, count in sorted(counts.items()) if count > 1]
     if not problems:
         known = sorted(lane for state in states for lane in state["lane_indices"])
         if known != list(range(states[0]["lanes"])):
@@ -119,7 +119,7 @@ def _step_problems(states: Sequence[Mapping[str, Any]]) -> list[str]:
     problems = _row_problems(states)
     if problems:
         return problems
-    # A rank that has reached its end stays where it is while others continue.
+    # A rank that has reached its end stays at its last turn while others continue.
     going = [state for state in states if not state["complete"]]
     return [
         f"step: rank {one['rank']} is at turn {one['next_turn']}, rank {other['rank']} at {other['next_turn']}"
@@ -132,7 +132,7 @@ def _step_problems(states: Sequence[Mapping[str, Any]]) -> list[str]:
 def _row_problems(states: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return a line for each rank that has delivered too many or too few rows to be at the same step.
 
-    Lanes that are padded or dropped are equally long; those that keep their remainder differ by a row.
+    Lanes have equal lengths if the remainder is padded or dropped; if it is kept, they differ by at most one row.
     """
     first = states[0]
     rows = [sum(state["positions"]) for state in states]
@@ -145,5 +145,5 @@ def _row_problems(states: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _num_taken(state: Mapping[str, Any]) -> int:
-    """Return the number of turns that a rank has taken in the present cut, without the empty ones that it skipped."""
+    """Return the number of turns that a rank has taken in the current cut, without skipped empty turns."""
     return sum(-(-rows // state["turn_rows"]) for rows in state["positions"])

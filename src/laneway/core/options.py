@@ -1,4 +1,4 @@
-"""Lane options: the lanes, turns and batches that a user asks for, which may change from run to run."""
+"""Lane options: the lanes, turns and batches that a user requests, which may change from run to run."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class LaneOptions:
-    """The lanes, turns and batches that a user asks for."""
+    """The lanes, turns and batches that a user requests."""
 
     lanes: int | None
-    """Number of lanes; None: one turn of a batch for each worker."""
+    """Number of lanes; None: for each worker, one per turn of a batch."""
     turn_rows: int | None
     """Rows of a turn; None: one batch, or one row if there are no batches."""
     batch_size: int | None
@@ -28,7 +28,7 @@ class LaneOptions:
 
     @property
     def default_turn_rows(self) -> int:
-        """Rows of a turn of an epoch that starts now."""
+        """Rows of a turn in a new cut."""
         return self.turn_rows or self.batch_size or 1
 
     def turns_per_batch(self, turn_rows: int) -> int | None:
@@ -39,14 +39,14 @@ class LaneOptions:
         return None if rest else turns
 
     def num_lanes(self, place: WorkerPlace) -> int:
-        """Return the number of lanes to cut into: as asked for if the workers can share them, else one for each."""
+        """Return the number of lanes of a new cut: as requested if the workers can share them, else the default."""
         turns_per_batch = self.turns_per_batch(self.default_turn_rows) or 1
         if self.lanes is not None and has_one_owner_per_lane(self.lanes, place, turns_per_batch):
             return self.lanes
         return place.stride(turns_per_batch)
 
     def fresh_cut(self, place: WorkerPlace) -> CutProgress:
-        """Return a cut for the workers of the job, of which nothing has been delivered.
+        """Return the progress of a new cut for the workers of the job, from which nothing has been delivered.
 
         Args:
             place: Any of the workers.
@@ -54,16 +54,16 @@ class LaneOptions:
         return fresh_cut(self.num_lanes(place), self.default_turn_rows)
 
     def num_ranks_in_part(self, place: WorkerPlace) -> int:
-        """Return how many ranks may resume from within a turn and still deliver equally many rows."""
+        """Return the number of ranks that can resume within a turn and still deliver the same number of rows."""
         return place.world_size if self.batch_size is None or place.world_size == 1 else 0
 
     def num_items(self, num_rows: int, place: WorkerPlace, settings: Settings) -> int:
-        """Return what a rank delivers in a whole epoch: batches, or rows if there are no batches.
+        """Return the number of batches, or rows if there are no batches, that a rank delivers in a whole epoch.
 
         Args:
             num_rows: Rows of the dataset.
             place: Any worker of the rank.
-            settings: What decides the order of the rows.
+            settings: The settings of the dataset.
         """
         num_lanes, turn_rows = self.num_lanes(place), self.default_turn_rows
         turns_per_batch = self.turns_per_batch(turn_rows) or 1
@@ -81,11 +81,11 @@ class LaneOptions:
         return int(turns.reshape(-1, turns_per_batch).max(axis=1).sum())
 
     def warning_for(self, place: WorkerPlace) -> str | None:
-        """Return the warning for a user whose number of lanes can't be shared by the workers, if it can't."""
+        """Return a warning if the workers can't share the requested number of lanes, else None."""
         num_lanes = self.num_lanes(place)
         if self.lanes in {None, num_lanes}:
             return None
         return (
             f"{self.lanes} lanes can't be shared by {place.world_size} rank(s) with {place.num_workers} worker(s): "
-            f"epochs are cut into {num_lanes} lanes instead, in another order; give lanes= a multiple of {num_lanes}"
+            f"epochs are cut into {num_lanes} lanes instead, in another order; set lanes to a multiple of {num_lanes}"
         )

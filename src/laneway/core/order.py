@@ -2,7 +2,7 @@
 
 A permutation is the stable argsort of a keyed counter hash: the finaliser of SplitMix64 (Steele, Lea and Flood, "Fast
 splittable pseudorandom number generators", OOPSLA 2014) over `key + i * gamma`. The finaliser is a bijection, so there
-are no ties. No library's generator is used, because their streams may change between releases.
+are no ties. No random generator of a library is used, because its stream may change between releases.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ORDER_VERSION = 1
-"""Changes whenever a function here, or the cutting of lanes and windows, produces another order. States hold it."""
+"""Changes whenever a function here, or the cutting of lanes and windows, produces a different order. Part of states."""
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -33,7 +33,7 @@ def permutation(length: int, *key: int | str) -> NDArray[np.int64]:
 
     Args:
         length: Number of items, >= 0.
-        key: What the permutation depends on, in addition to its length.
+        key: The values that, with `length`, determine the permutation.
 
     Returns:
         int64 array of shape (length,).

@@ -1,4 +1,4 @@
-"""The plan of an epoch: its windows and lanes, replayed from progress, and where their rows are in the files."""
+"""The plan of an epoch: its windows and lanes, replayed from its progress, and the place of their rows in the files."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The arguments that, with the files, decide the order of the rows.
+    """The arguments that, with the files, determine the order of the rows.
 
-    States hold each field under its name: it is compared when a state is loaded, it must be the same in all states that
-    are merged, and a mismatch names it. A field that is added later needs a default: the value of older states.
+    States hold each field under its name: it is compared when a state is loaded, must be equal in all states that are
+    merged, and is named in mismatches. A field that is added later needs a default, the value for older states.
     """
 
     seed: int
@@ -33,18 +33,18 @@ class Settings:
     shuffle: bool
     """Whether the epoch is shuffled."""
     shard_bytes: int
-    """Target uncompressed size of a shard."""
+    """Target uncompressed size of a shard in bytes."""
     shard_rows: int | None
     """Target number of rows of a shard, instead of `shard_bytes`."""
     window_bytes: int
-    """Target uncompressed size of a window."""
+    """Target uncompressed size of a window in bytes."""
     remainder: Remainder | None
-    """What happens to the row by which lanes differ; None: "keep" on one rank, "pad" on several."""
+    """How to handle lanes whose lengths differ by one row; None: "keep" on one rank, "pad" on several."""
     drop_last: bool
-    """Whether the last turn of a lane is dropped if it is not whole."""
+    """Whether the last turn of a lane is dropped if it is incomplete."""
 
     def remainder_for(self, world_size: int) -> Remainder:
-        """Return what happens to the remainder on `world_size` ranks."""
+        """Return how `world_size` ranks handle lanes whose lengths differ by one row."""
         return self.remainder or ("keep" if world_size == 1 else "pad")
 
 
@@ -63,12 +63,12 @@ class Identity:
     files: FileTable
     """The data files."""
     settings: Settings
-    """What decides the order of their rows."""
+    """The arguments that determine the order of their rows."""
     _last_plan: dict[object, Plan] = field(default_factory=dict, init=False, repr=False)
     """The last plan by its key: loading a state, starting a pass and forked workers all need the same one."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out everything that is derived from the rest, and may be large."""
+        """Leave out derived values, which may be large."""
         return {"files": self.files, "settings": self.settings, "_last_plan": {}}
 
     @cached_property
@@ -87,7 +87,7 @@ class Identity:
         }
 
     def plan(self, progress: Progress) -> Plan:
-        """Return the plan of an epoch as of the cut that it is in.
+        """Return the plan of an epoch in its current cut.
 
         Args:
             progress: Progress of an epoch that has been cut.
@@ -118,7 +118,7 @@ class Identity:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """An epoch in its present cut: a pure function of the identity and of the earlier cuts."""
+    """An epoch in its current cut: a pure function of the identity and of the earlier cuts."""
 
     identity: Identity
     """The files and settings."""
@@ -127,14 +127,14 @@ class Plan:
     windows: Windows
     """The windows of the epoch, created by its first cut."""
     lanes: Lanes
-    """The lanes of the present cut."""
+    """The lanes of the current cut."""
     lanes_before: tuple[Lanes, ...]
     """The lanes of each earlier cut, oldest first."""
     rows_before: tuple[NDArray[np.int64], ...]
-    """Rows that they delivered, each of shape (num_lanes of that cut,)."""
+    """Rows delivered from the lanes of each earlier cut, each of shape (num_lanes of that cut,)."""
 
     def window_files(self, window: int) -> list[FileRange]:
-        """Return the rows of the data files that a window consists of, before it is shuffled."""
+        """Return the ranges of data files that make up a window, in the order before shuffling."""
         shards, windows = self.identity.shards, self.windows
         pieces = slice(windows.piece_starts[window], windows.piece_starts[window + 1])
         shard = windows.shard[pieces]
@@ -143,7 +143,7 @@ class Plan:
         return [FileRange(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
 
     def window_order(self, window: int) -> NDArray[np.int64] | None:
-        """Return the order in which a window delivers its rows, or None for file order."""
+        """Return the order in which a window delivers its rows, int64 of shape (rows,), or None without shuffling."""
         settings, windows = self.identity.settings, self.windows
         if not settings.shuffle:
             return None
@@ -156,7 +156,7 @@ class Plan:
         )
 
     def locate(self, segment: Segment, index: int) -> tuple[str, int]:
-        """Return the path, and the row in that data file, of row `index` of a segment."""
+        """Return the path of the data file with row `index` of a segment, and the row number in that file."""
         order = self.window_order(segment.window)
         row = segment.start + index if order is None else int(order[segment.start + index])
         for file_index, start, stop in self.window_files(segment.window):
@@ -167,10 +167,13 @@ class Plan:
         raise IndexError(message)
 
     def completed_shards(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the shards that have been delivered completely, as indices in file order.
+        """Return the shards that have been delivered completely.
 
         Args:
-            rows: Rows delivered of each lane of the present cut, shape (num_lanes,).
+            rows: Rows delivered from each lane of the current cut, shape (num_lanes,).
+
+        Returns:
+            int64 array of shape (num_completed,): indices of the shards in file order.
         """
         delivered = np.zeros(len(self.identity.shards), np.int64)
         windows = self.windows

@@ -1,4 +1,4 @@
-"""Progress: how much of an epoch has been delivered, as values."""
+"""Progress: values that describe how much of an epoch has been delivered."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class LanePosition(NamedTuple):
     """How much of a lane the training loop has received."""
 
     rows: int = 0
-    """Rows that are finished: everything that was made from them has been delivered."""
+    """Number of finished rows: every item built from them has been delivered."""
     offset: int = 0
-    """How much of what comes next has been delivered: 0, unless a stage turns one row into several items."""
+    """Number of items delivered after those rows; always 0 unless a stage builds several items from one row."""
 
 
 LanePositions = tuple[LanePosition, ...]
@@ -31,62 +31,62 @@ LanePositions = tuple[LanePosition, ...]
 
 @dataclass(frozen=True, slots=True)
 class CutProgress:
-    """How far the lanes of the present cut of an epoch have come."""
+    """Progress of the lanes in the current cut of an epoch."""
 
     num_lanes: int
     """Number of lanes of the cut."""
     turn_rows: int
     """Rows of a turn."""
     next_turn: int
-    """The job's next turn; where only some lanes are known, the next turn as seen by the workers that read them."""
+    """Next turn of the job; if only some lanes are known, the next turn as seen by the workers that read them."""
     positions: Mapping[int, LanePosition]
-    """Lane -> position, of the lanes that are known."""
+    """Lane -> position, for the lanes that are known."""
 
     def rows(self) -> NDArray[np.int64]:
-        """Return the rows delivered of each lane, 0 for a lane that is not known, shape (num_lanes,)."""
+        """Return the number of rows delivered from each lane, 0 for unknown lanes, shape (num_lanes,)."""
         rows = np.zeros(self.num_lanes, np.int64)
         rows[[*self.positions]] = [position.rows for position in self.positions.values()]
         return rows
 
     def all_positions(self) -> LanePositions:
-        """Return the position of every lane, the start of the lane for one that is not known."""
+        """Return the position of every lane; unknown lanes are at their start."""
         return tuple(self.positions.get(lane, LanePosition()) for lane in range(self.num_lanes))
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far an epoch has come."""
+    """Progress of an epoch."""
 
     epoch: int
     """Zero-based."""
     remainder: Remainder = "keep"
-    """What happens to the row by which the lanes of the present cut differ."""
+    """How to handle lanes of the current cut whose lengths differ by one row."""
     cut: CutProgress | None = None
-    """The present cut; None while the epoch has not been cut at all."""
+    """Progress of the current cut; None if the epoch has not been cut yet."""
     earlier: tuple[LanePositions, ...] = ()
-    """How far the lanes of each earlier cut of this epoch came, oldest first."""
+    """Last positions of the lanes of each earlier cut of this epoch, oldest first."""
     place: WorkerPlace | None = None
-    """The worker (or the rank, if it has a single worker) whose lanes are known; None: every lane is."""
+    """The worker (or the rank, if it has a single worker) whose lanes are known; None: all lanes are known."""
 
 
 class JobTurn(NamedTuple):
-    """How far a whole job has come whose lanes are all in step."""
+    """Progress of a whole job whose lanes are all in step."""
 
     next_turn: int
-    """All turns before this one have been taken, and no other."""
+    """All turns before this one have been taken, and no others."""
     part_rows: int
-    """Rows that each rank has taken of its next turn, where rows are delivered one by one."""
+    """Number of rows that each rank has taken of its next turn, if rows are delivered one by one."""
     is_complete: bool
-    """Whether that is the end of the epoch."""
+    """Whether the job has delivered the whole epoch."""
 
 
 def fresh_cut(num_lanes: int, turn_rows: int) -> CutProgress:
-    """Return the progress of a cut of which nothing has been delivered."""
+    """Return the progress of a cut from which nothing has been delivered."""
     return CutProgress(num_lanes, turn_rows, 0, dict.fromkeys(range(num_lanes), LanePosition()))
 
 
 def present_cut(progress: Progress) -> CutProgress:
-    """Return the cut that an epoch is in.
+    """Return the progress of the current cut of an epoch.
 
     Raises:
         ValueError: The epoch has not been cut.

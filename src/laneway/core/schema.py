@@ -1,7 +1,7 @@
-"""The schema of states: which fields there are, of which types, and what each one is for. Parses states by it.
+"""The schema of states: the name, types and role of each field. Parses states.
 
-A field that is declared here, or added to `Settings`, is written, checked, compared and merged by its role, and named
-in error messages; nothing else lists fields.
+A field that is declared here, or added to `Settings`, is checked, compared, merged and named in error messages
+according to its role. `core.state` writes the fields.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FORMAT_VERSION = 2
 """Version of the fields below. Version 1 had no offsets, and each earlier cut was a list of rows."""
 
 _MAX_COUNT = 2**48
-"""More rows, turns or epochs than any dataset has; below it, numpy's int64 can't overflow."""
+"""Upper bound of rows, turns and epochs: larger than any dataset, and small enough that int64 can't overflow."""
 _REMAINDERS = get_args(Remainder)
 
 Scope = Literal["global", "rank", "worker"]
@@ -35,7 +35,7 @@ Scope = Literal["global", "rank", "worker"]
 
 
 class Role(Enum):
-    """What a field is for."""
+    """The purpose of a field."""
 
     IDENTITY = "identifies the dataset and its order: compared on load, and equal in all states that are merged"
     JOB = "describes the whole job: equal in all states that are merged"
@@ -51,13 +51,13 @@ class StateField:
     """A field of a state."""
 
     name: str
-    """Its key."""
+    """Key of the field."""
     types: tuple[type, ...]
-    """Types of its value."""
+    """Accepted types of its value."""
     role: Role
-    """What it is for."""
+    """Its purpose."""
     default: Any = REQUIRED
-    """Its value in states that were saved before it existed; REQUIRED: every state has it."""
+    """Its value in states saved before the field existed; REQUIRED: every state has it."""
 
 
 def _types(hint: Any) -> tuple[type, ...]:  # noqa: ANN401 - a type hint has no common type
@@ -69,7 +69,7 @@ def _types(hint: Any) -> tuple[type, ...]:  # noqa: ANN401 - a type hint has no 
 
 
 def setting_fields(settings: type) -> tuple[StateField, ...]:
-    """Return the fields of a state for the fields of a dataclass of settings."""
+    """Return a state field for each field of a dataclass of settings."""
     hints = get_type_hints(settings)
     return tuple(
         StateField(
@@ -104,7 +104,7 @@ FIELDS: tuple[StateField, ...] = (
     StateField("offsets", (list, NoneType), Role.OWN),
     StateField("earlier_cuts", (list,), Role.JOB),
 )
-"""All fields of a state besides `format` and `version`."""
+"""All fields of a state except `format` and `version`."""
 
 
 def names_of(*roles: Role) -> list[str]:
@@ -114,12 +114,12 @@ def names_of(*roles: Role) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class SavedState:
-    """A state that has been parsed: its fields have the right types and don't contradict each other."""
+    """A parsed state: its fields have the right types and are consistent."""
 
     original: dict[str, Any]
-    """The state as it was given, of whichever version, without keys that are not fields."""
+    """The state as it was passed, in its own format version, without keys that are not fields."""
     fields: Mapping[str, Any]
-    """Its fields, in the present version."""
+    """Its fields, in the current format version."""
 
     @property
     def is_global(self) -> bool:
@@ -161,34 +161,38 @@ _KEY = "laneway"
 
 
 def wrap_state(state: dict[str, Any]) -> dict[str, Any]:
-    """Return a state under one key, as one value that torch.distributed.checkpoint does not take apart."""
+    """Wrap a state under one key, as a single value that torch.distributed.checkpoint does not flatten."""
     return {_KEY: [state]}
 
 
 def _unwrap(state: object) -> object:
-    """Return the state in what `wrap_state` returned, or the argument if it is something else."""
+    """Return the state inside a result of `wrap_state`, and any other argument unchanged."""
     inner = state.get(_KEY) if isinstance(state, dict) and len(state) == 1 else None
     return inner[0] if isinstance(inner, list) and len(inner) == 1 else state
 
 
 def parse_state(state: object) -> SavedState:
-    """Return a state whose fields have the right types and don't contradict each other.
+    """Parse a state, and check that its fields have the right types and are consistent.
 
     Args:
-        state: A state of any format version, perhaps wrapped, perhaps after a trip through JSON or torch.save.
+        state: A state of any format version, wrapped or not, as returned or after a round trip through JSON or
+            torch.save.
+
+    Returns:
+        The state, with its fields in the current format version.
 
     Raises:
-        StateFormatError: It is not a state, or it is damaged.
+        StateFormatError: The value is not a state, or it is damaged.
     """
     state = _unwrap(state)
     if not isinstance(state, dict):
-        message = f"a state is the dict that state_dict() returned, not {type(state).__name__}"
+        message = f"a state must be the dict that state_dict() returned, not {type(state).__name__}"
         raise StateFormatError(message)
     if state.get("format") != FORMAT:
         keys = ", ".join(map(repr, list(state)[:5])) or "none"
         hint = ""
         if "_snapshot" in state or "_iterator_finished" in state:
-            hint = "; it is a state of StatefulDataLoader: give it to the loader's load_state_dict()"
+            hint = "; it is a state of StatefulDataLoader: pass it to the loader's load_state_dict()"
         message = f"this dict is not a state of a laneway dataset: 'format' is missing, its keys are {keys}{hint}"
         raise StateFormatError(message)
     fields = {each.name: each.default for each in FIELDS if each.default is not REQUIRED}
@@ -214,7 +218,7 @@ def parse_state(state: object) -> SavedState:
 
 
 def _upgrade(state: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of a state in the present version."""
+    """Return the fields of a state in the current format version."""
     version = state.get("version")
     if version == FORMAT_VERSION:
         return state
@@ -279,17 +283,17 @@ def _are_counts(numbers: list[Any]) -> bool:
 
 
 def scope_of(place: WorkerPlace | None) -> Scope:
-    """Return the scope of a state that holds the lanes of a worker; None: it holds all lanes."""
+    """Return the scope of a state that holds the lanes of `place`; None: all lanes."""
     if place is None:
         return "global"
     return "rank" if place.num_workers == 1 else "worker"
 
 
 def require(condition: bool, problem: str) -> None:  # noqa: FBT001 - it reads as a sentence
-    """Raise the error of a damaged state unless a condition holds.
+    """Raise a StateFormatError unless a condition holds.
 
     Raises:
-        StateFormatError: It does not hold.
+        StateFormatError: The condition does not hold.
     """
     if not condition:
         message = f"this state is damaged: {problem}"

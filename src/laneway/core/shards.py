@@ -41,7 +41,7 @@ class ShardTable(Sequence[Shard]):
     row_length: NDArray[np.int64]
     """Number of rows, at least 1, shape (num_shards,)."""
     num_bytes: NDArray[np.int64]
-    """Uncompressed size, shape (num_shards,)."""
+    """Uncompressed size in bytes, shape (num_shards,)."""
 
     def __len__(self) -> int:
         """Return the number of shards."""
@@ -52,7 +52,7 @@ class ShardTable(Sequence[Shard]):
     @overload
     def __getitem__(self, index: slice) -> list[Shard]: ...
     def __getitem__(self, index: int | slice) -> Shard | list[Shard]:
-        """Return the shard at `index`, or a list of them for a slice."""
+        """Return the shard at `index`, or a list of shards for a slice."""
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         file_index = self.file_index[index]
@@ -67,18 +67,18 @@ class ShardTable(Sequence[Shard]):
 
 
 def group_by_size(sizes: NDArray[np.int64], owner: NDArray[np.int64], target: int) -> NDArray[np.int64]:
-    """Group consecutive items of the same owner into groups of similar size, of at most `target`.
+    """Group consecutive items of the same owner into groups of similar size, about `target`.
 
-    An owner's items are spread evenly over as few groups as possible; an item belongs to the group that contains its
-    middle. So a group may exceed `target` by at most its largest item, and there is no small group at the end.
+    The items of an owner are spread evenly over as few groups as possible; an item belongs to the group that contains
+    its middle. So a group exceeds `target` by at most its largest item, and there is no small group at the end.
 
     Args:
         sizes: Size of each item, shape (n,).
-        owner: Non-decreasing owner of each item, shape (n,).
+        owner: Owner of each item, non-decreasing, shape (n,).
         target: Target size of a group, >= 1.
 
     Returns:
-        int64 array: index of the first item of each group.
+        int64 array of shape (num_groups,): index of the first item of each group.
     """
     if len(sizes) == 0:
         return np.zeros(0, np.int64)
@@ -101,11 +101,11 @@ def cut_shards(files: FileTable, *, shard_bytes: int, shard_rows: int | None = N
 
     Args:
         files: The data files.
-        shard_bytes: Target uncompressed size of a shard.
+        shard_bytes: Target uncompressed size of a shard in bytes.
         shard_rows: Target number of rows of a shard; replaces `shard_bytes` if given.
 
     Returns:
-        The shards, none of them empty. A block is never cut: one that exceeds the target is a shard of its own.
+        The shards, without empty ones. A block is never cut: a block larger than the target is a shard of its own.
     """
     file_of_block = np.repeat(np.arange(files.num_files), np.diff(files.block_starts))
     sizes = files.block_bytes if shard_rows is None else files.block_rows

@@ -1,4 +1,4 @@
-"""States: progress and identity as plain JSON values, and back."""
+"""States: writes identity and progress as plain JSON values, and reads the progress back."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 
 
 def write_state(identity: Identity, progress: Progress, place: WorkerPlace, *, complete: bool) -> dict[str, Any]:
-    """Return the state for `progress`: fresh containers of plain JSON values.
+    """Return the state for `progress`, as plain JSON values in new containers.
 
     Args:
         identity: The files and settings.
-        progress: What has been delivered.
-        place: The worker that saves it.
-        complete: Whether that is everything it delivers in this epoch.
+        progress: Progress of a worker, a rank or the whole job.
+        place: The worker that saves the state.
+        complete: Whether that worker, rank or job has delivered all its rows of the epoch.
     """
     positions = progress.cut.positions if progress.cut else {}
     lanes = sorted(positions)
@@ -54,9 +54,9 @@ def write_job_state(identity: Identity, progress: Progress, place: WorkerPlace, 
 
     Args:
         identity: The files and settings.
-        progress: What any of the ranks has delivered.
-        place: With `rank` 0, the state is the same whichever rank saves it.
-        job: How far the whole job has come.
+        progress: Progress of any of the ranks.
+        place: The rank that saves the state. Pass rank 0 on every rank, so that the state is the same on all of them.
+        job: Progress of the whole job.
     """
     return {
         **_header(identity, progress, place, "global", complete=job.is_complete),
@@ -99,12 +99,15 @@ def read_progress(saved: SavedState, identity: Identity, place: WorkerPlace, *, 
         saved: The state.
         identity: The files and settings of the dataset that loads it.
         place: The worker or rank that loads it.
-        is_worker: Whether `place` is a worker. In the main process of a rank it is not known yet who will read, and a
-            loader restores exactly the workers it saved.
+        is_worker: Whether `place` is a worker. Otherwise the state may be that of any worker of the rank: the main
+            process does not know yet which workers will read.
+
+    Returns:
+        The progress, checked against the lanes.
 
     Raises:
-        StateFormatError: Its positions contradict the lanes, or its file table is damaged.
-        CheckpointMismatchError: It is the state of another dataset, order or rank; the message lists all differences.
+        StateFormatError: The positions contradict the lanes, or the file table is damaged.
+        CheckpointMismatchError: The state is of another dataset, order or rank; the message lists all differences.
     """
     fields = saved.fields
     lines = identity_differences(_COMPARED, fields, identity.fields)
@@ -126,7 +129,7 @@ _COMPARED = [name for name in names_of(Role.IDENTITY) if name != "fingerprint"]
 
 
 def _locate(saved: SavedState, identity: Identity) -> Progress:
-    """Return the progress of a state that has lanes, checked against the lanes."""
+    """Return the progress of a state that has lanes, after checking its positions against them."""
     fields = saved.fields
     lanes = range(fields["lanes"]) if saved.is_global else fields["lane_indices"]
     is_in_step = fields["positions"] is None
@@ -148,7 +151,7 @@ def _locate(saved: SavedState, identity: Identity) -> Progress:
         found = replace(found, progress=replace(progress, cut=replace(cut, positions=positions)))
     lane_rows = [*(each.rows for each in found.plan.lanes_before), found.plan.lanes.rows]
     for delivered, rows in zip([*found.plan.rows_before, found.cut.rows()], lane_rows, strict=True):
-        # A lane that is padded delivers one row more than it has.
+        # A padded lane delivers one more row than it has.
         too_far = np.flatnonzero(delivered > rows + 1)
         for lane in too_far[:1].tolist():
             message = (

@@ -1,8 +1,8 @@
 """Turns: which worker reads which lane, and when.
 
-The job takes turns `0, 1, 2, ...`; turn `j` comes from lane `j % num_lanes`. Rank `r` of `W` makes its batch number `t`
-from the `q` turns that start at `(t * W + r) * q`, and worker `k` of `K` makes the rank's batches
-`k, k + K, k + 2 * K, ...`. Where `q * W * K` divides the number of lanes, each lane is read by exactly one worker, and
+The job takes turns `0, 1, 2, ...`; turn `j` comes from lane `j % num_lanes`. Rank `r` of `W` builds its batch `t` from
+the `q` turns that start at `(t * W + r) * q`, and worker `k` of `K` builds the rank's batches
+`k, k + K, k + 2 * K, ...`. If `q * W * K` divides the number of lanes, each lane is read by exactly one worker, and
 the sequence of turns of the whole job depends neither on `W` nor on `K`.
 """
 
@@ -63,5 +63,5 @@ def turns_taken(next_turn: int, lane: IntOrArray, num_lanes: int) -> IntOrArray:
 
 
 def has_one_owner_per_lane(num_lanes: int, place: WorkerPlace, turns_per_batch: int) -> bool:
-    """Return whether the job's workers can share `num_lanes` lanes so that each lane has a single reader."""
+    """Return whether the workers of the job can share `num_lanes` lanes so that one worker reads each lane."""
     return num_lanes % place.stride(turns_per_batch) == 0

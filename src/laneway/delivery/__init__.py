@@ -1,1 +1,1 @@
-"""From the lanes of a worker to what a training loop receives, and what has been delivered."""
+"""Delivery: from the lanes of a worker to the batches of the training loop, and the count of what was delivered."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Memory = NDArray[np.uint8]
-    """Shape (bytes,). A numpy array, as slicing a tensor takes several times as long."""
+    """Shape (bytes,). A numpy array, because slicing a tensor takes several times as long."""
 
 _HEADER_BYTES = 64
 """Size of the header before the content, which is a multiple of the alignment of every dtype."""

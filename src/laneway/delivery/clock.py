@@ -1,13 +1,13 @@
-"""The epoch clock: makes every pass of a user's own DataLoader the next epoch, the same in all of its workers.
+"""The epoch clock: every pass of a user's own DataLoader delivers the next epoch, the same in all of its workers.
 
-A DataLoader starts a pass in its workers, forked, spawned or persistent, without telling the dataset in the main
-process. So the clock lives in memory that the main process shares with its workers: the main process sets it, and
-each worker has a cell that it writes when it begins a pass. A cell is 64 bits and written in one store, so no lock is
-needed. The workers of one pass come to the same epoch even if one starts late: passes are numbered, the epoch of an
-earlier pass determines the next one, and the cell of a sibling worker determines it for the same pass. This requires
+A DataLoader starts a pass in its workers, forked, spawned or persistent, without notifying the dataset in the main
+process. So the clock lives in memory that the main process shares with its workers: the main process sets it, and each
+worker writes a cell of its own when it begins a pass. A cell is 64 bits and written in one store, so no lock is needed.
+The workers of one pass arrive at the same epoch even if one starts late: passes are numbered, an earlier pass
+determines the epoch of the next one, and within a pass the cell of a sibling worker determines it. This requires
 loaders over one dataset to start one after another, not in two threads at the same time.
 
-`SavableLoader` decides in the main process what a pass is; its workers never look at the clock.
+`SavableLoader` chooses the epoch of a pass in the main process; its workers never read the clock.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from laneway.delivery.workers import MAX_WORKERS, is_in_worker
 
 _EPOCH_BITS, _PASS_BITS, _GENERATION_BITS = 26, 22, 15
 MAX_EPOCHS = 2**_EPOCH_BITS - 1
-"""Epochs that the clock can count."""
+"""Number of epochs that the clock can represent."""
 
 _SET, _ACTIVE, _FIRST, _LAST = 0, 1, 2, 2 + MAX_WORKERS
 """Cells: the setting; the number of active workers; the first and the last pass of each worker."""
@@ -66,9 +66,9 @@ class _Setting(NamedTuple):
     """The cell that the main process writes."""
 
     times: int
-    """How often it has been set."""
+    """Number of times it has been set."""
     asked: bool
-    """Whether the user chose this epoch, instead of a loaded state or a pass that began."""
+    """Whether the user chose this epoch; otherwise a loaded state or the start of a pass set it."""
     epoch: int
     """The epoch of the next pass."""
 
@@ -83,12 +83,12 @@ class EpochClock:
         _share(self._cells)
 
     def __setstate__(self, state: dict[str, object]) -> None:
-        """Share the memory again: plain pickle copies it, and only what is sent to a worker stays shared."""
+        """Share the memory again: plain pickle copies it; only memory that is sent to a worker stays shared."""
         vars(self).update(state)
         _share(self._cells)
 
     def _own(self) -> None:
-        """Use memory of its own in a forked process that is neither the owner of the memory nor one of its workers."""
+        """Allocate new memory in a forked process that is neither the owner of the memory nor one of its workers."""
         if self._owner_pid == os.getpid() or is_in_worker():
             return
         self._owner_pid = os.getpid()
@@ -120,7 +120,7 @@ class EpochClock:
         return self._setting.epoch
 
     def set(self, epoch: int, *, asked: bool) -> None:
-        """Make `epoch` the next one, and all marks void. For the main process.
+        """Set the epoch of the next pass, and invalidate all marks; main process only.
 
         Args:
             epoch: Zero-based.
@@ -130,7 +130,7 @@ class EpochClock:
 
     @property
     def num_active_workers(self) -> int:
-        """Number of workers that began the last pass, 0 where the main process reads its own data."""
+        """Number of workers that began the last pass, 0 if the main process reads its own data."""
         return int(self._cells[_ACTIVE])
 
     def hold(self, num_workers: int) -> None:
@@ -142,7 +142,7 @@ class EpochClock:
         """Record that a worker has begun the pass that `next` returned.
 
         Args:
-            worker: Number of the worker.
+            worker: Id of the worker.
             generation: Generation of the clock that the pass belongs to.
             pass_number: Number of the pass.
             epoch: The epoch that it delivers.
@@ -154,7 +154,7 @@ class EpochClock:
             self._cells[_FIRST + worker] = bits
 
     def is_fresh(self, generation: int, pass_number: int | None = None) -> bool:
-        """Return whether the clock is still of this generation, and no pass but `pass_number` has begun in it."""
+        """Return whether `generation` is still current, and no pass other than `pass_number` has begun in it."""
         is_of_others = any(mark.generation == generation and mark.pass_number != pass_number for mark in self._marks())
         return generation == self.generation and not is_of_others
 
@@ -168,11 +168,11 @@ class EpochClock:
         Args:
             pass_number: The pass that this worker begins with its siblings; None in the main process.
         """
-        # A sibling may be in its second pass already, or begin its first one meanwhile: neither makes it an older pass.
+        # A sibling may already be in its second pass, or begin its first one now: neither makes it an older pass.
         generation, marks = self.generation, self._marks()
         siblings = [mark for mark in self._marks(_FIRST) if mark.pass_number == pass_number]
         if siblings:
-            # Whatever was set since the first of them began is for the pass after this one.
+            # An epoch that was set after the first sibling began applies to the pass after this one.
             return siblings[0].generation, siblings[0].epoch
         older = [mark for mark in marks if mark.generation == generation]
         if pass_number is not None:

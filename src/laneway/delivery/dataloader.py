@@ -1,7 +1,7 @@
-"""Batches of one rank, through a DataLoader, each with the progress that it brings from the worker.
+"""Batches of one rank, read through a DataLoader, each with the progress that it brings from its worker.
 
-A worker tags each batch with its turn and the new positions of its lanes. The main process moves a cursor over all
-lanes of its rank by these tags when the training loop takes the batch. So it knows what has been delivered, however
+A worker tags each batch with its turn and the new positions of its lanes. When the training loop takes the batch, the
+main process uses this tag to advance a cursor over all lanes of its rank. So it knows what has been delivered, however
 far workers have read ahead and in whichever order batches arrive.
 """
 
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     from laneway.delivery.definition import Definition
 
 _ROWS_PER_TURN = 256
-"""Rows of a turn, and so of a tagged batch, where rows are yielded one by one and the user has not chosen."""
+"""Rows of a turn, and so of a tagged batch, if rows are yielded one by one and turn_rows is not given."""
 
 
 class _TaggedBatches:
     """The batches of a worker, each with its tag.
 
-    Empty turns are tagged too. So the loader, which takes batches from its workers in rotation, keeps the order of
-    turns, and that does not depend on the number of workers.
+    Empty turns are tagged too, so that the loader, which takes batches from its workers in rotation, keeps the order of
+    turns for any number of workers.
     """
 
     def __init__(self, stream: BatchStream) -> None:
@@ -50,17 +50,17 @@ class _TaggedBatches:
 
 
 class _WorkerDataset(IterableDataset["TaggedBatch"]):
-    """The dataset of the DataLoader. The main process decides what the next pass is."""
+    """The dataset of the DataLoader; the main process chooses where the next pass starts."""
 
     def __init__(self, definition: Definition) -> None:
         self._definition = definition
         self._progress = Progress(0)
-        # Shared with persistent workers. One that is late may read the epoch of a later pass, but only after the loader
-        # has begun that pass and takes nothing more of this one.
+        # Shared with persistent workers. A late worker may read the epoch of a later pass, but only after the loader
+        # has begun that pass and takes no more batches of this one.
         self._fresh_epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
 
     def begin(self, progress: Progress, *, is_fresh: bool) -> None:
-        """Make the next pass start from `progress`; only a fresh epoch reaches persistent workers."""
+        """Start the next pass from `progress`; only a fresh epoch reaches persistent workers."""
         self._progress = progress
         self._fresh_epoch[0] = progress.epoch if is_fresh else -1
 
@@ -81,13 +81,13 @@ def _identity(batch: Any) -> Any:  # noqa: ANN401 - a batch may be anything
 
 
 class BatchSource:
-    """Has the workers of one rank read, through a plain DataLoader."""
+    """Reads the batches of one rank with the workers of a plain DataLoader."""
 
     def __init__(self, definition: Definition, options: Mapping[str, Any]) -> None:
         """Prepare to read.
 
         Args:
-            definition: What the workers deliver; without batches, its rows travel by turns.
+            definition: The dataset to read; if it has no batches, each turn of rows is sent as a batch.
             options: Further arguments of DataLoader.
         """
         self.yields_rows = definition.options.batch_size is None
@@ -98,7 +98,7 @@ class BatchSource:
                 definition, options=replace(definition.options, turn_rows=turn_rows), collate_fn=_identity
             )
         self.definition = definition
-        """What the workers deliver."""
+        """The definition that the workers read."""
         self.place = replace(definition.place, num_workers=max(1, options["num_workers"]))
         """Any worker of the rank."""
         self.in_order = self.place.num_workers == 1 or bool(options.get("in_order", True))
@@ -111,7 +111,7 @@ class BatchSource:
         return DataLoader(self._dataset, batch_size=None, collate_fn=_identity, **self._options)
 
     def resolve(self, progress: Progress) -> Assignment:
-        """Return what the workers of this rank read of an epoch."""
+        """Return the assignment of this rank."""
         return self.definition.resolve(progress, self.place)
 
     def discard_workers(self) -> None:
@@ -119,10 +119,10 @@ class BatchSource:
         self._loader = self._make_loader()
 
     def batches(self, assignment: Assignment) -> Iterator[TaggedBatch]:
-        """Start the workers on an assignment, and return what they send."""
+        """Start the workers on an assignment, and return an iterator over their batches."""
         is_fresh = assignment.is_fresh(self.definition.options)
         if not is_fresh:
-            # Persistent workers learn of fresh epochs only.
+            # Only fresh epochs reach persistent workers.
             self.discard_workers()
         self._dataset.begin(assignment.progress, is_fresh=is_fresh)
         # Without workers, a DataLoader would add nothing but its own overhead.
@@ -131,10 +131,10 @@ class BatchSource:
 
 
 class DataLoaderPass:
-    """What one rank delivers of an epoch, and how far it has come. After an error it resumes from there."""
+    """A pass of one rank over an epoch, and its progress; after an error, the next call resumes from there."""
 
     def __init__(self, source: BatchSource, assignment: Assignment) -> None:
-        """Begin; the workers start now, unless the epoch is complete."""
+        """Begin the pass; the workers start now, unless the epoch is complete."""
         self._source = source
         self._is_over = assignment.is_complete
         self._start(assignment)
@@ -151,7 +151,7 @@ class DataLoaderPass:
 
     @property
     def rows(self) -> list[Any]:
-        """Single rows that are at hand, last first: to pop one is to deliver it."""
+        """Single rows that have been received, in reverse order: popping a row delivers it."""
         return self._queue.rows
 
     @property
@@ -161,12 +161,12 @@ class DataLoaderPass:
         return self._cursor.is_at_end
 
     def progress(self) -> Progress:
-        """Return what this rank has delivered."""
+        """Return the progress of this rank."""
         self._queue.count()
         return self._cursor.progress()
 
     def __next__(self) -> Any:  # noqa: ANN401 - a batch may be anything
-        """Return the next batch or row; it counts as delivered from now on."""
+        """Return the next batch or row, and count it as delivered."""
         if not self._source.yields_rows:
             tagged = self._receive()
             self._cursor.deliver_batch(tagged.turn, tagged.positions)
@@ -195,7 +195,7 @@ class DataLoaderPass:
                 forget_ended_workers()
                 break
             except BaseException:
-                # Whatever the workers have made ahead is dropped: the next call resumes from what was delivered.
+                # Prefetched batches are dropped: the next call resumes after the last delivered one.
                 self._batches = None
                 self._source.discard_workers()
                 raise

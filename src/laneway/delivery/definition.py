@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Composed:
-    """Two functions, one after the other; unlike a lambda, it can be pickled for a spawned worker."""
+    """Two functions called in sequence; unlike a lambda, they can be pickled for a spawned worker."""
 
     first: Callable[[Any], Any]
     """Called first."""
@@ -37,7 +37,7 @@ class Composed:
     """Called with the result of the first."""
 
     def __call__(self, value: Any) -> Any:  # noqa: ANN401 - whatever the functions take and return
-        """Call both."""
+        """Call both functions."""
         return self.second(self.first(value))
 
 
@@ -48,22 +48,22 @@ def compose(first: Callable[[Any], Any] | None, second: Callable[[Any], Any]) ->
 
 @dataclass(frozen=True, eq=False)
 class Definition:
-    """What a dataset delivers, in which order, and how; it does not change while the dataset is read."""
+    """The files, order and conversion of a dataset, which don't change while it is read."""
 
     identity: Identity
-    """Which rows, in which order."""
+    """The files, and the settings that determine the order of their rows."""
     options: LaneOptions
     """Lanes, turns and batches."""
     place: WorkerPlace
     """The rank that reads."""
     manifest: Manifest
-    """Where the rows are in the data files."""
+    """The data files and their metadata."""
     storage: Storage
-    """Where the data files are."""
+    """Storage of the data files."""
     columns: tuple[str, ...] | None
     """Columns to deliver; None: all."""
     output: Output
-    """What columns become."""
+    """Type of the delivered columns."""
     converter: BatchConverter
     """Converts them."""
     transform: Callable[[Any], Any] | None
@@ -71,7 +71,7 @@ class Definition:
     prefetch_windows: int
     """Windows of each lane that are read ahead."""
     collate_fn: Callable[[list[Any]], Any] | None = None
-    """Makes an item of the rows of a batch, or of a turn if there are no batches; None: batches of columns, or rows."""
+    """Builds an item from the rows of a batch, or of a turn if there are no batches; None: columns, or single rows."""
 
     @property
     def schema(self) -> pa.Schema:
@@ -90,11 +90,11 @@ class Definition:
         return self.options.num_items(self.manifest.num_rows, place, self.identity.settings)
 
     def resolve(self, progress: Progress, place: WorkerPlace) -> Assignment:
-        """Return what the worker at `place` reads of an epoch; see `laneway.core.assignment.resolve_cut`."""
+        """Return the assignment of the worker at `place`; see `laneway.core.assignment.resolve_cut`."""
         return resolve_cut(self.identity, progress, place, self.options)
 
     def open(self, assignment: Assignment) -> BatchStream | RowStream:
-        """Return what a worker delivers of an epoch."""
+        """Open the stream of batches, or of rows, that a worker delivers in an epoch."""
         lanes = LaneReader(assignment.plan, self._reader(), self.converter.vectorized, self.prefetch_windows)
         items = ItemMaker(lanes, self.converter, self.transform, self.collate_fn)
         is_by_row = self.options.batch_size is None and self.collate_fn is None

@@ -1,4 +1,4 @@
-"""The arguments of a DataLoader that a SavableLoader takes, given directly or taken from a user's own loader."""
+"""The arguments of a DataLoader that a SavableLoader accepts, passed directly or read from a user's own loader."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 
 
 class LoaderOptions(NamedTuple):
-    """What a loader does with the items of a dataset."""
+    """The DataLoader arguments of a SavableLoader."""
 
     options: dict[str, Any]
     """Arguments of DataLoader, other than the following."""
     batch_size: int | None
-    """Rows of a batch; None: what the dataset yields."""
+    """Rows of a batch; None: the items of the dataset are not batched."""
     collate_fn: Callable[[Any], Any] | None
-    """Makes a batch of a list of rows, or is called on each item; None: the default."""
+    """Builds a batch from a list of rows, or is called on each item; None: the default."""
 
     def check(self) -> None:
-        """Check arguments that a user gave.
+        """Check arguments that a user passed.
 
         Raises:
             TypeError: One of them has the wrong type.
@@ -42,22 +42,22 @@ class LoaderOptions(NamedTuple):
         check_callable("worker_init_fn", self.options["worker_init_fn"])
 
     def check_unset(self) -> None:
-        """Check that a user who gave a DataLoader gave none of its arguments.
+        """Check that a user who passed a DataLoader passed none of its arguments.
 
         Raises:
-            ValueError: An argument was given.
+            ValueError: An argument was passed.
         """
         arguments = {**self.options, "batch_size": self.batch_size, "collate_fn": self.collate_fn}
         given = [name for name, value in arguments.items() if value]
         if given:
-            message = f"{', '.join(given)} can't be given together with a DataLoader: give it to the DataLoader"
+            message = f"{', '.join(given)} can't be passed together with a DataLoader: pass it to the DataLoader"
             raise ValueError(message)
 
     def applied_to(self, definition: Definition) -> Definition:
-        """Return a definition that makes batches as the loader would.
+        """Return a definition that builds batches as the loader would.
 
         Raises:
-            ValueError: Dataset and loader can't both make batches, or the batch size does not fit the dataset's turns.
+            ValueError: Dataset and loader both build batches, or the batch size does not fit the dataset's turns.
         """
         if self.batch_size is None:
             if self.collate_fn is None:
@@ -66,8 +66,8 @@ class LoaderOptions(NamedTuple):
         options = definition.options
         if options.batch_size is not None:
             message = (
-                f"the dataset makes batches of {options.batch_size:,} rows already: give batch_size={self.batch_size} "
-                "either to it or to the loader (a DataLoader that leaves them as they are takes batch_size=None)"
+                f"the dataset already yields batches of {options.batch_size:,} rows: pass batch_size={self.batch_size} "
+                "either to it or to the loader (a DataLoader with batch_size=None leaves the batches as they are)"
             )
             raise ValueError(message)
         batch_size = check_count("batch_size", self.batch_size)
@@ -88,10 +88,10 @@ def options_of(loader: DataLoader[Any]) -> LoaderOptions:
     """Return the arguments of a user's DataLoader or StatefulDataLoader.
 
     Raises:
-        ValueError: Under these arguments a state could not be exact.
+        ValueError: With these arguments, states could not be exact.
     """
     if loader.drop_last:
-        message = "drop_last=True of a DataLoader can't be exact: give batch_size and drop_last to the dataset"
+        message = "drop_last=True of a DataLoader makes states inexact: pass batch_size and drop_last to the dataset"
         raise ValueError(message)
     return LoaderOptions({name: getattr(loader, name) for name in _TAKEN}, loader.batch_size, loader.collate_fn)
 

@@ -29,7 +29,7 @@ _MAX_INLINE_BYTES = 1 << 14
 """Blocks up to this size travel through the pipe, larger ones in shared memory."""
 _SMALL_SHARE = 8
 _MAX_SMALL_BYTES = 1 << 17
-"""So do blocks up to this size that take at most one part in `_SMALL_SHARE` of the batch."""
+"""Blocks up to this size travel through the pipe too if they are at most 1 / `_SMALL_SHARE` of the batch."""
 
 _KINDS: list[Any] = [
     *(np.bool_, np.uint8, np.uint16, np.uint32, np.uint64, np.int8, np.int16, np.int32, np.int64),

@@ -1,4 +1,4 @@
-"""Runs the passes of one rank, one after another, and counts what the training loop has received."""
+"""Runs the passes of one rank, one after another, and counts the items that the training loop has received."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 
 class PassRunner:
-    """The passes of one rank."""
+    """Runs the passes of one rank."""
 
     def __init__(self, source: BatchSource, schedule: EpochSchedule, *, shows_progress: bool) -> None:
         """Prepare to run.
 
         Args:
-            source: Has the workers read.
-            schedule: Which epoch each pass delivers.
+            source: Reads the batches of the rank.
+            schedule: Determines the epoch of each pass.
             shows_progress: Whether rank 0 shows a progress bar.
         """
         self.source = source
@@ -37,9 +37,9 @@ class PassRunner:
         self.last: DataLoaderPass | None = None
         """The last pass, unless a state was restored to the loader since."""
         self.version = 0
-        """Version of the schedule when it began; while it is the same, nothing else was asked for."""
+        """Version of the schedule when it began; if equal, no epoch was chosen and no state loaded since."""
         self.num_delivered = 0
-        """Items of its epoch that the training loop has received, also before a resume."""
+        """Items of its epoch that the training loop has received, including those before a resume."""
         self.bar: tqdm[Any] = tqdm(disable=True)
         """Its progress bar."""
         self._shows_progress = shows_progress
@@ -52,7 +52,7 @@ class PassRunner:
 
     @property
     def undisturbed(self) -> DataLoaderPass | None:
-        """The last pass, unless anything was asked of the loader or of its dataset since."""
+        """The last pass, unless an epoch was chosen, a state loaded or another pass begun since."""
         return self.last if self.version == self.schedule.version else None
 
     @property
@@ -84,11 +84,11 @@ class PassRunner:
         return self.last
 
     def drop(self) -> None:
-        """Drop the last pass: a state was restored."""
+        """Drop the last pass, because a state was restored."""
         self.last = None
 
     def resolve(self, progress: Progress) -> Assignment:
-        """Return what the workers of this rank read of an epoch.
+        """Return the assignment of this rank.
 
         Raises:
             CheckpointMismatchError: The progress is that of a single worker, or of another rank.
@@ -96,17 +96,17 @@ class PassRunner:
         if progress.place is not None and progress.place.num_workers > 1:
             message = (
                 f"this is the state of DataLoader worker {progress.place.worker} of {progress.place.num_workers} only: "
-                "give a SavableLoader the state of a rank or of the whole job"
+                "pass the state of a rank or of the whole job to a SavableLoader"
             )
             raise CheckpointMismatchError(message)
         return self.source.resolve(progress)
 
     def job_turn(self, own: Progress, *, is_complete: bool) -> JobTurn | None:
-        """Return the progress of the whole job, inferred from that of this rank, or None where it can't be."""
+        """Return the progress of the whole job, inferred from that of this rank, or None if that is not possible."""
         return None if self._inference is None else self._inference.job_turn(own, is_complete=is_complete)
 
     def num_received(self) -> int:
-        """Return the items of the present epoch that the training loop has received on this rank."""
+        """Return the number of items of the current epoch that the training loop has received on this rank."""
         if self.undisturbed is not None:
             return self.num_delivered
         progress = self.schedule.next_progress
@@ -121,7 +121,7 @@ class PassRunner:
 
 
 class LoaderIterator:
-    """Iterates over a pass, as long as it is the loader's last one. The pass begins with its first item."""
+    """Iterates over a pass as long as it is the loader's last one; the pass begins when its first item is requested."""
 
     def __init__(self, runner: PassRunner) -> None:
         """Prepare a pass."""
@@ -136,9 +136,9 @@ class LoaderIterator:
         return self
 
     def __next__(self) -> Any:  # noqa: ANN401 - a batch may be anything
-        """Return the next item; it counts as delivered from now on."""
+        """Return the next item, and count it as delivered."""
         runner, rows = self._runner, self._rows
-        # The schedule is asked for more only if its version has changed: rows are many.
+        # The schedule is queried further only if its version has changed, since each row must be cheap.
         is_last = runner.last is self._pass and runner.version == runner.schedule.version
         if rows and is_last:
             runner.num_delivered += 1
@@ -149,7 +149,7 @@ class LoaderIterator:
             self._pass, self._bar = runner.start(), runner.bar
             self._is_shown = not self._bar.disable
         elif not is_last and runner.running is not self._pass:
-            message = "this iterator is over: another pass over its SavableLoader has begun, or a state was restored"
+            message = "this iterator has ended: another pass over its SavableLoader has begun, or a state was restored"
             raise LanewayError(message)
         try:
             item = next(self._pass)

@@ -1,4 +1,4 @@
-"""The schedule of epochs: which epoch the next pass delivers and from where, and how far the last pass has come.
+"""The schedule of epochs: the epoch and start of the next pass, and the progress of the last one.
 
 Every pass is the next epoch, whether or not the previous one was read to its end. A loaded state is used by one pass;
 `set_epoch` chooses the epoch of the next pass.
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Pass(Protocol):
-    """A pass over an epoch: what a worker, or a whole rank, delivers of it."""
+    """A pass of a worker, or of a whole rank, over an epoch."""
 
     @property
     def epoch(self) -> int:
@@ -32,13 +32,13 @@ class Pass(Protocol):
 
     @property
     def is_complete(self) -> bool:
-        """Whether everything has been delivered."""
+        """Whether the worker or rank has delivered all its rows of the epoch."""
 
     def progress(self) -> Progress:
-        """Return what has been delivered."""
+        """Return the progress of the worker or rank."""
 
     def __next__(self) -> Any:  # noqa: ANN401 - items may be of any type
-        """Return the next item; it counts as delivered from now on. After an error, it is retried."""
+        """Return the next item, and count it as delivered. After an error, the next call retries the same item."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Restored:
     progress: Progress
     """Its progress."""
     generation: int
-    """Generation of the clock that it is valid in."""
+    """Generation of the clock in which it is valid."""
     pid: int
     """The process that loaded it."""
 
@@ -66,7 +66,7 @@ class _Begun:
     generation: int
     """Generation of the clock at its start."""
     pid: int
-    """The process that began it, as opposed to its forks."""
+    """The process that began it, to distinguish it from its forks."""
 
 
 class EpochSchedule:
@@ -81,7 +81,7 @@ class EpochSchedule:
         self._begun: _Begun | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the running pass out: open files stay in the process that opened them."""
+        """Leave out the running pass: open files stay in the process that opened them."""
         return {**vars(self), "_begun": None}
 
     def copy(self) -> EpochSchedule:
@@ -95,7 +95,7 @@ class EpochSchedule:
         self._clock.set(progress.epoch, asked=False)
         self._restored = replace(restored, generation=self._clock.generation) if restored else None
 
-    # -- What the next pass is ----------------------------------------------------------------------------------------
+    # -- The next pass ------------------------------------------------------------------------------------------------
 
     @property
     def epoch(self) -> int:
@@ -112,17 +112,17 @@ class EpochSchedule:
         """The loaded state, unless a pass has used it or another epoch was chosen since."""
         restored = self._restored
         if restored is None or (is_in_worker() and restored.pid == os.getpid()):
-            # A loader makes its workers load their states right before the pass that they are for.
+            # A loader has its workers load their states right before the pass that uses them.
             return restored
         return restored if self._clock.is_fresh(restored.generation, loader_number()) else None
 
     @property
     def next_progress(self) -> Progress:
-        """Where the next pass starts."""
+        """The progress from which the next pass starts."""
         return self.start()[0]
 
     def start(self) -> tuple[Progress, int]:
-        """Return where a pass that starts now starts, and the generation of the clock that it belongs to."""
+        """Return the progress from which a pass that begins now starts, and the generation of the clock for it."""
         restored = self.pending
         if restored is not None:
             return restored.progress, restored.generation
@@ -137,7 +137,7 @@ class EpochSchedule:
         return Progress(epoch), generation
 
     def set_epoch(self, epoch: int) -> None:
-        """Make `epoch` the one that the next pass delivers; the progress of a loaded state of it is kept."""
+        """Choose the epoch of the next pass; if a loaded state is of this epoch, its progress is kept."""
         number = plain_int(epoch)
         if number is None or not 0 <= number < MAX_EPOCHS:
             message = f"epoch must be an int in [0, {MAX_EPOCHS}), not {epoch!r}"
@@ -159,11 +159,11 @@ class EpochSchedule:
             message = f"this state is damaged: epoch is {progress.epoch}"
             raise StateFormatError(message)
         asked = self._clock.asked_epoch(loader_number())
-        # After a complete epoch, a training loop asks for the next one.
+        # After a complete epoch, a training loop sets the next one.
         if asked not in {None, progress.epoch, progress.epoch + 1 if saved.fields["complete"] else None}:
             message = (
-                f"set_epoch({asked}) was called, but the state that is loaded is of epoch {progress.epoch}, and so is "
-                f"the next pass; start the loop over epochs at {progress.epoch}"
+                f"set_epoch({asked}) was called, but the loaded state is of epoch {progress.epoch}, which the next "
+                f"pass resumes; start the loop over epochs at {progress.epoch}"
             )
             warnings.warn(message, stacklevel=3)
         self.version += 1
@@ -178,12 +178,12 @@ class EpochSchedule:
 
     @property
     def num_active_workers(self) -> int:
-        """Number of workers that hold the progress of the last pass, 0 where the main process reads its own data."""
+        """Number of workers that hold the progress of the last pass, 0 if the main process reads its own data."""
         return self._clock.num_active_workers
 
     @property
     def current(self) -> Pass | None:
-        """The last pass if this process began it; it stays so until another one begins."""
+        """The last pass, running or over, if this process began it."""
         is_here = self._begun is not None and (is_in_worker() or not self.num_active_workers)
         return self._begun.running if self._begun and is_here else None
 
@@ -205,7 +205,7 @@ class EpochSchedule:
         self._begun = _Begun(begun, place, generation, os.getpid())
 
     def begin_in_loader(self, epoch: int, num_workers: int) -> None:
-        """Record that a loader of this process has begun a pass, whose progress it keeps itself.
+        """Record that a loader of this process has begun a pass, and keeps the progress of it.
 
         Args:
             epoch: The epoch that is delivered.

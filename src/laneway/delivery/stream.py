@@ -1,7 +1,7 @@
 """A worker's stream: the rows or batches that it delivers in one epoch.
 
-The way of a row: the cursor names ranges of lanes; `LaneReader` reads them as slices of windows; `ItemMaker` converts
-the slices and calls the user's functions. An item is counted as delivered, and then yielded.
+The way of a row: the cursor returns ranges of lanes; `LaneReader` reads them as slices of windows; `ItemMaker` converts
+the slices and calls the user's functions. An item is counted as delivered before it is yielded.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from laneway.reading.lane_reader import LaneReader
 
 _ROWS_PER_CONVERSION = 1024
-"""Rows that are converted together where rows are yielded one by one."""
+"""Number of rows that are converted together if rows are yielded one by one."""
 
 
 class ItemMaker:
-    """Makes what is yielded of ranges of lanes."""
+    """Builds the items that are yielded from ranges of lanes."""
 
     def __init__(
         self,
@@ -37,13 +37,13 @@ class ItemMaker:
         transform: Callable[[Any], Any] | None,
         collate_fn: Callable[[list[Any]], Any] | None,
     ) -> None:
-        """Prepare to make items.
+        """Prepare to build items.
 
         Args:
             lanes: Reads the rows.
             converter: Converts them from Arrow.
             transform: Called on each row, or on each batch of columns.
-            collate_fn: Makes a batch of a list of rows; None: batches are made by columns.
+            collate_fn: Builds a batch from a list of rows; None: batches are built column by column.
         """
         self._lanes = lanes
         self._converter = converter
@@ -66,7 +66,7 @@ class ItemMaker:
         return parts[0] if len(parts) == 1 else [*chain.from_iterable(parts)]
 
     def transform(self, row: Any) -> Any:  # noqa: ANN401 - a user's function may return anything
-        """Return what `transform` makes of a row."""
+        """Return the result of `transform` for a row."""
         return self._call(self._transform, row)
 
     @property
@@ -75,7 +75,7 @@ class ItemMaker:
         return self._transform is not None
 
     def close(self) -> None:
-        """Release windows, files and threads: nothing more will be read."""
+        """Release windows, files and threads at the end of the stream."""
         self._lanes.end()
 
     def _convert(self, convert: Callable[[OpenRows], Any], ranges: list[LaneRange]) -> list[Any]:
@@ -84,7 +84,7 @@ class ItemMaker:
         parts: list[Any] = []
         try:
             for found in slices:
-                parts.append(convert(found))  # noqa: PERF401 - an error has to know how many were converted
+                parts.append(convert(found))  # noqa: PERF401 - the handler needs the number of converted slices
         except NullInColumnError as error:
             if error.row_index is None:
                 raise
@@ -92,7 +92,7 @@ class ItemMaker:
             raise error.at(self._lanes.locate(ranges, row_index)) from None
         return parts
 
-    def _call(self, function: Callable[[Any], Any] | None, item: Any) -> Any:  # noqa: ANN401 - it is a user's
+    def _call(self, function: Callable[[Any], Any] | None, item: Any) -> Any:  # noqa: ANN401 - an item of the user
         if function is None:
             return item
         try:
@@ -102,13 +102,13 @@ class ItemMaker:
             message = "the transform or collate_fn raised StopIteration, which would end the epoch silently"
             raise RuntimeError(message) from error
         except BaseException:
-            # The function may have changed a window in place before it failed: the next call reads it again.
+            # The function may have changed a window in place before it failed, so the next call reads it again.
             self._lanes.close()
             raise
 
 
 class Stream:
-    """Iterates over what one worker delivers in one epoch; called again after an error, it retries the same item."""
+    """Iterates over the items that one worker delivers in one epoch; after an error, it retries the same item."""
 
     def __init__(self, cursor: Cursor, items: ItemMaker) -> None:
         """Start where `cursor` is, and advance it as items are yielded."""
@@ -117,7 +117,7 @@ class Stream:
 
     @property
     def cursor(self) -> Cursor:
-        """The worker's place in the epoch."""
+        """The position of the worker in the epoch."""
         return self._cursor
 
     @property
@@ -131,7 +131,7 @@ class Stream:
         return self.cursor.is_at_end
 
     def progress(self) -> Progress:
-        """Return what this worker has delivered."""
+        """Return the progress of this worker."""
         return self.cursor.progress()
 
     def __iter__(self) -> Iterator[Any]:
@@ -139,17 +139,17 @@ class Stream:
         return self
 
     def __next__(self) -> Any:  # noqa: ANN401 - a user's transform may return anything
-        """Return the next item; it counts as delivered from now on."""
+        """Return the next item, and count it as delivered."""
         raise NotImplementedError
 
 
 class TaggedBatch(NamedTuple):
-    """A batch with what the main process must know to count it as delivered."""
+    """A batch with the turn and positions that the main process needs to count it as delivered."""
 
     turn: int
-    """The first of its turns."""
+    """The first turn of the batch."""
     positions: Sequence[tuple[int, LanePosition]]
-    """The new positions of its lanes; none: these turns are empty, and there is no batch."""
+    """(lane, new position) for each of its lanes; empty: the turns have no rows, and there is no batch."""
     batch: Any
     """The batch."""
 
@@ -163,11 +163,11 @@ class BatchStream(Stream):
         self._is_sent = is_in_worker()
 
     def __next__(self) -> Any:  # noqa: ANN401 - a user's transform may return anything
-        """Return the next batch; it counts as delivered from now on."""
+        """Return the next batch, and count it as delivered."""
         return self.next_tagged().batch
 
     def next_tagged(self) -> TaggedBatch:
-        """Return the next batch with its tag; it counts as delivered from now on."""
+        """Return the next batch with its tag, and count it as delivered."""
         found = self._cursor.next_batch()
         if found is None:
             self._items.close()
@@ -179,7 +179,7 @@ class BatchStream(Stream):
 
 
 class RowStream(Stream):
-    """Yields rows. Many are converted together and yielded one by one."""
+    """Yields single rows, which are converted many at a time."""
 
     def __init__(self, cursor: Cursor, items: ItemMaker) -> None:
         """Start where `cursor` is; see Stream."""
@@ -190,12 +190,12 @@ class RowStream(Stream):
 
     @property
     def cursor(self) -> Cursor:
-        """The worker's place in the epoch."""
+        """The position of the worker in the epoch."""
         self._queue.count()
         return self._cursor
 
     def __next__(self) -> Any:  # noqa: ANN401 - a user's transform may return anything
-        """Return the next row; it counts as delivered from now on."""
+        """Return the next row, and count it as delivered."""
         if not self._queue.rows:
             self._fill_queue()
         if not self._items.has_transform:
@@ -203,7 +203,7 @@ class RowStream(Stream):
         try:
             row = self._items.transform(self._queue.rows[-1])
         except BaseException:
-            # As for batches: what the function may have changed is read again.
+            # As for batches: rows that the function may have changed are read again.
             self._converted.clear()
             self._queue.drop()
             raise

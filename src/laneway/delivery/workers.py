@@ -1,4 +1,4 @@
-"""What PyTorch's DataLoader exposes about its workers."""
+"""Facts about the workers of PyTorch's DataLoader."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def worker_place(rank: WorkerPlace) -> WorkerPlace | None:
 
 
 def num_workers_of_caller(dataset: Dataset[object]) -> int | None:
-    """Return num_workers of the DataLoader whose `__len__` is asking for the length of `dataset`, if one is.
+    """Return num_workers of the DataLoader whose `__len__` calls that of `dataset`, or None if there is none.
 
-    The number of batches of an epoch depends on the number of workers, and DataLoader asks its dataset for the length
-    without passing it. So this looks for the loader among the callers.
+    The number of batches of an epoch depends on the number of workers, which DataLoader does not pass to the `__len__`
+    of its dataset. So this searches the call stack for the loader.
     """
     frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - documented, and there is no other way to know
     while frame is not None and frame.f_code.co_name == "__len__":
