@@ -72,14 +72,13 @@ def test_turns_of_lanes_that_have_ended_are_passed_over_one_by_one_or_all_togeth
     assert not cursor.skip_empty_batch(), "after the end there is nothing to skip"
 
 
-def test_a_batch_is_asked_for_again_after_part_of_it_was_delivered() -> None:
-    for deliver_two in (
-        lambda cursor: cursor.deliver_rows(0, 0, 2),
-        lambda cursor: cursor.deliver_batch(0, [(0, LanePosition(2))]),
-    ):
-        cursor = cursor_of(8, lanes=2, turn_rows=4, batch_size=4)
+def test_rows_delivered_from_within_a_batch_are_left_out_when_it_is_asked_for_again() -> None:
+    by_rows, by_batch = (cursor_of(8, lanes=2, turn_rows=4, batch_size=4) for _ in range(2))
+    for cursor in (by_rows, by_batch):
         assert cursor.batch_at(0).ranges == [LaneRange(0, 0, 4)]
-        deliver_two(cursor)
+    by_rows.deliver_rows(0, 0, 2)
+    by_batch.deliver_batch(0, [(0, LanePosition(2))])
+    for cursor in (by_rows, by_batch):
         assert cursor.batch_at(0).ranges == [LaneRange(0, 2, 4)]
 
 
