@@ -2,8 +2,83 @@
 
 from __future__ import annotations
 
-from laneway.core.differences import place_differences
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from laneway.core.differences import (
+    file_differences,
+    identity_differences,
+    mismatch_message,
+    place_differences,
+    shorten,
+)
 from laneway.core.turns import WorkerPlace
+from laneway.errors import StateFormatError
+from tests.laws.simulation import file_table
+
+if TYPE_CHECKING:
+    from laneway.core.files import FileTable
+
+
+def test_fields_that_differ_are_named_with_both_values() -> None:
+    saved, present = {"seed": 1, "kind": "a", "rest": None}, {"seed": 2, "kind": "b", "rest": None}
+    assert identity_differences(["kind", "rest", "seed"], saved, present) == [
+        "kind: saved 'a', this run has 'b'",
+        "seed: saved 1, this run has 2",
+    ]
+    assert identity_differences(["rest"], saved, present) == []
+
+
+def changed(files: FileTable, index: int, **values: int | str) -> FileTable:
+    """Return a table in which one file is different."""
+    columns: dict[str, object] = {}
+    for name, value in values.items():
+        column = list(getattr(files, name))
+        column[index] = value
+        columns[name] = np.array(column, np.int64) if name == "sizes" else tuple(column)
+    return replace(files, **columns)  # type: ignore[arg-type]
+
+
+BEFORE = file_table([[5], [1200], [7]])
+
+
+@pytest.mark.parametrize(
+    ("present", "line"),
+    [
+        (file_table([[5], [1200], [9]]), "part-002.parquet had 7 rows, now 9"),
+        (changed(BEFORE, 1, sizes=999), "part-001.parquet had 12,100 bytes, now 999"),
+        (changed(BEFORE, 1, digests="f"), "part-001.parquet was rewritten with the same size (12,100 bytes)"),
+        (file_table([[5], [1200]]), "part-002.parquet is gone"),
+        (file_table([[5], [1200], [7], [1], [1]]), "part-003.parquet is new; part-004.parquet is new"),
+        (changed(BEFORE, 2, paths="z"), "part-002.parquet is now z"),
+        (changed(BEFORE, 2, paths="z", digests="f"), "part-002.parquet is gone; z is new"),
+        (file_table([[5], [600, 600], [7]]), "the same files had other row groups, or other columns"),
+        (
+            file_table([[1], [2], [3], [4], [5]]),
+            (
+                "part-000.parquet had 5 rows, now 1; part-001.parquet had 1,200 rows, now 2; "
+                "part-002.parquet had 7 rows, now 3; and 2 more differences"
+            ),
+        ),
+    ],
+)
+def test_files_that_differ_are_named_with_what_happened_to_them(present: FileTable, line: str) -> None:
+    assert file_differences(BEFORE.encoded, present).startswith(f"files: {line}")
+
+
+def test_two_files_of_equal_content_are_renamed_to_two() -> None:
+    both = changed(changed(BEFORE, 0, digests="d", sizes=1), 2, digests="d", sizes=1)
+    both = replace(both, block_rows=np.array([5, 1200, 5]))
+    moved = changed(changed(both, 0, paths="x"), 2, paths="y")
+    assert file_differences(both.encoded, moved) == "files: part-000.parquet is now x; part-002.parquet is now y"
+
+
+def test_a_damaged_file_table_is_a_damaged_state() -> None:
+    with pytest.raises(StateFormatError):
+        file_differences(BEFORE.encoded[:-9], BEFORE)
 
 
 def test_the_differences_of_two_places_say_what_to_do() -> None:
@@ -15,3 +90,29 @@ def test_the_differences_of_two_places_say_what_to_do() -> None:
         "num_workers: saved 4, this is 1",
     ]
     assert "num_workers=4" in lines[2]
+    (line,) = place_differences(WorkerPlace(0, 1, 1, 2), WorkerPlace(0, 1, 0, 2))
+    assert line.startswith("worker: saved 1, this is 0")
+
+
+def test_a_loader_without_workers_is_restored_as_it_was() -> None:
+    (line,) = place_differences(WorkerPlace(0, 1, 0, 1), WorkerPlace(0, 1, 0, 2))
+    assert "give it num_workers=1, or 0 if it had none" in line
+
+
+def test_a_message_names_what_differs_and_the_ways_out() -> None:
+    message = mismatch_message(["seed: a", "files: b", "seed: c"], ["rank: d"], is_of_rank=True).splitlines()
+    assert message[0] == "this checkpoint does not belong to this dataset"
+    assert message[1:5] == ["  seed: a", "  files: b", "  seed: c", "  rank: d"]
+    assert message[5].startswith("use the same seed, files, or ")
+    assert "save_state_global()" in message[6]
+
+
+def test_a_message_about_the_place_alone_is_of_the_worker() -> None:
+    message = mismatch_message([], ["worker: d"], is_of_rank=False)
+    assert message == "this checkpoint does not belong to this worker\n  worker: d"
+
+
+def test_long_values_are_cut_and_short_ones_are_not() -> None:
+    assert shorten("a" * 38) == repr("a" * 38)
+    assert shorten([1] * 50) == "[1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, ..."
+    assert len(shorten("a" * 39)) == 40

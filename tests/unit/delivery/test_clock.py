@@ -1,4 +1,4 @@
-"""The epoch clock: which epoch a pass delivers, whoever reads it."""
+"""The epoch clock: the epoch of each pass of a user's own DataLoader, in the main process and in workers."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def test_every_pass_is_the_next_epoch() -> None:
     assert clock.next()[1] == 3
 
 
-def test_all_workers_of_a_pass_come_to_the_same_epoch_however_late() -> None:
+def test_all_workers_of_a_pass_read_the_same_epoch_even_if_one_starts_late() -> None:
     clock = EpochClock()
     assert [begin(clock, worker, 1) for worker in (0, 1, 2)] == [0, 0, 0]
     assert [begin(clock, worker, 4) for worker in (2, 0)] == [1, 1]
     assert begin(clock, 1, 4) == 1
 
 
-def test_a_late_worker_is_not_moved_by_what_was_set_after_its_fellows_began() -> None:
+def test_a_late_worker_ignores_an_epoch_that_was_set_after_its_siblings_began() -> None:
     clock = EpochClock()
     clock.set(5, asked=True)
     assert begin(clock, 0, 1) == 5
@@ -47,22 +47,24 @@ def test_a_late_worker_is_not_moved_by_what_was_set_after_its_fellows_began() ->
     assert begin(clock, 0, 3) == 9
 
 
-def test_a_fellow_that_begins_meanwhile_does_not_pass_for_an_older_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sibling_that_begins_at_the_same_moment_is_not_taken_for_an_older_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     clock = EpochClock()
     begin(clock, 0, 1)
-    looks = []
-    look = clock._marks
+    reads = []
+    read_marks = clock._marks
 
-    def look_and_let_a_fellow_begin(*cell: int) -> Any:
-        looks.append(look(*cell))
+    def read_and_let_a_sibling_begin(*cell: int) -> Any:
+        reads.append(read_marks(*cell))
         clock.begin(1, clock.generation, 2, 1)
-        return looks[-1]
+        return reads[-1]
 
-    monkeypatch.setattr(clock, "_marks", look_and_let_a_fellow_begin)
+    monkeypatch.setattr(clock, "_marks", read_and_let_a_sibling_begin)
     assert clock.next(2)[1] == 1
 
 
-def test_a_late_worker_begins_the_first_pass_though_its_fellow_is_in_the_second() -> None:
+def test_a_late_worker_begins_the_first_pass_while_its_sibling_is_in_the_second() -> None:
     clock = EpochClock()
     generation, epoch = clock.next(4)
     clock.begin(0, generation, 4, epoch)
@@ -71,14 +73,14 @@ def test_a_late_worker_begins_the_first_pass_though_its_fellow_is_in_the_second(
     assert clock.next(9)[1] == epoch + 2
 
 
-def test_a_newer_pass_is_not_older() -> None:
+def test_a_worker_of_an_earlier_pass_ignores_a_later_one() -> None:
     clock = EpochClock()
     begin(clock, 0, 4)
     begin(clock, 0, 6)
     assert clock.next(4)[1] == 0
 
 
-def test_an_older_pass_does_not_count_after_the_clock_was_set() -> None:
+def test_a_pass_from_before_the_clock_was_set_does_not_count() -> None:
     clock = EpochClock()
     generation, epoch = clock.next(1)
     clock.set(7, asked=True)
@@ -86,19 +88,19 @@ def test_an_older_pass_does_not_count_after_the_clock_was_set() -> None:
     assert clock.next(2)[1] == 7
 
 
-def test_an_epoch_that_was_asked_for_is_remembered_until_it_begins() -> None:
+def test_a_chosen_epoch_is_remembered_until_it_begins() -> None:
     clock = EpochClock()
     assert clock.asked_epoch() is None
     clock.set(3, asked=True)
     assert clock.asked_epoch() == 3
     begin(clock, 0, 6)
-    assert clock.asked_epoch(6) == 3, "for the other workers of this pass it is still to come"
+    assert clock.asked_epoch(6) == 3, "other workers of this pass have yet to begin it"
     assert clock.asked_epoch() is None
     clock.set(2, asked=False)
     assert clock.asked_epoch() is None
 
 
-def test_a_generation_is_fresh_until_a_pass_begins_or_the_clock_is_set() -> None:
+def test_a_generation_is_fresh_until_another_pass_begins_or_the_clock_is_set() -> None:
     clock = EpochClock()
     generation = clock.generation
     assert clock.is_fresh(generation)
@@ -128,7 +130,7 @@ def test_workers_share_the_clock_of_their_loader() -> None:
         assert clock.next()[1] == epoch + 1
 
 
-def test_copies_tell_the_same_time_and_then_go_their_own_way() -> None:
+def test_copies_start_at_the_same_epoch_and_are_independent() -> None:
     clock = EpochClock()
     clock.set(6, asked=True)
     copies: list[EpochClock] = [pickle.loads(pickle.dumps(clock)), copy.deepcopy(clock)]
@@ -138,7 +140,7 @@ def test_copies_tell_the_same_time_and_then_go_their_own_way() -> None:
         assert other._cells.is_shared()  # type: ignore[no-untyped-call]
 
 
-def test_a_fork_that_is_no_worker_sets_a_clock_of_its_own() -> None:
+def test_a_forked_process_that_is_not_a_worker_has_its_own_clock() -> None:
     clock = EpochClock()
     begin(clock, 0, 4)
     child = os.fork()
@@ -150,7 +152,7 @@ def test_a_fork_that_is_no_worker_sets_a_clock_of_its_own() -> None:
     assert clock.next()[1] == 1
 
 
-def test_the_largest_epoch_the_last_worker_and_many_generations_fit_a_cell() -> None:
+def test_a_cell_holds_the_largest_epoch_the_last_worker_and_many_generations() -> None:
     clock = EpochClock()
     clock.set(MAX_EPOCHS - 1, asked=True)
     assert begin(clock, MAX_WORKERS - 1, 2**22 - 1) == MAX_EPOCHS - 1

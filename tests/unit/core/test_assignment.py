@@ -1,0 +1,239 @@
+"""Assignments: which cut an epoch is resumed in, who reads which lanes, and what is left."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from laneway.core.assignment import Assignment, assign_to_one, resolve_cut
+from laneway.core.cursor import Cursor
+from laneway.core.options import LaneOptions
+from laneway.core.plan import Identity, Settings
+from laneway.core.progress import CutProgress, LanePosition, Progress, fresh_cut
+from laneway.core.turns import WorkerPlace
+from laneway.errors import CheckpointMismatchError
+from tests.laws.simulation import PLAIN, deliver, file_table, identities, open_epoch
+
+BY_WORLD = replace(PLAIN, remainder=None)
+"""The remainder is kept on one rank, and padded on several."""
+
+
+def identity_of(num_rows: int, settings: Settings = PLAIN) -> Identity:
+    return Identity(file_table([[num_rows]]), settings)
+
+
+def progress_of(rows: dict[int, int], num_lanes: int, turn_rows: int, next_turn: int) -> Progress:
+    positions = {lane: LanePosition(count) for lane, count in rows.items()}
+    return Progress(0, cut=CutProgress(num_lanes, turn_rows, next_turn, positions))
+
+
+def step(num_lanes: int, turn_rows: int, next_turn: int) -> Progress:
+    """Return a job that has taken whole turns, all in order."""
+    taken = {lane: (next_turn - lane + num_lanes - 1) // num_lanes * turn_rows for lane in range(num_lanes)}
+    return progress_of(taken, num_lanes, turn_rows, next_turn)
+
+
+def of_rank(rows: dict[int, int], num_lanes: int, turn_rows: int, place: WorkerPlace) -> Progress:
+    return replace(progress_of(rows, num_lanes, turn_rows, 0), place=place)
+
+
+# -- Which cut --------------------------------------------------------------------------------------------------------
+
+
+def test_an_epoch_that_starts_is_cut_into_a_lane_for_each_worker() -> None:
+    options, place = LaneOptions(None, None, 4), WorkerPlace(1, 2, 2, 3)
+    found = resolve_cut(identity_of(30), Progress(5), place, options)
+    assert found.cut == fresh_cut(6, 4)
+    assert (found.progress.epoch, found.progress.earlier, found.place) == (5, (), place)
+    assert found.own_lanes == [5]
+    assert found.is_fresh(options)
+
+
+def test_an_epoch_in_progress_is_not_fresh() -> None:
+    options = LaneOptions(12, 1, 1)
+    assert not resolve_cut(identity_of(48), step(12, 1, 12), WorkerPlace(), options).is_fresh(options)
+    assert not resolve_cut(identity_of(48), step(6, 1, 0), WorkerPlace(), options).is_fresh(options)
+
+
+@pytest.mark.parametrize(("world_size", "num_workers"), [(1, 1), (3, 2), (6, 1), (2, 6), (12, 1)])
+def test_workers_that_can_share_the_lanes_resume_in_the_same_cut(world_size: int, num_workers: int) -> None:
+    progress = step(12, 1, 24)
+    seen: list[int] = []
+    for rank in range(world_size):
+        for worker in range(num_workers):
+            place = WorkerPlace(rank, world_size, worker, num_workers)
+            found = resolve_cut(identity_of(48), progress, place, LaneOptions(None, None, 1))
+            assert (found.cut, found.progress.earlier) == (progress.cut, ())
+            seen += found.own_lanes
+    assert sorted(seen) == list(range(12))
+
+
+@pytest.mark.parametrize(
+    ("progress", "place", "batch_size"),
+    [
+        (step(4, 2, 4), WorkerPlace(0, 3), 2),
+        (step(4, 2, 4), WorkerPlace(0, 1), 3),
+        (step(4, 2, 4), WorkerPlace(0, 1), 16),
+        (step(4, 2, 2), WorkerPlace(0, 4), 2),
+        (step(4, 2, 6), WorkerPlace(0, 2), 4),
+        (progress_of({0: 2, 1: 2, 2: 2, 3: 3}, 4, 2, 4), WorkerPlace(0, 2), 2),
+        (progress_of({0: 2, 1: 2, 2: 2, 3: 0}, 4, 2, 4), WorkerPlace(0, 1), 2),
+    ],
+    ids=["ranks", "batch size", "turns of a batch", "within a round", "within a batch", "ahead", "not in step"],
+)
+def test_workers_that_can_not_share_the_lanes_cut_the_rest_again(
+    progress: Progress, place: WorkerPlace, batch_size: int
+) -> None:
+    found = resolve_cut(identity_of(48), progress, place, LaneOptions(None, None, batch_size))
+    before = assign_to_one(identity_of(48), progress).cut
+    assert found.progress.earlier == (before.all_positions(),)
+    assert found.cut == fresh_cut(place.world_size, batch_size)
+    assert found.plan.lanes.num_rows == 48 - before.rows().sum()
+
+
+def test_the_remainder_is_that_of_the_ranks_that_resume() -> None:
+    progress, options = step(2, 2, 2), LaneOptions(2, 2, 2)
+    alone = resolve_cut(identity_of(9, BY_WORLD), progress, WorkerPlace(), options)
+    assert (alone.progress.remainder, alone.ends.tolist()) == ("keep", [4, 5])
+    both = resolve_cut(identity_of(9, BY_WORLD), progress, WorkerPlace(0, 2), options)
+    assert (both.progress.remainder, both.ends.tolist(), both.progress.earlier) == ("pad", [5, 5], ())
+
+
+def test_an_epoch_that_is_complete_is_not_cut_again() -> None:
+    progress = progress_of({0: 4, 1: 5}, 2, 2, 6)
+    found = resolve_cut(identity_of(9), progress, WorkerPlace(3, 5, 1, 2), LaneOptions(None, None, 3))
+    assert found.is_complete
+    assert (found.progress, found.place) == (progress, WorkerPlace())
+    assert found.num_items_left(3) == 0
+
+
+def test_an_epoch_with_nothing_but_padding_left_is_complete_when_it_is_cut_again() -> None:
+    progress = replace(progress_of({0: 4, 1: 5}, 2, 5, 2), remainder="pad")
+    identity, options = identity_of(9, BY_WORLD), LaneOptions(None, None, 5)
+    assert not assign_to_one(identity, progress).is_complete
+    found = resolve_cut(identity, progress, WorkerPlace(2, 3), options)
+    assert found.is_complete
+    assert found.progress.earlier == ((LanePosition(4), LanePosition(5)),)
+
+
+# -- Progress of some lanes -------------------------------------------------------------------------------------------
+
+RANK = WorkerPlace(0, 2)
+OF_RANK = of_rank({0: 2, 2: 2, 4: 0, 6: 0}, 8, 2, RANK)
+
+
+def test_a_rank_resumes_from_its_own_progress_with_workers_that_share_its_lanes() -> None:
+    options = LaneOptions(None, None, 2)
+    assert resolve_cut(identity_of(48), OF_RANK, RANK, options).own_lanes == [0, 2, 4, 6]
+    workers = [replace(RANK, worker=worker, num_workers=2) for worker in (0, 1)]
+    found = [resolve_cut(identity_of(48), OF_RANK, worker, options) for worker in workers]
+    assert [each.own_lanes for each in found] == [[0, 4], [2, 6]]
+    assert all(each.cut == OF_RANK.cut and not each.progress.earlier for each in found)
+
+
+def test_progress_that_lacks_lanes_of_the_reader_is_refused() -> None:
+    # Batches of two turns: these workers share eight lanes too, but rank 0 reads lanes 0, 1, 4 and 5 then.
+    with pytest.raises(CheckpointMismatchError, match="lanes: this state holds 4 of 8, in turns of 2 rows"):
+        resolve_cut(identity_of(48), OF_RANK, RANK, LaneOptions(None, None, 4))
+
+
+@pytest.mark.parametrize(
+    ("progress", "place", "batch_size", "problem"),
+    [
+        (OF_RANK, WorkerPlace(1, 2), 2, "rank: saved 0, this is 1"),
+        (OF_RANK, WorkerPlace(0, 4), 2, "world_size: saved 2, this is 4"),
+        (OF_RANK, replace(RANK, num_workers=3), 2, r"3 worker\(s\) with batches of this size can't share them"),
+        (OF_RANK, RANK, 3, r"1 worker\(s\) with batches of this size can't share them"),
+        (of_rank({1: 0}, 2, 2, WorkerPlace(0, 1, 1, 2)), WorkerPlace(0, 1, 0, 2), 2, "worker: saved 1, this is 0"),
+        (of_rank({1: 0}, 2, 2, WorkerPlace(0, 1, 1, 2)), WorkerPlace(), 2, "num_workers: saved 2, this is 1"),
+    ],
+)
+def test_progress_of_some_lanes_is_refused_by_every_other_reader(
+    progress: Progress, place: WorkerPlace, batch_size: int, problem: str
+) -> None:
+    with pytest.raises(CheckpointMismatchError, match=problem):
+        resolve_cut(identity_of(48), progress, place, LaneOptions(None, None, batch_size))
+
+
+def test_a_rank_that_has_reached_its_end_still_belongs_to_that_rank_only() -> None:
+    done = of_rank({0: 6, 2: 6, 4: 6, 6: 6}, 8, 2, RANK)
+    assert resolve_cut(identity_of(48), done, RANK, LaneOptions(None, None, 2)).is_complete
+    with pytest.raises(CheckpointMismatchError, match="rank: saved 0, this is 1"):
+        resolve_cut(identity_of(48), done, WorkerPlace(1, 2), LaneOptions(None, None, 2))
+
+
+# -- Where lanes are --------------------------------------------------------------------------------------------------
+
+
+def test_the_turns_before_one_end_with_their_lanes() -> None:
+    found = assign_to_one(identity_of(9), step(2, 2, 0))
+    assert [found.rows_at(turn).tolist() for turn in (0, 1, 3, 5, 6)] == [[0, 0], [2, 0], [4, 2], [4, 4], [4, 5]]
+
+
+def test_ranks_that_take_rows_may_all_be_in_the_same_part_of_their_turns() -> None:
+    def is_in_step(num_ranks: int, *rows: int) -> bool:
+        found = assign_to_one(identity_of(48), progress_of(dict(enumerate(rows)), 4, 4, 4))
+        return found.is_in_step(num_ranks_in_part=num_ranks)
+
+    assert is_in_step(0, 4, 4, 4, 4)
+    assert is_in_step(2, 7, 7, 4, 4)
+    assert not is_in_step(0, 7, 7, 4, 4), "batches are never taken in part"
+    assert not is_in_step(1, 7, 7, 4, 4)
+    assert not is_in_step(2, 7, 6, 4, 4)
+    assert not is_in_step(2, 4, 4, 7, 7)
+    assert not is_in_step(2, 8, 8, 4, 4), "a whole turn is no part of one"
+
+
+# -- What is left -----------------------------------------------------------------------------------------------------
+
+
+def test_a_turn_that_was_begun_is_left_as_one_more_batch() -> None:
+    found = resolve_cut(identity_of(10), progress_of({0: 3}, 1, 4, 0), WorkerPlace(), LaneOptions(None, 4, 4))
+    assert found.num_items_left(4) == 3, "rows [3, 4), [4, 8) and [8, 10)"
+    assert found.num_items_left(None) == 7
+
+
+def test_a_batch_of_several_turns_is_left_while_one_of_its_lanes_has_rows() -> None:
+    identity, options = identity_of(9), LaneOptions(2, 2, 4)
+    found = resolve_cut(identity, Progress(0), WorkerPlace(), options)
+    assert found.ends.tolist() == [4, 5]
+    assert found.num_items_left(4) == 3
+    later = resolve_cut(identity, progress_of({0: 4, 1: 4}, 2, 2, 4), WorkerPlace(), options)
+    assert later.num_items_left(4) == 1
+
+
+def test_a_rank_has_left_what_all_its_workers_have() -> None:
+    place = WorkerPlace(1, 2, 0, 3)
+    found = resolve_cut(identity_of(48), Progress(0), place, LaneOptions(None, None, 4))
+    assert found.own_lanes == [1]
+    assert found.of_rank().own_lanes == [1, 3, 5]
+    assert found.num_items_left(4) == 6
+    assert found.num_items_left(None) == 24
+
+
+def num_batches(found: Assignment) -> int:
+    cursor, count = Cursor(found.of_rank()), 0
+    while batch := cursor.next_batch():
+        deliver(cursor, batch)
+        count += 1
+    return count
+
+
+@given(identities(), st.integers(1, 4), st.integers(1, 4), st.integers(1, 3), st.integers(0, 30))
+def test_what_is_left_after_any_number_of_rows_is_what_is_delivered_from_there(
+    identity: Identity, lanes: int, turn_rows: int, turns: int, num_rows: int
+) -> None:
+    lanes *= turns
+    cursor = open_epoch(identity, Progress(0), WorkerPlace(), LaneOptions(lanes, turn_rows, None))
+    for _ in range(num_rows):
+        rows = cursor.next_rows(1)
+        if rows is None:
+            break
+        cursor.deliver_rows(rows.turn, rows.ranges[0].lane, 1)
+    batch_size = turn_rows * turns
+    options = LaneOptions(lanes, turn_rows, batch_size)
+    found = resolve_cut(identity, cursor.progress(), WorkerPlace(), options)
+    assert found.num_items_left(batch_size) == num_batches(found)

@@ -1,0 +1,144 @@
+"""Merging the states of ranks, by example; the laws are in tests/laws."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+
+from laneway.core.merge import merge_ranks, merge_states
+from laneway.core.plan import Identity, Settings
+from laneway.core.progress import CutProgress, JobTurn, LanePosition, Progress
+from laneway.core.schema import Role, names_of
+from laneway.core.state import write_job_state, write_state
+from laneway.core.turns import WorkerPlace
+from laneway.errors import CheckpointMismatchError
+from tests.laws.simulation import PLAIN, file_table, load
+
+IDENTITY = Identity(file_table([[6], [7]]), PLAIN)
+OTHER: dict[str, Any] = {
+    "seed": 8,
+    "shuffle": True,
+    "shard_bytes": 1,
+    "shard_rows": None,
+    "window_bytes": 101,
+    "remainder": None,
+    "drop_last": True,
+    "order_version": 2,
+    "fingerprint": "0",
+    "world_size": 3,
+    "epoch": 4,
+    "lanes": 4,
+    "turn_rows": 1,
+    "lane_remainder": "pad",
+    "earlier_cuts": [{"positions": [1], "offsets": None}],
+}
+"""Another value of each field that all states of a job share."""
+
+
+def rank_state(
+    rank: int, position: LanePosition, *, next_turn: int = 2, complete: bool = False, **changes: Any
+) -> dict[str, Any]:
+    """Return the state of a rank that has one of two lanes."""
+    place = WorkerPlace(rank, 2)
+    progress = replace(Progress(3, "keep", CutProgress(2, 2, next_turn, {rank: position}), (), place), **changes)
+    return write_state(IDENTITY, progress, place, complete=complete)
+
+
+def job_of(*positions: LanePosition, **changes: Any) -> list[dict[str, Any]]:
+    return [rank_state(rank, position, **changes) for rank, position in enumerate(positions)]
+
+
+def test_there_is_another_value_of_every_setting() -> None:
+    assert {field.name for field in fields(Settings)} <= OTHER.keys()
+    assert {*names_of(Role.IDENTITY, Role.JOB)} == OTHER.keys()
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_states_that_differ_in_a_field_that_all_ranks_share_are_refused_with_its_name(name: str) -> None:
+    states = job_of(LanePosition(2), LanePosition(2))
+    assert states[1][name] != OTHER[name]
+    states[1][name] = OTHER[name]
+    with pytest.raises(CheckpointMismatchError) as refused:
+        merge_states(states)
+    assert f"  {name}: rank 0 has " in str(refused.value)
+    with pytest.raises(CheckpointMismatchError, match=f"{name}: rank 0 has"):
+        merge_ranks(states, same_step=False)
+
+
+def test_merged_lanes_are_in_order_with_their_offsets() -> None:
+    states = job_of(LanePosition(2, 3), LanePosition(2))
+    for given in (states, states[::-1]):
+        merged = merge_states(given)
+        assert (merged["scope"], merged["rank"], merged["lane_indices"]) == ("global", 0, None)
+        assert (merged["positions"], merged["offsets"], merged["next_turn"]) == ([2, 2], [3, 0], 2)
+    assert load(merged, IDENTITY, WorkerPlace(4, 5)) == Progress(
+        3, "keep", CutProgress(2, 2, 2, {0: LanePosition(2, 3), 1: LanePosition(2)})
+    )
+
+
+def test_states_in_the_first_row_of_each_lane_merge_into_an_epoch_that_may_be_cut_as_one_likes() -> None:
+    merged = merge_states(job_of(LanePosition(), LanePosition(), next_turn=0))
+    assert load(merged, IDENTITY, WorkerPlace(4, 5)) == Progress(3)
+
+
+@pytest.mark.parametrize(
+    "states",
+    [
+        job_of(LanePosition(0, 1), LanePosition(), next_turn=0),
+        job_of(LanePosition(), LanePosition(), next_turn=0, earlier=((LanePosition(4),),)),
+        job_of(LanePosition(), LanePosition(), next_turn=0, complete=True),
+    ],
+    ids=["part of a row", "rows of an earlier cut", "an epoch without rows"],
+)
+def test_states_that_have_delivered_anything_keep_their_cut(states: list[dict[str, Any]]) -> None:
+    merged = merge_states(states)
+    assert (merged["lanes"], merged["positions"]) == (2, [0, 0])
+    assert merged["earlier_cuts"] == states[0]["earlier_cuts"]
+
+
+def test_a_job_is_complete_when_all_its_ranks_are() -> None:
+    ended = rank_state(0, LanePosition(6), next_turn=6, complete=True)
+    still = rank_state(1, LanePosition(6), next_turn=6)
+    merged = merge_states([ended, still])
+    assert (merged["complete"], merged["positions"]) == (False, [6, 6])
+    done = rank_state(1, LanePosition(7), next_turn=8, complete=True)
+    merged = merge_states([ended, done])
+    assert (merged["complete"], merged["next_turn"]) == (True, 8)
+    assert load(merged, IDENTITY).cut is not None
+
+
+def test_ranks_at_different_steps_are_merged_only_where_that_is_asked_for() -> None:
+    states = [rank_state(0, LanePosition(2), next_turn=2), rank_state(1, LanePosition(6), next_turn=6)]
+    with pytest.raises(CheckpointMismatchError, match="step: rank 0 has delivered 2 rows, rank 1 6"):
+        merge_states(states)
+    merged = merge_ranks(states, same_step=False)
+    assert (merged["positions"], merged["next_turn"]) == ([2, 6], 6)
+
+
+def test_ranks_whose_turns_differ_by_more_than_empty_ones_are_at_different_steps() -> None:
+    # One row apart, as lanes may be at the end of an epoch, but in the middle of it.
+    states = [rank_state(0, LanePosition(2), next_turn=2), rank_state(1, LanePosition(3), next_turn=4)]
+    with pytest.raises(CheckpointMismatchError, match="step: rank 0 is at turn 2, rank 1 at 4"):
+        merge_states(states)
+
+
+def test_states_of_the_same_job_merge_into_it_and_others_are_refused() -> None:
+    progress = Progress(3, "keep", CutProgress(2, 2, 2, {0: LanePosition(2)}))
+    states = [
+        write_job_state(IDENTITY, progress, WorkerPlace(0, 2), JobTurn(turn, part, is_complete=False))
+        for turn, part in ((2, 0), (4, 0), (2, 1))
+    ]
+    assert merge_states([states[0], states[0]]) == states[0]
+    for other in states[1:]:
+        with pytest.raises(CheckpointMismatchError, match="each of these is the state of the whole job, and they diff"):
+            merge_states([states[0], other])
+
+
+def test_long_values_are_cut_short_in_the_message() -> None:
+    states = job_of(LanePosition(2), LanePosition(2))
+    states[1]["earlier_cuts"] = [{"positions": [1] * 500, "offsets": None}]
+    with pytest.raises(CheckpointMismatchError) as refused:
+        merge_states(states)
+    assert max(map(len, str(refused.value).splitlines())) < 120

@@ -1,0 +1,97 @@
+"""Lane options: how many lanes and turns a user's arguments mean."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from laneway.core.assignment import resolve_cut
+from laneway.core.options import LaneOptions
+from laneway.core.plan import Identity
+from laneway.core.progress import Progress, fresh_cut
+from laneway.core.turns import WorkerPlace
+from tests.laws.simulation import PLAIN, identities
+
+
+def test_a_turn_is_a_batch_or_a_row_unless_it_is_chosen() -> None:
+    assert LaneOptions(None, None, 6).default_turn_rows == 6
+    assert LaneOptions(None, None, None).default_turn_rows == 1
+    assert LaneOptions(None, 3, 6).default_turn_rows == 3
+    assert LaneOptions(None, 3, None).default_turn_rows == 3
+
+
+def test_a_batch_is_a_whole_number_of_turns_or_can_not_be_made_of_them() -> None:
+    options = LaneOptions(None, None, 6)
+    assert [options.turns_per_batch(turn_rows) for turn_rows in (6, 3, 4, 12)] == [1, 2, None, None]
+    assert LaneOptions(None, None, None).turns_per_batch(5) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "place", "num_lanes"),
+    [
+        (LaneOptions(None, None, 4), WorkerPlace(0, 2, 0, 3), 6),
+        (LaneOptions(None, 2, 4), WorkerPlace(0, 2, 0, 3), 12),
+        (LaneOptions(24, 2, 4), WorkerPlace(0, 2, 0, 3), 24),
+        (LaneOptions(18, 2, 4), WorkerPlace(0, 2, 0, 3), 12),
+        (LaneOptions(5, None, None), WorkerPlace(), 5),
+    ],
+)
+def test_lanes_are_as_many_as_asked_for_if_the_workers_can_share_them(
+    options: LaneOptions, place: WorkerPlace, num_lanes: int
+) -> None:
+    assert options.num_lanes(place) == num_lanes
+    assert options.fresh_cut(place) == fresh_cut(num_lanes, options.default_turn_rows)
+
+
+def test_a_user_is_warned_of_lanes_that_the_workers_can_not_share() -> None:
+    place = WorkerPlace(0, 2, 0, 3)
+    assert LaneOptions(None, None, 4).warning_for(place) is None
+    assert LaneOptions(12, None, 4).warning_for(place) is None
+    warning = LaneOptions(8, None, 4).warning_for(place)
+    assert warning is not None
+    assert "8 lanes can't be shared by 2 rank(s) with 3 worker(s)" in warning
+    assert "a multiple of 6" in warning
+
+
+def test_only_single_rows_or_a_single_rank_are_resumed_within_a_turn() -> None:
+    ranks = WorkerPlace(1, 4)
+    assert LaneOptions(None, 4, None).num_ranks_in_part(ranks) == 4
+    assert LaneOptions(None, 4, 4).num_ranks_in_part(ranks) == 0
+    assert LaneOptions(None, 4, 4).num_ranks_in_part(WorkerPlace()) == 1
+
+
+def test_each_rank_delivers_the_items_of_its_own_lanes() -> None:
+    places = [WorkerPlace(rank, 2, 0, 2) for rank in (0, 1)]
+    options, keep = LaneOptions(None, None, 4), PLAIN
+    # Four lanes of 4, 5, 4 and 5 rows, of which rank 1 has those of 5.
+    assert [options.num_items(18, place, keep) for place in places] == [2, 4]
+    assert [options.num_items(18, place, replace(keep, remainder="pad")) for place in places] == [4, 4]
+    assert [options.num_items(18, place, replace(keep, drop_last=True)) for place in places] == [2, 2]
+    rows = LaneOptions(4, None, None)
+    assert [rows.num_items(18, place, keep) for place in places] == [8, 10]
+
+
+@given(
+    identities(),
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.sampled_from([(None, None, 3), (12, 2, 4), (None, 2, 6), (7, None, 2), (None, None, None), (12, 3, None)]),
+    st.booleans(),
+    st.data(),
+)
+def test_the_length_of_an_epoch_is_what_is_left_of_it_at_its_start(
+    identity: Identity,
+    world_size: int,
+    num_workers: int,
+    chosen: tuple[int | None, int | None, int | None],
+    drop_last: bool,
+    data: st.DataObject,
+) -> None:
+    options = LaneOptions(*chosen)
+    settings = replace(identity.settings, drop_last=drop_last and options.batch_size is not None)
+    place = WorkerPlace(data.draw(st.integers(0, world_size - 1)), world_size, 0, num_workers)
+    found = resolve_cut(Identity(identity.files, settings), Progress(0), place, options)
+    assert options.num_items(identity.files.num_rows, place, settings) == found.num_items_left(options.batch_size)

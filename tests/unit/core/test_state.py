@@ -1,0 +1,182 @@
+"""States: written, compared with a dataset, and read."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+
+from laneway.core.plan import Identity, Settings
+from laneway.core.progress import CutProgress, JobTurn, LanePosition, Progress
+from laneway.core.schema import Role, names_of
+from laneway.core.state import write_job_state, write_state
+from laneway.core.turns import WorkerPlace
+from laneway.errors import CheckpointMismatchError, StateFormatError
+from tests.laws.simulation import PLAIN, file_table, load
+
+FILES = file_table([[6], [7]])
+IDENTITY = Identity(FILES, PLAIN)
+OTHER = Settings(seed=8, shuffle=True, shard_bytes=1, shard_rows=None, window_bytes=101, remainder=None, drop_last=True)
+"""Differs from PLAIN in every field."""
+
+
+def progress_of(rows: dict[int, int], next_turn: int = 0, **changes: Any) -> Progress:
+    positions = {lane: LanePosition(count) for lane, count in rows.items()}
+    return replace(Progress(3, "keep", CutProgress(2, 2, next_turn, positions)), **changes)
+
+
+def a_state(identity: Identity = IDENTITY) -> dict[str, Any]:
+    return write_state(identity, progress_of({0: 2, 1: 2}, 2), WorkerPlace(), complete=False)
+
+
+# -- Another dataset --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Settings)])
+def test_a_state_with_another_value_of_any_setting_is_refused_with_its_name(name: str) -> None:
+    saved, present = getattr(OTHER, name), getattr(PLAIN, name)
+    assert saved != present
+    state = a_state(Identity(FILES, replace(PLAIN, **{name: saved})))
+    with pytest.raises(CheckpointMismatchError) as refused:
+        load(state, IDENTITY)
+    assert f"  {name}: saved {saved!r}, this run has {present!r}" in str(refused.value).splitlines()
+    assert f"use the same {name}, or" in str(refused.value)
+
+
+def test_a_state_of_another_order_is_refused() -> None:
+    with pytest.raises(CheckpointMismatchError, match="order_version: saved 2, this run has 1"):
+        load({**a_state(), "order_version": 2}, IDENTITY)
+
+
+def test_a_state_of_other_files_is_refused_with_what_changed() -> None:
+    state = a_state(Identity(file_table([[6], [8]]), PLAIN))
+    with pytest.raises(CheckpointMismatchError, match=r"files: part-001\.parquet had 8 rows, now 7"):
+        load(state, IDENTITY)
+    cut_otherwise = a_state(Identity(file_table([[3, 3], [7]]), PLAIN))
+    with pytest.raises(CheckpointMismatchError, match="the same files had other row groups, or other columns"):
+        load(cut_otherwise, IDENTITY)
+
+
+def test_a_file_table_is_not_compared_and_read_only_if_the_fingerprint_differs() -> None:
+    assert load({**a_state(), "files": ""}, IDENTITY) == load(a_state(), IDENTITY)
+    with pytest.raises(StateFormatError, match="truncated or damaged"):
+        load({**a_state(), "files": "", "fingerprint": "0"}, IDENTITY)
+
+
+def test_all_differences_are_named_together() -> None:
+    state = write_state(
+        Identity(file_table([[6], [8]]), OTHER),
+        progress_of({0: 2}, place=WorkerPlace(0, 2)),
+        WorkerPlace(0, 2),
+        complete=False,
+    )
+    with pytest.raises(CheckpointMismatchError) as refused:
+        load({**state, "order_version": 0}, IDENTITY, WorkerPlace(1, 2))
+    names = [line.strip().split(":")[0] for line in str(refused.value).splitlines() if ": " in line]
+    assert {"order_version", "files", *(field.name for field in fields(Settings)), "rank"} <= {*names}
+
+
+def test_every_field_that_identifies_is_written_from_the_identity() -> None:
+    assert {*names_of(Role.IDENTITY)} == IDENTITY.fields.keys() - {"files"}
+    assert IDENTITY.fields.items() <= a_state().items()
+
+
+# -- Another place ----------------------------------------------------------------------------------------------------
+
+
+def rank_state() -> dict[str, Any]:
+    place = WorkerPlace(1, 2)
+    return write_state(IDENTITY, progress_of({1: 2}, 2, place=place), place, complete=False)
+
+
+def test_a_rank_reads_its_own_state_only() -> None:
+    state = rank_state()
+    assert (state["scope"], state["lane_indices"], state["positions"]) == ("rank", [1], [2])
+    assert load(state, IDENTITY, WorkerPlace(1, 2)) == progress_of({1: 2}, 2, place=WorkerPlace(1, 2))
+    for place, problem in ((WorkerPlace(0, 2), "rank: saved 1, this is 0"), (WorkerPlace(1, 3), "world_size: saved 2")):
+        with pytest.raises(CheckpointMismatchError, match=problem) as refused:
+            load(state, IDENTITY, place)
+        assert "this checkpoint does not belong to this worker" in str(refused.value)
+        assert "merge_states()" in str(refused.value)
+
+
+def test_a_worker_reads_its_own_state_only() -> None:
+    place = WorkerPlace(0, 1, 1, 2)
+    state = write_state(IDENTITY, progress_of({1: 2}, 2, place=place), place, complete=False)
+    assert state["scope"] == "worker"
+    assert load(state, IDENTITY, place).place == place
+    assert load(state, IDENTITY).place == place, "the main process does not know yet who will read"
+    for other, problem in (
+        (WorkerPlace(0, 1, 0, 2), "worker: saved 1, this is 0"),
+        (WorkerPlace(0, 1, 1, 3), "num_workers: saved 2, this is 3"),
+    ):
+        with pytest.raises(CheckpointMismatchError, match=problem):
+            load(state, IDENTITY, other)
+
+
+def test_any_rank_of_any_job_reads_the_state_of_a_whole_job() -> None:
+    state = write_state(IDENTITY, progress_of({0: 2, 1: 2}, 2), WorkerPlace(1, 2), complete=False)
+    for place in (WorkerPlace(0, 1), WorkerPlace(4, 5)):
+        assert load(state, IDENTITY, place) == progress_of({0: 2, 1: 2}, 2)
+
+
+# -- Positions --------------------------------------------------------------------------------------------------------
+
+
+def test_an_epoch_that_was_not_cut_is_nothing_but_its_number() -> None:
+    state = write_state(IDENTITY, Progress(4), WorkerPlace(1, 2), complete=False)
+    assert (state["lanes"], state["positions"], state["lane_remainder"]) == (None, [], None)
+    assert load(state, IDENTITY, WorkerPlace(3, 5)) == Progress(4)
+
+
+def test_positions_are_written_in_the_order_of_lanes() -> None:
+    state = write_state(IDENTITY, progress_of({1: 4, 0: 2}, 3), WorkerPlace(), complete=False)
+    assert state["positions"] == [2, 4]
+
+
+def test_a_job_in_step_needs_no_positions() -> None:
+    for job, rows in (
+        (JobTurn(3, 0, is_complete=False), {0: 4, 1: 2}),
+        (JobTurn(2, 1, is_complete=False), {0: 3, 1: 3}),
+        (JobTurn(8, 0, is_complete=True), {0: 6, 1: 7}),
+    ):
+        state = write_job_state(IDENTITY, progress_of({0: 2}), WorkerPlace(0, 2), job)
+        assert (state["scope"], state["positions"]) == ("global", None)
+        assert load(state, IDENTITY) == progress_of(rows, job.next_turn)
+
+
+def test_a_lane_may_deliver_the_row_that_pads_it_and_no_more() -> None:
+    def state(*rows: int) -> dict[str, Any]:
+        progress = progress_of(dict(enumerate(rows)), 8, remainder="pad")
+        return write_state(IDENTITY, progress, WorkerPlace(), complete=True)
+
+    assert load(state(7, 7), IDENTITY).cut is not None
+    with pytest.raises(StateFormatError, match="lane 0 is at position 8, but has 6 rows"):
+        load(state(8, 7), IDENTITY)
+    with pytest.raises(StateFormatError, match="lane 1 is at position 9, but has 7 rows"):
+        load(state(7, 9), IDENTITY)
+
+
+def test_positions_of_earlier_cuts_are_checked_against_their_lanes() -> None:
+    progress = progress_of({0: 0, 1: 0}, earlier=((LanePosition(6), LanePosition(9)),))
+    with pytest.raises(StateFormatError, match="lane 1 is at position 9, but has 7 rows"):
+        load(write_state(IDENTITY, progress, WorkerPlace(), complete=True), IDENTITY)
+
+
+@pytest.mark.parametrize(("rows", "complete"), [({0: 2, 1: 2}, True), ({0: 6, 1: 7}, False)])
+def test_a_state_that_contradicts_its_positions_is_damaged(rows: dict[int, int], complete: bool) -> None:
+    state = write_state(IDENTITY, progress_of(rows, 8), WorkerPlace(), complete=complete)
+    with pytest.raises(StateFormatError, match=f"complete={complete} contradicts its positions"):
+        load(state, IDENTITY)
+
+
+def test_a_state_is_fresh_containers_each_time() -> None:
+    progress = progress_of({0: 2, 1: 2}, 2, earlier=((LanePosition(1),),))
+    one, other = (write_state(IDENTITY, progress, WorkerPlace(), complete=False) for _ in range(2))
+    one["positions"].append(5)
+    one["earlier_cuts"][0]["positions"].append(5)
+    one["seed"] = 0
+    assert other["positions"] == [2, 2]
+    assert other["earlier_cuts"] == [{"positions": [1], "offsets": None}]
+    assert IDENTITY.fields["seed"] == 7

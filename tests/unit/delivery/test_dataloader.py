@@ -1,0 +1,172 @@
+"""The batches of a rank, tagged by its workers and counted in the main process."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from laneway import StatefulShardedDataset
+from laneway.core.progress import CutProgress, LanePosition, Progress
+from laneway.core.turns import WorkerPlace
+from laneway.delivery.dataloader import BatchSource, DataLoaderPass
+from laneway.errors import LanewayError
+from tests.corpora import write_corpus
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write 48 rows."""
+    path = tmp_path_factory.mktemp("corpus")
+    write_corpus(path)
+    return path
+
+
+def source_of(corpus: Path, *, options: dict[str, Any] | None = None, **arguments: Any) -> BatchSource:
+    dataset = StatefulShardedDataset(
+        corpus, **{"batch_size": 5, "output": "python", "transform": ids_with_reader, **arguments}
+    )
+    return BatchSource(dataset.definition, {"num_workers": 0, **(options or {})})
+
+
+def ids_with_reader(item: Any) -> tuple[Any, int]:
+    """Return the row ids of a batch or row, and the process that read it."""
+    return item["id"], os.getpid()
+
+
+def begin(source: BatchSource, progress: Progress) -> DataLoaderPass:
+    return DataLoaderPass(source, source.resolve(progress))
+
+
+def rest(running: DataLoaderPass) -> list[Any]:
+    """Return the row ids of the items that a pass still delivers."""
+    found = []
+    while (item := next(running, None)) is not None:
+        found.append(item[0])
+    return found
+
+
+def positions(running: DataLoaderPass) -> list[int]:
+    cut = running.progress().cut
+    assert cut is not None
+    return cut.rows().tolist()  # type: ignore[no-any-return]  # numpy's stubs
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_progress_is_what_was_delivered_however_far_workers_have_read_ahead(corpus: Path, num_workers: int) -> None:
+    source = source_of(corpus, lanes=2, options={"num_workers": num_workers})
+    running = begin(source, Progress(3))
+    assert (running.epoch, positions(running)) == (3, [0, 0])
+    found = []
+    for expected in ([5, 0], [5, 5], [10, 5]):
+        found.append(next(running)[0])
+        assert positions(running) == expected
+        assert not running.is_complete
+    assert found == [[0, 1, 2, 3, 4], [24, 25, 26, 27, 28], [5, 6, 7, 8, 9]]
+    found += rest(running)
+    assert running.is_complete
+    assert sorted(row for batch in found for row in batch) == list(range(48))
+    assert next(running, None) is None
+
+
+def test_empty_turns_keep_the_order_whatever_the_number_of_workers(corpus: Path) -> None:
+    # Of five lanes of 9 or 10 rows in turns of three, some have a fourth turn and others do not.
+    orders = [
+        rest(begin(source_of(corpus, batch_size=3, lanes=10, options=options), Progress(0)))
+        for options in ({}, {"num_workers": 2})
+    ]
+    assert orders[0] == orders[1]
+    assert {len(batch) for batch in orders[0]} == {1, 2, 3}
+
+
+def test_rows_travel_by_turns_and_count_one_by_one(corpus: Path) -> None:
+    source = source_of(corpus, batch_size=None, turn_rows=4, lanes=2, options={"num_workers": 2})
+    assert source.yields_rows
+    assert source.definition.options.turn_rows == 4
+    running = begin(source, Progress(0))
+    assert [next(running)[0] for _ in range(5)] == [0, 1, 2, 3, 24]
+    assert positions(running) == [4, 1]
+    assert [row[0] for row in running.rows[::-1]] == [25, 26, 27]
+    running.rows.pop()
+    assert positions(running) == [4, 2]
+    assert sorted([0, 1, 2, 3, 24, 25, *rest(running)]) == list(range(48))
+    assert running.is_complete
+
+
+def test_rows_of_a_user_who_has_not_chosen_travel_by_many(corpus: Path) -> None:
+    source = source_of(corpus, batch_size=None)
+    assert source.definition.options.turn_rows == 256
+    assert not source_of(corpus).yields_rows
+
+
+def test_a_complete_epoch_starts_no_worker(corpus: Path) -> None:
+    def fail(_: int) -> None:
+        raise AssertionError
+
+    options = {"num_workers": 1, "worker_init_fn": fail}
+    done = Progress(0, cut=CutProgress(1, 5, 10, {0: LanePosition(48)}))
+    running = begin(source_of(corpus, options=options), done)
+    assert running.is_complete
+    for _ in range(2):
+        with pytest.raises(StopIteration):
+            next(running)
+    assert running.progress() == done
+
+
+def test_fresh_epochs_reach_persistent_workers_and_a_resume_starts_new_ones(corpus: Path) -> None:
+    options = {"num_workers": 1, "persistent_workers": True}
+    source, plain = source_of(corpus, shuffle=True, options=options), source_of(corpus, shuffle=True)
+    readers, orders = [], []
+    middle = Progress(2, cut=CutProgress(1, 5, 4, {0: LanePosition(20)}))
+    for progress in (Progress(0), Progress(1), middle, Progress(3)):
+        running = begin(source, progress)
+        batch, reader = next(running)
+        readers.append(reader)
+        orders.append([batch, *rest(running)])
+        assert orders[-1] == rest(begin(plain, progress))
+    assert readers[0] == readers[1]
+    assert readers[1] != readers[2]
+    assert os.getpid() not in readers
+    assert orders[0] != orders[1]
+    assert len(orders[2]) == 6
+
+
+def test_the_main_process_reads_on_its_own_without_workers(corpus: Path) -> None:
+    assert next(begin(source_of(corpus), Progress(0)))[1] == os.getpid()
+
+
+def test_after_an_error_the_same_batch_is_tried_again(corpus: Path) -> None:
+    fails = [False, True]
+
+    def fail_once(batch: Any) -> Any:
+        if fails and fails.pop(0):
+            raise KeyError
+        return ids_with_reader(batch)
+
+    running = begin(source_of(corpus, transform=fail_once, lanes=2), Progress(0))
+    next(running)
+    with pytest.raises(KeyError):
+        next(running)
+    assert positions(running) == [5, 0]
+    assert next(running)[0] == [24, 25, 26, 27, 28]
+    assert len(rest(running)) == 8
+
+
+def test_workers_that_end_before_the_epoch_does_are_an_error(corpus: Path) -> None:
+    running = begin(source_of(corpus), Progress(0))
+    next(running)
+    running._batches = iter(())
+    with pytest.raises(LanewayError, match="the workers ended before all rows of the epoch were delivered"):
+        next(running)
+
+
+def test_a_source_knows_its_place_and_whether_batches_come_in_order(corpus: Path) -> None:
+    places = [source_of(corpus, rank=1, world_size=2, options={"num_workers": n}).place for n in (0, 1, 3)]
+    assert places == [WorkerPlace(1, 2, 0, 1), WorkerPlace(1, 2, 0, 1), WorkerPlace(1, 2, 0, 3)]
+    assert source_of(corpus, options={"num_workers": 2}).in_order
+    assert source_of(corpus, options={"num_workers": 1, "in_order": False}).in_order
+    assert not source_of(corpus, options={"num_workers": 2, "in_order": False}).in_order

@@ -1,0 +1,72 @@
+"""The definition of a dataset: what a worker needs, as one value."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from laneway import StatefulShardedDataset
+from laneway.core.progress import Progress
+from laneway.core.turns import WorkerPlace
+from laneway.delivery.definition import compose
+from laneway.delivery.stream import BatchStream, RowStream
+from tests.corpora import write_corpus
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from laneway.delivery.definition import Definition
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write 48 rows."""
+    path = tmp_path_factory.mktemp("corpus")
+    write_corpus(path)
+    return path
+
+
+def stream_of(definition: Definition) -> BatchStream | RowStream:
+    return definition.open(definition.resolve(Progress(0), definition.place))
+
+
+def test_functions_are_called_one_after_the_other_and_can_be_sent_to_a_worker() -> None:
+    assert compose(None, str) is str
+    both = compose(abs, str)
+    assert both(-3) == "3"
+    assert pickle.loads(pickle.dumps(compose(both, len)))(-30) == 2
+
+
+def test_a_definition_is_opened_as_batches_or_rows(corpus: Path) -> None:
+    rows = StatefulShardedDataset(corpus).definition
+    batches = StatefulShardedDataset(corpus, batch_size=4, output="python").definition
+    collated = replace(rows, options=replace(rows.options, batch_size=4), collate_fn=len)
+    turns = replace(rows, options=replace(rows.options, turn_rows=3), collate_fn=len)
+    assert [type(stream_of(each)) for each in (rows, batches, collated, turns)] == [
+        RowStream,
+        BatchStream,
+        BatchStream,
+        BatchStream,
+    ]
+    assert next(stream_of(rows))["id"] == 0
+    assert next(stream_of(batches))["id"] == [0, 1, 2, 3]
+    assert [next(stream_of(collated)), next(stream_of(turns))] == [4, 3]
+
+
+def test_a_definition_says_how_many_items_a_rank_delivers_of_which_columns(corpus: Path) -> None:
+    definition = StatefulShardedDataset(corpus, columns=["x", "id"], batch_size=5, rank=0, world_size=2).definition
+    assert definition.schema.names == ["x", "id"]
+    # Four lanes of 12 rows: two of them are this rank's.
+    assert definition.num_items(WorkerPlace(0, 2, 0, 2)) == 6
+    assert definition.num_items(WorkerPlace(0, 2)) == 5
+
+
+def test_a_definition_that_was_sent_to_a_worker_delivers_the_same(corpus: Path) -> None:
+    definition = StatefulShardedDataset(corpus, shuffle=True, batch_size=6, output="python", transform=len).definition
+    sent = pickle.loads(pickle.dumps(definition))
+    assert sent.transform is len
+    plain, again = replace(definition, transform=None), replace(sent, transform=None)
+    assert [batch["id"] for batch in stream_of(again)] == [batch["id"] for batch in stream_of(plain)]
