@@ -82,7 +82,7 @@ class StatefulShardedDataset(IterableDataset[Any]):
             ranks deliver the same number of batches; "keep" does neither. None: "keep" on one rank, else "pad".
         batch_size: Rows of a batch; None: single rows. The last batch of a lane may be shorter.
         drop_last: Whether to drop such a shorter batch.
-        output: Type of delivered columns: "python", "numpy", "torch" or "arrow". None: "torch" for batches, "python" for
+        output: Type of the columns: "python", "numpy", "torch" or "arrow". None: "torch" for batches, "python" for
             rows. docs/how-to/convert-columns.md lists every type. (DataLoader itself converts arrays to tensors;
             `collate_fn=lambda batch: batch` prevents that.)
         transform: Called in the worker on each row, or each batch, before it is delivered.
@@ -297,7 +297,7 @@ class StatefulShardedDataset(IterableDataset[Any]):
         warning = self.definition.options.warning_for(place)
         if warning:
             warnings.warn(warning, stacklevel=2)
-        progress, generation = self.schedule.start()
+        progress, generation = self.schedule.next_start()
         stream = self.definition.open(self.definition.resolve(progress, place))
         self.schedule.begin(stream, place, generation)
         return stream

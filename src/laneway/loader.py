@@ -16,7 +16,7 @@ from laneway.core.state import read_progress, write_job_state, write_state
 from laneway.core.turns import WorkerPlace
 from laneway.dataset import StatefulShardedDataset
 from laneway.delivery.dataloader import BatchSource
-from laneway.delivery.loader_options import LoaderOptions, check_has_no_state, options_of
+from laneway.delivery.loader_arguments import LoaderArguments, arguments_of, check_has_no_state
 from laneway.delivery.runner import LoaderIterator, PassRunner
 from laneway.distributed import Ranks, rank_in_group
 from laneway.errors import CheckpointMismatchError
@@ -105,14 +105,14 @@ class SavableLoader:
             "timeout": timeout,
             "worker_init_fn": worker_init_fn,
         }
-        wanted = LoaderOptions(options, batch_size, collate_fn)
-        wanted.check()
+        arguments = LoaderArguments(options, batch_size, collate_fn)
+        arguments.check()
         source: object = dataset
         self._user_loader = dataset if isinstance(dataset, DataLoader) else None
         if isinstance(dataset, DataLoader):
-            wanted.check_unset()
+            arguments.check_unset()
             check_has_no_state(dataset)
-            wanted, source = options_of(dataset), dataset.dataset
+            arguments, source = arguments_of(dataset), dataset.dataset
         if not isinstance(source, StatefulShardedDataset):
             message = f"dataset must be a StatefulShardedDataset, or a DataLoader over one, not {dataset!r}"
             raise TypeError(message)
@@ -121,7 +121,7 @@ class SavableLoader:
         self._dataset = source
         self._process_group = process_group
         self._ranks: Ranks | None = None
-        batches = BatchSource(wanted.applied_to(source.definition), wanted.options)
+        batches = BatchSource(arguments.applied_to(source.definition), arguments.keywords)
         self._runner = PassRunner(batches, source.schedule, shows_progress=progress)
         self._schedule = source.schedule
         self._place = batches.place
@@ -259,7 +259,7 @@ class SavableLoader:
         """
         saved = parse_state(state)
         fields, place = saved.fields, self._place
-        is_shared = place.world_size > 1 and fields["lanes"] is not None and not fields["complete"]
+        is_shared = place.world_size > 1 and fields["lanes"] is not None and not saved.is_complete
         if saved.is_global and (saved.place.world_size != place.world_size or is_shared):
             message = (
                 f"this is the state of a whole job of {saved.place.world_size} rank(s), not of rank {place.rank} of "
@@ -396,6 +396,5 @@ def _of_rank(dataset: StatefulShardedDataset, rank: int, world_size: int) -> Sta
         )
         raise ValueError(message)
     sharded = dataset.shard(world_size, rank)
-    if schedule.next_progress.epoch:
-        sharded.set_epoch(schedule.next_progress.epoch)
+    sharded.schedule.set_next(schedule.next_progress)
     return sharded

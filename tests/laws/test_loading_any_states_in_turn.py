@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from hypothesis import given
 from hypothesis import strategies as st
 
-from laneway.core.assignment import assign_to_one
+from laneway.core.assignment import assign_whole_job
 from laneway.core.options import LaneOptions
 from laneway.core.plan import Identity
 from laneway.core.progress import Progress
@@ -78,7 +78,7 @@ def test_a_state_is_resumed_the_same_whichever_was_loaded_before(
     resumed, expected = (load(state, each) for each in (used, fresh))
     assert resumed == expected
     if expected.cut is not None:
-        plans = [assign_to_one(each, expected).plan for each in (used, fresh)]
+        plans = [assign_whole_job(each, expected).plan for each in (used, fresh)]
         assert plans[0].lanes.rows.tolist() == plans[1].lanes.rows.tolist()
         rows = expected.cut.rows()
         completed = [plan.completed_shards(rows).tolist() for plan in plans]

@@ -78,16 +78,16 @@ class Assignment:
         turns = turns_taken(next_turn, np.arange(cut.num_lanes), cut.num_lanes)
         return np.minimum(turns * cut.turn_rows, self.ends)
 
-    def is_in_step(self, *, num_ranks_in_part: int) -> bool:
+    def is_in_lockstep(self, *, num_ranks_mid_turn: int) -> bool:
         """Return whether all lanes are at the positions that follow from the job's next turn.
 
         Args:
-            num_ranks_in_part: Number of ranks that may each have taken the same part of their next turn, which happens
+            num_ranks_mid_turn: Number of ranks that may each have taken the same part of their next turn, which happens
                 if rows are delivered one by one.
         """
         cut, rows = self.cut, self.cut.rows()
         ahead = rows - self.rows_at(cut.next_turn)
-        taking = (cut.next_turn + np.arange(num_ranks_in_part)) % cut.num_lanes
+        taking = (cut.next_turn + np.arange(num_ranks_mid_turn)) % cut.num_lanes
         part = rows[taking] % cut.turn_rows
         if np.all(ahead[taking] == part) and np.all(part == part[:1]):
             ahead[taking] = 0
@@ -106,7 +106,7 @@ class Assignment:
         return int(turns_left.reshape(-1, self.turns_per_batch).max(axis=1).sum())
 
 
-def assign_to_one(identity: Identity, progress: Progress) -> Assignment:
+def assign_whole_job(identity: Identity, progress: Progress) -> Assignment:
     """Return the assignment of a single worker that reads all lanes of the current cut."""
     return Assignment(identity.plan(progress), progress)
 
@@ -131,7 +131,7 @@ def resolve_cut(identity: Identity, progress: Progress, place: WorkerPlace, opti
     remainder = identity.settings.remainder_for(place.world_size)
     if progress.cut is None:
         progress = replace(progress, cut=options.fresh_cut(place), remainder=remainder)
-    found = assign_to_one(identity, progress)
+    found = assign_whole_job(identity, progress)
     turns_per_batch = options.turns_per_batch(found.cut.turn_rows)
     if progress.place is not None:
         _check_is_own(progress, progress.place, place, turns_per_batch)
@@ -142,7 +142,7 @@ def resolve_cut(identity: Identity, progress: Progress, place: WorkerPlace, opti
         if not _can_be_shared(found, place, turns_per_batch, options):
             earlier = (*progress.earlier, found.cut.all_positions())
             progress = replace(progress, cut=options.fresh_cut(place), earlier=earlier)
-            found = assign_to_one(identity, replace(progress, remainder=remainder))
+            found = assign_whole_job(identity, replace(progress, remainder=remainder))
             turns_per_batch = options.turns_per_batch(found.cut.turn_rows)
         if found.is_complete:
             return found
@@ -157,7 +157,7 @@ def _can_be_shared(found: Assignment, place: WorkerPlace, turns_per_batch: int |
         turns_per_batch is not None
         and has_one_owner_per_lane(found.cut.num_lanes, place, turns_per_batch)
         and found.cut.next_turn % (place.world_size * turns_per_batch) == 0
-        and found.is_in_step(num_ranks_in_part=options.num_ranks_in_part(place))
+        and found.is_in_lockstep(num_ranks_mid_turn=options.num_ranks_mid_turn(place))
     )
 
 

@@ -53,7 +53,7 @@ class LaneOptions:
         """
         return fresh_cut(self.num_lanes(place), self.default_turn_rows)
 
-    def num_ranks_in_part(self, place: WorkerPlace) -> int:
+    def num_ranks_mid_turn(self, place: WorkerPlace) -> int:
         """Return the number of ranks that can resume within a turn and still deliver the same number of rows."""
         return place.world_size if self.batch_size is None or place.world_size == 1 else 0
 

@@ -25,7 +25,8 @@ class Settings:
     """The arguments that, with the files, determine the order of the rows.
 
     States hold each field under its name: it is compared when a state is loaded, must be equal in all states that are
-    merged, and is named in mismatches. A field that is added later needs a default, the value for older states.
+    merged, and is named in mismatches. A field that is added after a release needs a default,
+    the value for older states, and a new FORMAT_VERSION, so that older releases refuse the new states.
     """
 
     seed: int
@@ -94,11 +95,12 @@ class Identity:
         """
         counts = (*map(len, progress.earlier), present_cut(progress).num_lanes)
         key = (progress.epoch, counts, progress.earlier)
-        if key not in self._last_plan:
+        plan = self._last_plan.get(key)
+        if plan is None:
             plan = self._replay(progress.epoch, counts, progress.earlier)
             self._last_plan.clear()
             self._last_plan[key] = plan
-        return self._last_plan[key]
+        return plan
 
     def _replay(self, epoch: int, lane_counts: tuple[int, ...], earlier: tuple[LanePositions, ...]) -> Plan:
         windows, lanes = cut_epoch(

@@ -40,6 +40,7 @@ class Role(Enum):
     IDENTITY = "identifies the dataset and its order: compared on load, and equal in all states that are merged"
     JOB = "describes the whole job: equal in all states that are merged"
     OWN = "describes the rank or worker that saved it"
+    DETAIL = "only names the differences in a mismatch: neither compared nor merged"
 
 
 REQUIRED: Any = object()
@@ -85,7 +86,7 @@ def setting_fields(settings: type) -> tuple[StateField, ...]:
 FIELDS: tuple[StateField, ...] = (
     StateField("order_version", (int,), Role.IDENTITY),
     StateField("fingerprint", (str,), Role.IDENTITY),
-    StateField("files", (str,), Role.OWN),
+    StateField("files", (str,), Role.DETAIL),
     *setting_fields(Settings),
     StateField("scope", (str,), Role.OWN),
     StateField("rank", (int,), Role.OWN),
@@ -125,6 +126,16 @@ class SavedState:
     def is_global(self) -> bool:
         """Whether the state is that of the whole job."""
         return bool(self.fields["scope"] == "global")
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether everything that its rank or worker delivers of the epoch has been delivered."""
+        return bool(self.fields["complete"])
+
+    @property
+    def has_offsets(self) -> bool:
+        """Whether a lane stopped within a row that becomes several items."""
+        return any([self.fields["offsets"], *(offsets for _, offsets in self.fields["earlier_cuts"])])
 
     @property
     def place(self) -> WorkerPlace:
@@ -248,9 +259,9 @@ def _check_lanes(state: SavedState) -> None:
     require(remainder in _REMAINDERS, f"lane_remainder is {remainder!r}")
     scope = scope_of(None if known is None else state.place)
     require(fields["scope"] == scope, f"scope is {fields['scope']!r} with lane_indices {known!r}")
-    part_rows, is_in_step = fields["part_rows"], is_whole and fields["positions"] is None
-    require(0 <= part_rows < (fields["turn_rows"] if is_in_step else 1), f"part_rows is {part_rows}")
-    if is_in_step:
+    part_rows, in_lockstep = fields["part_rows"], is_whole and fields["positions"] is None
+    require(0 <= part_rows < (fields["turn_rows"] if in_lockstep else 1), f"part_rows is {part_rows}")
+    if in_lockstep:
         require(fields["offsets"] is None, "it has offsets, but no positions")
     else:
         _check_positions(fields, list(range(num_lanes)) if is_whole else known, num_lanes)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from laneway.core.assignment import assign_to_one
+from laneway.core.assignment import assign_whole_job
 from laneway.core.differences import file_differences, identity_differences, mismatch_message, place_differences
 from laneway.core.progress import CutProgress, LanePosition, Progress
 from laneway.core.schema import (
@@ -120,6 +120,12 @@ def read_progress(saved: SavedState, identity: Identity, place: WorkerPlace, *, 
     place_lines = place_differences(saved.place, place)
     if lines or place_lines:
         raise CheckpointMismatchError(mismatch_message(lines, place_lines, is_of_rank=fields["scope"] == "rank"))
+    if saved.has_offsets:
+        message = (
+            "this checkpoint belongs to a dataset with a stage that turns rows into several items, and stopped "
+            "mid-row; this dataset has no such stage: resume with the dataset that saved it"
+        )
+        raise CheckpointMismatchError(message)
     if fields["lanes"] is None:
         return Progress(fields["epoch"])
     return _locate(saved, identity)
@@ -132,8 +138,8 @@ def _locate(saved: SavedState, identity: Identity) -> Progress:
     """Return the progress of a state that has lanes, after checking its positions against them."""
     fields = saved.fields
     lanes = range(fields["lanes"]) if saved.is_global else fields["lane_indices"]
-    is_in_step = fields["positions"] is None
-    positions = {} if is_in_step else dict(zip(lanes, positions_of(fields), strict=True))
+    is_in_lockstep = fields["positions"] is None
+    positions = {} if is_in_lockstep else dict(zip(lanes, positions_of(fields), strict=True))
     cut = CutProgress(fields["lanes"], fields["turn_rows"], fields["next_turn"], positions)
     progress = Progress(
         epoch=fields["epoch"],
@@ -142,8 +148,8 @@ def _locate(saved: SavedState, identity: Identity) -> Progress:
         earlier=tuple(tuple(decode_positions(*each)) for each in fields["earlier_cuts"]),
         place=None if saved.is_global else saved.place,
     )
-    found = assign_to_one(identity, progress)
-    if is_in_step:
+    found = assign_whole_job(identity, progress)
+    if is_in_lockstep:
         rows = found.rows_at(cut.next_turn)
         if fields["part_rows"]:
             rows[(cut.next_turn + np.arange(fields["world_size"])) % cut.num_lanes] += fields["part_rows"]

@@ -115,7 +115,7 @@ class EpochClock:
         return self._setting.times % ((1 << _GENERATION_BITS) - 1) + 1
 
     @property
-    def set_epoch(self) -> int:
+    def setting_epoch(self) -> int:
         """The epoch that the clock was set to."""
         return self._setting.epoch
 
@@ -133,7 +133,7 @@ class EpochClock:
         """Number of workers that began the last pass, 0 if the main process reads its own data."""
         return int(self._cells[_ACTIVE])
 
-    def hold(self, num_workers: int) -> None:
+    def set_num_active_workers(self, num_workers: int) -> None:
         """Record the number of workers that hold the progress, 0 for the main process."""
         self._own()
         self._cells[_ACTIVE] = num_workers
@@ -153,14 +153,14 @@ class EpochClock:
         if is_first:
             self._cells[_FIRST + worker] = bits
 
-    def is_fresh(self, generation: int, pass_number: int | None = None) -> bool:
+    def is_untouched(self, generation: int, pass_number: int | None = None) -> bool:
         """Return whether `generation` is still current, and no pass other than `pass_number` has begun in it."""
         is_of_others = any(mark.generation == generation and mark.pass_number != pass_number for mark in self._marks())
         return generation == self.generation and not is_of_others
 
     def asked_epoch(self, pass_number: int | None = None) -> int | None:
         """Return the epoch that the user chose, if any, unless a pass other than `pass_number` has begun since."""
-        return self._setting.epoch if self._setting.asked and self.is_fresh(self.generation, pass_number) else None
+        return self._setting.epoch if self._setting.asked and self.is_untouched(self.generation, pass_number) else None
 
     def next(self, pass_number: int | None = None) -> tuple[int, int]:
         """Return generation and epoch of a pass that begins now.

@@ -69,11 +69,7 @@ class _WorkerDataset(IterableDataset["TaggedBatch"]):
         progress = self._progress if fresh_epoch < 0 else Progress(fresh_epoch)
         rank = self._definition.place
         place = worker_place(rank) or rank
-        stream = self._definition.open(self._definition.resolve(progress, place))
-        if not isinstance(stream, BatchStream):
-            message = "a definition without batches has no collate_fn"
-            raise TypeError(message)
-        return _TaggedBatches(stream)
+        return _TaggedBatches(self._definition.open_batches(self._definition.resolve(progress, place)))
 
 
 def _identity(batch: Any) -> Any:  # noqa: ANN401 - a batch may be anything
@@ -83,12 +79,12 @@ def _identity(batch: Any) -> Any:  # noqa: ANN401 - a batch may be anything
 class BatchSource:
     """Reads the batches of one rank with the workers of a plain DataLoader."""
 
-    def __init__(self, definition: Definition, options: Mapping[str, Any]) -> None:
+    def __init__(self, definition: Definition, keywords: Mapping[str, Any]) -> None:
         """Prepare to read.
 
         Args:
             definition: The dataset to read; if it has no batches, each turn of rows is sent as a batch.
-            options: Further arguments of DataLoader.
+            keywords: Further arguments of DataLoader.
         """
         self.yields_rows = definition.options.batch_size is None
         """Whether items are single rows."""
@@ -99,16 +95,16 @@ class BatchSource:
             )
         self.definition = definition
         """The definition that the workers read."""
-        self.place = replace(definition.place, num_workers=max(1, options["num_workers"]))
+        self.place = replace(definition.place, num_workers=max(1, keywords["num_workers"]))
         """Any worker of the rank."""
-        self.in_order = self.place.num_workers == 1 or bool(options.get("in_order", True))
+        self.in_order = self.place.num_workers == 1 or bool(keywords.get("in_order", True))
         """Whether batches arrive in order."""
         self._dataset = _WorkerDataset(definition)
-        self._options = options
+        self._keywords = keywords
         self._loader = self._make_loader()
 
     def _make_loader(self) -> DataLoader[TaggedBatch]:
-        return DataLoader(self._dataset, batch_size=None, collate_fn=_identity, **self._options)
+        return DataLoader(self._dataset, batch_size=None, collate_fn=_identity, **self._keywords)
 
     def resolve(self, progress: Progress) -> Assignment:
         """Return the assignment of this rank."""
@@ -126,7 +122,7 @@ class BatchSource:
             self.discard_workers()
         self._dataset.begin(assignment.progress, is_fresh=is_fresh)
         # Without workers, a DataLoader would add nothing but its own overhead.
-        is_direct = not self._options["num_workers"] and not self._options.get("pin_memory")
+        is_direct = not self._keywords["num_workers"] and not self._keywords.get("pin_memory")
         return iter(self._dataset if is_direct else self._loader)
 
 

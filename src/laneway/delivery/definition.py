@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from laneway.core.plan import Identity
     from laneway.core.progress import Progress
     from laneway.core.turns import WorkerPlace
+    from laneway.delivery.stream import Stream
     from laneway.storage.filesystem import Storage
 
 
@@ -93,9 +94,16 @@ class Definition:
         """Return the assignment of the worker at `place`; see `laneway.core.assignment.resolve_cut`."""
         return resolve_cut(self.identity, progress, place, self.options)
 
-    def open(self, assignment: Assignment) -> BatchStream | RowStream:
-        """Open the stream of batches, or of rows, that a worker delivers in an epoch."""
+    def open(self, assignment: Assignment) -> Stream:
+        """Return what a worker delivers of an epoch: batches, or single rows if there is no batch size."""
+        if self.options.batch_size is not None:
+            return self.open_batches(assignment)
+        return RowStream(Cursor(assignment), self._items(assignment))
+
+    def open_batches(self, assignment: Assignment) -> BatchStream:
+        """Return the batches that a worker delivers of an epoch; if there is no batch size, the rows of each turn."""
+        return BatchStream(Cursor(assignment), self._items(assignment))
+
+    def _items(self, assignment: Assignment) -> ItemMaker:
         lanes = LaneReader(assignment.plan, self._reader(), self.converter.vectorized, self.prefetch_windows)
-        items = ItemMaker(lanes, self.converter, self.transform, self.collate_fn)
-        is_by_row = self.options.batch_size is None and self.collate_fn is None
-        return (RowStream if is_by_row else BatchStream)(Cursor(assignment), items)
+        return ItemMaker(lanes, self.converter, self.transform, self.collate_fn)

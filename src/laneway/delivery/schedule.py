@@ -10,7 +10,7 @@ import copy
 import os
 import warnings
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from laneway.arguments import plain_int
 from laneway.core.progress import Progress
@@ -21,24 +21,7 @@ from laneway.errors import StateFormatError
 if TYPE_CHECKING:
     from laneway.core.schema import SavedState
     from laneway.core.turns import WorkerPlace
-
-
-class Pass(Protocol):
-    """A pass of a worker, or of a whole rank, over an epoch."""
-
-    @property
-    def epoch(self) -> int:
-        """The epoch that is delivered."""
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether the worker or rank has delivered all its rows of the epoch."""
-
-    def progress(self) -> Progress:
-        """Return the progress of the worker or rank."""
-
-    def __next__(self) -> Any:  # noqa: ANN401 - items may be of any type
-        """Return the next item, and count it as delivered. After an error, the next call retries the same item."""
+    from laneway.delivery.passes import Pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +88,7 @@ class EpochSchedule:
             return asked
         if self.current is not None:
             return self.current.epoch
-        return self._clock.set_epoch if last is None else last
+        return self._clock.setting_epoch if last is None else last
 
     @property
     def pending(self) -> Restored | None:
@@ -114,14 +97,14 @@ class EpochSchedule:
         if restored is None or (is_in_worker() and restored.pid == os.getpid()):
             # A loader has its workers load their states right before the pass that uses them.
             return restored
-        return restored if self._clock.is_fresh(restored.generation, loader_number()) else None
+        return restored if self._clock.is_untouched(restored.generation, loader_number()) else None
 
     @property
     def next_progress(self) -> Progress:
         """The progress from which the next pass starts."""
-        return self.start()[0]
+        return self.next_start()[0]
 
-    def start(self) -> tuple[Progress, int]:
+    def next_start(self) -> tuple[Progress, int]:
         """Return the progress from which a pass that begins now starts, and the generation of the clock for it."""
         restored = self.pending
         if restored is not None:
@@ -160,7 +143,7 @@ class EpochSchedule:
             raise StateFormatError(message)
         asked = self._clock.asked_epoch(loader_number())
         # After a complete epoch, a training loop sets the next one.
-        if asked not in {None, progress.epoch, progress.epoch + 1 if saved.fields["complete"] else None}:
+        if asked not in {None, progress.epoch, progress.epoch + 1 if saved.is_complete else None}:
             message = (
                 f"set_epoch({asked}) was called, but the loaded state is of epoch {progress.epoch}, which the next "
                 f"pass resumes; start the loop over epochs at {progress.epoch}"
@@ -168,7 +151,7 @@ class EpochSchedule:
             warnings.warn(message, stacklevel=3)
         self.version += 1
         if not is_in_worker():
-            self._clock.hold(0)
+            self._clock.set_num_active_workers(0)
             self._clock.set(progress.epoch, asked=False)
         self._begun = None
         saved = replace(saved, original=copy.deepcopy(saved.original))
@@ -193,9 +176,9 @@ class EpochSchedule:
         return self._begun.place if self._begun else None
 
     def begin(self, begun: Pass, place: WorkerPlace, generation: int) -> None:
-        """Record that a pass has begun in this process, in the generation that `start` returned."""
+        """Record that a pass has begun in this process, in the generation that `next_start` returned."""
         self.version += 1
-        self._clock.hold(place.num_workers if is_in_worker() else 0)
+        self._clock.set_num_active_workers(place.num_workers if is_in_worker() else 0)
         if is_in_worker():
             is_first = self._begun is None or self._begun.pid != os.getpid()
             self._clock.begin(place.worker, generation, loader_number() or 0, begun.epoch, is_first=is_first)
@@ -214,5 +197,5 @@ class EpochSchedule:
         self.version += 1
         self._clock.set(epoch, asked=False)
         self._clock.begin(0, self._clock.generation, 0, epoch)
-        self._clock.hold(num_workers)
+        self._clock.set_num_active_workers(num_workers)
         self._restored = self._begun = None

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from laneway.core.assignment import Assignment, assign_to_one, resolve_cut
+from laneway.core.assignment import Assignment, assign_whole_job, resolve_cut
 from laneway.core.cursor import Cursor
 from laneway.core.options import LaneOptions
 from laneway.core.plan import Identity, Settings
@@ -88,7 +88,7 @@ def test_workers_that_can_not_share_the_lanes_cut_the_rest_again(
     progress: Progress, place: WorkerPlace, batch_size: int
 ) -> None:
     found = resolve_cut(identity_of(48), progress, place, LaneOptions(None, None, batch_size))
-    before = assign_to_one(identity_of(48), progress).cut
+    before = assign_whole_job(identity_of(48), progress).cut
     assert found.progress.earlier == (before.all_positions(),)
     assert found.cut == fresh_cut(place.world_size, batch_size)
     assert found.plan.lanes.num_rows == 48 - before.rows().sum()
@@ -113,7 +113,7 @@ def test_an_epoch_that_is_complete_is_not_cut_again() -> None:
 def test_an_epoch_with_nothing_but_padding_left_is_complete_when_it_is_cut_again() -> None:
     progress = replace(progress_of({0: 4, 1: 5}, 2, 5, 2), remainder="pad")
     identity, options = identity_of(9, BY_WORLD), LaneOptions(None, None, 5)
-    assert not assign_to_one(identity, progress).is_complete
+    assert not assign_whole_job(identity, progress).is_complete
     found = resolve_cut(identity, progress, WorkerPlace(2, 3), options)
     assert found.is_complete
     assert found.progress.earlier == ((LanePosition(4), LanePosition(5)),)
@@ -169,22 +169,22 @@ def test_a_rank_that_has_reached_its_end_still_belongs_to_that_rank_only() -> No
 
 
 def test_the_turns_before_one_end_with_their_lanes() -> None:
-    found = assign_to_one(identity_of(9), step(2, 2, 0))
+    found = assign_whole_job(identity_of(9), step(2, 2, 0))
     assert [found.rows_at(turn).tolist() for turn in (0, 1, 3, 5, 6)] == [[0, 0], [2, 0], [4, 2], [4, 4], [4, 5]]
 
 
 def test_ranks_that_take_rows_may_all_be_in_the_same_part_of_their_turns() -> None:
-    def is_in_step(num_ranks: int, *rows: int) -> bool:
-        found = assign_to_one(identity_of(48), progress_of(dict(enumerate(rows)), 4, 4, 4))
-        return found.is_in_step(num_ranks_in_part=num_ranks)
+    def is_in_lockstep(num_ranks: int, *rows: int) -> bool:
+        found = assign_whole_job(identity_of(48), progress_of(dict(enumerate(rows)), 4, 4, 4))
+        return found.is_in_lockstep(num_ranks_mid_turn=num_ranks)
 
-    assert is_in_step(0, 4, 4, 4, 4)
-    assert is_in_step(2, 7, 7, 4, 4)
-    assert not is_in_step(0, 7, 7, 4, 4), "batches are never taken in part"
-    assert not is_in_step(1, 7, 7, 4, 4)
-    assert not is_in_step(2, 7, 6, 4, 4)
-    assert not is_in_step(2, 4, 4, 7, 7)
-    assert not is_in_step(2, 8, 8, 4, 4), "a whole turn is no part of one"
+    assert is_in_lockstep(0, 4, 4, 4, 4)
+    assert is_in_lockstep(2, 7, 7, 4, 4)
+    assert not is_in_lockstep(0, 7, 7, 4, 4), "batches are never taken in part"
+    assert not is_in_lockstep(1, 7, 7, 4, 4)
+    assert not is_in_lockstep(2, 7, 6, 4, 4)
+    assert not is_in_lockstep(2, 4, 4, 7, 7)
+    assert not is_in_lockstep(2, 8, 8, 4, 4), "a whole turn is no part of one"
 
 
 # -- What is left -----------------------------------------------------------------------------------------------------

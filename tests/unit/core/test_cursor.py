@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from laneway.core.assignment import assign_to_one
+from laneway.core.assignment import assign_whole_job
 from laneway.core.cursor import BatchRanges, Cursor, LaneRange, RowQueue
 from laneway.core.options import LaneOptions
 from laneway.core.plan import Identity
@@ -24,7 +24,7 @@ def cursor_of(
 def resumed_at(rows: int, *, num_rows: int, turn_rows: int) -> Cursor:
     """Return the cursor of a worker that resumes within the first turn of its only lane."""
     progress = Progress(0, cut=CutProgress(1, turn_rows, 0, {0: LanePosition(rows)}))
-    return Cursor(assign_to_one(Identity(file_table([[num_rows]]), PLAIN), progress))
+    return Cursor(assign_whole_job(Identity(file_table([[num_rows]]), PLAIN), progress))
 
 
 def take_batch(cursor: Cursor) -> BatchRanges | None:
@@ -127,7 +127,7 @@ def test_progress_of_a_worker_is_of_its_lanes_and_of_the_job_when_it_reads_all()
 def test_progress_that_was_given_or_returned_does_not_move_with_the_cursor() -> None:
     identity = Identity(file_table([[8]]), PLAIN)
     start = Progress(0, cut=CutProgress(1, 2, 0, {0: LanePosition()}))
-    cursor = Cursor(assign_to_one(identity, start))
+    cursor = Cursor(assign_whole_job(identity, start))
     before = cursor.progress()
     take_batch(cursor)
     assert before == start == Progress(0, cut=CutProgress(1, 2, 0, {0: LanePosition()}))

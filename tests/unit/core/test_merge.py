@@ -32,7 +32,7 @@ OTHER: dict[str, Any] = {
     "lanes": 4,
     "turn_rows": 1,
     "lane_remainder": "pad",
-    "earlier_cuts": [{"positions": [1], "offsets": None}],
+    "earlier_cuts": [[[1], None]],
 }
 """Another value of each field that all states of a job share."""
 
@@ -73,8 +73,8 @@ def test_merged_lanes_are_in_order_with_their_offsets() -> None:
         merged = merge_states(given)
         assert (merged["scope"], merged["rank"], merged["lane_indices"]) == ("global", 0, None)
         assert (merged["positions"], merged["offsets"], merged["next_turn"]) == ([2, 2], [3, 0], 2)
-    assert load(merged, IDENTITY, WorkerPlace(4, 5)) == Progress(
-        3, "keep", CutProgress(2, 2, 2, {0: LanePosition(2, 3), 1: LanePosition(2)})
+    assert load({**merged, "offsets": None}, IDENTITY, WorkerPlace(4, 5)) == Progress(
+        3, "keep", CutProgress(2, 2, 2, {0: LanePosition(2), 1: LanePosition(2)})
     )
 
 
@@ -138,7 +138,7 @@ def test_states_of_the_same_job_merge_into_it_and_others_are_refused() -> None:
 
 def test_long_values_are_cut_short_in_the_message() -> None:
     states = job_of(LanePosition(2), LanePosition(2))
-    states[1]["earlier_cuts"] = [{"positions": [1] * 500, "offsets": None}]
+    states[1]["earlier_cuts"] = [[[1] * 500, None]]
     with pytest.raises(CheckpointMismatchError) as refused:
         merge_states(states)
     assert max(map(len, str(refused.value).splitlines())) < 120

@@ -58,9 +58,9 @@ def test_a_user_is_warned_of_lanes_that_the_workers_can_not_share() -> None:
 
 def test_only_single_rows_or_a_single_rank_are_resumed_within_a_turn() -> None:
     ranks = WorkerPlace(1, 4)
-    assert LaneOptions(None, 4, None).num_ranks_in_part(ranks) == 4
-    assert LaneOptions(None, 4, 4).num_ranks_in_part(ranks) == 0
-    assert LaneOptions(None, 4, 4).num_ranks_in_part(WorkerPlace()) == 1
+    assert LaneOptions(None, 4, None).num_ranks_mid_turn(ranks) == 4
+    assert LaneOptions(None, 4, 4).num_ranks_mid_turn(ranks) == 0
+    assert LaneOptions(None, 4, 4).num_ranks_mid_turn(WorkerPlace()) == 1
 
 
 def test_each_rank_delivers_the_items_of_its_own_lanes() -> None:

@@ -21,13 +21,14 @@ from laneway.core.schema import (
     encode_positions,
     names_of,
     parse_state,
+    positions_of,
     scope_of,
     setting_fields,
     wrap_state,
 )
 from laneway.core.state import write_state
 from laneway.core.turns import WorkerPlace
-from laneway.errors import StateFormatError
+from laneway.errors import CheckpointMismatchError, StateFormatError
 from tests.laws.simulation import PLAIN, file_table, load
 
 IDENTITY = Identity(file_table([[6], [7]]), PLAIN)
@@ -41,7 +42,7 @@ def a_state(progress: Progress = PROGRESS) -> dict[str, Any]:
 
 def as_version_1(state: dict[str, Any]) -> dict[str, Any]:
     """Return a state as version 1 wrote it: without offsets, and with earlier cuts as lists of rows."""
-    earlier = [cut["positions"] for cut in state["earlier_cuts"]]
+    earlier = [rows for rows, _ in state["earlier_cuts"]]
     old = {**state, "version": 1, "earlier_cuts": earlier}
     del old["offsets"]
     return old
@@ -95,7 +96,7 @@ def test_a_state_of_version_1_is_read_as_one_of_version_2() -> None:
     old = as_version_1(a_state())
     assert old["earlier_cuts"] == [[2, 0, 1]]
     parsed = parse_state(old)
-    assert parsed.original is old
+    assert parsed.original == old
     assert parsed.fields == a_state()
     assert parsed.fields["version"] == 2
     assert load(old, IDENTITY) == PROGRESS
@@ -120,27 +121,30 @@ def test_a_version_that_is_not_known_is_refused_with_those_that_are(version: obj
 
 def test_offsets_are_written_only_if_one_of_them_counts() -> None:
     rows, both = [LanePosition(2), LanePosition(0)], [LanePosition(2, 0), LanePosition(0, 7)]
-    assert encode_positions(rows) == {"positions": [2, 0], "offsets": None}
-    assert encode_positions(both) == {"positions": [2, 0], "offsets": [0, 7]}
-    assert decode_positions(encode_positions(rows)) == rows
-    assert decode_positions(encode_positions(both)) == both
+    assert encode_positions(rows) == [[2, 0], None]
+    assert encode_positions(both) == [[2, 0], [0, 7]]
+    assert decode_positions(*encode_positions(rows)) == rows
+    assert decode_positions(*encode_positions(both)) == both
 
 
-def test_offsets_of_lanes_and_of_earlier_cuts_survive_a_state() -> None:
+def test_offsets_of_lanes_and_of_earlier_cuts_are_in_a_state_that_a_dataset_without_stages_refuses() -> None:
     cut = CutProgress(2, 2, 2, {0: LanePosition(2, 3), 1: LanePosition(2)})
     earlier = ((LanePosition(1), LanePosition(0, 9)), (LanePosition(1),))
     progress = Progress(3, "keep", cut, earlier)
     state = json.loads(json.dumps(a_state(progress)))
     assert (state["positions"], state["offsets"]) == ([2, 2], [3, 0])
-    assert [each["offsets"] for each in state["earlier_cuts"]] == [[0, 9], None]
-    assert load(state, IDENTITY) == progress
+    assert state["earlier_cuts"] == [[[1, 0], [0, 9]], [[1], None]]
+    assert positions_of(parse_state(state).fields) == [LanePosition(2, 3), LanePosition(2)]
+    for offsets, cuts in ((state["offsets"], []), (None, state["earlier_cuts"][:1])):
+        with pytest.raises(CheckpointMismatchError, match="a stage that turns rows into several items"):
+            load({**state, "offsets": offsets, "earlier_cuts": cuts}, IDENTITY)
 
 
 @pytest.mark.parametrize("offsets", [[1], [1, 2, 3], [-1, 0], ["1", 0], [True, 0], [2**48, 0]])
 def test_offsets_that_do_not_fit_the_positions_are_refused(offsets: list[Any]) -> None:
     with pytest.raises(StateFormatError, match=r"damaged: positions .* don't fit lanes"):
         parse_state({**a_state(), "offsets": offsets})
-    cut = {"positions": [1, 2], "offsets": offsets}
+    cut = [[1, 2], offsets]
     with pytest.raises(StateFormatError, match="damaged: an earlier cut is"):
         parse_state({**a_state(), "earlier_cuts": [cut]})
 
@@ -150,7 +154,7 @@ def test_offsets_without_positions_are_refused() -> None:
         parse_state({**a_state(), "positions": None, "offsets": [1, 0]})
 
 
-@pytest.mark.parametrize("cut", [{"positions": [1]}, {"positions": [1], "offsets": None, "more": 0}, [1]])
+@pytest.mark.parametrize("cut", [{"positions": [1], "offsets": None}, [[1]], [[1], None, 0], [1], [[], None]])
 def test_an_earlier_cut_has_positions_and_offsets_and_nothing_else(cut: object) -> None:
     with pytest.raises(StateFormatError, match="an earlier cut is"):
         parse_state({**a_state(), "earlier_cuts": [cut]})

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
-from typing import Any
+from types import NoneType
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -14,6 +15,9 @@ from laneway.core.state import write_job_state, write_state
 from laneway.core.turns import WorkerPlace
 from laneway.errors import CheckpointMismatchError, StateFormatError
 from tests.laws.simulation import PLAIN, file_table, load
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 FILES = file_table([[6], [7]])
 IDENTITY = Identity(FILES, PLAIN)
@@ -175,8 +179,28 @@ def test_a_state_is_fresh_containers_each_time() -> None:
     progress = progress_of({0: 2, 1: 2}, 2, earlier=((LanePosition(1),),))
     one, other = (write_state(IDENTITY, progress, WorkerPlace(), complete=False) for _ in range(2))
     one["positions"].append(5)
-    one["earlier_cuts"][0]["positions"].append(5)
+    one["earlier_cuts"][0][0].append(5)
     one["seed"] = 0
     assert other["positions"] == [2, 2]
-    assert other["earlier_cuts"] == [{"positions": [1], "offsets": None}]
+    assert other["earlier_cuts"] == [[[1], None]]
     assert IDENTITY.fields["seed"] == 7
+
+
+def test_nothing_in_a_state_is_a_dict_so_that_dcp_finds_the_same_keys_in_every_state() -> None:
+    def values_in(value: object) -> Iterator[object]:
+        yield value
+        for inner in value if isinstance(value, list) else ():
+            yield from values_in(inner)
+
+    earlier = ((LanePosition(1),),)
+    cut = CutProgress(2, 2, 2, {0: LanePosition(2), 1: LanePosition(2)})
+    for progress in (Progress(0), Progress(0, "keep", cut, earlier)):
+        state = write_state(IDENTITY, progress, WorkerPlace(), complete=False)
+        assert state.keys() == {"format", "version", *names_of(*Role)}
+        assert {type(value) for field in state.values() for value in values_in(field)} <= {
+            int,
+            bool,
+            str,
+            list,
+            NoneType,
+        }

@@ -103,12 +103,12 @@ def test_a_chosen_epoch_is_remembered_until_it_begins() -> None:
 def test_a_generation_is_fresh_until_another_pass_begins_or_the_clock_is_set() -> None:
     clock = EpochClock()
     generation = clock.generation
-    assert clock.is_fresh(generation)
+    assert clock.is_untouched(generation)
     begin(clock, 1, 6)
-    assert clock.is_fresh(generation, 6)
-    assert not clock.is_fresh(generation)
+    assert clock.is_untouched(generation, 6)
+    assert not clock.is_untouched(generation)
     clock.set(0, asked=False)
-    assert not clock.is_fresh(generation, 6)
+    assert not clock.is_untouched(generation, 6)
 
 
 class Beginning(IterableDataset[int]):

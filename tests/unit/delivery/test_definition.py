@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from laneway.delivery.definition import Definition
+    from laneway.delivery.stream import Stream
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def stream_of(definition: Definition) -> BatchStream | RowStream:
+def stream_of(definition: Definition) -> Stream:
     return definition.open(definition.resolve(Progress(0), definition.place))
 
 
@@ -45,15 +46,11 @@ def test_a_definition_is_opened_as_batches_or_rows(corpus: Path) -> None:
     batches = StatefulShardedDataset(corpus, batch_size=4, output="python").definition
     collated = replace(rows, options=replace(rows.options, batch_size=4), collate_fn=len)
     turns = replace(rows, options=replace(rows.options, turn_rows=3), collate_fn=len)
-    assert [type(stream_of(each)) for each in (rows, batches, collated, turns)] == [
-        RowStream,
-        BatchStream,
-        BatchStream,
-        BatchStream,
-    ]
+    assert [type(stream_of(each)) for each in (rows, batches, collated)] == [RowStream, BatchStream, BatchStream]
     assert next(stream_of(rows))["id"] == 0
     assert next(stream_of(batches))["id"] == [0, 1, 2, 3]
-    assert [next(stream_of(collated)), next(stream_of(turns))] == [4, 3]
+    by_turn = turns.open_batches(turns.resolve(Progress(0), turns.place))
+    assert [next(stream_of(collated)), next(by_turn)] == [4, 3]
 
 
 def test_a_definition_says_how_many_items_a_rank_delivers_of_which_columns(corpus: Path) -> None:

@@ -86,7 +86,7 @@ def test_an_iterator_is_over_when_another_pass_has_begun_or_a_state_was_loaded(c
         next(first)
     next(second)
     restore(runner, at(10))
-    with pytest.raises(LanewayError, match="this iterator is over"):
+    with pytest.raises(LanewayError, match="this iterator has ended"):
         next(second)
     assert ids(LoaderIterator(runner))[0] == [*range(10, 20)]
 
@@ -122,7 +122,7 @@ def test_a_state_that_was_loaded_into_the_dataset_alone_ends_the_pass_too(corpus
     restore(runner, at(20))
     runner.last = last
     assert runner.running is None
-    with pytest.raises(LanewayError, match="this iterator is over"):
+    with pytest.raises(LanewayError, match="this iterator has ended"):
         next(batches)
 
 
@@ -148,7 +148,7 @@ def test_rows_are_counted_one_by_one_whatever_is_at_hand(corpus: Path) -> None:
     runner.schedule.set_epoch(2)
     assert next(rows)["id"] == 3
     restore(runner, Progress(2))
-    with pytest.raises(LanewayError, match="this iterator is over"):
+    with pytest.raises(LanewayError, match="this iterator has ended"):
         next(rows)
     assert len([*LoaderIterator(runner)]) == 48
 

@@ -37,7 +37,7 @@ class Reading:
 
 
 def begin(schedule: EpochSchedule) -> Reading:
-    progress, generation = schedule.start()
+    progress, generation = schedule.next_start()
     reading = Reading(progress.epoch)
     schedule.begin(reading, WorkerPlace(), generation)
     return reading
@@ -141,7 +141,7 @@ def test_a_later_state_replaces_one_that_no_pass_has_used() -> None:
 def test_a_state_of_another_epoch_than_the_one_chosen_is_loaded_with_a_warning() -> None:
     schedule = EpochSchedule()
     schedule.set_epoch(2)
-    with pytest.warns(UserWarning, match=r"set_epoch\(2\) was called, but the state that is loaded is of epoch 3"):
+    with pytest.warns(UserWarning, match=r"set_epoch\(2\) was called, but the loaded state is of epoch 3"):
         schedule.restore(*saved(3))
     assert schedule.next_progress.epoch == 3
 

@@ -10,7 +10,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from laneway import StatefulShardedDataset
 from laneway.core.options import LaneOptions
-from laneway.delivery.loader_options import LoaderOptions, check_has_no_state, options_of
+from laneway.delivery.loader_arguments import LoaderArguments, arguments_of, check_has_no_state
 from tests.corpora import write_corpus
 
 if TYPE_CHECKING:
@@ -36,68 +36,68 @@ def definition_of(corpus: Path, **arguments: Any) -> Definition:
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        (LoaderOptions({**DEFAULTS, "num_workers": "2"}, None, None), "num_workers must be an int"),
-        (LoaderOptions({**DEFAULTS, "num_workers": True}, None, None), "num_workers must be an int"),
-        (LoaderOptions({**DEFAULTS, "worker_init_fn": 3}, None, None), "worker_init_fn"),
-        (LoaderOptions(DEFAULTS, None, "stack"), "collate_fn"),  # type: ignore[arg-type]  # what a user might pass
+        (LoaderArguments({**DEFAULTS, "num_workers": "2"}, None, None), "num_workers must be an int"),
+        (LoaderArguments({**DEFAULTS, "num_workers": True}, None, None), "num_workers must be an int"),
+        (LoaderArguments({**DEFAULTS, "worker_init_fn": 3}, None, None), "worker_init_fn"),
+        (LoaderArguments(DEFAULTS, None, "stack"), "collate_fn"),  # type: ignore[arg-type]  # what a user might pass
     ],
 )
-def test_arguments_of_another_type_are_refused_by_name(options: LoaderOptions, problem: str) -> None:
-    LoaderOptions(DEFAULTS, 3, len).check()
+def test_arguments_of_another_type_are_refused_by_name(options: LoaderArguments, problem: str) -> None:
+    LoaderArguments(DEFAULTS, 3, len).check()
     with pytest.raises(TypeError, match=problem):
         options.check()
 
 
 def test_arguments_that_belong_to_the_loader_that_was_given_are_all_named() -> None:
-    LoaderOptions(DEFAULTS, None, None).check_unset()
-    given = LoaderOptions({**DEFAULTS, "num_workers": 2, "timeout": 1}, 3, len)
-    with pytest.raises(ValueError, match="num_workers, timeout, batch_size, collate_fn can't be given together with"):
+    LoaderArguments(DEFAULTS, None, None).check_unset()
+    given = LoaderArguments({**DEFAULTS, "num_workers": 2, "timeout": 1}, 3, len)
+    with pytest.raises(ValueError, match="num_workers, timeout, batch_size, collate_fn can't be passed together with"):
         given.check_unset()
 
 
 def test_without_a_batch_size_the_items_of_the_dataset_are_left_as_they_are(corpus: Path) -> None:
     for definition in (definition_of(corpus), definition_of(corpus, batch_size=4)):
-        assert LoaderOptions(DEFAULTS, None, None).applied_to(definition) is definition
+        assert LoaderArguments(DEFAULTS, None, None).applied_to(definition) is definition
 
 
 def test_a_collate_function_without_a_batch_size_is_called_on_each_item_after_the_transform(corpus: Path) -> None:
     definition = definition_of(corpus, batch_size=4, transform=list)
-    applied = LoaderOptions(DEFAULTS, None, len).applied_to(definition)
+    applied = LoaderArguments(DEFAULTS, None, len).applied_to(definition)
     assert applied.transform is not None
     assert applied.transform({"a": 1, "b": 2}) == 2
     assert applied.collate_fn is None
-    assert LoaderOptions(DEFAULTS, None, len).applied_to(definition_of(corpus)).transform is len
+    assert LoaderArguments(DEFAULTS, None, len).applied_to(definition_of(corpus)).transform is len
 
 
 def test_a_batch_size_makes_batches_of_rows(corpus: Path) -> None:
     definition = definition_of(corpus, turn_rows=3, lanes=2)
-    applied = LoaderOptions(DEFAULTS, 6, None).applied_to(definition)
+    applied = LoaderArguments(DEFAULTS, 6, None).applied_to(definition)
     assert applied.options == LaneOptions(2, 3, 6)
     assert applied.collate_fn is default_collate
     assert applied.transform is None
-    assert LoaderOptions(DEFAULTS, 6, len).applied_to(definition).collate_fn is len
+    assert LoaderArguments(DEFAULTS, 6, len).applied_to(definition).collate_fn is len
 
 
 def test_a_batch_size_that_does_not_fit_the_dataset_is_refused(corpus: Path) -> None:
-    with pytest.raises(ValueError, match="the dataset makes batches of 4 rows already: give batch_size=8"):
-        LoaderOptions(DEFAULTS, 8, None).applied_to(definition_of(corpus, batch_size=4))
+    with pytest.raises(ValueError, match="the dataset already yields batches of 4 rows: pass batch_size=8"):
+        LoaderArguments(DEFAULTS, 8, None).applied_to(definition_of(corpus, batch_size=4))
     with pytest.raises(ValueError, match="batch_size 8 must be a multiple of the dataset's turn_rows 3"):
-        LoaderOptions(DEFAULTS, 8, None).applied_to(definition_of(corpus, turn_rows=3))
+        LoaderArguments(DEFAULTS, 8, None).applied_to(definition_of(corpus, turn_rows=3))
     for batch_size in (0, -1, 2.0):
         with pytest.raises(ValueError, match="batch_size must be an int of at least 1"):
-            LoaderOptions(DEFAULTS, batch_size, None).applied_to(definition_of(corpus))  # type: ignore[arg-type]
+            LoaderArguments(DEFAULTS, batch_size, None).applied_to(definition_of(corpus))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("loader_type", [DataLoader, StatefulDataLoader])
 def test_the_arguments_of_a_loader_of_the_user_are_taken_over(corpus: Path, loader_type: Any) -> None:
     given = {"num_workers": 1, "timeout": 9, "prefetch_factor": 3, "persistent_workers": True, "in_order": False}
     loader = loader_type(StatefulShardedDataset(corpus), batch_size=7, collate_fn=len, **given)
-    found = options_of(loader)
+    found = arguments_of(loader)
     assert (found.batch_size, found.collate_fn) == (7, len)
-    assert given.items() <= found.options.items()
-    DataLoader([1], **found.options)
-    with pytest.raises(ValueError, match="drop_last=True of a DataLoader can't be exact"):
-        options_of(loader_type(StatefulShardedDataset(corpus), batch_size=7, drop_last=True))
+    assert given.items() <= found.keywords.items()
+    DataLoader(StatefulShardedDataset(corpus), **found.keywords)
+    with pytest.raises(ValueError, match="drop_last=True of a DataLoader makes states inexact"):
+        arguments_of(loader_type(StatefulShardedDataset(corpus), batch_size=7, drop_last=True))
 
 
 def test_a_loader_into_which_a_state_was_loaded_is_refused(corpus: Path) -> None:
@@ -105,7 +105,7 @@ def test_a_loader_into_which_a_state_was_loaded_is_refused(corpus: Path) -> None
     check_has_no_state(loader)
     next(iter(loader))
     state = loader.state_dict()
-    check_has_no_state(DataLoader([1]))
+    check_has_no_state(DataLoader(StatefulShardedDataset(corpus)))
     loader.load_state_dict(state)
     with pytest.raises(ValueError, match="a state was loaded into the StatefulDataLoader itself"):
         check_has_no_state(loader)

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from laneway.delivery.definition import Definition
 
 
-class LoaderOptions(NamedTuple):
+class LoaderArguments(NamedTuple):
     """The DataLoader arguments of a SavableLoader."""
 
-    options: dict[str, Any]
+    keywords: dict[str, Any]
     """Arguments of DataLoader, other than the following."""
     batch_size: int | None
     """Rows of a batch; None: the items of the dataset are not batched."""
@@ -35,11 +35,11 @@ class LoaderOptions(NamedTuple):
         Raises:
             TypeError: One of them has the wrong type.
         """
-        if plain_int(self.options["num_workers"]) is None:
-            message = f"num_workers must be an int of at least 0, not {self.options['num_workers']!r}"
+        if plain_int(self.keywords["num_workers"]) is None:
+            message = f"num_workers must be an int of at least 0, not {self.keywords['num_workers']!r}"
             raise TypeError(message)
         check_callable("collate_fn", self.collate_fn)
-        check_callable("worker_init_fn", self.options["worker_init_fn"])
+        check_callable("worker_init_fn", self.keywords["worker_init_fn"])
 
     def check_unset(self) -> None:
         """Check that a user who passed a DataLoader passed none of its arguments.
@@ -47,7 +47,7 @@ class LoaderOptions(NamedTuple):
         Raises:
             ValueError: An argument was passed.
         """
-        arguments = {**self.options, "batch_size": self.batch_size, "collate_fn": self.collate_fn}
+        arguments = {**self.keywords, "batch_size": self.batch_size, "collate_fn": self.collate_fn}
         given = [name for name, value in arguments.items() if value]
         if given:
             message = f"{', '.join(given)} can't be passed together with a DataLoader: pass it to the DataLoader"
@@ -84,7 +84,7 @@ _TAKEN = (
 )
 
 
-def options_of(loader: DataLoader[Any]) -> LoaderOptions:
+def arguments_of(loader: DataLoader[Any]) -> LoaderArguments:
     """Return the arguments of a user's DataLoader or StatefulDataLoader.
 
     Raises:
@@ -93,7 +93,7 @@ def options_of(loader: DataLoader[Any]) -> LoaderOptions:
     if loader.drop_last:
         message = "drop_last=True of a DataLoader makes states inexact: pass batch_size and drop_last to the dataset"
         raise ValueError(message)
-    return LoaderOptions({name: getattr(loader, name) for name in _TAKEN}, loader.batch_size, loader.collate_fn)
+    return LoaderArguments({name: getattr(loader, name) for name in _TAKEN}, loader.batch_size, loader.collate_fn)
 
 
 def check_has_no_state(loader: DataLoader[Any]) -> None:
