@@ -132,27 +132,21 @@ def resolve_cut(identity: Identity, progress: Progress, place: WorkerPlace, opti
     if progress.cut is None:
         progress = replace(progress, cut=options.fresh_cut(place), remainder=remainder)
     found = assign_whole_job(identity, progress)
-    turns_per_batch = options.turns_per_batch(found.cut.turn_rows)
-    if progress.place is not None:
-        _check_is_own(progress, progress.place, place, turns_per_batch)
-    elif found.is_complete:
+    if progress.place is None and found.is_complete:
         return found
-    else:
-        found = replace(found, progress=replace(progress, remainder=remainder))
-        if not _can_be_shared(found, place, turns_per_batch, options):
-            earlier = (*progress.earlier, found.cut.all_positions())
-            progress = replace(progress, cut=options.fresh_cut(place), earlier=earlier)
-            found = assign_whole_job(identity, replace(progress, remainder=remainder))
-            turns_per_batch = options.turns_per_batch(found.cut.turn_rows)
-        if found.is_complete:
-            return found
-    return replace(
-        found, progress=replace(progress, remainder=remainder), turns_per_batch=turns_per_batch or 1, place=place
-    )
+    found = replace(found, progress=replace(progress, remainder=remainder))
+    if progress.place is not None:
+        _check_is_own(found.cut, progress.place, place, options)
+    elif not _can_be_shared(found, place, options):
+        found = _cut_again(found, place, options)
+    if progress.place is None and found.is_complete:
+        return found
+    return replace(found, turns_per_batch=options.turns_per_batch(found.cut.turn_rows) or 1, place=place)
 
 
-def _can_be_shared(found: Assignment, place: WorkerPlace, turns_per_batch: int | None, options: LaneOptions) -> bool:
+def _can_be_shared(found: Assignment, place: WorkerPlace, options: LaneOptions) -> bool:
     """Return whether the workers of the job can resume an epoch in its current cut, from the same turn."""
+    turns_per_batch = options.turns_per_batch(found.cut.turn_rows)
     return (
         turns_per_batch is not None
         and has_one_owner_per_lane(found.cut.num_lanes, place, turns_per_batch)
@@ -161,9 +155,16 @@ def _can_be_shared(found: Assignment, place: WorkerPlace, turns_per_batch: int |
     )
 
 
-def _check_is_own(progress: Progress, saved: WorkerPlace, place: WorkerPlace, turns_per_batch: int | None) -> None:
+def _cut_again(found: Assignment, place: WorkerPlace, options: LaneOptions) -> Assignment:
+    """Return an epoch whose undelivered rows are cut for the workers of the job."""
+    earlier = (*found.progress.earlier, found.cut.all_positions())
+    progress = replace(found.progress, cut=options.fresh_cut(place), earlier=earlier)
+    return assign_whole_job(found.plan.identity, progress)
+
+
+def _check_is_own(cut: CutProgress, saved: WorkerPlace, place: WorkerPlace, options: LaneOptions) -> None:
     """Check that progress of some lanes covers all lanes that the worker at `place` reads."""
-    cut = present_cut(progress)
+    turns_per_batch = options.turns_per_batch(cut.turn_rows)
     # The lanes of a whole rank may be read by a different number of workers, if these can share them.
     reader = place.of_rank() if saved.num_workers == 1 else place
     lines = place_differences(saved, reader)
