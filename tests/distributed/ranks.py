@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
+import os
+import sys
 import tempfile
+import time
 import traceback
 import warnings
 from datetime import timedelta
 from multiprocessing import connection
-from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import torch
@@ -95,15 +97,15 @@ class RankGroup:
         """
         for rank in self._ranks:
             rank.send((function, args))
-        return _collect(self._ranks, deadline=monotonic() + timeout_s, deaths=deaths)
+        return _collect(self._ranks, deadline=time.monotonic() + timeout_s, deaths=deaths)
 
     def stop(self, *, timeout_s: float = 10) -> None:
         """End the processes: idle ranks return at once, the others are killed after `timeout_s`."""
         for rank in self._ranks:
             rank.close()
-        deadline = monotonic() + timeout_s
+        deadline = time.monotonic() + timeout_s
         for process in self._processes:
-            process.join(max(0, deadline - monotonic()))
+            process.join(max(0, deadline - time.monotonic()))
         for process in self._processes:
             process.kill()
             process.join()
@@ -151,7 +153,7 @@ def _collect(ranks: list[Any], *, deadline: float, deaths: frozenset[int]) -> li
     results: list[Any] = [None] * len(ranks)
     waiting = dict(zip(ranks, range(len(ranks)), strict=True))
     while waiting:
-        ready: list[Any] = connection.wait(list(waiting), timeout=max(0, deadline - monotonic()))
+        ready: list[Any] = connection.wait(list(waiting), timeout=max(0, deadline - time.monotonic()))
         assert ready, f"ranks {sorted(waiting.values())} did not finish in time"
         for end in ready:
             rank = waiting.pop(end)
@@ -169,6 +171,9 @@ def _run_rank(calls: Any, store: str, rank: int, world_size: int, group_timeout_
     """Join the group and run the functions that arrive until the test closes the pipe."""
     # Or every worker of this rank would copy all of it, in its first full garbage collection.
     gc.freeze()
+    if sys.version_info < (3, 12):
+        # A fork just while a thread of gloo takes the GIL, to free the tensors of a collective, deadlocks the child.
+        os.register_at_fork(before=lambda: time.sleep(0.002))
     torch.set_num_threads(1)
     # Ranks started by torchrun have the platform's default; a child of the fork server inherits its parent's.
     multiprocessing.set_start_method("fork", force=True)
