@@ -136,7 +136,8 @@ class DataLoaderPass:
         self._start(assignment)
 
     def _start(self, assignment: Assignment) -> None:
-        self._cursor = Cursor(assignment.of_rank())
+        self._assignment = assignment.of_rank()
+        self._cursor = Cursor(self._assignment)
         self._queue = RowQueue(self._cursor)
         self._batches = None if self._is_over else self._source.batches(assignment)
 
@@ -155,6 +156,10 @@ class DataLoaderPass:
         """Whether this rank has delivered all its rows of the epoch."""
         self._queue.count()
         return self._cursor.is_at_end
+
+    def assignment(self) -> Assignment:
+        """Return what this rank reads from here on."""
+        return replace(self._assignment, progress=self.progress())
 
     def progress(self) -> Progress:
         """Return the progress of this rank."""

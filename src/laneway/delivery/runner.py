@@ -38,8 +38,6 @@ class PassRunner:
         """The last pass, unless a state was restored to the loader since."""
         self.version = 0
         """Version of the schedule when it began; if equal, no epoch was chosen and no state loaded since."""
-        self.num_delivered = 0
-        """Items of its epoch that the training loop has received, including those before a resume."""
         self.bar: tqdm[Any] = tqdm(disable=True)
         """Its progress bar."""
         self._shows_progress = shows_progress
@@ -71,12 +69,11 @@ class PassRunner:
         self.version = self.schedule.version
         yields_rows = self.source.yields_rows
         self._inference = JobInference(assignment, yields_rows=yields_rows, in_order=self.source.in_order)
-        num_left = self._num_left(assignment)
-        self.num_delivered = max(0, len(self) - num_left)
+        num_received, num_left = self._num_received(assignment), self._num_left(assignment)
         self.bar.close()
         self.bar = tqdm(
-            total=self.num_delivered + num_left,
-            initial=self.num_delivered,
+            total=num_received + num_left,
+            initial=num_received,
             desc=f"epoch {self.last.epoch}",
             unit="row" if yields_rows else "batch",
             disable=not self._shows_progress or self.place.rank > 0,
@@ -108,9 +105,12 @@ class PassRunner:
     def num_received(self) -> int:
         """Return the number of items of the current epoch that the training loop has received on this rank."""
         if self.undisturbed is not None:
-            return self.num_delivered
+            return self._num_received(self.undisturbed.assignment())
         progress = self.schedule.next_progress
-        return 0 if progress.cut is None else max(0, len(self) - self._num_left(self.resolve(progress)))
+        return 0 if progress.cut is None else self._num_received(self.resolve(progress))
+
+    def _num_received(self, assignment: Assignment) -> int:
+        return max(0, len(self) - self._num_left(assignment))
 
     def _num_left(self, assignment: Assignment) -> int:
         return assignment.num_items_left(self.source.definition.options.batch_size)
@@ -141,7 +141,6 @@ class LoaderIterator:
         # The schedule is queried further only if its version has changed, since each row must be cheap.
         is_last = runner.last is self._pass and runner.version == runner.schedule.version
         if rows and is_last:
-            runner.num_delivered += 1
             return rows.pop()
         if self._is_over:
             raise StopIteration
@@ -157,7 +156,6 @@ class LoaderIterator:
             self._is_over = True
             self._bar.close()
             raise
-        runner.num_delivered += 1
         if self._is_shown:
             self._bar.update()
         else:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+# DataLoader imports it in each worker; imported here, forked workers find it and need no import lock.
+import numpy.random  # noqa: F401
 from torch.utils.data import DataLoader, get_worker_info
 
 from laneway.core.turns import WorkerPlace
