@@ -129,7 +129,7 @@ class SavedState:
 
     @property
     def is_complete(self) -> bool:
-        """Whether everything that its rank or worker delivers of the epoch has been delivered."""
+        """Whether the worker, rank or job has delivered all its rows of the epoch."""
         return bool(self.fields["complete"])
 
     @property
