@@ -1,4 +1,4 @@
-"""What all tests share."""
+"""Setup of all tests."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from hypothesis import settings
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# No deadline: how long an example takes says more about the machine than about the code.
+# No deadline: the duration of an example depends more on the machine than on the code.
 settings.register_profile("laneway", deadline=None, print_blob=True)
-# For hunting: pytest tests/laws --hypothesis-profile=thorough
+# For a longer search: pytest tests/laws --hypothesis-profile=thorough
 settings.register_profile("thorough", deadline=None, print_blob=True, max_examples=2000)
 settings.load_profile("laneway")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _cache_of_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep the manifests of tests from the cache of whoever runs them."""
+    """Keep the manifests of tests out of the user's cache directory."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield

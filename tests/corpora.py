@@ -1,4 +1,4 @@
-"""Small datasets of real files that many tests share: unequal files, empty ones, odd row groups."""
+"""Small datasets of real files for many tests: files of unequal size, empty files, irregular row groups."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 Kind = Literal["parquet", "arrow-file", "arrow-stream"]
-"""What the files are; "arrow-stream" is what HF `datasets` writes, under the suffix `.arrow`."""
+"""Format of the files; HF `datasets` writes "arrow-stream", with the suffix `.arrow`."""
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 FORMAT_OF: dict[Kind, str] = {"parquet": "parquet", "arrow-file": "arrow", "arrow-stream": "arrow"}
@@ -26,7 +26,7 @@ SCHEMA = pa.schema(dict[str, pa.DataType](id=pa.int64(), text=pa.string(), x=pa.
 
 
 def rows(start: int, stop: int) -> pa.Table:
-    """Return the rows [start, stop) of the corpus: `id` numbers the row, the others follow from it."""
+    """Return the rows [start, stop) of the corpus: `id` is the row number, and the other columns derive from it."""
     ids = np.arange(start, stop)
     text = [f"row {i} " + "é" * (i % 4) for i in ids]
     return pa.table([pa.array(ids), pa.array(text, pa.string()), pa.array(ids / 2, pa.float32())], schema=SCHEMA)
@@ -42,7 +42,7 @@ def write_corpus(
     """Write a dataset whose column `id` numbers the rows in the order of the sorted paths.
 
     Args:
-        directory: Where to write; made if it is missing.
+        directory: Where to write; created if missing.
         kind: Format of the files.
         files: Rows of each block (row group or record batch) of each file.
         names: File names below `directory`, sorted, without suffix; by default part-000, part-001...

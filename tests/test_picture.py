@@ -1,4 +1,4 @@
-"""The README's picture shows what the library does today."""
+"""The picture in the README is up to date."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from pathlib import Path
 SCRIPT = Path(__file__).parent.parent / "scripts" / "draw_epoch.py"
 
 
-def test_the_picture_is_what_the_library_draws_now() -> None:
+def test_the_picture_is_up_to_date() -> None:
     drawn = runpy.run_path(str(SCRIPT))
     assert drawn["TARGET"].read_text(encoding="utf-8") == drawn["draw"](), "run scripts/draw_epoch.py"

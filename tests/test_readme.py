@@ -1,4 +1,4 @@
-"""Runs the Python in README.md and docs, page by page, as a reader pastes one block after another."""
+"""Runs the Python code in README.md and docs, page by page, as a reader would paste it block by block."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FENCE = re.compile(r"^(?P<indent> *)```(?P<language>[^\n]*)\n(?P<code>.*?)^(?P=i
 
 
 def python_blocks(page: Path) -> list[str]:
-    """Return a page's Python blocks, each after as many empty lines as make its line numbers the page's."""
+    """Return the Python blocks of a page, padded with empty lines so that tracebacks show the page's line numbers."""
     text = page.read_text(encoding="utf-8")
     blocks = []
     for fence in FENCE.finditer(text):
@@ -29,7 +29,7 @@ def python_blocks(page: Path) -> list[str]:
 def test_the_python_on_this_page_runs_from_top_to_bottom(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A module of its own, and the main one, so that what the page defines pickles as it does in a script.
+    # A new main module, so that functions of the page can be pickled as in a script.
     module = ModuleType("__main__")
     monkeypatch.setitem(sys.modules, "__main__", module)
     monkeypatch.chdir(tmp_path)

@@ -199,8 +199,8 @@ class SavableLoader:
         """Return the state of the whole job, if all ranks have taken as many batches as this one, as plain JSON values.
 
         It is the same on every rank, so one rank can save it for all; nothing is communicated. Near the end of an epoch
-        that keeps its remainder, ranks deliver different numbers of batches, so the assumption does not hold: then it
-        is the state of this rank, marked as such, and other ranks refuse it.
+        that keeps its remainder, ranks deliver different numbers of batches, so this can't be assumed: then it is the
+        state of this rank, marked as such, and other ranks refuse it.
         """
         running, restored = self._runner.running, self._schedule.pending
         if running is not None:

@@ -1,4 +1,4 @@
-"""What the tests with real DataLoader workers share."""
+"""Loaders, and functions to run them, for the tests with real DataLoader workers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 State = dict[str, Any]
 
-# A server that has the imports behind it makes workers nearly as fast as fork does, and pickles what spawn pickles.
+# A fork server that has done the imports starts workers nearly as fast as fork, and pickles as much as spawn.
 FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload(["laneway", "torchdata.stateful_dataloader"])
 
@@ -35,10 +35,10 @@ def make_loader(path: Path, *, rows: bool = False, dataset: State | None = None,
 
 @contextmanager
 def loader_raises(error: type[Exception], match: str) -> Iterator[None]:
-    """Do as pytest.raises does, and let go of the loader that failed.
+    """Act as pytest.raises, and release the loader that failed.
 
-    The error of a worker refers to itself, and with it to the loader. Where only the garbage collector finds that, it
-    takes the queues first, and torch waits 5 s for each worker that can't be told to end.
+    The error of a worker is in a reference cycle, which keeps the loader alive. If the garbage collector breaks the
+    cycle, it may finalize the queues first, and then torch waits 5 s for each worker that it can't notify.
     """
     with pytest.raises(error, match=match) as raised:
         yield
@@ -57,7 +57,7 @@ def flat(batches: Iterable[list[int]]) -> list[int]:
 
 
 def saved(state: State) -> State:
-    """Return a state as it comes back from a checkpoint file."""
+    """Return a state after a round trip through a checkpoint file."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     buffer.seek(0)
@@ -66,7 +66,7 @@ def saved(state: State) -> State:
 
 
 def run_with_states(loader: Any) -> tuple[list[list[int]], list[State]]:
-    """Run one epoch; return its batches, and the states before the first and after each of them."""
+    """Run one epoch; return its batches, and the states before the first batch and after each one."""
     states, batches = [saved(loader.state_dict())], []
     for batch in loader:
         batches.append(batch["id"].tolist())

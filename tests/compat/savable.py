@@ -1,4 +1,4 @@
-"""What the tests of SavableLoader share."""
+"""Loaders for the tests of SavableLoader."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 Way = Literal["batches", "collated", "rows", "rows in turns", "a DataLoader", "a StatefulDataLoader", "its rows"]
-"""In which ways a SavableLoader is made: over what, and who makes the batches."""
+"""How a SavableLoader is created: what it wraps, and what builds the batches."""
 
 WAYS: tuple[Way, ...] = get_args(Way)
 

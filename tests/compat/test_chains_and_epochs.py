@@ -1,4 +1,4 @@
-"""Saving and restoring again and again, at the edges of epochs, and what comes next."""
+"""Repeated saving and restoring, also at the start and end of epochs, and the epochs that follow."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def loader(corpus: Path, **options: Any) -> Any:
 
 @pytest.mark.parametrize("options", WAYS)
 @pytest.mark.parametrize("rows", [False, True])
-def test_ten_times_save_restore_and_one_batch(corpus: Path, options: dict[str, Any], rows: bool) -> None:
+def test_ten_restores_with_one_batch_each_lose_nothing(corpus: Path, options: dict[str, Any], rows: bool) -> None:
     uninterrupted = ids(loader(corpus, rows=rows, **options))
     current, received = loader(corpus, rows=rows, **options), []
     for _ in range(10):
@@ -60,7 +60,7 @@ def test_the_same_state_can_be_restored_twice(corpus: Path, options: dict[str, A
 
 
 @pytest.mark.parametrize("options", WAYS)
-def test_a_state_saved_straight_after_a_restore_is_as_good(corpus: Path, options: dict[str, Any]) -> None:
+def test_a_state_saved_right_after_a_restore_resumes_exactly(corpus: Path, options: dict[str, Any]) -> None:
     uninterrupted, states = run_with_states(loader(corpus, **options))
     for done in (0, 4, len(uninterrupted)):
         restored = loader(corpus, **options)
@@ -73,7 +73,7 @@ def test_a_state_saved_straight_after_a_restore_is_as_good(corpus: Path, options
 
 
 @pytest.mark.parametrize("options", WAYS)
-def test_after_the_last_batch_nothing_more_comes_once_and_then_two_whole_epochs(
+def test_a_state_of_the_last_batch_delivers_nothing_once_and_then_whole_epochs(
     corpus: Path, options: dict[str, Any]
 ) -> None:
     whole = loader(corpus, **options)
@@ -88,7 +88,7 @@ def test_after_the_last_batch_nothing_more_comes_once_and_then_two_whole_epochs(
 
 
 @pytest.mark.parametrize("options", WAYS)
-def test_a_state_from_between_epochs_goes_on_with_the_next_two(corpus: Path, options: dict[str, Any]) -> None:
+def test_a_state_saved_between_epochs_continues_with_the_next_two(corpus: Path, options: dict[str, Any]) -> None:
     whole = loader(corpus, **options)
     ids(whole)
     between = saved(whole.state_dict())
@@ -151,7 +151,7 @@ def test_set_epoch_for_the_restored_epoch_keeps_its_progress(corpus: Path, optio
     restored.dataset.set_epoch(4)
     assert uninterrupted[:5] + ids(restored) == uninterrupted
     restored.dataset.set_epoch(4)
-    assert ids(restored) == uninterrupted, "its progress is used up: asked for again, the epoch is whole"
+    assert ids(restored) == uninterrupted, "the progress applies to one pass: set again, the epoch is whole"
 
 
 def test_set_epoch_for_another_epoch_starts_that_one(corpus: Path) -> None:
@@ -170,7 +170,7 @@ def test_set_epoch_for_another_epoch_starts_that_one(corpus: Path) -> None:
 
 
 @pytest.mark.parametrize("num_workers", WORKERS)
-def test_a_state_of_a_later_epoch_overrules_set_epoch_and_says_so(corpus: Path, num_workers: int) -> None:
+def test_a_state_of_a_later_epoch_overrides_set_epoch_with_a_warning(corpus: Path, num_workers: int) -> None:
     whole = StatefulShardedDataset(corpus, batch_size=4)
     whole.set_epoch(3)
     next(iter(whole))
@@ -183,7 +183,7 @@ def test_a_state_of_a_later_epoch_overrules_set_epoch_and_says_so(corpus: Path, 
     assert sorted(flat(rest)) == list(range(4, 48))
 
 
-def test_two_loaders_over_one_dataset_take_turns_in_its_epochs(corpus: Path) -> None:
+def test_two_loaders_over_one_dataset_deliver_consecutive_epochs(corpus: Path) -> None:
     arguments: dict[str, Any] = {"shuffle": True, "batch_size": 4, "shard_rows": 4}
     dataset = StatefulShardedDataset(corpus, **arguments)
     first, second = (DataLoader(dataset, batch_size=None, num_workers=2, persistent_workers=True) for _ in range(2))
@@ -193,7 +193,7 @@ def test_two_loaders_over_one_dataset_take_turns_in_its_epochs(corpus: Path) -> 
 
 
 @pytest.mark.parametrize("options", WAYS)
-def test_set_epoch_before_a_save_changes_nothing_of_what_was_delivered(corpus: Path, options: dict[str, Any]) -> None:
+def test_set_epoch_before_a_save_does_not_change_the_saved_progress(corpus: Path, options: dict[str, Any]) -> None:
     whole = loader(corpus, **options)
     epochs = [ids(whole), ids(whole)]
     for done in (4, len(epochs[0])):
@@ -233,7 +233,7 @@ SLOW_WAYS: list[dict[str, Any]] = [
 
 
 def num_read_ahead(num_workers: int, prefetch_factor: int = 2, **_: Any) -> int:
-    """Return how many batches workers have read when one is delivered and the others wait to be."""
+    """Return the number of batches that workers have read once one is delivered and the prefetch queue is full."""
     return 1 + num_workers * prefetch_factor
 
 
@@ -246,7 +246,7 @@ def slow_worker(batch: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("is_read_ahead", [False, True])
 @pytest.mark.parametrize("options", [*WAYS, *SLOW_WAYS])
-def test_a_pass_after_a_break_is_the_next_epoch_and_whole_however_far_workers_had_read(
+def test_a_pass_after_a_break_is_the_whole_next_epoch_however_far_workers_have_read_ahead(
     corpus: Path, options: dict[str, Any], is_read_ahead: bool
 ) -> None:
     arguments: dict[str, Any] = {"shuffle": True, "batch_size": 2, "shard_rows": 4}
@@ -266,7 +266,7 @@ def test_a_pass_after_a_break_is_the_next_epoch_and_whole_however_far_workers_ha
 
 
 @pytest.mark.parametrize("options", [*WAYS, *SLOW_WAYS])
-def test_set_epoch_in_the_middle_of_a_pass_is_for_the_next(corpus: Path, options: dict[str, Any]) -> None:
+def test_set_epoch_during_a_pass_applies_to_the_next(corpus: Path, options: dict[str, Any]) -> None:
     read = CountedTransform(corpus / "_calls", slow_worker)
     dataset = StatefulShardedDataset(corpus, shuffle=True, batch_size=2, shard_rows=4, transform=read)
     plain = DataLoader(dataset, batch_size=None, **options)
@@ -296,7 +296,7 @@ def test_a_loaded_state_is_used_by_one_pass(corpus: Path, options: dict[str, Any
     assert passed == first
 
 
-def test_a_state_loaded_while_an_old_pass_still_runs_is_not_lost(corpus: Path) -> None:
+def test_a_state_loaded_while_an_earlier_pass_still_runs_is_not_lost(corpus: Path) -> None:
     whole = StatefulShardedDataset(corpus, shuffle=True, batch_size=4)
     whole.set_epoch(5)
     batches = iter(whole)
@@ -314,7 +314,7 @@ def test_a_state_loaded_while_an_old_pass_still_runs_is_not_lost(corpus: Path) -
     assert dataset.state_dict()["complete"]
 
 
-def test_a_mapped_copy_goes_on_where_the_original_does(corpus: Path) -> None:
+def test_a_mapped_copy_resumes_where_the_original_would(corpus: Path) -> None:
     dataset = StatefulShardedDataset(corpus, batch_size=4)
     next(iter(dataset))
     restored = StatefulShardedDataset(corpus, batch_size=4)
@@ -325,7 +325,7 @@ def test_a_mapped_copy_goes_on_where_the_original_does(corpus: Path) -> None:
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
-def test_a_state_of_the_dataset_itself_goes_on_in_workers(corpus: Path, num_workers: int) -> None:
+def test_a_state_of_the_dataset_resumes_in_workers(corpus: Path, num_workers: int) -> None:
     whole = StatefulShardedDataset(corpus, shuffle=True, batch_size=4)
     batches = iter(whole)
     done = flat(ids(islice(batches, 5)))
@@ -338,7 +338,7 @@ def test_a_state_of_the_dataset_itself_goes_on_in_workers(corpus: Path, num_work
     assert restored.epoch == 1
 
 
-def test_a_complete_state_delivers_nothing_once_also_in_workers(corpus: Path) -> None:
+def test_a_complete_state_delivers_nothing_once_in_workers_too(corpus: Path) -> None:
     whole = StatefulShardedDataset(corpus, shuffle=True, batch_size=4)
     ids(whole)
     second = StatefulShardedDataset(corpus, shuffle=True, batch_size=4)
@@ -349,7 +349,9 @@ def test_a_complete_state_delivers_nothing_once_also_in_workers(corpus: Path) ->
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
-def test_while_workers_hold_the_progress_the_dataset_says_whom_to_ask(corpus: Path, num_workers: int) -> None:
+def test_while_workers_hold_the_progress_the_error_of_the_dataset_names_the_loader(
+    corpus: Path, num_workers: int
+) -> None:
     dataset = StatefulShardedDataset(corpus, batch_size=4)
     plain = DataLoader(dataset, batch_size=None, num_workers=num_workers)
     fresh = dataset.state_dict()
@@ -362,7 +364,7 @@ def test_while_workers_hold_the_progress_the_dataset_says_whom_to_ask(corpus: Pa
     assert dataset.state_dict() == fresh
 
 
-def test_states_are_fresh_values_that_later_reading_leaves_alone(corpus: Path) -> None:
+def test_a_state_shares_no_values_with_the_dataset(corpus: Path) -> None:
     dataset = StatefulShardedDataset(corpus, batch_size=4, lanes=2)
     batches = iter(dataset)
     next(batches)
@@ -382,7 +384,9 @@ def test_states_are_fresh_values_that_later_reading_leaves_alone(corpus: Path) -
     "arguments",
     [{"batch_size": 4}, {"batch_size": 4, "drop_last": True}, {"batch_size": 4, "lanes": 12, "turn_rows": 2}, {}],
 )
-def test_the_length_of_a_loader_is_what_it_delivers(corpus: Path, num_workers: int, arguments: dict[str, Any]) -> None:
+def test_the_length_of_a_loader_is_the_number_of_items_it_delivers(
+    corpus: Path, num_workers: int, arguments: dict[str, Any]
+) -> None:
     dataset = StatefulShardedDataset(corpus, **arguments)
     plain = DataLoader(dataset, batch_size=None, num_workers=num_workers)
     expected = len(plain)
@@ -390,7 +394,7 @@ def test_the_length_of_a_loader_is_what_it_delivers(corpus: Path, num_workers: i
     assert len(dataset) == expected
 
 
-def test_changed_copies_leave_the_original_alone(corpus: Path) -> None:
+def test_changed_copies_leave_the_original_unchanged(corpus: Path) -> None:
     dataset = StatefulShardedDataset(corpus, batch_size=7)
     shuffled = dataset.shuffle(seed=3)
     half = shuffled.shard(num_shards=2, index=1).map(keep_ids).map(len)

@@ -1,4 +1,4 @@
-"""What a user gives and gets: sources, columns, outputs, nulls, and the errors of bad input."""
+"""Arguments and results of a dataset: sources, columns, outputs, nulls, and the errors of invalid arguments."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_keys_of_hive_directories_are_typed_columns(tmp_path: Path) -> None:
     assert list(StatefulShardedDataset(tmp_path, columns=["year"])) == [{"year": y} for y in (2024, 2024, 2023)]
 
 
-def test_columns_come_as_asked_for_in_every_output(tmp_path: Path) -> None:
+def test_the_requested_columns_come_in_order_in_every_output(tmp_path: Path) -> None:
     write_corpus(tmp_path)
     arguments: dict[str, Any] = {"columns": ["x", "id"], "batch_size": 2}
     assert next(iter(StatefulShardedDataset(tmp_path, output="python", **arguments))) == {"x": [0.0, 0.5], "id": [0, 1]}
@@ -85,7 +85,9 @@ def test_columns_come_as_asked_for_in_every_output(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 @pytest.mark.parametrize("shuffle", [False, True])
-def test_a_null_names_column_file_and_row_and_how_to_choose(tmp_path: Path, num_workers: int, shuffle: bool) -> None:
+def test_the_error_of_a_null_names_column_file_row_and_fill_null(
+    tmp_path: Path, num_workers: int, shuffle: bool
+) -> None:
     write(tmp_path / "a.parquet", x=[1, 2, 3])
     write(tmp_path / "b.parquet", x=[4, 5, None, 7])
     dataset = StatefulShardedDataset(tmp_path, batch_size=7, shuffle=shuffle)
@@ -166,7 +168,9 @@ def test_the_last_batch_of_a_lane_can_be_dropped(tmp_path: Path) -> None:
         ({"transform": 3}, "transform must be callable, not 3"),
     ],
 )
-def test_bad_arguments_are_refused_with_what_to_give(tmp_path: Path, arguments: dict[str, Any], problem: str) -> None:
+def test_invalid_arguments_are_refused_with_the_valid_ones(
+    tmp_path: Path, arguments: dict[str, Any], problem: str
+) -> None:
     write_corpus(tmp_path)
     with pytest.raises((ValueError, TypeError), match=problem):
         StatefulShardedDataset(tmp_path, **arguments)
@@ -175,13 +179,13 @@ def test_bad_arguments_are_refused_with_what_to_give(tmp_path: Path, arguments: 
 @pytest.mark.parametrize(
     ("source", "problem"), [(None, "not None"), (3, "not 3"), ("", "'.' for the working directory"), ([], "is empty")]
 )
-def test_what_is_no_source_is_refused(source: Any, problem: str) -> None:
+def test_an_invalid_source_is_refused(source: Any, problem: str) -> None:
     with pytest.raises((TypeError, ValueError, DataFileError), match=problem):
         StatefulShardedDataset(source)
 
 
 @pytest.mark.parametrize("epoch", [-1, 2.5, "3", True, 2**40, None])
-def test_what_is_no_epoch_is_refused(tmp_path: Path, epoch: Any) -> None:
+def test_an_invalid_epoch_is_refused(tmp_path: Path, epoch: Any) -> None:
     write_corpus(tmp_path)
     dataset = StatefulShardedDataset(tmp_path)
     with pytest.raises(ValueError, match="epoch must be an int in"):
@@ -203,7 +207,7 @@ def truncate(path: Path) -> None:
 
 
 def overwrite(path: Path) -> None:
-    path.write_text("this is no data file")
+    path.write_text("this is not a data file")
 
 
 def remove(path: Path) -> None:
@@ -224,7 +228,7 @@ def other_schema(path: Path) -> None:
         (other_schema, SchemaMismatchError),
     ],
 )
-def test_one_bad_file_is_one_clear_error_that_names_it(tmp_path: Path, damage: Any, error: type[Exception]) -> None:
+def test_one_bad_file_is_one_error_that_names_it(tmp_path: Path, damage: Any, error: type[Exception]) -> None:
     write_corpus(tmp_path)
     damage(tmp_path / "part-003.parquet")
     with pytest.raises(error, match=r"part-003\.parquet"):

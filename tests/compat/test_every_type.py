@@ -1,4 +1,4 @@
-"""Columns of every kind, through files, windows and batches, in every output: each value is its row's."""
+"""Columns of every type, through files, windows and batches, in every output: each value belongs to its row."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def table(start: int, stop: int, step: int) -> pa.Table:
-    """Return rows of all kinds of columns; `step` changes which values come into a dictionary, and in which order."""
+    """Return rows with columns of all types; `step` determines the values of the dictionary and their order."""
     ids = range(start, stop)
     first = dt.datetime(2020, 1, 1)  # noqa: DTZ001 - a timestamp without a zone
     return pa.table(
@@ -68,7 +68,7 @@ def write(directory: Path, kind: Kind) -> dict[int, dict[str, Any]]:
 
 
 def plain(value: Any, column: str) -> Any:
-    """Return a value of a tensor, an array or Arrow as Arrow's own Python value."""
+    """Return a value of any output as the Python value that Arrow converts it to."""
     if column == "time":
         return np.asarray(value).astype("M8[us]").item() if not isinstance(value, dt.datetime) else value
     return value.tolist() if hasattr(value, "tolist") else value

@@ -1,4 +1,4 @@
-"""A break, an error in a user's code, a killed worker: what was not delivered is never marked done."""
+"""A break, an error in user code, a killed worker: undelivered rows are never marked as done."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FAILING_ROW = 23
 
 
 class TransformError(Exception):
-    """What the failing transform raises."""
+    """The error of the failing transform."""
 
 
 def fail_at_one_row(item: dict[str, Any]) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def fail_at_one_row(item: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 2])
-def test_break_marks_nothing_done_that_was_not_delivered(tmp_path: Path, num_workers: int) -> None:
+def test_a_break_marks_no_undelivered_row_as_done(tmp_path: Path, num_workers: int) -> None:
     write_corpus(tmp_path)
     loader = make_loader(tmp_path, dataset={"shuffle": True}, num_workers=num_workers)
     uninterrupted = ids(loader)
@@ -53,7 +53,7 @@ def test_break_marks_nothing_done_that_was_not_delivered(tmp_path: Path, num_wor
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 2])
-def test_a_transform_that_fails_marks_nothing_done(tmp_path: Path, num_workers: int) -> None:
+def test_a_transform_that_fails_marks_no_undelivered_row_as_done(tmp_path: Path, num_workers: int) -> None:
     num_rows = write_corpus(tmp_path)
     options: dict[str, Any] = {"num_workers": num_workers}
     failing = make_loader(tmp_path, dataset={"shuffle": True, "transform": fail_at_one_row}, **options)
@@ -61,9 +61,9 @@ def test_a_transform_that_fails_marks_nothing_done(tmp_path: Path, num_workers: 
     with loader_raises(TransformError, f"row {FAILING_ROW} can't be transformed"):
         received.extend(batch["id"].tolist() for batch in failing)
     assert len(flat(received)) < num_rows
-    mended = make_loader(tmp_path, dataset={"shuffle": True}, **options)
-    mended.load_state_dict(saved(failing.state_dict()))
-    assert received + ids(mended) == ids(make_loader(tmp_path, dataset={"shuffle": True}, **options))
+    fixed = make_loader(tmp_path, dataset={"shuffle": True}, **options)
+    fixed.load_state_dict(saved(failing.state_dict()))
+    assert received + ids(fixed) == ids(make_loader(tmp_path, dataset={"shuffle": True}, **options))
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -83,7 +83,7 @@ def test_a_transform_that_raises_stop_iteration_does_not_end_the_epoch(
 
 @pytest.mark.parametrize("output", ["numpy", "torch"])
 @pytest.mark.parametrize("batch_size", [None, 5])
-def test_a_transform_that_changes_in_place_and_fails_begins_anew(
+def test_a_transform_that_fails_after_a_change_in_place_is_retried_on_the_original_rows(
     tmp_path: Path, batch_size: int | None, output: Any
 ) -> None:
     write_corpus(tmp_path, files=((100,),))
@@ -108,7 +108,7 @@ def test_a_transform_that_changes_in_place_and_fails_begins_anew(
     assert found == list(range(1000, 1100))
 
 
-def test_a_row_that_pads_a_lane_is_as_in_the_file_whatever_was_done_to_it_before(tmp_path: Path) -> None:
+def test_a_row_that_pads_a_lane_does_not_show_changes_in_place_of_its_first_delivery(tmp_path: Path) -> None:
     write_corpus(tmp_path, files=((9,),))
     dataset = StatefulShardedDataset(tmp_path, batch_size=4, rank=0, world_size=2)
     found = []
@@ -119,16 +119,16 @@ def test_a_row_that_pads_a_lane_is_as_in_the_file_whatever_was_done_to_it_before
 
 
 @pytest.mark.parametrize("batch_size", [None, 5])
-def test_the_dataset_tries_again_what_failed(tmp_path: Path, batch_size: int | None) -> None:
+def test_the_dataset_retries_a_failed_item(tmp_path: Path, batch_size: int | None) -> None:
     write_corpus(tmp_path)
-    mended = False
+    is_fixed = False
 
-    def fail_until_mended(item: dict[str, Any]) -> dict[str, Any]:
+    def fail_until_fixed(item: dict[str, Any]) -> dict[str, Any]:
         item["touched"] = "touched" in item
-        return item if mended else fail_at_one_row(item)
+        return item if is_fixed else fail_at_one_row(item)
 
     arguments: dict[str, Any] = {"shuffle": True, "batch_size": batch_size, "shard_rows": 4}
-    dataset = StatefulShardedDataset(tmp_path, transform=fail_until_mended, **arguments)
+    dataset = StatefulShardedDataset(tmp_path, transform=fail_until_fixed, **arguments)
     stream = iter(dataset)
     received: list[dict[str, Any]] = []
     with pytest.raises(TransformError):
@@ -137,36 +137,36 @@ def test_the_dataset_tries_again_what_failed(tmp_path: Path, batch_size: int | N
     with pytest.raises(TransformError):
         next(stream)
     assert dataset.state_dict() == state
-    mended = True
+    is_fixed = True
     received.extend(stream)
-    assert not any(item.pop("touched") for item in received), "a row that failed half-way is made anew"
+    assert not any(item.pop("touched") for item in received), "a row whose transform failed half-way is read again"
     assert str(received) == str(list(StatefulShardedDataset(tmp_path, **arguments)))
 
 
-def kill_worker_and_go_on(batches: Any, received: list[list[int]]) -> None:
+def kill_worker_and_continue(batches: Any, received: list[list[int]]) -> None:
     worker = batches._workers[1]
     os.kill(worker.pid, signal.SIGKILL)
-    # Only once it is dead does torch say so of every failure: what a dying worker has sent fails as a lost connection.
+    # torch reports the death only if the worker is already dead; an item of a dying worker is a connection error.
     worker.join()
     received.extend(batch["id"].tolist() for batch in batches)
 
 
 @pytest.mark.parametrize("in_rows", [False, True])
-def test_a_killed_worker_marks_nothing_done(tmp_path: Path, in_rows: bool) -> None:
+def test_a_killed_worker_marks_no_undelivered_row_as_done(tmp_path: Path, in_rows: bool) -> None:
     write_corpus(tmp_path)
     uninterrupted = ids(make_loader(tmp_path, rows=in_rows, num_workers=2))
     loader = make_loader(tmp_path, rows=in_rows, num_workers=2)
     batches = iter(loader)
     received = [next(batches)["id"].tolist() for _ in range(3)]
     with pytest.raises(RuntimeError, match=r"killed by signal|exited unexpectedly"):
-        kill_worker_and_go_on(batches, received)
+        kill_worker_and_continue(batches, received)
     resumed = make_loader(tmp_path, rows=in_rows, num_workers=2)
     resumed.load_state_dict(saved(loader.state_dict()))
     assert received + ids(resumed) == uninterrupted
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_file_that_disappears_is_an_error_after_which_a_retry_goes_on(tmp_path: Path, num_workers: int) -> None:
+def test_a_run_resumes_exactly_after_the_error_of_a_missing_file(tmp_path: Path, num_workers: int) -> None:
     write_corpus(tmp_path)
     uninterrupted = ids(make_loader(tmp_path, num_workers=num_workers))
     loader = make_loader(tmp_path, num_workers=num_workers)
@@ -180,7 +180,7 @@ def test_a_file_that_disappears_is_an_error_after_which_a_retry_goes_on(tmp_path
     assert received + ids(resumed) == uninterrupted
 
 
-def test_a_file_that_grew_since_it_was_planned_is_an_error(tmp_path: Path) -> None:
+def test_a_file_that_grew_after_planning_is_an_error(tmp_path: Path) -> None:
     write_corpus(tmp_path)
     dataset = StatefulShardedDataset(tmp_path, batch_size=4)
     pq.write_table(corpus_rows(0, 60), tmp_path / "part-000.parquet")
@@ -188,7 +188,7 @@ def test_a_file_that_grew_since_it_was_planned_is_an_error(tmp_path: Path) -> No
         next(iter(dataset))
 
 
-def test_closing_over_a_generator_of_the_loader_counts_the_same(tmp_path: Path) -> None:
+def test_batches_taken_through_islice_are_counted_exactly(tmp_path: Path) -> None:
     write_corpus(tmp_path)
     dataset = StatefulShardedDataset(tmp_path, batch_size=4)
     first = ids(islice(dataset, 2))

@@ -1,4 +1,4 @@
-"""Lightning's Trainer over a SavableLoader: stopped anywhere, it goes on exactly there."""
+"""Lightning's Trainer with a SavableLoader: training that was stopped anywhere resumes exactly there."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 NUM_EPOCHS = 3
 
 LIGHTNING_WARNINGS = (
-    # Lightning itself calls what torch 2.13 has deprecated.
+    # Lightning itself calls functions that torch 2.13 deprecates.
     "ignore:`isinstance.treespec, LeafSpec.` is deprecated",
-    # It says so of every IterableDataset with a length.
+    # It warns about every IterableDataset with a length.
     "ignore:Your `IterableDataset` has `__len__` defined",
-    # A run that goes on saves elsewhere, so that what the first one saved stays as it is.
+    # A resumed run saves to another directory, so that the checkpoints of the first one stay unchanged.
     "ignore:The dirpath has changed from",
 )
 pytestmark = [pytest.mark.filterwarnings(warning) for warning in LIGHTNING_WARNINGS]
@@ -39,7 +39,7 @@ class Step(NamedTuple):
     row_ids: list[int]
 
 
-class Stopped(Exception):  # noqa: N818 - it is no failure
+class Stopped(Exception):  # noqa: N818 - it is not an error
     """Training was stopped."""
 
 
@@ -63,26 +63,26 @@ def train(
     rows: bool = False,
     batch_size: int = 3,
     stop_at: int | None = None,
-    go_on_from: Path | None = None,
-    counts_anew: bool = False,
+    resume_from: Path | None = None,
+    corrects_batch_count: bool = False,
     saves_epochs: bool = False,
     **trainer_options: Any,
 ) -> list[Step]:
-    """Train in fresh objects, and return the steps.
+    """Train with new objects, and return the steps.
 
     Args:
-        corpus: What to train on.
-        checkpoints: Where checkpoints go, named by their step.
-        num_workers: Workers of the loader.
-        rows: Whether the dataset yields rows, and the loader makes batches.
+        corpus: Directory of the dataset.
+        checkpoints: Directory for checkpoints, each named by its step.
+        num_workers: Number of workers of the loader.
+        rows: Whether the dataset yields rows, and the loader builds batches.
         batch_size: Rows of a batch.
-        stop_at: The step at which training is stopped by an error.
-        go_on_from: The checkpoint to go on from.
-        counts_anew: Whether Lightning is told how many batches those before the checkpoint come to here.
-        saves_epochs: Whether checkpoints are saved at the end of each epoch, and not at each step.
+        stop_at: The step at which an error stops training.
+        resume_from: The checkpoint to resume from.
+        corrects_batch_count: Whether Lightning's count of completed batches is set from the loader after a resume.
+        saves_epochs: Whether checkpoints are saved at the end of each epoch instead of at each step.
         trainer_options: Further arguments of the Trainer.
     """
-    # It takes seconds to import, which whoever runs other tests need not wait for.
+    # Lightning takes seconds to import, which would slow down the collection of other tests.
     from lightning.pytorch import Callback, LightningModule, Trainer  # noqa: PLC0415 - as above
     from lightning.pytorch.callbacks import ModelCheckpoint  # noqa: PLC0415 - as above
 
@@ -113,7 +113,7 @@ def train(
         def on_train_start(self, trainer: Trainer, _: LightningModule) -> None:
             loader: Any = trainer.train_dataloader
             batches = trainer.fit_loop.epoch_loop.batch_progress.current
-            if counts_anew:
+            if corrects_batch_count:
                 batches.completed += loader.batches_delivered - batches.ready
 
     when: dict[str, Any] = {"every_n_epochs": 1} if saves_epochs else {"every_n_train_steps": 1}
@@ -127,10 +127,10 @@ def train(
         enable_model_summary=False,
     )
     try:
-        trainer.fit(Model(), ckpt_path=go_on_from, weights_only=True)
+        trainer.fit(Model(), ckpt_path=resume_from, weights_only=True)
     except Stopped as stopped:
         traceback.clear_frames(stopped.__traceback__)
-    # Lets go of the workers. Where the garbage collector does, torch waits 5 s for each of them.
+    # Releases the workers; if the garbage collector does, torch waits 5 s for each of them.
     loader: Any = trainer.train_dataloader
     loader.load_state_dict(loader.state_dict())
     return steps
@@ -148,7 +148,7 @@ def loader_state(checkpoint: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("rows", [False, True])
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_training_that_was_stopped_in_the_midst_of_an_epoch_goes_on_exactly_there(
+def test_training_that_was_stopped_mid_epoch_resumes_exactly_there(
     tmp_path: Path, num_workers: int, rows: bool
 ) -> None:
     num_rows = write_corpus(tmp_path / "corpus")
@@ -158,15 +158,15 @@ def test_training_that_was_stopped_in_the_midst_of_an_epoch_goes_on_exactly_ther
     for epoch in range(NUM_EPOCHS):
         of_epoch = uninterrupted[epoch * per_epoch : (epoch + 1) * per_epoch]
         assert sorted(flat(row_ids(of_epoch))) == list(range(num_rows))
-    # In the first epoch, in the second from there, and in the third.
+    # Stopped in the first epoch, resumed and stopped in the second, and once more in the third.
     steps, last = [], None
     for stop_at, saved_at in [(6, 5), (per_epoch + 6, per_epoch + 4), (2 * per_epoch + 9, 2 * per_epoch + 8)]:
         assert saved_at % per_epoch
         directory = tmp_path / f"to-{stop_at}"
-        steps += train(tmp_path / "corpus", directory, stop_at=stop_at, go_on_from=last, **how)
+        steps += train(tmp_path / "corpus", directory, stop_at=stop_at, resume_from=last, **how)
         steps, last = steps[:saved_at], directory / f"{saved_at}.ckpt"
         assert steps == uninterrupted[:saved_at]
-    steps += train(tmp_path / "corpus", tmp_path / "end", go_on_from=last, **how)
+    steps += train(tmp_path / "corpus", tmp_path / "end", resume_from=last, **how)
     assert steps == uninterrupted
 
 
@@ -179,7 +179,7 @@ def test_training_that_was_stopped_in_the_midst_of_an_epoch_goes_on_exactly_ther
         ("step of max_steps", 0),
     ],
 )
-def test_training_that_was_stopped_at_the_end_of_an_epoch_goes_on_with_the_next(
+def test_training_that_was_stopped_at_the_end_of_an_epoch_continues_with_the_next(
     tmp_path: Path, saved_by: str, num_workers: int
 ) -> None:
     write_corpus(tmp_path / "corpus")
@@ -189,11 +189,11 @@ def test_training_that_was_stopped_at_the_end_of_an_epoch_goes_on_with_the_next(
     uninterrupted = train(tmp_path / "corpus", tmp_path / "all", **how)
     for done in (per_epoch, 2 * per_epoch):
         last = tmp_path / "all" / f"{done}.ckpt"
-        after = train(tmp_path / "corpus", tmp_path / f"after-{done}", go_on_from=last, **how)
+        after = train(tmp_path / "corpus", tmp_path / f"after-{done}", resume_from=last, **how)
         assert row_ids(uninterrupted[:done] + after) == row_ids(uninterrupted), f"saved at step {done}"
 
 
-def test_the_epochs_of_the_trainer_are_those_of_the_loader(tmp_path: Path) -> None:
+def test_trainer_and_loader_agree_on_the_epochs(tmp_path: Path) -> None:
     write_corpus(tmp_path / "corpus")
     loader = make_loader(tmp_path / "corpus", 0)
     expected = [(epoch, batch["id"].tolist()) for epoch in range(NUM_EPOCHS) for batch in loader]
@@ -201,11 +201,11 @@ def test_the_epochs_of_the_trainer_are_those_of_the_loader(tmp_path: Path) -> No
     assert [(step.epoch, step.row_ids) for step in steps] == expected
 
 
-def test_on_other_workers_the_epoch_is_completed_where_the_trainer_counts_anew(tmp_path: Path) -> None:
+def test_with_other_workers_the_epoch_is_completed_if_the_batch_count_is_corrected(tmp_path: Path) -> None:
     num_rows = write_corpus(tmp_path / "corpus")
     before = train(tmp_path / "corpus", tmp_path / "before", num_workers=3, stop_at=11)[:10]
     last = tmp_path / "before" / "10.ckpt"
-    after = train(tmp_path / "corpus", tmp_path / "after", batch_size=5, go_on_from=last, counts_anew=True)
+    after = train(tmp_path / "corpus", tmp_path / "after", batch_size=5, resume_from=last, corrects_batch_count=True)
     for epoch in range(NUM_EPOCHS):
         found = [step.row_ids for step in before + after if step.epoch == epoch]
         assert sorted(flat(found)) == list(range(num_rows)), f"epoch {epoch}"
@@ -218,18 +218,19 @@ def train_rank(rank: int, corpus: Path, directory: Path) -> tuple[list[Step], li
     os.environ["LOCAL_RANK"] = str(rank)
     how: dict[str, Any] = {"num_workers": 1, "devices": 2, "strategy": "ddp"}
     uninterrupted = train(corpus, directory / "two", **how)
-    return uninterrupted, train(corpus, directory / "after", go_on_from=directory / "two/5.ckpt", **how)
+    return uninterrupted, train(corpus, directory / "after", resume_from=directory / "two/5.ckpt", **how)
 
 
-def test_ranks_go_on_from_the_state_that_rank_0_saved_alone(tmp_path: Path) -> None:
+def test_ranks_resume_from_the_state_that_only_rank_0_saved(tmp_path: Path) -> None:
     num_rows = write_corpus(tmp_path / "corpus")
     ranks = run_ranks(train_rank, 2, tmp_path / "corpus", tmp_path)
     for uninterrupted, after in ranks:
         assert uninterrupted[:5] + after == uninterrupted
     assert loader_state(tmp_path / "two/5.ckpt")["scope"] == "global"
-    # One process goes on with what both had delivered.
+    # One process resumes from the progress of both.
     before = [step for uninterrupted, _ in ranks for step in uninterrupted[:5]]
-    after = train(tmp_path / "corpus", tmp_path / "one", go_on_from=tmp_path / "two/5.ckpt", counts_anew=True)
+    last = tmp_path / "two/5.ckpt"
+    after = train(tmp_path / "corpus", tmp_path / "one", resume_from=last, corrects_batch_count=True)
     for epoch in range(NUM_EPOCHS):
         found = [step.row_ids for step in before + after if step.epoch == epoch]
         assert sorted(flat(found)) == list(range(num_rows)), f"epoch {epoch}"

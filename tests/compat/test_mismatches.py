@@ -1,4 +1,4 @@
-"""A state that does not belong here is refused with its true cause and both values, and changes nothing."""
+"""A state that does not belong to a dataset is refused with the cause and both values, and changes nothing."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def refusal(
     state: Any,
     error: type[Exception] | tuple[type[Exception], ...] = CheckpointMismatchError,
 ) -> str:
-    """Return the message of the refusal, which has to leave the dataset as it was."""
+    """Return the error message of a state that is refused, after checking that the dataset has not changed."""
     before = dataset.state_dict(), repr(dataset), dataset.epoch
     with pytest.raises(error) as refused:
         dataset.load_state_dict(state)
@@ -94,7 +94,7 @@ def grow(corpus: Path) -> None:
         (grow, "part-005.parquet had 11 rows, now 12"),
     ],
 )
-def test_changed_files_are_named_with_what_changed(corpus: Path, change: Any, cause: str) -> None:
+def test_changed_files_are_named_with_their_change(corpus: Path, change: Any, cause: str) -> None:
     state = state_of(corpus)
     change(corpus)
     message = refusal(StatefulShardedDataset(corpus, **ARGUMENTS), state)
@@ -125,7 +125,7 @@ def test_an_arrow_file_rewritten_with_the_same_size_is_named(tmp_path: Path, kin
     )
 
 
-def test_all_differences_come_in_one_error(corpus: Path) -> None:
+def test_one_error_lists_all_differences(corpus: Path) -> None:
     state = state_of(corpus)
     remove(corpus)
     add(corpus)
@@ -134,7 +134,7 @@ def test_all_differences_come_in_one_error(corpus: Path) -> None:
         assert cause in message
 
 
-def test_many_changed_files_are_counted_after_the_first(tmp_path: Path) -> None:
+def test_many_changed_files_are_counted_after_the_first_three(tmp_path: Path) -> None:
     write_corpus(tmp_path / "a", files=((1,),) * 20)
     write_corpus(tmp_path / "b", files=((2,),) * 20)
     message = refusal(StatefulShardedDataset(tmp_path / "b", **ARGUMENTS), state_of(tmp_path / "a"))
@@ -142,7 +142,7 @@ def test_many_changed_files_are_counted_after_the_first(tmp_path: Path) -> None:
     assert "and 17 more differences" in message
 
 
-def test_a_dataset_that_moved_or_lists_otherwise_is_no_mismatch(corpus: Path, tmp_path: Path) -> None:
+def test_a_dataset_that_was_moved_or_is_listed_in_another_order_is_accepted(corpus: Path, tmp_path: Path) -> None:
     state = state_of(corpus)
     moved = tmp_path / "else" / "where"
     moved.mkdir(parents=True)
@@ -167,7 +167,7 @@ def test_the_state_of_another_rank_is_refused(corpus: Path) -> None:
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 3), (1, 2)])
-def test_another_number_of_workers_says_what_to_give(corpus: Path, before: int, after: int) -> None:
+def test_the_error_of_another_number_of_workers_names_the_right_one(corpus: Path, before: int, after: int) -> None:
     loader = make_loader(corpus, num_workers=before)
     next(iter(loader))
     restored = make_loader(corpus, num_workers=after)
@@ -177,8 +177,8 @@ def test_another_number_of_workers_says_what_to_give(corpus: Path, before: int, 
         next(iter(restored))
 
 
-def test_torchdata_itself_refuses_workers_where_there_were_none(corpus: Path) -> None:
-    # It asserts before it asks the dataset, so all we can do is to tell in the documentation what it means.
+def test_torchdata_refuses_to_restore_workers_from_a_state_without_any(corpus: Path) -> None:
+    # It asserts before it calls the dataset, so only the documentation can explain the error.
     loader = make_loader(corpus, num_workers=0)
     next(iter(loader))
     restored = make_loader(corpus, num_workers=2)
@@ -187,7 +187,7 @@ def test_torchdata_itself_refuses_workers_where_there_were_none(corpus: Path) ->
         next(iter(restored))
 
 
-def test_the_state_of_a_worker_says_so_when_it_is_given_to_the_main_process(corpus: Path) -> None:
+def test_the_state_of_a_worker_is_refused_by_a_pass_of_the_main_process(corpus: Path) -> None:
     loader = make_loader(corpus, num_workers=2)
     next(iter(loader))
     worker_states = loader.state_dict()["_snapshot"]["_worker_snapshots"]
@@ -206,7 +206,7 @@ def test_another_batch_size_on_one_of_several_ranks_is_refused(corpus: Path) -> 
     assert "turns of 4 rows" in refusal(dataset, state)
 
 
-def test_another_batch_size_alone_goes_on_with_every_row_once(corpus: Path) -> None:
+def test_a_single_rank_with_another_batch_size_delivers_every_row_once(corpus: Path) -> None:
     dataset = StatefulShardedDataset(corpus, **ARGUMENTS)
     batches = iter(dataset)
     done = next(batches)["id"].tolist() + next(batches)["id"].tolist()
@@ -259,12 +259,12 @@ def test_another_batch_size_alone_goes_on_with_every_row_once(corpus: Path) -> N
         (lambda s: {**s, "fingerprint": "0", "files": "~"}, "truncated or damaged"),
     ],
 )
-def test_what_is_no_state_is_refused_with_what_is_wrong(corpus: Path, damage: Any, cause: str) -> None:
+def test_a_damaged_state_is_refused_with_the_damage(corpus: Path, damage: Any, cause: str) -> None:
     state = damage(state_of(corpus))
     assert cause in refusal(StatefulShardedDataset(corpus, **ARGUMENTS), state, StateFormatError)
 
 
-def test_every_field_of_a_state_that_is_missing_or_of_another_type_is_refused(corpus: Path) -> None:
+def test_a_state_is_refused_if_any_field_is_missing_or_of_another_type(corpus: Path) -> None:
     state = state_of(corpus)
     dataset = StatefulShardedDataset(corpus, **ARGUMENTS)
     for name in state:
@@ -279,7 +279,7 @@ def test_a_state_of_an_older_order_is_refused(corpus: Path) -> None:
     assert "order_version: saved 0, this run has 1" in message
 
 
-def test_a_complete_state_that_another_world_saved_again_is_accepted(corpus: Path) -> None:
+def test_a_complete_state_that_another_world_size_saved_again_is_accepted(corpus: Path) -> None:
     whole = StatefulShardedDataset(corpus, **ARGUMENTS, lanes=5)
     list(whole)
     second = StatefulShardedDataset(corpus, **ARGUMENTS, rank=0, world_size=2)
@@ -291,7 +291,7 @@ def test_a_complete_state_that_another_world_saved_again_is_accepted(corpus: Pat
     assert list(third) == []
 
 
-def test_ranks_that_go_on_in_the_middle_of_a_turn_stay_in_step(corpus: Path) -> None:
+def test_ranks_that_resume_within_a_turn_stay_in_step(corpus: Path) -> None:
     arguments: dict[str, Any] = {"turn_rows": 4, "lanes": 2, "remainder": "pad"}
     whole = StatefulShardedDataset(corpus, **arguments)
     rows = iter(whole)

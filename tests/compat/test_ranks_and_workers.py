@@ -1,4 +1,4 @@
-"""Every rank and every worker, for real: together they read what they should, and nothing twice."""
+"""All ranks, with real worker processes: together they deliver the rows of an epoch, none of them twice."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_rank_and_world_size_come_from_the_environment_of_torchrun(
         StatefulShardedDataset(tmp_path, rank=3, world_size=3)
 
 
-def test_lanes_that_the_workers_cannot_share_are_warned_of(tmp_path: Path) -> None:
+def test_a_number_of_lanes_that_the_workers_cannot_share_raises_a_warning(tmp_path: Path) -> None:
     num_rows = write_corpus(tmp_path)
     dataset = StatefulShardedDataset(tmp_path, batch_size=5, lanes=8, rank=0, world_size=3, remainder="keep")
     with pytest.warns(UserWarning, match="8 lanes can't be shared by 3 rank.* multiple of 3"):

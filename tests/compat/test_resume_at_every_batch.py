@@ -1,4 +1,4 @@
-"""A checkpoint at every batch: what came before it and what comes after a resume is the uninterrupted run."""
+"""A checkpoint at every batch: the batches before it and those after a resume are the uninterrupted run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 MATRIX = [
     (kind, shuffle, rows, num_workers)
     for kind, shuffle, rows, num_workers in product(get_args(Kind), [False, True], [False, True], [0, 1, 2, 4])
-    # Every combination without workers and with two; with one and four the two ends of the others.
+    # Every combination without workers and with two of them; two combinations with one and with four workers.
     if num_workers in {0, 2} or (kind, shuffle, rows) in {("parquet", True, False), ("arrow-stream", False, True)}
 ]
 
@@ -41,7 +41,7 @@ def test_prefix_and_suffix_are_the_uninterrupted_run_at_every_batch(
         assert uninterrupted[:done] + ids(resumed) == uninterrupted, f"resumed after batch {done}"
 
 
-HARD_WAYS: dict[str, dict[str, Any]] = {
+LOADER_OPTIONS: dict[str, dict[str, Any]] = {
     "spawn": {"num_workers": 2, "multiprocessing_context": "spawn"},
     "forkserver": {"num_workers": 2, "multiprocessing_context": FORKSERVER},
     "persistent": {"num_workers": 2, "persistent_workers": True},
@@ -52,10 +52,10 @@ HARD_WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("way", HARD_WAYS)
-def test_a_few_checkpoints_and_the_epoch_after_in_every_hard_way(tmp_path: Path, way: str) -> None:
+@pytest.mark.parametrize("way", LOADER_OPTIONS)
+def test_resuming_and_the_next_epoch_are_exact_with_any_loader_options(tmp_path: Path, way: str) -> None:
     write_corpus(tmp_path)
-    options = {"dataset": {"shuffle": True}, **HARD_WAYS[way]}
+    options = {"dataset": {"shuffle": True}, **LOADER_OPTIONS[way]}
     loader = make_loader(tmp_path, **options)
     uninterrupted, states = run_with_states(loader)
     following = ids(loader)
@@ -70,7 +70,7 @@ def test_a_few_checkpoints_and_the_epoch_after_in_every_hard_way(tmp_path: Path,
         assert ids(resumed) == following, f"the epoch after one resumed at batch {done}"
 
 
-def test_what_slow_training_has_not_received_is_not_counted(tmp_path: Path) -> None:
+def test_batches_that_slow_training_has_not_received_are_not_counted(tmp_path: Path) -> None:
     write_corpus(tmp_path)
     uninterrupted = ids(make_loader(tmp_path, dataset={"shuffle": True}, num_workers=2, prefetch_factor=8))
     read = CountedTransform(tmp_path / "_calls")
@@ -109,7 +109,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_fresh_process_goes_on_exactly_there(tmp_path: Path, num_workers: int) -> None:
+def test_a_new_process_resumes_exactly(tmp_path: Path, num_workers: int) -> None:
     corpus = tmp_path / "corpus"
     write_corpus(corpus)
     loader = make_loader(corpus, dataset={"shuffle": True}, num_workers=num_workers)
@@ -127,7 +127,7 @@ def test_a_fresh_process_goes_on_exactly_there(tmp_path: Path, num_workers: int)
 @pytest.mark.parametrize("shuffle", [False, True])
 @pytest.mark.parametrize("batch_size", [None, 4])
 @pytest.mark.parametrize("lanes", [None, 4])
-def test_the_dataset_by_itself_resumes_after_everything_it_yields(
+def test_the_dataset_without_a_loader_resumes_after_every_item(
     tmp_path: Path, kind: Kind, shuffle: bool, batch_size: int | None, lanes: int | None
 ) -> None:
     num_rows = write_corpus(tmp_path, kind)

@@ -1,4 +1,4 @@
-"""SavableLoader in one process: resuming at every batch, on other workers, after breaks and errors, epoch by epoch."""
+"""SavableLoader in one process: resuming at every batch, with other workers, after errors, and from epoch to epoch."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_with_states(loader: SavableLoader) -> tuple[list[list[int]], list[dict[str, Any]]]:
-    """Run one epoch; return its items, and the states before the first and after each of them."""
+    """Run one epoch; return its items, and the states before the first item and after each one."""
     states, items = [saved(loader.state_dict())], []
     for item in loader:
         items += row_ids([item])
@@ -54,7 +54,7 @@ def run_with_states(loader: SavableLoader) -> tuple[list[list[int]], list[dict[s
 
 @pytest.mark.parametrize("num_workers", [0, 1, 3])
 @pytest.mark.parametrize("way", WAYS)
-def test_a_state_of_any_moment_resumes_exactly(corpus: Path, way: Way, num_workers: int) -> None:
+def test_a_state_saved_after_any_batch_resumes_exactly(corpus: Path, way: Way, num_workers: int) -> None:
     loader = make_savable(corpus, way, num_workers=num_workers)
     items, states = run_with_states(loader)
     assert sorted(flat(items)) == list(range(NUM_ROWS))
@@ -75,7 +75,7 @@ def test_a_state_of_any_moment_resumes_exactly(corpus: Path, way: Way, num_worke
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_the_number_of_workers_may_change_in_the_middle_of_an_epoch(corpus: Path, way: Way) -> None:
+def test_the_number_of_workers_may_change_mid_epoch(corpus: Path, way: Way) -> None:
     state, received = None, []
     for num_workers, steps in [(2, 4), (0, 3), (3, 2), (1, None)]:
         loader = make_savable(corpus, way, num_workers=num_workers)
@@ -91,13 +91,13 @@ def test_the_number_of_workers_may_change_in_the_middle_of_an_epoch(corpus: Path
 
 
 @pytest.mark.parametrize("way", ["batches", "collated"])
-def test_with_lanes_given_the_order_does_not_depend_on_workers_even_where_they_change(corpus: Path, way: Way) -> None:
+def test_with_fixed_lanes_the_order_does_not_depend_on_workers_even_if_they_change(corpus: Path, way: Way) -> None:
     given = {"lanes": 12, "turn_rows": 3}
     items, states = run_with_states(make_savable(corpus, way, dataset=given))
     for num_workers in (1, 2, 3, 4):
         assert row_ids(make_savable(corpus, way, dataset=given, num_workers=num_workers)) == items
     for step, num_workers in [(1, 3), (5, 2), (9, 0), (14, 4)]:
-        # They come from the state, too.
+        # Lanes and turns come from the state too.
         loader = make_savable(corpus, way, num_workers=num_workers)
         loader.load_state_dict(states[step])
         assert row_ids(loader) == items[step:]
@@ -118,7 +118,7 @@ def test_ten_restores_in_a_chain_lose_nothing(corpus: Path) -> None:
     assert received + row_ids(loader) == uninterrupted
 
 
-def test_batches_that_come_in_any_order_are_counted_exactly(corpus: Path, tmp_path: Path) -> None:
+def test_batches_that_arrive_in_any_order_are_counted_exactly(corpus: Path, tmp_path: Path) -> None:
     def receive(state: dict[str, Any] | None, gate: Path, max_rows: int) -> tuple[list[int], dict[str, Any]]:
         dataset = make_dataset(corpus, batch_size=3, transform=LateInWorker0(gate))
         loader = SavableLoader(DataLoader(dataset, batch_size=None, num_workers=3, in_order=False))
@@ -141,7 +141,7 @@ def test_batches_that_come_in_any_order_are_counted_exactly(corpus: Path, tmp_pa
 
 @dataclass(frozen=True)
 class LateInWorker0:
-    """A transform that has worker 0 wait until a file exists."""
+    """A transform that makes worker 0 wait until a file exists."""
 
     gate: Path
 
@@ -153,7 +153,7 @@ class LateInWorker0:
 
 
 @pytest.mark.parametrize("context", ["spawn", FORKSERVER])
-def test_spawned_workers_that_persist_go_from_epoch_to_epoch(corpus: Path, context: Any) -> None:
+def test_persistent_workers_that_are_spawned_continue_from_epoch_to_epoch(corpus: Path, context: Any) -> None:
     plain = make_savable(corpus, num_workers=2)
     epochs = [row_ids(plain) for _ in range(3)]
     options = {"num_workers": 2, "persistent_workers": True, "multiprocessing_context": context}
@@ -171,7 +171,7 @@ def test_spawned_workers_that_persist_go_from_epoch_to_epoch(corpus: Path, conte
     assert row_ids(loader) == epochs[0]
 
 
-def test_set_epoch_keeps_the_progress_of_its_epoch_and_begins_another_afresh(corpus: Path) -> None:
+def test_set_epoch_keeps_the_progress_of_its_epoch_and_starts_another_from_its_first_row(corpus: Path) -> None:
     loader = make_savable(corpus)
     epochs = [row_ids(loader) for _ in range(3)]
     loader.set_epoch(1)
@@ -193,7 +193,7 @@ def test_set_epoch_keeps_the_progress_of_its_epoch_and_begins_another_afresh(cor
     assert row_ids(resumed) == epochs[0]
 
 
-def test_the_dataset_says_who_holds_its_progress(corpus: Path) -> None:
+def test_the_error_of_the_dataset_names_the_loader_that_holds_its_progress(corpus: Path) -> None:
     loader = make_savable(corpus)
     next(iter(loader))
     with pytest.raises(StateUnavailableError, match="SavableLoader"):
@@ -207,7 +207,7 @@ def test_the_dataset_says_who_holds_its_progress(corpus: Path) -> None:
     assert row_ids(SavableLoader(dataset)) == row_ids(make_savable(corpus))[1:]
 
 
-def test_an_iterator_of_an_older_pass_says_that_it_is_over(corpus: Path) -> None:
+def test_an_iterator_of_an_earlier_pass_raises_an_error(corpus: Path) -> None:
     loader = make_savable(corpus)
     older, younger = iter(loader), iter(loader)
     next(older)
@@ -241,7 +241,7 @@ def test_a_pass_begins_with_its_first_batch(corpus: Path) -> None:
     assert (loader.epoch, loader.batches_delivered) == (2, 0)
 
 
-def test_a_stateful_loader_that_has_a_state_of_its_own_is_refused(corpus: Path) -> None:
+def test_a_stateful_loader_into_which_a_state_was_loaded_is_refused(corpus: Path) -> None:
     def stateful() -> StatefulDataLoader[Any]:
         return StatefulDataLoader(make_dataset(corpus, batch_size=3), batch_size=None, num_workers=1)
 
@@ -285,7 +285,7 @@ def test_the_state_of_one_worker_is_refused(corpus: Path) -> None:
     assert len(row_ids(loader)) == 16
 
 
-def test_the_state_of_a_rank_is_refused_where_its_batches_need_lanes_of_others(corpus: Path) -> None:
+def test_the_state_of_a_rank_is_refused_if_its_batches_need_lanes_of_others(corpus: Path) -> None:
     def loader(batch_size: int) -> SavableLoader:
         options = {"rank": 0, "world_size": 2, "lanes": 8, "turn_rows": 2}
         return SavableLoader(make_dataset(corpus, batch_size=batch_size, **options), num_workers=2)
@@ -296,7 +296,7 @@ def test_the_state_of_a_rank_is_refused_where_its_batches_need_lanes_of_others(c
         loader(2).restore_state_rank(first.save_state_rank())
 
 
-def test_no_rank_speaks_for_others_whose_batches_come_in_any_order(corpus: Path) -> None:
+def test_no_rank_infers_the_job_mid_epoch_if_batches_arrive_in_any_order(corpus: Path) -> None:
     dataset = make_dataset(corpus, batch_size=3, rank=0, world_size=2)
     loader = SavableLoader(DataLoader(dataset, batch_size=None, num_workers=2, in_order=False))
     batches = iter(loader)
@@ -307,11 +307,11 @@ def test_no_rank_speaks_for_others_whose_batches_come_in_any_order(corpus: Path)
 
 
 class TransformError(Exception):
-    """What a failing transform raises."""
+    """The error of a failing transform."""
 
 
 class FailsOnce:
-    """Fails at a row, the first time in this process or, with a file, in any."""
+    """A transform that fails at one row, once in all processes: afterwards the marker file exists."""
 
     def __init__(self, row: int, marker: Path) -> None:
         self.row, self.marker = row, marker
@@ -327,7 +327,7 @@ class FailsOnce:
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("way", ["batches", "collated", "rows", "a StatefulDataLoader", "its rows"])
-def test_after_an_error_the_same_iterator_goes_on_where_it_was(
+def test_after_an_error_the_same_iterator_resumes_where_it_was(
     corpus: Path, tmp_path: Path, way: Way, num_workers: int
 ) -> None:
     uninterrupted = row_ids(make_savable(corpus, way, num_workers=num_workers))
@@ -340,7 +340,7 @@ def test_after_an_error_the_same_iterator_goes_on_where_it_was(
         except StopIteration:
             break
         except TransformError as error:
-            # A worker's error refers to itself, and with it to the workers.
+            # The error of a worker is in a reference cycle, which keeps the workers alive.
             traceback.clear_frames(error.__traceback__)
             state = saved(loader.state_dict())
             assert loader.batches_delivered == len(received)
@@ -352,14 +352,14 @@ def test_after_an_error_the_same_iterator_goes_on_where_it_was(
     assert received[: -len(rest)] + rest == uninterrupted
 
 
-def test_a_worker_that_is_killed_costs_nothing(corpus: Path) -> None:
+def test_a_killed_worker_loses_no_row(corpus: Path) -> None:
     uninterrupted = row_ids(make_savable(corpus, num_workers=2))
     loader = make_savable(corpus, dataset={"transform": with_pid}, num_workers=2, persistent_workers=True)
     batches, received = iter(loader), []
     first = next(batches)
     received += row_ids([first])
     with loader_raises(RuntimeError, match="killed by signal"):
-        # torch's handler of SIGCHLD raises wherever the main process is: best here.
+        # torch's handler of SIGCHLD raises wherever the main process is, so let it wait here.
         os.kill(first["pid"], signal.SIGKILL)
         time.sleep(30)
     with loader_raises(RuntimeError, match=r"killed by signal|exited unexpectedly"):
@@ -377,7 +377,9 @@ def with_pid(batch: dict[str, Any]) -> dict[str, Any]:
 
 def test_a_collate_fn_is_called_on_rows_or_on_the_datasets_batches(corpus: Path) -> None:
     ids = row_ids(make_savable(corpus, "collated"))
-    assert list(make_savable(corpus, "collated", collate_fn=ids_of_rows, num_workers=2)) != ids  # one lane more
+    assert (
+        list(make_savable(corpus, "collated", collate_fn=ids_of_rows, num_workers=2)) != ids
+    )  # two lanes instead of one
     assert list(make_savable(corpus, "collated", collate_fn=ids_of_rows)) == ids
     assert list(make_savable(corpus, "batches", collate_fn=ids_of_batch)) == ids
     by_numpy = next(iter(make_savable(corpus, "batches", dataset={"output": "numpy"})))
@@ -393,7 +395,7 @@ def ids_of_batch(batch: dict[str, Any]) -> list[int]:
     return found
 
 
-def test_a_progress_bar_starts_where_the_epoch_goes_on(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_progress_bar_starts_where_the_epoch_resumes(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
     loader = make_savable(corpus, progress=True)
     batches = iter(loader)
     next(batches)
@@ -466,7 +468,7 @@ def test_a_state_that_does_not_belong_is_refused_and_changes_nothing(corpus: Pat
     assert mine.batches_delivered == 1
 
 
-def test_ranks_of_a_job_without_a_process_group_are_told_what_to_do(corpus: Path) -> None:
+def test_the_error_without_a_process_group_names_the_alternative(corpus: Path) -> None:
     loader = make_savable(corpus, dataset={"rank": 0, "world_size": 2})
     with pytest.raises(ValueError, match=r"not initialised.*merge_states"):
         loader.save_state_global()
@@ -502,12 +504,12 @@ def test_ranks_of_a_job_without_a_process_group_are_told_what_to_do(corpus: Path
         (lambda path: SavableLoader(make_dataset(path, batch_size=3), prefetch_factor=2), "prefetch_factor"),
     ],
 )
-def test_arguments_that_cannot_be_exact_are_refused(corpus: Path, make: Any, message: str) -> None:
+def test_arguments_that_make_states_inexact_are_refused(corpus: Path, make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make(corpus)
 
 
-def test_what_is_no_dataset_of_laneway_is_refused(corpus: Path) -> None:
+def test_any_other_dataset_is_refused(corpus: Path) -> None:
     with pytest.raises(TypeError, match="must be a StatefulShardedDataset, or a DataLoader over one"):
         SavableLoader([1, 2, 3])  # type: ignore[arg-type]  # on purpose
     with pytest.raises(TypeError, match="must be a StatefulShardedDataset, or a DataLoader over one"):

@@ -1,4 +1,4 @@
-"""What a state is made of: plain values, small, the same size early and late, and without a secret."""
+"""The content of states: plain values, small, without growth over an epoch, and without secrets."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_state_is_small_and_does_not_grow_with_completed_work(tmp_path: Path, 
             state = dataset.state_dict()
             sizes.append(len(json.dumps(state)) - len(state["files"]))
     assert max(sizes) < 2048
-    # Positions are written with their digits, and a few more of those are the only growth.
+    # Only the number of digits of the positions grows.
     assert sizes[1] - sizes[0] <= 3 * (lanes + 1)
 
 
@@ -161,7 +161,7 @@ def first_rows(dataset: StatefulShardedDataset) -> list[int]:
     return found
 
 
-def test_a_pickled_dataset_goes_on_from_its_loaded_state(tmp_path: Path) -> None:
+def test_a_pickled_dataset_resumes_from_its_loaded_state(tmp_path: Path) -> None:
     write_corpus(tmp_path)
     dataset = StatefulShardedDataset(tmp_path, batch_size=4, shuffle=True)
     batches = iter(dataset)
@@ -172,7 +172,7 @@ def test_a_pickled_dataset_goes_on_from_its_loaded_state(tmp_path: Path) -> None
     assert [first, *ids(copy)] == ids(StatefulShardedDataset(tmp_path, batch_size=4, shuffle=True))
 
 
-def test_the_repr_tells_what_is_read_and_how(tmp_path: Path) -> None:
+def test_the_repr_shows_files_rows_order_batches_rank_and_epoch(tmp_path: Path) -> None:
     write_corpus(tmp_path)
     text = repr(StatefulShardedDataset(tmp_path, batch_size=4, shuffle=True, seed=9, rank=1, world_size=3))
     for fact in ("7 files", "48 rows", "shuffled with seed 9", "batches of 4 rows as torch", "rank 1 of 3", "epoch 0"):

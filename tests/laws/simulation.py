@@ -1,4 +1,4 @@
-"""A whole job in one process: every worker's cursor, moved in lockstep, on made-up data files."""
+"""A whole job in one process: the cursors of all workers, advanced in lockstep over synthetic data files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PLAIN = Settings(
 
 
 def file_table(blocks: list[list[int]], row_bytes: int = 10) -> FileTable:
-    """Return a table of one file per item, with blocks of so many rows."""
+    """Return a table with one file per item of `blocks`, which holds the row counts of its blocks."""
     return FileTable.build(
         paths=[f"part-{i:03d}.parquet" for i in range(len(blocks))],
         sizes=[sum(rows) * row_bytes + 100 for rows in blocks],
@@ -53,7 +53,7 @@ def identities(draw: st.DrawFn, *, remainder: Remainder | None = None) -> Identi
 
 
 def rows_of(plan: Plan, lane: int, start: int, stop: int) -> list[int]:
-    """Return the numbers, counted over all files, of rows of a lane."""
+    """Return the row numbers, counted over all files, of rows [start, stop) of a lane."""
     files = plan.identity.files
     first_rows = files.block_row_starts[files.block_starts[:-1]]
     found: list[int] = []
@@ -76,7 +76,7 @@ def deliver(cursor: Cursor, batch: BatchRanges) -> None:
 
 
 def load(state: object, identity: Identity, worker: WorkerPlace | None = None) -> Progress:
-    """Return the progress of a state, as a worker loads it, or by default a job of one rank."""
+    """Return the progress of a state that a worker loads, or by default the main process of a single rank."""
     return read_progress(parse_state(state), identity, worker or WorkerPlace(), is_worker=worker is not None)
 
 
@@ -121,7 +121,7 @@ class Job:
         return batches
 
     def run(self, steps: int | None = None) -> list[list[int]]:
-        """Take so many steps, or all that are left, and return each step's rows of all ranks."""
+        """Take `steps` steps, or all that are left, and return the rows of all ranks for each step."""
         taken: list[list[int]] = []
         while not all(cursor.is_at_end for cursor in self.cursors.values()) and steps != len(taken):
             taken.append([row for batch in self.step() for row in batch])

@@ -1,4 +1,4 @@
-"""Law: an epoch that is stopped and resumed by other numbers of ranks and workers still delivers every row once."""
+"""Law: an epoch that is stopped and resumed with other numbers of ranks and workers delivers every row once."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_no_row_is_lost_or_repeated_when_the_world_changes_size(
 
 
 @given(identities(remainder="pad"), st.lists(runs, min_size=1, max_size=5))
-def test_padding_never_loses_a_row_and_keeps_ranks_in_step_whatever_the_world_does(
+def test_padding_never_loses_a_row_and_keeps_ranks_in_step_when_the_world_changes_size(
     identity: Identity, chain: list[tuple[int, int, int, int]]
 ) -> None:
     progress, rows, padded = Progress(0), Counter[int](), 0
@@ -54,7 +54,7 @@ def test_padding_never_loses_a_row_and_keeps_ranks_in_step_whatever_the_world_do
 
 
 @given(identities(), st.lists(runs, min_size=1, max_size=4))
-def test_a_whole_state_survives_being_written_and_read(
+def test_the_state_of_a_whole_job_survives_a_round_trip(
     identity: Identity, chain: list[tuple[int, int, int, int]]
 ) -> None:
     progress = Progress(0)

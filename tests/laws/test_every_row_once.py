@@ -53,7 +53,7 @@ def test_dropping_loses_at_most_one_row_per_lane_and_repeats_none(
 
 
 @given(identities(), topologies, batch_sizes, st.sampled_from(["pad", "drop"]))
-def test_all_ranks_deliver_equally_many_batches_of_equal_size(
+def test_all_ranks_deliver_the_same_number_of_batches_of_the_same_size(
     identity: Identity, topology: tuple[int, int], batch_size: int, remainder: Remainder
 ) -> None:
     world_size, num_workers = topology
@@ -64,7 +64,7 @@ def test_all_ranks_deliver_equally_many_batches_of_equal_size(
 
 
 @given(identities(), topologies, st.integers(1, 3), st.integers(1, 3), st.integers(0, 24), st.booleans())
-def test_the_length_of_a_rank_is_what_it_delivers(
+def test_the_length_of_a_rank_is_the_number_of_items_it_delivers(
     identity: Identity, topology: tuple[int, int], turn_rows: int, turns: int, lanes: int, rows_only: bool
 ) -> None:
     world_size, num_workers = topology
@@ -83,7 +83,7 @@ def test_the_length_of_a_rank_is_what_it_delivers(
 
 
 @pytest.mark.parametrize("remainder", ["keep", "pad", "drop"])
-def test_fewer_rows_than_lanes_is_no_trouble(remainder: Remainder) -> None:
+def test_a_dataset_may_have_fewer_rows_than_lanes(remainder: Remainder) -> None:
     settings = replace(PLAIN, remainder=remainder)
     job = Job(Identity(file_table([[2], [], [1]]), settings), 4, 2, LaneOptions(None, None, 2), Progress(0))
     rows = sorted(row for step in job.run() for row in step)

@@ -1,14 +1,14 @@
-"""A shuffled epoch is statistically like a random one, seen from far, and mixes the rows of many shards, seen close.
+"""A shuffled epoch as a whole is statistically random, and each of its batches mixes the rows of many shards.
 
-The checks, and what each would notice:
+The checks, and what each one detects:
 
-- chi-square of (where a shard is in the files) x (where it is delivered): shards that stay near their place;
-- chi-square of the same for the rows of a window: rows that stay near their place;
-- rank correlation of two epochs: an epoch that repeats the one before, or its reverse;
-- serial correlation, and rows that still follow their neighbour: runs of file order that survive;
+- chi-square of (position of a shard in the files) x (position in the epoch): shards that stay near their position;
+- chi-square of the same for the rows of a window: rows that stay near their position;
+- rank correlation of two epochs: an epoch that repeats the previous one, or its reverse;
+- serial correlation, and rows that still follow their predecessor: runs of file order that survive;
 - distinct shards in a batch: batches made of few shards.
 
-All is a function of the seed, so a check passes always or never; bounds are at five standard deviations.
+Everything is a function of the seed, so a check always passes or always fails; bounds are at five standard deviations.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def epoch_order(epoch: int, num_lanes: int = 1) -> np.ndarray:
 
 
 def chi_square_sigmas(table: np.ndarray) -> float:
-    """Return how many standard deviations the chi-square of a contingency table is above independence."""
+    """Return the chi-square of a contingency table, in standard deviations above the mean under independence."""
     expected = table.sum(axis=1, keepdims=True) * table.sum(axis=0, keepdims=True) / table.sum()
     freedom = (table.shape[0] - 1) * (table.shape[1] - 1)
     return float((((table - expected) ** 2 / expected).sum() - freedom) / np.sqrt(2 * freedom))
@@ -77,14 +77,14 @@ def test_rows_are_delivered_anywhere_in_their_window() -> None:
     assert abs(chi_square_sigmas(contingency(orders, 20))) < 5
 
 
-def test_the_check_notices_a_weak_shuffle() -> None:
+def test_the_check_detects_a_weak_shuffle() -> None:
     rng = np.random.default_rng(0)
     near = [np.argsort(np.arange(400) + rng.normal(0, 200, 400)) for _ in range(400)]
     assert chi_square_sigmas(contingency(near, 20)) > 5
 
 
 @pytest.mark.parametrize("num_lanes", [1, 8])
-def test_epochs_have_nothing_to_do_with_each_other(num_lanes: int) -> None:
+def test_epochs_are_uncorrelated(num_lanes: int) -> None:
     positions = [np.argsort(epoch_order(epoch, num_lanes)) for epoch in range(4)]
     bound = 5 / np.sqrt(SHARDS)  # rows of a shard move together: there are as many independent items as shards
     for first in range(4):
@@ -98,7 +98,7 @@ def test_no_runs_of_file_order_survive() -> None:
     centred = in_windows - in_windows.mean(axis=1, keepdims=True)
     serial = (centred[:, :-1] * centred[:, 1:]).mean(axis=1) / centred.var(axis=1)
     assert abs(serial.mean()) < 5 / np.sqrt(order.size)
-    # In a random order of a window, a row follows its neighbour once in as many rows as the window has.
+    # In a random order, about one row per window follows its predecessor.
     followers = (np.diff(in_windows, axis=1) == 1).sum()
     assert followers < in_windows.shape[0] + 5 * np.sqrt(in_windows.shape[0])
 
@@ -107,7 +107,7 @@ def test_no_runs_of_file_order_survive() -> None:
 def test_batches_mix_the_rows_of_many_shards(num_lanes: int) -> None:
     batches = epoch_order(3, num_lanes).reshape(-1, 50)
     distinct = np.array([len(set(batch // SHARD_ROWS)) for batch in batches])
-    # Of a window's eight shards, a batch of 50 random rows misses each with chance (7 / 8) ** 50.
+    # A batch of 50 random rows misses each of the eight shards of a window with probability (7 / 8) ** 50.
     assert distinct.mean() > 0.95 * WINDOW_SHARDS * (1 - (7 / 8) ** 50)
     assert distinct.min() >= WINDOW_SHARDS - 3
 
@@ -119,7 +119,7 @@ def test_another_seed_is_another_order() -> None:
     assert isinstance(epoch_order(0), np.ndarray)
 
 
-def test_windows_are_of_the_size_that_was_asked_for() -> None:
+def test_windows_have_about_the_target_size() -> None:
     windows, lanes = cut_epoch(IDENTITY.shards, num_lanes=4, window_bytes=4000, shuffle=True, seed=1, epoch=0)
     assert isinstance(windows, Windows)
     assert isinstance(lanes, Lanes)

@@ -1,4 +1,4 @@
-"""Law: a dataset that loads any two states in turn behaves as a fresh one that loads only the second."""
+"""Law: a dataset that loads any two states in turn behaves like a new one that loads only the second."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ worlds = st.lists(st.tuples(st.integers(1, 3), st.integers(1, 4)), min_size=1, m
 
 
 def saved_after(identity: Identity, epoch: int, chain: list[World], steps: list[int]) -> dict[str, Any]:
-    """Return the state of an epoch that was resumed by one world after another; its cuts depend on the worlds alone."""
+    """Return the state of an epoch that one world after another resumed; its cuts depend only on the worlds."""
     progress, complete = Progress(epoch), False
     for (world_size, batch_size), count in zip(chain, steps, strict=True):
-        # An identity of its own, so that no plan is shared with the datasets that load the state.
+        # A separate identity, so that no plan is shared with the datasets that load the state.
         own = Identity(identity.files, identity.settings)
         job = Job(own, world_size, 1, LaneOptions(None, None, batch_size), progress)
         job.run(count)
@@ -42,7 +42,7 @@ def saved_after(identity: Identity, epoch: int, chain: list[World], steps: list[
 
 
 def deliver_all(cursor: Cursor) -> list[list[int]]:
-    """Return the batches that a worker still delivers."""
+    """Return the remaining batches of a worker."""
     batches = []
     while batch := cursor.next_batch():
         batches.append([row for lanes in batch.ranges for row in rows_of(cursor.plan, *lanes)])
@@ -59,7 +59,7 @@ def deliver_all(cursor: Cursor) -> list[list[int]]:
     st.integers(1, 3),
     st.integers(1, 4),
 )
-def test_a_state_is_resumed_the_same_whichever_was_loaded_before(
+def test_a_state_resumes_the_same_whichever_state_was_loaded_before(
     identity: Identity,
     chain: list[World],
     other_chain: list[World],

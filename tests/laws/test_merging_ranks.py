@@ -1,4 +1,4 @@
-"""Law: what all ranks know, merged, is what the whole job knows; and any other number of ranks resumes from it."""
+"""Law: the merged states of all ranks are the state of the whole job, from which any number of ranks can resume."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def ranks_after(steps: int, world_size: int = 3, batch_size: int = 2) -> list[di
 
 
 @given(identities(), st.integers(1, 5), st.integers(1, 5), st.integers(0, 9), st.integers(1, 3), st.randoms())
-def test_merged_states_are_the_whole_jobs_progress(
+def test_merged_states_are_the_progress_of_the_whole_job(
     identity: Identity, world_size: int, batch_size: int, steps: int, lanes: int, random: Any
 ) -> None:
     job = Job(identity, world_size, 1, LaneOptions(lanes * world_size, None, batch_size), Progress(0))
@@ -59,12 +59,12 @@ def test_merged_states_are_the_whole_jobs_progress(
     found, whole = load(merged, identity), job.whole_progress()
     assert merged["complete"] == all(state["complete"] for state in states)
     if found.cut is None:
-        # Nothing was delivered, so the run that resumes may cut the epoch as it likes.
+        # Nothing was delivered, so the run that resumes can choose the cut.
         assert not present_cut(whole).rows().any()
         return
     assert present_cut(found).positions == present_cut(whole).positions
     if identity.settings.remainder != "keep" and not merged["complete"]:
-        # Kept, lanes may differ by a turn, and cursors skip the turns that are empty.
+        # With "keep", lanes may differ by a turn, and cursors skip empty turns.
         assert found == whole
 
 
@@ -72,7 +72,7 @@ def test_merged_states_are_the_whole_jobs_progress(
     identities(remainder="keep"),
     st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5), st.integers(0, 5)), min_size=1, max_size=6),
 )
-def test_every_row_comes_once_over_chains_of_worlds_that_merge_their_states(
+def test_every_row_is_delivered_once_over_chains_of_merged_states(
     identity: Identity, chain: list[tuple[int, int, int]]
 ) -> None:
     progress, rows = Progress(0), Counter[int]()
@@ -86,7 +86,7 @@ def test_every_row_comes_once_over_chains_of_worlds_that_merge_their_states(
 
 
 @given(identities(remainder="pad"), st.integers(2, 4), st.integers(1, 3), st.integers(0, 20), st.integers(0, 20))
-def test_ranks_at_different_steps_are_refused_also_where_some_are_at_their_end(
+def test_ranks_at_different_steps_are_refused_even_if_some_are_at_their_end(
     identity: Identity, world_size: int, batch_size: int, steps: int, others: int
 ) -> None:
     jobs = [
@@ -103,7 +103,7 @@ def test_ranks_at_different_steps_are_refused_also_where_some_are_at_their_end(
         merge_states(states)
 
 
-def test_states_that_no_rank_has_begun_merge_into_the_same() -> None:
+def test_states_of_an_epoch_that_has_not_begun_merge_into_the_same_state() -> None:
     state = write_state(Identity(file_table([[3]]), PLAIN), Progress(4), WorkerPlace(1, 2), complete=False)
     assert merge_states([state, state]) == state
 
@@ -134,13 +134,13 @@ def test_states_that_no_rank_has_begun_merge_into_the_same() -> None:
         ),
     ],
 )
-def test_states_that_do_not_belong_together_are_refused_with_which(
+def test_states_that_do_not_belong_together_are_refused_with_the_cause(
     spoil: Callable[[list[dict[str, Any]]], list[dict[str, Any]]], problem: str
 ) -> None:
     with pytest.raises(CheckpointMismatchError, match=problem):
         merge_states(spoil(ranks_after(2)))
 
 
-def test_what_is_no_state_is_refused() -> None:
+def test_a_value_that_is_not_a_state_is_refused() -> None:
     with pytest.raises(StateFormatError, match="its keys are none"):
         merge_states([*ranks_after(2)[:2], {}])

@@ -1,4 +1,4 @@
-"""Law: a worker that resumes from its progress delivers exactly what it had not delivered."""
+"""Law: a worker that resumes from its progress delivers exactly the rows that it had not delivered."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_worker_resumes_at_any_batch(
 
 
 def rows(cursor: Cursor, max_rows: int) -> tuple[list[int], list[Progress]]:
-    """Return the rows that a cursor still delivers, up to `max_rows` together, and its progress after each row."""
+    """Return the undelivered rows of a cursor, taken up to `max_rows` at a time, and its progress after each row."""
     found: list[int] = []
     progress_after: list[Progress] = []
     while found_rows := cursor.next_rows(max_rows):
@@ -60,7 +60,7 @@ def rows(cursor: Cursor, max_rows: int) -> tuple[list[int], list[Progress]]:
 
 
 @given(identities(), st.integers(1, 6), st.integers(1, 4), st.integers(1, 9))
-def test_rows_come_in_the_same_order_however_many_are_taken_together(
+def test_rows_come_in_the_same_order_however_many_are_taken_at_a_time(
     identity: Identity, lanes: int, turn_rows: int, max_rows: int
 ) -> None:
     options = LaneOptions(lanes, turn_rows, None)

@@ -1,4 +1,4 @@
-"""Law: with lanes and turns given, the global batches depend neither on the number of ranks nor on that of workers."""
+"""Law: with fixed lanes and turns, the global batches depend neither on the number of ranks nor on that of workers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def global_turns(job: Job, steps: int | None = None) -> list[int]:
 
 
 @given(identities(), st.integers(1, 4))
-def test_seven_topologies_deliver_the_same_rows_in_the_same_order(identity: Identity, turn_rows: int) -> None:
+def test_all_topologies_deliver_the_same_rows_in_the_same_order(identity: Identity, turn_rows: int) -> None:
     orders = [
         global_turns(Job(identity, world, workers, LaneOptions(8, turn_rows, turn_rows * turns), Progress(0)))
         for world, workers, turns in TOPOLOGIES
@@ -31,7 +31,7 @@ def test_seven_topologies_deliver_the_same_rows_in_the_same_order(identity: Iden
 
 
 @given(identities(), st.integers(1, 4), st.sampled_from(TOPOLOGIES), st.sampled_from(TOPOLOGIES), st.integers(0, 4))
-def test_the_topology_may_change_in_the_middle_of_an_epoch(
+def test_the_topology_may_change_mid_epoch(
     identity: Identity, turn_rows: int, before: tuple[int, int, int], after: tuple[int, int, int], steps: int
 ) -> None:
     uninterrupted = global_turns(Job(identity, 1, 1, LaneOptions(8, turn_rows, turn_rows), Progress(0)))

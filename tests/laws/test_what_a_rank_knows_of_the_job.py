@@ -1,4 +1,4 @@
-"""Laws: a rank's main process counts by tags alone, whatever its workers; and what it infers of others is true."""
+"""Laws: the main process of a rank counts by tags alone, with any workers; and what it infers of others is true."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Rank:
-    """A rank whose workers tag their batches, and whose main process counts them."""
+    """A rank whose workers tag their batches, and whose main process counts the batches."""
 
     identity: Identity
     progress: Progress
@@ -34,7 +34,7 @@ class Rank:
     options: LaneOptions
 
     def __post_init__(self) -> None:
-        """Open the epoch at every worker, and count from where it begins."""
+        """Open the epoch at every worker, and start counting."""
         self.assignment = resolve_cut(self.identity, self.progress, self.place, self.options)
         self.is_over = self.assignment.is_complete
         if not self.is_over:
@@ -76,13 +76,13 @@ class Rank:
         return delivered
 
     def own(self) -> tuple[Progress, bool]:
-        """Return what this rank has delivered, and whether that is all."""
+        """Return the progress of this rank, and whether it is complete."""
         if self.is_over:
             return self.assignment.progress, True
         return self.cursor.progress(), self.cursor.is_at_end
 
     def job(self) -> dict[str, Any] | None:
-        """Return the state of the whole job that this rank vouches for, if it does."""
+        """Return the state of the whole job as this rank infers it, or None if it can't."""
         progress, complete = self.own()
         place = WorkerPlace(0, self.place.world_size)
         if progress.place is None:
@@ -99,8 +99,8 @@ def ranks_of(
     return [Rank(identity, progress, WorkerPlace(r, world_size, 0, num_workers), options) for r in range(world_size)]
 
 
-def gathered(ranks: list[Rank]) -> Progress:
-    """Return what all ranks together have delivered."""
+def gather(ranks: list[Rank]) -> Progress:
+    """Return the progress of all ranks together."""
     parts = [rank.own()[0] for rank in ranks]
     if parts[0].place is None:
         return parts[0]
@@ -143,29 +143,29 @@ def test_the_order_of_a_rank_does_not_depend_on_its_workers(
     st.lists(st.integers(0, 9), max_size=3),
 )
 @settings(max_examples=300)
-def test_what_a_rank_says_of_the_whole_job_is_so_when_all_are_in_lockstep(
-    identity: Identity, world_size: int, num_workers: int, wished: tuple[int | None, int | None, int], pauses: list[int]
+def test_the_state_of_the_job_that_a_rank_infers_is_true_if_all_ranks_are_in_lockstep(
+    identity: Identity, world_size: int, num_workers: int, given: tuple[int | None, int | None, int], pauses: list[int]
 ) -> None:
     progress = Progress(0)
     for pause in [*pauses, 10**6]:
-        ranks = ranks_of(identity, progress, world_size, num_workers, LaneOptions(*wished))
+        ranks = ranks_of(identity, progress, world_size, num_workers, LaneOptions(*given))
         for _ in range(pause):
-            said = [rank.job() for rank in ranks]
-            truth = gathered(ranks)
-            for job in filter(None, said):
-                assert present_cut(load(job, identity)).positions == present_cut(truth).positions
+            inferred = [rank.job() for rank in ranks]
+            actual = gather(ranks)
+            for job in filter(None, inferred):
+                assert present_cut(load(job, identity)).positions == present_cut(actual).positions
                 assert job["complete"] == all(rank.own()[1] for rank in ranks)
-            # Ranks that say something say the same, so that it doesn't matter which of them is asked.
-            assert len({repr(job) for job in said if job}) <= 1
+            # All ranks that can infer a state infer the same one, so any of them may save it.
+            assert len({repr(job) for job in inferred if job}) <= 1
             batches = [rank.step() for rank in ranks]
             if not any(batches):
                 break
-        progress = gathered(ranks)
+        progress = gather(ranks)
         world_size = world_size % 4 + 1
 
 
 @given(identities(remainder="pad"), st.integers(2, 4), st.integers(1, 3), st.integers(0, 30))
-def test_ranks_that_are_padded_always_know_the_whole_job(
+def test_padded_ranks_can_always_infer_the_whole_job(
     identity: Identity, world_size: int, num_workers: int, steps: int
 ) -> None:
     ranks = ranks_of(identity, Progress(0), world_size, num_workers, LaneOptions(None, None, 3))
@@ -184,7 +184,7 @@ runs = st.tuples(
 
 @given(identities(remainder="keep"), st.lists(runs, min_size=1, max_size=5), st.randoms(use_true_random=False))
 @settings(max_examples=200)
-def test_no_row_is_lost_or_repeated_whoever_says_what_was_delivered(
+def test_no_row_is_lost_or_repeated_whichever_rank_saves_the_state(
     identity: Identity, chain: list[tuple[int, int, int | None, list[int]]], random: object
 ) -> None:
     progress, rows = Progress(2), Counter[int]()
@@ -199,7 +199,7 @@ def test_no_row_is_lost_or_repeated_whoever_says_what_was_delivered(
         for pause in pauses:
             rows.update(row for _ in range(pause) for rank in ranks for row in rank.step())
         job = random.choice(ranks).job()  # type: ignore[attr-defined]  # hypothesis gives a random.Random
-        progress = load(job, identity) if job else gathered(ranks)
+        progress = load(job, identity) if job else gather(ranks)
     (last,) = ranks_of(identity, progress, 1, 1, LaneOptions(None, None, 4))
     while batch := last.step():
         rows.update(batch)

@@ -129,7 +129,7 @@ class SavedState:
 
     @property
     def is_complete(self) -> bool:
-        """Whether everything that its rank or worker delivers of the epoch has been delivered."""
+        """Whether the worker, rank or job has delivered all its rows of the epoch."""
         return bool(self.fields["complete"])
 
     @property
@@ -154,17 +154,17 @@ def encode_positions(positions: Iterable[LanePosition]) -> list[Any]:
 
 
 def decode_positions(rows: list[int], offsets: list[int] | None) -> list[LanePosition]:
-    """Return the positions that `encode_positions` wrote."""
+    """Return the positions from the pair that `encode_positions` returned."""
     return [*map(LanePosition, rows, offsets or [0] * len(rows))]
 
 
 def position_fields(positions: Iterable[LanePosition]) -> dict[str, Any]:
-    """Return positions as the two fields that hold those of the present cut."""
+    """Return positions of the current cut as the two fields of a state."""
     return dict(zip(_POSITION_FIELDS, encode_positions(positions), strict=True))
 
 
 def positions_of(fields: Mapping[str, Any]) -> list[LanePosition]:
-    """Return the positions of the present cut."""
+    """Return the positions of the current cut from the two fields of a state."""
     return decode_positions(*(fields[name] for name in _POSITION_FIELDS))
 
 

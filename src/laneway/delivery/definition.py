@@ -95,13 +95,13 @@ class Definition:
         return resolve_cut(self.identity, progress, place, self.options)
 
     def open(self, assignment: Assignment) -> Stream:
-        """Return what a worker delivers of an epoch: batches, or single rows if there is no batch size."""
+        """Open the stream of a worker: batches, or single rows if there is no batch size."""
         if self.options.batch_size is not None:
             return self.open_batches(assignment)
         return RowStream(Cursor(assignment), self._items(assignment))
 
     def open_batches(self, assignment: Assignment) -> BatchStream:
-        """Return the batches that a worker delivers of an epoch; if there is no batch size, the rows of each turn."""
+        """Open the stream of batches of a worker; if there is no batch size, each turn of rows is a batch."""
         return BatchStream(Cursor(assignment), self._items(assignment))
 
     def _items(self, assignment: Assignment) -> ItemMaker:
