@@ -355,11 +355,10 @@ class StatefulShardedDataset(IterableDataset[Any]):
         return [self.shards[index] for index in completed.tolist()]
 
     def _check_holds_progress(self) -> None:
-        num_workers = self.schedule.num_active_workers
-        if num_workers and not is_in_worker():
+        if self.schedule.num_active_workers and not is_in_worker():
             message = (
-                f"a loader with {num_workers} worker(s) holds the progress, not the dataset: call state_dict() of the "
-                "SavableLoader or StatefulDataLoader (a plain DataLoader has no state)"
+                "a loader holds the progress, not the dataset: call state_dict() of the SavableLoader or "
+                "StatefulDataLoader (a plain DataLoader has no state)"
             )
             raise StateUnavailableError(message)
 

@@ -121,7 +121,7 @@ class SavableLoader:
         self._dataset = source
         self._process_group = process_group
         self._ranks: Ranks | None = None
-        batches = BatchSource(arguments.applied_to(source.definition), arguments.keywords)
+        batches = BatchSource(arguments.apply_to(source.definition), arguments.keywords)
         self._runner = PassRunner(batches, source.schedule, shows_progress=progress)
         self._schedule = source.schedule
         self._place = batches.place

@@ -224,7 +224,7 @@ def test_a_single_rank_with_another_batch_size_delivers_every_row_once(corpus: P
         (lambda _: [], "not list"),
         (lambda _: {}, "its keys are none"),
         (lambda _: {"epoch": 1, "model": 2}, "its keys are 'epoch', 'model'"),
-        (lambda _: {"_snapshot": {}, "_iterator_finished": False}, "pass it to the loader's load_state_dict"),
+        (lambda _: {"_snapshot": {}, "_iterator_finished": False}, "which only a StatefulDataLoader can load"),
         (lambda s: {**s, "version": 99}, "format version 99"),
         (lambda s: {k: v for k, v in s.items() if k != "positions"}, "truncated: positions missing"),
         (lambda s: {**s, "epoch": "1"}, "epoch is '1', not int"),

@@ -462,7 +462,9 @@ def test_a_state_that_does_not_belong_is_refused_and_changes_nothing(corpus: Pat
             later = iter(late)
             next(later)
             next(later)
-            with pytest.raises(CheckpointMismatchError, match="step: rank 0 has delivered 3 rows, rank 1 6"):
+            with pytest.raises(
+                CheckpointMismatchError, match="step: rank 0 has delivered 3 rows, rank 1 has delivered 6"
+            ):
                 merge_states([before, late.save_state_rank()])
     assert mine.save_state_rank() == before
     assert mine.batches_delivered == 1

@@ -12,7 +12,7 @@ from laneway.core.assignment import resolve_cut
 from laneway.core.cursor import BatchRanges, Cursor
 from laneway.core.files import FileTable
 from laneway.core.plan import Identity, Plan, Settings
-from laneway.core.progress import CutProgress, LanePosition, Progress, present_cut
+from laneway.core.progress import CutProgress, LanePosition, Progress, current_cut
 from laneway.core.schema import parse_state
 from laneway.core.state import read_progress
 from laneway.core.turns import WorkerPlace
@@ -99,7 +99,7 @@ class Job:
             for rank in range(self.world_size)
             for worker in range(self.num_workers)
         }
-        self.first_turn = present_cut(self.cursors[0, 0].progress()).next_turn
+        self.first_turn = current_cut(self.cursors[0, 0].progress()).next_turn
         self.batches_taken = 0
 
     @property
@@ -132,8 +132,8 @@ class Job:
         parts = [cursor.progress() for cursor in self.cursors.values()]
         positions: dict[int, LanePosition] = {}
         for part in parts:
-            positions.update(present_cut(part).positions)
-        cut = present_cut(parts[0])
+            positions.update(current_cut(part).positions)
+        cut = current_cut(parts[0])
         turns_per_batch = self.options.turns_per_batch(cut.turn_rows) or 1
         job_turn = self.first_turn + self.batches_taken * self.world_size * turns_per_batch
         return replace(parts[0], cut=CutProgress(cut.num_lanes, cut.turn_rows, job_turn, positions), place=None)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laneway.core.options import LaneOptions
-from laneway.core.progress import Progress, present_cut
+from laneway.core.progress import Progress, current_cut
 from laneway.core.state import write_state
 from laneway.core.turns import WorkerPlace
 from tests.laws.simulation import Job, identities, load
@@ -76,7 +76,7 @@ def test_completed_shards_are_those_whose_rows_were_all_delivered(
         job = Job(identity, world_size, num_workers, LaneOptions(None, None, batch_size), progress)
         delivered.update(row for step in job.run(steps) for row in step)
         progress = job.whole_progress()
-        completed = job.plan.completed_shards(present_cut(progress).rows()).tolist()
+        completed = job.plan.completed_shards(current_cut(progress).rows()).tolist()
         shards, files = identity.shards, identity.files
         first = files.block_row_starts[files.block_starts[:-1]][shards.file_index] + shards.row_offset
         expected = [

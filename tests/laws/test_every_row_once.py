@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from laneway.core.options import LaneOptions
 from laneway.core.plan import Identity
-from laneway.core.progress import Progress, present_cut
+from laneway.core.progress import Progress, current_cut
 from laneway.core.turns import WorkerPlace
 from tests.laws.simulation import PLAIN, Job, deliver, file_table, identities
 
@@ -102,6 +102,6 @@ def test_no_lane_is_read_by_two_workers(identity: Identity, topology: tuple[int,
         lane
         for cursor in job.cursors.values()
         if not cursor.is_at_end
-        for lane in present_cut(cursor.progress()).positions
+        for lane in current_cut(cursor.progress()).positions
     )
     assert set(owners.values()) <= {1}

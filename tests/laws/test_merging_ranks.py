@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from laneway.core.merge import merge_states
 from laneway.core.options import LaneOptions
 from laneway.core.plan import Identity
-from laneway.core.progress import Progress, present_cut
+from laneway.core.progress import Progress, current_cut
 from laneway.core.state import write_state
 from laneway.core.turns import WorkerPlace
 from laneway.errors import CheckpointMismatchError, StateFormatError
@@ -60,9 +60,9 @@ def test_merged_states_are_the_progress_of_the_whole_job(
     assert merged["complete"] == all(state["complete"] for state in states)
     if found.cut is None:
         # Nothing was delivered, so the run that resumes can choose the cut.
-        assert not present_cut(whole).rows().any()
+        assert not current_cut(whole).rows().any()
         return
-    assert present_cut(found).positions == present_cut(whole).positions
+    assert current_cut(found).positions == current_cut(whole).positions
     if identity.settings.remainder != "keep" and not merged["complete"]:
         # With "keep", lanes may differ by a turn, and cursors skip empty turns.
         assert found == whole
@@ -116,7 +116,7 @@ def test_states_of_an_epoch_that_has_not_begun_merge_into_the_same_state() -> No
         (lambda s: [s[0], s[1], {**s[2], "epoch": 1}], "epoch: rank 0 has 0, rank 2 has 1"),
         (lambda s: [s[0], s[1], {**s[2], "seed": 1}], "seed: rank 0 has 7, rank 2 has 1"),
         (lambda s: [s[0], s[1], {**s[2], "fingerprint": "0"}], "fingerprint: rank 0 has"),
-        (lambda s: [s[0], ranks_after(3)[1], s[2]], "step: rank 0 has delivered 4 rows, rank 1 6"),
+        (lambda s: [s[0], ranks_after(3)[1], s[2]], "step: rank 0 has delivered 4 rows, rank 1 has delivered 6"),
         (lambda s: [s[0], ranks_after(2, world_size=2)[1], s[2]], "world_size: rank 0 has 3, rank 1 has 2"),
         (lambda _: [], "nothing to merge"),
         (lambda s: [*s[:2], merge_states(s)], "some of these are the state of a rank, others that of the whole job"),

@@ -13,7 +13,7 @@ from laneway.core.assignment import resolve_cut
 from laneway.core.cursor import BatchRanges, Cursor
 from laneway.core.job import JobInference
 from laneway.core.options import LaneOptions
-from laneway.core.progress import Progress, present_cut
+from laneway.core.progress import Progress, current_cut
 from laneway.core.state import write_job_state, write_state
 from laneway.core.turns import WorkerPlace
 from tests.laws.simulation import deliver, identities, load, open_epoch, rows_of
@@ -104,9 +104,9 @@ def gather(ranks: list[Rank]) -> Progress:
     parts = [rank.own()[0] for rank in ranks]
     if parts[0].place is None:
         return parts[0]
-    positions = {lane: position for part in parts for lane, position in present_cut(part).positions.items()}
-    next_turn = max(present_cut(part).next_turn for part in parts)
-    cut = replace(present_cut(parts[0]), positions=positions, next_turn=next_turn)
+    positions = {lane: position for part in parts for lane, position in current_cut(part).positions.items()}
+    next_turn = max(current_cut(part).next_turn for part in parts)
+    cut = replace(current_cut(parts[0]), positions=positions, next_turn=next_turn)
     return replace(parts[0], cut=cut, place=None)
 
 
@@ -153,7 +153,7 @@ def test_the_state_of_the_job_that_a_rank_infers_is_true_if_all_ranks_are_in_loc
             inferred = [rank.job() for rank in ranks]
             actual = gather(ranks)
             for job in filter(None, inferred):
-                assert present_cut(load(job, identity)).positions == present_cut(actual).positions
+                assert current_cut(load(job, identity)).positions == current_cut(actual).positions
                 assert job["complete"] == all(rank.own()[1] for rank in ranks)
             # All ranks that can infer a state infer the same one, so any of them may save it.
             assert len({repr(job) for job in inferred if job}) <= 1

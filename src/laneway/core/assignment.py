@@ -14,7 +14,7 @@ import numpy as np
 
 from laneway.core.differences import place_differences
 from laneway.core.lanes import rows_to_deliver
-from laneway.core.progress import CutProgress, Progress, present_cut
+from laneway.core.progress import CutProgress, Progress, current_cut
 from laneway.core.turns import WorkerPlace, has_one_owner_per_lane, turns_taken
 from laneway.errors import CheckpointMismatchError
 
@@ -41,7 +41,7 @@ class Assignment:
     @property
     def cut(self) -> CutProgress:
         """Progress of the current cut."""
-        return present_cut(self.progress)
+        return current_cut(self.progress)
 
     @cached_property
     def ends(self) -> NDArray[np.int64]:

@@ -52,7 +52,8 @@ def file_differences(encoded: str, files: FileTable) -> str:
     if not lines:
         lines = ["the same files had other row groups, or other columns, when this state was saved"]
     if len(lines) > _MAX_NAMED:
-        lines[_MAX_NAMED:] = [f"and {len(lines) - _MAX_NAMED:,} more differences"]
+        num_more = len(lines) - _MAX_NAMED
+        lines[_MAX_NAMED:] = [f"and {num_more:,} more difference{'s' if num_more > 1 else ''}"]
     return "files: " + "; ".join(lines)
 
 

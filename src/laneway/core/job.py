@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from laneway.core.progress import JobTurn, present_cut
+from laneway.core.progress import JobTurn, current_cut
 from laneway.core.turns import turns_taken
 
 if TYPE_CHECKING:
@@ -35,13 +35,13 @@ class JobInference:
         if not in_order:
             self._num_common_turns = -1
         self._num_turns = int(turns.max()) * cut.num_lanes
-        self._is_last = True
+        self._ends_last = True
         """Whether no other rank reaches its end after this one."""
         if cut.num_lanes % (place.world_size * group) == 0:
             taken = turns_taken(cut.next_turn, np.arange(cut.num_lanes), cut.num_lanes)
             left = (ends - taken * cut.turn_rows) if yields_rows else turns - taken
             of_ranks = np.maximum(left, 0).reshape(-1, place.world_size, group).max(axis=2).sum(axis=0)
-            self._is_last = bool(of_ranks[place.rank] == of_ranks.max())
+            self._ends_last = bool(of_ranks[place.rank] == of_ranks.max())
 
     def job_turn(self, progress: Progress, *, is_complete: bool) -> JobTurn | None:
         """Return the progress of the whole job, assuming that all ranks have taken as many batches as this one.
@@ -57,8 +57,8 @@ class JobInference:
         Returns:
             The progress of the job, or None if it can't be inferred.
         """
-        place, cut = progress.place, present_cut(progress)
-        if place is None or (is_complete and not self._is_last):
+        place, cut = progress.place, current_cut(progress)
+        if place is None or (is_complete and not self._ends_last):
             return None
         if is_complete:
             # Ranks that deliver fewer batches reached their end earlier.

@@ -125,12 +125,12 @@ class Lanes:
             start = max(start, end)
             i += 1
 
-    def before(self, rows: NDArray[np.int64]) -> Lanes:
+    def delivered(self, rows: NDArray[np.int64]) -> Lanes:
         """Return the delivered part of each lane: its first `rows` rows, `rows` of shape (num_lanes,)."""
         starts = self.row_starts[self.segment_starts]
         return self._clip(starts[:-1], np.minimum(starts[:-1] + rows, starts[1:]))
 
-    def after(self, rows: NDArray[np.int64]) -> Lanes:
+    def undelivered(self, rows: NDArray[np.int64]) -> Lanes:
         """Return the undelivered part of each lane: all but its first `rows` rows, `rows` of shape (num_lanes,)."""
         starts = self.row_starts[self.segment_starts]
         return self._clip(np.minimum(starts[:-1] + rows, starts[1:]), starts[1:])
@@ -231,7 +231,7 @@ def cut_again(lanes: Lanes, rows: NDArray[np.int64], num_lanes: int) -> Lanes:
         rows: Rows delivered from each of its lanes, including padding, shape (lanes.num_lanes,).
         num_lanes: Number of new lanes, >= 1.
     """
-    rest = lanes.after(rows)
+    rest = lanes.undelivered(rows)
     pieces = _cut_line(rest.stop - rest.start, num_lanes)
     return Lanes(
         window=rest.window[pieces.item],

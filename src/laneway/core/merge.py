@@ -138,7 +138,7 @@ def _row_problems(states: Sequence[Mapping[str, Any]]) -> list[str]:
     rows = [sum(state["positions"]) for state in states]
     most = 0 if first["lane_remainder"] != "keep" else first["lanes"] // first["world_size"]
     return [
-        f"step: rank {first['rank']} has delivered {rows[0]:,} rows, rank {state['rank']} {count:,}"
+        f"step: rank {first['rank']} has delivered {rows[0]:,} rows, rank {state['rank']} has delivered {count:,}"
         for state, count in zip(states[1:], rows[1:], strict=True)
         if abs(count - rows[0]) > most
     ]

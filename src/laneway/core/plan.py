@@ -10,7 +10,7 @@ import numpy as np
 
 from laneway.core.lanes import Lanes, Remainder, Segment, Windows, cut_again, cut_epoch
 from laneway.core.order import ORDER_VERSION, window_order
-from laneway.core.progress import LanePositions, Progress, present_cut
+from laneway.core.progress import LanePositions, Progress, current_cut
 from laneway.core.shards import cut_shards
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class Identity:
         Args:
             progress: Progress of an epoch that has been cut.
         """
-        counts = (*map(len, progress.earlier), present_cut(progress).num_lanes)
+        counts = (*map(len, progress.earlier), current_cut(progress).num_lanes)
         key = (progress.epoch, counts, progress.earlier)
         plan = self._last_plan.get(key)
         if plan is None:
@@ -180,7 +180,7 @@ class Plan:
         delivered = np.zeros(len(self.identity.shards), np.int64)
         windows = self.windows
         all_lanes, all_rows = (*self.lanes_before, self.lanes), (*self.rows_before, rows)
-        for lanes in map(Lanes.before, all_lanes, all_rows):
+        for lanes in map(Lanes.delivered, all_lanes, all_rows):
             whole = (lanes.start == 0) & (lanes.stop == windows.rows[lanes.window])
             piece_rows = np.zeros(len(windows.shard), np.int64)
             is_whole = np.zeros(len(windows.lane), bool)

@@ -85,7 +85,7 @@ def fresh_cut(num_lanes: int, turn_rows: int) -> CutProgress:
     return CutProgress(num_lanes, turn_rows, 0, dict.fromkeys(range(num_lanes), LanePosition()))
 
 
-def present_cut(progress: Progress) -> CutProgress:
+def current_cut(progress: Progress) -> CutProgress:
     """Return the progress of the current cut of an epoch.
 
     Raises:

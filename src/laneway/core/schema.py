@@ -203,8 +203,10 @@ def parse_state(state: object) -> SavedState:
         keys = ", ".join(map(repr, list(state)[:5])) or "none"
         hint = ""
         if "_snapshot" in state or "_iterator_finished" in state:
-            hint = "; it is a state of StatefulDataLoader: pass it to the loader's load_state_dict()"
-        message = f"this dict is not a state of a laneway dataset: 'format' is missing, its keys are {keys}{hint}"
+            hint = "; it is a state of StatefulDataLoader, which only a StatefulDataLoader can load"
+        message = (
+            f"this dict is not a state of a laneway dataset: its 'format' is not {FORMAT!r}, its keys are {keys}{hint}"
+        )
         raise StateFormatError(message)
     fields = {each.name: each.default for each in FIELDS if each.default is not REQUIRED}
     fields |= _upgrade(state)

@@ -72,7 +72,7 @@ class _WorkerDataset(IterableDataset["TaggedBatch"]):
         return _TaggedBatches(self._definition.open_batches(self._definition.resolve(progress, place)))
 
 
-def _identity(batch: Any) -> Any:  # noqa: ANN401 - a batch may be anything
+def _unchanged(batch: Any) -> Any:  # noqa: ANN401 - a batch may be anything
     return batch
 
 
@@ -91,7 +91,7 @@ class BatchSource:
         if self.yields_rows:
             turn_rows = definition.options.turn_rows or _ROWS_PER_TURN
             definition = replace(
-                definition, options=replace(definition.options, turn_rows=turn_rows), collate_fn=_identity
+                definition, options=replace(definition.options, turn_rows=turn_rows), collate_fn=_unchanged
             )
         self.definition = definition
         """The definition that the workers read."""
@@ -104,7 +104,7 @@ class BatchSource:
         self._loader = self._make_loader()
 
     def _make_loader(self) -> DataLoader[TaggedBatch]:
-        return DataLoader(self._dataset, batch_size=None, collate_fn=_identity, **self._keywords)
+        return DataLoader(self._dataset, batch_size=None, collate_fn=_unchanged, **self._keywords)
 
     def resolve(self, progress: Progress) -> Assignment:
         """Return the assignment of this rank."""

@@ -53,7 +53,7 @@ class LoaderArguments(NamedTuple):
             message = f"{', '.join(given)} can't be passed together with a DataLoader: pass it to the DataLoader"
             raise ValueError(message)
 
-    def applied_to(self, definition: Definition) -> Definition:
+    def apply_to(self, definition: Definition) -> Definition:
         """Return a definition that builds batches as the loader would.
 
         Raises:
@@ -66,8 +66,9 @@ class LoaderArguments(NamedTuple):
         options = definition.options
         if options.batch_size is not None:
             message = (
-                f"the dataset already yields batches of {options.batch_size:,} rows: pass batch_size={self.batch_size} "
-                "either to it or to the loader (a DataLoader with batch_size=None leaves the batches as they are)"
+                f"the dataset already yields batches of {options.batch_size:,} rows, and the loader would batch them "
+                f"again (its batch_size is {self.batch_size}): pass batch_size to the dataset only, and None to the "
+                "loader (the default of a DataLoader is 1)"
             )
             raise ValueError(message)
         batch_size = check_count("batch_size", self.batch_size)

@@ -9,7 +9,7 @@ from laneway.core.assignment import assign_whole_job
 from laneway.core.cursor import BatchRanges, Cursor, LaneRange, RowQueue
 from laneway.core.options import LaneOptions
 from laneway.core.plan import Identity
-from laneway.core.progress import CutProgress, LanePosition, Progress, present_cut
+from laneway.core.progress import CutProgress, LanePosition, Progress, current_cut
 from laneway.core.turns import WorkerPlace
 from tests.laws.simulation import PLAIN, deliver, file_table, open_epoch
 
@@ -103,7 +103,7 @@ def test_a_batch_that_arrives_late_does_not_move_the_turn_back() -> None:
     cursor.deliver_batch(1, [(1, LanePosition(2))])
     cursor.deliver_batch(0, [(0, LanePosition(2))])
     assert cursor.next_turn == 2
-    assert present_cut(cursor.progress()).rows().tolist() == [2, 2]
+    assert current_cut(cursor.progress()).rows().tolist() == [2, 2]
 
 
 def test_a_padded_lane_ends_one_row_later() -> None:
@@ -121,7 +121,7 @@ def test_progress_of_a_worker_is_of_its_lanes_and_of_the_job_when_it_reads_all()
     )
     alone = cursor_of(16, lanes=8, turn_rows=1, batch_size=1)
     assert alone.progress().place is None
-    assert len(present_cut(alone.progress()).positions) == 8
+    assert len(current_cut(alone.progress()).positions) == 8
 
 
 def test_progress_that_was_given_or_returned_does_not_move_with_the_cursor() -> None:
@@ -137,11 +137,11 @@ def test_progress_that_was_given_or_returned_does_not_move_with_the_cursor() -> 
 def test_an_offset_that_a_batch_brings_is_kept_until_the_lane_moves_on() -> None:
     cursor = cursor_of(8, lanes=1, turn_rows=4, batch_size=4)
     cursor.deliver_batch(0, [(0, LanePosition(3, 5))])
-    assert present_cut(cursor.progress()).positions == {0: LanePosition(3, 5)}
+    assert current_cut(cursor.progress()).positions == {0: LanePosition(3, 5)}
     batch = cursor.batch_at(0)
     assert batch.new_positions() == [(0, LanePosition(4, 0))]
     deliver(cursor, batch)
-    assert present_cut(cursor.progress()).positions == {0: LanePosition(4, 0)}
+    assert current_cut(cursor.progress()).positions == {0: LanePosition(4, 0)}
 
 
 def test_rows_of_a_queue_count_when_they_are_popped_and_somebody_asks() -> None:
@@ -149,14 +149,14 @@ def test_rows_of_a_queue_count_when_they_are_popped_and_somebody_asks() -> None:
     queue = RowQueue(cursor)
     queue.fill(0, 0, ["a", "b", "c", "d"])
     assert [queue.rows.pop(), queue.rows.pop()] == ["a", "b"]
-    assert present_cut(cursor.progress()).rows().tolist() == [0, 0]
+    assert current_cut(cursor.progress()).rows().tolist() == [0, 0]
     queue.count()
     queue.count()
-    assert present_cut(cursor.progress()).rows().tolist() == [2, 0]
+    assert current_cut(cursor.progress()).rows().tolist() == [2, 0]
     queue.rows.pop()
     queue.drop()
     assert queue.rows == []
-    assert present_cut(cursor.progress()).rows().tolist() == [3, 0]
+    assert current_cut(cursor.progress()).rows().tolist() == [3, 0]
 
 
 def test_filling_a_queue_counts_the_rows_of_the_turn_before() -> None:
@@ -166,5 +166,5 @@ def test_filling_a_queue_counts_the_rows_of_the_turn_before() -> None:
     while queue.rows:
         queue.rows.pop()
     queue.fill(1, 1, [4, 5, 6, 7])
-    assert present_cut(cursor.progress()).rows().tolist() == [4, 0]
+    assert current_cut(cursor.progress()).rows().tolist() == [4, 0]
     assert cursor.next_turn == 1

@@ -58,8 +58,8 @@ def test_a_lane_is_padded_with_its_own_last_row_and_an_empty_one_borrows() -> No
 def test_what_was_delivered_and_what_is_left_make_the_whole() -> None:
     lanes = lanes_of([5, 5], 2)
     positions = np.array([2, 6])
-    assert all_segments(lanes.before(positions)) == [[Segment(0, 0, 2)], [Segment(1, 0, 5)]]
-    assert all_segments(lanes.after(positions)) == [[Segment(0, 2, 5)], []]
+    assert all_segments(lanes.delivered(positions)) == [[Segment(0, 0, 2)], [Segment(1, 0, 5)]]
+    assert all_segments(lanes.undelivered(positions)) == [[Segment(0, 2, 5)], []]
 
 
 def test_the_rest_is_cut_again_in_lane_order() -> None:

@@ -111,7 +111,7 @@ def test_a_job_is_complete_when_all_its_ranks_are() -> None:
 
 def test_ranks_at_different_steps_are_merged_only_where_that_is_asked_for() -> None:
     states = [rank_state(0, LanePosition(2), next_turn=2), rank_state(1, LanePosition(6), next_turn=6)]
-    with pytest.raises(CheckpointMismatchError, match="step: rank 0 has delivered 2 rows, rank 1 6"):
+    with pytest.raises(CheckpointMismatchError, match="step: rank 0 has delivered 2 rows, rank 1 has delivered 6"):
         merge_states(states)
     merged = merge_ranks(states, same_step=False)
     assert (merged["positions"], merged["next_turn"]) == ([2, 6], 6)

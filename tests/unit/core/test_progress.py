@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from laneway.core.progress import CutProgress, LanePosition, Progress, fresh_cut, present_cut
+from laneway.core.progress import CutProgress, LanePosition, Progress, current_cut, fresh_cut
 
 
 def test_a_lane_that_is_not_known_counts_as_not_begun() -> None:
@@ -19,6 +19,6 @@ def test_a_fresh_cut_knows_every_lane() -> None:
 
 def test_an_epoch_that_is_not_cut_has_no_present_cut() -> None:
     cut = fresh_cut(1, 1)
-    assert present_cut(Progress(7, cut=cut)) is cut
+    assert current_cut(Progress(7, cut=cut)) is cut
     with pytest.raises(ValueError, match="epoch 7 has not been cut"):
-        present_cut(Progress(7))
+        current_cut(Progress(7))
