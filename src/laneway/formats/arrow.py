@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from laneway.core.files import digest
 from laneway.errors import DataFileError
-from laneway.formats.base import FileScan, changed_since_planned
+from laneway.formats.base import FileScan
 from laneway.formats.messages import (
     CONTINUATION,
     END_OF_STREAM,
@@ -116,7 +116,7 @@ class ArrowFormat:
         size = file_size(storage, path)
         if size != planned.size:
             difference = f"it had {planned.size:,} bytes and now has {size:,}"
-            raise changed_since_planned(storage, planned, difference)
+            raise storage.change_error(planned.path, difference)
         try:
             mapped = _map_copy_on_write(path, size)
         except OSError as error:

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-    from laneway.errors import DataFileError
     from laneway.storage.filesystem import Storage
 
 
@@ -114,8 +113,3 @@ class Format(Protocol):
         Raises:
             DataFileError: The file is missing or unreadable, or changed since it was planned.
         """
-
-
-def changed_since_planned(storage: Storage, planned: PlannedFile, difference: str) -> DataFileError:
-    """Return the error for a file that changed since it was planned."""
-    return storage.change_error(planned.path, difference)
