@@ -1,4 +1,4 @@
-"""Conversion of Arrow rows to what users receive: columns of tensors, arrays or Python values."""
+"""Conversion of Arrow rows to batches for users: columns of tensors, arrays or Python values."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class NullInColumnError(ColumnConversionError):
-    """A column that becomes a tensor or an array has a null, which these can't represent."""
+    """A column has a null, which a tensor or an array can't represent."""
 
     # The message alone is enough: DataLoader re-raises a worker's exception from its message.
     def __init__(
