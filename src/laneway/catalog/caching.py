@@ -127,7 +127,7 @@ def _user_directory() -> Path:
 
 
 def _is_worthwhile(filesystem: fsspec.AbstractFileSystem) -> bool:
-    """Return whether reading footers takes requests, and the files outlive this process."""
+    """Return whether caching pays off: footers cost requests and the files persist."""
     innermost = list(_nested(filesystem))[-1]
     protocol = getattr(innermost, "protocol", ())
     local = isinstance(innermost, pyarrow.fs.LocalFileSystem)

@@ -33,7 +33,7 @@ class FileScan:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PlannedFile:
-    """A data file as the manifest describes it, and as a reader expects to find it."""
+    """A data file as it was scanned."""
 
     path: str
     """Path as the storage understands it."""
@@ -46,7 +46,7 @@ class PlannedFile:
     layout: NDArray[np.int64]
     """`FileScan.layout`, shape (entries, values per entry)."""
     version: str = ""
-    """`Entry.version` when it was listed: ETag, else modification time in ns; empty if unknown."""
+    """`Entry.version` when it was listed, "" if unknown."""
 
 
 class BlockReader(Protocol):
@@ -86,7 +86,7 @@ class Format(Protocol):
 
     @property
     def tail_bytes(self) -> int:
-        """Bytes at the end of a file that `scan` reads first; 0 if it does not start there."""
+        """Bytes at the end of a file that `scan` reads first; 0 if it reads from the front."""
 
     def scan(self, storage: Storage, path: str, size: int, tail: bytes | None = None, version: str = "") -> FileScan:
         """Read the metadata of a file.
