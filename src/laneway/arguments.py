@@ -1,4 +1,4 @@
-"""Checks of what users pass: each returns a plain value, or raises an error that names the argument and the value."""
+"""Checks of arguments that users pass: each raises an error that names the argument and the value."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def check_int(name: str, value: SupportsIndex, *, minimum: int, suffix: str = ""
 
     Args:
         name: Name of the argument.
-        value: What the user passed.
+        value: Value that the user passed.
         minimum: Smallest value that is allowed.
-        suffix: Put behind the range in the message, such as ", or None".
+        suffix: Follows the range in the message, such as ", or None".
 
     Raises:
         ValueError: It is not an integer, or it is too small.

@@ -205,7 +205,7 @@ class Ranks:
         """
         if (self.rank, self.world_size) != (rank, world_size):
             message = (
-                f"the dataset is of rank {rank} of {world_size}, but this process is rank {self.rank} of "
+                f"the dataset was created for rank {rank} of {world_size}, but this process is rank {self.rank} of "
                 f"{self.world_size} in the process group: give process_group= the group of the data-parallel ranks"
             )
             raise ValueError(message)

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from laneway import StatefulShardedDataset
-from laneway.convert.batches import Output
+from laneway.convert.columns import Output
 from tests.corpora import KINDS, Kind
 
 if TYPE_CHECKING:

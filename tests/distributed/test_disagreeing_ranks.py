@@ -293,4 +293,4 @@ def test_ranks_that_call_different_things_are_all_told_so(run_ranks: RunRanks, c
         assert "must be a data-parallel rank in [0, 2), not 7" in found["to a rank that is none"][1]
         assert "src_rank=0, rank 1 passed src_rank=1" in found["from different ranks"][1]
         assert "src_rank=0, rank 1 passed src_rank=None" in found["from one and from all"][1]
-        assert "the dataset is of rank 0 of 1, but this process is rank 1 of 2" in found["as another rank"][1]
+        assert "the dataset was created for rank 0 of 1, but this process is rank 1 of 2" in found["as another rank"][1]

@@ -123,5 +123,5 @@ def test_a_result_that_can_not_be_sent_is_an_error_without_a_group_too() -> None
 def test_a_dataset_of_another_rank_is_refused() -> None:
     ranks = Ranks.of(None, 0, 1)
     ranks.check(0, 1)
-    with pytest.raises(ValueError, match="the dataset is of rank 1 of 2, but this process is rank 0 of 1"):
+    with pytest.raises(ValueError, match="the dataset was created for rank 1 of 2, but this process is rank 0 of 1"):
         ranks.check(1, 2)

@@ -29,10 +29,11 @@ if TYPE_CHECKING:
     CacheDir: TypeAlias = str | os.PathLike[str] | bool | None
     """A directory or URL; True: the user's cache directory; None: the same for remote storage only; False: none."""
 
-_LOCATION_OPTIONS: Final = frozenset(
+_IDENTIFYING_OPTIONS: Final = frozenset(
     {"account_name", "endpoint", "endpoint_override", "endpoint_url", "fo", "host", "port"}
     | {"project", "scheme", "target_protocol", "url"}
 )
+"""Options that distinguish two storages with the same paths. Some may hold secrets, which are redacted before use."""
 _HINT = "give another cache_dir, or cache_dir=False to disable the cache"
 _warned: set[str] = set()
 
@@ -126,7 +127,7 @@ def _user_directory() -> Path:
 
 
 def _is_worthwhile(filesystem: fsspec.AbstractFileSystem) -> bool:
-    """Return whether reading footers takes requests, and the files outlive this process."""
+    """Return whether caching pays off: footers cost requests and the files persist."""
     innermost = list(_nested(filesystem))[-1]
     protocol = getattr(innermost, "protocol", ())
     local = isinstance(innermost, pyarrow.fs.LocalFileSystem)
@@ -139,10 +140,10 @@ def _identity(filesystem: fsspec.AbstractFileSystem) -> Iterator[str]:
         yield f"{type(each).__module__}.{type(each).__qualname__}"
         if isinstance(each, pyarrow.fs.FileSystem):
             yield getattr(each, "base_path", "")
-            yield from _locations(each.__reduce__()[1])
+            yield from _identifying_options(each.__reduce__()[1])
         else:
             yield each.path if isinstance(each, DirFileSystem) else ""
-            yield from _locations(each.storage_options)
+            yield from _identifying_options(each.storage_options)
 
 
 def _nested(filesystem: object) -> Iterator[Any]:
@@ -152,14 +153,14 @@ def _nested(filesystem: object) -> Iterator[Any]:
         filesystem = getattr(filesystem, "base_fs", None) or getattr(filesystem, "fs", None)
 
 
-def _locations(options: object) -> Iterator[str]:
+def _identifying_options(options: object) -> Iterator[str]:
     if isinstance(options, (list, tuple)):
         for each in options:
-            yield from _locations(each)
+            yield from _identifying_options(each)
     elif isinstance(options, dict):
         for key in sorted(map(str, options)):
             value = options.get(key)
-            if key in _LOCATION_OPTIONS and isinstance(value, (str, int)):
+            if key in _IDENTIFYING_OPTIONS and isinstance(value, (str, int)):
                 yield f"{key}={value}"
             elif isinstance(value, dict):
-                yield from _locations(value)
+                yield from _identifying_options(value)

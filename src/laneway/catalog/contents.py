@@ -49,7 +49,7 @@ class ManifestContents:
     layout_starts: NDArray[np.int64]
     """Index of each file's first entry in `layout`, shape (num_files + 1,)."""
     versions: tuple[str, ...]
-    """Version of each file when it was listed: its ETag, else its modification time in ns; empty where unknown.
+    """`Entry.version` of each file when it was listed, "" if unknown.
 
     Not part of the fingerprint: a copy of a dataset has other versions.
     """
@@ -70,7 +70,7 @@ class ManifestContents:
         return self.files.fingerprint
 
     def planned(self, storage: Storage, file_index: int) -> PlannedFile:
-        """Return the file at `file_index` as a reader should find it."""
+        """Return the file at `file_index` as it was scanned, for a reader."""
         files = self.files
         return PlannedFile(
             path=storage.join(files.paths[file_index]),

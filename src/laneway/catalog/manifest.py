@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 class Manifest(ManifestContents):
     """The data files of a dataset: their sizes, blocks and columns.
 
-    Its `fingerprint` is the identity of the dataset. A saved manifest spares later runs the scan.
+    Its `fingerprint` is the identity of the dataset. A saved manifest lets later runs skip the scan.
 
     Example:
         >>> import pyarrow as pa, pyarrow.parquet as pq, tempfile
@@ -61,10 +61,10 @@ class Manifest(ManifestContents):
         """Find the data files of a dataset and read their metadata, concurrently.
 
         A directory is searched recursively, and so is a directory that matches a glob. Of the files in a directory or
-        glob, those with a suffix of the format are taken, or all of them if none has one. Names below the root that
-        begin with `_` or `.` are skipped. A file given by its own path is taken whatever its name. Paths become
-        relative to the directory, to the deepest directory of a glob without wildcards, to the parent of a file, or
-        for several sources to the deepest directory that contains all of them.
+        glob, those with a suffix of the format are data, or all of them if none has one. Names below the root that
+        begin with `_` or `.` are skipped. A file given by its own path is data whatever its name. Paths become
+        relative to the directory, to the deepest directory of the glob that has no wildcard, to the parent of a file,
+        or for several sources to the deepest directory that contains all of them.
 
         Args:
             source: A directory, a glob, a file, any URL of these that fsspec supports, or a sequence of them.
@@ -112,7 +112,7 @@ class Manifest(ManifestContents):
             retries: Limits of the retries when the storage fails; None: `RetryPolicy()`.
 
         Raises:
-            DataFileError: The file is missing, unreadable, damaged, not a manifest, or one of a later release.
+            DataFileError: The file is missing, unreadable, damaged, not a manifest, or of a later release.
         """
         storage = Storage(path, filesystem, storage_options, retries)
         data = read_range(storage, storage.root, 0, file_size(storage, storage.root))

@@ -43,7 +43,7 @@ class DataFiles:
     sizes: list[int]
     """Bytes of each file."""
     versions: list[str]
-    """Version of each file when it was listed: ETag, else modification time in ns; empty where unknown."""
+    """`Entry.version` of each file when it was listed, "" if unknown."""
     listed_at_ns: int
     """Time just before the listing, in ns since the epoch."""
 
@@ -56,7 +56,7 @@ class _Listing:
     files: dict[str, Entry]
     """Listed files by path."""
     is_named: bool
-    """Whether the source is the path of a file, which is taken whatever its name."""
+    """Whether the source is the path of a file, which is data whatever its name."""
 
 
 def find_data_files(

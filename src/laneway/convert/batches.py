@@ -1,4 +1,4 @@
-"""Conversion of Arrow rows to what users receive: columns of tensors, arrays or Python values."""
+"""Conversion of Arrow rows to batches for users: columns of tensors, arrays or Python values."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ import pyarrow as pa
 import torch
 
 from laneway.convert.columns import CONVERSION_ERRORS, NullFoundError, Output, column_converter, vectorize
-from laneway.convert.fill import FillNull, fill_scalars
-from laneway.convert.open_rows import OpenRows
-from laneway.errors import ColumnConversionError, SchemaMismatchError
+from laneway.convert.fill import fill_scalars
+from laneway.errors import ColumnConversionError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -21,12 +20,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from laneway.convert.columns import ColumnConverter, ToStored
-
-__all__ = ["BatchConverter", "FillNull", "NullInColumnError", "Output"]
+    from laneway.convert.fill import FillNull
+    from laneway.convert.open_rows import OpenRows
 
 
 class NullInColumnError(ColumnConversionError):
-    """A column that becomes a tensor or an array has a null, which these can't represent."""
+    """A column has a null, which a tensor or an array can't represent."""
 
     # The message alone is enough: DataLoader re-raises a worker's exception from its message.
     def __init__(
@@ -46,21 +45,21 @@ class NullInColumnError(ColumnConversionError):
         """Index of the row within the batch that was converted."""
 
     @classmethod
-    def found(cls, column: str, type_name: str, row_index: int, place: str | None = None) -> NullInColumnError:
-        """Return the error for a null of `column` in a row that the message calls `place`."""
-        place = place or f"row {row_index} of this batch"
+    def found(cls, column: str, type_name: str, row_index: int, row_name: str | None = None) -> NullInColumnError:
+        """Return the error for a null in row `row_index` of a batch, which the message calls `row_name`."""
+        row_name = row_name or f"row {row_index} of this batch"
         message = (
-            f"column {column!r} of type {type_name} has a null in {place}, and numbers in a tensor or an "
+            f"column {column!r} of type {type_name} has a null in {row_name}, and numbers in a tensor or an "
             f"array can't be null: give a replacement, such as fill_null={{{column!r}: 0}}, "
             f'or use output="python" or "arrow", which keep nulls'
         )
         return cls(message, column=column, type_name=type_name, row_index=row_index)
 
-    def at(self, place: str) -> NullInColumnError:
-        """Return the same error with a message that calls the row `place`, such as "row 7 of part-0.parquet"."""
+    def at(self, row_name: str) -> NullInColumnError:
+        """Return the same error with a message that calls the row `row_name`, such as "row 7 of part-0.parquet"."""
         if self.column is None or self.type_name is None or self.row_index is None:
             return self
-        return self.found(self.column, self.type_name, self.row_index, place)
+        return self.found(self.column, self.type_name, self.row_index, row_name)
 
 
 @final
@@ -98,12 +97,14 @@ class BatchConverter:
             `output` is unknown; or two columns share a name, and a dict can hold only one of them.
 
     Example:
+        >>> from laneway.convert.open_rows import OpenRows
         >>> batch = pa.record_batch({"x": [1, None], "name": ["a", "b"]})
-        >>> BatchConverter(batch.schema, "torch", fill_null={"x": -1}).convert(batch)
+        >>> converter = BatchConverter(batch.schema, "torch", fill_null={"x": -1})
+        >>> converter.to_batch(OpenRows.from_batch(batch, converter.vectorized))
         {'x': tensor([ 1, -1]), 'name': ['a', 'b']}
     """
 
-    __slots__ = ("_columns", "_output", "_schema", "_vectorized", "_wrap")
+    __slots__ = ("_columns", "_output", "_vectorized", "_wrap")
 
     def __init__(self, schema: pa.Schema, output: Output, fill_null: FillNull | None = None) -> None:
         if output not in get_args(Output):
@@ -117,7 +118,6 @@ class BatchConverter:
             message = f'several columns are named {twice[0]!r}: rename them or use output="arrow"'
             raise ColumnConversionError(message)
         fills = fill_scalars(schema, fill_null)
-        self._schema = schema
         self._output = output
         fields = () if output == "arrow" else schema
         self._wrap: Callable[[NDArray[Any]], Any] = torch.from_numpy if output == "torch" else _identity
@@ -130,29 +130,15 @@ class BatchConverter:
         """Column -> converter to an array that can be sliced into batches: columns to convert once per window."""
         return self._vectorized
 
-    def convert(self, batch: pa.RecordBatch) -> dict[str, Any] | pa.RecordBatch:
-        """Return the columns of `batch` by name, in the order of the schema, or `batch` itself for "arrow".
+    def to_batch(self, rows: OpenRows) -> dict[str, Any] | pa.RecordBatch:
+        """Return the columns of `rows` by name, in the order of the schema; for "arrow", a record batch.
+
+        Args:
+            rows: Rows of the converter's schema, with any of the columns in `vectorized` converted already.
 
         Raises:
             NullInColumnError: A null where a tensor or an array needs a value, and no `fill_null` for it.
             ColumnConversionError: A value that Python can't represent, such as a string that is not UTF-8.
-            SchemaMismatchError: `batch` has another schema.
-        """
-        if not batch.schema.equals(self._schema):
-            message = (
-                f"the schema of this batch is not that of the converter\n"
-                f"  converter: {_summary(self._schema)}\n  batch: {_summary(batch.schema)}\n"
-                f"create a BatchConverter for the schema of the batch"
-            )
-            raise SchemaMismatchError(message)
-        return self.to_batch(OpenRows(len(batch), {}, batch))
-
-    def to_batch(self, rows: OpenRows) -> dict[str, Any] | pa.RecordBatch:
-        """Return what `convert` returns for a record batch of these rows, which must be of the converter's schema.
-
-        Raises:
-            NullInColumnError: As `convert`.
-            ColumnConversionError: As `convert`.
         """
         numbers, rest, wrap = rows.numbers, rows.rest, self._wrap
         if rest is None:
@@ -171,8 +157,8 @@ class BatchConverter:
         returns; single numbers of "numpy" are numpy scalars.
 
         Raises:
-            NullInColumnError: As `convert`.
-            ColumnConversionError: As `convert`.
+            NullInColumnError: As `to_batch`.
+            ColumnConversionError: As `to_batch`.
         """
         converted = self.to_batch(rows)
         if isinstance(converted, pa.RecordBatch):
@@ -227,7 +213,3 @@ _CONCATENATE: dict[type, Callable[[list[Any]], Any]] = {
     np.ndarray: np.concatenate,
     list: lambda lists: [*chain.from_iterable(lists)],
 }
-
-
-def _summary(schema: pa.Schema) -> str:
-    return ", ".join(f"{field.name}: {field.type}" for field in schema)

@@ -85,7 +85,7 @@ def column_converter(data_type: pa.DataType, output: Output, fill: _Scalar | Non
 def vectorize(convert: ColumnConverter) -> ToStored | None:
     """Return a converter of whole columns to one array, whose slices equal the results of `convert` for slices.
 
-    Returns None if the column has no such array. With "torch" the array is still to be wrapped in a tensor.
+    Returns None if the column has no such array. For "torch", wrap the array in a tensor.
     """
     if isinstance(convert, _ToTensor):
         return convert.to_stored
@@ -260,7 +260,7 @@ def _view(array: _Array, dtype: np.dtype[Any]) -> NDArray[Any]:
     if count == 0 or buffer is None:
         return np.empty(0, dtype)
     start = array.offset * dtype.itemsize
-    # Arrow marks every slice of a buffer read-only; whether the memory is writable, only the original buffer knows.
+    # Arrow marks every slice of a buffer read-only; only the original buffer knows whether the memory is writable.
     owner = buffer
     while not owner.is_mutable:
         if owner.parent is None:

@@ -1,4 +1,4 @@
-"""Fill values: what replaces nulls, checked once against the types of the columns."""
+"""Fill values, which replace nulls: checked once against the types of the columns."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def stored_number(fill: pa.Scalar[Any] | None) -> Any:  # noqa: ANN401
 
 
 def fill_nulls(values: list[Any], data_type: pa.DataType, fill: Any) -> list[Any]:  # noqa: ANN401
-    """Return Python values with `fill` for None, inside lists too; a list of variable size that is None stays None."""
+    """Replace None with `fill`, also inside lists; a list of variable size that is None stays None."""
     encoded = decoded_type(data_type)
     if encoded is not None:
         return fill_nulls(values, encoded, fill)

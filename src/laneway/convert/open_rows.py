@@ -1,4 +1,4 @@
-"""Rows in memory: what reading hands to conversion, window by window, to be sliced into batches without a copy."""
+"""Rows in memory, which reading passes to conversion window by window and which are sliced without a copy."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OpenRows:
-    """Rows of which some columns are arrays already, and the rest is still Arrow."""
+    """Rows whose numeric columns are already numpy arrays; all other columns are Arrow."""
 
     num_rows: int
     """Number of rows."""
@@ -35,8 +35,8 @@ class OpenRows:
 
         Args:
             batch: The rows.
-            vectorized: Column -> converter to apply once, to the whole batch. A column with a value that it can't
-                convert is left to `rest`, where that value is an error of its own slice only.
+            vectorized: Column -> converter to apply once, to the whole batch. A column with a value that can't be
+                converted stays in `rest`, so that only the slice that contains it fails.
         """
         numbers = {}
         for name, to_array in vectorized.items():

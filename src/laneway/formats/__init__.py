@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from laneway.errors import DataFileError
 from laneway.formats.arrow import ArrowFormat
-from laneway.formats.base import BlockReader, FileScan, Format, PlannedFile, changed_since_planned
+from laneway.formats.base import BlockReader, FileScan, Format, PlannedFile
 from laneway.formats.parquet import ParquetFormat
 from laneway.storage.reading import read_range
 
@@ -23,7 +23,6 @@ __all__ = [
     "Format",
     "ParquetFormat",
     "PlannedFile",
-    "changed_since_planned",
     "format_of_content",
     "format_of_suffix",
 ]

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from laneway.core.files import digest
 from laneway.errors import DataFileError
-from laneway.formats.base import FileScan, changed_since_planned
+from laneway.formats.base import FileScan
 from laneway.formats.messages import (
     CONTINUATION,
     END_OF_STREAM,
@@ -116,7 +116,7 @@ class ArrowFormat:
         size = file_size(storage, path)
         if size != planned.size:
             difference = f"it had {planned.size:,} bytes and now has {size:,}"
-            raise changed_since_planned(storage, planned, difference)
+            raise storage.change_error(planned.path, difference)
         try:
             mapped = _map_copy_on_write(path, size)
         except OSError as error:
@@ -227,7 +227,7 @@ class _Message:
 
 @final
 class _PartlyRead(RangeFile):
-    """A file of which some ranges have been read already."""
+    """A file with some ranges in memory."""
 
     def __init__(
         self, storage: Storage, path: str, size: int, version: str, parts: Sequence[tuple[int, bytes]]
@@ -292,7 +292,7 @@ def _walk(storage: Storage, path: str, size: int, version: str) -> Iterator[_Mes
         if prefix == END_OF_STREAM:
             if end == size and metadata_end < end:
                 extra = end - metadata_end
-                message = f"{name} has {extra:,} bytes after the end of its stream: are two streams in one file?"
+                message = f"{name} has {extra:,} bytes after the end of its stream: the file may hold two streams"
                 raise DataFileError(message)
             return
         metadata = prefix + (file.read(metadata_end - file.tell()) if metadata_end <= end else b"")

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-    from laneway.errors import DataFileError
     from laneway.storage.filesystem import Storage
 
 
@@ -34,7 +33,7 @@ class FileScan:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PlannedFile:
-    """A data file as the manifest describes it, and as a reader expects to find it."""
+    """A data file as it was scanned."""
 
     path: str
     """Path as the storage understands it."""
@@ -47,7 +46,7 @@ class PlannedFile:
     layout: NDArray[np.int64]
     """`FileScan.layout`, shape (entries, values per entry)."""
     version: str = ""
-    """`Entry.version` when it was listed: ETag, else modification time in ns; empty if unknown."""
+    """`Entry.version` when it was listed, "" if unknown."""
 
 
 class BlockReader(Protocol):
@@ -87,7 +86,7 @@ class Format(Protocol):
 
     @property
     def tail_bytes(self) -> int:
-        """Bytes at the end of a file that `scan` reads first; 0 if it does not start there."""
+        """Bytes at the end of a file that `scan` reads first; 0 if it reads from the front."""
 
     def scan(self, storage: Storage, path: str, size: int, tail: bytes | None = None, version: str = "") -> FileScan:
         """Read the metadata of a file.
@@ -114,8 +113,3 @@ class Format(Protocol):
         Raises:
             DataFileError: The file is missing or unreadable, or changed since it was planned.
         """
-
-
-def changed_since_planned(storage: Storage, planned: PlannedFile, difference: str) -> DataFileError:
-    """Return the error for a file that changed since it was planned."""
-    return storage.change_error(planned.path, difference)

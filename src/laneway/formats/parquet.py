@@ -16,7 +16,7 @@ from pyarrow.parquet.core import ParquetReader
 
 from laneway.core.files import digest
 from laneway.errors import DataFileError
-from laneway.formats.base import FileScan, changed_since_planned
+from laneway.formats.base import FileScan
 from laneway.storage.entries import file_size
 from laneway.storage.ranges import coalesce
 from laneway.storage.reading import read_range, read_ranges
@@ -274,15 +274,15 @@ def _planned_footer(storage: Storage, planned: PlannedFile) -> pq.FileMetaData:
         if size == planned.size:
             raise
         difference = f"it had {planned.size:,} bytes and now has {size:,}"
-        raise changed_since_planned(storage, planned, difference) from None
+        raise storage.change_error(planned.path, difference) from None
     rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
     if not np.array_equal(rows, planned.block_rows):
         had, num_groups = int(planned.block_rows.sum()), len(planned.block_rows)
         difference = f"it had {had:,} rows in {num_groups:,} row groups and now has {sum(rows):,} in {len(rows):,}"
-        raise changed_since_planned(storage, planned, difference)
+        raise storage.change_error(planned.path, difference)
     if tail_digest != planned.digest:
         difference = f"its footer had the digest {planned.digest} and now has {tail_digest}"
-        raise changed_since_planned(storage, planned, difference)
+        raise storage.change_error(planned.path, difference)
     return metadata
 
 

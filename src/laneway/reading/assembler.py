@@ -1,8 +1,8 @@
-"""Assembling a window: the rows of its pieces, which are read in parallel, are put in the order of the window.
+"""Assembles a window: puts the rows of its pieces, which are read in parallel, in the order of the window.
 
-Fixed-size lists are written to their places as soon as a piece has been read, so that memory holds them once. All other
-columns are taken in order when the last piece is there, one column after the other. For single numbers that takes a
-third of the time of writing each to its place, because the places are further apart in memory than the rows of a piece.
+Fixed-size lists are scattered to their final rows as soon as a piece has been read, so that memory holds them once. All
+other columns wait for the last piece and are then put in order by one `take` each, column after column: scattering
+single numbers is three times slower than one `take`, because their targets are far apart in memory.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class NotVectorizableError(Exception):
-    """A column can't be converted as a whole: some of its values are errors, each of the batch that it belongs to."""
+    """A column holds a value that can't be converted; only its batch may fail."""
 
 
 class WindowAssembler:
@@ -42,24 +42,24 @@ class WindowAssembler:
         Args:
             vectorized: Column -> converter to an array of its values, in the order of the schema. All other columns
                 stay Arrow.
-            order: Row to deliver at each place, counted over all pieces, shape (rows,). It may leave rows out.
+            order: Source row of each output row, counted over all pieces, shape (rows,). It may leave rows out.
             piece_rows: Rows of each piece.
         """
         self._vectorized = vectorized
         self._order = order
         self._starts = np.concatenate([[0], np.cumsum(piece_rows, dtype=np.int64)])
         self._tables: list[pa.Table | None] = [None] * len(piece_rows)
-        """The columns of each piece that are still to be put in order."""
+        """Columns of each piece that `finish` puts in order."""
         self._numbers: dict[str, NDArray[Any]] = {}
         self._num_missing = len(piece_rows)
         self._lock = threading.Lock()
 
     @cached_property
-    def _places(self) -> NDArray[np.int64]:
-        """Place of each row of the pieces, -1 for rows to leave out; the inverse of `_order`, which only lists need."""
-        places = np.full(self._starts[-1], -1)
-        places[self._order] = np.arange(len(self._order))
-        return places
+    def _output_rows(self) -> NDArray[np.int64]:
+        """Output row of each source row, -1 for rows to leave out; the inverse of `_order`, which only lists need."""
+        output_rows = np.full(self._starts[-1], -1)
+        output_rows[self._order] = np.arange(len(self._order))
+        return output_rows
 
     def put(self, piece_index: int, table: pa.Table) -> bool:
         """Add the rows of a piece, and return whether it was the last one missing.
@@ -88,12 +88,12 @@ class WindowAssembler:
             for name, values in lists.items():
                 if name not in self._numbers:
                     self._numbers[name] = _empty((len(self._order), *values.shape[1:]), values.dtype)
-        places = self._places[start : start + len(batch)]
-        is_wanted = None if len(self._order) == self._starts[-1] else places >= 0
+        output_rows = self._output_rows[start : start + len(batch)]
+        is_wanted = None if len(self._order) == self._starts[-1] else output_rows >= 0
         if is_wanted is not None:
-            places = places[is_wanted]
+            output_rows = output_rows[is_wanted]
         for name, values in lists.items():
-            self._numbers[name][places] = values if is_wanted is None else values[is_wanted]
+            self._numbers[name][output_rows] = values if is_wanted is None else values[is_wanted]
 
     def _convert(self, name: str, column: pa.Array[Any]) -> NDArray[Any]:
         try:
@@ -111,7 +111,7 @@ class WindowAssembler:
         return values.take(self._order, out=_empty((len(self._order),), values.dtype), mode="clip")
 
     def finish(self) -> list[OpenRows]:
-        """Return all rows, once all pieces are there; in several parts only if a column is too long for one array.
+        """Return all rows in order, after the last piece; in several parts only if a column is too long for one array.
 
         Raises:
             NotVectorizableError: The numbers contain a null, or a value that can't be converted.
@@ -143,7 +143,7 @@ class WindowAssembler:
 
 
 def _is_list(data_type: pa.DataType) -> bool:
-    """Return whether values are fixed-size lists, which are worth writing to their places one by one."""
+    """Return whether values are fixed-size lists, which are long enough to be worth scattering."""
     while (inner := decoded_type(data_type)) is not None:
         data_type = inner
     return isinstance(data_type, pa.FixedSizeListType)

@@ -1,4 +1,4 @@
-"""Rows of lanes: each lane has one window open, and some windows after it are read ahead."""
+"""Reads rows of lanes: one window per lane in memory, the next ones prefetched."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ class _OpenWindow:
     """The rows that a lane delivers of a window, in memory."""
 
     bounds: list[int]
-    """Position in the lane at which each part begins, and where the last one ends."""
+    """Position in the lane at which each part begins, then the position at which the last one ends."""
     parts: list[OpenRows]
     """The rows; several parts only if a column is too long for one array."""
 
     def slice(self, start: int, stop: int) -> OpenRows:
-        """Return the rows at positions [start, stop), as far as the part that holds `start` reaches."""
+        """Return the rows at positions [start, stop), up to the end of the part that contains `start`."""
         i = bisect_right(self.bounds, start) - 1
         first, end = self.bounds[i], self.bounds[i + 1]
         return self.parts[i].slice(start - first, min(stop, end) - first)
 
 
 class _ReadAhead:
-    """The windows of one lane from a position on, read in order and ahead of use."""
+    """The windows of one lane from a position on, prefetched in order."""
 
     def __init__(self, windows: WindowReader, segments: Iterator[Segment], position: int) -> None:
         self._windows = windows
@@ -50,7 +50,7 @@ class _ReadAhead:
         """Position in the lane at which the next window begins."""
 
     def next_window(self, num_ahead: int) -> _OpenWindow:
-        """Return the next window, with `num_ahead` windows after it being read."""
+        """Return the next window, and have the `num_ahead` windows after it read meanwhile."""
         for segment in islice(self._segments, num_ahead + 1 - len(self._pending)):
             self._pending.append(self._windows.begin(segment))
         parts = self._windows.finish(self._pending.popleft())
@@ -67,7 +67,7 @@ class _ReadAhead:
 class LaneReader:
     """Reads rows of lanes.
 
-    For each lane it holds one window, the windows that are read ahead, and a copy of the last row once that is read.
+    For each lane it holds one window, the prefetched windows, and a copy of the last row once that has been read.
     """
 
     def __init__(self, plan: Plan, rows: RowReader, vectorized: Mapping[str, ToStored], num_ahead: int) -> None:
@@ -77,11 +77,11 @@ class LaneReader:
             plan: The lanes.
             rows: Reads the data files.
             vectorized: Columns to convert once per window; see `BatchConverter.vectorized`.
-            num_ahead: Windows of each lane to read ahead.
+            num_ahead: Windows to prefetch in each lane.
         """
         self._plan = plan
         self._windows = WindowReader(plan, rows, vectorized)
-        # Without this, the threads of an iterator that is dropped midway would read all that is queued.
+        # If the iterator is dropped mid-epoch, stop its threads instead of draining the queue.
         self._end = weakref.finalize(self, self._windows.end)
         self._num_ahead = self._windows.num_segments_ahead(num_ahead)
         self._lane_rows: list[int] = plan.lanes.rows.tolist()
@@ -117,7 +117,7 @@ class LaneReader:
         window = self._open.get(lane)
         if window is not None and window.bounds[0] <= position < window.bounds[-1]:
             return window
-        # The old window is released first, so that memory never holds it together with all that are read ahead.
+        # The old window is released first, so that memory never holds it together with all prefetched ones.
         self._open.pop(lane, None)
         del window
         ahead = self._ahead.get(lane)
@@ -136,7 +136,7 @@ class LaneReader:
             ahead.cancel()
 
     def locate(self, wanted: list[LaneRange], row_index: int) -> str:
-        """Return, for a message, the data file of row `row_index` of these ranges, and the row's number in it."""
+        """Return the data file of row `row_index` of these ranges, and the row's number in that file, for a message."""
         for lane_range in wanted:
             for segment in self._plan.lanes.segments(*lane_range):
                 if row_index < segment.stop - segment.start:
@@ -147,12 +147,12 @@ class LaneReader:
         raise IndexError(message)
 
     def end(self) -> None:
-        """Release everything, and end the threads: nothing can be read after that."""
+        """Release everything and end the threads; the reader can't be used any more."""
         self.close()
         self._end()
 
     def close(self) -> None:
-        """Release windows and close files; what is read next is read from the files again."""
+        """Release windows and close files; the next read opens them again."""
         for lane in list(self._ahead):
             self._cancel(lane)
         self._open.clear()

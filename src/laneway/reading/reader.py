@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from laneway.errors import DataFileError, SchemaMismatchError
-from laneway.formats import FORMATS, changed_since_planned
+from laneway.formats import FORMATS
 from laneway.storage.entries import file_size
 
 if TYPE_CHECKING:
@@ -145,8 +145,7 @@ class RowReader:
         self._release(file_index, reader)
         if table.num_rows != num_rows:
             difference = f"{blocks} had {num_rows:,} rows and now has {table.num_rows:,}"
-            planned = self._manifest.planned(self._storage, file_index)
-            raise changed_since_planned(self._storage, planned, difference)
+            raise self._storage.change_error(path, difference)
         return table
 
     def _check_unchanged(self, file_index: int) -> None:
@@ -158,7 +157,7 @@ class RowReader:
         size = file_size(self._storage, planned.path)
         if size != planned.size:
             difference = f"it had {planned.size:,} bytes and now has {size:,}"
-            raise changed_since_planned(self._storage, planned, difference)
+            raise self._storage.change_error(planned.path, difference)
 
     def _borrow(self, file_index: int) -> BlockReader:
         if self._pid != os.getpid():

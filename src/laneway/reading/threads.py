@@ -1,4 +1,4 @@
-"""Executors for reads: daemon threads, and none at all."""
+"""Executors for reads: daemon threads, or the calling thread."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _EXIT_TIMEOUT_S = 1.0
 
 
 class DaemonThreads(Executor):
-    """Calls functions in a few threads, which don't delay the exit of the process if a storage doesn't answer."""
+    """Calls functions in a few threads that don't delay the exit of the process if a storage doesn't answer."""
 
     def __init__(self, num_threads: int) -> None:
         """Start the threads."""
@@ -58,7 +58,7 @@ _executors: weakref.WeakSet[DaemonThreads] = weakref.WeakSet()
 
 @atexit.register
 def _join_at_exit() -> None:
-    """Give threads the time to end: one that is inside Arrow must not outlive the interpreter."""
+    """Give threads time to end: one that is inside Arrow must not outlive the interpreter."""
     executors = list(_executors)
     for executor in executors:
         executor.shutdown(wait=False, cancel_futures=True)
@@ -79,18 +79,18 @@ def _call(future: Future[_Result], function: Callable[[], _Result]) -> None:
         return
     try:
         future.set_result(function())
-    except BaseException as error:  # noqa: BLE001 - it is raised where the result is asked for
+    except BaseException as error:  # noqa: BLE001 - stored in the future, which raises it
         future.set_exception(error)
 
 
 class NoThreads(Executor):
-    """Calls each function in `submit` itself: a read of memory-mapped rows takes less time than a thread switch."""
+    """Calls each function within `submit`: a read of memory-mapped rows takes less time than a thread switch."""
 
     def submit(self, function: Callable[..., _Result], /, *args: object, **kwargs: object) -> Future[_Result]:
         """Call the function and return its completed future."""
         future: Future[_Result] = Future()
         try:
             future.set_result(function(*args, **kwargs))
-        except Exception as error:  # noqa: BLE001 - belongs to the future, as with threads; an interrupt to the caller
+        except Exception as error:  # noqa: BLE001 - stored in the future; KeyboardInterrupt propagates
             future.set_exception(error)
         return future

@@ -1,4 +1,4 @@
-"""Reading windows: a few threads read the pieces of a window, and the one that finishes last assembles them."""
+"""Reads windows: a few threads read the pieces of a window, and the one that finishes last assembles them."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class PendingWindow:
 
 
 class WindowReader:
-    """Reads segments of windows, in the order in which they are requested, each with several threads."""
+    """Reads segments of windows in the order of the requests, each with several threads."""
 
     def __init__(self, plan: Plan, rows: RowReader, vectorized: Mapping[str, ToStored]) -> None:
         """Start the threads, which end with `end`.
@@ -73,10 +73,10 @@ class WindowReader:
         self._threads = NoThreads() if is_instant else DaemonThreads(num_threads)
 
     def num_segments_ahead(self, num_windows: int) -> int:
-        """Return how many segments to read ahead for `num_windows` windows.
+        """Return how many segments to prefetch for `num_windows` windows.
 
-        Without shuffle a window is a single piece of a shard; on remote storage as many of them count as one window as
-        would make a shuffled window.
+        Without shuffle, a window is a single piece of a shard. On remote storage, `window_bytes // shard_bytes` pieces
+        then count as one window.
         """
         settings = self._plan.identity.settings
         pieces = 1 if settings.shuffle or not self._rows.is_remote else settings.window_bytes // settings.shard_bytes
@@ -95,7 +95,7 @@ class WindowReader:
         try:
             return window.result()
         except NotVectorizableError:
-            # A value that can't be converted is an error of its own batch, so this window is converted batch by batch.
+            # Only the batch with the bad value should fail, so convert batch by batch.
             return self._begin(window.segment, {}).result()
 
     def _begin(self, segment: Segment, vectorized: Mapping[str, ToStored]) -> PendingWindow:

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 _OPEN_FILES: Final = 64
 # The event loop enforces the time limit itself; this is for a loop that hangs.
 _LOOP_GRACE_S: Final = 2.0
-_MARKS: Final = (0x5A, 0xA5)  # two bytes that differ
+_MARKERS: Final = (0x5A, 0xA5)  # two different bytes
 # Errors that pyarrow raises as a plain OSError once a file is open, by the code in the message.
 _ARROW_ERRORS: Final = {
     "NO_SUCH_KEY": FileNotFoundError,
@@ -259,12 +259,12 @@ class _ArrowClient(_BlockingClient):
 
 def _read_into(data: memoryview, file: Any, request: Request) -> int:  # noqa: ANN401 - its class has no public name
     """Read the requested range into memory, and return the number of bytes read."""
-    # pyarrow reports a body that is short but consistent as complete, and leaves the end of the memory untouched.
-    # That has happened if two different marks survive there: a single one may be equal to the last byte of the data.
-    for mark in _MARKS:
-        data[-1] = mark
+    # pyarrow may report a short body as complete, and then leaves the end of the memory untouched. So the last byte is
+    # marked: the body was short if both marker bytes survive. A single one may equal the last byte of the data.
+    for marker in _MARKERS:
+        data[-1] = marker
         num_read: int = file.get_stream(request.start, len(data)).readinto(data)
-        if num_read < len(data) or data[-1] != mark:
+        if num_read < len(data) or data[-1] != marker:
             return num_read
     message = f"{request.text}, received fewer"
     raise ShortBodyError(message)

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
     from laneway.storage.filesystem import Storage
 
-# The names that filesystems give to a version. An ETag is preferred, as a time may be too coarse.
+# Names under which filesystems report a version, best first: an ETag or blob id identifies the content, and a time may
+# be too coarse.
 _VERSION_KEYS = ("ETag", "etag", "e_tag", "blob_id", "mtime", "LastModified", "last_modified", "updated", "created")
 
 
@@ -27,17 +28,21 @@ class Entry(NamedTuple):
     size: int
     """Bytes."""
     version: str
-    """A string that changes when the file is rewritten: its ETag, else its modification time in ns, else ""."""
+    """A string that changes when the file is rewritten, "" if unknown.
+
+    It is the first of these that the storage reports: ETag, blob id, modification time, creation time. A time is in ns,
+    unless the storage reports it as a string.
+    """
 
 
 def get_entry(storage: Storage, path: str) -> Entry | None:
     """Return the current entry of a path, or None if it does not exist.
 
     Raises:
-        DataFileError: The storage can't be asked.
+        DataFileError: The metadata can't be read.
     """
 
-    def ask() -> Entry | None:
+    def look_up() -> Entry | None:
         try:
             if storage.is_local:
                 return entry_of_stat(path, os.stat(path))  # noqa: PTH116 - paths are strings here
@@ -46,14 +51,14 @@ def get_entry(storage: Storage, path: str) -> Entry | None:
             return None
         return Entry(path, str(info["type"]), int(info.get("size") or 0), version_of_info(info))
 
-    return storage.call(path, ask)
+    return storage.call(path, look_up)
 
 
 def file_size(storage: Storage, path: str) -> int:
     """Return the current size of a file in bytes.
 
     Raises:
-        DataFileError: The file is missing, or the storage can't be asked.
+        DataFileError: The file is missing, or its metadata can't be read.
     """
     if storage.is_local:
         with storage.translate_errors(path):
@@ -86,7 +91,7 @@ def entry_of_stat(path: str, status: os.stat_result) -> Entry:
 
 
 def version_of_info(info: Mapping[str, Any]) -> str:
-    """Return the version of a file from fsspec's metadata, or ""."""
+    """Return the `Entry.version` of a file from fsspec's metadata."""
     value = next((info[key] for key in _VERSION_KEYS if info.get(key)), "")
     if isinstance(value, datetime):
         value = value.timestamp()

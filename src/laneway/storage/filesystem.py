@@ -209,7 +209,7 @@ class Storage:
 
         Args:
             path: The path that errors and the log name.
-            function: Asks the filesystem.
+            function: Sends the request.
             timeout_s: Time limit of each attempt on remote storage, in seconds; None: as `retries` says.
 
         Raises:
@@ -282,7 +282,7 @@ def _as_fsspec(filesystem: FileSystem | None) -> AbstractFileSystem | None:
 
 
 def _add_timeouts(url: str, options: Mapping[str, Any], policy: RetryPolicy) -> dict[str, Any]:
-    """Add timeouts for s3fs to storage options, and disable its retries in favor of ours.
+    """Add timeouts for s3fs to storage options, and disable its retries in favour of ours.
 
     Options that the user gave are left unchanged.
     """

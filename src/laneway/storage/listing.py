@@ -131,7 +131,7 @@ def _walk(storage: Storage, directory: str, ancestors: Sequence[str]) -> Iterato
 def _children(storage: Storage, directory: str) -> list[Entry]:
     """Return the files and directories in a directory; none if it does not exist."""
 
-    def ask() -> list[Entry]:
+    def list_once() -> list[Entry]:
         try:
             if storage.is_local:
                 return [
@@ -144,7 +144,7 @@ def _children(storage: Storage, directory: str) -> list[Entry]:
             return []
         return [entry_of_info(storage, str(info["name"]), info) for info in listed]
 
-    return _list(storage, directory, ask)
+    return _list(storage, directory, list_once)
 
 
 def _walks_directories(filesystem: AbstractFileSystem) -> bool:

@@ -1,4 +1,4 @@
-"""Ranges of bytes: requests for them, checks of the responses, and merging of neighbors."""
+"""Ranges of bytes: requests for them, checks of the responses, and merging of neighbours."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ def enforceable_version(storage: Storage, version: str) -> str:
 
 
 class RangeFile(io.RawIOBase):
-    """A seekable file object without read-ahead: every read is one request for exactly these bytes."""
+    """A seekable file object that does not read ahead: every read is one request for exactly these bytes."""
 
     def __init__(self, storage: Storage, path: str, size: int, version: str = "") -> None:
         """Create the file object, without accessing the file.

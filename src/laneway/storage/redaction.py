@@ -15,8 +15,8 @@ _SIGNED = re.compile(
     r"<(AWSAccessKeyId|StringToSign\w*|SignatureProvided|CanonicalRequest\w*)>.*?</\1>", re.DOTALL | re.IGNORECASE
 )
 _MIN_SECRET_LENGTH = 4
-_LOCATION_OPTIONS = frozenset({"endpoint", "endpoint_override", "endpoint_url", "region", "region_name"})
-"""Options that locate a storage. They stay visible; credentials inside such a URL are still removed."""
+_PUBLIC_OPTIONS = frozenset({"endpoint", "endpoint_override", "endpoint_url", "region", "region_name"})
+"""Options that are never secret and stay visible; credentials inside such a URL are still removed."""
 
 
 def redact(text: str, *options: object) -> str:
@@ -45,7 +45,7 @@ def _find_secrets(options: object) -> Iterator[str]:
             yield options
     elif isinstance(options, dict):
         for key, value in options.items():
-            if key not in _LOCATION_OPTIONS:
+            if key not in _PUBLIC_OPTIONS:
                 yield from _find_secrets(value)
     elif isinstance(options, (list, tuple)):
         for value in options:

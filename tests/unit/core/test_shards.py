@@ -36,14 +36,14 @@ def test_shards_cover_every_row_once_and_are_cut_at_blocks(blocks: list[list[int
 
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=60), st.integers(1, 200))
-def test_runs_exceed_the_target_by_one_item_at_most(sizes: list[int], target: int) -> None:
+def test_groups_exceed_the_target_by_one_item_at_most(sizes: list[int], target: int) -> None:
     starts = group_by_size(np.array(sizes), np.zeros(len(sizes), np.int64), target)
-    runs = np.add.reduceat(sizes, starts)
-    assert runs.max() <= target + max(sizes)
-    assert len(runs) <= max(1, -(-sum(sizes) // target))
+    group_sizes = np.add.reduceat(sizes, starts)
+    assert group_sizes.max() <= target + max(sizes)
+    assert len(group_sizes) <= max(1, -(-sum(sizes) // target))
 
 
-def test_runs_of_equal_items_are_of_equal_size() -> None:
+def test_groups_of_equal_items_are_of_equal_size() -> None:
     starts = group_by_size(np.full(9, 8), np.zeros(9, np.int64), 64)
     assert np.diff([*starts, 9]).tolist() in ([4, 5], [5, 4])
 

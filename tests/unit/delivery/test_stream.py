@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import threading
-import time
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -14,6 +14,7 @@ import pytest
 
 from laneway import DataFileError, StatefulShardedDataset
 from laneway.reading.reader import RowReader
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,9 +51,9 @@ def reading_threads() -> list[threading.Thread]:
 
 
 def wait_for_reads(read_files: list[int], num_reads: int) -> None:
-    deadline = time.monotonic() + 30
-    while len(read_files) < num_reads and time.monotonic() < deadline:
-        time.sleep(0.001)
+    wait_until(
+        lambda: len(read_files) >= num_reads, lambda: f"{num_reads} files are read ahead (read so far: {read_files})"
+    )
 
 
 def join_idle_threads() -> None:
@@ -110,21 +111,23 @@ def test_the_thread_ends_with_the_pass(corpus: Path, how: str) -> None:
             raise RuntimeError(message)
         return batch
 
-    def one_pass() -> None:
+    def one_pass() -> int:
+        """Return the number of batches that were received before the pass ended."""
         batches: Iterator[Any] = iter(StatefulShardedDataset(corpus, batch_size=4, transform=failing))
         if how == "forgotten":
             next(batches)
-            return
-        try:
+            return 1
+        num_batches = 0
+        with pytest.raises(RuntimeError, match="on purpose") if how == "error" else nullcontext():
             for batch in batches:
+                num_batches += 1
                 if how == "break" and batch["id"][0] == 8:
                     break
-        except RuntimeError:
-            assert how == "error"
+        return num_batches
 
     join_idle_threads()
     assert reading_threads() == []
-    one_pass()
+    assert one_pass() == {"end": 12, "break": 3, "error": 3, "forgotten": 1}[how]
     join_idle_threads()
     assert reading_threads() == []
 
