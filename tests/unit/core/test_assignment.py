@@ -74,7 +74,7 @@ def test_workers_that_can_share_the_lanes_resume_in_the_same_cut(world_size: int
 @pytest.mark.parametrize(
     ("progress", "place", "batch_size"),
     [
-        (step(4, 2, 4), WorkerPlace(0, 3), 2),
+        (step(4, 2, 12), WorkerPlace(0, 3), 2),
         (step(4, 2, 4), WorkerPlace(0, 1), 3),
         (step(4, 2, 4), WorkerPlace(0, 1), 16),
         (step(4, 2, 2), WorkerPlace(0, 4), 2),
@@ -102,6 +102,26 @@ def test_the_remainder_is_that_of_the_ranks_that_resume() -> None:
     assert (both.progress.remainder, both.ends.tolist(), both.progress.earlier) == ("pad", [5, 5], ())
 
 
+def test_lanes_that_are_in_step_only_without_their_padding_are_cut_again() -> None:
+    # Lanes of four, four, four and five rows; one rank has skipped the turns of lanes 0 and 1, which had ended.
+    progress = progress_of({0: 4, 1: 4, 2: 4, 3: 4}, 4, 4, 6)
+    options = LaneOptions(None, 4, 4)
+    assert resolve_cut(identity_of(17, BY_WORLD), progress, WorkerPlace(), options).progress.earlier == ()
+    assert len(resolve_cut(identity_of(17, BY_WORLD), progress, WorkerPlace(0, 2), options).progress.earlier) == 1
+
+
+def test_every_cut_of_an_epoch_is_kept() -> None:
+    progress = Progress(0)
+    for world_size in (3, 2, 5):
+        cursor = open_epoch(identity_of(48), progress, WorkerPlace(0, world_size), LaneOptions(None, None, 4))
+        batch = cursor.next_batch()
+        assert batch is not None
+        deliver(cursor, batch)
+        progress = replace(cursor.progress(), place=None)
+    assert [len(cut) for cut in progress.earlier] == [3, 2]
+    assert progress.earlier[1] == (LanePosition(4), LanePosition(0))
+
+
 def test_an_epoch_that_is_complete_is_not_cut_again() -> None:
     progress = progress_of({0: 4, 1: 5}, 2, 2, 6)
     found = resolve_cut(identity_of(9), progress, WorkerPlace(3, 5, 1, 2), LaneOptions(None, None, 3))
@@ -115,7 +135,7 @@ def test_an_epoch_with_nothing_but_padding_left_is_complete_when_it_is_cut_again
     identity, options = identity_of(9, BY_WORLD), LaneOptions(None, None, 5)
     assert not assign_whole_job(identity, progress).is_complete
     found = resolve_cut(identity, progress, WorkerPlace(2, 3), options)
-    assert found.is_complete
+    assert (found.is_complete, found.place) == (True, WorkerPlace())
     assert found.progress.earlier == ((LanePosition(4), LanePosition(5)),)
 
 
@@ -132,6 +152,13 @@ def test_a_rank_resumes_from_its_own_progress_with_workers_that_share_its_lanes(
     found = [resolve_cut(identity_of(48), OF_RANK, worker, options) for worker in workers]
     assert [each.own_lanes for each in found] == [[0, 4], [2, 6]]
     assert all(each.cut == OF_RANK.cut and not each.progress.earlier for each in found)
+
+
+def test_a_worker_resumes_from_its_own_progress() -> None:
+    place = WorkerPlace(0, 1, 1, 2)
+    progress = of_rank({1: 2}, 2, 2, place)
+    found = resolve_cut(identity_of(48), progress, place, LaneOptions(None, None, 2))
+    assert (found.own_lanes, found.place, found.progress) == ([1], place, progress)
 
 
 def test_progress_that_lacks_lanes_of_the_reader_is_refused() -> None:

@@ -106,6 +106,11 @@ def test_a_rank_knows_nothing_of_a_part_in_which_another_one_ends() -> None:
     assert Rank(7, ROWS, 0).take_rows(3).job() is None
 
 
+def test_a_rank_whose_lane_ended_within_a_turn_of_rows_does_not_know_where_longer_lanes_are() -> None:
+    # Lanes of three, four, three and four rows, in turns of four: after four rows, rank 0 has begun its second lane.
+    assert Rank(14, LaneOptions(4, 4, None), 1).take_rows(4).job() is None
+
+
 def test_a_rank_that_resumes_goes_by_what_is_left() -> None:
     cut = CutProgress(2, 2, 4, {0: LanePosition(4), 1: LanePosition(4)})
     later = Rank(13, BATCHES, 1, progress=Progress(0, cut=cut))

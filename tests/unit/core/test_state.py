@@ -150,6 +150,13 @@ def test_a_job_in_step_needs_no_positions() -> None:
         assert load(state, IDENTITY) == progress_of(rows, job.next_turn)
 
 
+@pytest.mark.parametrize(("world_size", "rows"), [(1, {0: 3, 1: 2}), (2, {0: 3, 1: 3})])
+def test_part_of_a_turn_was_taken_by_each_rank_of_the_job_that_saved_it(world_size: int, rows: dict[int, int]) -> None:
+    job = JobTurn(2, 1, is_complete=False)
+    state = write_job_state(IDENTITY, progress_of({0: 2}), WorkerPlace(0, world_size), job)
+    assert load(state, IDENTITY) == progress_of(rows, 2)
+
+
 def test_a_lane_may_deliver_the_row_that_pads_it_and_no_more() -> None:
     def state(*rows: int) -> dict[str, Any]:
         progress = progress_of(dict(enumerate(rows)), 8, remainder="pad")
