@@ -154,13 +154,14 @@ def test_the_batch_of_an_error_is_retried(corpus: Path, tmp_path: Path, num_work
     def fail_once(batch: Any) -> Any:
         if 24 in batch["id"] and not failed.exists():
             failed.touch()
-            raise ValueError
+            message = "the first time"
+            raise ValueError(message)
         return ids_with_reader(batch)
 
     options = {"num_workers": num_workers}
     running = begin(source_of(corpus, transform=fail_once, lanes=2, options=options), Progress(0))
     next(running)
-    with loader_raises(ValueError, ""):
+    with loader_raises(ValueError, "the first time"):
         next(running)
     assert positions(running) == [5, 0]
     assert next(running)[0] == [24, 25, 26, 27, 28]

@@ -131,7 +131,7 @@ class BeginningInWorker(IterableDataset[int]):
         self.schedule = schedule
 
     def __iter__(self) -> Iterator[int]:
-        progress, generation = self.schedule.start()
+        progress, generation = self.schedule.next_start()
         place = worker_place(WorkerPlace())
         assert place is not None
         self.schedule.begin(Reading(progress.epoch), place, generation)
