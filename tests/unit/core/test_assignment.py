@@ -74,7 +74,7 @@ def test_workers_that_can_share_the_lanes_resume_in_the_same_cut(world_size: int
 @pytest.mark.parametrize(
     ("progress", "place", "batch_size"),
     [
-        (step(4, 2, 4), WorkerPlace(0, 3), 2),
+        (step(4, 2, 12), WorkerPlace(0, 3), 2),
         (step(4, 2, 4), WorkerPlace(0, 1), 3),
         (step(4, 2, 4), WorkerPlace(0, 1), 16),
         (step(4, 2, 2), WorkerPlace(0, 4), 2),
@@ -94,12 +94,32 @@ def test_workers_that_can_not_share_the_lanes_cut_the_rest_again(
     assert found.plan.lanes.num_rows == 48 - before.rows().sum()
 
 
-def test_the_remainder_is_that_of_the_ranks_that_resume() -> None:
+def test_the_remainder_follows_from_the_ranks_that_resume() -> None:
     progress, options = step(2, 2, 2), LaneOptions(2, 2, 2)
     alone = resolve_cut(identity_of(9, BY_WORLD), progress, WorkerPlace(), options)
     assert (alone.progress.remainder, alone.ends.tolist()) == ("keep", [4, 5])
     both = resolve_cut(identity_of(9, BY_WORLD), progress, WorkerPlace(0, 2), options)
     assert (both.progress.remainder, both.ends.tolist(), both.progress.earlier) == ("pad", [5, 5], ())
+
+
+def test_lanes_that_padding_puts_out_of_step_are_cut_again() -> None:
+    # Lanes of four, four, four and five rows; one rank has skipped the turns of lanes 0 and 1, which had ended.
+    progress = progress_of({0: 4, 1: 4, 2: 4, 3: 4}, 4, 4, 6)
+    options = LaneOptions(None, 4, 4)
+    assert resolve_cut(identity_of(17, BY_WORLD), progress, WorkerPlace(), options).progress.earlier == ()
+    assert len(resolve_cut(identity_of(17, BY_WORLD), progress, WorkerPlace(0, 2), options).progress.earlier) == 1
+
+
+def test_progress_keeps_every_earlier_cut_of_its_epoch() -> None:
+    progress = Progress(0)
+    for world_size in (3, 2, 5):
+        cursor = open_epoch(identity_of(48), progress, WorkerPlace(0, world_size), LaneOptions(None, None, 4))
+        batch = cursor.next_batch()
+        assert batch is not None
+        deliver(cursor, batch)
+        progress = replace(cursor.progress(), place=None)
+    assert [len(cut) for cut in progress.earlier] == [3, 2]
+    assert progress.earlier[1] == (LanePosition(4), LanePosition(0))
 
 
 def test_an_epoch_that_is_complete_is_not_cut_again() -> None:
@@ -110,12 +130,12 @@ def test_an_epoch_that_is_complete_is_not_cut_again() -> None:
     assert found.num_items_left(3) == 0
 
 
-def test_an_epoch_with_nothing_but_padding_left_is_complete_when_it_is_cut_again() -> None:
+def test_an_epoch_with_only_padding_left_is_complete_once_it_is_cut_again() -> None:
     progress = replace(progress_of({0: 4, 1: 5}, 2, 5, 2), remainder="pad")
     identity, options = identity_of(9, BY_WORLD), LaneOptions(None, None, 5)
     assert not assign_whole_job(identity, progress).is_complete
     found = resolve_cut(identity, progress, WorkerPlace(2, 3), options)
-    assert found.is_complete
+    assert (found.is_complete, found.place) == (True, WorkerPlace())
     assert found.progress.earlier == ((LanePosition(4), LanePosition(5)),)
 
 
@@ -132,6 +152,13 @@ def test_a_rank_resumes_from_its_own_progress_with_workers_that_share_its_lanes(
     found = [resolve_cut(identity_of(48), OF_RANK, worker, options) for worker in workers]
     assert [each.own_lanes for each in found] == [[0, 4], [2, 6]]
     assert all(each.cut == OF_RANK.cut and not each.progress.earlier for each in found)
+
+
+def test_a_worker_resumes_from_its_own_progress() -> None:
+    place = WorkerPlace(0, 1, 1, 2)
+    progress = of_rank({1: 2}, 2, 2, place)
+    found = resolve_cut(identity_of(48), progress, place, LaneOptions(None, None, 2))
+    assert (found.own_lanes, found.place, found.progress) == ([1], place, progress)
 
 
 def test_progress_that_lacks_lanes_of_the_reader_is_refused() -> None:
@@ -151,14 +178,14 @@ def test_progress_that_lacks_lanes_of_the_reader_is_refused() -> None:
         (of_rank({1: 0}, 2, 2, WorkerPlace(0, 1, 1, 2)), WorkerPlace(), 2, "num_workers: saved 2, this is 1"),
     ],
 )
-def test_progress_of_some_lanes_is_refused_by_every_other_reader(
+def test_progress_of_some_lanes_is_refused_by_any_other_reader(
     progress: Progress, place: WorkerPlace, batch_size: int, problem: str
 ) -> None:
     with pytest.raises(CheckpointMismatchError, match=problem):
         resolve_cut(identity_of(48), progress, place, LaneOptions(None, None, batch_size))
 
 
-def test_a_rank_that_has_reached_its_end_still_belongs_to_that_rank_only() -> None:
+def test_progress_of_a_rank_at_its_end_still_belongs_to_that_rank_only() -> None:
     done = of_rank({0: 6, 2: 6, 4: 6, 6: 6}, 8, 2, RANK)
     assert resolve_cut(identity_of(48), done, RANK, LaneOptions(None, None, 2)).is_complete
     with pytest.raises(CheckpointMismatchError, match="rank: saved 0, this is 1"):
@@ -168,12 +195,12 @@ def test_a_rank_that_has_reached_its_end_still_belongs_to_that_rank_only() -> No
 # -- Where lanes are --------------------------------------------------------------------------------------------------
 
 
-def test_the_turns_before_one_end_with_their_lanes() -> None:
+def test_rows_before_a_turn_are_limited_by_the_ends_of_lanes() -> None:
     found = assign_whole_job(identity_of(9), step(2, 2, 0))
     assert [found.rows_at(turn).tolist() for turn in (0, 1, 3, 5, 6)] == [[0, 0], [2, 0], [4, 2], [4, 4], [4, 5]]
 
 
-def test_ranks_that_take_rows_may_all_be_in_the_same_part_of_their_turns() -> None:
+def test_ranks_that_deliver_rows_are_in_lockstep_when_all_are_equally_far_into_their_turns() -> None:
     def is_in_lockstep(num_ranks: int, *rows: int) -> bool:
         found = assign_whole_job(identity_of(48), progress_of(dict(enumerate(rows)), 4, 4, 4))
         return found.is_in_lockstep(num_ranks_mid_turn=num_ranks)
@@ -190,13 +217,13 @@ def test_ranks_that_take_rows_may_all_be_in_the_same_part_of_their_turns() -> No
 # -- What is left -----------------------------------------------------------------------------------------------------
 
 
-def test_a_turn_that_was_begun_is_left_as_one_more_batch() -> None:
+def test_a_partly_delivered_turn_counts_as_one_more_batch() -> None:
     found = resolve_cut(identity_of(10), progress_of({0: 3}, 1, 4, 0), WorkerPlace(), LaneOptions(None, 4, 4))
     assert found.num_items_left(4) == 3, "rows [3, 4), [4, 8) and [8, 10)"
     assert found.num_items_left(None) == 7
 
 
-def test_a_batch_of_several_turns_is_left_while_one_of_its_lanes_has_rows() -> None:
+def test_a_batch_of_several_turns_counts_while_any_of_its_lanes_has_rows_left() -> None:
     identity, options = identity_of(9), LaneOptions(2, 2, 4)
     found = resolve_cut(identity, Progress(0), WorkerPlace(), options)
     assert found.ends.tolist() == [4, 5]
@@ -205,7 +232,7 @@ def test_a_batch_of_several_turns_is_left_while_one_of_its_lanes_has_rows() -> N
     assert later.num_items_left(4) == 1
 
 
-def test_a_rank_has_left_what_all_its_workers_have() -> None:
+def test_the_items_left_of_a_rank_are_those_of_all_its_workers() -> None:
     place = WorkerPlace(1, 2, 0, 3)
     found = resolve_cut(identity_of(48), Progress(0), place, LaneOptions(None, None, 4))
     assert found.own_lanes == [1]
@@ -223,7 +250,7 @@ def num_batches(found: Assignment) -> int:
 
 
 @given(identities(), st.integers(1, 4), st.integers(1, 4), st.integers(1, 3), st.integers(0, 30))
-def test_what_is_left_after_any_number_of_rows_is_what_is_delivered_from_there(
+def test_the_number_of_items_left_after_any_row_is_the_number_that_is_then_delivered(
     identity: Identity, lanes: int, turn_rows: int, turns: int, num_rows: int
 ) -> None:
     lanes *= turns

@@ -50,7 +50,7 @@ def test_a_worker_takes_every_batch_of_its_own_lanes_and_no_other() -> None:
     assert cursor.is_at_end
 
 
-def test_a_batch_after_a_resume_within_a_turn_is_the_rest_of_that_turn() -> None:
+def test_after_a_resume_within_a_turn_the_next_batch_is_the_rest_of_that_turn() -> None:
     cursor = resumed_at(3, num_rows=10, turn_rows=4)
     assert take_batch(cursor) == BatchRanges(0, [LaneRange(0, 3, 4)])
     assert take_batch(cursor) == BatchRanges(1, [LaneRange(0, 4, 8)])
@@ -58,7 +58,7 @@ def test_a_batch_after_a_resume_within_a_turn_is_the_rest_of_that_turn() -> None
     assert take_batch(cursor) is None
 
 
-def test_turns_of_lanes_that_have_ended_are_passed_over_one_by_one_or_all_together() -> None:
+def test_turns_of_lanes_that_have_ended_are_skipped_one_at_a_time_or_together() -> None:
     cursor = cursor_of(5, lanes=4, turn_rows=1, batch_size=1)
     for _ in range(4):
         assert not cursor.skip_empty_batch()
@@ -72,7 +72,7 @@ def test_turns_of_lanes_that_have_ended_are_passed_over_one_by_one_or_all_togeth
     assert not cursor.skip_empty_batch(), "after the end there is nothing to skip"
 
 
-def test_rows_delivered_from_within_a_batch_are_left_out_when_it_is_asked_for_again() -> None:
+def test_a_batch_that_was_partly_delivered_is_only_its_rest_when_requested_again() -> None:
     by_rows, by_batch = (cursor_of(8, lanes=2, turn_rows=4, batch_size=4) for _ in range(2))
     for cursor in (by_rows, by_batch):
         assert cursor.batch_at(0).ranges == [LaneRange(0, 0, 4)]
@@ -82,13 +82,13 @@ def test_rows_delivered_from_within_a_batch_are_left_out_when_it_is_asked_for_ag
         assert cursor.batch_at(0).ranges == [LaneRange(0, 2, 4)]
 
 
-def test_rows_of_an_only_lane_span_turns_and_those_of_several_end_with_the_turn() -> None:
+def test_next_rows_span_turns_with_a_single_lane_and_end_with_the_turn_otherwise() -> None:
     assert cursor_of(10, lanes=1, turn_rows=4, batch_size=None).next_rows(100) == (0, [LaneRange(0, 0, 10)])
     assert cursor_of(10, lanes=1, turn_rows=4, batch_size=None).next_rows(6) == (0, [LaneRange(0, 0, 6)])
     assert cursor_of(20, lanes=2, turn_rows=4, batch_size=None).next_rows(100) == (0, [LaneRange(0, 0, 4)])
 
 
-def test_rows_move_the_turn_where_a_turn_ends_or_the_lane_does() -> None:
+def test_delivering_rows_advances_the_turn_at_the_end_of_a_turn_or_lane() -> None:
     cursor = cursor_of(10, lanes=1, turn_rows=4, batch_size=None)
     turns = []
     for count in (3, 1, 5, 1):
@@ -98,7 +98,7 @@ def test_rows_move_the_turn_where_a_turn_ends_or_the_lane_does() -> None:
     assert cursor.next_rows(1) is None
 
 
-def test_a_batch_that_arrives_late_does_not_move_the_turn_back() -> None:
+def test_a_batch_that_arrives_out_of_order_does_not_move_the_turn_back() -> None:
     cursor = cursor_of(8, lanes=2, turn_rows=2, batch_size=2)
     cursor.deliver_batch(1, [(1, LanePosition(2))])
     cursor.deliver_batch(0, [(0, LanePosition(2))])
@@ -112,7 +112,7 @@ def test_a_padded_lane_ends_one_row_later() -> None:
     assert take_batch(cursor) == BatchRanges(0, [LaneRange(0, 0, 4)])
 
 
-def test_progress_of_a_worker_is_of_its_lanes_and_of_the_job_when_it_reads_all() -> None:
+def test_a_worker_reports_its_own_lanes_and_a_sole_worker_the_whole_job() -> None:
     place = WorkerPlace(1, 2, 1, 2)
     cursor = cursor_of(16, lanes=8, turn_rows=1, batch_size=1, place=place)
     take_batch(cursor)
@@ -124,7 +124,7 @@ def test_progress_of_a_worker_is_of_its_lanes_and_of_the_job_when_it_reads_all()
     assert len(current_cut(alone.progress()).positions) == 8
 
 
-def test_progress_that_was_given_or_returned_does_not_move_with_the_cursor() -> None:
+def test_earlier_progress_values_do_not_change_when_the_cursor_moves() -> None:
     identity = Identity(file_table([[8]]), PLAIN)
     start = Progress(0, cut=CutProgress(1, 2, 0, {0: LanePosition()}))
     cursor = Cursor(assign_whole_job(identity, start))
@@ -134,7 +134,7 @@ def test_progress_that_was_given_or_returned_does_not_move_with_the_cursor() -> 
     assert cursor.progress() != start
 
 
-def test_an_offset_that_a_batch_brings_is_kept_until_the_lane_moves_on() -> None:
+def test_the_offset_of_a_batch_is_kept_until_the_lane_advances() -> None:
     cursor = cursor_of(8, lanes=1, turn_rows=4, batch_size=4)
     cursor.deliver_batch(0, [(0, LanePosition(3, 5))])
     assert current_cut(cursor.progress()).positions == {0: LanePosition(3, 5)}
@@ -144,7 +144,7 @@ def test_an_offset_that_a_batch_brings_is_kept_until_the_lane_moves_on() -> None
     assert current_cut(cursor.progress()).positions == {0: LanePosition(4, 0)}
 
 
-def test_rows_of_a_queue_count_when_they_are_popped_and_somebody_asks() -> None:
+def test_popped_rows_are_counted_when_progress_is_requested() -> None:
     cursor = cursor_of(8, lanes=2, turn_rows=4, batch_size=None)
     queue = RowQueue(cursor)
     queue.fill(0, 0, ["a", "b", "c", "d"])
@@ -159,7 +159,7 @@ def test_rows_of_a_queue_count_when_they_are_popped_and_somebody_asks() -> None:
     assert current_cut(cursor.progress()).rows().tolist() == [3, 0]
 
 
-def test_filling_a_queue_counts_the_rows_of_the_turn_before() -> None:
+def test_filling_a_queue_counts_the_popped_rows_of_the_previous_turn() -> None:
     cursor = cursor_of(8, lanes=2, turn_rows=4, batch_size=None)
     queue = RowQueue(cursor)
     queue.fill(0, 0, [0, 1, 2, 3])

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from laneway.core.files import FileTable
 
 
-def test_fields_that_differ_are_named_with_both_values() -> None:
+def test_different_fields_are_listed_with_both_values() -> None:
     saved, present = {"seed": 1, "kind": "a", "rest": None}, {"seed": 2, "kind": "b", "rest": None}
     assert identity_differences(["kind", "rest", "seed"], saved, present) == [
         "kind: saved 'a', this run has 'b'",
@@ -65,18 +65,18 @@ BEFORE = file_table([[5], [1200], [7]])
         ),
     ],
 )
-def test_files_that_differ_are_named_with_what_happened_to_them(present: FileTable, line: str) -> None:
+def test_different_files_are_listed_with_the_change(present: FileTable, line: str) -> None:
     assert file_differences(BEFORE.encoded, present).startswith(f"files: {line}")
 
 
-def test_two_files_of_equal_content_are_renamed_to_two() -> None:
+def test_two_renamed_files_with_equal_content_are_matched_one_to_one() -> None:
     both = changed(changed(BEFORE, 0, digests="d", sizes=1), 2, digests="d", sizes=1)
     both = replace(both, block_rows=np.array([5, 1200, 5]))
     moved = changed(changed(both, 0, paths="x"), 2, paths="y")
     assert file_differences(both.encoded, moved) == "files: part-000.parquet is now x; part-002.parquet is now y"
 
 
-def test_a_damaged_file_table_is_a_damaged_state() -> None:
+def test_a_damaged_file_table_is_a_format_error() -> None:
     with pytest.raises(StateFormatError):
         file_differences(BEFORE.encoded[:-9], BEFORE)
 
@@ -94,12 +94,12 @@ def test_the_differences_of_two_places_say_what_to_do() -> None:
     assert line.startswith("worker: saved 1, this is 0")
 
 
-def test_a_loader_without_workers_is_restored_as_it_was() -> None:
+def test_a_state_without_workers_suggests_num_workers_0() -> None:
     (line,) = place_differences(WorkerPlace(0, 1, 0, 1), WorkerPlace(0, 1, 0, 2))
     assert "give it num_workers=1, or 0 if it had none" in line
 
 
-def test_a_message_names_what_differs_and_the_ways_out() -> None:
+def test_a_message_lists_the_differences_and_the_ways_out() -> None:
     message = mismatch_message(["seed: a", "files: b", "seed: c"], ["rank: d"], is_of_rank=True).splitlines()
     assert message[0] == "this checkpoint does not belong to this dataset"
     assert message[1:5] == ["  seed: a", "  files: b", "  seed: c", "  rank: d"]
@@ -107,12 +107,12 @@ def test_a_message_names_what_differs_and_the_ways_out() -> None:
     assert "save_state_global()" in message[6]
 
 
-def test_a_message_about_the_place_alone_is_of_the_worker() -> None:
+def test_a_message_about_the_place_alone_is_about_the_worker() -> None:
     message = mismatch_message([], ["worker: d"], is_of_rank=False)
     assert message == "this checkpoint does not belong to this worker\n  worker: d"
 
 
-def test_long_values_are_cut_and_short_ones_are_not() -> None:
+def test_only_long_values_are_shortened() -> None:
     assert shorten("a" * 38) == repr("a" * 38)
     assert shorten([1] * 50) == "[1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, ..."
     assert len(shorten("a" * 39)) == 40

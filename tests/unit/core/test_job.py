@@ -59,7 +59,7 @@ def test_ranks_of_equal_length_know_the_job_after_every_batch(rank: int) -> None
     assert jobs == [at(0), at(2), at(4), ended(6)]
 
 
-def test_a_single_worker_of_the_job_has_nothing_to_infer() -> None:
+def test_progress_of_the_whole_job_leaves_nothing_to_infer() -> None:
     rank = Rank(12, BATCHES, 0)
     assert rank.inference.job_turn(Progress(0, cut=CutProgress(2, 2, 0, {})), is_complete=False) is None
 
@@ -70,7 +70,7 @@ def test_a_rank_whose_batches_may_come_out_of_order_knows_the_job_at_its_end_onl
 
 
 @pytest.mark.parametrize("position", [LanePosition(1), LanePosition(4), LanePosition(2, 1)])
-def test_a_lane_that_is_not_where_the_turn_says_is_no_ground_to_infer_from(position: LanePosition) -> None:
+def test_nothing_is_inferred_if_a_lane_is_not_where_its_turn_says(position: LanePosition) -> None:
     rank = Rank(12, BATCHES, 1)
     cut = CutProgress(2, 2, 2, {1: position})
     assert rank.inference.job_turn(Progress(0, cut=cut, place=WorkerPlace(1, 2)), is_complete=False) is None
@@ -83,7 +83,7 @@ def test_the_longer_rank_alone_knows_the_end_of_a_job_that_keeps_its_remainder()
     assert ranks[1].take(1).job() == ended(6)
 
 
-def test_a_rank_that_skips_turns_of_others_no_longer_knows_the_job() -> None:
+def test_a_rank_that_has_skipped_empty_turns_no_longer_knows_the_job() -> None:
     # Lanes of one, one, one and two rows: after the first round, only lane 3 of rank 1 has a row left.
     rank = Rank(5, LaneOptions(4, None, 1), 1).take(2)
     assert rank.job() == at(4)
@@ -92,13 +92,13 @@ def test_a_rank_that_skips_turns_of_others_no_longer_knows_the_job() -> None:
     assert rank.take(1).job() == ended(8)
 
 
-def test_a_rank_that_has_begun_a_turn_of_rows_takes_the_others_to_have_begun_theirs() -> None:
+def test_a_rank_partway_through_a_turn_of_rows_infers_that_all_ranks_are() -> None:
     for rank in (0, 1):
         assert Rank(20, ROWS, rank).take_rows(3).job() == at(0, 3)
         assert Rank(20, ROWS, rank).take_rows(5).job() == at(2, 1)
 
 
-def test_a_rank_knows_nothing_of_a_part_in_which_another_one_ends() -> None:
+def test_nothing_is_inferred_partway_through_a_turn_in_which_a_lane_ends() -> None:
     # Lanes of three and four rows, in turns of four.
     assert Rank(7, ROWS, 1).take_rows(2).job() == at(0, 2)
     assert Rank(7, ROWS, 1).take_rows(3).job() is None
@@ -106,7 +106,12 @@ def test_a_rank_knows_nothing_of_a_part_in_which_another_one_ends() -> None:
     assert Rank(7, ROWS, 0).take_rows(3).job() is None
 
 
-def test_a_rank_that_resumes_goes_by_what_is_left() -> None:
+def test_nothing_is_inferred_after_a_lane_ended_within_a_turn_of_rows() -> None:
+    # Lanes of three, four, three and four rows, in turns of four: after four rows, rank 0 has begun its second lane.
+    assert Rank(14, LaneOptions(4, 4, None), 1).take_rows(4).job() is None
+
+
+def test_a_rank_that_resumes_infers_from_the_present_cut() -> None:
     cut = CutProgress(2, 2, 4, {0: LanePosition(4), 1: LanePosition(4)})
     later = Rank(13, BATCHES, 1, progress=Progress(0, cut=cut))
     assert later.job() == at(4)

@@ -50,13 +50,13 @@ def job_of(*positions: LanePosition, **changes: Any) -> list[dict[str, Any]]:
     return [rank_state(rank, position, **changes) for rank, position in enumerate(positions)]
 
 
-def test_there_is_another_value_of_every_setting() -> None:
+def test_the_table_of_other_values_covers_every_shared_field() -> None:
     assert {field.name for field in fields(Settings)} <= OTHER.keys()
     assert {*names_of(Role.IDENTITY, Role.JOB)} == OTHER.keys()
 
 
 @pytest.mark.parametrize("name", OTHER)
-def test_states_that_differ_in_a_field_that_all_ranks_share_are_refused_with_its_name(name: str) -> None:
+def test_states_that_differ_in_any_shared_field_are_refused_and_the_field_is_named(name: str) -> None:
     states = job_of(LanePosition(2), LanePosition(2))
     assert states[1][name] != OTHER[name]
     states[1][name] = OTHER[name]
@@ -67,7 +67,7 @@ def test_states_that_differ_in_a_field_that_all_ranks_share_are_refused_with_its
         merge_ranks(states, same_step=False)
 
 
-def test_merged_lanes_are_in_order_with_their_offsets() -> None:
+def test_merged_positions_are_in_lane_order_with_their_offsets() -> None:
     states = job_of(LanePosition(2, 3), LanePosition(2))
     for given in (states, states[::-1]):
         merged = merge_states(given)
@@ -78,7 +78,7 @@ def test_merged_lanes_are_in_order_with_their_offsets() -> None:
     )
 
 
-def test_states_in_the_first_row_of_each_lane_merge_into_an_epoch_that_may_be_cut_as_one_likes() -> None:
+def test_states_of_which_nothing_was_delivered_merge_into_an_epoch_without_a_cut() -> None:
     merged = merge_states(job_of(LanePosition(), LanePosition(), next_turn=0))
     assert load(merged, IDENTITY, WorkerPlace(4, 5)) == Progress(3)
 
@@ -92,7 +92,7 @@ def test_states_in_the_first_row_of_each_lane_merge_into_an_epoch_that_may_be_cu
     ],
     ids=["part of a row", "rows of an earlier cut", "an epoch without rows"],
 )
-def test_states_that_have_delivered_anything_keep_their_cut(states: list[dict[str, Any]]) -> None:
+def test_the_cut_is_kept_if_anything_was_delivered(states: list[dict[str, Any]]) -> None:
     merged = merge_states(states)
     assert (merged["lanes"], merged["positions"]) == (2, [0, 0])
     assert merged["earlier_cuts"] == states[0]["earlier_cuts"]
@@ -109,7 +109,7 @@ def test_a_job_is_complete_when_all_its_ranks_are() -> None:
     assert load(merged, IDENTITY).cut is not None
 
 
-def test_ranks_at_different_steps_are_merged_only_where_that_is_asked_for() -> None:
+def test_ranks_at_different_steps_are_merged_only_if_requested() -> None:
     states = [rank_state(0, LanePosition(2), next_turn=2), rank_state(1, LanePosition(6), next_turn=6)]
     with pytest.raises(CheckpointMismatchError, match="step: rank 0 has delivered 2 rows, rank 1 has delivered 6"):
         merge_states(states)
@@ -117,14 +117,14 @@ def test_ranks_at_different_steps_are_merged_only_where_that_is_asked_for() -> N
     assert (merged["positions"], merged["next_turn"]) == ([2, 6], 6)
 
 
-def test_ranks_whose_turns_differ_by_more_than_empty_ones_are_at_different_steps() -> None:
+def test_ranks_that_have_taken_different_numbers_of_turns_are_at_different_steps() -> None:
     # One row apart, as lanes may be at the end of an epoch, but in the middle of it.
     states = [rank_state(0, LanePosition(2), next_turn=2), rank_state(1, LanePosition(3), next_turn=4)]
     with pytest.raises(CheckpointMismatchError, match="step: rank 0 is at turn 2, rank 1 at 4"):
         merge_states(states)
 
 
-def test_states_of_the_same_job_merge_into_it_and_others_are_refused() -> None:
+def test_equal_states_of_a_whole_job_merge_and_different_ones_are_refused() -> None:
     progress = Progress(3, "keep", CutProgress(2, 2, 2, {0: LanePosition(2)}))
     states = [
         write_job_state(IDENTITY, progress, WorkerPlace(0, 2), JobTurn(turn, part, is_complete=False))
@@ -136,7 +136,7 @@ def test_states_of_the_same_job_merge_into_it_and_others_are_refused() -> None:
             merge_states([states[0], other])
 
 
-def test_long_values_are_cut_short_in_the_message() -> None:
+def test_long_values_are_shortened_in_the_message() -> None:
     states = job_of(LanePosition(2), LanePosition(2))
     states[1]["earlier_cuts"] = [[[1] * 500, None]]
     with pytest.raises(CheckpointMismatchError) as refused:

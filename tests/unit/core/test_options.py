@@ -23,7 +23,7 @@ def test_a_turn_is_a_batch_or_a_row_unless_it_is_chosen() -> None:
     assert LaneOptions(None, 3, None).default_turn_rows == 3
 
 
-def test_a_batch_is_a_whole_number_of_turns_or_can_not_be_made_of_them() -> None:
+def test_a_batch_size_that_is_not_a_multiple_of_the_turn_has_no_number_of_turns() -> None:
     options = LaneOptions(None, None, 6)
     assert [options.turns_per_batch(turn_rows) for turn_rows in (6, 3, 4, 12)] == [1, 2, None, None]
     assert LaneOptions(None, None, None).turns_per_batch(5) == 1
@@ -39,14 +39,14 @@ def test_a_batch_is_a_whole_number_of_turns_or_can_not_be_made_of_them() -> None
         (LaneOptions(5, None, None), WorkerPlace(), 5),
     ],
 )
-def test_lanes_are_as_many_as_asked_for_if_the_workers_can_share_them(
+def test_the_requested_number_of_lanes_is_used_if_the_workers_can_share_it(
     options: LaneOptions, place: WorkerPlace, num_lanes: int
 ) -> None:
     assert options.num_lanes(place) == num_lanes
     assert options.fresh_cut(place) == fresh_cut(num_lanes, options.default_turn_rows)
 
 
-def test_a_user_is_warned_of_lanes_that_the_workers_can_not_share() -> None:
+def test_a_number_of_lanes_that_the_workers_can_not_share_gives_a_warning() -> None:
     place = WorkerPlace(0, 2, 0, 3)
     assert LaneOptions(None, None, 4).warning_for(place) is None
     assert LaneOptions(12, None, 4).warning_for(place) is None
@@ -82,7 +82,7 @@ def test_each_rank_delivers_the_items_of_its_own_lanes() -> None:
     st.booleans(),
     st.data(),
 )
-def test_the_length_of_an_epoch_is_what_is_left_of_it_at_its_start(
+def test_the_length_of_an_epoch_is_the_number_of_items_left_at_its_start(
     identity: Identity,
     world_size: int,
     num_workers: int,

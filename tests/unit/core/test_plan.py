@@ -21,7 +21,7 @@ def cut_twice(*rows: int) -> Progress:
     return Progress(0, cut=fresh_cut(2, 1), earlier=(earlier,))
 
 
-def test_epochs_that_were_cut_again_at_other_positions_have_other_plans() -> None:
+def test_plans_depend_on_the_positions_of_earlier_cuts() -> None:
     identity = Identity(file_table([[12]]), PLAIN)
     for rows, lanes in (((1, 1, 1), [[1, 2, 3, 5], [6, 7, 9, 10, 11]]), ((4, 0, 2), [[4, 5, 6], [7, 10, 11]])):
         plan = identity.plan(cut_twice(*rows))
@@ -33,7 +33,7 @@ def test_epochs_that_were_cut_again_at_other_positions_have_other_plans() -> Non
     [Progress(1, cut=fresh_cut(2, 1)), Progress(0, cut=fresh_cut(3, 1)), cut_twice(0, 0), cut_twice(3)],
     ids=["epoch", "lanes", "cuts", "lanes of an earlier cut"],
 )
-def test_plans_of_other_epochs_and_cuts_are_not_mixed_up(other: Progress) -> None:
+def test_the_cached_plan_is_not_used_for_another_epoch_or_cut(other: Progress) -> None:
     first = Progress(0, cut=fresh_cut(2, 1))
     files = file_table([[6], [7], [8]])
     used, fresh = Identity(files, SHUFFLED), Identity(files, SHUFFLED)
@@ -46,14 +46,14 @@ def test_plans_of_other_epochs_and_cuts_are_not_mixed_up(other: Progress) -> Non
         assert rows_of(plan, lane, 0, num_rows) == rows_of(expected, lane, 0, num_rows)
 
 
-def test_a_plan_is_replayed_once_whatever_the_lanes_have_delivered_since() -> None:
+def test_the_cached_plan_is_reused_as_lanes_advance() -> None:
     identity = Identity(file_table([[12]]), PLAIN)
     progress = cut_twice(1, 2)
     moved = replace(progress, cut=replace(fresh_cut(2, 1), positions={0: LanePosition(3), 1: LanePosition()}))
     assert identity.plan(progress) is identity.plan(moved)
 
 
-def test_an_identity_is_sent_without_its_plans_and_shards_and_plans_the_same() -> None:
+def test_a_pickled_identity_leaves_out_plans_and_shards_and_derives_the_same_plan() -> None:
     identity = Identity(file_table([[5], [6]]), SHUFFLED)
     plan = identity.plan(cut_twice(3, 4))
     sent = pickle.loads(pickle.dumps(identity))
@@ -63,7 +63,7 @@ def test_an_identity_is_sent_without_its_plans_and_shards_and_plans_the_same() -
     assert [rows_of(other, lane, 0, 2) for lane in (0, 1)] == [rows_of(plan, lane, 0, 2) for lane in (0, 1)]
 
 
-def test_a_window_is_made_of_runs_of_data_files() -> None:
+def test_a_window_lists_the_row_ranges_of_its_data_files() -> None:
     plan = Identity(file_table([[6], [0], [7, 1]]), PLAIN).plan(Progress(0, cut=fresh_cut(2, 1)))
     found = [plan.window_files(window) for window in range(len(plan.windows.lane))]
     assert found == [[FileRange(0, 0, 6)], [FileRange(2, 0, 1)], [FileRange(2, 1, 7)], [FileRange(2, 7, 8)]]
@@ -86,7 +86,7 @@ def test_a_row_outside_its_segment_is_an_error_that_names_both() -> None:
         plan.locate(Segment(0, 0, 4), 4)
 
 
-def test_shards_are_complete_when_earlier_and_present_cuts_together_delivered_them() -> None:
+def test_a_shard_may_be_completed_by_several_cuts_together() -> None:
     # Shards 0, 1 and 2 of four rows; the first cut has lanes [0..6) and [6..12), the second [4, 5, 8] and [9, 10, 11].
     plan = Identity(file_table([[4, 4, 4]]), PLAIN).plan(cut_twice(4, 2))
     expected = [((0, 0), [0]), ((2, 0), [0, 1]), ((2, 3), [0, 1]), ((3, 3), [0, 1, 2])]

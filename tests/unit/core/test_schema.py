@@ -58,7 +58,7 @@ class LaterSettings(Settings):
     flavour: Literal["plain", "mixed"] | int | None = None
 
 
-def test_every_setting_is_a_field_that_identifies_the_order() -> None:
+def test_every_setting_is_an_identity_field() -> None:
     found = {each.name: each for each in FIELDS}
     for setting in fields(Settings):
         assert found[setting.name].role is Role.IDENTITY
@@ -72,7 +72,7 @@ def test_a_setting_with_a_default_is_a_field_with_that_default() -> None:
     assert all(each.default is REQUIRED for each in setting_fields(Settings))
 
 
-def test_a_state_without_a_later_field_has_its_default(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_state_that_lacks_a_field_with_a_default_gets_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(schema, "FIELDS", (*FIELDS, *setting_fields(LaterSettings)[-1:]))
     assert parse_state(a_state()).fields["flavour"] is None
     assert parse_state({**a_state(), "flavour": 4}).fields["flavour"] == 4
@@ -81,7 +81,7 @@ def test_a_state_without_a_later_field_has_its_default(monkeypatch: pytest.Monke
         parse_state({**a_state(), "flavour": 1.5})
 
 
-def test_each_field_without_a_default_has_to_be_there() -> None:
+def test_a_state_that_lacks_a_required_field_is_refused() -> None:
     for each in FIELDS:
         state = a_state()
         del state[each.name]
@@ -109,7 +109,7 @@ def test_a_damaged_earlier_cut_of_version_1_is_refused(earlier: object) -> None:
 
 
 @pytest.mark.parametrize("version", [0, 3, "2", None])
-def test_a_version_that_is_not_known_is_refused_with_those_that_are(version: object) -> None:
+def test_an_unknown_version_is_refused_and_the_supported_ones_are_named(version: object) -> None:
     with pytest.raises(
         StateFormatError, match=f"format version {version!r}, and this release .* reads versions 1 to 2"
     ):
@@ -119,7 +119,7 @@ def test_a_version_that_is_not_known_is_refused_with_those_that_are(version: obj
 # -- Positions --------------------------------------------------------------------------------------------------------
 
 
-def test_offsets_are_written_only_if_one_of_them_counts() -> None:
+def test_offsets_are_written_only_if_one_of_them_is_not_0() -> None:
     rows, both = [LanePosition(2), LanePosition(0)], [LanePosition(2, 0), LanePosition(0, 7)]
     assert encode_positions(rows) == [[2, 0], None]
     assert encode_positions(both) == [[2, 0], [0, 7]]
@@ -155,12 +155,12 @@ def test_offsets_without_positions_are_refused() -> None:
 
 
 @pytest.mark.parametrize("cut", [{"positions": [1], "offsets": None}, [[1]], [[1], None, 0], [1], [[], None]])
-def test_an_earlier_cut_has_positions_and_offsets_and_nothing_else(cut: object) -> None:
+def test_an_earlier_cut_has_exactly_positions_and_offsets(cut: object) -> None:
     with pytest.raises(StateFormatError, match="an earlier cut is"):
         parse_state({**a_state(), "earlier_cuts": [cut]})
 
 
-def test_part_of_a_turn_belongs_to_a_job_in_step_only() -> None:
+def test_part_rows_are_valid_only_in_a_job_in_lockstep() -> None:
     in_step = {**a_state(), "positions": None}
     assert parse_state({**in_step, "part_rows": 1}).fields["part_rows"] == 1
     for state in ({**in_step, "part_rows": 2}, {**in_step, "part_rows": -1}, {**a_state(), "part_rows": 1}):
@@ -171,7 +171,7 @@ def test_part_of_a_turn_belongs_to_a_job_in_step_only() -> None:
 # -- What is a state --------------------------------------------------------------------------------------------------
 
 
-def test_the_scope_of_a_state_follows_from_whose_lanes_it_holds() -> None:
+def test_the_scope_of_a_state_follows_from_its_place() -> None:
     assert [scope_of(place) for place in (None, WorkerPlace(1, 2), WorkerPlace(1, 2, 0, 2))] == [
         "global",
         "rank",
@@ -179,13 +179,13 @@ def test_the_scope_of_a_state_follows_from_whose_lanes_it_holds() -> None:
     ]
 
 
-def test_a_wrapped_state_is_read_and_keys_of_others_are_left_out() -> None:
+def test_a_wrapped_state_is_parsed_and_unknown_keys_are_dropped() -> None:
     wrapped = wrap_state({**a_state(), "of a later release": 1})
     assert len(wrapped) == 1
     assert parse_state(wrapped).fields == a_state()
 
 
-def test_the_saver_of_a_state_is_known() -> None:
+def test_a_parsed_state_knows_the_worker_that_saved_it() -> None:
     saved = parse_state({**a_state(), "rank": 1, "world_size": 3, "worker": 2, "num_workers": 4})
     assert saved.place == WorkerPlace(1, 3, 2, 4)
     assert saved.is_global

@@ -38,7 +38,7 @@ def a_state(identity: Identity = IDENTITY) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Settings)])
-def test_a_state_with_another_value_of_any_setting_is_refused_with_its_name(name: str) -> None:
+def test_a_state_that_differs_in_any_setting_is_refused_and_the_setting_is_named(name: str) -> None:
     saved, present = getattr(OTHER, name), getattr(PLAIN, name)
     assert saved != present
     state = a_state(Identity(FILES, replace(PLAIN, **{name: saved})))
@@ -53,7 +53,7 @@ def test_a_state_of_another_order_is_refused() -> None:
         load({**a_state(), "order_version": 2}, IDENTITY)
 
 
-def test_a_state_of_other_files_is_refused_with_what_changed() -> None:
+def test_a_state_of_other_files_is_refused_and_the_change_is_named() -> None:
     state = a_state(Identity(file_table([[6], [8]]), PLAIN))
     with pytest.raises(CheckpointMismatchError, match=r"files: part-001\.parquet had 8 rows, now 7"):
         load(state, IDENTITY)
@@ -62,13 +62,13 @@ def test_a_state_of_other_files_is_refused_with_what_changed() -> None:
         load(cut_otherwise, IDENTITY)
 
 
-def test_a_file_table_is_not_compared_and_read_only_if_the_fingerprint_differs() -> None:
+def test_the_file_table_of_a_state_is_read_only_if_the_fingerprint_differs() -> None:
     assert load({**a_state(), "files": ""}, IDENTITY) == load(a_state(), IDENTITY)
     with pytest.raises(StateFormatError, match="truncated or damaged"):
         load({**a_state(), "files": "", "fingerprint": "0"}, IDENTITY)
 
 
-def test_all_differences_are_named_together() -> None:
+def test_all_differences_are_listed_in_one_error() -> None:
     state = write_state(
         Identity(file_table([[6], [8]]), OTHER),
         progress_of({0: 2}, place=WorkerPlace(0, 2)),
@@ -81,7 +81,7 @@ def test_all_differences_are_named_together() -> None:
     assert {"order_version", "files", *(field.name for field in fields(Settings)), "rank"} <= {*names}
 
 
-def test_every_field_that_identifies_is_written_from_the_identity() -> None:
+def test_every_identity_field_is_written_from_the_identity() -> None:
     assert {*names_of(Role.IDENTITY)} == IDENTITY.fields.keys() - {"files"}
     assert IDENTITY.fields.items() <= a_state().items()
 
@@ -128,7 +128,7 @@ def test_any_rank_of_any_job_reads_the_state_of_a_whole_job() -> None:
 # -- Positions --------------------------------------------------------------------------------------------------------
 
 
-def test_an_epoch_that_was_not_cut_is_nothing_but_its_number() -> None:
+def test_the_state_of_an_epoch_without_a_cut_holds_only_its_number() -> None:
     state = write_state(IDENTITY, Progress(4), WorkerPlace(1, 2), complete=False)
     assert (state["lanes"], state["positions"], state["lane_remainder"]) == (None, [], None)
     assert load(state, IDENTITY, WorkerPlace(3, 5)) == Progress(4)
@@ -139,7 +139,7 @@ def test_positions_are_written_in_the_order_of_lanes() -> None:
     assert state["positions"] == [2, 4]
 
 
-def test_a_job_in_step_needs_no_positions() -> None:
+def test_a_job_in_lockstep_needs_no_positions() -> None:
     for job, rows in (
         (JobTurn(3, 0, is_complete=False), {0: 4, 1: 2}),
         (JobTurn(2, 1, is_complete=False), {0: 3, 1: 3}),
@@ -148,6 +148,13 @@ def test_a_job_in_step_needs_no_positions() -> None:
         state = write_job_state(IDENTITY, progress_of({0: 2}), WorkerPlace(0, 2), job)
         assert (state["scope"], state["positions"]) == ("global", None)
         assert load(state, IDENTITY) == progress_of(rows, job.next_turn)
+
+
+@pytest.mark.parametrize(("world_size", "rows"), [(1, {0: 3, 1: 2}), (2, {0: 3, 1: 3})])
+def test_part_rows_apply_to_each_rank_of_the_job_that_saved_the_state(world_size: int, rows: dict[int, int]) -> None:
+    job = JobTurn(2, 1, is_complete=False)
+    state = write_job_state(IDENTITY, progress_of({0: 2}), WorkerPlace(0, world_size), job)
+    assert load(state, IDENTITY) == progress_of(rows, 2)
 
 
 def test_a_lane_may_deliver_the_row_that_pads_it_and_no_more() -> None:
@@ -175,7 +182,7 @@ def test_a_state_that_contradicts_its_positions_is_damaged(rows: dict[int, int],
         load(state, IDENTITY)
 
 
-def test_a_state_is_fresh_containers_each_time() -> None:
+def test_each_state_has_its_own_containers() -> None:
     progress = progress_of({0: 2, 1: 2}, 2, earlier=((LanePosition(1),),))
     one, other = (write_state(IDENTITY, progress, WorkerPlace(), complete=False) for _ in range(2))
     one["positions"].append(5)

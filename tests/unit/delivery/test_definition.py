@@ -34,7 +34,7 @@ def stream_of(definition: Definition) -> Stream:
     return definition.open(definition.resolve(Progress(0), definition.place))
 
 
-def test_functions_are_called_one_after_the_other_and_can_be_sent_to_a_worker() -> None:
+def test_composed_functions_are_called_in_order_and_can_be_pickled() -> None:
     assert compose(None, str) is str
     both = compose(abs, str)
     assert both(-3) == "3"
@@ -53,7 +53,7 @@ def test_a_definition_is_opened_as_batches_or_rows(corpus: Path) -> None:
     assert [next(stream_of(collated)), next(by_turn)] == [4, 3]
 
 
-def test_a_definition_says_how_many_items_a_rank_delivers_of_which_columns(corpus: Path) -> None:
+def test_a_definition_knows_its_columns_and_the_number_of_items_of_a_rank(corpus: Path) -> None:
     definition = StatefulShardedDataset(corpus, columns=["x", "id"], batch_size=5, rank=0, world_size=2).definition
     assert definition.schema.names == ["x", "id"]
     # Four lanes of 12 rows: two of them are this rank's.
@@ -61,7 +61,7 @@ def test_a_definition_says_how_many_items_a_rank_delivers_of_which_columns(corpu
     assert definition.num_items(WorkerPlace(0, 2)) == 5
 
 
-def test_a_definition_that_was_sent_to_a_worker_delivers_the_same(corpus: Path) -> None:
+def test_a_pickled_definition_delivers_the_same(corpus: Path) -> None:
     definition = StatefulShardedDataset(corpus, shuffle=True, batch_size=6, output="python", transform=len).definition
     sent = pickle.loads(pickle.dumps(definition))
     assert sent.transform is len

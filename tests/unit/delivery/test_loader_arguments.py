@@ -42,25 +42,25 @@ def definition_of(corpus: Path, **arguments: Any) -> Definition:
         (LoaderArguments(DEFAULTS, None, "stack"), "collate_fn"),  # type: ignore[arg-type]  # what a user might pass
     ],
 )
-def test_arguments_of_another_type_are_refused_by_name(options: LoaderArguments, problem: str) -> None:
+def test_arguments_of_the_wrong_type_are_refused_by_name(options: LoaderArguments, problem: str) -> None:
     LoaderArguments(DEFAULTS, 3, len).check()
     with pytest.raises(TypeError, match=problem):
         options.check()
 
 
-def test_arguments_that_belong_to_the_loader_that_was_given_are_all_named() -> None:
+def test_arguments_given_together_with_a_loader_are_all_named() -> None:
     LoaderArguments(DEFAULTS, None, None).check_unset()
     given = LoaderArguments({**DEFAULTS, "num_workers": 2, "timeout": 1}, 3, len)
     with pytest.raises(ValueError, match="num_workers, timeout, batch_size, collate_fn can't be passed together with"):
         given.check_unset()
 
 
-def test_without_a_batch_size_the_items_of_the_dataset_are_left_as_they_are(corpus: Path) -> None:
+def test_without_a_batch_size_the_definition_is_unchanged(corpus: Path) -> None:
     for definition in (definition_of(corpus), definition_of(corpus, batch_size=4)):
         assert LoaderArguments(DEFAULTS, None, None).apply_to(definition) is definition
 
 
-def test_a_collate_function_without_a_batch_size_is_called_on_each_item_after_the_transform(corpus: Path) -> None:
+def test_without_a_batch_size_collate_fn_is_called_on_each_item_after_the_transform(corpus: Path) -> None:
     definition = definition_of(corpus, batch_size=4, transform=list)
     applied = LoaderArguments(DEFAULTS, None, len).apply_to(definition)
     assert applied.transform is not None
@@ -69,7 +69,7 @@ def test_a_collate_function_without_a_batch_size_is_called_on_each_item_after_th
     assert LoaderArguments(DEFAULTS, None, len).apply_to(definition_of(corpus)).transform is len
 
 
-def test_a_batch_size_makes_batches_of_rows(corpus: Path) -> None:
+def test_a_batch_size_makes_batches_of_the_rows_of_the_dataset(corpus: Path) -> None:
     definition = definition_of(corpus, turn_rows=3, lanes=2)
     applied = LoaderArguments(DEFAULTS, 6, None).apply_to(definition)
     assert applied.options == LaneOptions(2, 3, 6)
@@ -89,7 +89,7 @@ def test_a_batch_size_that_does_not_fit_the_dataset_is_refused(corpus: Path) -> 
 
 
 @pytest.mark.parametrize("loader_type", [DataLoader, StatefulDataLoader])
-def test_the_arguments_of_a_loader_of_the_user_are_taken_over(corpus: Path, loader_type: Any) -> None:
+def test_the_arguments_of_a_users_loader_are_used(corpus: Path, loader_type: Any) -> None:
     given = {"num_workers": 1, "timeout": 9, "prefetch_factor": 3, "persistent_workers": True, "in_order": False}
     loader = loader_type(StatefulShardedDataset(corpus), batch_size=7, collate_fn=len, **given)
     found = arguments_of(loader)

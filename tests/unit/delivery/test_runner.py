@@ -54,7 +54,7 @@ def ids(batches: Any) -> list[list[int]]:
     return [batch["id"] for batch in batches]
 
 
-def test_each_iterator_is_the_next_epoch_and_counts_what_it_delivers(corpus: Path) -> None:
+def test_each_iterator_delivers_the_next_epoch_and_counts_its_items(corpus: Path) -> None:
     runner = runner_of(corpus)
     assert len(runner) == 5
     for epoch in (0, 1):
@@ -91,7 +91,7 @@ def test_an_iterator_is_over_when_another_pass_has_begun_or_a_state_was_loaded(c
     assert ids(LoaderIterator(runner))[0] == [*range(10, 20)]
 
 
-def test_an_iterator_at_its_end_stays_there(corpus: Path) -> None:
+def test_an_exhausted_iterator_stays_exhausted(corpus: Path) -> None:
     runner = runner_of(corpus)
     batches = LoaderIterator(runner)
     assert len([*batches]) == 5
@@ -99,7 +99,7 @@ def test_an_iterator_at_its_end_stays_there(corpus: Path) -> None:
     assert next(batches, None) is None
 
 
-def test_choosing_an_epoch_is_for_the_next_pass_and_leaves_the_running_one_alone(corpus: Path) -> None:
+def test_set_epoch_affects_the_next_pass_and_not_the_running_one(corpus: Path) -> None:
     runner = runner_of(corpus)
     batches = LoaderIterator(runner)
     next(batches)
@@ -114,7 +114,7 @@ def test_choosing_an_epoch_is_for_the_next_pass_and_leaves_the_running_one_alone
     assert runner.last.epoch == 4
 
 
-def test_a_state_that_was_loaded_into_the_dataset_alone_ends_the_pass_too(corpus: Path) -> None:
+def test_a_state_that_was_loaded_into_the_dataset_ends_the_pass(corpus: Path) -> None:
     runner = runner_of(corpus)
     batches = LoaderIterator(runner)
     next(batches)
@@ -126,7 +126,7 @@ def test_a_state_that_was_loaded_into_the_dataset_alone_ends_the_pass_too(corpus
         next(batches)
 
 
-def test_items_from_before_a_resume_count_as_received(corpus: Path) -> None:
+def test_items_delivered_before_a_resume_count_as_received(corpus: Path) -> None:
     runner = runner_of(corpus)
     restore(runner, at(30))
     assert runner.num_received() == 3
@@ -137,7 +137,7 @@ def test_items_from_before_a_resume_count_as_received(corpus: Path) -> None:
     assert len([*batches]) == 1
 
 
-def test_rows_are_counted_one_by_one_whatever_is_at_hand(corpus: Path) -> None:
+def test_rows_are_counted_one_by_one_even_if_many_are_at_hand(corpus: Path) -> None:
     runner = runner_of(corpus, batch_size=None)
     assert len(runner) == 48
     rows = LoaderIterator(runner)
@@ -153,7 +153,7 @@ def test_rows_are_counted_one_by_one_whatever_is_at_hand(corpus: Path) -> None:
     assert len([*LoaderIterator(runner)]) == 48
 
 
-def test_a_complete_state_is_delivered_as_nothing_once(corpus: Path) -> None:
+def test_a_complete_state_delivers_nothing_once(corpus: Path) -> None:
     runner = runner_of(corpus)
     restore(runner, at(48, epoch=2), complete=True)
     assert runner.num_received() == 5
@@ -181,20 +181,20 @@ def test_a_transform_that_fails_leaves_the_pass_where_it_was(corpus: Path) -> No
     assert ids(batches) == [[*range(10, 20)], [*range(20, 30)], [*range(30, 40)], [*range(40, 48)]]
 
 
-def test_the_state_of_a_worker_is_no_state_of_a_loader(corpus: Path) -> None:
+def test_a_loader_refuses_the_state_of_a_worker(corpus: Path) -> None:
     runner = runner_of(corpus)
     progress = replace(Progress(0), cut=CutProgress(2, 10, 0, {1: LanePosition()}), place=WorkerPlace(0, 1, 1, 2))
     with pytest.raises(CheckpointMismatchError, match="the state of DataLoader worker 1 of 2 only"):
         runner.resolve(progress)
 
 
-def test_lanes_that_can_not_be_shared_are_warned_of_when_a_pass_begins(corpus: Path) -> None:
+def test_lanes_that_can_not_be_shared_give_a_warning_when_a_pass_begins(corpus: Path) -> None:
     runner = runner_of(corpus, lanes=3, rank=0, world_size=2)
     with pytest.warns(UserWarning, match=r"3 lanes can't be shared by 2 rank\(s\)"):
         next(LoaderIterator(runner))
 
 
-def test_a_rank_infers_the_job_from_its_own_progress_once_a_pass_has_begun(corpus: Path) -> None:
+def test_a_rank_infers_the_progress_of_the_job_once_a_pass_has_begun(corpus: Path) -> None:
     runner = runner_of(corpus, rank=1, world_size=2)
     own = Progress(0, "pad", CutProgress(2, 10, 2, {1: LanePosition(10)}), (), WorkerPlace(1, 2))
     assert runner.job_turn(own, is_complete=False) is None
@@ -202,7 +202,7 @@ def test_a_rank_infers_the_job_from_its_own_progress_once_a_pass_has_begun(corpu
     assert runner.job_turn(own, is_complete=False) == JobTurn(2, 0, is_complete=False)
 
 
-def test_the_progress_bar_goes_from_where_the_epoch_is_resumed_to_its_end(corpus: Path) -> None:
+def test_the_progress_bar_starts_where_the_epoch_is_resumed(corpus: Path) -> None:
     runner = runner_of(corpus, shows_progress=True)
     restore(runner, at(30, epoch=2))
     batches = LoaderIterator(runner)
