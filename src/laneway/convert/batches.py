@@ -140,13 +140,16 @@ class BatchConverter:
             NullInColumnError: A null where a tensor or an array needs a value, and no `fill_null` for it.
             ColumnConversionError: A value that Python can't represent, such as a string that is not UTF-8.
         """
-        numbers, rest, wrap = rows.numbers, rows.rest, self._wrap
+        (numbers, rest, start, stop), wrap = rows, self._wrap
         if rest is None:
-            return {name: wrap(values) for name, values in numbers.items()}
+            return {name: wrap(values[start:stop]) for name, values in numbers.items()}
+        rest = rest.slice(start, stop - start)
         if self._output == "arrow":
             return rest
         return {
-            name: wrap(numbers[name]) if name in numbers else self._convert(name, convert, rest.column(name))
+            name: wrap(numbers[name][start:stop])
+            if name in numbers
+            else self._convert(name, convert, rest.column(name))
             for name, convert in self._columns
         }
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 
@@ -18,16 +17,17 @@ if TYPE_CHECKING:
     from laneway.convert.columns import ToStored
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class OpenRows:
-    """Rows whose numeric columns are already numpy arrays; all other columns are Arrow."""
+class OpenRows(NamedTuple):
+    """Rows [start, stop) of columns in memory: numeric columns are numpy arrays already, all others are Arrow."""
 
-    num_rows: int
-    """Number of rows."""
     numbers: dict[str, NDArray[Any]]
-    """Column -> its values, shape (num_rows, *shape of one value)."""
+    """Column -> its values, shape (rows in memory, *shape of one value)."""
     rest: pa.RecordBatch | None
     """All other columns, and possibly some of `numbers`; None if every column is in `numbers`."""
+    start: int
+    """First row."""
+    stop: int
+    """One past the last row."""
 
     @classmethod
     def from_batch(cls, batch: pa.RecordBatch, vectorized: Mapping[str, ToStored]) -> OpenRows:
@@ -42,20 +42,25 @@ class OpenRows:
         for name, to_array in vectorized.items():
             with suppress(NullFoundError, *CONVERSION_ERRORS):
                 numbers[name] = to_array(batch.column(name))
-        return cls(len(batch), numbers, None if numbers and len(numbers) == batch.num_columns else batch)
+        return cls(numbers, None if numbers and len(numbers) == batch.num_columns else batch, 0, len(batch))
+
+    @property
+    def num_rows(self) -> int:
+        """Number of rows."""
+        return self.stop - self.start
 
     def slice(self, start: int, stop: int) -> OpenRows:
-        """Return rows [start, stop), as views."""
-        numbers = {name: values[start:stop] for name, values in self.numbers.items()}
-        return OpenRows(stop - start, numbers, None if self.rest is None else self.rest.slice(start, stop - start))
+        """Return rows [start, stop) of these rows, without a copy."""
+        return OpenRows(self.numbers, self.rest, self.start + start, self.start + stop)
 
     def copy_row(self, index: int) -> OpenRows:
         """Return a single row, in memory of its own."""
-        numbers = {name: values[[index]] for name, values in self.numbers.items()}
+        row = self.start + index
+        numbers = {name: values[[row]] for name, values in self.numbers.items()}
         if self.rest is None:
-            return OpenRows(1, numbers, None)
-        rest = [copy_array(column.slice(index, 1)) for column in self.rest.columns]
-        return OpenRows(1, numbers, pa.RecordBatch.from_arrays(rest, schema=self.rest.schema))
+            return OpenRows(numbers, None, 0, 1)
+        rest = [copy_array(column.slice(row, 1)) for column in self.rest.columns]
+        return OpenRows(numbers, pa.RecordBatch.from_arrays(rest, schema=self.rest.schema), 0, 1)
 
 
 def copy_array(array: pa.Array[Any]) -> pa.Array[Any]:

@@ -28,6 +28,8 @@ FORMAT_VERSION = 2
 
 _MAX_COUNT = 2**48
 """Upper bound of rows, turns and epochs: larger than any dataset, and small enough that int64 can't overflow."""
+_MAX_PROCESSES = 2**20
+"""Upper bound of ranks, and of workers of a rank."""
 _REMAINDERS = get_args(Remainder)
 
 Scope = Literal["global", "rank", "worker"]
@@ -223,7 +225,10 @@ def parse_state(state: object) -> SavedState:
     for name in ("epoch", "next_turn"):
         require(0 <= fields[name] < _MAX_COUNT, f"{name} is {fields[name]}")
     for index, count in (("rank", "world_size"), ("worker", "num_workers")):
-        require(0 <= fields[index] < fields[count], f"{index} is {fields[index]} of {count} {fields[count]}")
+        require(
+            0 <= fields[index] < fields[count] <= _MAX_PROCESSES,
+            f"{index} is {fields[index]} of {count} {fields[count]}",
+        )
     known = {"format": FORMAT, "version": FORMAT_VERSION} | {each.name: fields[each.name] for each in FIELDS}
     parsed = SavedState({name: value for name, value in state.items() if name in known}, known)
     _check_lanes(parsed)

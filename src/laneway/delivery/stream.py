@@ -47,17 +47,18 @@ class ItemMaker:
         """
         self._lanes = lanes
         self._converter = converter
-        self._transform = transform
+        self.transform = transform
+        """The user's function, if any."""
         self._collate_fn = collate_fn
 
     def batch(self, ranges: list[LaneRange]) -> Any:  # noqa: ANN401 - a user's function may return anything
         """Return the batch of these rows."""
         if self._collate_fn is None:
             parts = self._convert(self._converter.to_batch, ranges)
-            return self._call(self._transform, parts[0] if len(parts) == 1 else self._converter.concatenate(parts))
+            return self._call(self.transform, parts[0] if len(parts) == 1 else self._converter.concatenate(parts))
         rows = self.rows(ranges)
-        if self._transform is not None:
-            rows = [self._call(self._transform, row) for row in rows]
+        if self.transform is not None:
+            rows = [self._call(self.transform, row) for row in rows]
         return self._call(self._collate_fn, rows)
 
     def rows(self, ranges: list[LaneRange]) -> list[Any]:
@@ -65,14 +66,9 @@ class ItemMaker:
         parts = self._convert(self._converter.to_rows, ranges)
         return parts[0] if len(parts) == 1 else [*chain.from_iterable(parts)]
 
-    def transform(self, row: Any) -> Any:  # noqa: ANN401 - a user's function may return anything
+    def transform_row(self, row: Any) -> Any:  # noqa: ANN401 - a user's function may return anything
         """Return the result of `transform` for a row."""
-        return self._call(self._transform, row)
-
-    @property
-    def has_transform(self) -> bool:
-        """Whether the user gave a transform."""
-        return self._transform is not None
+        return self._call(self.transform, row)
 
     def close(self) -> None:
         """Release windows, files and threads at the end of the stream."""
@@ -198,10 +194,10 @@ class RowStream(Stream):
         """Return the next row, and count it as delivered."""
         if not self._queue.rows:
             self._fill_queue()
-        if not self._items.has_transform:
+        if self._items.transform is None:
             return self._queue.rows.pop()
         try:
-            row = self._items.transform(self._queue.rows[-1])
+            row = self._items.transform_row(self._queue.rows[-1])
         except BaseException:
             # As for batches: rows that the function may have changed are read again.
             self._converted.clear()

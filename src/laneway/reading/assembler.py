@@ -132,12 +132,12 @@ class WindowAssembler:
                 arrow[field.name] = take_rows(chunks, field.type, order)
         numbers = {name: self._numbers[name] for name in self._vectorized}
         if not arrow:
-            return [OpenRows(len(order), numbers, None)]
+            return [OpenRows(numbers, None, 0, len(order))]
         schema = pa.schema([field for field in fields if field.name in arrow])
         batches = pa.Table.from_arrays([*arrow.values()], schema=schema).combine_chunks().to_batches()
         starts = accumulate((len(batch) for batch in batches), initial=0)
         return [
-            OpenRows(len(batch), {name: all_[start : start + len(batch)] for name, all_ in numbers.items()}, batch)
+            OpenRows({name: all_[start : start + len(batch)] for name, all_ in numbers.items()}, batch, 0, len(batch))
             for start, batch in zip(starts, batches, strict=False)
         ]
 

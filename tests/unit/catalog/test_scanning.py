@@ -11,6 +11,7 @@ import pytest
 from laneway.catalog import scanning
 from laneway.catalog.caching import CacheEntry
 from laneway.catalog.contents import FORMAT_VERSION, decode, encode
+from laneway.catalog.footers import read_footers
 from laneway.catalog.scanning import scan_files
 from laneway.catalog.sources import DataFiles, find_data_files
 from laneway.errors import ManifestCacheWarning
@@ -37,7 +38,7 @@ def found(tmp_path: Path) -> DataFiles:
 def read_files(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return the paths of the files whose footers are read."""
     paths: list[str] = []
-    read = scanning.read_footers
+    read = read_footers
 
     def record(found: DataFiles, indices: Sequence[int], *, progress: bool | None) -> list[FileScan]:
         paths.extend(found.paths[index] for index in indices)
