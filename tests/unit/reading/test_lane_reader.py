@@ -67,7 +67,7 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> list[Segment]:
 
 
 def ids(slices: list[OpenRows]) -> list[int]:
-    return [int(i) for rows in slices for i in rows.numbers["id"]]
+    return [int(i) for rows in slices for i in rows.numbers["id"][rows.start : rows.stop]]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -58,7 +58,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
 
 
 def ids(parts: list[OpenRows]) -> list[int]:
-    return [int(i) for part in parts for i in part.numbers["id"]]
+    return [int(i) for part in parts for i in part.numbers["id"][part.start : part.stop]]
 
 
 @pytest.mark.parametrize("kind", KINDS)
