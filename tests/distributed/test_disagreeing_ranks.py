@@ -96,7 +96,7 @@ def test_foreign_states_are_refused_by_name_with_the_call_to_use_and_change_noth
             "rank of whole": ["whole job of 2 rank(s)", f"rank {rank} of 2", "restore_state_global()"],
             "different steps": ["step: ", f"rank {rank} has delivered 3 rows", "save_state_global()"],
             "missing": [f"rank {rank} is missing", "save_state_global()"],
-            "twice": [f"rank {1 - rank} is there twice", "save_state_global()"],
+            "twice": [f"rank {1 - rank} occurs more than once", "save_state_global()"],
             "different worlds": ["world_size: ", "save_state_global()"],
         }
         missing = {case: [part for part in parts if part not in found[case][1]] for case, parts in expected.items()}
