@@ -41,9 +41,10 @@ def test_rows_without_columns_are_still_counted() -> None:
 
 
 def test_slices_are_views_and_copied_rows_are_not() -> None:
-    rows = opened(pa.record_batch({"a": [1, 2, 3, 4], "text": ["w", "x", "y", "z"]}))
+    in_memory = pa.record_batch({"a": [1, 2, 3, 4], "text": ["w", "x", "y", "z"]})
+    rows = opened(in_memory)
     part, row = rows.slice(1, 4).slice(1, 2), rows.copy_row(2)
-    converter = BatchConverter(pa.schema([pa.field("a", pa.int64()), pa.field("text", pa.string())]), "numpy")
+    converter = BatchConverter(in_memory.schema, "numpy")
     for found in (part, row):
         assert found.num_rows == 1
         batch: Any = converter.to_batch(found)
