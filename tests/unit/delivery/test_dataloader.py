@@ -147,7 +147,7 @@ def test_without_workers_the_main_process_reads_and_leaves_the_random_state_of_t
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("num_workers", [0, 2])
 def test_the_batch_of_an_error_is_retried(corpus: Path, tmp_path: Path, num_workers: int) -> None:
     failed = tmp_path / "failed"
 
