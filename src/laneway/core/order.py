@@ -76,3 +76,17 @@ def window_order(num_rows: int, *, seed: int, epoch: int, lane: int, window: int
         int64 array of shape (num_rows,): a permutation of range(num_rows).
     """
     return permutation(num_rows, "window", seed, epoch, lane, window)
+
+
+def base_seed(*, seed: int, epoch: int, rank: int) -> int:
+    """Return the seed from which the DataLoader workers of a rank derive their own random generators.
+
+    Args:
+        seed: Any int in [0, 2**63).
+        epoch: Zero-based.
+        rank: Data-parallel rank.
+
+    Returns:
+        An int in [0, 2**63).
+    """
+    return int(_key("workers", seed, epoch, rank)) >> 1

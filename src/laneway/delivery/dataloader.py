@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from laneway.core.cursor import Cursor, RowQueue
+from laneway.core.order import base_seed
 from laneway.core.progress import Progress
 from laneway.delivery.buffers import forget_ended_workers
 from laneway.delivery.stream import BatchStream, TaggedBatch
@@ -100,7 +101,10 @@ class BatchSource:
         self.in_order = self.place.num_workers == 1 or bool(keywords.get("in_order", True))
         """Whether batches arrive in order."""
         self._dataset = _WorkerDataset(definition)
-        self._keywords = keywords
+        # Without its own generator, a DataLoader seeds workers from the global one, and a resumed run would then
+        # draw other numbers for the model.
+        self._generator = torch.Generator()
+        self._keywords = {**keywords, "generator": keywords.get("generator") or self._generator}
         self._loader = self._make_loader()
 
     def _make_loader(self) -> DataLoader[TaggedBatch]:
@@ -121,6 +125,8 @@ class BatchSource:
             # Only fresh epochs reach persistent workers.
             self.discard_workers()
         self._dataset.begin(assignment.progress, is_fresh=is_fresh)
+        seed, epoch = self.definition.identity.settings.seed, assignment.progress.epoch
+        self._generator.manual_seed(base_seed(seed=seed, epoch=epoch, rank=self.place.rank))
         # Without workers, a DataLoader would add nothing but its own overhead.
         is_direct = not self._keywords["num_workers"] and not self._keywords.get("pin_memory")
         return iter(self._dataset if is_direct else self._loader)
