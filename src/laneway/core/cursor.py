@@ -41,7 +41,6 @@ class Cursor:
         """Start at the progress of `assignment`."""
         cut, place = assignment.cut, assignment.place
         self.plan: Plan = assignment.plan
-        self._place = place
         self._progress = assignment.progress
         self._num_lanes = cut.num_lanes
         self._turn_rows = cut.turn_rows
@@ -52,6 +51,10 @@ class Cursor:
         lanes = assignment.own_lanes
         self._positions = {lane: cut.positions[lane] for lane in lanes}
         self._ends = {lane: int(assignment.ends[lane]) for lane in lanes}
+        self._place = None if len(lanes) == cut.num_lanes else place
+        """The worker whose lanes these are; None: they are all lanes."""
+        self._lead = place.first_turn(0, assignment.turns_per_batch)
+        """Turns from the job's next turn to this worker's."""
         self._rows_left = sum(max(self._ends[lane] - self._positions[lane].rows, 0) for lane in lanes)
         self._last_answer: BatchRanges | None = None
         """The last result of `batch_at`, which is called several times per batch; None if it is outdated."""
@@ -72,11 +75,9 @@ class Cursor:
 
     def progress(self) -> Progress:
         """Return the progress of this worker."""
-        place = None if len(self._positions) == self._num_lanes else self._place
-        job_turn = self.next_turn - self._place.first_turn(0, self._turns_per_batch)
-        cut = CutProgress(self._num_lanes, self._turn_rows, job_turn, dict(self._positions))
+        cut = CutProgress(self._num_lanes, self._turn_rows, self.next_turn - self._lead, dict(self._positions))
         before = self._progress
-        return Progress(before.epoch, before.remainder, cut, before.earlier, place)
+        return Progress(before.epoch, before.remainder, cut, before.earlier, self._place)
 
     # -- Next rows ----------------------------------------------------------------------------------------------------
 

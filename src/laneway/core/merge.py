@@ -89,7 +89,7 @@ def merge_ranks(states: Sequence[Mapping[str, Any]], *, same_step: bool) -> dict
         "complete": complete,
         "next_turn": max(state["next_turn"] for state in parsed),
         "lane_indices": None,
-        **position_fields(positions[lane] for lane in range(first["lanes"])),
+        **position_fields([positions[lane] for lane in range(first["lanes"])]),
     }
 
 

@@ -19,7 +19,7 @@ from laneway.core.turns import WorkerPlace
 from laneway.errors import StateFormatError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping, Sequence
 
 FORMAT = "laneway.state"
 """The value of `format` in every state."""
@@ -145,14 +145,10 @@ class SavedState:
         return WorkerPlace(*(self.fields[name] for name in ("rank", "world_size", "worker", "num_workers")))
 
 
-_POSITION_FIELDS = ("positions", "offsets")
-
-
-def encode_positions(positions: Iterable[LanePosition]) -> list[Any]:
+def encode_positions(positions: Sequence[LanePosition]) -> list[Any]:
     """Return positions as a pair: the rows of each, and the offset of each, or None if all offsets are 0."""
-    found = list(positions)
-    offsets = [position.offset for position in found]
-    return [[position.rows for position in found], offsets if any(offsets) else None]
+    offsets = [offset for _, offset in positions]
+    return [[rows for rows, _ in positions], offsets if any(offsets) else None]
 
 
 def decode_positions(rows: list[int], offsets: list[int] | None) -> list[LanePosition]:
@@ -160,14 +156,15 @@ def decode_positions(rows: list[int], offsets: list[int] | None) -> list[LanePos
     return [*map(LanePosition, rows, offsets or [0] * len(rows))]
 
 
-def position_fields(positions: Iterable[LanePosition]) -> dict[str, Any]:
-    """Return positions of the current cut as the two fields of a state."""
-    return dict(zip(_POSITION_FIELDS, encode_positions(positions), strict=True))
+def position_fields(positions: Sequence[LanePosition]) -> dict[str, Any]:
+    """Return positions as the two fields of the current cut."""
+    rows, offsets = encode_positions(positions)
+    return {"positions": rows, "offsets": offsets}
 
 
 def positions_of(fields: Mapping[str, Any]) -> list[LanePosition]:
     """Return the positions of the current cut from the two fields of a state."""
-    return decode_positions(*(fields[name] for name in _POSITION_FIELDS))
+    return decode_positions(fields["positions"], fields["offsets"])
 
 
 _KEY = "laneway"
@@ -273,7 +270,7 @@ def _check_lanes(state: SavedState) -> None:
     else:
         _check_positions(fields, list(range(num_lanes)) if is_whole else known, num_lanes)
     for cut in fields["earlier_cuts"]:
-        is_pair = isinstance(cut, list) and len(cut) == len(_POSITION_FIELDS)
+        is_pair = isinstance(cut, list) and len(cut) == 2  # noqa: PLR2004 - a pair of positions and offsets
         require(is_pair and bool(cut[0]) and _are_positions(*cut), f"an earlier cut is {cut!r}")
 
 

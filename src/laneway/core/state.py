@@ -17,7 +17,6 @@ from laneway.core.schema import (
     decode_positions,
     encode_positions,
     names_of,
-    position_fields,
     positions_of,
     require,
     scope_of,
@@ -41,12 +40,11 @@ def write_state(identity: Identity, progress: Progress, place: WorkerPlace, *, c
         complete: Whether that worker, rank or job has delivered all its rows of the epoch.
     """
     positions = progress.cut.positions if progress.cut else {}
-    lanes = sorted(positions)
-    return {
-        **_header(identity, progress, place, scope_of(progress.place), complete=complete),
-        "lane_indices": None if progress.place is None else lanes,
-        **position_fields(positions[lane] for lane in lanes),
-    }
+    lanes = range(len(positions)) if progress.place is None else sorted(positions)
+    state = _header(identity, progress, place, scope_of(progress.place), complete=complete)
+    state["lane_indices"] = None if progress.place is None else lanes
+    state["positions"], state["offsets"] = encode_positions([positions[lane] for lane in lanes])
+    return state
 
 
 def write_job_state(identity: Identity, progress: Progress, place: WorkerPlace, job: JobTurn) -> dict[str, Any]:
@@ -58,11 +56,9 @@ def write_job_state(identity: Identity, progress: Progress, place: WorkerPlace, 
         place: The rank that saves the state. Pass rank 0 on every rank, so that the state is the same on all of them.
         job: Progress of the whole job.
     """
-    return {
-        **_header(identity, progress, place, "global", complete=job.is_complete),
-        "next_turn": job.next_turn,
-        "part_rows": job.part_rows,
-    }
+    state = _header(identity, progress, place, "global", complete=job.is_complete)
+    state["next_turn"], state["part_rows"] = job.next_turn, job.part_rows
+    return state
 
 
 def _header(
