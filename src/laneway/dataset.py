@@ -19,7 +19,7 @@ from laneway.arguments import (
     check_seed,
     check_size,
 )
-from laneway.catalog.manifest import Manifest, scan_source
+from laneway.catalog.manifest import open_source
 from laneway.convert.batches import BatchConverter
 from laneway.convert.columns import Output
 from laneway.core.lanes import MAX_LANES, Remainder
@@ -44,9 +44,9 @@ if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
     from laneway.catalog.caching import CacheDir
+    from laneway.catalog.manifest import Manifest
     from laneway.convert.fill import FillNull
     from laneway.core.shards import Shard, ShardTable
-    from laneway.storage.filesystem import Storage
     from laneway.storage.retries import RetryPolicy
 
 
@@ -165,7 +165,14 @@ class StatefulShardedDataset(IterableDataset[Any]):
             drop_last=drop_last,
         )
         place = WorkerPlace(*data_parallel_rank(rank, world_size))
-        manifest, storage = _find(source, format, filesystem, storage_options, retries, cache_dir=cache_dir)
+        manifest, storage = open_source(
+            source,
+            format=format,
+            filesystem=filesystem,
+            storage_options=storage_options,
+            retries=retries,
+            cache_dir=cache_dir,
+        )
         output = output or ("python" if batch_size is None else "torch")
         self.definition = Definition(
             identity=Identity(manifest.files, settings),
@@ -378,25 +385,3 @@ def _lane_options(lanes: int | None, turn_rows: int | None, batch_size: int | No
         message = "drop_last=True needs a batch_size: without one, there are no batches to drop"
         raise ValueError(message)
     return options
-
-
-def _find(
-    source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Manifest,
-    format: str | None,  # noqa: A002 - the name that users know
-    filesystem: AbstractFileSystem | pyarrow.fs.FileSystem | None,
-    storage_options: Mapping[str, Any] | None,
-    retries: RetryPolicy | None,
-    *,
-    cache_dir: CacheDir,
-) -> tuple[Manifest, Storage]:
-    """Return the data files of a source, and their storage."""
-    if isinstance(source, Manifest):
-        return source, source.storage(filesystem=filesystem, storage_options=storage_options, retries=retries)
-    return scan_source(
-        source,
-        format=format,
-        filesystem=filesystem,
-        storage_options=storage_options,
-        retries=retries,
-        cache_dir=cache_dir,
-    )

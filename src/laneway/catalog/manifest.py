@@ -177,6 +177,28 @@ def scan_source(
     return Manifest.of(scan_files(found, progress=progress, cache_dir=cache_dir)), found.storage
 
 
+def open_source(
+    source: Source | Manifest,
+    *,
+    format: str | None = None,  # noqa: A002 - the name that users know
+    filesystem: FileSystem | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    retries: RetryPolicy | None = None,
+    cache_dir: CacheDir = None,
+) -> tuple[Manifest, Storage]:
+    """Return the manifest of a source, scanned unless it is a manifest itself, and the storage of its files."""
+    if isinstance(source, Manifest):
+        return source, source.storage(filesystem=filesystem, storage_options=storage_options, retries=retries)
+    return scan_source(
+        source,
+        format=format,
+        filesystem=filesystem,
+        storage_options=storage_options,
+        retries=retries,
+        cache_dir=cache_dir,
+    )
+
+
 def _current_versions(manifest: Manifest, storage: Storage) -> tuple[str, ...]:
     """Return the versions of files that moved: without them, reads could not detect that a file changes."""
     found = {} if storage.is_local else {entry.path: entry.version for entry in find_files(storage, storage.root)}
