@@ -160,11 +160,24 @@ class _Pieces:
     lane: NDArray[np.int64]
 
 
+def lane_bounds(num_rows: int, num_lanes: int) -> NDArray[np.int64]:
+    """Return where a line of rows is cut into lanes: lane `l` holds rows [bounds[l], bounds[l + 1]).
+
+    Args:
+        num_rows: Rows of the line, >= 0.
+        num_lanes: Number of lanes, >= 1.
+
+    Returns:
+        int64 array of shape (num_lanes + 1,).
+    """
+    return np.array([lane * num_rows // num_lanes for lane in range(num_lanes + 1)], np.int64)
+
+
 def _cut_line(lengths: NDArray[np.int64], num_lanes: int) -> _Pieces:
-    """Cut a line of items at `lane * rows // num_lanes`, through an item where needed."""
+    """Cut a line of items at the bounds of lanes, through an item where needed."""
     ends = np.cumsum(lengths)
     num_rows = int(ends[-1]) if len(ends) else 0
-    bounds = np.array([lane * num_rows // num_lanes for lane in range(num_lanes + 1)], np.int64)
+    bounds = lane_bounds(num_rows, num_lanes)
     cuts = np.sort(np.concatenate([bounds, ends]), kind="stable")
     distinct = cuts[:-1] < cuts[1:]
     start, stop = cuts[:-1][distinct], cuts[1:][distinct]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from laneway.core.lanes import rows_to_deliver
+from laneway.core.lanes import lane_bounds, rows_to_deliver
 from laneway.core.progress import CutProgress, fresh_cut
 from laneway.core.turns import WorkerPlace, has_one_owner_per_lane
 
@@ -67,9 +67,8 @@ class LaneOptions:
         """
         num_lanes, turn_rows = self.num_lanes(place), self.default_turn_rows
         turns_per_batch = self.turns_per_batch(turn_rows) or 1
-        bounds = np.array([lane * num_rows // num_lanes for lane in range(num_lanes + 1)], np.int64)
         ends = rows_to_deliver(
-            np.diff(bounds),
+            np.diff(lane_bounds(num_rows, num_lanes)),
             remainder=settings.remainder_for(place.world_size),
             turn_rows=turn_rows,
             drop_last=settings.drop_last,

@@ -79,7 +79,7 @@ class LoaderArguments(NamedTuple):
         return replace(definition, options=options, collate_fn=self.collate_fn or default_collate)
 
 
-_TAKEN = (
+_KEYWORDS = (
     *("num_workers", "pin_memory", "prefetch_factor", "persistent_workers", "multiprocessing_context", "timeout"),
     *("worker_init_fn", "generator", "in_order"),
 )
@@ -94,7 +94,7 @@ def arguments_of(loader: DataLoader[Any]) -> LoaderArguments:
     if loader.drop_last:
         message = "drop_last=True of a DataLoader makes states inexact: pass batch_size and drop_last to the dataset"
         raise ValueError(message)
-    return LoaderArguments({name: getattr(loader, name) for name in _TAKEN}, loader.batch_size, loader.collate_fn)
+    return LoaderArguments({name: getattr(loader, name) for name in _KEYWORDS}, loader.batch_size, loader.collate_fn)
 
 
 def check_has_no_state(loader: DataLoader[Any]) -> None:
