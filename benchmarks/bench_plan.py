@@ -42,6 +42,7 @@ def file_table(num_shards: int) -> FileTable:
         block_starts=block_starts,
         block_rows=np.full(num_shards, 10_000),
         block_bytes=np.full(num_shards, SHARD_BYTES),
+        block_memory_bytes=np.full(num_shards, SHARD_BYTES),
         schema_digest="0" * 16,
     )
 

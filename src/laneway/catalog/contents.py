@@ -89,6 +89,7 @@ class ManifestContents:
             schema=self.file_schema,
             block_rows=files.block_rows[blocks].tolist(),
             block_bytes=files.block_bytes[blocks].tolist(),
+            block_memory_bytes=files.block_memory_bytes[blocks].tolist(),
             digest=files.digests[file_index],
             layout=self.layout[self.layout_starts[file_index] : self.layout_starts[file_index + 1]].tolist(),
         )
@@ -111,6 +112,7 @@ def encode(contents: ManifestContents) -> bytes:
         "block_starts": files.block_starts.tolist(),
         "block_rows": files.block_rows.tolist(),
         "block_bytes": files.block_bytes.tolist(),
+        "block_memory_bytes": files.block_memory_bytes.tolist(),
         "schema_digest": files.schema_digest,
         "schema": _encode_schema(contents.file_schema),
         "partition_schema": _encode_schema(pa.schema(contents.partitions.fields)),
@@ -163,6 +165,8 @@ def decode(data: bytes, name: str) -> ManifestContents:
             block_starts=np.array(body["block_starts"], np.int64),
             block_rows=np.array(body["block_rows"], np.int64),
             block_bytes=np.array(body["block_bytes"], np.int64),
+            # Manifests of earlier releases don't have it.
+            block_memory_bytes=np.array(body.get("block_memory_bytes", body["block_bytes"]), np.int64),
             schema_digest=body["schema_digest"],
         ),
         file_schema=_decode_schema(body["schema"]),

@@ -91,6 +91,7 @@ def _combine(found: DataFiles, scans: Sequence[FileScan]) -> ManifestContents:
         [scan.digest for scan in scans],
         [(scan.block_rows, scan.block_bytes) for scan in scans],
         digest(lines.encode()),
+        memory_bytes=[scan.block_memory_bytes for scan in scans],
     )
     return ManifestContents(
         root=found.storage.redact(found.storage.root),

@@ -53,7 +53,9 @@ class FileTable:
     block_rows: NDArray[np.int64]
     """Rows of each block, shape (num_blocks,)."""
     block_bytes: NDArray[np.int64]
-    """Uncompressed size of each block in bytes, shape (num_blocks,)."""
+    """Uncompressed size of each block in bytes, as it is encoded in the file, shape (num_blocks,)."""
+    block_memory_bytes: NDArray[np.int64]
+    """Estimated size of each block in bytes once it is decoded, shape (num_blocks,)."""
     schema_digest: str
     """Digest of the column names and types that all files share."""
 
@@ -65,6 +67,8 @@ class FileTable:
         digests: Sequence[str],
         blocks: Sequence[tuple[Sequence[int], Sequence[int]]],
         schema_digest: str,
+        *,
+        memory_bytes: Sequence[Sequence[int]] | None = None,
     ) -> FileTable:
         """Build a table from the metadata of each file.
 
@@ -74,9 +78,11 @@ class FileTable:
             digests: Digest of each file.
             blocks: For each file, the row counts and the uncompressed sizes in bytes of its blocks.
             schema_digest: Digest of the common schema.
+            memory_bytes: For each file, the estimated bytes of its decoded blocks; None: as they are encoded.
         """
         order = sorted(range(len(paths)), key=paths.__getitem__)
         counts = [len(blocks[i][0]) for i in order]
+        decoded = [sizes for _, sizes in blocks] if memory_bytes is None else memory_bytes
         return cls(
             paths=tuple(paths[i] for i in order),
             sizes=np.array([sizes[i] for i in order], np.int64),
@@ -84,6 +90,7 @@ class FileTable:
             block_starts=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
             block_rows=np.array([rows for i in order for rows in blocks[i][0]], np.int64),
             block_bytes=np.array([size for i in order for size in blocks[i][1]], np.int64),
+            block_memory_bytes=np.array([size for i in order for size in decoded[i]], np.int64),
             schema_digest=schema_digest,
         )
 

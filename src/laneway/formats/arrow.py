@@ -96,6 +96,7 @@ class ArrowFormat:
             schema=schema,
             block_rows=[header.num_rows for header in batches],
             block_bytes=[header.body_length for header in batches],
+            block_memory_bytes=[header.body_length for header in batches],
             digest=digest(*(part for each in messages for part in (each.metadata, each.sample))),
             layout=[each.layout_entry() for each in messages],
         )

@@ -25,6 +25,8 @@ class FileScan:
     """Rows of each block: row group or record batch."""
     block_bytes: list[int]
     """Uncompressed bytes of each block; for a compressed record batch, the compressed bytes of its body."""
+    block_memory_bytes: list[int]
+    """Estimated bytes of each block in memory, once it is decoded."""
     digest: str
     """Digest that changes when the file is rewritten with the same size."""
     layout: list[list[int]]

@@ -75,6 +75,7 @@ class ParquetFormat:
             schema=schema,
             block_rows=[group.num_rows for group in groups],
             block_bytes=[group.total_byte_size for group in groups],
+            block_memory_bytes=[group.total_byte_size for group in groups],
             digest=digest(tail),
             layout=[],
         )
