@@ -25,13 +25,13 @@ from laneway.convert.columns import Output
 from laneway.core.lanes import MAX_LANES, Remainder
 from laneway.core.options import LaneOptions
 from laneway.core.plan import Identity, Settings
-from laneway.core.schema import parse_state
-from laneway.core.state import read_progress, write_state
 from laneway.core.turns import WorkerPlace
+from laneway.delivery.dataset_state import dataset_state, load_dataset_state
 from laneway.delivery.definition import Definition, compose
+from laneway.delivery.iterators import DatasetIterator
 from laneway.delivery.schedule import EpochSchedule
-from laneway.delivery.workers import MAX_WORKERS, is_in_worker, num_workers_of_caller, worker_place
-from laneway.distributed import data_parallel_rank
+from laneway.delivery.workers import is_collated_by_caller, is_in_worker, num_workers_of_caller
+from laneway.distributed import check_rank, data_parallel_rank
 from laneway.errors import StateUnavailableError
 from laneway.reading.reader import RowReader
 
@@ -164,6 +164,7 @@ class StatefulShardedDataset(IterableDataset[Any]):
             remainder=remainder,
             drop_last=drop_last,
         )
+        self._asks_rank = rank is None and world_size is None
         place = WorkerPlace(*data_parallel_rank(rank, world_size))
         manifest, storage = open_source(
             source,
@@ -263,7 +264,9 @@ class StatefulShardedDataset(IterableDataset[Any]):
         Raises:
             ValueError: An argument is out of its range.
         """
-        return self._changed(replace(self.definition, place=WorkerPlace(*data_parallel_rank(index, num_shards))))
+        sharded = self._changed(replace(self.definition, place=WorkerPlace(*data_parallel_rank(index, num_shards))))
+        sharded._asks_rank = False  # noqa: SLF001 - a copy of this object
+        return sharded
 
     def map(self, fn: Callable[[Any], Any]) -> Self:
         """Return a copy that also calls `fn` on each row or batch; its next pass starts where that of this one would.
@@ -295,19 +298,29 @@ class StatefulShardedDataset(IterableDataset[Any]):
         """
         self.schedule.set_epoch(epoch)
 
+    def check_rank(self) -> None:
+        """Check that this process is still the rank that it was when the dataset was created, unless it was given.
+
+        Raises:
+            LanewayError: torch.distributed was initialised since.
+        """
+        if self._asks_rank:
+            check_rank(self.definition.place.rank, self.definition.place.world_size)
+
     def __iter__(self) -> Iterator[Any]:
-        """Begin a pass over an epoch: that of a loaded state, or the next."""
-        place = worker_place(self.definition.place) or self.definition.place
-        if place.num_workers > MAX_WORKERS:
-            message = f"num_workers is {place.num_workers:,}, but a rank can have at most {MAX_WORKERS:,}"
-            raise ValueError(message)
-        warning = self.definition.options.warning_for(place)
-        if warning:
-            warnings.warn(warning, stacklevel=2)
-        progress, generation = self.schedule.next_start()
-        stream = self.definition.open(self.definition.resolve(progress, place))
-        self.schedule.begin(stream, place, generation)
-        return stream
+        """Return an iterator over an epoch: that of a loaded state, or the next.
+
+        The pass begins with its first item, so `set_epoch` and states that are loaded before that still apply. In a
+        DataLoader worker, it begins at once.
+        """
+        self.check_rank()
+        if self.definition.options.batch_size is not None and is_collated_by_caller():
+            message = (
+                "the DataLoader collates the batches of this dataset once more, to columns of shape [1, rows]: pass "
+                "batch_size=None to the DataLoader (its default is 1)"
+            )
+            warnings.warn(message, stacklevel=2)
+        return DatasetIterator(self.definition, self.schedule)
 
     # -- States -------------------------------------------------------------------------------------------------------
 
@@ -318,14 +331,7 @@ class StatefulShardedDataset(IterableDataset[Any]):
             StateUnavailableError: A loader holds the progress; call its `state_dict` instead.
         """
         self._check_holds_progress()
-        schedule, identity = self.schedule, self.definition.identity
-        running, restored = schedule.current, schedule.pending
-        if running is not None and schedule.place is not None:
-            return write_state(identity, running.progress(), schedule.place, complete=running.is_complete)
-        if restored is not None:
-            return copy.deepcopy(restored.saved.original)
-        place = worker_place(self.definition.place) or self.definition.place
-        return write_state(identity, schedule.next_progress, place, complete=False)
+        return dataset_state(self.definition, self.schedule)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resume the next pass from a state; a state that is refused changes nothing.
@@ -338,14 +344,7 @@ class StatefulShardedDataset(IterableDataset[Any]):
             CheckpointMismatchError: The state belongs to other files, another order or another rank; the message lists
                 all differences.
         """
-        definition, worker = self.definition, worker_place(self.definition.place)
-        saved = parse_state(state_dict)
-        is_worker = worker is not None
-        progress = read_progress(saved, definition.identity, worker or definition.place, is_worker=is_worker)
-        if progress.place is not None and not is_worker and progress.place.num_workers == 1:
-            # If not even a single worker could read the lanes of the rank, every pass would refuse the state.
-            definition.resolve(progress, progress.place)
-        self.schedule.restore(saved, progress)
+        load_dataset_state(self.definition, self.schedule, state_dict)
 
     def completed_shards(self) -> list[Shard]:
         """Return the shards of this epoch that have been delivered completely, as far as this process knows.
@@ -354,7 +353,7 @@ class StatefulShardedDataset(IterableDataset[Any]):
             StateUnavailableError: A loader holds the progress.
         """
         self._check_holds_progress()
-        running = self.schedule.current
+        running = self.schedule.described
         progress = self.schedule.next_progress if running is None else running.progress()
         if progress.cut is None:
             return []

@@ -77,6 +77,21 @@ def _int_from_environment(name: str) -> int | None:
         raise ValueError(message) from None
 
 
+def check_rank(rank: int, world_size: int) -> None:
+    """Check that rank and world size, asked for earlier, are still those of torch.distributed, if it is initialised.
+
+    Raises:
+        LanewayError: torch.distributed was initialised since, and this process is another rank.
+    """
+    if _is_initialised() and (rank, world_size) != (dist.get_rank(), dist.get_world_size()):
+        message = (
+            f"the dataset was created as rank {rank} of {world_size}, but torch.distributed was initialised since, and "
+            f"this process is rank {dist.get_rank()} of {dist.get_world_size()}: create the dataset after "
+            "init_process_group(), or pass rank= and world_size="
+        )
+        raise LanewayError(message)
+
+
 def rank_in_group(process_group: ProcessGroup) -> tuple[int, int]:
     """Return rank and world size of this process in a process group or one-dimensional DeviceMesh.
 

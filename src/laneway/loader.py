@@ -122,8 +122,8 @@ class SavableLoader:
         self._process_group = process_group
         self._ranks: Ranks | None = None
         batches = BatchSource(arguments.apply_to(source.definition), arguments.keywords)
-        self._runner = PassRunner(batches, source.schedule, shows_progress=progress)
-        self._schedule = source.schedule
+        self._schedule = source.schedule.of_loader()
+        self._runner = PassRunner(batches, self._schedule, shows_progress=progress)
         self._place = batches.place
         self._rank_place, self._job_place = self._place.of_rank(), WorkerPlace(0, self._place.world_size)
 
@@ -147,8 +147,7 @@ class SavableLoader:
     @property
     def epoch(self) -> int:
         """The epoch of the last pass, or the one chosen with `set_epoch` or restored since."""
-        last = self._runner.undisturbed
-        return self._schedule.epoch if last is None else last.epoch
+        return self._schedule.epoch
 
     @property
     def batches_delivered(self) -> int:
@@ -184,11 +183,25 @@ class SavableLoader:
         """
         self._schedule.set_epoch(epoch)
 
+    def start(self) -> None:
+        """Start the workers of the next pass now, rather than with its first batch.
+
+        They read ahead while this process prepares the training. If an epoch is chosen or a state restored afterwards,
+        they are started anew. Call it from the thread that will iterate.
+
+        Raises:
+            LanewayError: The last pass is still being read.
+        """
+        self._dataset.check_rank()
+        self._runner.start_workers()
+
     def __iter__(self) -> Iterator[Any]:
         """Return an iterator over an epoch: that of a restored state, or the next.
 
-        The pass begins with its first batch, so `set_epoch` and states that are restored before that still apply.
+        The pass begins with its first batch, so `set_epoch` and states that are restored before that still apply. The
+        workers start then too, unless `start` started them.
         """
+        self._dataset.check_rank()
         if self._user_loader is not None:
             check_has_no_state(self._user_loader)
         return LoaderIterator(self._runner)
@@ -202,14 +215,13 @@ class SavableLoader:
         that keeps its remainder, ranks deliver different numbers of batches, so this can't be assumed: then it is the
         state of this rank, marked as such, and other ranks refuse it.
         """
-        running, restored = self._runner.running, self._schedule.pending
+        running, restored = self._runner.described, self._schedule.pending
         if running is not None:
-            own, is_complete = running.progress(), running.is_complete
-            job = self._runner.job_turn(own, is_complete=is_complete)
+            own, job = running.progress(), running.job_turn()
             if job is None:
-                return wrap_state(self._write(own, complete=is_complete))
-            return wrap_state(write_job_state(self._identity, own, self._job_place, job))
-        if restored is not None:
+                return wrap_state(self._write(own, complete=running.is_complete, over=running.is_over))
+            return wrap_state(write_job_state(self._identity, own, self._job_place, job, over=running.is_over))
+        if restored is not None and not restored.follows:
             return wrap_state(copy.deepcopy(restored.saved.original))
         return wrap_state(self._write(self._schedule.next_progress, complete=False))
 
@@ -236,14 +248,16 @@ class SavableLoader:
         `restore_state_rank` accepts it on the same rank with the same world size. `merge_states` merges the states of
         all ranks, saved at the same step, into the state of the whole job.
         """
-        running, restored = self._runner.running, self._schedule.pending
+        running, restored = self._runner.described, self._schedule.pending
         if running is not None:
-            return self._write(running.progress(), complete=running.is_complete)
-        if restored is not None and restored.progress.place is not None:
+            return self._write(running.progress(), complete=running.is_complete, over=running.is_over)
+        if restored is not None and restored.progress.place is not None and not restored.follows:
             return copy.deepcopy(restored.saved.original)
-        assignment = self._runner.resolve(self._schedule.next_progress)
+        progress = self._schedule.next_progress if restored is None or restored.follows else restored.progress
+        is_over = restored is not None and restored.saved.is_over and not restored.follows
+        assignment = self._runner.resolve(progress)
         if assignment.is_complete:
-            return self._write(assignment.progress, complete=True)
+            return self._write(assignment.progress, complete=True, over=is_over)
         cursor = Cursor(assignment.of_rank())
         return self._write(cursor.progress(), complete=cursor.is_at_end)
 
@@ -350,10 +364,10 @@ class SavableLoader:
     def _identity(self) -> Identity:
         return self._runner.source.definition.identity
 
-    def _write(self, progress: Progress, *, complete: bool) -> State:
+    def _write(self, progress: Progress, *, complete: bool, over: bool = False) -> State:
         # The state of the whole job is identical on every rank.
         place = self._job_place if progress.place is None else self._rank_place
-        return write_state(self._identity, progress, place, complete=complete)
+        return write_state(self._identity, progress, place, complete=complete, over=over)
 
     def _resume_point(self, saved: SavedState) -> Progress:
         """Compare a state with the dataset, and return the progress from which the next pass would resume."""
@@ -365,7 +379,6 @@ class SavableLoader:
 
     def _assign(self, saved: SavedState, progress: Progress) -> None:
         self._schedule.restore(saved, progress)
-        self._runner.drop()
 
 
 def _parse_job_state(state: object) -> SavedState:
@@ -396,5 +409,5 @@ def _of_rank(dataset: StatefulShardedDataset, rank: int, world_size: int) -> Sta
         )
         raise ValueError(message)
     sharded = dataset.shard(world_size, rank)
-    sharded.schedule.set_next(schedule.next_progress)
+    sharded.schedule = schedule.of_loader()
     return sharded

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from hypothesis import given
 from hypothesis import strategies as st
 
+from laneway.core.cursor import LaneRange
 from laneway.core.options import LaneOptions
 from laneway.core.progress import Progress
 from laneway.core.state import write_state
@@ -52,9 +53,10 @@ def rows(cursor: Cursor, max_rows: int) -> tuple[list[int], list[Progress]]:
     found: list[int] = []
     progress_after: list[Progress] = []
     while found_rows := cursor.next_rows(max_rows):
-        for row in rows_of(cursor.plan, *found_rows.ranges[0]):
+        (lane, start, stop), turn = found_rows.ranges[0], found_rows.turn
+        for end, row in enumerate(rows_of(cursor.plan, lane, start, stop), start=start + 1):
             found.append(row)
-            cursor.deliver_rows(found_rows.turn, found_rows.ranges[0].lane, 1)
+            cursor.deliver_rows(turn, LaneRange(lane, start, end))
             progress_after.append(cursor.progress())
     return found, progress_after
 

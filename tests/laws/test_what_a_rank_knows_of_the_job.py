@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laneway.core.assignment import resolve_cut
-from laneway.core.cursor import BatchRanges, Cursor
+from laneway.core.cursor import BatchRanges, Cursor, LaneRange
 from laneway.core.job import JobInference
 from laneway.core.options import LaneOptions
 from laneway.core.progress import Progress, current_cut
@@ -68,7 +68,8 @@ class Rank:
         if self.options.batch_size is None:
             delivered, self.rows = self.rows[:1], self.rows[1:]
             if delivered:
-                self.cursor.deliver_rows(self.taken.turn, self.taken.ranges[0].lane, 1)
+                lane, start, stop = self.taken.ranges[0]
+                self.cursor.deliver_rows(self.taken.turn, LaneRange(lane, start, stop - len(self.rows)))
         else:
             delivered, self.rows = self.rows, []
             if delivered:

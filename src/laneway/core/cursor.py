@@ -1,16 +1,19 @@
-"""The cursor: the position of one worker in an epoch, and the rows that it delivers next."""
+"""The cursor: the position of one worker in an epoch, and the rows that it delivers next; items to be handed out."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from laneway.core.progress import CutProgress, LanePosition, Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from laneway.core.assignment import Assignment
     from laneway.core.plan import Plan
+
+
+Positions = Sequence[tuple[int, LanePosition]]
+"""(lane, position) for each of several lanes."""
 
 
 class LaneRange(NamedTuple):
@@ -29,7 +32,7 @@ class BatchRanges(NamedTuple):
     ranges: list[LaneRange]
     """The rows, in order, without empty ranges."""
 
-    def new_positions(self) -> list[tuple[int, LanePosition]]:
+    def new_positions(self) -> Positions:
         """Return (lane, position after these rows) for each of their lanes."""
         return [(lane, LanePosition(stop)) for lane, _, stop in self.ranges]
 
@@ -55,7 +58,8 @@ class Cursor:
         """The worker whose lanes these are; None: they are all lanes."""
         self._lead = place.first_turn(0, assignment.turns_per_batch)
         """Turns from the job's next turn to this worker's."""
-        self._rows_left = sum(max(self._ends[lane] - self._positions[lane].rows, 0) for lane in lanes)
+        self._rows_left: int | None = None
+        """Rows that this worker has yet to deliver; None: to be computed."""
         self._last_answer: BatchRanges | None = None
         """The last result of `batch_at`, which is called several times per batch; None if it is outdated."""
 
@@ -67,7 +71,7 @@ class Cursor:
     @property
     def is_at_end(self) -> bool:
         """Whether this worker has delivered all its rows of the epoch."""
-        return self._rows_left == 0
+        return self._num_rows_left() == 0
 
     def end_of(self, lane: int) -> int:
         """Return the number of rows that a lane of this worker delivers."""
@@ -130,60 +134,104 @@ class Cursor:
         self.next_turn += self._stride
         return True
 
-    def deliver_batch(self, turn: int, positions: Iterable[tuple[int, LanePosition]]) -> None:
-        """Count a batch as delivered.
+    def deliver_batch(self, turn: int, positions: Positions) -> None:
+        """Count a batch as delivered. Counting it twice, or again after an interruption, changes nothing.
 
         Args:
             turn: The first turn of the batch.
             positions: (lane, new position) for each lane of the batch.
         """
-        self._last_answer = None
+        left = self._num_rows_left()
+        self._last_answer = self._rows_left = None
         for lane, position in positions:
-            self._rows_left -= position.rows - self._positions[lane].rows
+            left -= position.rows - self._positions[lane].rows
             self._positions[lane] = position
         self.next_turn = max(self.next_turn, turn + self._stride)
+        self._rows_left = left
 
-    def deliver_rows(self, turn: int, lane: int, count: int) -> None:
-        """Count the next rows of a lane as delivered.
+    def deliver_rows(self, turn: int, rows: LaneRange) -> None:
+        """Count rows as delivered. Counting them twice, or again after an interruption, changes nothing.
 
         Args:
             turn: The turn of the first of these rows.
-            lane: A lane of this worker.
-            count: Number of rows.
+            rows: Rows of a lane of this worker, perhaps none.
         """
-        self._last_answer = None
-        before, turn_rows = self._positions[lane].rows, self._turn_rows
-        position = before + count
-        is_cut_short = position == self._ends[lane] and position % turn_rows > 0
-        turns_ended = position // turn_rows - before // turn_rows + is_cut_short
-        self._positions[lane] = LanePosition(position)
-        self._rows_left -= count
-        self.next_turn = max(self.next_turn, turn) + turns_ended * self._stride
+        left = self._num_rows_left()
+        self._last_answer = self._rows_left = None
+        lane, start, stop = rows
+        turn_rows = self._turn_rows
+        is_cut_short = stop == self._ends[lane] and stop % turn_rows > 0 and start < stop
+        turns_ended = stop // turn_rows - start // turn_rows + is_cut_short
+        left -= stop - self._positions[lane].rows
+        self._positions[lane] = LanePosition(stop)
+        self.next_turn = max(self.next_turn, turn + turns_ended * self._stride)
+        self._rows_left = left
+
+    def _num_rows_left(self) -> int:
+        """Return the number of rows that this worker has yet to deliver."""
+        if self._rows_left is None:
+            # Counting was interrupted.
+            self._rows_left = sum(max(end - self._positions[lane].rows, 0) for lane, end in self._ends.items())
+        return self._rows_left
 
 
-class RowQueue:
-    """Rows of a lane that are delivered one by one, and counted together when needed, since each row must be cheap."""
+class Received:
+    """A batch that was read, and whether it was handed out.
 
-    def __init__(self, cursor: Cursor) -> None:
-        """Start empty; `cursor` counts the delivered rows."""
-        self._cursor = cursor
-        self._num_uncounted = 0
-        self._turn = self._lane = 0
-        self.rows: list[Any] = []
-        """The undelivered rows in reverse order: popping a row delivers it."""
+    Storing `taken` delivers an item. It is a single store, so that an iterator can make it right before it returns the
+    item: a signal handler that raises can come before it, but not in between. The batch itself is with the iterator.
+    """
 
-    def fill(self, turn: int, lane: int, rows: list[Any]) -> None:
-        """Continue with the next rows of a lane; the first one belongs to turn `turn`."""
-        self.count()
-        self._turn, self._lane, self.rows, self._num_uncounted = turn, lane, rows[::-1], len(rows)
+    __slots__ = ("before", "num_ready", "positions", "rows", "taken", "touched", "turn")
 
-    def count(self) -> None:
-        """Count the rows popped so far as delivered."""
-        if self._num_uncounted > len(self.rows):
-            self._cursor.deliver_rows(self._turn, self._lane, self._num_uncounted - len(self.rows))
-            self._num_uncounted = len(self.rows)
+    def __init__(self, turn: int = 0, positions: Positions = (), *, taken: int = 0, before: int = 0) -> None:
+        """Describe a batch, or nothing if it has no positions; see the attributes."""
+        self.turn = turn
+        """The first turn of the batch."""
+        self.positions = positions
+        """(lane, new position) for each of its lanes."""
+        self.taken = taken
+        """Number of items that were handed out: 0 or 1, or more of several rows."""
+        self.before = before
+        """Number of items that were handed out before these."""
+        self.rows: Sequence[Any] = ()
+        """The items, if they are single rows."""
+        self.num_ready = 0
+        """Number of `rows` if they can be handed out as they are, since that must be cheap; else 0."""
+        self.touched = -1
+        """Index of the last of the rows that a user's function was called on, which may have changed it."""
 
-    def drop(self) -> None:
-        """Drop the undelivered rows."""
-        self.count()
-        self.rows, self._num_uncounted = [], 0
+    @property
+    def num_delivered(self) -> int:
+        """Number of items that were handed out up to now."""
+        return self.before + self.taken
+
+    def count(self, cursor: Cursor) -> None:
+        """Count what was handed out as delivered; counting it again changes nothing."""
+        if self.taken and self.positions:
+            cursor.deliver_batch(self.turn, self.positions)
+
+
+class ReceivedRows(Received):
+    """Consecutive rows of a lane that were read, and how many of them were handed out."""
+
+    __slots__ = ("_place",)
+
+    def __init__(self, turn: int, place: LaneRange, rows: Sequence[Any], *, before: int = 0, is_ready: bool) -> None:
+        """Describe rows.
+
+        Args:
+            turn: The turn of the first row.
+            place: Where the rows are in their lane.
+            rows: The rows.
+            before: Number of items that were handed out before these.
+            is_ready: Whether the rows can be handed out as they are.
+        """
+        super().__init__(turn, before=before)
+        self.rows, self.num_ready = rows, len(rows) if is_ready else 0
+        self._place = place
+
+    def count(self, cursor: Cursor) -> None:
+        """Count the rows that were handed out as delivered; counting them again changes nothing."""
+        lane, start, _ = self._place
+        cursor.deliver_rows(self.turn, LaneRange(lane, start, start + self.taken))

@@ -80,13 +80,14 @@ def merge_ranks(states: Sequence[Mapping[str, Any]], *, same_step: bool) -> dict
     if not complete and not first["earlier_cuts"] and {*positions.values()} <= {LanePosition()}:
         # Nothing was delivered, so the run that resumes can choose the cut.
         uncut = dict.fromkeys(("lanes", "turn_rows", "lane_remainder", "lane_indices"))
-        uncut |= {"scope": "global", "rank": 0, "complete": False, "next_turn": 0, **position_fields([])}
+        uncut |= {"scope": "global", "rank": 0, "complete": False, "over": False, "next_turn": 0, **position_fields([])}
         return {**first, **uncut}
     return {
         **first,
         "scope": "global",
         "rank": 0,
         "complete": complete,
+        "over": complete and all(state["over"] for state in parsed),
         "next_turn": max(state["next_turn"] for state in parsed),
         "lane_indices": None,
         **position_fields([positions[lane] for lane in range(first["lanes"])]),

@@ -97,6 +97,7 @@ FIELDS: tuple[StateField, ...] = (
     StateField("num_workers", (int,), Role.OWN),
     StateField("epoch", (int,), Role.JOB),
     StateField("complete", (bool,), Role.OWN),
+    StateField("over", (bool,), Role.OWN, default=False),
     StateField("lanes", (int, NoneType), Role.JOB),
     StateField("turn_rows", (int, NoneType), Role.JOB),
     StateField("lane_remainder", (str, NoneType), Role.JOB),
@@ -133,6 +134,11 @@ class SavedState:
     def is_complete(self) -> bool:
         """Whether the worker, rank or job has delivered all its rows of the epoch."""
         return bool(self.fields["complete"])
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the training loop has left the epoch behind, so that the next pass is the next epoch."""
+        return bool(self.fields["over"])
 
     @property
     def has_offsets(self) -> bool:
@@ -226,6 +232,7 @@ def parse_state(state: object) -> SavedState:
             0 <= fields[index] < fields[count] <= _MAX_PROCESSES,
             f"{index} is {fields[index]} of {count} {fields[count]}",
         )
+    require(fields["complete"] or not fields["over"], "it is over, but not complete")
     known = {"format": FORMAT, "version": FORMAT_VERSION} | {each.name: fields[each.name] for each in FIELDS}
     parsed = SavedState({name: value for name, value in state.items() if name in known}, known)
     _check_lanes(parsed)

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from laneway.core.turns import WorkerPlace
 
 
-def write_state(identity: Identity, progress: Progress, place: WorkerPlace, *, complete: bool) -> dict[str, Any]:
+def write_state(
+    identity: Identity, progress: Progress, place: WorkerPlace, *, complete: bool, over: bool = False
+) -> dict[str, Any]:
     """Return the state for `progress`, as plain JSON values in new containers.
 
     Args:
@@ -38,16 +40,19 @@ def write_state(identity: Identity, progress: Progress, place: WorkerPlace, *, c
         progress: Progress of a worker, a rank or the whole job.
         place: The worker that saves the state.
         complete: Whether that worker, rank or job has delivered all its rows of the epoch.
+        over: Whether the training loop has been told so, and the next pass is the next epoch.
     """
     positions = progress.cut.positions if progress.cut else {}
     lanes = range(len(positions)) if progress.place is None else sorted(positions)
-    state = _header(identity, progress, place, scope_of(progress.place), complete=complete)
+    state = _header(identity, progress, place, scope_of(progress.place), complete=complete, over=over)
     state["lane_indices"] = None if progress.place is None else lanes
     state["positions"], state["offsets"] = encode_positions([positions[lane] for lane in lanes])
     return state
 
 
-def write_job_state(identity: Identity, progress: Progress, place: WorkerPlace, job: JobTurn) -> dict[str, Any]:
+def write_job_state(
+    identity: Identity, progress: Progress, place: WorkerPlace, job: JobTurn, *, over: bool = False
+) -> dict[str, Any]:
     """Return the state of a whole job whose lanes are all in step; it needs no positions.
 
     Args:
@@ -55,14 +60,15 @@ def write_job_state(identity: Identity, progress: Progress, place: WorkerPlace, 
         progress: Progress of any of the ranks.
         place: The rank that saves the state. Pass rank 0 on every rank, so that the state is the same on all of them.
         job: Progress of the whole job.
+        over: Whether the training loop has been told that the epoch has ended.
     """
-    state = _header(identity, progress, place, "global", complete=job.is_complete)
+    state = _header(identity, progress, place, "global", complete=job.is_complete, over=over and job.is_complete)
     state["next_turn"], state["part_rows"] = job.next_turn, job.part_rows
     return state
 
 
 def _header(
-    identity: Identity, progress: Progress, place: WorkerPlace, scope: Scope, *, complete: bool
+    identity: Identity, progress: Progress, place: WorkerPlace, scope: Scope, *, complete: bool, over: bool
 ) -> dict[str, Any]:
     cut = progress.cut
     return {
@@ -76,6 +82,7 @@ def _header(
         "num_workers": place.num_workers,
         "epoch": progress.epoch,
         "complete": complete,
+        "over": over,
         "lanes": cut.num_lanes if cut else None,
         "turn_rows": cut.turn_rows if cut else None,
         "lane_remainder": progress.remainder if cut else None,

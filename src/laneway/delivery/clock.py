@@ -15,19 +15,41 @@ from __future__ import annotations
 import multiprocessing
 import os
 import re
+import time
+from enum import IntEnum
 from typing import NamedTuple
 
 import torch
 from torch.utils.data import get_worker_info
 
 from laneway.delivery.workers import MAX_WORKERS, is_in_worker
+from laneway.errors import LanewayError
 
 _EPOCH_BITS, _PASS_BITS, _GENERATION_BITS = 26, 22, 15
 MAX_EPOCHS = 2**_EPOCH_BITS - 1
 """Number of epochs that the clock can represent."""
 
-_SET, _ACTIVE, _FIRST, _LAST = 0, 1, 2, 2 + MAX_WORKERS
-"""Cells: the setting; the number of active workers; the first and the last pass of each worker."""
+_SET, _ACTIVE, _FIRST, _LAST, _LOADED = 0, 1, 2, 2 + MAX_WORKERS, 2 + 2 * MAX_WORKERS
+"""Cells: the setting; the number of active workers; the first and the last pass of each worker; what it has loaded."""
+
+_MAX_WAIT_S = 120.0
+"""How long a worker waits for the others that its loader started with it."""
+
+
+class Loaded(IntEnum):
+    """The state that a worker has loaded."""
+
+    INCOMPLETE = 1
+    """The worker has yet to deliver rows of the epoch."""
+    COMPLETE = 2
+    """The worker has delivered all its rows of the epoch."""
+    OVER = 3
+    """It has told its loader so, too."""
+
+    @classmethod
+    def of(cls, *, complete: bool, over: bool) -> Loaded:
+        """Return how far a state is."""
+        return cls(1 + complete + over)
 
 
 def loader_number() -> int | None:
@@ -78,7 +100,7 @@ class EpochClock:
 
     def __init__(self) -> None:
         """Start at epoch 0."""
-        self._cells = torch.zeros(_LAST + MAX_WORKERS, dtype=torch.int64)
+        self._cells = torch.zeros(_LOADED + MAX_WORKERS, dtype=torch.int64)
         self._owner_pid = os.getpid()
         _share(self._cells)
 
@@ -112,7 +134,12 @@ class EpochClock:
     @property
     def generation(self) -> int:
         """Changes whenever the clock is set; marks of another generation are void."""
-        return self._setting.times % ((1 << _GENERATION_BITS) - 1) + 1
+        return _generation(self._setting.times)
+
+    @property
+    def next_generation(self) -> int:
+        """The generation after the clock is set once more."""
+        return _generation(self._setting.times + 1)
 
     @property
     def setting_epoch(self) -> int:
@@ -185,12 +212,36 @@ class EpochClock:
         others = [mark for mark in marks if mark.generation == generation and mark.pass_number != pass_number]
         return max(mark.epoch for mark in others) + 1 if others else self._setting.epoch
 
+    def set_loaded(self, worker: int, pass_number: int, loaded: Loaded) -> None:
+        """Record what state a worker has loaded for the pass that it begins with its siblings."""
+        self._cells[_LOADED + worker] = pass_number * 4 + loaded
+
+    def least_loaded(self, num_workers: int, pass_number: int) -> Loaded:
+        """Wait until all workers of a pass have loaded their states, and return the least complete of them.
+
+        Raises:
+            LanewayError: One of them doesn't load a state.
+        """
+        deadline = time.monotonic() + _MAX_WAIT_S
+        while True:
+            found = self._cells[_LOADED : _LOADED + num_workers].tolist()
+            if all(each // 4 == pass_number for each in found):
+                return Loaded(min(found) % 4)
+            if time.monotonic() > deadline:
+                message = f"not all {num_workers} DataLoader workers have loaded a state after {_MAX_WAIT_S:.0f} s"
+                raise LanewayError(message)
+            time.sleep(0.001)
+
     @property
     def last_epoch(self) -> int | None:
         """The epoch of the last pass that workers have begun since the clock was set, if any."""
         generation = self.generation
         marks = [mark for mark in self._marks() if mark.generation == generation]
         return max(marks).epoch if marks else None
+
+
+def _generation(times_set: int) -> int:
+    return times_set % ((1 << _GENERATION_BITS) - 1) + 1
 
 
 def _share(cells: torch.Tensor) -> None:

@@ -13,18 +13,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from laneway.core.cursor import Cursor, RowQueue
+from laneway.core.cursor import Cursor, LaneRange, Received, ReceivedRows
+from laneway.core.job import JobInference
 from laneway.core.order import base_seed
 from laneway.core.progress import Progress
 from laneway.delivery.buffers import forget_ended_workers
+from laneway.delivery.passes import Pass, Taken
 from laneway.delivery.stream import BatchStream, TaggedBatch
-from laneway.delivery.workers import worker_place
+from laneway.delivery.workers import end_workers, worker_place
 from laneway.errors import LanewayError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from laneway.core.assignment import Assignment
+    from laneway.core.progress import JobTurn
     from laneway.delivery.definition import Definition
 
 _ROWS_PER_TURN = 256
@@ -47,7 +50,12 @@ class _TaggedBatches:
     def __next__(self) -> TaggedBatch:
         cursor = self._stream.cursor
         turn = cursor.next_turn
-        return TaggedBatch(turn, (), None) if cursor.skip_empty_batch() else self._stream.next_tagged()
+        if cursor.skip_empty_batch():
+            return TaggedBatch(turn, (), None)
+        tagged = self._stream.next_tagged()
+        if tagged is None:
+            raise StopIteration
+        return tagged
 
 
 class _WorkerDataset(IterableDataset["TaggedBatch"]):
@@ -106,6 +114,8 @@ class BatchSource:
         self._generator = torch.Generator()
         self._keywords = {**keywords, "generator": keywords.get("generator") or self._generator}
         self._loader = self._make_loader()
+        self._running: Iterator[TaggedBatch] | None = None
+        """What `batches` returned last, until its workers are discarded."""
 
     def _make_loader(self) -> DataLoader[TaggedBatch]:
         return DataLoader(self._dataset, batch_size=None, collate_fn=_unchanged, **self._keywords)
@@ -114,14 +124,21 @@ class BatchSource:
         """Return the assignment of this rank."""
         return self.definition.resolve(progress, self.place)
 
+    def end(self, batches: Iterator[TaggedBatch]) -> None:
+        """Shut down the workers that read `batches`, unless they are persistent or read another pass by now."""
+        if batches is self._running and not self._loader.persistent_workers:
+            self.discard_workers()
+
     def discard_workers(self) -> None:
-        """Release persistent workers; the next pass starts new ones."""
+        """Shut down all workers, persistent ones too; the next pass starts new ones."""
+        running, self._running = self._running, None
+        end_workers(running)
         self._loader = self._make_loader()
 
     def batches(self, assignment: Assignment) -> Iterator[TaggedBatch]:
         """Start the workers on an assignment, and return an iterator over their batches."""
         is_fresh = assignment.is_fresh(self.definition.options)
-        if not is_fresh:
+        if not is_fresh or not self._loader.persistent_workers:
             # Only fresh epochs reach persistent workers.
             self.discard_workers()
         self._dataset.begin(assignment.progress, is_fresh=is_fresh)
@@ -129,83 +146,83 @@ class BatchSource:
         self._generator.manual_seed(base_seed(seed=seed, epoch=epoch, rank=self.place.rank))
         # Without workers, a DataLoader would add nothing but its own overhead.
         is_direct = not self._keywords["num_workers"] and not self._keywords.get("pin_memory")
-        return iter(self._dataset if is_direct else self._loader)
+        batches: Iterator[TaggedBatch] = iter(self._dataset if is_direct else self._loader)
+        self._running = batches
+        return batches
 
 
-class DataLoaderPass:
-    """A pass of one rank over an epoch, and its progress; after an error, the next call resumes from there."""
+class DataLoaderPass(Pass):
+    """A pass of one rank, read through a DataLoader. Its workers start with the first item."""
 
     def __init__(self, source: BatchSource, assignment: Assignment) -> None:
-        """Begin the pass; the workers start now, unless the epoch is complete."""
+        """Prepare to read from `source` what is assigned to the rank."""
         self._source = source
-        self._is_over = assignment.is_complete
-        self._start(assignment)
-
-    def _start(self, assignment: Assignment) -> None:
+        self._first = assignment
         self._assignment = assignment.of_rank()
-        self._cursor = Cursor(self._assignment)
-        self._queue = RowQueue(self._cursor)
-        self._batches = None if self._is_over else self._source.batches(assignment)
-
-    @property
-    def epoch(self) -> int:
-        """The epoch that is delivered."""
-        return self._cursor.epoch
-
-    @property
-    def rows(self) -> list[Any]:
-        """Single rows that have been received, in reverse order: popping a row delivers it."""
-        return self._queue.rows
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether this rank has delivered all its rows of the epoch."""
-        self._queue.count()
-        return self._cursor.is_at_end
+        super().__init__(Cursor(self._assignment))
+        self._inference = JobInference(assignment, yields_rows=source.yields_rows, in_order=source.in_order)
+        self._batches: Iterator[TaggedBatch] | None = None
 
     def assignment(self) -> Assignment:
         """Return what this rank reads from here on."""
         return replace(self._assignment, progress=self.progress())
 
-    def progress(self) -> Progress:
-        """Return the progress of this rank."""
-        self._queue.count()
-        return self._cursor.progress()
+    def job_turn(self) -> JobTurn | None:
+        """Return the progress of the whole job, inferred from that of this rank, or None if that is not possible."""
+        return self._inference.job_turn(self.progress(), is_complete=self.is_complete)
 
-    def __next__(self) -> Any:  # noqa: ANN401 - a batch may be anything
-        """Return the next batch or row, and count it as delivered."""
+    @property
+    def is_reading(self) -> bool:
+        """Whether its workers have been started and not shut down again."""
+        return self._batches is not None
+
+    def start(self) -> None:
+        """Start the workers, unless they run already."""
+        if self._batches is None and not self._cursor.is_at_end:
+            has_moved = self.num_delivered > 0
+            assignment = self._source.resolve(self._cursor.progress()) if has_moved else self._first
+            self._assignment = assignment.of_rank()
+            self._cursor = Cursor(self._assignment)
+            self._batches = self._source.batches(assignment)
+
+    def release(self) -> None:
+        """Shut the workers down, unless they are persistent; the progress stays."""
+        batches, self._batches = self._batches, None
+        if batches is not None:
+            self._source.end(batches)
+
+    def _recover(self) -> None:
+        # Batches that were prefetched are dropped: the next read starts after the last delivered one.
+        self.release()
+        self._source.discard_workers()
+
+    def _read(self, num_delivered: int) -> Taken | None:
+        tagged = self._next_batch()
+        if tagged is None:
+            return None
         if not self._source.yields_rows:
-            tagged = self._receive()
-            self._cursor.deliver_batch(tagged.turn, tagged.positions)
-            return tagged.batch
-        if not self._queue.rows:
-            self._queue.count()
-            # After an error, the next batch comes with a new cursor and queue.
-            tagged = self._receive()
-            ((lane, _),) = tagged.positions
-            self._queue.fill(tagged.turn, lane, tagged.batch)
-        return self._queue.rows.pop()
+            return Taken(Received(tagged.turn, tagged.positions, before=num_delivered), 1, tagged.batch)
+        ((lane, (stop, _)),) = tagged.positions
+        place = LaneRange(lane, stop - len(tagged.batch), stop)
+        return self._take_row(ReceivedRows(tagged.turn, place, tagged.batch, before=num_delivered, is_ready=True))
 
-    def _receive(self) -> TaggedBatch:
-        """Return the next batch that is not empty."""
-        while not self._is_over:
+    def _next_batch(self) -> TaggedBatch | None:
+        """Return the next batch that is not empty, or None at the end."""
+        while True:
+            self.start()
             if self._batches is None:
-                self._start(self._source.resolve(self._cursor.progress()))
-                continue
+                return None
             try:
                 tagged = next(self._batches)
             except StopIteration:
-                if not self._cursor.is_at_end:
-                    message = "the workers ended before all rows of the epoch were delivered"
-                    raise LanewayError(message) from None
-                self._is_over, self._batches = True, None
-                forget_ended_workers()
-                break
-            except BaseException:
-                # Prefetched batches are dropped: the next call resumes after the last delivered one.
                 self._batches = None
-                self._source.discard_workers()
+                forget_ended_workers()
+                if self._cursor.is_at_end:
+                    return None
+                message = "the workers ended before all rows of the epoch were delivered"
+                raise LanewayError(message) from None
+            except BaseException:
+                self._recover()
                 raise
             if tagged.positions:
                 return tagged
-        raise StopIteration

@@ -98,11 +98,11 @@ class Definition:
         """Open the stream of a worker: batches, or single rows if there is no batch size."""
         if self.options.batch_size is not None:
             return self.open_batches(assignment)
-        return RowStream(Cursor(assignment), self._items(assignment))
+        return RowStream(Cursor(assignment), lambda: self._items(assignment))
 
     def open_batches(self, assignment: Assignment) -> BatchStream:
         """Open the stream of batches of a worker; if there is no batch size, each turn of rows is a batch."""
-        return BatchStream(Cursor(assignment), self._items(assignment))
+        return BatchStream(Cursor(assignment), lambda: self._items(assignment))
 
     def _items(self, assignment: Assignment) -> ItemMaker:
         lanes = LaneReader(assignment.plan, self._reader(), self.converter.vectorized, self.prefetch_windows)

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
-from laneway.core.job import JobInference
 from laneway.delivery.dataloader import DataLoaderPass
+from laneway.delivery.iterators import PassIterator
 from laneway.errors import CheckpointMismatchError, LanewayError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from laneway.core.assignment import Assignment
-    from laneway.core.progress import JobTurn, Progress
+    from laneway.core.progress import Progress
     from laneway.core.turns import WorkerPlace
     from laneway.delivery.dataloader import BatchSource
+    from laneway.delivery.passes import Taken
     from laneway.delivery.schedule import EpochSchedule
 
 
@@ -35,13 +35,10 @@ class PassRunner:
         self.source = source
         self.schedule = schedule
         self.last: DataLoaderPass | None = None
-        """The last pass, unless a state was restored to the loader since."""
-        self.version = 0
-        """Version of the schedule when it began; if equal, no epoch was chosen and no state loaded since."""
-        self.bar: tqdm[Any] = tqdm(disable=True)
-        """Its progress bar."""
+        """The last pass."""
+        self._prepared: tuple[DataLoaderPass, int] | None = None
+        """A pass whose workers were started early, and the version of the schedule at that time."""
         self._shows_progress = shows_progress
-        self._inference: JobInference | None = None
 
     @property
     def place(self) -> WorkerPlace:
@@ -49,40 +46,55 @@ class PassRunner:
         return self.source.place
 
     @property
-    def undisturbed(self) -> DataLoaderPass | None:
-        """The last pass, unless an epoch was chosen, a state loaded or another pass begun since."""
-        return self.last if self.version == self.schedule.version else None
+    def described(self) -> DataLoaderPass | None:
+        """The last pass, if it is what a state describes."""
+        return self.last if self.last is not None and self.last is self.schedule.described else None
 
-    @property
-    def running(self) -> DataLoaderPass | None:
-        """The last pass, unless a state was restored since, to the loader or to its dataset."""
-        return self.last if self.schedule.pending is None else self.undisturbed
+    def start_workers(self) -> None:
+        """Start the workers of the next pass, unless they run already.
 
-    def start(self) -> DataLoaderPass:
-        """Begin the next pass."""
-        warning = self.source.definition.options.warning_for(self.place)
-        if warning:
-            warnings.warn(warning, stacklevel=3)
-        assignment = self.resolve(self.schedule.next_progress)
-        self.last = DataLoaderPass(self.source, assignment)
-        self.schedule.begin_in_loader(self.last.epoch, self.place.num_workers)
-        self.version = self.schedule.version
-        yields_rows = self.source.yields_rows
-        self._inference = JobInference(assignment, yields_rows=yields_rows, in_order=self.source.in_order)
-        num_received, num_left = self._num_received(assignment), self._num_left(assignment)
-        self.bar.close()
-        self.bar = tqdm(
+        Raises:
+            LanewayError: The last pass is still being read.
+        """
+        if self.last is not None and self.last.is_reading:
+            message = (
+                "the workers still read the running pass: iterate to its end, or drop its iterator, and then start"
+            )
+            raise LanewayError(message)
+        running = self.next_pass()
+        self._prepared = running, self.schedule.version
+        running.start()
+
+    def next_pass(self) -> DataLoaderPass:
+        """Return the next pass, before it begins."""
+        if self._prepared is not None:
+            (running, version), self._prepared = self._prepared, None
+            if version == self.schedule.version:
+                return running
+            running.release()
+        options, schedule = self.source.definition.options, self.schedule
+        for warning in filter(None, (options.warning_for(self.place), schedule.warning_at_start(self.place))):
+            warnings.warn(warning, stacklevel=5)
+        return DataLoaderPass(self.source, self.resolve(schedule.next_progress))
+
+    def begin(self, running: DataLoaderPass) -> None:
+        """Record that a pass begins. It may be called again for the same pass, if a call was interrupted."""
+        if self.last is not None and self.last is not running:
+            self.last.release()
+        self.last = running
+        self.schedule.begin(running, self.place)
+
+    def open_bar(self, running: DataLoaderPass) -> tqdm[Any]:
+        """Return the progress bar of a pass, which starts where the epoch resumes."""
+        num_left = self._num_left(running.assignment())
+        num_received = max(0, len(self) - num_left)
+        return tqdm(
             total=num_received + num_left,
             initial=num_received,
-            desc=f"epoch {self.last.epoch}",
-            unit="row" if yields_rows else "batch",
+            desc=f"epoch {running.epoch}",
+            unit="row" if self.source.yields_rows else "batch",
             disable=not self._shows_progress or self.place.rank > 0,
         )
-        return self.last
-
-    def drop(self) -> None:
-        """Drop the last pass, because a state was restored."""
-        self.last = None
 
     def resolve(self, progress: Progress) -> Assignment:
         """Return the assignment of this rank.
@@ -98,19 +110,12 @@ class PassRunner:
             raise CheckpointMismatchError(message)
         return self.source.resolve(progress)
 
-    def job_turn(self, own: Progress, *, is_complete: bool) -> JobTurn | None:
-        """Return the progress of the whole job, inferred from that of this rank, or None if that is not possible."""
-        return None if self._inference is None else self._inference.job_turn(own, is_complete=is_complete)
-
     def num_received(self) -> int:
         """Return the number of items of the current epoch that the training loop has received on this rank."""
-        if self.undisturbed is not None:
-            return self._num_received(self.undisturbed.assignment())
+        if self.described is not None:
+            return max(0, len(self) - self._num_left(self.described.assignment()))
         progress = self.schedule.next_progress
-        return 0 if progress.cut is None else self._num_received(self.resolve(progress))
-
-    def _num_received(self, assignment: Assignment) -> int:
-        return max(0, len(self) - self._num_left(assignment))
+        return 0 if progress.cut is None else max(0, len(self) - self._num_left(self.resolve(progress)))
 
     def _num_left(self, assignment: Assignment) -> int:
         return assignment.num_items_left(self.source.definition.options.batch_size)
@@ -120,44 +125,42 @@ class PassRunner:
         return self.source.definition.num_items(self.place)
 
 
-class LoaderIterator:
-    """Iterates over a pass as long as it is the loader's last one; the pass begins when its first item is requested."""
+class LoaderIterator(PassIterator):
+    """Iterates over a pass of a rank as long as it is the loader's last one."""
 
     def __init__(self, runner: PassRunner) -> None:
         """Prepare a pass."""
+        super().__init__(runner.schedule)
         self._runner = runner
-        self._is_over = self._is_shown = False
-        self._pass: DataLoaderPass | None = None
-        self._rows: list[Any] = []
-        self._bar = runner.bar
+        self._running: DataLoaderPass | None = None
+        self._bar: tqdm[Any] | None = None
+        """Its progress bar, once the pass has begun."""
 
-    def __iter__(self) -> Iterator[Any]:
-        """Return self."""
-        return self
-
-    def __next__(self) -> Any:  # noqa: ANN401 - a batch may be anything
-        """Return the next item, and count it as delivered."""
-        runner, rows = self._runner, self._rows
-        # The schedule is queried further only if its version has changed, since each row must be cheap.
-        is_last = runner.last is self._pass and runner.version == runner.schedule.version
-        if rows and is_last:
-            return rows.pop()
-        if self._is_over:
-            raise StopIteration
-        if self._pass is None:
-            self._pass, self._bar = runner.start(), runner.bar
-            self._is_shown = not self._bar.disable
-        elif not is_last and runner.running is not self._pass:
+    def _take(self) -> Taken | None:
+        self.check_process()
+        running, bar = self._running, self._bar
+        if running is None or bar is None:
+            running, bar = self._begin()
+        elif running.is_over:
+            return None
+        elif self._schedule.last is not running:
             message = "this iterator has ended: another pass over its SavableLoader has begun, or a state was restored"
             raise LanewayError(message)
-        try:
-            item = next(self._pass)
-        except StopIteration:
-            self._is_over = True
-            self._bar.close()
-            raise
-        if self._is_shown:
-            self._bar.update()
+        if bar.disable:
+            self._version = self._schedule.version
         else:
-            self._rows = self._pass.rows
-        return item
+            bar.update(bar.initial + running.num_delivered - bar.n)
+        taken = running.take()
+        if taken is None:
+            bar.close()
+        return taken
+
+    def _begin(self) -> tuple[DataLoaderPass, tqdm[Any]]:
+        running = self._running
+        if running is None:
+            running = self._runner.next_pass()
+            weakref.finalize(self, running.release).atexit = False
+            self._running = self._pass = running
+        self._runner.begin(running)
+        bar = self._bar = self._runner.open_bar(running)
+        return running, bar

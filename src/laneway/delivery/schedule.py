@@ -1,7 +1,7 @@
 """The schedule of epochs: the epoch and start of the next pass, and the progress of the last one.
 
-Every pass is the next epoch, whether or not the previous one was read to its end. A loaded state is used by one pass;
-`set_epoch` chooses the epoch of the next pass.
+Every pass is the next epoch, whether or not the previous one was read to its end; a pass that delivered nothing doesn't
+count. A loaded state is used by one pass; `set_epoch` chooses the epoch of the next pass.
 """
 
 from __future__ import annotations
@@ -9,16 +9,19 @@ from __future__ import annotations
 import copy
 import os
 import warnings
+import weakref
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from laneway.arguments import plain_int
 from laneway.core.progress import Progress
-from laneway.delivery.clock import MAX_EPOCHS, EpochClock, loader_number
-from laneway.delivery.workers import is_in_worker
+from laneway.delivery.clock import MAX_EPOCHS, EpochClock, Loaded, loader_number
+from laneway.delivery.workers import is_in_worker, is_loader_starting_again
 from laneway.errors import StateFormatError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from laneway.core.schema import SavedState
     from laneway.core.turns import WorkerPlace
     from laneway.delivery.passes import Pass
@@ -32,10 +35,26 @@ class Restored:
     """The state."""
     progress: Progress
     """Its progress."""
+    loaded: Loaded
+    """How far it is; in a worker, the least of all workers."""
+    chosen: int | None
+    """The epoch that the user chose for the next pass: that of the state, or the one after it if it is complete."""
     generation: int
     """Generation of the clock in which it is valid."""
     pid: int
     """The process that loaded it."""
+
+    @property
+    def follows(self) -> bool:
+        """Whether the next pass delivers the epoch after that of the state, as the user chose."""
+        return self.chosen not in {None, self.progress.epoch}
+
+    @property
+    def start(self) -> Progress:
+        """The progress from which the next pass starts."""
+        if self.follows or (self.loaded is Loaded.OVER and self.chosen is None):
+            return Progress(self.progress.epoch + 1)
+        return self.progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,27 +74,58 @@ class _Begun:
 class EpochSchedule:
     """The passes over one dataset: in the main process and, as copies that share a clock, in its DataLoader workers."""
 
-    def __init__(self) -> None:
-        """Start before epoch 0."""
+    def __init__(self, dataset: EpochSchedule | None = None) -> None:
+        """Start before epoch 0.
+
+        Args:
+            dataset: For the schedule of a loader: that of its dataset.
+        """
         self.version = 0
         """Changes whenever this process begins a pass, loads a state or chooses an epoch."""
+        self._dataset = dataset
+        self._loaders: weakref.WeakSet[EpochSchedule] = weakref.WeakSet()
         self._clock = EpochClock()
         self._restored: Restored | None = None
         self._begun: _Begun | None = None
+        self._starts_again = False
+        """In a spawned worker: whether its loader starts all workers once more; see `is_loader_starting_again`."""
+        self._num_at_choice = 0
+        """Number of items that the last pass had delivered when an epoch was chosen."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the running pass: open files stay in the process that opened them."""
-        return {**vars(self), "_begun": None}
+        """Leave out the running pass and the loaders, which stay in their process."""
+        left_out = {"_begun": None, "_dataset": None, "_loaders": None}
+        return {**vars(self), **left_out, "_starts_again": is_loader_starting_again()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore the rest."""
+        vars(self).update(state)
+        self._loaders = weakref.WeakSet()
 
     def copy(self) -> EpochSchedule:
         """Return an independent schedule whose next pass is the same."""
-        other = EpochSchedule()
-        other.set_next(self.next_progress, self.pending)
+        return self._copy_to(EpochSchedule())
+
+    def of_loader(self) -> EpochSchedule:
+        """Return the schedule of a loader over this dataset, which counts its own passes.
+
+        Epochs that are chosen and states that are loaded here apply to it too. The passes that it begins count here.
+        """
+        other = self._copy_to(EpochSchedule(self))
+        self._loaders.add(other)
         return other
 
-    def set_next(self, progress: Progress, restored: Restored | None = None) -> None:
-        """Make the next pass start at the epoch of `progress`, or resume from a loaded state."""
-        self._clock.set(progress.epoch, asked=False)
+    def _copy_to(self, other: EpochSchedule) -> EpochSchedule:
+        restored = self.pending
+        if restored is None:
+            other.set_next(self.next_start()[0].epoch)
+        else:
+            other.set_next(restored.progress.epoch, restored)
+        return other
+
+    def set_next(self, epoch: int, restored: Restored | None = None) -> None:
+        """Make the next pass start at an epoch, or resume from a loaded state of this epoch."""
+        self._clock.set(epoch, asked=False)
         self._restored = replace(restored, generation=self._clock.generation) if restored else None
 
     # -- The next pass ------------------------------------------------------------------------------------------------
@@ -86,8 +136,8 @@ class EpochSchedule:
         asked, last = self._clock.asked_epoch(), self._clock.last_epoch
         if asked is not None:
             return asked
-        if self.current is not None:
-            return self.current.epoch
+        if self.last is not None:
+            return self.last.epoch
         return self._clock.setting_epoch if last is None else last
 
     @property
@@ -100,6 +150,23 @@ class EpochSchedule:
         return restored if self._clock.is_untouched(restored.generation, loader_number()) else None
 
     @property
+    def is_chosen(self) -> bool:
+        """Whether the user chose the epoch of the next pass."""
+        return self._clock.asked_epoch() is not None
+
+    def warning_at_start(self, place: WorkerPlace) -> str | None:
+        """Return a warning if the next pass, read by the worker at `place`, delivers nothing unless the loop knows."""
+        restored = self.pending
+        # One worker warns for all.
+        if restored is None or restored.chosen is not None or restored.loaded is not Loaded.COMPLETE or place.worker:
+            return None
+        epoch = restored.progress.epoch
+        return (
+            f"the loaded state is of the last batch of epoch {epoch}, so this pass delivers nothing, and the next one "
+            f"epoch {epoch + 1}; if the loop over epochs starts at {epoch + 1}, call set_epoch({epoch + 1}) before it"
+        )
+
+    @property
     def next_progress(self) -> Progress:
         """The progress from which the next pass starts."""
         return self.next_start()[0]
@@ -108,16 +175,25 @@ class EpochSchedule:
         """Return the progress from which a pass that begins now starts, and the generation of the clock for it."""
         restored = self.pending
         if restored is not None:
-            return restored.progress, restored.generation
-        last, generation = self._begun, self._clock.generation
-        if last is not None and last.pid == os.getpid() and is_in_worker():
+            return restored.start, restored.generation
+        begun, generation = self._begun, self._clock.generation
+        if is_in_worker():
+            if begun is None or begun.pid != os.getpid():
+                generation, epoch = self._clock.next(loader_number())
+                return Progress(epoch), generation
             # A persistent worker: its loader starts each pass in all of its workers, so their counts agree.
             epoch = self._clock.next_of_others(loader_number())
-            if last.generation == generation:
-                epoch = max(epoch, last.running.epoch + 1)
+            if begun.generation == generation:
+                epoch = max(epoch, begun.running.epoch + 1)
             return Progress(epoch), generation
-        generation, epoch = self._clock.next(loader_number())
-        return Progress(epoch), generation
+        if begun is not None and self._is_unused(begun):
+            return begun.running.progress(), generation
+        return Progress(self._clock.next()[1]), generation
+
+    def _is_unused(self, begun: _Begun) -> bool:
+        """Return whether a pass has delivered nothing, and no epoch was chosen nor another pass begun since."""
+        is_last = begun.pid == os.getpid() and self._clock.is_untouched(begun.generation)
+        return is_last and not begun.running.num_delivered and not begun.running.is_over
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next pass; if a loaded state is of this epoch, its progress is kept."""
@@ -125,11 +201,36 @@ class EpochSchedule:
         if number is None or not 0 <= number < MAX_EPOCHS:
             message = f"epoch must be an int in [0, {MAX_EPOCHS}), not {epoch!r}"
             raise ValueError(message)
+        found = [each.choose(number) for each in self._with_loaders()]
+        for warning in dict.fromkeys(filter(None, found)):
+            warnings.warn(warning, stacklevel=3)
+
+    def _with_loaders(self) -> Iterator[EpochSchedule]:
+        """Yield this schedule and those of the loaders over this dataset."""
+        yield self
+        for each in list(self._loaders):
+            yield from each._with_loaders()  # noqa: SLF001 - the same class
+
+    def choose(self, epoch: int) -> str | None:
+        """Choose the epoch of the next pass here only, and return a warning if a loaded state is dropped."""
         self.version += 1
-        restored = self.pending
-        self._clock.set(number, asked=True)
-        is_kept = restored is not None and restored.progress.epoch == number
-        self._restored = replace(restored, generation=self._clock.generation) if restored and is_kept else None
+        restored, warning = self.pending, None
+        self._num_at_choice = self.last.num_delivered if self.last else 0
+        self._clock.set(epoch, asked=True)
+        if restored is not None:
+            of_state, is_complete = restored.progress.epoch, restored.loaded is not Loaded.INCOMPLETE
+            if epoch == of_state or (is_complete and epoch == of_state + 1):
+                restored = replace(restored, chosen=epoch, generation=self._clock.generation)
+            else:
+                where = "the end" if is_complete else "the middle"
+                way_out = of_state + 1 if is_complete else of_state
+                warning = (
+                    f"set_epoch({epoch}) drops the loaded state, which is of {where} of epoch {of_state}; to resume "
+                    f"from it, start the loop over epochs at {way_out}"
+                )
+                restored = None
+        self._restored = restored
+        return warning
 
     def restore(self, saved: SavedState, progress: Progress) -> None:
         """Make the next pass resume from a state.
@@ -137,65 +238,119 @@ class EpochSchedule:
         Args:
             saved: The state.
             progress: Its progress.
+
+        Raises:
+            StateFormatError: The epoch is too large.
         """
         if progress.epoch >= MAX_EPOCHS:
             message = f"this state is damaged: epoch is {progress.epoch}"
             raise StateFormatError(message)
-        asked = self._clock.asked_epoch(loader_number())
-        # After a complete epoch, a training loop sets the next one.
-        if asked not in {None, progress.epoch, progress.epoch + 1 if saved.is_complete else None}:
-            message = (
-                f"set_epoch({asked}) was called, but the loaded state is of epoch {progress.epoch}, which the next "
-                f"pass resumes; start the loop over epochs at {progress.epoch}"
-            )
-            warnings.warn(message, stacklevel=3)
+        found = [each.load(saved, progress) for each in self._with_loaders()]
+        if self._dataset is not None:
+            self._dataset.leave_to_loader()
+        for warning in dict.fromkeys(filter(None, found)):
+            warnings.warn(warning, stacklevel=3)
+
+    def load(self, saved: SavedState, progress: Progress) -> str | None:
+        """Make the next pass here only resume from a state, and return a warning if it overrides a chosen epoch."""
+        clock, epoch = self._clock, progress.epoch
+        loaded = self._loaded(saved)
+        asked, is_follower = clock.asked_epoch(loader_number()), loaded is not Loaded.INCOMPLETE
+        chosen = asked if asked == epoch or (is_follower and asked == epoch + 1) else None
+        if loaded is Loaded.OVER and is_in_worker():
+            # The workers that the loader starts next begin the next epoch.
+            chosen = epoch
         self.version += 1
-        if not is_in_worker():
-            self._clock.set_num_active_workers(0)
-            self._clock.set(progress.epoch, asked=False)
         self._begun = None
+        if not is_in_worker():
+            clock.set_num_active_workers(0)
+            clock.set(epoch if chosen is None else chosen, asked=chosen is not None)
         saved = replace(saved, original=copy.deepcopy(saved.original))
-        self._restored = Restored(saved, progress, self._clock.generation, os.getpid())
+        self._restored = Restored(saved, progress, loaded, chosen, clock.generation, os.getpid())
+        if asked is None or chosen is not None:
+            return None
+        return (
+            f"set_epoch({asked}) was called, but the loaded state is of epoch {epoch}, which the next pass resumes; "
+            f"start the loop over epochs at {epoch}"
+        )
+
+    def _loaded(self, saved: SavedState) -> Loaded:
+        """Return how far a state is, or the least of those that a worker and its siblings load."""
+        number = loader_number()
+        if number is None:
+            return Loaded.of(complete=saved.is_complete, over=saved.is_over)
+        if self._starts_again or is_loader_starting_again():
+            return Loaded.OVER
+        # A worker that has delivered all its rows can't tell whether the others have.
+        loaded = Loaded.of(complete=saved.is_complete, over=False)
+        self._clock.set_loaded(saved.place.worker, number, loaded)
+        return self._clock.least_loaded(saved.place.num_workers, number) if saved.is_complete else loaded
 
     # -- The last pass ------------------------------------------------------------------------------------------------
 
     @property
     def num_active_workers(self) -> int:
-        """Number of workers that hold the progress of the last pass, 0 if the main process reads its own data."""
+        """Number of workers that hold the progress of the last pass, 0 if it is held here."""
         return self._clock.num_active_workers
 
     @property
-    def current(self) -> Pass | None:
-        """The last pass, running or over, if this process began it."""
+    def last(self) -> Pass | None:
+        """The last pass, running or over, if this process holds its progress; None if a state was loaded since."""
         is_here = self._begun is not None and (is_in_worker() or not self.num_active_workers)
         return self._begun.running if self._begun and is_here else None
+
+    @property
+    def described(self) -> Pass | None:
+        """The last pass, unless an epoch was chosen since it delivered its last item, or it is over."""
+        last = self.last
+        is_superseded = (
+            last is not None
+            and (last.is_over or last.num_delivered == self._num_at_choice)
+            and not is_in_worker()
+            and self._clock.asked_epoch() is not None
+        )
+        return None if is_superseded else last
 
     @property
     def place(self) -> WorkerPlace | None:
         """The worker that reads the last pass of this process."""
         return self._begun.place if self._begun else None
 
-    def begin(self, begun: Pass, place: WorkerPlace, generation: int) -> None:
-        """Record that a pass has begun in this process, in the generation that `next_start` returned."""
-        self.version += 1
-        self._clock.set_num_active_workers(place.num_workers if is_in_worker() else 0)
-        if is_in_worker():
-            is_first = self._begun is None or self._begun.pid != os.getpid()
-            self._clock.begin(place.worker, generation, loader_number() or 0, begun.epoch, is_first=is_first)
-        else:
-            self._clock.set(begun.epoch + 1, asked=False)
-        self._restored = None
-        self._begun = _Begun(begun, place, generation, os.getpid())
-
-    def begin_in_loader(self, epoch: int, num_workers: int) -> None:
-        """Record that a loader of this process has begun a pass, and keeps the progress of it.
+    def begin(self, begun: Pass, place: WorkerPlace, generation: int = 0) -> None:
+        """Record that a pass begins in this process; again for the same pass, if a call was interrupted.
 
         Args:
-            epoch: The epoch that is delivered.
-            num_workers: Number of workers that read it, at least 1.
+            begun: The pass.
+            place: The worker that reads it.
+            generation: In a DataLoader worker, the generation of the clock that `next_start` returned.
         """
         self.version += 1
-        self._clock.set(epoch, asked=False)
-        self._clock.begin(0, self._clock.generation, 0, epoch)
+        if is_in_worker():
+            self._clock.set_num_active_workers(place.num_workers)
+            is_first = self._begun is None or self._begun.pid != os.getpid()
+            self._clock.begin(place.worker, generation, loader_number() or 0, begun.epoch, is_first=is_first)
+            self._begun, self._restored = _Begun(begun, place, generation, os.getpid()), None
+            return
+        # Until the clock is set, a loaded state is still what a state describes.
+        self._clock.set_num_active_workers(0)
+        self._begun = _Begun(begun, place, self._clock.next_generation, os.getpid())
+        self._clock.set(begun.epoch + 1, asked=False)
+        self._restored = None
+        if self._dataset is not None:
+            self._dataset.leave_to_loader(place.num_workers, begun.epoch)
+
+    def leave_to_loader(self, num_workers: int = 1, epoch: int | None = None) -> None:
+        """Record that a loader holds the progress, so that the dataset doesn't know its state.
+
+        Args:
+            num_workers: Number of workers of the loader, at least 1.
+            epoch: The epoch of the pass that it begins, if it begins one.
+        """
+        self.version += 1
+        if epoch is not None:
+            self._clock.set(epoch, asked=False)
+            self._clock.begin(0, self._clock.generation, 0, epoch)
+            self._restored = self._begun = None
         self._clock.set_num_active_workers(num_workers)
-        self._restored = self._begun = None
+        if self._dataset is not None:
+            self._dataset.leave_to_loader(num_workers, epoch)

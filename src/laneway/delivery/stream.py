@@ -1,7 +1,7 @@
 """A worker's stream: the rows or batches that it delivers in one epoch.
 
 The way of a row: the cursor returns ranges of lanes; `LaneReader` reads them as slices of windows; `ItemMaker` converts
-the slices and calls the user's functions. An item is counted as delivered before it is yielded.
+the slices and calls the user's functions.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from laneway.convert.batches import NullInColumnError
-from laneway.core.cursor import LaneRange, RowQueue
+from laneway.core.cursor import LaneRange, Positions, Received, ReceivedRows
 from laneway.delivery.packing import pack
+from laneway.delivery.passes import Pass, Taken
 from laneway.delivery.workers import is_in_worker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable
 
     from laneway.convert.batches import BatchConverter
     from laneway.convert.open_rows import OpenRows
     from laneway.core.cursor import Cursor
-    from laneway.core.progress import LanePosition, Progress
     from laneway.reading.lane_reader import LaneReader
 
 _ROWS_PER_CONVERSION = 1024
@@ -103,40 +103,28 @@ class ItemMaker:
             raise
 
 
-class Stream:
-    """Iterates over the items that one worker delivers in one epoch; after an error, it retries the same item."""
+class Stream(Pass):
+    """A pass of one worker, read by this process."""
 
-    def __init__(self, cursor: Cursor, items: ItemMaker) -> None:
-        """Start where `cursor` is, and advance it as items are yielded."""
-        self._cursor = cursor
-        self._items = items
+    def __init__(self, cursor: Cursor, open_items: Callable[[], ItemMaker]) -> None:
+        """Start where `cursor` is.
 
-    @property
-    def cursor(self) -> Cursor:
-        """The position of the worker in the epoch."""
-        return self._cursor
+        Args:
+            cursor: The position of the worker.
+            open_items: Returns what reads and builds the items.
+        """
+        super().__init__(cursor)
+        self._open_items = open_items
+        self._items = open_items()
 
-    @property
-    def epoch(self) -> int:
-        """The epoch that is delivered."""
-        return self._cursor.epoch
+    def release(self) -> None:
+        """Release windows, files and threads; the progress stays."""
+        self._items.close()
 
-    @property
-    def is_complete(self) -> bool:
-        """Whether this worker has delivered all its rows of the epoch."""
-        return self.cursor.is_at_end
-
-    def progress(self) -> Progress:
-        """Return the progress of this worker."""
-        return self.cursor.progress()
-
-    def __iter__(self) -> Iterator[Any]:
-        """Return self."""
-        return self
-
-    def __next__(self) -> Any:  # noqa: ANN401 - a user's transform may return anything
-        """Return the next item, and count it as delivered."""
-        raise NotImplementedError
+    def _recover(self) -> None:
+        # A window may be half read, or changed in place by a user's function.
+        self._items.close()
+        self._items = self._open_items()
 
 
 class TaggedBatch(NamedTuple):
@@ -144,77 +132,71 @@ class TaggedBatch(NamedTuple):
 
     turn: int
     """The first turn of the batch."""
-    positions: Sequence[tuple[int, LanePosition]]
+    positions: Positions
     """(lane, new position) for each of its lanes; empty: the turns have no rows, and there is no batch."""
     batch: Any
     """The batch."""
 
 
 class BatchStream(Stream):
-    """Yields batches."""
+    """Delivers batches."""
 
-    def __init__(self, cursor: Cursor, items: ItemMaker) -> None:
+    def __init__(self, cursor: Cursor, open_items: Callable[[], ItemMaker]) -> None:
         """Start where `cursor` is; see Stream."""
-        super().__init__(cursor, items)
+        super().__init__(cursor, open_items)
         self._is_sent = is_in_worker()
 
-    def __next__(self) -> Any:  # noqa: ANN401 - a user's transform may return anything
-        """Return the next batch, and count it as delivered."""
-        return self.next_tagged().batch
+    def next_tagged(self) -> TaggedBatch | None:
+        """Return the next batch with its tag, or None at the end; for a process that sends it, it is delivered."""
+        taken = self.take()
+        if taken is None:
+            return None
+        received, num_taken, batch = taken
+        received.taken = num_taken
+        return TaggedBatch(received.turn, received.positions, batch)
 
-    def next_tagged(self) -> TaggedBatch:
-        """Return the next batch with its tag, and count it as delivered."""
+    def _read(self, num_delivered: int) -> Taken | None:
         found = self._cursor.next_batch()
         if found is None:
             self._items.close()
-            raise StopIteration
+            return None
         batch = self._items.batch(found.ranges)
-        tagged = TaggedBatch(found.turn, found.new_positions(), pack(batch) if self._is_sent else batch)
-        self._cursor.deliver_batch(tagged.turn, tagged.positions)
-        return tagged
+        received = Received(found.turn, found.new_positions(), before=num_delivered)
+        return Taken(received, 1, pack(batch) if self._is_sent else batch)
 
 
 class RowStream(Stream):
-    """Yields single rows, which are converted many at a time."""
+    """Delivers single rows, which are converted many at a time."""
 
-    def __init__(self, cursor: Cursor, items: ItemMaker) -> None:
+    def __init__(self, cursor: Cursor, open_items: Callable[[], ItemMaker]) -> None:
         """Start where `cursor` is; see Stream."""
-        super().__init__(cursor, items)
-        self._queue = RowQueue(cursor)
+        super().__init__(cursor, open_items)
         self._converted: dict[int, tuple[int, list[Any]]] = {}
         """Lane -> position of its first converted row, and the converted rows."""
 
-    @property
-    def cursor(self) -> Cursor:
-        """The position of the worker in the epoch."""
-        self._queue.count()
-        return self._cursor
+    def _recover(self) -> None:
+        self._converted.clear()
+        super()._recover()
 
-    def __next__(self) -> Any:  # noqa: ANN401 - a user's transform may return anything
-        """Return the next row, and count it as delivered."""
-        if not self._queue.rows:
-            self._fill_queue()
-        if self._items.transform is None:
-            return self._queue.rows.pop()
-        try:
-            row = self._items.transform_row(self._queue.rows[-1])
-        except BaseException:
-            # As for batches: rows that the function may have changed are read again.
-            self._converted.clear()
-            self._queue.drop()
-            raise
-        self._queue.rows.pop()
-        return row
-
-    def _fill_queue(self) -> None:
-        found = self.cursor.next_rows(_ROWS_PER_CONVERSION)
+    def _read(self, num_delivered: int) -> Taken | None:
+        found = self._cursor.next_rows(_ROWS_PER_CONVERSION)
         if found is None:
             self._items.close()
-            raise StopIteration
-        lane, start, stop = found.ranges[0]
+            return None
+        place = lane, start, stop = found.ranges[0]
         first, rows = self._converted.get(lane, (0, []))
         if not first <= start < first + len(rows):
-            wanted = LaneRange(lane, start, min(start + _ROWS_PER_CONVERSION, self.cursor.end_of(lane)))
+            wanted = LaneRange(lane, start, min(start + _ROWS_PER_CONVERSION, self._cursor.end_of(lane)))
             first, rows = start, self._items.rows([wanted])
             self._converted[lane] = (first, rows)
-        self._queue.fill(found.turn, lane, rows[start - first : stop - first])
+        rows = rows[start - first : stop - first]
+        is_ready = self._items.transform is None
+        return self._take_row(ReceivedRows(found.turn, place, rows, before=num_delivered, is_ready=is_ready))
+
+    def _take_row(self, received: Received) -> Taken:
+        index = received.taken
+        row = received.rows[index]
+        if not received.num_ready:
+            received.touched = index
+            row = self._items.transform_row(row)
+        return Taken(received, index + 1, row)

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 # DataLoader imports it in each worker; imported here, forked workers find it and need no import lock.
 import numpy.random  # noqa: F401
 from torch.utils.data import DataLoader, get_worker_info
+from torch.utils.data._utils.fetch import _IterableDatasetFetcher
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+from torchdata.stateful_dataloader import StatefulDataLoader
 
 from laneway.core.turns import WorkerPlace
 
@@ -49,3 +52,36 @@ def num_workers_of_caller(dataset: Dataset[object]) -> int | None:
             return int(caller.num_workers)
         frame = frame.f_back
     return None
+
+
+def is_collated_by_caller() -> bool:
+    """Return whether the caller of the caller is a DataLoader that collates the items of its dataset to batches.
+
+    A DataLoader does so by default, and doesn't tell its dataset.
+    """
+    fetcher = sys._getframe(2).f_locals.get("self")  # noqa: SLF001 - as above; tested with both loaders
+    return isinstance(fetcher, _IterableDatasetFetcher) and bool(fetcher.auto_collation)
+
+
+def is_loader_starting_again() -> bool:
+    """Return whether a StatefulDataLoader on the call stack starts its workers twice: now, and then without a state.
+
+    It does so with a state that was saved after the end of an epoch, and doesn't tell its workers. A forked worker has
+    the loader on its stack; for a spawned one, the main process does while it pickles the dataset.
+    """
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - as above
+    while frame is not None:
+        caller = frame.f_locals.get("self") if frame.f_code.co_name == "_get_iterator" else None
+        if isinstance(caller, StatefulDataLoader):
+            return bool((caller.next_iter_state or {}).get("_iterator_finished"))
+        frame = frame.f_back
+    return False
+
+
+def end_workers(batches: object) -> None:
+    """Shut down the workers of a DataLoader's iterator now, rather than when the last reference to it is gone.
+
+    An exception that was kept holds such a reference. Does nothing for anything else, such as None.
+    """
+    if isinstance(batches, _MultiProcessingDataLoaderIter):
+        batches._shutdown_workers()  # noqa: SLF001 - tests/unit/delivery/test_workers.py fails if it changes

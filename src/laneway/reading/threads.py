@@ -31,6 +31,8 @@ class DaemonThreads(Executor):
             threading.Thread(target=_work, args=(self._jobs,), name="laneway-read", daemon=True)
             for _ in range(num_threads)
         ]
+        # First, so that no thread stays if this is interrupted: the thread only knows the queue.
+        weakref.finalize(self, _end, self._jobs, num_threads).atexit = False
         for thread in self.threads:
             thread.start()
         _executors.add(self)
@@ -47,8 +49,7 @@ class DaemonThreads(Executor):
         if cancel_futures:
             for future in list(self._futures):
                 future.cancel()
-        for _ in self.threads:
-            self._jobs.put(None)
+        _end(self._jobs, len(self.threads))
         for thread in self.threads if wait else ():
             thread.join()
 
@@ -66,6 +67,11 @@ def _join_at_exit() -> None:
     for executor in executors:
         for thread in executor.threads:
             thread.join(max(0.0, deadline - time.monotonic()))
+
+
+def _end(jobs: queue.SimpleQueue[Callable[[], None] | None], num_threads: int) -> None:
+    for _ in range(num_threads):
+        jobs.put(None)
 
 
 def _work(jobs: queue.SimpleQueue[Callable[[], None] | None]) -> None:

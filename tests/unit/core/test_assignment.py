@@ -259,7 +259,7 @@ def test_the_number_of_items_left_after_any_row_is_the_number_that_is_then_deliv
         rows = cursor.next_rows(1)
         if rows is None:
             break
-        cursor.deliver_rows(rows.turn, rows.ranges[0].lane, 1)
+        cursor.deliver_rows(rows.turn, rows.ranges[0])
     batch_size = turn_rows * turns
     options = LaneOptions(lanes, turn_rows, batch_size)
     found = resolve_cut(identity, cursor.progress(), WorkerPlace(), options)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
+import pytest
+
 from laneway.core.assignment import assign_whole_job
-from laneway.core.cursor import BatchRanges, Cursor, LaneRange, RowQueue
+from laneway.core.cursor import BatchRanges, Cursor, LaneRange, Received, ReceivedRows
 from laneway.core.options import LaneOptions
 from laneway.core.plan import Identity
 from laneway.core.progress import CutProgress, LanePosition, Progress, current_cut
@@ -76,7 +79,7 @@ def test_a_batch_that_was_partly_delivered_is_only_its_rest_when_requested_again
     by_rows, by_batch = (cursor_of(8, lanes=2, turn_rows=4, batch_size=4) for _ in range(2))
     for cursor in (by_rows, by_batch):
         assert cursor.batch_at(0).ranges == [LaneRange(0, 0, 4)]
-    by_rows.deliver_rows(0, 0, 2)
+    by_rows.deliver_rows(0, LaneRange(0, 0, 2))
     by_batch.deliver_batch(0, [(0, LanePosition(2))])
     for cursor in (by_rows, by_batch):
         assert cursor.batch_at(0).ranges == [LaneRange(0, 2, 4)]
@@ -91,8 +94,8 @@ def test_next_rows_span_turns_with_a_single_lane_and_end_with_the_turn_otherwise
 def test_delivering_rows_advances_the_turn_at_the_end_of_a_turn_or_lane() -> None:
     cursor = cursor_of(10, lanes=1, turn_rows=4, batch_size=None)
     turns = []
-    for count in (3, 1, 5, 1):
-        cursor.deliver_rows(cursor.next_turn, 0, count)
+    for start, stop in pairwise((0, 3, 4, 9, 10)):
+        cursor.deliver_rows(cursor.next_turn, LaneRange(0, start, stop))
         turns.append(cursor.next_turn)
     assert turns == [0, 1, 2, 3], "the last turn holds two rows, and ends with the lane"
     assert cursor.next_rows(1) is None
@@ -144,27 +147,54 @@ def test_the_offset_of_a_batch_is_kept_until_the_lane_advances() -> None:
     assert current_cut(cursor.progress()).positions == {0: LanePosition(4, 0)}
 
 
-def test_popped_rows_are_counted_when_progress_is_requested() -> None:
-    cursor = cursor_of(8, lanes=2, turn_rows=4, batch_size=None)
-    queue = RowQueue(cursor)
-    queue.fill(0, 0, ["a", "b", "c", "d"])
-    assert [queue.rows.pop(), queue.rows.pop()] == ["a", "b"]
-    assert current_cut(cursor.progress()).rows().tolist() == [0, 0]
-    queue.count()
-    queue.count()
-    assert current_cut(cursor.progress()).rows().tolist() == [2, 0]
-    queue.rows.pop()
-    queue.drop()
-    assert queue.rows == []
-    assert current_cut(cursor.progress()).rows().tolist() == [3, 0]
+def test_counting_again_changes_nothing() -> None:
+    cursor = cursor_of(10, lanes=2, turn_rows=3, batch_size=3)
+    for _ in range(2):
+        cursor.deliver_batch(0, [(0, LanePosition(3))])
+        assert (cursor.next_turn, cursor.progress().cut.rows().tolist()) == (1, [3, 0])  # type: ignore[union-attr]
+    for _ in range(2):
+        cursor.deliver_rows(1, LaneRange(1, 0, 4))
+        assert (cursor.next_turn, cursor.progress().cut.rows().tolist()) == (2, [3, 4])  # type: ignore[union-attr]
+    for _ in range(2):
+        cursor.deliver_rows(2, LaneRange(0, 3, 5))
+    assert not cursor.is_at_end
+    cursor.deliver_rows(3, LaneRange(1, 4, 5))
+    assert cursor.is_at_end
 
 
-def test_filling_a_queue_counts_the_popped_rows_of_the_previous_turn() -> None:
-    cursor = cursor_of(8, lanes=2, turn_rows=4, batch_size=None)
-    queue = RowQueue(cursor)
-    queue.fill(0, 0, [0, 1, 2, 3])
-    while queue.rows:
-        queue.rows.pop()
-    queue.fill(1, 1, [4, 5, 6, 7])
+def test_rows_left_are_counted_anew_after_an_interruption() -> None:
+    class Interrupting(list[Any]):
+        def __iter__(self) -> Any:
+            yield from list.__iter__(self)
+            raise KeyboardInterrupt
+
+    cursor = cursor_of(8, lanes=2, turn_rows=4, batch_size=8)
+    positions = [(0, LanePosition(4)), (1, LanePosition(4))]
+    with pytest.raises(KeyboardInterrupt):
+        cursor.deliver_batch(0, Interrupting(positions))
+    cursor.deliver_batch(0, positions)
+    assert cursor.is_at_end
+
+
+def test_a_received_batch_counts_once_it_is_taken() -> None:
+    cursor = cursor_of(8, lanes=2, turn_rows=4, batch_size=4)
+    received = Received(0, [(0, LanePosition(4))], before=7)
+    received.count(cursor)
+    assert (current_cut(cursor.progress()).rows().tolist(), received.num_delivered) == ([0, 0], 7)
+    received.taken = 1
+    received.count(cursor)
+    assert (current_cut(cursor.progress()).rows().tolist(), received.num_delivered) == ([4, 0], 8)
+    Received(taken=1).count(cursor)
     assert current_cut(cursor.progress()).rows().tolist() == [4, 0]
-    assert cursor.next_turn == 1
+
+
+def test_received_rows_count_as_far_as_they_are_taken() -> None:
+    cursor = cursor_of(8, lanes=2, turn_rows=4, batch_size=None)
+    cursor.deliver_rows(0, LaneRange(0, 0, 1))
+    received = ReceivedRows(0, LaneRange(0, 1, 4), ["b", "c", "d"], is_ready=True)
+    assert received.num_ready == 3
+    for taken, turn in ((0, 0), (2, 0), (3, 1)):
+        received.taken = taken
+        received.count(cursor)
+        assert (current_cut(cursor.progress()).rows().tolist(), cursor.next_turn) == ([1 + taken, 0], turn)
+    assert ReceivedRows(0, LaneRange(0, 1, 4), ["b", "c", "d"], is_ready=False).num_ready == 0

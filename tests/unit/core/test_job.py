@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from laneway.core.assignment import resolve_cut
-from laneway.core.cursor import Cursor
+from laneway.core.cursor import Cursor, LaneRange
 from laneway.core.job import JobInference
 from laneway.core.options import LaneOptions
 from laneway.core.plan import Identity
@@ -35,7 +35,8 @@ class Rank:
 
     def take_rows(self, count: int) -> Rank:
         lane = min(self.cursor.progress().cut.positions)  # type: ignore[union-attr]  # a cursor has a cut
-        self.cursor.deliver_rows(self.cursor.next_turn, lane, count)
+        start = self.cursor.progress().cut.positions[lane].rows  # type: ignore[union-attr]  # as above
+        self.cursor.deliver_rows(self.cursor.next_turn, LaneRange(lane, start, start + count))
         return self
 
     def job(self) -> JobTurn | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from laneway.delivery.dataloader import BatchSource, DataLoaderPass
 from laneway.errors import LanewayError
 from tests.compat.loaders import loader_raises
 from tests.corpora import write_corpus
+from tests.unit.delivery.taking import take, take_all
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,10 +48,7 @@ def begin(source: BatchSource, progress: Progress) -> DataLoaderPass:
 
 def rest(running: DataLoaderPass) -> list[Any]:
     """Return the row ids of the items that a pass still delivers."""
-    found = []
-    while (item := next(running, None)) is not None:
-        found.append(item[0])
-    return found
+    return [item[0] for item in take_all(running)]
 
 
 def positions(running: DataLoaderPass) -> list[int]:
@@ -65,14 +64,14 @@ def test_progress_counts_delivered_batches_even_if_workers_have_read_ahead(corpu
     assert (running.epoch, positions(running)) == (3, [0, 0])
     found = []
     for expected in ([5, 0], [5, 5], [10, 5]):
-        found.append(next(running)[0])
+        found.append(take(running)[0])
         assert positions(running) == expected
         assert not running.is_complete
     assert found == [[0, 1, 2, 3, 4], [24, 25, 26, 27, 28], [5, 6, 7, 8, 9]]
     found += rest(running)
     assert running.is_complete
     assert sorted(row for batch in found for row in batch) == list(range(48))
-    assert next(running, None) is None
+    assert list(take_all(running)) == []
 
 
 def test_batches_keep_the_order_of_turns_if_workers_have_empty_ones(corpus: Path) -> None:
@@ -90,17 +89,17 @@ def test_rows_are_sent_by_turns_and_counted_one_by_one(corpus: Path) -> None:
     assert source.yields_rows
     assert source.definition.options.turn_rows == 4
     running = begin(source, Progress(0))
-    assert [next(running)[0] for _ in range(5)] == [0, 1, 2, 3, 24]
+    assert [take(running)[0] for _ in range(5)] == [0, 1, 2, 3, 24]
     assert positions(running) == [4, 1]
-    assert [row[0] for row in running.rows[::-1]] == [25, 26, 27]
-    running.rows.pop()
+    assert [row[0] for row in running.received.rows[running.received.taken :]] == [25, 26, 27]
+    running.received.taken += 1
     assert positions(running) == [4, 2]
     while positions(running) != [24, 23]:
-        next(running)
+        take(running)
     assert not running.is_complete
-    assert running.rows.pop()[0] == 47
+    assert take(running)[0] == 47
     assert running.is_complete
-    assert next(running, None) is None
+    assert list(take_all(running)) == []
 
 
 def test_rows_are_sent_in_turns_of_256_by_default(corpus: Path) -> None:
@@ -118,8 +117,7 @@ def test_a_complete_epoch_starts_no_worker(corpus: Path) -> None:
     running = begin(source_of(corpus, options=options), done)
     assert running.is_complete
     for _ in range(2):
-        with pytest.raises(StopIteration):
-            next(running)
+        assert take(running) is None
     assert running.progress() == done
 
 
@@ -130,7 +128,7 @@ def test_fresh_epochs_reach_persistent_workers_and_a_resume_starts_new_ones(corp
     middle = Progress(2, cut=CutProgress(1, 5, 4, {0: LanePosition(20)}))
     for progress in (Progress(0), Progress(1), middle, Progress(3)):
         running = begin(source, progress)
-        batch, reader = next(running)
+        batch, reader = take(running)
         readers.append(reader)
         orders.append([batch, *rest(running)])
         assert orders[-1] == rest(begin(plain, progress))
@@ -143,7 +141,7 @@ def test_fresh_epochs_reach_persistent_workers_and_a_resume_starts_new_ones(corp
 
 def test_without_workers_the_main_process_reads_and_leaves_the_random_state_of_torch_alone(corpus: Path) -> None:
     before = torch.get_rng_state()
-    assert next(begin(source_of(corpus), Progress(0)))[1] == os.getpid()
+    assert take(begin(source_of(corpus), Progress(0)))[1] == os.getpid()
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -160,20 +158,57 @@ def test_the_batch_of_an_error_is_retried(corpus: Path, tmp_path: Path, num_work
 
     options = {"num_workers": num_workers}
     running = begin(source_of(corpus, transform=fail_once, lanes=2, options=options), Progress(0))
-    next(running)
+    take(running)
     with loader_raises(ValueError, "the first time"):
-        next(running)
+        take(running)
     assert positions(running) == [5, 0]
-    assert next(running)[0] == [24, 25, 26, 27, 28]
+    assert take(running)[0] == [24, 25, 26, 27, 28]
     assert len(rest(running)) == 8
 
 
 def test_workers_that_end_before_the_epoch_is_complete_are_an_error(corpus: Path) -> None:
     running = begin(source_of(corpus), Progress(0))
-    next(running)
+    take(running)
     running._batches = iter(())
     with pytest.raises(LanewayError, match="the workers ended before all rows of the epoch were delivered"):
-        next(running)
+        take(running)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("batch_size", [5, None])
+def test_an_item_that_was_not_delivered_is_read_again(corpus: Path, num_workers: int, batch_size: int | None) -> None:
+    source = source_of(corpus, batch_size=batch_size, turn_rows=5, options={"num_workers": num_workers})
+    running = begin(source, Progress(0))
+    first = take(running)[0]
+    before = running.progress()
+    found = running.take()
+    assert found is not None
+    lost = found.item[0]
+    assert running.progress() == before
+    assert running.num_delivered == 1
+    assert take(running)[0] == lost
+    assert [first, lost, *rest(running)] == rest(begin(source, Progress(0)))
+
+
+def test_a_released_pass_has_its_progress_and_no_workers(corpus: Path) -> None:
+    running = begin(source_of(corpus, options={"num_workers": 2}), Progress(0))
+    take(running)
+    assert len(multiprocessing.active_children()) == 2
+    assert running.is_reading
+    running.release()
+    assert not running.is_reading
+    assert multiprocessing.active_children() == []
+    assert sum(positions(running)) == 5
+
+
+def test_a_pass_that_is_released_late_leaves_the_workers_of_the_next_one_alone(corpus: Path) -> None:
+    source = source_of(corpus, options={"num_workers": 1})
+    old = begin(source, Progress(0))
+    take(old)
+    new = begin(source, Progress(1))
+    first = take(new)
+    old.release()
+    assert [first[0], *rest(new)] == rest(begin(source_of(corpus), Progress(1)))
 
 
 def test_a_source_knows_its_place_and_whether_batches_come_in_order(corpus: Path) -> None:

@@ -14,6 +14,7 @@ from laneway.core.turns import WorkerPlace
 from laneway.delivery.definition import compose
 from laneway.delivery.stream import BatchStream, RowStream
 from tests.corpora import write_corpus
+from tests.unit.delivery.taking import take, take_all
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,10 +48,10 @@ def test_a_definition_is_opened_as_batches_or_rows(corpus: Path) -> None:
     collated = replace(rows, options=replace(rows.options, batch_size=4), collate_fn=len)
     turns = replace(rows, options=replace(rows.options, turn_rows=3), collate_fn=len)
     assert [type(stream_of(each)) for each in (rows, batches, collated)] == [RowStream, BatchStream, BatchStream]
-    assert next(stream_of(rows))["id"] == 0
-    assert next(stream_of(batches))["id"] == [0, 1, 2, 3]
+    assert take(stream_of(rows))["id"] == 0
+    assert take(stream_of(batches))["id"] == [0, 1, 2, 3]
     by_turn = turns.open_batches(turns.resolve(Progress(0), turns.place))
-    assert [next(stream_of(collated)), next(by_turn)] == [4, 3]
+    assert [take(stream_of(collated)), take(by_turn)] == [4, 3]
 
 
 def test_a_definition_knows_its_columns_and_the_number_of_items_of_a_rank(corpus: Path) -> None:
@@ -66,4 +67,6 @@ def test_a_pickled_definition_delivers_the_same(corpus: Path) -> None:
     sent = pickle.loads(pickle.dumps(definition))
     assert sent.transform is len
     plain, again = replace(definition, transform=None), replace(sent, transform=None)
-    assert [batch["id"] for batch in stream_of(again)] == [batch["id"] for batch in stream_of(plain)]
+    assert [batch["id"] for batch in take_all(stream_of(again))] == [
+        batch["id"] for batch in take_all(stream_of(plain))
+    ]

@@ -42,7 +42,6 @@ def restore(runner: PassRunner, progress: Progress, *, complete: bool = False) -
     identity = runner.source.definition.identity
     state = write_state(identity, progress, WorkerPlace(), complete=complete)
     runner.schedule.restore(parse_state(state), progress)
-    runner.drop()
 
 
 def at(rows: int, epoch: int = 0) -> Progress:
@@ -103,27 +102,72 @@ def test_set_epoch_affects_the_next_pass_and_not_the_running_one(corpus: Path) -
     runner = runner_of(corpus)
     batches = LoaderIterator(runner)
     next(batches)
-    assert runner.undisturbed is runner.running is runner.last
+    assert runner.described is runner.last
     runner.schedule.set_epoch(4)
-    assert runner.undisturbed is None
-    assert runner.running is runner.last
+    assert runner.described is None
     assert runner.num_received() == 0, "of epoch 4"
-    assert len([*batches]) == 4
+    next(batches)
+    assert runner.described is runner.last
+    assert runner.num_received() == 2, "of epoch 0"
+    assert len([*batches]) == 3
+    assert runner.described is None
     next(LoaderIterator(runner))
     assert runner.last is not None
     assert runner.last.epoch == 4
 
 
-def test_a_state_that_was_loaded_into_the_dataset_ends_the_pass(corpus: Path) -> None:
+def test_a_pass_that_delivered_nothing_does_not_count(corpus: Path) -> None:
+    fails = [True, False, True]
+
+    def fail(batch: Any) -> Any:
+        if fails.pop(0):
+            raise KeyError
+        return batch
+
+    runner = runner_of(corpus, transform=fail)
+    with pytest.raises(KeyError):
+        next(LoaderIterator(runner))
+    next(LoaderIterator(runner))
+    assert runner.last is not None
+    assert runner.last.epoch == 0
+    with pytest.raises(KeyError):
+        next(LoaderIterator(runner))
+    assert runner.last.epoch == 1
+
+
+def test_a_pass_whose_begin_was_interrupted_begins_once(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runner = runner_of(corpus)
     batches = LoaderIterator(runner)
-    next(batches)
-    last = runner.last
-    restore(runner, at(20))
-    runner.last = last
-    assert runner.running is None
-    with pytest.raises(LanewayError, match="this iterator has ended"):
+    open_bar = runner.open_bar
+    interrupts = [KeyboardInterrupt, None]
+
+    def interrupted(running: Any) -> Any:
+        if interrupt := interrupts.pop(0):
+            raise interrupt
+        return open_bar(running)
+
+    monkeypatch.setattr(runner, "open_bar", interrupted)
+    with pytest.raises(KeyboardInterrupt):
         next(batches)
+    assert ids(batches)[0] == [*range(10)]
+    assert runner.last is not None
+    assert runner.last.epoch == 0
+
+
+def test_workers_started_early_read_the_next_pass_unless_it_changes(corpus: Path) -> None:
+    runner = runner_of(corpus)
+    runner.start_workers()
+    runner.start_workers()
+    batches = LoaderIterator(runner)
+    assert next(batches)["id"] == [*range(10)]
+    with pytest.raises(LanewayError, match="the workers still read the running pass"):
+        runner.start_workers()
+    del batches
+    runner.start_workers()
+    runner.schedule.set_epoch(5)
+    assert len([*LoaderIterator(runner)]) == 5
+    assert runner.last is not None
+    assert runner.last.epoch == 5
 
 
 def test_items_delivered_before_a_resume_count_as_received(corpus: Path) -> None:
@@ -157,7 +201,8 @@ def test_a_complete_state_delivers_nothing_once(corpus: Path) -> None:
     runner = runner_of(corpus)
     restore(runner, at(48, epoch=2), complete=True)
     assert runner.num_received() == 5
-    assert ids(LoaderIterator(runner)) == []
+    with pytest.warns(UserWarning, match="the loaded state is of the last batch of epoch 2, so this pass delivers"):
+        assert ids(LoaderIterator(runner)) == []
     assert len(ids(LoaderIterator(runner))) == 5
     assert runner.last is not None
     assert runner.last.epoch == 3
@@ -194,28 +239,37 @@ def test_lanes_that_can_not_be_shared_give_a_warning_when_a_pass_begins(corpus: 
         next(LoaderIterator(runner))
 
 
-def test_a_rank_infers_the_progress_of_the_job_once_a_pass_has_begun(corpus: Path) -> None:
+def test_a_rank_infers_the_progress_of_the_job(corpus: Path) -> None:
     runner = runner_of(corpus, rank=1, world_size=2)
-    own = Progress(0, "pad", CutProgress(2, 10, 2, {1: LanePosition(10)}), (), WorkerPlace(1, 2))
-    assert runner.job_turn(own, is_complete=False) is None
     next(LoaderIterator(runner))
-    assert runner.job_turn(own, is_complete=False) == JobTurn(2, 0, is_complete=False)
+    assert runner.last is not None
+    assert runner.last.job_turn() == JobTurn(2, 0, is_complete=False)
 
 
-def test_the_progress_bar_starts_where_the_epoch_is_resumed(corpus: Path) -> None:
+def test_the_progress_bar_starts_where_the_epoch_is_resumed(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bars: list[Any] = []
     runner = runner_of(corpus, shows_progress=True)
     restore(runner, at(30, epoch=2))
+    open_bar = runner.open_bar
+
+    def watch(running: Any) -> Any:
+        bars.append(open_bar(running))
+        return bars[-1]
+
+    monkeypatch.setattr(runner, "open_bar", watch)
     batches = LoaderIterator(runner)
     next(batches)
-    bar = runner.bar
-    assert (bar.total, bar.initial, bar.n, bar.desc, bar.unit) == (5, 3, 4, "epoch 2", "batch")
-    assert len([*batches]) == 1
+    (bar,) = bars
+    assert (bar.total, bar.initial, bar.n, bar.desc, bar.unit) == (5, 3, 3, "epoch 2", "batch")
+    next(batches)
+    assert bar.n == 4, "an item counts when the next one is requested, as tqdm does"
+    assert len([*batches]) == 0
     assert bar.n == 5
 
 
 def test_only_rank_0_shows_a_progress_bar(corpus: Path) -> None:
     for rank, disabled in ((0, False), (1, True)):
         runner = runner_of(corpus, shows_progress=True, rank=rank, world_size=2)
-        next(LoaderIterator(runner))
-        assert runner.bar.disable is disabled
-        runner.bar.close()
+        bar = runner.open_bar(runner.next_pass())
+        assert bar.disable is disabled
+        bar.close()

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import pickle
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from torch.utils.data import DataLoader, IterableDataset
 
+from laneway.core.assignment import resolve_cut
+from laneway.core.cursor import Cursor, Received
+from laneway.core.options import LaneOptions
 from laneway.core.plan import Identity
 from laneway.core.progress import CutProgress, LanePosition, Progress
 from laneway.core.schema import SavedState, parse_state
 from laneway.core.state import write_state
 from laneway.core.turns import WorkerPlace
 from laneway.delivery.clock import MAX_EPOCHS
+from laneway.delivery.passes import Pass
 from laneway.delivery.schedule import EpochSchedule
 from laneway.delivery.workers import worker_place
 from laneway.errors import StateFormatError
@@ -27,31 +30,25 @@ if TYPE_CHECKING:
 IDENTITY = Identity(file_table([[6], [7]]), PLAIN)
 
 
-@dataclass
-class Reading:
-    """A pass over an epoch that never ends."""
-
-    epoch: int
-    is_complete: bool = False
-
-    def progress(self) -> Progress:
-        return Progress(self.epoch)
-
-    def __next__(self) -> int:
-        return 0
+def reading(progress: Progress) -> Pass:
+    """Return a pass over an epoch."""
+    return Pass(Cursor(resolve_cut(IDENTITY, progress, WorkerPlace(), LaneOptions(2, 2, 2))))
 
 
-def begin(schedule: EpochSchedule) -> Reading:
+def begin(schedule: EpochSchedule, *, num_delivered: int = 1, is_over: bool = False) -> Pass:
     progress, generation = schedule.next_start()
-    reading = Reading(progress.epoch)
-    schedule.begin(reading, WorkerPlace(), generation)
-    return reading
+    running = reading(progress)
+    schedule.begin(running, WorkerPlace(), generation)
+    running.received = Received(before=num_delivered)
+    running.is_over = is_over
+    return running
 
 
-def saved(epoch: int, *, complete: bool = False) -> tuple[SavedState, Progress]:
-    rows = {0: LanePosition(6), 1: LanePosition(7 if complete else 6)}
+def saved(epoch: int, *, complete: bool = False, over: bool = False) -> tuple[SavedState, Progress]:
+    rows = {0: LanePosition(6), 1: LanePosition(7 if complete or over else 6)}
     progress = Progress(epoch, cut=CutProgress(2, 2, 6, rows))
-    return parse_state(write_state(IDENTITY, progress, WorkerPlace(), complete=complete)), progress
+    state = write_state(IDENTITY, progress, WorkerPlace(), complete=complete or over, over=over)
+    return parse_state(state), progress
 
 
 # -- One pass after another -------------------------------------------------------------------------------------------
@@ -59,11 +56,11 @@ def saved(epoch: int, *, complete: bool = False) -> tuple[SavedState, Progress]:
 
 def test_each_pass_is_the_next_epoch_and_is_current_until_another_begins() -> None:
     schedule = EpochSchedule()
-    assert (schedule.epoch, schedule.current, schedule.place) == (0, None, None)
+    assert (schedule.epoch, schedule.last, schedule.place) == (0, None, None)
     for epoch in (0, 1, 2):
-        reading = begin(schedule)
-        assert reading.epoch == schedule.epoch == epoch
-        assert schedule.current is reading
+        running = begin(schedule)
+        assert running.epoch == schedule.epoch == epoch
+        assert schedule.last is schedule.described is running
         assert schedule.place == WorkerPlace()
         assert schedule.next_progress == Progress(epoch + 1)
 
@@ -73,7 +70,7 @@ def test_passes_continue_from_the_chosen_epoch() -> None:
     first = begin(schedule)
     schedule.set_epoch(np.int64(7))  # type: ignore[arg-type]  # users pass what numpy gives them
     assert schedule.epoch == 7
-    assert schedule.current is first
+    assert schedule.last is first
     assert [begin(schedule).epoch for _ in range(2)] == [7, 8]
 
 
@@ -87,15 +84,69 @@ def test_an_invalid_epoch_is_refused_and_changes_nothing(epoch: Any) -> None:
     assert (schedule.version, schedule.epoch) == (version, MAX_EPOCHS - 1)
 
 
-def test_a_pass_in_a_loader_sets_the_epoch_and_the_number_of_workers() -> None:
+def test_a_pass_that_delivered_nothing_does_not_count_unless_the_loop_was_told_its_end() -> None:
     schedule = EpochSchedule()
-    begin(schedule)
-    schedule.begin_in_loader(4, 3)
-    assert (schedule.epoch, schedule.num_active_workers) == (4, 3)
-    assert (schedule.current, schedule.place) == (None, None)
-    assert schedule.next_progress == Progress(5)
-    assert begin(schedule).epoch == 5
-    assert schedule.num_active_workers == 0
+    assert [begin(schedule, num_delivered=0).epoch for _ in range(3)] == [0, 0, 0]
+    begin(schedule, num_delivered=0, is_over=True)
+    assert schedule.next_progress == Progress(1)
+    state, progress = saved(3)
+    schedule.restore(state, progress)
+    for _ in range(2):
+        assert begin(schedule, num_delivered=0).progress() == progress
+    schedule.set_epoch(8)
+    assert schedule.next_progress == Progress(8)
+
+
+def test_a_state_describes_the_chosen_epoch_until_the_running_pass_delivers_more() -> None:
+    schedule = EpochSchedule()
+    running = begin(schedule, num_delivered=4)
+    schedule.set_epoch(7)
+    assert schedule.described is None
+    assert schedule.last is running
+    running.received = Received(before=5)
+    assert schedule.described is running
+    running.is_over = True
+    assert schedule.described is None
+    assert begin(schedule).epoch == 7
+
+
+def test_a_pass_of_a_loader_counts_for_its_dataset_but_not_for_another_loader() -> None:
+    dataset = EpochSchedule()
+    training, validation = dataset.of_loader(), dataset.of_loader()
+    begin(dataset)
+    begin(training)
+    begin(training)
+    assert (training.epoch, dataset.epoch, validation.next_progress) == (1, 1, Progress(0))
+    assert (dataset.num_active_workers, training.num_active_workers) == (1, 0)
+    assert (dataset.last, dataset.place) == (None, None)
+    assert dataset.next_progress == Progress(2)
+    assert begin(dataset).epoch == 2
+    assert dataset.num_active_workers == 0
+    assert training.next_progress == Progress(2)
+
+
+def test_what_is_chosen_or_loaded_on_a_dataset_applies_to_its_loaders_and_not_the_other_way() -> None:
+    dataset = EpochSchedule()
+    training, validation = dataset.of_loader(), dataset.of_loader()
+    dataset.set_epoch(4)
+    assert [each.next_progress for each in (dataset, training, validation)] == [Progress(4)] * 3
+    training.set_epoch(5)
+    assert [each.next_progress.epoch for each in (dataset, training, validation)] == [4, 5, 4]
+    state, progress = saved(9)
+    with pytest.warns(UserWarning, match=r"set_epoch\([45]\) was called") as warned:
+        dataset.restore(state, progress)
+    assert len(warned) == 2, "of the dataset and a loader alike, and of the other loader"
+    assert [each.next_progress for each in (dataset, training, validation)] == [progress] * 3
+    training.restore(*saved(2))
+    assert [each.next_progress.epoch for each in (dataset, training, validation)] == [9, 2, 9]
+    assert dataset.num_active_workers == 1, "the loader knows more than its dataset"
+
+
+def test_a_loader_begins_where_its_dataset_would() -> None:
+    dataset = EpochSchedule()
+    state, progress = saved(3)
+    dataset.restore(state, progress)
+    assert dataset.of_loader().next_progress == progress
 
 
 # -- Loaded states ----------------------------------------------------------------------------------------------------
@@ -108,20 +159,10 @@ def test_a_loaded_state_is_used_by_one_pass() -> None:
     schedule.restore(state, progress)
     assert (schedule.next_progress, schedule.epoch) == (progress, 3)
     assert schedule.pending is not None
-    assert schedule.current is None
+    assert schedule.last is None
     assert begin(schedule).epoch == 3
     assert schedule.pending is None
     assert schedule.next_progress == Progress(4)
-
-
-def test_a_loaded_state_is_used_by_one_pass_in_a_loader() -> None:
-    schedule = EpochSchedule()
-    schedule.restore(*saved(3))
-    schedule.begin_in_loader(3, 1)
-    assert (schedule.pending, schedule.num_active_workers) == (None, 1)
-    assert schedule.next_progress == Progress(4)
-    schedule.restore(*saved(3))
-    assert schedule.num_active_workers == 0
 
 
 class BeginningInWorker(IterableDataset[int]):
@@ -134,7 +175,7 @@ class BeginningInWorker(IterableDataset[int]):
         progress, generation = self.schedule.next_start()
         place = worker_place(WorkerPlace())
         assert place is not None
-        self.schedule.begin(Reading(progress.epoch), place, generation)
+        self.schedule.begin(reading(progress), place, generation)
         yield progress.epoch
 
 
@@ -161,10 +202,63 @@ def test_set_epoch_keeps_the_progress_of_a_loaded_state_of_that_epoch_and_drops_
     for _ in range(2):
         schedule.set_epoch(3)
         assert schedule.next_progress == progress
-    schedule.set_epoch(4)
+    with pytest.warns(UserWarning, match=r"set_epoch\(4\) drops the loaded state, which is of the middle of epoch 3"):
+        schedule.set_epoch(4)
     assert schedule.pending is None
     schedule.set_epoch(3)
     assert schedule.next_progress == Progress(3)
+
+
+def test_after_a_complete_state_either_its_epoch_or_the_next_one_can_be_chosen_in_any_order() -> None:
+    for steps, expected in (
+        ("load", 3),
+        ("load 3", 3),
+        ("3 load", 3),
+        ("load 4", 4),
+        ("4 load", 4),
+        ("4 load 3", 3),
+        ("load 3 4", 4),
+        ("load 4 3 4", 4),
+    ):
+        schedule = EpochSchedule()
+        state, progress = saved(3, complete=True)
+        for step in steps.split():
+            if step == "load":
+                schedule.restore(state, progress)
+            else:
+                schedule.set_epoch(int(step))
+        assert schedule.next_progress == (progress if expected == 3 else Progress(4)), steps
+        assert begin(schedule, is_over=True).epoch == expected
+        assert schedule.next_progress == Progress(expected + 1)
+
+
+def test_any_other_epoch_than_that_of_a_complete_state_and_the_next_gives_a_warning() -> None:
+    schedule = EpochSchedule()
+    schedule.restore(*saved(3, complete=True))
+    with pytest.warns(UserWarning, match=r"set_epoch\(5\) drops .* of the end of epoch 3; .* start .* at 4"):
+        schedule.set_epoch(5)
+
+
+def test_after_a_state_that_is_over_the_next_pass_is_the_next_epoch_unless_its_own_is_chosen() -> None:
+    schedule = EpochSchedule()
+    state, progress = saved(3, over=True)
+    schedule.restore(state, progress)
+    assert (schedule.epoch, schedule.next_progress, schedule.warning_at_start(WorkerPlace())) == (3, Progress(4), None)
+    schedule.set_epoch(3)
+    assert schedule.next_progress == progress
+    schedule.set_epoch(4)
+    assert schedule.next_progress == Progress(4)
+
+
+def test_only_a_complete_state_without_a_chosen_epoch_gives_a_warning_that_the_pass_is_empty() -> None:
+    schedule = EpochSchedule()
+    schedule.restore(*saved(3))
+    assert schedule.warning_at_start(WorkerPlace()) is None
+    schedule.restore(*saved(3, complete=True))
+    assert "delivers nothing" in str(schedule.warning_at_start(WorkerPlace()))
+    assert schedule.warning_at_start(WorkerPlace(worker=1, num_workers=2)) is None
+    schedule.set_epoch(3)
+    assert schedule.warning_at_start(WorkerPlace()) is None
 
 
 def test_a_later_state_replaces_one_that_no_pass_has_used() -> None:
@@ -191,7 +285,7 @@ def test_no_warning_if_the_chosen_epoch_is_that_of_the_state_or_the_one_after_a_
     schedule = EpochSchedule()
     schedule.set_epoch(chosen)
     schedule.restore(*saved(3, complete=complete))
-    assert schedule.next_progress.epoch == 3
+    assert schedule.next_progress.epoch == chosen
 
 
 def test_no_warning_for_a_chosen_epoch_that_has_already_begun() -> None:
@@ -244,7 +338,7 @@ def test_a_pickled_schedule_has_the_same_next_pass_but_not_the_running_one() -> 
     schedule = EpochSchedule()
     begin(schedule)
     other: EpochSchedule = pickle.loads(pickle.dumps(schedule))
-    assert other.current is None
+    assert other.last is None
     assert other.next_progress == Progress(1)
     state, progress = saved(3)
     schedule.restore(state, progress)
@@ -258,7 +352,7 @@ def test_the_version_changes_with_each_pass_state_and_chosen_epoch() -> None:
         lambda: begin(schedule),
         lambda: schedule.set_epoch(2),
         lambda: schedule.restore(*saved(2)),
-        lambda: schedule.begin_in_loader(2, 1),
+        lambda: schedule.leave_to_loader(1, 2),
     ):
         change()
         versions.append(schedule.version)

@@ -1,0 +1,156 @@
+"""The iterators that users get: over a pass of a dataset; the base of that over a pass of a SavableLoader.
+
+They make the store that delivers an item; see `laneway.delivery.passes`.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+import weakref
+from typing import TYPE_CHECKING, Any, Self
+
+from laneway.core.cursor import Received
+from laneway.delivery.dataset_state import dataset_state, load_dataset_state, pass_state
+from laneway.delivery.workers import MAX_WORKERS, is_in_worker, worker_place
+from laneway.errors import LanewayError
+
+if TYPE_CHECKING:
+    from laneway.delivery.definition import Definition
+    from laneway.delivery.passes import Pass, Taken
+    from laneway.delivery.schedule import EpochSchedule, Restored
+    from laneway.delivery.stream import Stream
+
+_iterators: weakref.WeakSet[PassIterator] = weakref.WeakSet()
+
+
+class PassIterator:
+    """Iterates over a pass, which begins when its first item is requested."""
+
+    def __init__(self, schedule: EpochSchedule) -> None:
+        """Prepare a pass of `schedule`."""
+        self._schedule = schedule
+        self._version = -1
+        """Version of the schedule in which the next row may be handed out without further checks."""
+        self._pass: Pass | None = None
+        self._received = Received()
+        self._pid = os.getpid()
+        _iterators.add(self)
+
+    def __iter__(self) -> Self:
+        """Return self."""
+        return self
+
+    def __next__(self) -> Any:  # noqa: ANN401 - a user's transform may return anything
+        """Return the next item, and count it as delivered. After an error, the next call retries the same item."""
+        received = self._received
+        taken = received.taken
+        if taken < received.num_ready and self._version == self._schedule.version:
+            row = received.rows[taken]
+            received.taken = taken + 1
+            return row
+        found = self._take()
+        if found is None:
+            if self._pass is not None:
+                self._pass.is_over = True
+            raise StopIteration
+        received, taken, item = found
+        self._received = received
+        # Nothing but the return may come after this store: a signal handler may raise wherever a call ends.
+        received.taken = taken
+        return item
+
+    def _take(self) -> Taken | None:
+        """Return the next item, or None at the end; begin the pass first if it has not begun."""
+        raise NotImplementedError
+
+    def check_process(self) -> None:
+        """Check that this process is not a fork of the one that created the iterator.
+
+        Raises:
+            LanewayError: It is; the threads and workers of the iterator are in its parent.
+        """
+        if self._pid != os.getpid():
+            message = (
+                f"this iterator belongs to process {self._pid}, of which this process is a fork: its threads and "
+                "workers can't be used here; create an iterator in this process"
+            )
+            raise LanewayError(message)
+
+    def expire(self) -> None:
+        """Check everything before the next row is handed out."""
+        self._version = -1
+
+
+def _expire_in_fork() -> None:
+    for each in list(_iterators):
+        each.expire()
+
+
+os.register_at_fork(after_in_child=_expire_in_fork)
+
+
+class DatasetIterator(PassIterator):
+    """Iterates over a pass of a dataset. In a DataLoader worker, the pass begins at once.
+
+    It has a state of its own, which StatefulDataLoader saves: other passes over the dataset don't affect it.
+    """
+
+    def __init__(self, definition: Definition, schedule: EpochSchedule) -> None:
+        """Prepare a pass."""
+        super().__init__(schedule)
+        self._definition = definition
+        self._place = worker_place(definition.place) or definition.place
+        self._stream: Stream | None = None
+        self._has_begun = False
+        self._restored: Restored | None = None
+        """The state that was loaded for this pass."""
+        if is_in_worker():
+            self._begin()
+
+    def _take(self) -> Taken | None:
+        self.check_process()
+        stream = self._stream if self._stream is not None and self._has_begun else self._begin()
+        self._version = self._schedule.version
+        return stream.take()
+
+    def _begin(self) -> Stream:
+        place, schedule = self._place, self._schedule
+        if place.num_workers > MAX_WORKERS:
+            message = f"num_workers is {place.num_workers:,}, but a rank can have at most {MAX_WORKERS:,}"
+            raise ValueError(message)
+        progress, generation = schedule.next_start()
+        stream = self._stream
+        if stream is None:
+            # A state of this pass, which another pass over the dataset has taken as its own, still applies.
+            restored = schedule.pending or (None if schedule.is_chosen else self._restored)
+            for warning in filter(
+                None, (self._definition.options.warning_for(place), schedule.warning_at_start(place))
+            ):
+                warnings.warn(warning, stacklevel=4)
+            start = restored.start if restored else progress
+            stream = self._definition.open(self._definition.resolve(start, place))
+            weakref.finalize(self, stream.release).atexit = False
+            self._restored, self._stream, self._pass = restored, stream, stream
+        schedule.begin(stream, place, generation)
+        self._has_begun = True
+        return stream
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of this pass."""
+        stream = self._stream
+        if stream is None or stream is self._schedule.last:
+            return dataset_state(self._definition, self._schedule)
+        return pass_state(self._definition, stream, self._place)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Make this pass resume from a state; a state that is refused changes nothing."""
+        schedule = self._schedule
+        loaded = self._restored or schedule.pending
+        if loaded is None or loaded.saved.original != state_dict:
+            load_dataset_state(self._definition, schedule, state_dict)
+            loaded = schedule.pending
+            self._stream, self._has_begun = None, False
+        self._restored = loaded
+        if is_in_worker() and self._stream is None:
+            self._begin()

@@ -1,0 +1,231 @@
+"""An exception that a signal handler raises, at any point of `next()`: nothing is lost or repeated.
+
+A handler runs between two steps of the main thread. Between the store that delivers an item and the return of the
+iterator, CPython never runs one; anywhere else, the item counts as not delivered, and the next call returns it.
+"""
+
+from __future__ import annotations
+
+import dis
+import random
+import signal
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import laneway
+from laneway.delivery.iterators import PassIterator
+from tests.compat.loaders import saved
+from tests.compat.savable import make_dataset, make_savable, row_ids
+from tests.corpora import write_corpus
+from tests.fuzzing import num_cases
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import FrameType
+
+PACKAGE = str(Path(laneway.__file__).parent)
+
+KINDS: dict[str, Callable[[Path], Any]] = {
+    "dataset of batches": lambda path: make_dataset(path, batch_size=3),
+    "dataset of rows": make_dataset,
+    "dataset of transformed rows": lambda path: make_dataset(path, transform=dict, lanes=2, turn_rows=4),
+    "loader of batches": make_savable,
+    "loader of rows": lambda path: make_savable(path, "rows in turns"),
+    "loader with a progress bar": lambda path: make_savable(path, progress=True),
+}
+
+
+class InterruptError(BaseException):
+    """Raised by the signal handler."""
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write 48 rows."""
+    path = tmp_path_factory.mktemp("corpus")
+    write_corpus(path)
+    return path
+
+
+def steps_after_deliveries() -> list[dis.Instruction]:
+    """Return the bytecodes from each store that delivers an item, or the end, up to its return."""
+    found, is_delivered = [], False
+    for step in dis.get_instructions(PassIterator.__next__):
+        if is_delivered:
+            found.append(step)
+        stores = step.opname == "STORE_ATTR" and step.argval in {"taken", "is_over"}
+        is_delivered = stores or (is_delivered and step.opname not in {"RETURN_VALUE", "RAISE_VARARGS"})
+    return found
+
+
+def test_after_an_item_is_delivered_an_iterator_only_returns_it() -> None:
+    steps = [step.opname for step in steps_after_deliveries()]
+    assert {*steps} <= {"LOAD_FAST", "LOAD_GLOBAL", "RETURN_VALUE", "RAISE_VARARGS"}
+    assert (steps.count("RETURN_VALUE"), steps.count("RAISE_VARARGS")) == (2, 1)
+
+
+HANDLERS_RUN_AFTER = {dis.opmap[name] for name in ("CALL", "CALL_FUNCTION_EX", "JUMP_BACKWARD", "RESUME")}
+"""Where CPython runs signal handlers: at the start of a function, after a call, and before a loop goes on."""
+
+
+class Interruption:
+    """Raises an error in this thread, once, where a signal handler may run in the code of laneway."""
+
+    def __init__(self, num_steps: int) -> None:
+        """Raise it at this place, counted from now."""
+        self.steps_left = num_steps
+        self._last: dict[FrameType, int] = {}
+
+    def __call__(self, frame: FrameType, event: str, _: object) -> Any:
+        """Trace a frame."""
+        if not frame.f_code.co_filename.startswith(PACKAGE):
+            return None
+        frame.f_trace_opcodes = True
+        if event == "return":
+            self._last.pop(frame, None)
+        elif event == "opcode":
+            last, self._last[frame] = self._last.get(frame), frame.f_code.co_code[frame.f_lasti]
+            if last in HANDLERS_RUN_AFTER:
+                self.steps_left -= 1
+                if self.steps_left == 0:
+                    sys.settrace(None)
+                    raise InterruptError
+        return self
+
+
+@contextmanager
+def interrupted_after(num_steps: int) -> Iterator[None]:
+    """Raise an InterruptError at a place, counted from now."""
+    before = sys.gettrace()
+    sys.settrace(Interruption(num_steps))
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+
+
+def num_steps_of(work: Callable[[], object]) -> int:
+    """Return the number of places where `work` can be interrupted."""
+    counting, before = Interruption(-1), sys.gettrace()
+    sys.settrace(counting)
+    try:
+        work()
+    finally:
+        sys.settrace(before)
+    return -1 - counting.steps_left
+
+
+@pytest.mark.filterwarnings("ignore:the loaded state is of the last batch")
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_interruption_anywhere_loses_and_repeats_nothing(corpus: Path, kind: str) -> None:
+    make = KINDS[kind]
+    expected = row_ids(make(corpus))
+    whole = make(corpus)
+    num_steps = num_steps_of(lambda: list(whole))
+    rng = random.Random(kind)
+    num_raised = 0
+    for _ in range(num_cases(30)):
+        source, resumed = make(corpus), make(corpus)
+        received: list[list[int]] = []
+        items = iter(source)
+        with interrupted_after(rng.randrange(1, num_steps)):
+            try:
+                for item in items:
+                    received += row_ids([item])
+            except InterruptError:
+                num_raised += 1
+            else:
+                continue
+        resumed.load_state_dict(saved(source.state_dict()))
+        assert received + row_ids(resumed) == expected
+        assert received + row_ids(items) == expected, "the same iterator continues"
+        assert source.epoch == 0
+    assert num_raised > num_cases(30) // 2
+
+
+@pytest.mark.filterwarnings("ignore:the loaded state is of the last batch")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_new_pass_after_an_interruption_is_the_same_epoch_only_if_nothing_was_received(
+    corpus: Path, kind: str
+) -> None:
+    make = KINDS[kind]
+    source = make(corpus)
+    epochs = [row_ids(source), row_ids(source)]
+    items = iter(make(corpus))
+    num_steps = num_steps_of(lambda: next(items)) - 5
+    for step in random.Random(kind).sample(range(1, num_steps), min(num_cases(20), num_steps - 1)):
+        source = make(corpus)
+        with interrupted_after(step), pytest.raises(InterruptError):
+            list(source)
+        assert row_ids(source) == epochs[0]
+        assert row_ids(source) == epochs[1]
+
+
+class Alarms:
+    """Raises an error from the handler of a timer, at random times, while it is armed."""
+
+    def __init__(self) -> None:
+        """Start unarmed."""
+        self._rng = random.Random(7)
+        self.is_armed = False
+        self.num_raised = 0
+
+    def __call__(self, *_: object) -> None:
+        """Handle the signal."""
+        if self.is_armed:
+            self.is_armed = False
+            self.num_raised += 1
+            raise InterruptError
+
+    def arm(self, max_delay_s: float) -> None:
+        """Raise once, after a random time."""
+        self.is_armed = True
+        signal.setitimer(signal.ITIMER_REAL, self._rng.uniform(1e-5, max_delay_s))
+
+    def disarm(self) -> None:
+        """Raise no more."""
+        self.is_armed = False
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+@pytest.fixture
+def alarms() -> Iterator[Alarms]:
+    """Provide alarms, and turn them off in the end."""
+    found = Alarms()
+    before = signal.signal(signal.SIGALRM, found)
+    yield found
+    found.disarm()
+    signal.signal(signal.SIGALRM, before)
+
+
+# The error is raised in finalizers and in the hooks of fork, too, which can only report it.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(("way", "num_workers"), [("batches", 0), ("rows in turns", 0), ("batches", 2)])
+def test_alarms_at_random_times_lose_and_repeat_nothing(
+    corpus: Path, alarms: Alarms, way: Any, num_workers: int
+) -> None:
+    expected = row_ids(make_savable(corpus, way, num_workers=num_workers))
+    deadline = time.monotonic() + num_cases(30) / 10
+    while alarms.num_raised < num_cases(30) and time.monotonic() < deadline:
+        items = iter(make_savable(corpus, way, num_workers=num_workers))
+        received: list[list[int]] = []
+        is_over = False
+        while not is_over:
+            try:
+                alarms.arm(0.1 if num_workers else 0.02)
+                for item in items:
+                    received += row_ids([item])
+                is_over = True
+            except BaseException:
+                # Interrupted, the threading module may raise a RuntimeError instead.
+                if alarms.is_armed:
+                    raise
+            finally:
+                alarms.disarm()
+        assert received == expected
+    assert alarms.num_raised > 3
