@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader
 
-from laneway.core.cursor import Cursor
+from laneway.arguments import check_flag
 from laneway.core.merge import merge_ranks
 from laneway.core.schema import parse_state, wrap_state
-from laneway.core.state import read_progress, write_job_state, write_state
-from laneway.core.turns import WorkerPlace
 from laneway.dataset import StatefulShardedDataset
 from laneway.delivery.dataloader import BatchSource
 from laneway.delivery.loader_arguments import LoaderArguments, arguments_of, check_has_no_state
+from laneway.delivery.loader_state import job_state, parse_job_state, parse_rank_state, rank_state, resume_point
 from laneway.delivery.runner import LoaderIterator, PassRunner
 from laneway.distributed import Ranks, rank_in_group
-from laneway.errors import CheckpointMismatchError
+from laneway.errors import CheckpointMismatchError, LanewayError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -56,6 +54,8 @@ class SavableLoader:
         multiprocessing_context: How to start workers: "fork", "spawn", "forkserver" or a context.
         timeout: Seconds to wait for a batch from a worker; 0: no limit.
         worker_init_fn: Called in each worker with its id.
+        shield_workers: Whether workers ignore SIGINT, and SIGTERM that others than this process send, as a cluster does
+            to all processes of a job. They go on reading while this process saves a checkpoint, and end with it.
         process_group: Process group, or one-dimensional DeviceMesh, of the data-parallel ranks. It determines rank and
             world size. None: those of the dataset. Ranks that share a data-parallel rank, as in tensor parallelism,
             get the same rows.
@@ -92,6 +92,7 @@ class SavableLoader:
         multiprocessing_context: Any = None,  # noqa: ANN401 - DataLoader takes a name or a context
         timeout: float = 0,
         worker_init_fn: Callable[[int], None] | None = None,
+        shield_workers: bool = False,
         process_group: ProcessGroup | None = None,
         progress: bool = False,
     ) -> None:
@@ -121,11 +122,12 @@ class SavableLoader:
         self._dataset = source
         self._process_group = process_group
         self._ranks: Ranks | None = None
-        batches = BatchSource(arguments.apply_to(source.definition), arguments.keywords)
+        check_flag("shield_workers", shield_workers)
+        definition = arguments.apply_to(source.definition)
+        batches = BatchSource(definition, arguments.keywords, shields_workers=shield_workers)
         self._schedule = source.schedule.of_loader()
         self._runner = PassRunner(batches, self._schedule, shows_progress=progress)
         self._place = batches.place
-        self._rank_place, self._job_place = self._place.of_rank(), WorkerPlace(0, self._place.world_size)
 
     # -- Properties ---------------------------------------------------------------------------------------------------
 
@@ -161,6 +163,16 @@ class SavableLoader:
     def __len__(self) -> int:
         """Return the number of batches, or rows if there are no batches, that this rank delivers in a whole epoch."""
         return len(self._runner)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Refuse to copy or pickle a loader in mid-pass: its workers stay in this process."""
+        if self._runner.last is not None:
+            message = (
+                "a SavableLoader that has begun a pass can't be copied or pickled: save its state_dict(), and load it "
+                "into a new SavableLoader over a copy of the dataset"
+            )
+            raise LanewayError(message)
+        return vars(self)
 
     def __repr__(self) -> str:
         reader = f"{self._place.num_workers} worker(s)"
@@ -215,15 +227,7 @@ class SavableLoader:
         that keeps its remainder, ranks deliver different numbers of batches, so this can't be assumed: then it is the
         state of this rank, marked as such, and other ranks refuse it.
         """
-        running, restored = self._runner.described, self._schedule.pending
-        if running is not None:
-            own, job = running.progress(), running.job_turn()
-            if job is None:
-                return wrap_state(self._write(own, complete=running.is_complete, over=running.is_over))
-            return wrap_state(write_job_state(self._identity, own, self._job_place, job, over=running.is_over))
-        if restored is not None and not restored.follows:
-            return wrap_state(copy.deepcopy(restored.saved.original))
-        return wrap_state(self._write(self._schedule.next_progress, complete=False))
+        return wrap_state(job_state(self._runner))
 
     def load_state_dict(self, state_dict: State) -> None:
         """Resume the next pass from a state of the whole job, or of this rank; a refused state changes nothing.
@@ -238,7 +242,7 @@ class SavableLoader:
                 all differences.
         """
         saved = parse_state(state_dict)
-        self._assign(saved, self._resume_point(saved))
+        self._schedule.restore(saved, resume_point(self._runner, saved))
 
     # -- States of one rank -------------------------------------------------------------------------------------------
 
@@ -248,18 +252,7 @@ class SavableLoader:
         `restore_state_rank` accepts it on the same rank with the same world size. `merge_states` merges the states of
         all ranks, saved at the same step, into the state of the whole job.
         """
-        running, restored = self._runner.described, self._schedule.pending
-        if running is not None:
-            return self._write(running.progress(), complete=running.is_complete, over=running.is_over)
-        if restored is not None and restored.progress.place is not None and not restored.follows:
-            return copy.deepcopy(restored.saved.original)
-        progress = self._schedule.next_progress if restored is None or restored.follows else restored.progress
-        is_over = restored is not None and restored.saved.is_over and not restored.follows
-        assignment = self._runner.resolve(progress)
-        if assignment.is_complete:
-            return self._write(assignment.progress, complete=True, over=is_over)
-        cursor = Cursor(assignment.of_rank())
-        return self._write(cursor.progress(), complete=cursor.is_at_end)
+        return rank_state(self._runner)
 
     def restore_state_rank(self, state: State) -> None:
         """Resume the next pass from a state of this rank; nothing is communicated.
@@ -271,16 +264,8 @@ class SavableLoader:
             StateFormatError: The value is not a state, or it is damaged.
             CheckpointMismatchError: The state is of another rank, of another world size, or of the whole job.
         """
-        saved = parse_state(state)
-        fields, place = saved.fields, self._place
-        is_shared = place.world_size > 1 and fields["lanes"] is not None and not saved.is_complete
-        if saved.is_global and (saved.place.world_size != place.world_size or is_shared):
-            message = (
-                f"this is the state of a whole job of {saved.place.world_size} rank(s), not of rank {place.rank} of "
-                f"{place.world_size}: call restore_state_global() or load_state_dict()"
-            )
-            raise CheckpointMismatchError(message)
-        self._assign(saved, self._resume_point(saved))
+        saved = parse_rank_state(state, self._place)
+        self._schedule.restore(saved, resume_point(self._runner, saved))
 
     # -- States of the whole job, gathered from all ranks -------------------------------------------------------------
 
@@ -318,7 +303,7 @@ class SavableLoader:
         """
         ranks = self.ranks()
         if src_rank is not None:
-            state = ranks.broadcast(lambda: dict(_parse_job_state(state).fields), src_rank)
+            state = ranks.broadcast(lambda: dict(parse_job_state(state).fields), src_rank)
         self.restore_together(ranks, state, f"src_rank={src_rank!r}")
 
     def gather_state(self, ranks: Ranks, dst_rank: int | None) -> State | None:
@@ -338,8 +323,8 @@ class SavableLoader:
 
         def check() -> tuple[SavedState, Progress]:
             ranks.check(self._place.rank, self._place.world_size)
-            saved = _parse_job_state(state)
-            return saved, self._resume_point(saved)
+            saved = parse_job_state(state)
+            return saved, resume_point(self._runner, saved)
 
         saved, progress = ranks.agree(check, call)
         digests = ranks.gather(lambda: _digest(saved)) or []
@@ -350,7 +335,7 @@ class SavableLoader:
                 "or on one rank, with its src_rank= on all of them"
             )
             raise CheckpointMismatchError(message)
-        self._assign(saved, progress)
+        self._schedule.restore(saved, progress)
 
     def ranks(self) -> Ranks:
         """Return the ranks of the job, able to communicate. Must be called by all of them."""
@@ -358,38 +343,9 @@ class SavableLoader:
             self._ranks = Ranks.of(self._process_group, self._place.rank, self._place.world_size)
         return self._ranks
 
-    # -- Writing and reading states -----------------------------------------------------------------------------------
-
     @property
     def _identity(self) -> Identity:
         return self._runner.source.definition.identity
-
-    def _write(self, progress: Progress, *, complete: bool, over: bool = False) -> State:
-        # The state of the whole job is identical on every rank.
-        place = self._job_place if progress.place is None else self._rank_place
-        return write_state(self._identity, progress, place, complete=complete, over=over)
-
-    def _resume_point(self, saved: SavedState) -> Progress:
-        """Compare a state with the dataset, and return the progress from which the next pass would resume."""
-        progress = read_progress(saved, self._identity, self._rank_place, is_worker=False)
-        if progress.place is not None:
-            # The lanes of a single rank can't be cut again, so its current workers must be able to share them.
-            self._runner.resolve(progress)
-        return progress
-
-    def _assign(self, saved: SavedState, progress: Progress) -> None:
-        self._schedule.restore(saved, progress)
-
-
-def _parse_job_state(state: object) -> SavedState:
-    saved = parse_state(state)
-    if not saved.is_global:
-        message = (
-            f"this is the state of rank {saved.place.rank} of {saved.place.world_size} only: call "
-            "restore_state_rank() on that rank, or load merge_states() of the states of all ranks"
-        )
-        raise CheckpointMismatchError(message)
-    return saved
 
 
 def _digest(saved: SavedState) -> str:

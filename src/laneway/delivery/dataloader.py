@@ -7,7 +7,8 @@ far workers have read ahead and in whichever order batches arrive.
 
 from __future__ import annotations
 
-from dataclasses import replace
+import threading
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,13 +19,14 @@ from laneway.core.job import JobInference
 from laneway.core.order import base_seed
 from laneway.core.progress import Progress
 from laneway.delivery.buffers import forget_ended_workers
+from laneway.delivery.packing import raise_if_unsent
 from laneway.delivery.passes import Pass, Taken
 from laneway.delivery.stream import BatchStream, TaggedBatch
-from laneway.delivery.workers import end_workers, worker_place
+from laneway.delivery.workers import end_with_parent, end_workers, ignore_signals_of_the_group, worker_place
 from laneway.errors import LanewayError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from laneway.core.assignment import Assignment
     from laneway.core.progress import JobTurn
@@ -64,6 +66,7 @@ class _WorkerDataset(IterableDataset["TaggedBatch"]):
     def __init__(self, definition: Definition) -> None:
         self._definition = definition
         self._progress = Progress(0)
+        self._ends_with_parent = False
         # Shared with persistent workers. A late worker may read the epoch of a later pass, but only after the loader
         # has begun that pass and takes no more batches of this one.
         self._fresh_epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
@@ -71,14 +74,31 @@ class _WorkerDataset(IterableDataset["TaggedBatch"]):
     def begin(self, progress: Progress, *, is_fresh: bool) -> None:
         """Start the next pass from `progress`; only a fresh epoch reaches persistent workers."""
         self._progress = progress
+        # To the kernel, the parent of a worker is the thread that starts it.
+        self._ends_with_parent = threading.current_thread() is threading.main_thread()
         self._fresh_epoch[0] = progress.epoch if is_fresh else -1
 
     def __iter__(self) -> _TaggedBatches:
         fresh_epoch = int(self._fresh_epoch)
         progress = self._progress if fresh_epoch < 0 else Progress(fresh_epoch)
-        rank = self._definition.place
-        place = worker_place(rank) or rank
+        rank, place = self._definition.place, worker_place(self._definition.place)
+        if place is None:
+            place = rank
+        elif self._ends_with_parent:
+            end_with_parent()
         return _TaggedBatches(self._definition.open_batches(self._definition.resolve(progress, place)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Shielded:
+    """A worker_init_fn that also shields the worker from signals."""
+
+    init: Callable[[int], None] | None
+
+    def __call__(self, worker: int) -> None:
+        ignore_signals_of_the_group()
+        if self.init is not None:
+            self.init(worker)
 
 
 def _unchanged(batch: Any) -> Any:  # noqa: ANN401 - a batch may be anything
@@ -88,12 +108,13 @@ def _unchanged(batch: Any) -> Any:  # noqa: ANN401 - a batch may be anything
 class BatchSource:
     """Reads the batches of one rank with the workers of a plain DataLoader."""
 
-    def __init__(self, definition: Definition, keywords: Mapping[str, Any]) -> None:
+    def __init__(self, definition: Definition, keywords: Mapping[str, Any], *, shields_workers: bool = False) -> None:
         """Prepare to read.
 
         Args:
             definition: The dataset to read; if it has no batches, each turn of rows is sent as a batch.
             keywords: Further arguments of DataLoader.
+            shields_workers: Whether workers ignore signals that are sent to their process group.
         """
         self.yields_rows = definition.options.batch_size is None
         """Whether items are single rows."""
@@ -113,6 +134,8 @@ class BatchSource:
         # draw other numbers for the model.
         self._generator = torch.Generator()
         self._keywords = {**keywords, "generator": keywords.get("generator") or self._generator}
+        if shields_workers:
+            self._keywords["worker_init_fn"] = _Shielded(keywords.get("worker_init_fn"))
         self._loader = self._make_loader()
         self._running: Iterator[TaggedBatch] | None = None
         """What `batches` returned last, until its workers are discarded."""
@@ -214,6 +237,7 @@ class DataLoaderPass(Pass):
                 return None
             try:
                 tagged = next(self._batches)
+                raise_if_unsent(tagged.batch)
             except StopIteration:
                 self._batches = None
                 forget_ended_workers()

@@ -8,13 +8,16 @@ are views of that buffer. Small columns are part of the message itself.
 from __future__ import annotations
 
 import math
+import pickle
 from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+from torch._utils import ExceptionWrapper
 
 from laneway.delivery.buffers import Ticket, lend, receive
+from laneway.errors import LanewayError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -96,10 +99,47 @@ def _reduce(batch: PackedBatch) -> tuple[Any, ...]:
         return _unpack, _pack_columns(batch)
     except Exception:  # noqa: BLE001 - the queue would drop the error, and the receiver would wait forever
         # Shared memory may be exhausted, for example.
-        return dict, (dict(batch),)
+        return _reduce_item(dict(batch))
 
 
 ForkingPickler.register(PackedBatch, _reduce)
+
+
+class SentItem:
+    """An item that is sent to another process; if it can't be pickled, the error is sent instead."""
+
+    def __init__(self, item: Any) -> None:  # noqa: ANN401 - a user's transform may return anything
+        """Send `item`."""
+        self.item = item
+
+
+ForkingPickler.register(SentItem, lambda sent: _reduce_item(sent.item))
+
+
+def _reduce_item(item: Any) -> tuple[Any, ...]:  # noqa: ANN401 - a user's transform may return anything
+    """Pickle an item, or the error that it causes: a queue drops the error, and the receiver would wait forever."""
+    try:
+        return pickle.loads, (bytes(ForkingPickler.dumps(item)),)
+    except Exception as error:  # noqa: BLE001 - sent to the receiver
+        reason = f"{type(error).__name__}: {str(error)[:500]}"
+        return _fail, (reason,)
+
+
+def _fail(reason: str) -> ExceptionWrapper:
+    """Return the error of a batch that can't be sent, as a DataLoader expects it."""
+    message = (
+        f"a batch can't be sent from a DataLoader worker, since it can't be pickled ({reason}): have transform and "
+        "collate_fn return other values, or use num_workers=0"
+    )
+    return ExceptionWrapper(  # type: ignore[no-untyped-call]
+        (LanewayError, LanewayError(message), None), where="in a DataLoader worker process"
+    )
+
+
+def raise_if_unsent(received: object) -> None:
+    """Raise the error of a batch that could not be sent."""
+    if isinstance(received, ExceptionWrapper):
+        received.reraise()  # type: ignore[no-untyped-call]
 
 
 def _pack_columns(batch: dict[Any, Any]) -> tuple[Any, ...]:
@@ -119,6 +159,8 @@ def _pack_columns(batch: dict[Any, Any]) -> tuple[Any, ...]:
             last = kind
         groups[-1][1].append(key)
         groups[-1][2].append(tensor)
+    # Here, so that an error comes before any shared memory is taken.
+    pickled_rest = bytes(ForkingPickler.dumps(rest))
     blocks = _lay_out(groups)
     sizes = {True: 0, False: 0} | {block.is_inline: block.start + block.num_bytes for block in blocks}
     inline = bytearray(sizes[True])
@@ -126,7 +168,7 @@ def _pack_columns(batch: dict[Any, Any]) -> tuple[Any, ...]:
     for block, (_, _, tensors) in zip(blocks, groups, strict=True):
         into = inline if block.is_inline or shared is None else shared
         torch.stack(tensors, out=torch.from_numpy(block.view(into)).view(block.dtype))
-    return tuple(batch), tuple(blocks), inline, ticket, rest
+    return tuple(batch), tuple(blocks), inline, ticket, pickled_rest
 
 
 def _lay_out(groups: list[tuple[bool, list[Any], list[torch.Tensor]]]) -> list[_Block]:
@@ -145,10 +187,10 @@ def _lay_out(groups: list[tuple[bool, list[Any], list[torch.Tensor]]]) -> list[_
 
 
 def _unpack(
-    keys: tuple[Any, ...], blocks: tuple[_Block, ...], inline: bytearray, ticket: Ticket | None, rest: dict[Any, Any]
+    keys: tuple[Any, ...], blocks: tuple[_Block, ...], inline: bytearray, ticket: Ticket | None, rest: bytes
 ) -> dict[Any, Any]:
     """Return the batch from the result of `_pack_columns`."""
-    values = dict(rest)
+    values: dict[Any, Any] = pickle.loads(rest)  # noqa: S301 - pickled by a worker of this process
     shared = receive(ticket) if ticket else None
     for block in blocks:
         whole = block.view(inline if block.is_inline or shared is None else shared)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from laneway.convert.batches import NullInColumnError
 from laneway.core.cursor import LaneRange, Positions, Received, ReceivedRows
-from laneway.delivery.packing import pack
+from laneway.delivery.packing import SentItem, pack
 from laneway.delivery.passes import Pass, Taken
 from laneway.delivery.workers import is_in_worker
 
@@ -153,7 +153,7 @@ class BatchStream(Stream):
             return None
         received, num_taken, batch = taken
         received.taken = num_taken
-        return TaggedBatch(received.turn, received.positions, batch)
+        return TaggedBatch(received.turn, received.positions, SentItem(batch) if self._is_sent else batch)
 
     def _read(self, num_delivered: int) -> Taken | None:
         found = self._cursor.next_batch()

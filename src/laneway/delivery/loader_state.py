@@ -1,0 +1,107 @@
+"""States of a SavableLoader: of its rank, and of the whole job as far as this rank can infer it."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+from laneway.core.cursor import Cursor
+from laneway.core.schema import parse_state
+from laneway.core.state import read_progress, write_job_state, write_state
+from laneway.core.turns import WorkerPlace
+from laneway.errors import CheckpointMismatchError
+
+if TYPE_CHECKING:
+    from laneway.core.progress import Progress
+    from laneway.core.schema import SavedState
+    from laneway.delivery.runner import PassRunner
+
+
+def job_state(runner: PassRunner) -> dict[str, Any]:
+    """Return the state of the whole job, or that of the rank if the job's can't be inferred."""
+    running, restored = runner.described, runner.schedule.pending
+    if running is not None:
+        own, job = running.progress(), running.job_turn()
+        if job is None:
+            return _write(runner, own, complete=running.is_complete, over=running.is_over)
+        identity = runner.source.definition.identity
+        return write_job_state(identity, own, _job_place(runner), job, over=running.is_over)
+    if restored is not None and not restored.follows:
+        return copy.deepcopy(restored.saved.original)
+    return _write(runner, runner.schedule.next_progress, complete=False)
+
+
+def rank_state(runner: PassRunner) -> dict[str, Any]:
+    """Return the state of the rank."""
+    running, restored = runner.described, runner.schedule.pending
+    if running is not None:
+        return _write(runner, running.progress(), complete=running.is_complete, over=running.is_over)
+    if restored is None or restored.follows:
+        assignment, is_over = runner.resolve(runner.schedule.next_progress), False
+    elif restored.progress.place is not None:
+        return copy.deepcopy(restored.saved.original)
+    else:
+        assignment, is_over = runner.resolve(restored.progress), restored.saved.is_over
+    if assignment.is_complete:
+        return _write(runner, assignment.progress, complete=True, over=is_over)
+    cursor = Cursor(assignment.of_rank())
+    return _write(runner, cursor.progress(), complete=cursor.is_at_end)
+
+
+def _write(runner: PassRunner, progress: Progress, *, complete: bool, over: bool = False) -> dict[str, Any]:
+    # The state of the whole job is identical on every rank.
+    place = _job_place(runner) if progress.place is None else runner.place.of_rank()
+    return write_state(runner.source.definition.identity, progress, place, complete=complete, over=over)
+
+
+def _job_place(runner: PassRunner) -> WorkerPlace:
+    return WorkerPlace(0, runner.place.world_size)
+
+
+def parse_job_state(state: object) -> SavedState:
+    """Parse a state that must be that of the whole job.
+
+    Raises:
+        StateFormatError: The value is not a state, or it is damaged.
+        CheckpointMismatchError: It is the state of a single rank.
+    """
+    saved = parse_state(state)
+    if not saved.is_global:
+        message = (
+            f"this is the state of rank {saved.place.rank} of {saved.place.world_size} only: call "
+            "restore_state_rank() on that rank, or load merge_states() of the states of all ranks"
+        )
+        raise CheckpointMismatchError(message)
+    return saved
+
+
+def parse_rank_state(state: object, place: WorkerPlace) -> SavedState:
+    """Parse a state that must be that of a rank, or of a job with a single one.
+
+    Raises:
+        StateFormatError: The value is not a state, or it is damaged.
+        CheckpointMismatchError: It is the state of a job of several ranks.
+    """
+    saved = parse_state(state)
+    is_shared = place.world_size > 1 and saved.fields["lanes"] is not None and not saved.is_complete
+    if saved.is_global and (saved.place.world_size != place.world_size or is_shared):
+        message = (
+            f"this is the state of a whole job of {saved.place.world_size} rank(s), not of rank {place.rank} of "
+            f"{place.world_size}: call restore_state_global() or load_state_dict()"
+        )
+        raise CheckpointMismatchError(message)
+    return saved
+
+
+def resume_point(runner: PassRunner, saved: SavedState) -> Progress:
+    """Compare a state with the dataset, and return the progress from which the next pass would resume.
+
+    Raises:
+        StateFormatError: Its positions contradict its lanes.
+        CheckpointMismatchError: The state belongs to another dataset, order or rank.
+    """
+    progress = read_progress(saved, runner.source.definition.identity, runner.place.of_rank(), is_worker=False)
+    if progress.place is not None:
+        # The lanes of a single rank can't be cut again, so its current workers must be able to share them.
+        runner.resolve(progress)
+    return progress
