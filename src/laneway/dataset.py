@@ -358,8 +358,8 @@ class StatefulShardedDataset(IterableDataset[Any]):
         progress = self.schedule.next_progress if running is None else running.progress()
         if progress.cut is None:
             return []
-        completed = self.definition.identity.plan(progress).completed_shards(progress.cut.rows())
-        return [self.shards[index] for index in completed.tolist()]
+        plan = self.definition.identity.plan(progress)
+        return [plan.shards[index] for index in plan.completed_shards(progress.cut.rows()).tolist()]
 
     def _check_holds_progress(self) -> None:
         if self.schedule.num_active_workers and not is_in_worker():

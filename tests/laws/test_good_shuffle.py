@@ -16,9 +16,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from laneway.core.lanes import Lanes, Windows, cut_epoch
-from laneway.core.order import permutation, window_order
-from laneway.core.plan import Identity, Plan, Settings
+from laneway.core.cutting import cut_epoch
+from laneway.core.division import Sharing, divide
+from laneway.core.lanes import Lanes, Windows
+from laneway.core.order import ORDER_VERSION, permutation, window_order
+from laneway.core.plan import Identity, Settings
+from laneway.core.progress import Progress, fresh_cut
 from tests.laws.simulation import file_table, rows_of
 
 SHARDS, SHARD_ROWS, WINDOW_SHARDS = 800, 50, 8
@@ -38,16 +41,8 @@ IDENTITY = Identity(
 
 def epoch_order(epoch: int, num_lanes: int = 1) -> np.ndarray:
     """Return the row numbers of an epoch in the order of delivery, lane after lane."""
-    windows, lanes = cut_epoch(
-        IDENTITY.shards,
-        num_lanes=num_lanes,
-        window_bytes=IDENTITY.settings.window_bytes,
-        shuffle=True,
-        seed=IDENTITY.settings.seed,
-        epoch=epoch,
-    )
-    plan = Plan(IDENTITY, epoch, windows, lanes, (), ())
-    return np.concatenate([rows_of(plan, lane, 0, int(rows)) for lane, rows in enumerate(lanes.rows)])
+    plan = IDENTITY.plan(Progress(epoch, cut=fresh_cut(num_lanes, 50)))
+    return np.concatenate([rows_of(plan, lane, 0, int(rows)) for lane, rows in enumerate(plan.lanes.rows)])
 
 
 def chi_square_sigmas(table: np.ndarray) -> float:
@@ -120,7 +115,8 @@ def test_another_seed_is_another_order() -> None:
 
 
 def test_windows_have_about_the_target_size() -> None:
-    windows, lanes = cut_epoch(IDENTITY.shards, num_lanes=4, window_bytes=4000, shuffle=True, seed=1, epoch=0)
+    division = divide(ORDER_VERSION, IDENTITY.files.num_rows, 4, 50, Sharing())
+    windows, lanes = cut_epoch(IDENTITY.shards, division, window_bytes=4000, shuffle=True, seed=1, epoch=0)
     assert isinstance(windows, Windows)
     assert isinstance(lanes, Lanes)
     sizes = windows.rows * 10

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from laneway import StatefulShardedDataset
+from laneway.core.division import Sharing
 from laneway.core.progress import CutProgress, JobTurn, LanePosition, Progress
 from laneway.core.schema import parse_state
 from laneway.core.state import write_state
@@ -196,7 +197,7 @@ def test_lanes_that_can_not_be_shared_give_a_warning_when_a_pass_begins(corpus: 
 
 def test_a_rank_infers_the_progress_of_the_job_once_a_pass_has_begun(corpus: Path) -> None:
     runner = runner_of(corpus, rank=1, world_size=2)
-    own = Progress(0, "pad", CutProgress(2, 10, 2, {1: LanePosition(10)}), (), WorkerPlace(1, 2))
+    own = Progress(0, Sharing(2, 1, "pad"), CutProgress(2, 10, 2, {1: LanePosition(10)}), (), WorkerPlace(1, 2))
     assert runner.job_turn(own, is_complete=False) is None
     next(LoaderIterator(runner))
     assert runner.job_turn(own, is_complete=False) == JobTurn(2, 0, is_complete=False)
