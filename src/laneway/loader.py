@@ -316,8 +316,11 @@ class SavableLoader:
             return sealed({**self.save_state_rank(), "files": ""})
 
         parts = ranks.gather(part, dst_rank)
-        files = self._identity.files.encoded
-        return ranks.agree(lambda: sealed({**merge_ranks(parts, same_step=False), "files": files}) if parts else None)
+
+        def merged(parts: list[State]) -> State:
+            return sealed({**merge_ranks(parts, same_step=False), "files": self._identity.files.encoded})
+
+        return ranks.agree(lambda: merged(parts) if parts else None)
 
     def restore_together(self, ranks: Ranks, state: object, call: str = "") -> None:
         """Resume the next pass from a state that every rank of `ranks` passes; see `restore_state_global`."""

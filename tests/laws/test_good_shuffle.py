@@ -78,6 +78,18 @@ def test_the_check_detects_a_weak_shuffle() -> None:
     assert chi_square_sigmas(contingency(near, 20)) > 5
 
 
+def test_rows_of_a_dataset_that_is_smaller_than_one_round_of_turns_are_shuffled_as_well() -> None:
+    # No lane has a whole turn of its own: all lanes share the windows.
+    plan = IDENTITY.plan(Progress(0, cut=fresh_cut(16, 4_000)))
+    assert {*plan.windows.lane.tolist()} == {16}
+    order = np.concatenate([rows_of(plan, lane, 0, int(rows)) for lane, rows in enumerate(plan.lanes.rows)])
+    assert sorted(order.tolist()) == list(range(SHARDS * SHARD_ROWS))
+    followers = (np.diff(order) == 1).sum()
+    assert followers < 100 + 5 * np.sqrt(100), "about one row per window follows its predecessor"
+    distinct = [len({*(batch // SHARD_ROWS)}) for batch in order.reshape(-1, 50)]
+    assert np.mean(distinct) > 0.95 * WINDOW_SHARDS * (1 - (7 / 8) ** 50)
+
+
 @pytest.mark.parametrize("num_lanes", [1, 8])
 def test_epochs_are_uncorrelated(num_lanes: int) -> None:
     positions = [np.argsort(epoch_order(epoch, num_lanes)) for epoch in range(4)]

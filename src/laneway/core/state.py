@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 
 class _IdentityPart(NamedTuple):
-    """The fields of an identity in the states of a scope, and their part of the digest."""
+    """The fields of an identity in a state, and their part of the digest."""
 
     fields: dict[str, Any]
     seal: Seal
@@ -58,16 +58,16 @@ def identity_fields(identity: Identity, order_version: int) -> dict[str, Any]:
     return {"fingerprint": identity.fingerprint_in(order_version), **asdict(identity.settings)}
 
 
-def _identity_part(identity: Identity, order_version: int, scope: Scope) -> _IdentityPart:
-    """Return the fields of the identity, which are the same in all states of a scope."""
+def _identity_part(identity: Identity, order_version: int, *, is_worker: bool) -> _IdentityPart:
+    """Return the fields of the identity, which are the same in all states of a rank or of a worker."""
 
     def compute() -> _IdentityPart:
         # A StatefulDataLoader keeps a state for each worker, and they would all hold the same table.
-        files = "" if scope == "worker" else identity.files.encoded
+        files = "" if is_worker else identity.files.encoded
         fields = {"files": files, **identity_fields(identity, order_version)}
         return _IdentityPart(fields, seal_of(fields))
 
-    return identity.derived(("state", order_version, scope == "worker"), compute)
+    return identity.derived(("state", order_version, is_worker), compute)
 
 
 def write_state(identity: Identity, progress: Progress, place: WorkerPlace, *, complete: bool) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def _write(
     """Return a state with a digest; `listed` are its lanes, their rows and their offsets, unless they are in step."""
     cut, scope = progress.cut, scope_of(progress.place)
     world_size, turns_per_batch, remainder = progress.sharing if cut else (None, None, None)
-    fields, seal = _identity_part(identity, progress.order_version, scope)
+    fields, seal = _identity_part(identity, progress.order_version, is_worker=place.num_workers > 1)
     state = {
         "format": FORMAT,
         "version": FORMAT_VERSION,

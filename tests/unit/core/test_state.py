@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields, replace
 from types import NoneType
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from laneway.core.assignment import resolve_cut
+from laneway.core.cursor import Cursor
 from laneway.core.division import Sharing
 from laneway.core.options import LaneOptions
 from laneway.core.plan import Identity, Settings
@@ -89,6 +91,7 @@ def test_the_state_of_a_worker_holds_no_file_table() -> None:
     progress = progress_of({1: 2}, 2, place=place)
     state = write_state(IDENTITY, progress, place, complete=False)
     assert state["files"] == ""
+    assert write_state(IDENTITY, Progress(0), place, complete=False)["files"] == ""
     other = write_state(Identity(file_table([[6], [8]]), PLAIN), progress, place, complete=False)
     prints = f"saved those with fingerprint {other['fingerprint'][:8]}, this run has {state['fingerprint'][:8]}"
     with pytest.raises(CheckpointMismatchError, match=f"files: {prints}"):
@@ -221,6 +224,33 @@ def test_positions_are_written_only_if_they_are_not_in_step() -> None:
         assert load(state, IDENTITY) == progress
     for rows, next_turn in (({0: 2, 1: 3}, 2), ({0: 2, 1: 0}, 2)):
         assert write_state(IDENTITY, progress_of(rows, next_turn), WorkerPlace(), complete=False)["positions"]
+
+
+def test_a_state_is_small_however_many_lanes_were_cut_however_often() -> None:
+    identity, progress = Identity(file_table([[10**6]]), PLAIN), Progress(0)
+    for world_size in range(1, 21):
+        found = resolve_cut(identity, progress, WorkerPlace(0, world_size), LaneOptions(None, 1, 64))
+        cut = replace(found.cut, next_turn=world_size * 64)
+        rows = {lane: LanePosition(1) for lane in range(cut.num_lanes)}
+        progress = replace(found.progress, cut=replace(cut, positions=rows), place=None)
+    state = write_state(identity, progress, WorkerPlace(), complete=False)
+    assert len(state["earlier_cuts"]) == 19
+    assert len(json.dumps({**state, "files": ""})) < 2500
+    assert load(state, identity) == progress
+
+
+def test_what_a_run_of_many_lanes_writes_can_be_read() -> None:
+    identity, place = Identity(file_table([[300_000]]), PLAIN), WorkerPlace(1, 2)
+    found = resolve_cut(identity, Progress(0), place, LaneOptions(None, 1, 2**15 + 1))
+    assert found.cut.num_lanes == 2**16 + 2
+    cursor = Cursor(found)
+    for _ in range(2):
+        state = write_state(identity, cursor.progress(), place, complete=False)
+        assert len(json.dumps({**state, "files": ""})) < 1000
+        assert load(state, identity, place) == cursor.progress()
+        batch = cursor.next_batch()
+        assert batch is not None
+        cursor.deliver_batch(batch.turn, batch.new_positions())
 
 
 def test_a_complete_job_needs_no_positions() -> None:
