@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args
 
 from laneway.core.differences import shorten
 from laneway.core.lanes import MAX_EARLIER_LANES, MAX_LANES, Remainder
@@ -38,8 +38,17 @@ def require(condition: bool, problem: str) -> None:  # noqa: FBT001 - it reads a
         StateFormatError: The condition does not hold.
     """
     if not condition:
-        message = f"this state is damaged: {problem}"
-        raise StateFormatError(message)
+        refuse(problem)
+
+
+def refuse(problem: str) -> NoReturn:
+    """Raise a StateFormatError.
+
+    Raises:
+        StateFormatError: Always.
+    """
+    message = f"this state is damaged: {problem}"
+    raise StateFormatError(message)
 
 
 def are_positions(rows: object, offsets: object) -> bool:
@@ -65,23 +74,25 @@ def check_lanes(fields: Mapping[str, Any], place: WorkerPlace) -> None:
     """
     scope, num_lanes, positions = fields["scope"], fields["lanes"], fields["positions"]
     if num_lanes is None:
-        require(scope == "global", f"scope is {shorten(scope)}, but it has no lanes")
+        require(scope == "global", "it is not of a whole job, but it has no lanes")
         require(not positions and not fields["earlier_cuts"], "it has positions, but no lanes")
         require(not fields["complete"], "it is complete, but has no lanes")
         return
-    require(scope in {"global", scope_of(place)}, f"scope is {shorten(scope)} with {place.num_workers:,} workers")
-    remainder = fields["lane_remainder"]
-    require(remainder in _REMAINDERS, f"lane_remainder is {shorten(remainder)}")
+    if scope not in {"global", scope_of(place)}:
+        refuse(f"scope is {shorten(scope)} with {place.num_workers:,} workers")
+    if fields["lane_remainder"] not in _REMAINDERS:
+        refuse(f"lane_remainder is {shorten(fields['lane_remainder'])}")
     for cut in fields["earlier_cuts"]:
-        is_cut = isinstance(cut, list) and len(cut) == len(_CUT) and {*map(type, cut[:6])} == {int}
-        require(is_cut, f"an earlier cut is {shorten(cut)}")
+        if not (isinstance(cut, list) and len(cut) == len(_CUT) and {*map(type, cut[:6])} == {int}):
+            refuse(f"an earlier cut is {shorten(cut)}")
     cuts = [*fields["earlier_cuts"], [fields[name] for name in _CUT]]
     for cut in cuts:
         _check_cut(fields["order_version"], *cut)
     num_earlier = sum(cut[0] for cut in cuts[:-1])
     require(num_earlier <= MAX_EARLIER_LANES, f"its earlier cuts have {num_earlier:,} lanes")
     for cut in cuts[:-1]:
-        require(cut[6] is None or len(cut[6]) == cut[0], f"an earlier cut is {shorten(cut)}")
+        if cut[6] is not None and len(cut[6]) != cut[0]:
+            refuse(f"an earlier cut is {shorten(cut)}")
     _check_positions(fields, place)
 
 
@@ -122,22 +133,23 @@ def _check_cut(  # noqa: PLR0917 - the items of an earlier cut, in its order
     require(0 <= part_rows < (turn_rows if positions is None else 1), f"part_rows is {part_rows}")
     if positions is None:
         require(offsets is None, "it has offsets, but no positions")
-    else:
-        require(are_positions(positions, offsets), f"positions is {shorten(positions)}, offsets {shorten(offsets)}")
+    elif not are_positions(positions, offsets):
+        refuse(f"positions is {shorten(positions)}, offsets {shorten(offsets)}")
 
 
 def _check_positions(fields: Mapping[str, Any], place: WorkerPlace) -> None:
     """Check the lanes and positions of the current cut."""
     num_lanes, lanes, positions = fields["lanes"], fields["lane_indices"], fields["positions"]
     if fields["scope"] == "global":
-        require(lanes is None, f"scope is 'global' with lane_indices {shorten(lanes)}")
+        require(lanes is None, "it is of a whole job, but has lane_indices")
         fits = positions is None or len(positions) == num_lanes
     elif positions is None:
-        require(lanes is None, f"lane_indices is {shorten(lanes)}, but it has no positions")
+        require(lanes is None, "it has lane_indices, but no positions")
         # Which lanes it has follows from its place.
         fits = place.world_size == fields["lane_world_size"]
         fits = fits and num_lanes % place.stride(fields["lane_batch_turns"]) == 0
     else:
         fits = isinstance(lanes, list) and _are_counts(lanes)
         fits = fits and len(lanes) == len(positions) == len({*lanes}) and max(lanes, default=0) < num_lanes
-    require(fits, f"positions {shorten(positions)} don't fit lanes {shorten(lanes)} of {num_lanes:,}")
+    if not fits:
+        refuse(f"positions {shorten(positions)} don't fit lanes {shorten(lanes)} of {num_lanes:,}")

@@ -9,10 +9,11 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from enum import Enum
+from operator import itemgetter
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from laneway.core.consistency import MAX_COUNT, check_lanes, require
+from laneway.core.consistency import MAX_COUNT, check_lanes, refuse, require
 from laneway.core.differences import shorten
 from laneway.core.division import Sharing
 from laneway.core.plan import Settings
@@ -198,18 +199,18 @@ def positions_of(saved: SavedState) -> dict[int, LanePosition]:
     return found
 
 
-_IDENTITY_NAMES = [name for name in names_of(Role.IDENTITY, Role.DETAIL) if name != "digest"]
-_OTHER_NAMES = names_of(Role.JOB, Role.OWN)
+_identity_of = itemgetter(*(name for name in names_of(Role.IDENTITY, Role.DETAIL) if name != "digest"))
+_others_of = itemgetter(*names_of(Role.JOB, Role.OWN))
 
 
 def seal_of(identity: Mapping[str, Any]) -> Seal:
     """Return the seal of states with these fields of the identity."""
-    return Seal((FORMAT, FORMAT_VERSION, *(identity[name] for name in _IDENTITY_NAMES)))
+    return Seal((FORMAT, FORMAT_VERSION, *_identity_of(identity)))
 
 
 def digest_with(seal: Seal, fields: Mapping[str, Any]) -> str:
     """Return the digest of a state, given the seal of its identity and its other fields."""
-    return seal.digest([fields[name] for name in _OTHER_NAMES])
+    return seal.digest(_others_of(fields))
 
 
 def sealed(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -266,13 +267,7 @@ def parse_state(state: object) -> SavedState:
     if missing:
         message = f"this state is truncated: {', '.join(missing)} missing"
         raise StateFormatError(message)
-    for each in FIELDS:
-        value = fields[each.name]
-        if type(value) not in each.types:
-            expected = " or ".join(found.__name__ for found in each.types)
-            message = f"this state is damaged: {each.name} is {shorten(value)}, not {expected}"
-            raise StateFormatError(message)
-        require(type(value) is not int or abs(value) < _MAX_INT, f"{each.name} has too many digits")
+    _check_types(fields)
     require(0 <= fields["epoch"] < MAX_COUNT, f"epoch is {fields['epoch']}")
     require(0 <= fields["next_turn"] < MAX_COUNT, f"next_turn is {fields['next_turn']}")
     for index, count in (("rank", "world_size"), ("worker", "num_workers")):
@@ -283,15 +278,25 @@ def parse_state(state: object) -> SavedState:
     known = {"format": FORMAT, "version": FORMAT_VERSION} | {each.name: fields[each.name] for each in FIELDS}
     parsed = SavedState({name: value for name, value in state.items() if name in known}, known)
     has_lanes = version == FORMAT_VERSION or fields["lanes"] is None or fields["lane_indices"] is not None
-    require(parsed.is_global or has_lanes, f"scope is {shorten(fields['scope'])} without lane_indices")
+    require(parsed.is_global or has_lanes, "it is not of a whole job, but has no lane_indices")
     check_lanes(known, parsed.place)
     if version == FORMAT_VERSION:
         digest = digest_with(seal_of(known), known)
-        require(
-            known["digest"] == digest,
-            f"its digest is {shorten(known['digest'])}, that of its fields is {digest!r}, so a field was changed",
-        )
+        if known["digest"] != digest:
+            found = shorten(known["digest"])
+            refuse(f"its digest is {found}, that of its fields is {digest!r}, so a field was changed")
     return parsed
+
+
+def _check_types(fields: Mapping[str, Any]) -> None:
+    """Check that each field has one of its types, and that numbers can be printed."""
+    for each in FIELDS:
+        value = fields[each.name]
+        if type(value) not in each.types:
+            expected = " or ".join(found.__name__ for found in each.types)
+            refuse(f"{each.name} is {shorten(value)}, not {expected}")
+        if type(value) is int and abs(value) >= _MAX_INT:
+            refuse(f"{each.name} has too many digits")
 
 
 def _upgrade(state: Mapping[str, Any], version: object) -> Mapping[str, Any]:

@@ -79,8 +79,9 @@ def write_state(identity: Identity, progress: Progress, place: WorkerPlace, *, c
         place: The worker that saves the state.
         complete: Whether that worker, rank or job has delivered all its rows of the epoch.
     """
+    scope = scope_of(progress.place)
     if progress.cut is None:
-        return _write(identity, progress, place, complete=complete, next_turn=0, part_rows=0)
+        return _write(identity, progress, place, scope, complete=complete, next_turn=0, part_rows=0)
     next_turn, part_rows = progress.cut.next_turn, _part_in_step(progress)
     is_job_complete = complete and progress.place is None and ends_follow(progress.order_version)
     if part_rows is None and not is_job_complete:
@@ -88,8 +89,10 @@ def write_state(identity: Identity, progress: Progress, place: WorkerPlace, *, c
         lanes = sorted(positions)
         rows, offsets = encode_positions([positions[lane] for lane in lanes])
         listed = (None if progress.place is None else lanes, rows, offsets)
-        return _write(identity, progress, place, complete=complete, next_turn=next_turn, part_rows=0, listed=listed)
-    return _write(identity, progress, place, complete=complete, next_turn=next_turn, part_rows=part_rows or 0)
+        return _write(
+            identity, progress, place, scope, complete=complete, next_turn=next_turn, part_rows=0, listed=listed
+        )
+    return _write(identity, progress, place, scope, complete=complete, next_turn=next_turn, part_rows=part_rows or 0)
 
 
 def _part_in_step(progress: Progress) -> int | None:
@@ -118,15 +121,15 @@ def write_job_state(identity: Identity, progress: Progress, place: WorkerPlace, 
         place: The rank that saves the state. Pass rank 0 on every rank, so that the state is the same on all of them.
         job: Progress of the whole job.
     """
-    whole = replace(progress, place=None)
     next_turn, part_rows, complete = job
-    return _write(identity, whole, place, complete=complete, next_turn=next_turn, part_rows=part_rows)
+    return _write(identity, progress, place, "global", complete=complete, next_turn=next_turn, part_rows=part_rows)
 
 
 def _write(
     identity: Identity,
     progress: Progress,
     place: WorkerPlace,
+    scope: Scope,
     *,
     complete: bool,
     next_turn: int,
@@ -134,7 +137,7 @@ def _write(
     listed: tuple[list[int] | None, list[int] | None, list[int] | None] = (None, None, None),
 ) -> dict[str, Any]:
     """Return a state with a digest; `listed` are its lanes, their rows and their offsets, unless they are in step."""
-    cut, scope = progress.cut, scope_of(progress.place)
+    cut = progress.cut
     world_size, turns_per_batch, remainder = progress.sharing if cut else (None, None, None)
     fields, seal = _identity_part(identity, progress.order_version, is_worker=place.num_workers > 1)
     state = {

@@ -151,7 +151,7 @@ def test_a_damaged_earlier_cut_of_version_1_is_refused(earlier: object) -> None:
 
 def test_a_rank_of_an_older_version_needs_the_list_of_its_lanes() -> None:
     state = {**as_version_2(a_state(BEFORE)), "scope": "rank", "positions": None}
-    with pytest.raises(StateFormatError, match="scope is 'rank' without lane_indices"):
+    with pytest.raises(StateFormatError, match="not of a whole job, but has no lane_indices"):
         parse_state(state)
 
 
