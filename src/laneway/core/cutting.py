@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 MAX_WINDOW_SHARDS = 128
 """Maximum number of shard pieces in a window: if files are small, each piece is a file to open."""
+SHARED_WINDOW_SHARE = 8
+"""The windows that lanes share are smaller by this factor than those of one lane."""
 
 
 class _Pieces(NamedTuple):
@@ -73,8 +75,8 @@ def cut_epoch(
         shards: All shards of the dataset.
         division: Divides the rows of the shards among lanes.
         window_bytes: Target size of a window in bytes, if `shuffle`; a window has at most `MAX_WINDOW_SHARDS` pieces of
-            shards. Without `shuffle` the order doesn't depend on windows, and each piece of a shard is a window of its
-            own, so that reading holds as little memory as possible.
+            shards, and one that lanes share is smaller. Without `shuffle` the order doesn't depend on windows, and each
+            piece of a shard is a window of its own, so that reading holds as little memory as possible.
         shuffle: Whether to permute the shards and, later, the rows of each window.
         seed: Any int in [0, 2**63).
         epoch: Zero-based.
@@ -93,6 +95,10 @@ def cut_epoch(
         sizes = (shards.num_bytes[order][pieces.item] * share).astype(np.int64)
         # A window of thousands of small files would take seconds to open, and the permuted line mixes them anyway.
         sizes = np.maximum(sizes, window_bytes // MAX_WINDOW_SHARDS)
+        if division.bounds[division.num_lanes] > 0:
+            # Each lane reads all pieces of a shared window for one turn of rows. Without lanes of their own, the shared
+            # windows are the whole epoch, and are to be shuffled as well as any.
+            sizes[piece_owner == division.num_lanes] *= SHARED_WINDOW_SHARE
         first_pieces = group_by_size(sizes, piece_owner, window_bytes)
     else:
         first_pieces = np.arange(len(pieces.item), dtype=np.int64)

@@ -72,6 +72,15 @@ def test_lanes_share_the_windows_of_the_rows_that_make_no_whole_turns_of_all_lan
     assert all_segments(shared) == [[Segment(0, 0, 4)], [Segment(0, 4, 5)], [], []]
 
 
+def test_windows_that_lanes_share_are_smaller_unless_they_are_the_whole_epoch() -> None:
+    # Two lanes of four turns of ten rows, and nineteen rows more. A row has ten bytes.
+    windows, _ = cut([1] * 99, 2, version=2, turn_rows=10, window_bytes=400, shuffle=True)
+    assert windows.lane.tolist() == [0, 1, 2, 2, 2, 2]
+    assert windows.rows.tolist() == [40, 40, 5, 4, 5, 5]
+    whole, _ = cut([1] * 99, 2, version=2, turn_rows=50, window_bytes=400, shuffle=True)
+    assert (whole.lane.tolist(), whole.rows.tolist()) == ([2, 2, 2], [33, 33, 33])
+
+
 def test_rows_in_file_order_stay_in_file_order_where_lanes_share_windows() -> None:
     windows, lanes = cut([3, 4], 2, version=2, turn_rows=3, sharing=Sharing(2))
     assert windows.lane.tolist() == [0, 1, 2]
