@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from laneway.core.cutting import cut_again, cut_epoch
+from laneway.core.division import Sharing, divide
 from laneway.core.files import FileTable
-from laneway.core.lanes import cut_again, cut_epoch
+from laneway.core.order import ORDER_VERSION
 from laneway.core.shards import cut_shards
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
 SIZES = (10_000, 100_000, 1_000_000)
 REPEATS = 5
-SHARD_BYTES, WINDOW_BYTES, NUM_LANES = 8 << 20, 64 << 20, 64
+SHARD_BYTES, WINDOW_BYTES, NUM_LANES, TURN_ROWS = 8 << 20, 64 << 20, 64, 256
 COLUMNS = ("shards", "cut files into shards", "order + lanes", "cut again", "peak memory", "of it imports and table")
 
 
@@ -59,11 +61,13 @@ def measure(num_shards: int) -> dict[str, float]:
     times: dict[str, list[float]] = {name: [] for name in COLUMNS[1:4]}
     for repeat in range(REPEATS):
         start = time.perf_counter()
-        shards = cut_shards(files, shard_bytes=SHARD_BYTES)
+        shards = cut_shards(files, files.block_memory_bytes, shard_bytes=SHARD_BYTES)
         cut = time.perf_counter()
-        _, lanes = cut_epoch(shards, num_lanes=NUM_LANES, window_bytes=WINDOW_BYTES, shuffle=True, seed=1, epoch=repeat)
+        division = divide(ORDER_VERSION, files.num_rows, NUM_LANES, TURN_ROWS, Sharing(NUM_LANES))
+        _, lanes = cut_epoch(shards, division, window_bytes=WINDOW_BYTES, shuffle=True, seed=1, epoch=repeat)
         laid = time.perf_counter()
-        cut_again(lanes, lanes.rows // 2, NUM_LANES * 3 // 2)
+        rest, num_lanes = lanes.undelivered(lanes.rows // 2), NUM_LANES * 3 // 2
+        cut_again(rest, divide(ORDER_VERSION, rest.num_rows, num_lanes, TURN_ROWS, Sharing(num_lanes)))
         for name, seconds in zip(times, np.diff([start, cut, laid, time.perf_counter()]), strict=True):
             times[name].append(float(seconds))
     medians = {name: float(np.median(seconds)) for name, seconds in times.items()}

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from laneway.core.files import FileTable
-from laneway.core.lanes import cut_epoch
-from laneway.core.plan import Identity, Plan, Settings
+from laneway.core.plan import Identity, Settings
+from laneway.core.progress import Progress, fresh_cut
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,15 +63,8 @@ def laneway_order(seed: int, window_shards: int, num_lanes: int = 1) -> Order:
         drop_last=False,
     )
     identity = Identity(files, settings)
-    windows, lanes = cut_epoch(
-        identity.shards,
-        num_lanes=num_lanes,
-        window_bytes=settings.window_bytes,
-        shuffle=True,
-        seed=seed,
-        epoch=0,
-    )
-    plan = Plan(identity, 0, windows, lanes, (), ())
+    plan = identity.plan(Progress(0, cut=fresh_cut(num_lanes, BATCH_ROWS)))
+    windows = plan.windows
     found = []
     for window in range(len(windows.lane)):
         ranges = plan.window_files(window)

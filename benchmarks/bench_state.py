@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from torch.utils.data import DataLoader
 
 from laneway import SavableLoader, StatefulShardedDataset, merge_states
+from laneway.core.schema import sealed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -87,7 +88,7 @@ def cost_of_merging(folder: str, *, num_ranks: int = 1024, num_workers: int = 8)
         )
         loader = SavableLoader(dataset)
         next(iter(loader))
-        states.append({**loader.save_state_rank(), "files": ""})
+        states.append(sealed({**loader.save_state_rank(), "files": ""}))
     return {
         "ranks": num_ranks,
         "workers": num_workers,

@@ -68,20 +68,20 @@ class StatefulShardedDataset(IterableDataset[Any]):
             (`lang=en/part-0.parquet`) are columns too.
         shuffle: Whether to shuffle the shards, and the rows of each window of shards, by seed and epoch.
         seed: Any int in [0, 2**63).
-        shard_bytes: Target uncompressed size of a shard, the unit of reading: bytes, or a string such as "64MiB". Row
+        shard_bytes: Target size of a shard, the unit of reading, in memory: bytes, or a string such as "64MiB". Row
             groups and record batches are never split.
         shard_rows: Target number of rows of a shard, instead of `shard_bytes`.
-        window_bytes: Target uncompressed size of a window, the shards whose rows are shuffled together: bytes, or a
+        window_bytes: Target size of a window, the shards whose rows are shuffled together, in memory: bytes, or a
             string. A worker holds one window for each lane it reads.
         prefetch_windows: Number of windows of each lane that threads read and decode ahead. A worker holds them in
             addition; 0: no read-ahead.
         lanes: Number of independent streams that an epoch is cut into. With a multiple of the total number of workers,
             the global order depends on neither ranks nor workers. None: one for each worker.
         turn_rows: Rows taken from a lane before it is the next lane's turn; divides `batch_size`. None: one batch.
-        remainder: How to handle lanes whose lengths differ by one row: "pad" repeats a row, "drop" omits one, so that
+        remainder: How to handle the one row by which ranks differ: "pad" repeats a row, "drop" omits one, so that
             ranks deliver the same number of batches; "keep" does neither. None: "keep" on one rank, else "pad".
-        batch_size: Rows of a batch; None: single rows. The last batch of a lane may be shorter.
-        drop_last: Whether to drop such a shorter batch.
+        batch_size: Rows of a batch; None: single rows. Only the last batch of each rank may be shorter.
+        drop_last: Whether to drop that batch on all ranks, unless all of them have a whole one.
         output: Type of the columns: "python", "numpy", "torch" or "arrow". None: "torch" for batches, "python" for
             rows. docs/how-to/convert-columns.md lists every type. (DataLoader itself converts arrays to tensors;
             `collate_fn=lambda batch: batch` prevents that.)
@@ -216,8 +216,7 @@ class StatefulShardedDataset(IterableDataset[Any]):
     def __len__(self) -> int:
         """Return the number of batches, or rows if there are no batches, that this rank delivers in a whole epoch.
 
-        It may depend on the number of workers: `len(loader)` uses the workers of the DataLoader, `len(dataset)` those
-        of the last pass.
+        It depends on neither lanes nor workers.
         """
         num_workers = num_workers_of_caller(self)
         if num_workers is None:
@@ -357,8 +356,8 @@ class StatefulShardedDataset(IterableDataset[Any]):
         progress = self.schedule.next_progress if running is None else running.progress()
         if progress.cut is None:
             return []
-        completed = self.definition.identity.plan(progress).completed_shards(progress.cut.rows())
-        return [self.shards[index] for index in completed.tolist()]
+        plan = self.definition.identity.plan(progress)
+        return [plan.shards[index] for index in plan.completed_shards(progress.cut.rows()).tolist()]
 
     def _check_holds_progress(self) -> None:
         if self.schedule.num_active_workers and not is_in_worker():

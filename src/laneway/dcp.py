@@ -32,8 +32,8 @@ class GatheredState:
         >>> next(iter(loader))["x"]
         tensor([0, 1, 2, 3])
         >>> checkpoint = {"loader": GatheredState(loader)}  # with the model, for dcp.save and dcp.load
-        >>> checkpoint["loader"].state_dict()["laneway"][0]["positions"]
-        [4]
+        >>> checkpoint["loader"].state_dict()["laneway"][0]["next_turn"]
+        1
     """
 
     def __init__(self, loader: SavableLoader) -> None:

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from laneway.arguments import check_flag
 from laneway.core.merge import merge_ranks
-from laneway.core.schema import parse_state, wrap_state
+from laneway.core.schema import parse_state, sealed, wrap_state
 from laneway.dataset import StatefulShardedDataset
 from laneway.delivery.dataloader import BatchSource
 from laneway.delivery.loader_arguments import LoaderArguments, arguments_of, check_has_no_state
@@ -303,7 +303,7 @@ class SavableLoader:
         """
         ranks = self.ranks()
         if src_rank is not None:
-            state = ranks.broadcast(lambda: dict(parse_job_state(state).fields), src_rank)
+            state = ranks.broadcast(lambda: parse_job_state(state).original, src_rank)
         self.restore_together(ranks, state, f"src_rank={src_rank!r}")
 
     def gather_state(self, ranks: Ranks, dst_rank: int | None) -> State | None:
@@ -312,11 +312,14 @@ class SavableLoader:
         # The file table may be large, and is the same on all ranks, or else their fingerprints differ.
         def part() -> State:
             ranks.check(self._place.rank, self._place.world_size)
-            return {**self.save_state_rank(), "files": ""}
+            return sealed({**self.save_state_rank(), "files": ""})
 
         parts = ranks.gather(part, dst_rank)
-        files = self._identity.fields["files"]
-        return ranks.agree(lambda: {**merge_ranks(parts, same_step=False), "files": files} if parts else None)
+
+        def merged(parts: list[State]) -> State:
+            return sealed({**merge_ranks(parts, same_step=False), "files": self._identity.files.encoded})
+
+        return ranks.agree(lambda: merged(parts) if parts else None)
 
     def restore_together(self, ranks: Ranks, state: object, call: str = "") -> None:
         """Resume the next pass from a state that every rank of `ranks` passes; see `restore_state_global`."""

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from laneway import CheckpointMismatchError, StateFormatError, StatefulShardedDataset
+from laneway.core.schema import sealed
 from tests.compat.loaders import ids, loader_raises, make_loader, saved
 from tests.corpora import rows as corpus_rows
 from tests.corpora import write_blocks, write_corpus
@@ -231,32 +232,34 @@ def test_a_single_rank_with_another_batch_size_delivers_every_row_once(corpus: P
         (lambda s: {**s, "epoch": True}, "epoch is True, not int"),
         (lambda s: {**s, "epoch": -1}, "epoch is -1"),
         (lambda s: {**s, "positions": [1, 2]}, "don't fit lanes"),
-        (lambda s: {**s, "positions": [-1]}, "don't fit lanes"),
-        (lambda s: {**s, "positions": [10**9]}, "lane 0 is at position 1,000,000,000, but has 48 rows"),
-        (lambda s: {**s, "positions": ["1"]}, "don't fit lanes"),
+        (lambda s: {**s, "positions": [-1]}, "positions is [-1]"),
+        (lambda s: sealed({**s, "positions": [10**9]}), "lane 0 is at position 1,000,000,000, but has 48 rows"),
+        (lambda s: {**s, "positions": ["1"]}, "positions is ['1']"),
         (lambda s: {**s, "lanes": 0, "positions": []}, "damaged"),
         (lambda s: {**s, "lanes": 10**12}, "damaged"),
         (lambda s: {**s, "next_turn": -1}, "damaged"),
         (lambda s: {**s, "next_turn": 10**30}, "damaged"),
-        (lambda s: {**s, "epoch": 2**33}, "epoch is 8589934592"),
+        (lambda s: {**s, "epoch": s["epoch"] + 1}, "so a field was changed"),
+        (lambda s: sealed({**s, "epoch": 2**33}), "epoch is 8589934592"),
         (lambda s: {**s, "epoch": 2**63}, "epoch is"),
-        (lambda s: {**s, "turn_rows": 2**70}, "turn_rows is"),
+        (lambda s: {**s, "turn_rows": 2**70}, "turn_rows has too many digits"),
+        (lambda s: {**s, "turn_rows": 2**60}, "turn_rows is"),
         (lambda s: {**s, "lane_remainder": "cut"}, "lane_remainder is 'cut'"),
         (lambda s: {**s, "lanes": None, "positions": [], "complete": True}, "complete, but has no lanes"),
         (lambda s: {**s, "turn_rows": 0}, "damaged"),
         (lambda s: {**s, "turn_rows": None}, "damaged"),
         (lambda s: {**s, "rank": 3}, "damaged"),
         (lambda s: {**s, "num_workers": 0}, "damaged"),
-        (lambda s: {**s, "complete": True}, "complete=True"),
-        (lambda s: {**s, "scope": "rank"}, "scope is 'rank'"),
+        (lambda s: sealed({**s, "complete": True}), "complete=True"),
+        (lambda s: {**s, "scope": "worker"}, "scope is 'worker'"),
         (lambda s: {**s, "scope": "galaxy"}, "scope is 'galaxy'"),
         (lambda s: {**s, "lane_indices": [0, 0], "positions": [1, 2], "scope": "rank", "lanes": 2}, "damaged"),
         (lambda s: {**s, "earlier_cuts": [3]}, "damaged"),
         (lambda s: {**s, "earlier_cuts": [[]]}, "damaged"),
         (lambda s: {**s, "earlier_cuts": [[99]]}, "damaged"),
         (lambda s: {**s, "earlier_cuts": [[2**70]]}, "damaged"),
-        (lambda s: {**s, "fingerprint": "0", "files": s["files"][:-9]}, "truncated or damaged"),
-        (lambda s: {**s, "fingerprint": "0", "files": "~"}, "truncated or damaged"),
+        (lambda s: sealed({**s, "fingerprint": "0", "files": s["files"][:-9]}), "truncated or damaged"),
+        (lambda s: sealed({**s, "fingerprint": "0", "files": "~"}), "truncated or damaged"),
     ],
 )
 def test_a_damaged_state_is_refused_with_the_damage(corpus: Path, damage: Any, cause: str) -> None:
@@ -273,10 +276,10 @@ def test_a_state_is_refused_if_any_field_is_missing_or_of_another_type(corpus: P
     dataset.load_state_dict(json.loads(json.dumps(state)))
 
 
-def test_a_state_of_an_older_order_is_refused(corpus: Path) -> None:
-    state = state_of(corpus) | {"order_version": 0}
+def test_a_state_of_an_unknown_order_is_refused(corpus: Path) -> None:
+    state = sealed(state_of(corpus) | {"order_version": 3})
     message = refusal(StatefulShardedDataset(corpus, **ARGUMENTS), state)
-    assert "order_version: saved 0, this run has 1" in message
+    assert "order_version: saved 3, this release reads 1 and 2" in message
 
 
 def test_a_complete_state_that_another_world_size_saved_again_is_accepted(corpus: Path) -> None:

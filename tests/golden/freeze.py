@@ -12,7 +12,10 @@ from typing import Any
 
 from laneway import StatefulShardedDataset
 from laneway.core.order import ORDER_VERSION
+from laneway.core.progress import Progress
 from laneway.core.schema import FORMAT_VERSION
+from laneway.core.state import write_state
+from laneway.core.turns import WorkerPlace
 from tests.compat.loaders import saved
 from tests.corpora import write_corpus
 from tests.golden import many_files
@@ -25,7 +28,10 @@ CASES: dict[str, dict[str, Any]] = {
     "file_order_in_lanes": {"shuffle": False, "lanes": 4, "turn_rows": 2},
     "shuffled": {"shuffle": True, "seed": 0},
     "shuffled_in_lanes": {"shuffle": True, "seed": 2**63 - 1, "lanes": 4, "turn_rows": 2, "remainder": "pad"},
+    # Lanes of five rows, then a whole batch of two turns, and then eight rows.
+    "shuffled_to_a_short_batch": {"shuffle": True, "seed": 3, "lanes": 6, "turn_rows": 5, "batch_size": 10},
 }
+"""Arguments of each case; those of order version 1 are the first four."""
 COMMON: dict[str, Any] = {"batch_size": 4, "shard_rows": 5, "window_bytes": 500}
 
 
@@ -34,16 +40,26 @@ def dataset(case: str) -> StatefulShardedDataset:
     return StatefulShardedDataset(CORPUS, **(COMMON | CASES[case]))
 
 
-def epochs(found: StatefulShardedDataset) -> list[list[list[int]]]:
-    """Return the batches of row ids of two epochs."""
-    return [[batch["id"].tolist() for batch in found] for _ in range(2)]
+def epochs(case: str, order_version: int = ORDER_VERSION) -> list[list[list[int]]]:
+    """Return the batches of row ids of two epochs in an order."""
+    return [[batch["id"].tolist() for batch in epoch_in(case, epoch, order_version)] for epoch in range(2)]
+
+
+def epoch_in(case: str, epoch: int, order_version: int) -> StatefulShardedDataset:
+    """Return the dataset of a case, at the start of an epoch that a release of that order version began."""
+    found = dataset(case)
+    state = write_state(
+        found.definition.identity, Progress(epoch, order_version=order_version), WorkerPlace(), complete=False
+    )
+    found.load_state_dict(state)
+    return found
 
 
 def state_and_rest(case: str) -> dict[str, Any]:
     """Return a state from the middle of epoch 1, and the row ids that follow it."""
     found = dataset(case)
     found.set_epoch(1)
-    for _ in islice(found, 5):
+    for _ in islice(found, 4 if case == "shuffled_to_a_short_batch" else 5):
         pass
     state = saved(found.state_dict())
     rest = dataset(case)
@@ -75,7 +91,7 @@ def main() -> None:
         write_corpus(CORPUS)
     frozen: dict[str, Any] = {f"state_v{FORMAT_VERSION}_{case}.json": state_and_rest(case) for case in CASES}
     frozen[f"state_v{FORMAT_VERSION}_cut_again.json"] = state_cut_again()
-    frozen[f"orders_v{ORDER_VERSION}.json"] = {case: epochs(dataset(case)) for case in CASES}
+    frozen[f"orders_v{ORDER_VERSION}.json"] = {case: epochs(case) for case in CASES}
     frozen[f"many_files_v{ORDER_VERSION}.json"] = {case: many_files.orders(case) for case in many_files.CASES}
     for name, content in frozen.items():
         if not (HERE / name).exists():

@@ -11,16 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from laneway.core.cutting import cut_again, cut_epoch
+from laneway.core.division import Division, Sharing, divide
 from laneway.core.files import FileTable
-from laneway.core.lanes import Lanes, Windows, cut_again, cut_epoch, rows_to_deliver
-from laneway.core.order import window_order
-from laneway.core.shards import ShardTable, cut_shards
+from laneway.core.order import ORDER_VERSION, window_order
+from laneway.core.shards import cut_shards
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from laneway.core.lanes import Lanes, Remainder, Windows
+    from laneway.core.shards import ShardTable
+
 SEED = 23
 NUM_EPOCHS = 2
+TURN_ROWS = 4
+_REMAINDERS: tuple[Remainder, ...] = ("pad", "drop", "keep")
 
 CASES: dict[str, dict[str, Any]] = {
     "1020 small files": {"num_files": 1020, "mean_rows": 5, "window_bytes": 2**20, "lanes": [1, 4, 8]},
@@ -59,16 +65,14 @@ def rows_of_window(
     return found[window_order(len(found), seed=SEED, epoch=epoch, lane=lane, window=index)]
 
 
-def describe(lanes: Lanes, rows: list[NDArray[np.int64]]) -> dict[str, Any]:
+def describe(lanes: Lanes, division: Division, rows: list[NDArray[np.int64]]) -> dict[str, Any]:
     """Return what is frozen of a cut: its segments, lengths and remainders, a digest of its order and parts of it."""
     order = [
         rows[window][start:stop] for window, start, stop in zip(lanes.window, lanes.start, lanes.stop, strict=True)
     ]
     line = np.concatenate(order)
     lengths = [
-        rows_to_deliver(lanes.rows, remainder=remainder, turn_rows=4, drop_last=drop_last)
-        for remainder in ("pad", "drop", "keep")
-        for drop_last in (False, True)
+        division.ends(remainder, drop_last=drop_last) for remainder in _REMAINDERS for drop_last in (False, True)
     ]
     return {
         "segments": np.diff(lanes.segment_starts).tolist(),
@@ -80,26 +84,34 @@ def describe(lanes: Lanes, rows: list[NDArray[np.int64]]) -> dict[str, Any]:
     }
 
 
-def orders(case: str) -> dict[str, Any]:
-    """Return what is frozen of a case: for each epoch and number of lanes, the first cut and a later one."""
+def orders(case: str, version: int = ORDER_VERSION) -> dict[str, Any]:
+    """Return what is frozen of a case: for each epoch and number of lanes, the first cut and a later one.
+
+    Args:
+        case: One of `CASES`.
+        version: Order version.
+    """
     arguments = CASES[case]
     files = file_table(arguments["num_files"], arguments["mean_rows"], arguments.get("row_bytes", 17))
-    shards = cut_shards(files, shard_bytes=2**16)
+    shards = cut_shards(files, files.block_bytes, shard_bytes=2**16)
     found = {}
     for epoch in range(NUM_EPOCHS):
         for num_lanes in arguments["lanes"]:
+            first = divide(version, files.num_rows, num_lanes, TURN_ROWS, Sharing(num_lanes))
             windows, lanes = cut_epoch(
                 shards,
-                num_lanes=num_lanes,
+                first,
                 window_bytes=arguments["window_bytes"],
                 shuffle=True,
                 seed=SEED,
                 epoch=epoch,
             )
             rows = [rows_of_window(files, shards, windows, window, epoch) for window in range(len(windows.lane))]
+            rest = lanes.undelivered(lanes.rows * 2 // 5)
+            second = divide(version, rest.num_rows, num_lanes + 2, TURN_ROWS, Sharing(num_lanes + 2))
             found[f"epoch {epoch}, {num_lanes} lanes"] = {
                 "pieces": np.diff(windows.piece_starts).tolist(),
-                "cut": describe(lanes, rows),
-                "cut again": describe(cut_again(lanes, lanes.rows * 2 // 5, num_lanes + 2), rows),
+                "cut": describe(lanes, first, rows),
+                "cut again": describe(cut_again(rest, second), second, rows),
             }
     return found

@@ -8,10 +8,17 @@ import re
 import pytest
 
 from laneway import StatefulShardedDataset
-from laneway.core.order import permutation, shard_order, window_order
+from laneway.core.order import ORDER_VERSION, permutation, shard_order, window_order
 from tests.golden.freeze import CASES, COMMON, HERE, dataset, epochs
 
 STATES = sorted(path.name for path in HERE.glob("state_*.json"))
+NUM_STATES = 16
+
+ORDERS = [
+    (int(path.stem.removeprefix("orders_v")), case)
+    for path in sorted(HERE.glob("orders_v*.json"))
+    for case in json.loads(path.read_text())
+]
 
 
 def test_permutations_are_frozen() -> None:
@@ -21,10 +28,16 @@ def test_permutations_are_frozen() -> None:
     assert shard_order(100_003, seed=5, epoch=7)[::997].sum() == 4_689_929
 
 
+@pytest.mark.parametrize(("version", "case"), ORDERS)
+def test_orders_are_frozen(version: int, case: str) -> None:
+    frozen = json.loads((HERE / f"orders_v{version}.json").read_text())
+    assert epochs(case, version) == frozen[case]
+
+
 @pytest.mark.parametrize("case", CASES)
-def test_orders_are_frozen(case: str) -> None:
-    frozen = json.loads((HERE / "orders_v1.json").read_text())
-    assert epochs(dataset(case)) == frozen[case]
+def test_an_epoch_that_begins_now_is_in_the_newest_order(case: str) -> None:
+    found = dataset(case)
+    assert [[batch["id"].tolist() for batch in found] for _ in range(2)] == epochs(case, ORDER_VERSION)
 
 
 @pytest.mark.parametrize("name", STATES)
@@ -37,7 +50,12 @@ def test_states_of_every_version_still_load_and_go_on_the_same(name: str) -> Non
     restored.load_state_dict(frozen["state"])
     assert restored.state_dict() == frozen["state"]
     assert [batch["id"].tolist() for batch in restored] == frozen["rest"]
+    following = StatefulShardedDataset(HERE / "corpus", **(COMMON | arguments | changes))
+    following.set_epoch(frozen["state"]["epoch"] + 1)
+    expected = [batch["id"].tolist() for batch in following]
+    assert [batch["id"].tolist() for batch in restored] == expected, "the next epoch is in the newest order"
 
 
 def test_there_is_something_frozen() -> None:
-    assert len(STATES) == 10
+    assert len(STATES) == NUM_STATES
+    assert {version for version, _ in ORDERS} == {*range(1, ORDER_VERSION + 1)}

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laneway.core.options import LaneOptions
+from laneway.core.order import ORDER_VERSIONS
 from laneway.core.progress import Progress, current_cut
 from laneway.core.state import write_state
 from laneway.core.turns import WorkerPlace
@@ -20,12 +21,17 @@ if TYPE_CHECKING:
 runs = st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 6), st.integers(0, 8))
 
 
-@given(identities(remainder="keep"), st.lists(runs, min_size=1, max_size=6), st.sampled_from([None, 4, 6, 12]))
-@settings(max_examples=200)
+@given(
+    identities(remainder="keep"),
+    st.lists(runs, min_size=1, max_size=6),
+    st.sampled_from([None, 4, 6, 12]),
+    st.sampled_from(ORDER_VERSIONS),
+)
+@settings(max_examples=300)
 def test_no_row_is_lost_or_repeated_when_the_world_changes_size(
-    identity: Identity, chain: list[tuple[int, int, int, int]], lanes: int | None
+    identity: Identity, chain: list[tuple[int, int, int, int]], lanes: int | None, order_version: int
 ) -> None:
-    progress, rows = Progress(3), Counter[int]()
+    progress, rows = Progress(3, order_version=order_version), Counter[int]()
     for world_size, num_workers, batch_size, steps in chain:
         job = Job(identity, world_size, num_workers, LaneOptions(lanes, None, batch_size), progress)
         rows.update(row for step in job.run(steps) for row in step)
@@ -47,17 +53,17 @@ def test_padding_never_loses_a_row_and_keeps_ranks_in_step_when_the_world_change
             batches = job.step()
             assert len({len(batch) for batch in batches}) == 1
             rows.update(row for batch in batches for row in batch)
-        padded += job.plan.lanes.num_lanes
+        padded += world_size - 1
         progress = job.whole_progress()
     assert set(rows) == set(range(identity.files.num_rows))
-    assert rows.total() - len(rows) < padded
+    assert rows.total() - len(rows) <= padded
 
 
-@given(identities(), st.lists(runs, min_size=1, max_size=4))
+@given(identities(), st.lists(runs, min_size=1, max_size=4), st.sampled_from(ORDER_VERSIONS))
 def test_the_state_of_a_whole_job_survives_a_round_trip(
-    identity: Identity, chain: list[tuple[int, int, int, int]]
+    identity: Identity, chain: list[tuple[int, int, int, int]], order_version: int
 ) -> None:
-    progress = Progress(0)
+    progress = Progress(0, order_version=order_version)
     for world_size, num_workers, batch_size, steps in chain:
         job = Job(identity, world_size, num_workers, LaneOptions(None, None, batch_size), progress)
         job.run(steps)

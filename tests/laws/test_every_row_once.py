@@ -33,23 +33,23 @@ def test_every_row_is_delivered_once_when_the_remainder_is_kept(
 
 
 @given(identities(remainder="pad"), topologies, batch_sizes)
-def test_padding_repeats_at_most_one_row_per_lane_and_loses_none(
+def test_padding_repeats_less_than_one_row_per_rank_and_loses_none(
     identity: Identity, topology: tuple[int, int], batch_size: int
 ) -> None:
     job = Job(identity, *topology, LaneOptions(None, None, batch_size), Progress(0))
     rows = Counter(row for step in job.run() for row in step)
     assert set(rows) == set(range(identity.files.num_rows))
-    assert rows.total() - len(rows) < job.plan.lanes.num_lanes
+    assert rows.total() - len(rows) < job.world_size
 
 
 @given(identities(remainder="drop"), topologies, batch_sizes)
-def test_dropping_loses_at_most_one_row_per_lane_and_repeats_none(
+def test_dropping_loses_less_than_one_row_per_rank_and_repeats_none(
     identity: Identity, topology: tuple[int, int], batch_size: int
 ) -> None:
     job = Job(identity, *topology, LaneOptions(None, None, batch_size), Progress(0))
     rows = Counter(row for step in job.run() for row in step)
     assert set(rows.values()) <= {1}
-    assert identity.files.num_rows - rows.total() < job.plan.lanes.num_lanes
+    assert identity.files.num_rows - rows.total() < job.world_size
 
 
 @given(identities(), topologies, batch_sizes, st.sampled_from(["pad", "drop"]))
@@ -61,6 +61,33 @@ def test_all_ranks_deliver_the_same_number_of_batches_of_the_same_size(
     job = Job(settings, world_size, num_workers, LaneOptions(None, None, batch_size), Progress(0))
     while not all(cursor.is_at_end for cursor in job.cursors.values()):
         assert len({len(batch) for batch in job.step()}) == 1
+
+
+@given(identities(), topologies, st.integers(1, 3), st.integers(1, 3), st.sampled_from([None, 12, 24]), st.booleans())
+def test_only_the_last_batch_of_a_rank_may_be_short(
+    identity: Identity,
+    topology: tuple[int, int],
+    turn_rows: int,
+    turns: int,
+    lanes: int | None,
+    drop_last: bool,
+) -> None:
+    world_size, num_workers = topology
+    settings, batch_size = replace(identity.settings, drop_last=drop_last), turn_rows * turns
+    options = LaneOptions(lanes, turn_rows, batch_size)
+    job = Job(Identity(identity.files, settings), world_size, num_workers, options, Progress(0))
+    steps = []
+    while not all(cursor.is_at_end for cursor in job.cursors.values()):
+        steps.append(job.step())
+    num_rows = identity.files.num_rows
+    num_whole, num_left = divmod(num_rows, world_size * batch_size)
+    assert all(len(batch) == batch_size for step in steps[:num_whole] for batch in step)
+    if drop_last:
+        assert len(steps) == num_whole, "only the rows of the last, incomplete global batch are lost"
+    else:
+        assert len(steps) == num_whole + (num_left > 0 and (settings.remainder != "drop" or num_left >= world_size))
+        last = [len(batch) for step in steps[num_whole:] for batch in step]
+        assert max(last, default=0) - min(last, default=0) <= 1
 
 
 @given(identities(), topologies, st.integers(1, 3), st.integers(1, 3), st.integers(0, 24), st.booleans())
@@ -89,7 +116,7 @@ def test_a_dataset_may_have_fewer_rows_than_lanes(remainder: Remainder) -> None:
     rows = sorted(row for step in job.run() for row in step)
     expected = {"keep": [0, 1, 2], "drop": []}
     if remainder == "pad":
-        assert len(rows) == job.plan.lanes.num_lanes
+        assert len(rows) == job.world_size
         assert set(rows) == {0, 1, 2}
     else:
         assert rows == expected[remainder]

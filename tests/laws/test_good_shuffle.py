@@ -16,9 +16,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from laneway.core.lanes import Lanes, Windows, cut_epoch
-from laneway.core.order import permutation, window_order
-from laneway.core.plan import Identity, Plan, Settings
+from laneway.core.cutting import cut_epoch
+from laneway.core.division import Sharing, divide
+from laneway.core.lanes import Lanes, Windows
+from laneway.core.order import ORDER_VERSION, permutation, window_order
+from laneway.core.plan import Identity, Settings
+from laneway.core.progress import Progress, fresh_cut
 from tests.laws.simulation import file_table, rows_of
 
 SHARDS, SHARD_ROWS, WINDOW_SHARDS = 800, 50, 8
@@ -38,16 +41,8 @@ IDENTITY = Identity(
 
 def epoch_order(epoch: int, num_lanes: int = 1) -> np.ndarray:
     """Return the row numbers of an epoch in the order of delivery, lane after lane."""
-    windows, lanes = cut_epoch(
-        IDENTITY.shards,
-        num_lanes=num_lanes,
-        window_bytes=IDENTITY.settings.window_bytes,
-        shuffle=True,
-        seed=IDENTITY.settings.seed,
-        epoch=epoch,
-    )
-    plan = Plan(IDENTITY, epoch, windows, lanes, (), ())
-    return np.concatenate([rows_of(plan, lane, 0, int(rows)) for lane, rows in enumerate(lanes.rows)])
+    plan = IDENTITY.plan(Progress(epoch, cut=fresh_cut(num_lanes, 50)))
+    return np.concatenate([rows_of(plan, lane, 0, int(rows)) for lane, rows in enumerate(plan.lanes.rows)])
 
 
 def chi_square_sigmas(table: np.ndarray) -> float:
@@ -81,6 +76,18 @@ def test_the_check_detects_a_weak_shuffle() -> None:
     rng = np.random.default_rng(0)
     near = [np.argsort(np.arange(400) + rng.normal(0, 200, 400)) for _ in range(400)]
     assert chi_square_sigmas(contingency(near, 20)) > 5
+
+
+def test_rows_of_a_dataset_that_is_smaller_than_one_round_of_turns_are_shuffled_as_well() -> None:
+    # No lane has a whole turn of its own: all lanes share the windows.
+    plan = IDENTITY.plan(Progress(0, cut=fresh_cut(16, 4_000)))
+    assert {*plan.windows.lane.tolist()} == {16}
+    order = np.concatenate([rows_of(plan, lane, 0, int(rows)) for lane, rows in enumerate(plan.lanes.rows)])
+    assert sorted(order.tolist()) == list(range(SHARDS * SHARD_ROWS))
+    followers = (np.diff(order) == 1).sum()
+    assert followers < 100 + 5 * np.sqrt(100), "about one row per window follows its predecessor"
+    distinct = [len({*(batch // SHARD_ROWS)}) for batch in order.reshape(-1, 50)]
+    assert np.mean(distinct) > 0.95 * WINDOW_SHARDS * (1 - (7 / 8) ** 50)
 
 
 @pytest.mark.parametrize("num_lanes", [1, 8])
@@ -120,7 +127,8 @@ def test_another_seed_is_another_order() -> None:
 
 
 def test_windows_have_about_the_target_size() -> None:
-    windows, lanes = cut_epoch(IDENTITY.shards, num_lanes=4, window_bytes=4000, shuffle=True, seed=1, epoch=0)
+    division = divide(ORDER_VERSION, IDENTITY.files.num_rows, 4, 50, Sharing())
+    windows, lanes = cut_epoch(IDENTITY.shards, division, window_bytes=4000, shuffle=True, seed=1, epoch=0)
     assert isinstance(windows, Windows)
     assert isinstance(lanes, Lanes)
     sizes = windows.rows * 10

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from laneway.core.differences import place_differences
-from laneway.core.lanes import rows_to_deliver
-from laneway.core.progress import CutProgress, Progress, current_cut
+from laneway.core.division import divide
+from laneway.core.lanes import MAX_EARLIER_LANES
+from laneway.core.progress import CutProgress, LanePosition, Progress, current_cut, ended_cut
 from laneway.core.turns import WorkerPlace, has_one_owner_per_lane, turns_taken
 from laneway.errors import CheckpointMismatchError
 
@@ -46,12 +47,8 @@ class Assignment:
     @cached_property
     def ends(self) -> NDArray[np.int64]:
         """Rows that each lane delivers in this cut, shape (num_lanes,)."""
-        return rows_to_deliver(
-            self.plan.lanes.rows,
-            remainder=self.progress.remainder,
-            turn_rows=self.cut.turn_rows,
-            drop_last=self.plan.identity.settings.drop_last,
-        )
+        drop_last = self.plan.identity.settings.drop_last
+        return self.plan.division.ends(self.progress.sharing.remainder, drop_last=drop_last)
 
     @property
     def is_complete(self) -> bool:
@@ -65,8 +62,7 @@ class Assignment:
 
     def is_fresh(self, options: LaneOptions) -> bool:
         """Return whether the epoch starts here, in the cut that every worker derives from the epoch number alone."""
-        remainder = self.plan.identity.settings.remainder_for(self.place.world_size)
-        return self.progress == Progress(self.progress.epoch, remainder, options.fresh_cut(self.place))
+        return self.progress == _begin(self.plan.identity, Progress(self.progress.epoch), self.place, options)
 
     def of_rank(self) -> Assignment:
         """Return the assignment of a process that reads for the whole rank."""
@@ -111,6 +107,13 @@ def assign_whole_job(identity: Identity, progress: Progress) -> Assignment:
     return Assignment(identity.plan(progress), progress)
 
 
+def _begin(identity: Identity, progress: Progress, place: WorkerPlace, options: LaneOptions) -> Progress:
+    """Return the progress of an epoch that begins a new cut for the workers of the job."""
+    turns_per_batch = options.turns_per_batch(options.default_turn_rows) or 1
+    sharing = identity.sharing(place.world_size, turns_per_batch)
+    return replace(progress, cut=options.fresh_cut(place), sharing=sharing)
+
+
 def resolve_cut(identity: Identity, progress: Progress, place: WorkerPlace, options: LaneOptions) -> Assignment:
     """Return the assignment of the worker at `place`: in the current cut of an epoch, or in a new cut for the job.
 
@@ -128,38 +131,63 @@ def resolve_cut(identity: Identity, progress: Progress, place: WorkerPlace, opti
     Raises:
         CheckpointMismatchError: The progress is that of one worker, and the worker at `place` can't resume from it.
     """
-    remainder = identity.settings.remainder_for(place.world_size)
     if progress.cut is None:
-        progress = replace(progress, cut=options.fresh_cut(place), remainder=remainder)
+        progress = _begin(identity, progress, place, options)
     found = assign_whole_job(identity, progress)
     if progress.place is None and found.is_complete:
         return found
-    found = replace(found, progress=replace(progress, remainder=remainder))
     if progress.place is not None:
         _check_is_own(found.cut, progress.place, place, options)
-    elif not _can_be_shared(found, place, options):
-        found = _cut_again(found, place, options)
-    if progress.place is None and found.is_complete:
-        return found
-    return replace(found, turns_per_batch=options.turns_per_batch(found.cut.turn_rows) or 1, place=place)
+    resumed = _in_same_cut(found, place, options)
+    if resumed is None:
+        if progress.place is not None:
+            raise _not_shared(found.cut, place)
+        resumed = assign_whole_job(identity, _begin(identity, _without_cut(progress), place, options))
+    if progress.place is None and resumed.is_complete:
+        return resumed
+    return replace(resumed, turns_per_batch=resumed.progress.sharing.turns_per_batch, place=place)
 
 
-def _can_be_shared(found: Assignment, place: WorkerPlace, options: LaneOptions) -> bool:
-    """Return whether the workers of the job can resume an epoch in its current cut, from the same turn."""
-    turns_per_batch = options.turns_per_batch(found.cut.turn_rows)
-    return (
-        turns_per_batch is not None
-        and has_one_owner_per_lane(found.cut.num_lanes, place, turns_per_batch)
-        and found.cut.next_turn % (place.world_size * turns_per_batch) == 0
-        and found.is_in_lockstep(num_ranks_mid_turn=options.num_ranks_mid_turn(place))
+def _without_cut(progress: Progress) -> Progress:
+    """Return the progress of an epoch whose undelivered rows are to be cut again.
+
+    Raises:
+        CheckpointMismatchError: The epoch was cut too often for a state to hold another cut.
+    """
+    cut = current_cut(progress)
+    is_untouched = {*cut.positions.values()} <= {LanePosition()}
+    if is_untouched and progress.order_version > 1:
+        return replace(progress, cut=None)
+    earlier = (*progress.earlier, ended_cut(progress))
+    num_lanes = sum(each.num_lanes for each in earlier)
+    if num_lanes > MAX_EARLIER_LANES:
+        message = (
+            f"this epoch was cut {len(earlier):,} times, into {num_lanes:,} lanes in all, and a state can hold "
+            f"{MAX_EARLIER_LANES:,}: resume it with ranks, workers and batches that can share its {cut.num_lanes:,}"
+        )
+        raise CheckpointMismatchError(message)
+    return replace(progress, cut=None, earlier=earlier)
+
+
+def _in_same_cut(found: Assignment, place: WorkerPlace, options: LaneOptions) -> Assignment | None:
+    """Return an epoch in its current cut as the workers of the job share it, or None if they can't resume in it."""
+    cut, progress = found.cut, found.progress
+    turns_per_batch = options.turns_per_batch(cut.turn_rows)
+    if turns_per_batch is None or not has_one_owner_per_lane(cut.num_lanes, place, turns_per_batch):
+        return None
+    identity, version = found.plan.identity, progress.order_version
+    sharing = identity.sharing(place.world_size, turns_per_batch)
+    if sharing[:2] != progress.sharing[:2]:
+        # What was delivered must be the same rows, however the last batch is spread over these ranks.
+        division = divide(version, found.plan.division.num_rows, cut.num_lanes, cut.turn_rows, sharing)
+        if np.any(cut.rows() > np.minimum(division.settled_rows, found.plan.division.settled_rows)):
+            return None
+    resumed = assign_whole_job(identity, replace(progress, sharing=sharing))
+    is_in_step = progress.place is not None or (
+        cut.next_turn % sharing.job_turns == 0
+        and resumed.is_in_lockstep(num_ranks_mid_turn=options.num_ranks_mid_turn(place))
     )
-
-
-def _cut_again(found: Assignment, place: WorkerPlace, options: LaneOptions) -> Assignment:
-    """Return an epoch whose undelivered rows are cut for the workers of the job."""
-    earlier = (*found.progress.earlier, found.cut.all_positions())
-    progress = replace(found.progress, cut=options.fresh_cut(place), earlier=earlier)
-    return assign_whole_job(found.plan.identity, progress)
+    return resumed if is_in_step else None
 
 
 def _check_is_own(cut: CutProgress, saved: WorkerPlace, place: WorkerPlace, options: LaneOptions) -> None:
@@ -173,10 +201,17 @@ def _check_is_own(cut: CutProgress, saved: WorkerPlace, place: WorkerPlace, opti
         or not has_one_owner_per_lane(cut.num_lanes, place, turns_per_batch)
         or not cut.positions.keys() >= {*reader.own_lanes(cut.next_turn, cut.num_lanes, turns_per_batch)}
     ):
-        known = f"lanes: this state holds {len(cut.positions)} of {cut.num_lanes}, in turns of {cut.turn_rows:,} rows"
-        problem = f"{place.num_workers} worker(s) with batches of this size can't share them"
-        way_out = "use the batch_size and num_workers of the run that saved it, or load merge_states() of all ranks"
-        lines = [f"{known}: {problem} ({way_out})"]
+        raise _not_shared(cut, place)
     if lines:
-        message = "\n  ".join(["this checkpoint does not belong to this worker", *lines])
-        raise CheckpointMismatchError(message)
+        raise _not_of_worker(*lines)
+
+
+def _not_shared(cut: CutProgress, place: WorkerPlace) -> CheckpointMismatchError:
+    known = f"lanes: this state holds {len(cut.positions)} of {cut.num_lanes}, in turns of {cut.turn_rows:,} rows"
+    problem = f"{place.num_workers} worker(s) with batches of this size can't share them"
+    way_out = "use the batch_size and num_workers of the run that saved it, or load merge_states() of all ranks"
+    return _not_of_worker(f"{known}: {problem} ({way_out})")
+
+
+def _not_of_worker(*lines: str) -> CheckpointMismatchError:
+    return CheckpointMismatchError("\n  ".join(["this checkpoint does not belong to this worker", *lines]))

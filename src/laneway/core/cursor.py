@@ -81,7 +81,7 @@ class Cursor:
         """Return the progress of this worker."""
         cut = CutProgress(self._num_lanes, self._turn_rows, self.next_turn - self._lead, dict(self._positions))
         before = self._progress
-        return Progress(before.epoch, before.remainder, cut, before.earlier, self._place)
+        return Progress(before.epoch, before.sharing, cut, before.earlier, self._place, before.order_version)
 
     # -- Next rows ----------------------------------------------------------------------------------------------------
 

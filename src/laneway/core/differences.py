@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from typing import TYPE_CHECKING, Any
 
 from laneway.core.files import FileFacts, decode_files
@@ -14,12 +15,15 @@ if TYPE_CHECKING:
 
 _MAX_NAMED = 3
 _MAX_VALUE_LENGTH = 40
+_REPR = reprlib.Repr()
+"""Doesn't write out a large value only to truncate it."""
+_REPR.maxlevel, _REPR.maxlist, _REPR.maxstring, _REPR.maxother = 3, 20, 80, 80
 
 
 def identity_differences(names: Iterable[str], saved: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:
     """Return a line for each of these fields that differs between a saved state and the current run."""
     return [
-        f"{name}: saved {saved[name]!r}, this run has {present[name]!r}"
+        f"{name}: saved {shorten(saved[name])}, this run has {shorten(present[name])}"
         for name in names
         if saved[name] != present[name]
     ]
@@ -106,6 +110,10 @@ def mismatch_message(identity_lines: Sequence[str], place_lines: Sequence[str], 
 
 
 def shorten(value: object) -> str:
-    """Return the repr of a value, truncated to 40 characters."""
-    text = repr(value)
+    """Return the repr of any value, truncated to 40 characters."""
+    try:
+        text = _REPR.repr(value)
+    except (ValueError, RecursionError):
+        # A number of thousands of digits, or something deeply nested.
+        text = f"<{type(value).__name__}>"
     return text if len(text) <= _MAX_VALUE_LENGTH else f"{text[: _MAX_VALUE_LENGTH - 3]}..."

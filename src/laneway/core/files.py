@@ -117,11 +117,19 @@ class FileTable:
     @cached_property
     def fingerprint(self) -> str:
         """Identity of the dataset: 32 hexadecimal digits over everything in this table."""
+        return self._digest(self.block_bytes, self.block_memory_bytes)
+
+    @cached_property
+    def fingerprint_v1(self) -> str:
+        """Identity of the dataset in order version 1, which doesn't depend on decoded sizes."""
+        return self._digest(self.block_bytes)
+
+    def _digest(self, *block_sizes: NDArray[np.int64]) -> str:
         state = hashlib.blake2b(digest_size=16)
         for text in (self.schema_digest, "\0".join(self.paths), "\0".join(self.digests)):
             state.update(len(text.encode()).to_bytes(8, "little"))
             state.update(text.encode())
-        for array in (self.sizes, self.block_starts, self.block_rows, self.block_bytes):
+        for array in (self.sizes, self.block_starts, self.block_rows, *block_sizes):
             state.update(array.astype("<i8").tobytes())
         return state.hexdigest()
 

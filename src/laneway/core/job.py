@@ -28,20 +28,29 @@ class JobInference:
         cut, group, place, ends = assignment.cut, assignment.turns_per_batch, assignment.place, assignment.ends
         self._ends: list[int] = ends.tolist()
         turns = -(-ends // cut.turn_rows)
-        # A last turn that is shorter on some ranks than on others counts only if it is delivered as one batch.
-        is_even = not yields_rows or ends.min() == ends.max()
-        self._num_common_turns = int((turns if is_even else ends // cut.turn_rows).min()) * cut.num_lanes
-        """Up to this turn, all ranks deliver the same number of batches."""
-        if not in_order:
-            self._num_common_turns = -1
         self._num_turns = int(turns.max()) * cut.num_lanes
+        self._num_common_turns = -1
+        """Up to this turn, all ranks deliver the same number of items."""
         self._ends_last = True
         """Whether no other rank reaches its end after this one."""
         if cut.num_lanes % (place.world_size * group) == 0:
+            of_ranks = (-1, place.world_size, group)
+            batches = turns.reshape(of_ranks).max(axis=2)
+            """Number of batches of each rank (second axis) from each of its groups of lanes (first axis)."""
+            common = batches.min(axis=1)
+            if yields_rows:
+                # A last turn that is shorter on some ranks than on others would end after other numbers of rows.
+                rows = ends.reshape(of_ranks).max(axis=2)
+                is_even = rows.min(axis=1) == rows.max(axis=1)
+                common = np.where(is_even, common, rows.min(axis=1) // cut.turn_rows)
+            if in_order:
+                # The groups take turns: the first batch that not all ranks have is the end.
+                first_uneven = common * len(common) + np.arange(len(common))
+                self._num_common_turns = int(first_uneven.min()) * place.world_size * group
             taken = turns_taken(cut.next_turn, np.arange(cut.num_lanes), cut.num_lanes)
-            left = (ends - taken * cut.turn_rows) if yields_rows else turns - taken
-            of_ranks = np.maximum(left, 0).reshape(-1, place.world_size, group).max(axis=2).sum(axis=0)
-            self._ends_last = bool(of_ranks[place.rank] == of_ranks.max())
+            left = np.maximum((ends - taken * cut.turn_rows) if yields_rows else turns - taken, 0)
+            of_each = left.reshape(of_ranks).max(axis=2).sum(axis=0)
+            self._ends_last = bool(of_each[place.rank] == of_each.max())
 
     def job_turn(self, progress: Progress, *, is_complete: bool) -> JobTurn | None:
         """Return the progress of the whole job, assuming that all ranks have taken as many batches as this one.

@@ -1,4 +1,4 @@
-"""Lanes: cut the line of an epoch into lanes and windows, and cut its undelivered rows again."""
+"""Lanes and windows: the values that say which rows of an epoch come from where, and in which order."""
 
 from __future__ import annotations
 
@@ -8,24 +8,19 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from laneway.core.order import shard_order
-from laneway.core.shards import group_by_size
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
-    from laneway.core.shards import ShardTable
+MAX_LANES = 2**20
+"""Maximum number of lanes of a cut: a process holds an integer for each, and so may a state."""
 
-MAX_LANES = 2**16
-"""Maximum number of lanes of a cut: a state holds an integer for each."""
-
-MAX_WINDOW_SHARDS = 128
-"""Maximum number of shard pieces in a window: if files are small, each piece is a file to open."""
+MAX_EARLIER_LANES = 2**24
+"""Maximum number of lanes of all earlier cuts of an epoch: replaying them takes time and memory for each lane."""
 
 Remainder = Literal["pad", "drop", "keep"]
-"""How to handle lanes whose lengths differ by one row."""
+"""How to handle the one row by which ranks differ: repeat a row, leave rows out, or deliver each row once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +37,7 @@ class Segment:
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """The windows of an epoch: consecutive shard pieces of one lane, whose rows are shuffled together."""
+    """The windows of an epoch: consecutive shard pieces, whose rows are shuffled together."""
 
     shard: NDArray[np.int64]
     """Shard of each piece, shape (num_pieces,)."""
@@ -53,7 +48,10 @@ class Windows:
     piece_starts: NDArray[np.int64]
     """Index of each window's first piece, shape (num_windows + 1,)."""
     lane: NDArray[np.int64]
-    """Lane of each window in the epoch's first cut, non-decreasing, shape (num_windows,)."""
+    """Lane of each window in the epoch's first cut, non-decreasing, shape (num_windows,).
+
+    The windows of the rows that several lanes share have the number of lanes here, one past the last lane.
+    """
 
     @cached_property
     def rows(self) -> NDArray[np.int64]:
@@ -148,129 +146,3 @@ class Lanes:
             stop=stop[kept] + offset,
             segment_starts=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         )
-
-
-@dataclass(frozen=True, eq=False)
-class _Pieces:
-    """A line of items, cut into lanes: each piece lies in one item and in one lane."""
-
-    item: NDArray[np.int64]
-    start: NDArray[np.int64]
-    stop: NDArray[np.int64]
-    lane: NDArray[np.int64]
-
-
-def lane_bounds(num_rows: int, num_lanes: int) -> NDArray[np.int64]:
-    """Return where a line of rows is cut into lanes: lane `l` holds rows [bounds[l], bounds[l + 1]).
-
-    Args:
-        num_rows: Rows of the line, >= 0.
-        num_lanes: Number of lanes, >= 1.
-
-    Returns:
-        int64 array of shape (num_lanes + 1,).
-    """
-    return np.array([lane * num_rows // num_lanes for lane in range(num_lanes + 1)], np.int64)
-
-
-def _cut_line(lengths: NDArray[np.int64], num_lanes: int) -> _Pieces:
-    """Cut a line of items at the bounds of lanes, through an item where needed."""
-    ends = np.cumsum(lengths)
-    num_rows = int(ends[-1]) if len(ends) else 0
-    bounds = lane_bounds(num_rows, num_lanes)
-    cuts = np.sort(np.concatenate([bounds, ends]), kind="stable")
-    distinct = cuts[:-1] < cuts[1:]
-    start, stop = cuts[:-1][distinct], cuts[1:][distinct]
-    item = np.searchsorted(ends, start, side="right")
-    offset = (ends - lengths)[item]
-    lane = np.searchsorted(bounds, start, side="right") - 1
-    return _Pieces(item=item, start=start - offset, stop=stop - offset, lane=lane)
-
-
-def _starts(owner: NDArray[np.int64], num_owners: int) -> NDArray[np.int64]:
-    return np.searchsorted(owner, np.arange(num_owners + 1), side="left").astype(np.int64)
-
-
-def cut_epoch(
-    shards: ShardTable, *, num_lanes: int, window_bytes: int, shuffle: bool, seed: int, epoch: int
-) -> tuple[Windows, Lanes]:
-    """Lay an epoch's shards in a line and cut it into lanes, and each lane into windows.
-
-    Args:
-        shards: All shards of the dataset.
-        num_lanes: Number of lanes, >= 1.
-        window_bytes: Target uncompressed size of a window in bytes, if `shuffle`; a window has at most
-            `MAX_WINDOW_SHARDS` pieces of shards. Without `shuffle` the order doesn't depend on windows, and each piece
-            of a shard is a window of its own, so that reading holds as little memory as possible.
-        shuffle: Whether to permute the shards and, later, the rows of each window.
-        seed: Any int in [0, 2**63).
-        epoch: Zero-based.
-
-    Returns:
-        The windows, and the lanes, each of which consists of its own windows.
-    """
-    order = shard_order(len(shards), seed=seed, epoch=epoch) if shuffle else np.arange(len(shards), dtype=np.int64)
-    lengths = shards.row_length[order]
-    pieces = _cut_line(lengths, num_lanes)
-    if shuffle:
-        share = (pieces.stop - pieces.start) / lengths[pieces.item]
-        sizes = (shards.num_bytes[order][pieces.item] * share).astype(np.int64)
-        # A window of thousands of small files would take seconds to open, and the permuted line mixes them anyway.
-        sizes = np.maximum(sizes, window_bytes // MAX_WINDOW_SHARDS)
-        first_pieces = group_by_size(sizes, pieces.lane, window_bytes)
-    else:
-        first_pieces = np.arange(len(pieces.item), dtype=np.int64)
-    windows = Windows(
-        shard=order[pieces.item],
-        start=pieces.start,
-        stop=pieces.stop,
-        piece_starts=np.append(first_pieces, len(pieces.item)).astype(np.int64),
-        lane=pieces.lane[first_pieces],
-    )
-    lanes = Lanes(
-        window=np.arange(len(first_pieces), dtype=np.int64),
-        start=np.zeros(len(first_pieces), np.int64),
-        stop=windows.rows,
-        segment_starts=_starts(windows.lane, num_lanes),
-    )
-    return windows, lanes
-
-
-def cut_again(lanes: Lanes, rows: NDArray[np.int64], num_lanes: int) -> Lanes:
-    """Lay the undelivered rows of all lanes in a new line, lane after lane, and cut it evenly into new lanes.
-
-    Args:
-        lanes: The previous cut.
-        rows: Rows delivered from each of its lanes, including padding, shape (lanes.num_lanes,).
-        num_lanes: Number of new lanes, >= 1.
-    """
-    rest = lanes.undelivered(rows)
-    pieces = _cut_line(rest.stop - rest.start, num_lanes)
-    return Lanes(
-        window=rest.window[pieces.item],
-        start=rest.start[pieces.item] + pieces.start,
-        stop=rest.start[pieces.item] + pieces.stop,
-        segment_starts=_starts(pieces.lane, num_lanes),
-    )
-
-
-def rows_to_deliver(
-    lane_rows: NDArray[np.int64], *, remainder: Remainder, turn_rows: int, drop_last: bool
-) -> NDArray[np.int64]:
-    """Return the number of rows that each lane delivers after padding or dropping the remainder.
-
-    Args:
-        lane_rows: Rows of each lane, which differ by at most one, shape (num_lanes,).
-        remainder: "pad" extends every lane to the length of the longest, "drop" truncates it to the shortest, "keep"
-            leaves lanes as they are.
-        turn_rows: Rows of a turn.
-        drop_last: Whether to deliver only whole turns, the same number from every lane.
-
-    Returns:
-        int64 array of shape (num_lanes,).
-    """
-    if remainder == "pad":
-        lane_rows = np.full_like(lane_rows, lane_rows.max())
-    elif remainder == "drop" or drop_last:
-        lane_rows = np.full_like(lane_rows, lane_rows.min())
-    return lane_rows // turn_rows * turn_rows if drop_last else lane_rows

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from itertools import chain, pairwise
+from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any
 
 from laneway.core.differences import shorten
-from laneway.core.progress import LanePosition
-from laneway.core.schema import Role, names_of, parse_state, position_fields, positions_of
+from laneway.core.progress import CutProgress, LanePosition, Progress, ends_follow, lanes_of_next_turns
+from laneway.core.schema import Role, encode_positions, names_of, parse_state, positions_of, sealed
 from laneway.errors import CheckpointMismatchError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
+
+MAX_PROBLEMS = 10
+"""Number of problems that an error lists."""
 
 
 def merge_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -56,95 +59,105 @@ def merge_ranks(states: Sequence[Mapping[str, Any]], *, same_step: bool) -> dict
         same_step: Whether to refuse states of different steps. States that all ranks took at the same time are
             consistent at any steps.
     """
-    parsed = [parse_state(state).fields for state in states]
+    saved = [parse_state(state) for state in states]
+    parsed = [state.fields for state in saved]
     first = parsed[0]
     # States of the whole job all carry rank 0, so they are named by their index.
     names = [f"rank {state['rank'] if state['scope'] == 'rank' else index}" for index, state in enumerate(parsed)]
-    problems = [
+    problems = _few(
         f"{field}: {names[0]} has {shorten(first[field])}, {name} has {shorten(state[field])}"
         for field in names_of(Role.IDENTITY, Role.JOB)
         for name, state in zip(names[1:], parsed[1:], strict=True)
         if state[field] != first[field]
-    ]
-    problems = problems or _rank_problems(parsed) or (_step_problems(parsed) if same_step else [])
+    )
+    positions: dict[int, LanePosition] = {}
+    if not problems:
+        problems = _few(_rank_problems(parsed))
+    if not problems and first["scope"] == "rank":
+        of_ranks = [positions_of(state) for state in saved]
+        problems = _few(_lane_problems(first["lanes"], of_ranks)) or (
+            _few(_step_problems(parsed, of_ranks)) if same_step else []
+        )
+        positions = {lane: position for each in of_ranks for lane, position in each.items()}
     if problems:
         way_out = "pass the states that all ranks saved at the same step, or call save_state_global() on all ranks"
         message = "\n  ".join(["these are not the states of all ranks of one job at one step", *problems, way_out])
         raise CheckpointMismatchError(message)
     if first["scope"] == "global":
-        return dict(first)
+        return sealed(first)
     complete = all(state["complete"] for state in parsed)
-    positions = dict(
-        chain.from_iterable(zip(state["lane_indices"], positions_of(state), strict=True) for state in parsed)
-    )
+    is_over = complete and all(state["over"] for state in parsed)
+    merged = {**first, "scope": "global", "rank": 0, "complete": complete, "over": is_over}
+    merged |= dict.fromkeys(("lane_indices", "positions", "offsets")) | {"part_rows": 0}
     if not complete and not first["earlier_cuts"] and {*positions.values()} <= {LanePosition()}:
         # Nothing was delivered, so the run that resumes can choose the cut.
-        uncut = dict.fromkeys(("lanes", "turn_rows", "lane_remainder", "lane_indices"))
-        uncut |= {"scope": "global", "rank": 0, "complete": False, "over": False, "next_turn": 0, **position_fields([])}
-        return {**first, **uncut}
-    return {
-        **first,
-        "scope": "global",
-        "rank": 0,
-        "complete": complete,
-        "over": complete and all(state["over"] for state in parsed),
-        "next_turn": max(state["next_turn"] for state in parsed),
-        "lane_indices": None,
-        **position_fields([positions[lane] for lane in range(first["lanes"])]),
-    }
+        uncut = dict.fromkeys(("lanes", "turn_rows", "lane_world_size", "lane_batch_turns", "lane_remainder"))
+        return sealed({**merged, **uncut, "next_turn": 0})
+    next_turn = max(state["next_turn"] for state in parsed)
+    cut = CutProgress(first["lanes"], first["turn_rows"], next_turn, positions)
+    progress = Progress(first["epoch"], saved[0].sharing, cut)
+    part_rows = cut.part_in_step(lanes_of_next_turns(progress))
+    if part_rows is None and not (complete and ends_follow(first["order_version"])):
+        merged["positions"], merged["offsets"] = encode_positions(cut.all_positions())
+    return sealed({**merged, "next_turn": next_turn, "part_rows": part_rows or 0})
 
 
-def _rank_problems(states: Sequence[Mapping[str, Any]]) -> list[str]:
+def _few(problems: Iterable[str]) -> list[str]:
+    """Return the first problems and the number of others: there may be a line for each of thousands of ranks."""
+    found = [*islice(problems, MAX_PROBLEMS + 1)]
+    return [*found[:MAX_PROBLEMS], "and more"] if len(found) > MAX_PROBLEMS else found
+
+
+def _rank_problems(states: Sequence[Mapping[str, Any]]) -> Iterable[str]:
     scopes = {state["scope"] for state in states}
     if "worker" in scopes:
-        return ["scope: these are states of DataLoader workers, not of ranks"]
-    if scopes == {"global"}:
-        facts = ("positions", "offsets", "next_turn", "part_rows")
-        same = all(state[name] == states[0][name] for state in states for name in facts)
-        return [] if same else ["positions: each of these is the state of the whole job, and they differ"]
-    if scopes != {"rank"}:
-        return ["scope: some of these are the state of a rank, others that of the whole job"]
-    counts = Counter(state["rank"] for state in states)
-    problems = [f"rank {rank} is missing" for rank in range(states[0]["world_size"]) if rank not in counts]
-    problems += [f"rank {rank} occurs more than once" for rank, count in sorted(counts.items()) if count > 1]
-    if not problems:
-        known = sorted(lane for state in states for lane in state["lane_indices"])
-        if known != list(range(states[0]["lanes"])):
-            problems = [f"lanes: together they hold lanes {known}, not each of {states[0]['lanes']} once"]
-    return problems
+        yield "scope: these are states of DataLoader workers, not of ranks"
+    elif scopes == {"global"}:
+        facts = ("positions", "offsets", "next_turn", "part_rows", "complete")
+        if any(state[name] != states[0][name] for state in states for name in facts):
+            yield "positions: each of these is the state of the whole job, and they differ"
+    elif scopes != {"rank"}:
+        yield "scope: some of these are the state of a rank, others that of the whole job"
+    else:
+        counts = Counter(state["rank"] for state in states)
+        missing = (rank for rank in range(states[0]["world_size"]) if rank not in counts)
+        yield from (f"rank {rank} is missing" for rank in missing)
+        yield from (f"rank {rank} occurs more than once" for rank, count in sorted(counts.items()) if count > 1)
 
 
-def _step_problems(states: Sequence[Mapping[str, Any]]) -> list[str]:
-    if states[0]["scope"] == "global":
-        return []
-    problems = _row_problems(states)
-    if problems:
-        return problems
-    # A rank that has reached its end stays at its last turn while others continue.
-    going = [state for state in states if not state["complete"]]
-    return [
-        f"step: rank {one['rank']} is at turn {one['next_turn']}, rank {other['rank']} at {other['next_turn']}"
-        for one, other in pairwise(going)
-        # At the end of an epoch that keeps its remainder, ranks skip different empty turns.
-        if one["next_turn"] != other["next_turn"] and _num_taken(one) != _num_taken(other)
-    ]
+def _lane_problems(num_lanes: int, of_ranks: Sequence[Mapping[int, LanePosition]]) -> Iterable[str]:
+    counts = Counter(lane for positions in of_ranks for lane in positions)
+    problems = {0: "is in none of them", 2: "is in more than one of them"}
+    yield from (
+        f"lanes: lane {lane} of {num_lanes:,} {problems[min(counts[lane], 2)]}"
+        for lane in range(num_lanes)
+        if counts[lane] != 1
+    )
 
 
-def _row_problems(states: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a line for each rank that has delivered too many or too few rows to be at the same step.
-
-    Lanes have equal lengths if the remainder is padded or dropped; if it is kept, they differ by at most one row.
-    """
-    first = states[0]
-    rows = [sum(state["positions"]) for state in states]
-    most = 0 if first["lane_remainder"] != "keep" else first["lanes"] // first["world_size"]
-    return [
+def _step_problems(
+    states: Sequence[Mapping[str, Any]], of_ranks: Sequence[Mapping[int, LanePosition]]
+) -> Iterable[str]:
+    first, turn_rows = states[0], states[0]["turn_rows"]
+    rows = [sum(position.rows for position in positions.values()) for positions in of_ranks]
+    # Ranks deliver the same number of rows if the remainder is padded or dropped. If it is kept, they differ by at most
+    # one row, or in order version 1 by one in each lane.
+    most = 0
+    if first["lane_remainder"] == "keep":
+        most = first["lanes"] // first["world_size"] if first["order_version"] == 1 else 1
+    apart = [
         f"step: rank {first['rank']} has delivered {rows[0]:,} rows, rank {state['rank']} has delivered {count:,}"
         for state, count in zip(states[1:], rows[1:], strict=True)
         if abs(count - rows[0]) > most
     ]
-
-
-def _num_taken(state: Mapping[str, Any]) -> int:
-    """Return the number of turns that a rank has taken in the current cut, without skipped empty turns."""
-    return sum(-(-rows // state["turn_rows"]) for rows in state["positions"])
+    yield from apart
+    if apart:
+        return
+    taken = [sum(-(-position.rows // turn_rows) for position in positions.values()) for positions in of_ranks]
+    # A rank that has reached its end stays at its last turn while others continue.
+    going = [(state, count) for state, count in zip(states, taken, strict=True) if not state["complete"]]
+    for (one, count), (other, other_count) in pairwise(going):
+        # At the end of an epoch that keeps its remainder, ranks skip different empty turns.
+        if one["next_turn"] != other["next_turn"] and count != other_count:
+            turns = (one["next_turn"], other["next_turn"])
+            yield f"step: rank {one['rank']} is at turn {turns[0]}, rank {other['rank']} at {turns[1]}"

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from laneway.core.lanes import lane_bounds, rows_to_deliver
+from laneway.core.division import TurnDivision
+from laneway.core.lanes import MAX_LANES
 from laneway.core.progress import CutProgress, fresh_cut
 from laneway.core.turns import WorkerPlace, has_one_owner_per_lane
 
@@ -39,11 +38,23 @@ class LaneOptions:
         return None if rest else turns
 
     def num_lanes(self, place: WorkerPlace) -> int:
-        """Return the number of lanes of a new cut: as requested if the workers can share them, else the default."""
+        """Return the number of lanes of a new cut: as requested if the workers can share them, else the default.
+
+        Raises:
+            ValueError: The workers need more lanes than a state can hold.
+        """
         turns_per_batch = self.turns_per_batch(self.default_turn_rows) or 1
         if self.lanes is not None and has_one_owner_per_lane(self.lanes, place, turns_per_batch):
             return self.lanes
-        return place.stride(turns_per_batch)
+        num_lanes = place.stride(turns_per_batch)
+        if num_lanes > MAX_LANES:
+            message = (
+                f"{place.world_size:,} rank(s) with {place.num_workers:,} worker(s) need a lane for each of the "
+                f"{turns_per_batch:,} turn(s) of a batch, {num_lanes:,} in all, but {MAX_LANES:,} is the maximum: use "
+                "a larger turn_rows or fewer workers"
+            )
+            raise ValueError(message)
+        return num_lanes
 
     def fresh_cut(self, place: WorkerPlace) -> CutProgress:
         """Return the progress of a new cut for the workers of the job, from which nothing has been delivered.
@@ -62,22 +73,17 @@ class LaneOptions:
 
         Args:
             num_rows: Rows of the dataset.
-            place: Any worker of the rank.
+            place: Any worker of the rank; the number of workers has no influence.
             settings: The settings of the dataset.
         """
-        num_lanes, turn_rows = self.num_lanes(place), self.default_turn_rows
+        turn_rows = self.default_turn_rows
         turns_per_batch = self.turns_per_batch(turn_rows) or 1
-        ends = rows_to_deliver(
-            np.diff(lane_bounds(num_rows, num_lanes)),
-            remainder=settings.remainder_for(place.world_size),
-            turn_rows=turn_rows,
-            drop_last=settings.drop_last,
-        )
-        of_rank = np.arange(num_lanes) // turns_per_batch % place.world_size == place.rank
-        if self.batch_size is None:
-            return int(ends[of_rank].sum())
-        turns = -(-ends[of_rank] // turn_rows)
-        return int(turns.reshape(-1, turns_per_batch).max(axis=1).sum())
+        # The lanes don't matter either: any number that these ranks can share.
+        num_lanes = place.world_size * turns_per_batch
+        division = TurnDivision(num_rows, num_lanes, turn_rows, place.world_size, turns_per_batch)
+        remainder = settings.remainder_for(place.world_size)
+        num_batches, num_rows = division.num_items(place.rank, remainder, drop_last=settings.drop_last)
+        return num_rows if self.batch_size is None else num_batches
 
     def warning_for(self, place: WorkerPlace) -> str | None:
         """Return a warning if the workers can't share the requested number of lanes, else None."""

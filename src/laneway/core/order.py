@@ -15,8 +15,13 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-ORDER_VERSION = 1
-"""Changes whenever a function here, or the cutting of lanes and windows, produces a different order. Part of states."""
+ORDER_VERSION = 2
+"""The order of epochs that begin now. Changes whenever shards, windows or lanes are cut in another way.
+
+Version 1 measured blocks as they are encoded, and cut the line evenly into lanes.
+"""
+ORDER_VERSIONS = (1, ORDER_VERSION)
+"""The orders that can be computed. A state names the order of its epoch, and the epoch is finished in that order."""
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -69,7 +74,7 @@ def window_order(num_rows: int, *, seed: int, epoch: int, lane: int, window: int
         num_rows: Number of rows of the window, >= 0.
         seed: Any int in [0, 2**63).
         epoch: Zero-based.
-        lane: Lane of the window in the epoch's first cut.
+        lane: Lane of the window in the epoch's first cut, see `Windows.lane`.
         window: Index of the window in that lane.
 
     Returns:

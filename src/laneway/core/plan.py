@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from laneway.core.lanes import Lanes, Remainder, Segment, Windows, cut_again, cut_epoch
+from laneway.core.cutting import cut_again, cut_epoch
+from laneway.core.division import Sharing, divide
+from laneway.core.lanes import Lanes, Remainder, Segment, Windows
 from laneway.core.order import ORDER_VERSION, window_order
-from laneway.core.progress import LanePositions, Progress, current_cut
+from laneway.core.progress import EarlierCut, Progress, current_cut
 from laneway.core.shards import cut_shards
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
+    from laneway.core.division import Division
     from laneway.core.files import FileTable
     from laneway.core.shards import ShardTable
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,18 +40,18 @@ class Settings:
     shuffle: bool
     """Whether the epoch is shuffled."""
     shard_bytes: int
-    """Target uncompressed size of a shard in bytes."""
+    """Target size of a shard in bytes."""
     shard_rows: int | None
     """Target number of rows of a shard, instead of `shard_bytes`."""
     window_bytes: int
-    """Target uncompressed size of a window in bytes."""
+    """Target size of a window in bytes."""
     remainder: Remainder | None
-    """How to handle lanes whose lengths differ by one row; None: "keep" on one rank, "pad" on several."""
+    """How to handle the one row by which ranks differ; None: "keep" on one rank, "pad" on several."""
     drop_last: bool
-    """Whether the last turn of a lane is dropped if it is incomplete."""
+    """Whether the last global batch is dropped if it is incomplete."""
 
     def remainder_for(self, world_size: int) -> Remainder:
-        """Return how `world_size` ranks handle lanes whose lengths differ by one row."""
+        """Return how `world_size` ranks handle the one row by which they differ."""
         return self.remainder or ("keep" if world_size == 1 else "pad")
 
 
@@ -67,25 +73,41 @@ class Identity:
     """The arguments that determine the order of their rows."""
     _last_plan: dict[object, Plan] = field(default_factory=dict, init=False, repr=False)
     """The last plan by its key: loading a state, starting a pass and forked workers all need the same one."""
+    _derived: dict[object, Any] = field(default_factory=dict, init=False, repr=False)
+    """Other values that follow from files and settings; see `derived`."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out derived values, which may be large."""
-        return {"files": self.files, "settings": self.settings, "_last_plan": {}}
+        return {"files": self.files, "settings": self.settings, "_last_plan": {}, "_derived": {}}
 
-    @cached_property
+    def derived(self, key: object, compute: Callable[[], T]) -> T:
+        """Return a value that follows from files and settings, which is computed once."""
+        if key not in self._derived:
+            self._derived[key] = compute()
+        found: T = self._derived[key]
+        return found
+
+    @property
     def shards(self) -> ShardTable:
         """All shards, in file order."""
-        return cut_shards(self.files, shard_bytes=self.settings.shard_bytes, shard_rows=self.settings.shard_rows)
+        return self.shards_in(ORDER_VERSION)
 
-    @cached_property
-    def fields(self) -> dict[str, Any]:
-        """The fields that identify the dataset and its order in a state."""
-        return {
-            "order_version": ORDER_VERSION,
-            "fingerprint": self.files.fingerprint,
-            "files": self.files.encoded,
-            **asdict(self.settings),
-        }
+    def shards_in(self, order_version: int) -> ShardTable:
+        """Return all shards of an order, in file order."""
+        files, settings = self.files, self.settings
+        sizes = files.block_bytes if order_version == 1 else files.block_memory_bytes
+        return self.derived(
+            ("shards", order_version),
+            lambda: cut_shards(files, sizes, shard_bytes=settings.shard_bytes, shard_rows=settings.shard_rows),
+        )
+
+    def fingerprint_in(self, order_version: int) -> str:
+        """Return the identity of the files in an order: it covers all that determines the place of a row."""
+        return self.files.fingerprint_v1 if order_version == 1 else self.files.fingerprint
+
+    def sharing(self, world_size: int, turns_per_batch: int) -> Sharing:
+        """Return how ranks share lanes with these settings."""
+        return Sharing(world_size, turns_per_batch, self.settings.remainder_for(world_size))
 
     def plan(self, progress: Progress) -> Plan:
         """Return the plan of an epoch in its current cut.
@@ -93,29 +115,35 @@ class Identity:
         Args:
             progress: Progress of an epoch that has been cut.
         """
-        counts = (*map(len, progress.earlier), current_cut(progress).num_lanes)
-        key = (progress.epoch, counts, progress.earlier)
+        cut, sharing = current_cut(progress), progress.sharing
+        key = (progress.order_version, progress.epoch, progress.earlier, cut.num_lanes, cut.turn_rows, *sharing[:2])
         plan = self._last_plan.get(key)
         if plan is None:
-            plan = self._replay(progress.epoch, counts, progress.earlier)
+            current = EarlierCut(cut.num_lanes, cut.turn_rows, sharing)
+            plan = self._replay(progress.order_version, progress.epoch, (*progress.earlier, current))
             self._last_plan.clear()
             self._last_plan[key] = plan
         return plan
 
-    def _replay(self, epoch: int, lane_counts: tuple[int, ...], earlier: tuple[LanePositions, ...]) -> Plan:
+    def _replay(self, version: int, epoch: int, cuts: tuple[EarlierCut, ...]) -> Plan:
+        settings, shards, num_rows = self.settings, self.shards_in(version), self.files.num_rows
+        first, *others = cuts
+        division = divide(version, num_rows, first.num_lanes, first.turn_rows, first.sharing)
         windows, lanes = cut_epoch(
-            self.shards,
-            num_lanes=lane_counts[0],
-            window_bytes=self.settings.window_bytes,
-            shuffle=self.settings.shuffle,
-            seed=self.settings.seed,
+            shards,
+            division,
+            window_bytes=settings.window_bytes,
+            shuffle=settings.shuffle,
+            seed=settings.seed,
             epoch=epoch,
         )
-        lanes_before, rows_before = [], [np.array([lane.rows for lane in cut], np.int64) for cut in earlier]
-        for rows, num_lanes in zip(rows_before, lane_counts[1:], strict=True):
+        lanes_before, rows_before = [], [cut.rows() for cut in cuts[:-1]]
+        for rows, cut in zip(rows_before, others, strict=True):
             lanes_before.append(lanes)
-            lanes = cut_again(lanes, rows, num_lanes)
-        return Plan(self, epoch, windows, lanes, tuple(lanes_before), tuple(rows_before))
+            rest = lanes.undelivered(rows)
+            division = divide(version, rest.num_rows, cut.num_lanes, cut.turn_rows, cut.sharing)
+            lanes = cut_again(rest, division)
+        return Plan(self, epoch, shards, windows, lanes, division, tuple(lanes_before), tuple(rows_before))
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,10 +154,14 @@ class Plan:
     """The files and settings."""
     epoch: int
     """Zero-based."""
+    shards: ShardTable
+    """All shards, in file order, as the order of the epoch cuts them."""
     windows: Windows
     """The windows of the epoch, created by its first cut."""
     lanes: Lanes
     """The lanes of the current cut."""
+    division: Division
+    """How the current cut divides what the earlier ones left."""
     lanes_before: tuple[Lanes, ...]
     """The lanes of each earlier cut, oldest first."""
     rows_before: tuple[NDArray[np.int64], ...]
@@ -137,7 +169,7 @@ class Plan:
 
     def window_files(self, window: int) -> list[FileRange]:
         """Return the ranges of data files that make up a window, in the order before shuffling."""
-        shards, windows = self.identity.shards, self.windows
+        shards, windows = self.shards, self.windows
         pieces = slice(windows.piece_starts[window], windows.piece_starts[window + 1])
         shard = windows.shard[pieces]
         offset = shards.row_offset[shard]
@@ -177,7 +209,7 @@ class Plan:
         Returns:
             int64 array of shape (num_completed,): indices of the shards in file order.
         """
-        delivered = np.zeros(len(self.identity.shards), np.int64)
+        delivered = np.zeros(len(self.shards), np.int64)
         windows = self.windows
         all_lanes, all_rows = (*self.lanes_before, self.lanes), (*self.rows_before, rows)
         for lanes in map(Lanes.delivered, all_lanes, all_rows):
@@ -187,13 +219,18 @@ class Plan:
             is_whole[lanes.window[whole]] = True
             pieces_whole = np.repeat(is_whole, np.diff(windows.piece_starts))
             piece_rows[pieces_whole] = (windows.stop - windows.start)[pieces_whole]
-            for i in np.flatnonzero(~whole):
-                window, part = int(lanes.window[i]), slice(int(lanes.start[i]), int(lanes.stop[i]))
+            # Many lanes may share a window, so each window is put in order once.
+            parts = np.flatnonzero(~whole)
+            parts = parts[np.argsort(lanes.window[parts], kind="stable")]
+            starts = np.flatnonzero(np.diff(lanes.window[parts], prepend=-1))
+            for of_window in np.split(parts, starts[1:]) if len(parts) else ():
+                window = int(lanes.window[of_window[0]])
                 pieces = slice(windows.piece_starts[window], windows.piece_starts[window + 1])
                 ends = np.cumsum(windows.stop[pieces] - windows.start[pieces])
                 order = self.window_order(window)
-                taken = np.arange(part.start, part.stop) if order is None else order[part]
-                piece = np.searchsorted(ends, taken, side="right")
+                ranges = [np.arange(lanes.start[i], lanes.stop[i]) for i in of_window]
+                taken = np.concatenate(ranges)
+                piece = np.searchsorted(ends, taken if order is None else order[taken], side="right")
                 piece_rows[pieces] += np.bincount(piece, minlength=len(ends))
             np.add.at(delivered, windows.shard, piece_rows)
-        return np.flatnonzero(delivered >= self.identity.shards.row_length)
+        return np.flatnonzero(delivered >= self.shards.row_length)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from laneway.core.division import Sharing
+from laneway.core.order import ORDER_VERSION
+from laneway.core.turns import turns_taken
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from numpy.typing import NDArray
 
-    from laneway.core.lanes import Remainder
     from laneway.core.turns import WorkerPlace
 
 
@@ -27,6 +30,22 @@ class LanePosition(NamedTuple):
 
 LanePositions = tuple[LanePosition, ...]
 """The positions of lanes 0, 1, 2, ... of a cut."""
+
+
+def rows_in_step(num_lanes: int, turn_rows: int, sharing: Sharing, next_turn: int, part_rows: int) -> NDArray[np.int64]:
+    """Return the rows delivered from each lane if all turns before `next_turn` were whole, shape (num_lanes,).
+
+    Args:
+        num_lanes: Number of lanes.
+        turn_rows: Rows of a turn.
+        sharing: How ranks share the lanes.
+        next_turn: The job's next turn.
+        part_rows: Rows that each rank has taken of its next turn, if rows are delivered one by one.
+    """
+    rows = turns_taken(next_turn, np.arange(num_lanes, dtype=np.int64), num_lanes) * turn_rows
+    if part_rows:
+        rows[(next_turn + np.arange(sharing.world_size) * sharing.turns_per_batch) % num_lanes] += part_rows
+    return rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +71,53 @@ class CutProgress:
         """Return the position of every lane; unknown lanes are at their start."""
         return tuple(self.positions.get(lane, LanePosition()) for lane in range(self.num_lanes))
 
+    def part_in_step(self, taking: Collection[int]) -> int | None:
+        """Return how many rows were taken of the next turns, if all known lanes are in step, else None.
+
+        They are in step if all turns before the next one were whole, and no others have been taken but the next ones.
+
+        Args:
+            taking: The lanes of the next turns of those whose lanes are known.
+        """
+        next_turn, num_lanes, turn_rows, positions = self.next_turn, self.num_lanes, self.turn_rows, self.positions
+        part_rows = None
+        for lane in taking:
+            if lane not in positions:
+                return None
+            part_rows = positions[lane].rows - turns_taken(next_turn, lane, num_lanes) * turn_rows
+            break
+        if part_rows is None or not 0 <= part_rows < turn_rows:
+            return None
+        for lane, position in positions.items():
+            rows = turns_taken(next_turn, lane, num_lanes) * turn_rows
+            if position != (rows + part_rows if lane in taking else rows, 0):
+                return None
+        return part_rows
+
+
+@dataclass(frozen=True, slots=True)
+class EarlierCut:
+    """A cut of an epoch that was cut again: what is needed to replay it."""
+
+    num_lanes: int
+    """Number of its lanes."""
+    turn_rows: int = 1
+    """Rows of a turn. This and `sharing` have no effect in order version 1."""
+    sharing: Sharing = field(default_factory=Sharing)
+    """How ranks shared it."""
+    next_turn: int = 0
+    """The job's next turn when it ended, if all lanes were in step then, else 0."""
+    part_rows: int = 0
+    """Rows that each rank had taken of its next turn, if rows were delivered one by one and lanes were in step."""
+    positions: LanePositions | None = None
+    """Last position of each lane; None: all lanes were in step."""
+
+    def rows(self) -> NDArray[np.int64]:
+        """Return the number of rows delivered from each lane, shape (num_lanes,)."""
+        if self.positions is not None:
+            return np.array([position.rows for position in self.positions], np.int64)
+        return rows_in_step(self.num_lanes, self.turn_rows, self.sharing, self.next_turn, self.part_rows)
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -59,14 +125,24 @@ class Progress:
 
     epoch: int
     """Zero-based."""
-    remainder: Remainder = "keep"
-    """How to handle lanes of the current cut whose lengths differ by one row."""
+    sharing: Sharing = field(default_factory=Sharing)
+    """How ranks share the current cut."""
     cut: CutProgress | None = None
     """Progress of the current cut; None if the epoch has not been cut yet."""
-    earlier: tuple[LanePositions, ...] = ()
-    """Last positions of the lanes of each earlier cut of this epoch, oldest first."""
+    earlier: tuple[EarlierCut, ...] = ()
+    """The earlier cuts of this epoch, oldest first."""
     place: WorkerPlace | None = None
     """The worker (or the rank, if it has a single worker) whose lanes are known; None: all lanes are known."""
+    order_version: int = ORDER_VERSION
+    """The order in which the epoch began, and is finished."""
+
+
+def ends_follow(order_version: int) -> bool:
+    """Return whether the lanes of a complete job are exactly at the ends that follow from how ranks share them.
+
+    In order version 1, an epoch could be shared in other ways until its end.
+    """
+    return order_version > 1
 
 
 class JobTurn(NamedTuple):
@@ -95,3 +171,23 @@ def current_cut(progress: Progress) -> CutProgress:
         message = f"epoch {progress.epoch} has not been cut into lanes yet"
         raise ValueError(message)
     return progress.cut
+
+
+def ended_cut(progress: Progress) -> EarlierCut:
+    """Return the current cut of an epoch as one that ends here."""
+    cut = current_cut(progress)
+    # What was delivered doesn't depend on the remainder.
+    sharing = progress.sharing._replace(remainder="keep")
+    is_known = len(cut.positions) == cut.num_lanes
+    part_rows = cut.part_in_step(lanes_of_next_turns(progress)) if is_known else None
+    if part_rows is None:
+        return EarlierCut(cut.num_lanes, cut.turn_rows, sharing, positions=cut.all_positions())
+    return EarlierCut(cut.num_lanes, cut.turn_rows, sharing, cut.next_turn, part_rows)
+
+
+def lanes_of_next_turns(progress: Progress) -> Collection[int]:
+    """Return the lanes of the next turns of those whose lanes are known: of one worker or rank, or of every rank."""
+    cut, place, (world_size, turns_per_batch, _) = current_cut(progress), progress.place, progress.sharing
+    if place is not None:
+        return (place.first_turn(cut.next_turn, turns_per_batch) % cut.num_lanes,)
+    return {(cut.next_turn + rank * turns_per_batch) % cut.num_lanes for rank in range(world_size)}

@@ -9,13 +9,17 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from enum import Enum
+from operator import itemgetter
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from laneway.core.lanes import MAX_LANES, Remainder
+from laneway.core.consistency import MAX_COUNT, check_lanes, refuse, require
+from laneway.core.differences import shorten
+from laneway.core.division import Sharing
 from laneway.core.plan import Settings
-from laneway.core.progress import LanePosition
-from laneway.core.turns import WorkerPlace
+from laneway.core.progress import EarlierCut, LanePosition
+from laneway.core.sealing import Seal
+from laneway.core.turns import WorkerPlace, turns_taken
 from laneway.errors import StateFormatError
 
 if TYPE_CHECKING:
@@ -23,17 +27,15 @@ if TYPE_CHECKING:
 
 FORMAT = "laneway.state"
 """The value of `format` in every state."""
-FORMAT_VERSION = 2
-"""Version of the fields below. Version 1 had no offsets, and each earlier cut was a list of rows."""
+FORMAT_VERSION = 3
+"""Version of the fields below.
 
-_MAX_COUNT = 2**48
-"""Upper bound of rows, turns and epochs: larger than any dataset, and small enough that int64 can't overflow."""
-_MAX_PROCESSES = 2**20
-"""Upper bound of ranks, and of workers of a rank."""
-_REMAINDERS = get_args(Remainder)
+Version 1 had no offsets, and each earlier cut was a list of rows. In version 2, each earlier cut was a pair of rows and
+offsets of all lanes, and states had no digest.
+"""
 
-Scope = Literal["global", "rank", "worker"]
-"""Which lanes a state holds: those of the whole job, of a rank or of a worker."""
+_MAX_INT = 2**64
+"""Bound of all numbers: larger ones are damage, and might not even be printed."""
 
 
 class Role(Enum):
@@ -42,7 +44,7 @@ class Role(Enum):
     IDENTITY = "identifies the dataset and its order: compared on load, and equal in all states that are merged"
     JOB = "describes the whole job: equal in all states that are merged"
     OWN = "describes the rank or worker that saved it"
-    DETAIL = "only names the differences in a mismatch: neither compared nor merged"
+    DETAIL = "derived from other fields, or from the files: neither compared nor merged"
 
 
 REQUIRED: Any = object()
@@ -86,10 +88,10 @@ def setting_fields(settings: type) -> tuple[StateField, ...]:
 
 
 FIELDS: tuple[StateField, ...] = (
-    StateField("order_version", (int,), Role.IDENTITY),
     StateField("fingerprint", (str,), Role.IDENTITY),
     StateField("files", (str,), Role.DETAIL),
     *setting_fields(Settings),
+    StateField("order_version", (int,), Role.JOB),
     StateField("scope", (str,), Role.OWN),
     StateField("rank", (int,), Role.OWN),
     StateField("world_size", (int,), Role.JOB),
@@ -97,9 +99,11 @@ FIELDS: tuple[StateField, ...] = (
     StateField("num_workers", (int,), Role.OWN),
     StateField("epoch", (int,), Role.JOB),
     StateField("complete", (bool,), Role.OWN),
-    StateField("over", (bool,), Role.OWN, default=False),
+    StateField("over", (bool,), Role.OWN),
     StateField("lanes", (int, NoneType), Role.JOB),
     StateField("turn_rows", (int, NoneType), Role.JOB),
+    StateField("lane_world_size", (int, NoneType), Role.JOB),
+    StateField("lane_batch_turns", (int, NoneType), Role.JOB),
     StateField("lane_remainder", (str, NoneType), Role.JOB),
     StateField("next_turn", (int,), Role.OWN),
     StateField("part_rows", (int,), Role.OWN),
@@ -107,6 +111,7 @@ FIELDS: tuple[StateField, ...] = (
     StateField("positions", (list, NoneType), Role.OWN),
     StateField("offsets", (list, NoneType), Role.OWN),
     StateField("earlier_cuts", (list,), Role.JOB),
+    StateField("digest", (str,), Role.DETAIL, default=""),
 )
 """All fields of a state except `format` and `version`."""
 
@@ -143,7 +148,12 @@ class SavedState:
     @property
     def has_offsets(self) -> bool:
         """Whether a lane stopped within a row that becomes several items."""
-        return any([self.fields["offsets"], *(offsets for _, offsets in self.fields["earlier_cuts"])])
+        return any([self.fields["offsets"], *(cut[-1] for cut in self.fields["earlier_cuts"])])
+
+    @property
+    def sharing(self) -> Sharing:
+        """How ranks share the current cut."""
+        return Sharing(*(self.fields[name] for name in ("lane_world_size", "lane_batch_turns", "lane_remainder")))
 
     @property
     def place(self) -> WorkerPlace:
@@ -162,15 +172,58 @@ def decode_positions(rows: list[int], offsets: list[int] | None) -> list[LanePos
     return [*map(LanePosition, rows, offsets or [0] * len(rows))]
 
 
-def position_fields(positions: Sequence[LanePosition]) -> dict[str, Any]:
-    """Return positions as the two fields of the current cut."""
-    rows, offsets = encode_positions(positions)
-    return {"positions": rows, "offsets": offsets}
+def encode_cut(cut: EarlierCut) -> list[Any]:
+    """Return a cut as a list: lanes, rows of a turn, ranks, turns of a batch, next turn, part of it, positions.
+
+    The positions are the last two items, as `encode_positions` returns them, or two Nones if all lanes were in step.
+    """
+    positions = [None, None] if cut.positions is None else encode_positions(cut.positions)
+    return [cut.num_lanes, cut.turn_rows, *cut.sharing[:2], cut.next_turn, cut.part_rows, *positions]
 
 
-def positions_of(fields: Mapping[str, Any]) -> list[LanePosition]:
-    """Return the positions of the current cut from the two fields of a state."""
-    return decode_positions(fields["positions"], fields["offsets"])
+def decode_cut(encoded: list[Any]) -> EarlierCut:
+    """Return the cut from the list that `encode_cut` returned."""
+    num_lanes, turn_rows, world_size, batch_turns, next_turn, part_rows, rows, offsets = encoded
+    positions = None if rows is None else (*decode_positions(rows, offsets),)
+    return EarlierCut(num_lanes, turn_rows, Sharing(world_size, batch_turns), next_turn, part_rows, positions)
+
+
+def positions_of(saved: SavedState) -> dict[int, LanePosition]:
+    """Return lane -> position of the current cut, for a state that holds positions or is that of a rank or worker.
+
+    If these are in step, they follow from the next turn.
+    """
+    fields, place = saved.fields, saved.place
+    rows, num_lanes = fields["positions"], fields["lanes"]
+    if rows is not None:
+        lanes = fields["lane_indices"] or range(num_lanes)
+        return dict(zip(lanes, decode_positions(rows, fields["offsets"]), strict=True))
+    next_turn, turn_rows = fields["next_turn"], fields["turn_rows"]
+    lanes = place.own_lanes(next_turn, num_lanes, fields["lane_batch_turns"])
+    found = {lane: LanePosition(turns_taken(next_turn, lane, num_lanes) * turn_rows) for lane in sorted(lanes)}
+    found[lanes[0]] = LanePosition(found[lanes[0]].rows + fields["part_rows"])
+    return found
+
+
+_identity_of = itemgetter(*(name for name in names_of(Role.IDENTITY, Role.DETAIL) if name != "digest"))
+_others_of = itemgetter(*names_of(Role.JOB, Role.OWN))
+
+
+def seal_of(identity: Mapping[str, Any]) -> Seal:
+    """Return the seal of states with these fields of the identity."""
+    return Seal((FORMAT, FORMAT_VERSION, *_identity_of(identity)))
+
+
+def digest_with(seal: Seal, fields: Mapping[str, Any]) -> str:
+    """Return the digest of a state, given the seal of its identity and its other fields."""
+    return seal.digest(_others_of(fields))
+
+
+def sealed(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a state whose fields were changed with the digest that it needs; older versions have none."""
+    if state["version"] != FORMAT_VERSION:
+        return dict(state)
+    return {**state, "digest": digest_with(seal_of(state), state)}
 
 
 _KEY = "laneway"
@@ -204,8 +257,9 @@ def parse_state(state: object) -> SavedState:
     if not isinstance(state, dict):
         message = f"a state must be the dict that state_dict() returned, not {type(state).__name__}"
         raise StateFormatError(message)
-    if state.get("format") != FORMAT:
-        keys = ", ".join(map(repr, list(state)[:5])) or "none"
+    version = state.get("version")
+    if type(state.get("format")) is not str or state["format"] != FORMAT:
+        keys = ", ".join(map(shorten, list(state)[:5])) or "none"
         hint = ""
         if "_snapshot" in state or "_iterator_finished" in state:
             hint = "; it is a state of StatefulDataLoader, which only a StatefulDataLoader can load"
@@ -214,109 +268,66 @@ def parse_state(state: object) -> SavedState:
         )
         raise StateFormatError(message)
     fields = {each.name: each.default for each in FIELDS if each.default is not REQUIRED}
-    fields |= _upgrade(state)
+    fields |= _upgrade(state, version)
     missing = [each.name for each in FIELDS if each.name not in fields]
     if missing:
         message = f"this state is truncated: {', '.join(missing)} missing"
         raise StateFormatError(message)
-    for each in FIELDS:
-        value = fields[each.name]
-        if type(value) not in each.types:
-            expected = " or ".join(found.__name__ for found in each.types)
-            message = f"this state is damaged: {each.name} is {value!r}, not {expected}"
-            raise StateFormatError(message)
-    for name in ("epoch", "next_turn"):
-        require(0 <= fields[name] < _MAX_COUNT, f"{name} is {fields[name]}")
+    _check_types(fields)
+    require(0 <= fields["epoch"] < MAX_COUNT, f"epoch is {fields['epoch']}")
+    require(0 <= fields["next_turn"] < MAX_COUNT, f"next_turn is {fields['next_turn']}")
     for index, count in (("rank", "world_size"), ("worker", "num_workers")):
         require(
-            0 <= fields[index] < fields[count] <= _MAX_PROCESSES,
+            0 <= fields[index] < fields[count] <= MAX_COUNT,
             f"{index} is {fields[index]} of {count} {fields[count]}",
         )
     require(fields["complete"] or not fields["over"], "it is over, but not complete")
     known = {"format": FORMAT, "version": FORMAT_VERSION} | {each.name: fields[each.name] for each in FIELDS}
     parsed = SavedState({name: value for name, value in state.items() if name in known}, known)
-    _check_lanes(parsed)
+    has_lanes = version == FORMAT_VERSION or fields["lanes"] is None or fields["lane_indices"] is not None
+    require(parsed.is_global or has_lanes, "it is not of a whole job, but has no lane_indices")
+    check_lanes(known, parsed.place)
+    if version == FORMAT_VERSION:
+        digest = digest_with(seal_of(known), known)
+        if known["digest"] != digest:
+            found = shorten(known["digest"])
+            refuse(f"its digest is {found}, that of its fields is {digest!r}, so a field was changed")
     return parsed
 
 
-def _upgrade(state: dict[str, Any]) -> dict[str, Any]:
+def _check_types(fields: Mapping[str, Any]) -> None:
+    """Check that each field has one of its types, and that numbers can be printed."""
+    for each in FIELDS:
+        value = fields[each.name]
+        if type(value) not in each.types:
+            expected = " or ".join(found.__name__ for found in each.types)
+            refuse(f"{each.name} is {shorten(value)}, not {expected}")
+        if type(value) is int and abs(value) >= _MAX_INT:
+            refuse(f"{each.name} has too many digits")
+
+
+def _upgrade(state: Mapping[str, Any], version: object) -> Mapping[str, Any]:
     """Return the fields of a state in the current format version."""
-    version = state.get("version")
+    if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
+        message = (
+            f"this state has format version {shorten(version)}, and this release of laneway reads versions 1 to "
+            f"{FORMAT_VERSION}: load it with the release that saved it, or a later one"
+        )
+        raise StateFormatError(message)
     if version == FORMAT_VERSION:
         return state
+    upgraded = {**state, "digest": "", "over": False}
+    earlier = state.get("earlier_cuts")
     if version == 1:
-        earlier = state.get("earlier_cuts")
-        if isinstance(earlier, list):
-            earlier = [[rows, None] for rows in earlier]
-        return {**state, "offsets": None, "earlier_cuts": earlier}
-    message = (
-        f"this state has format version {version!r}, and this release of laneway reads versions 1 to {FORMAT_VERSION}: "
-        "load it with the release that saved it, or a later one"
-    )
-    raise StateFormatError(message)
-
-
-def _check_lanes(state: SavedState) -> None:
-    fields, is_whole = state.fields, state.is_global
-    num_lanes, known = fields["lanes"], fields["lane_indices"]
-    if num_lanes is None:
-        require(is_whole, f"scope is {fields['scope']!r}, but it has no lanes")
-        require(not fields["positions"] and not fields["earlier_cuts"], "it has positions, but no lanes")
-        require(not fields["complete"], "it is complete, but has no lanes")
-        return
-    require(0 < num_lanes <= MAX_LANES, f"lanes is {num_lanes:,}")
-    require(0 < (fields["turn_rows"] or 0) < _MAX_COUNT, f"turn_rows is {fields['turn_rows']!r}")
-    remainder = fields["lane_remainder"]
-    require(remainder in _REMAINDERS, f"lane_remainder is {remainder!r}")
-    scope = scope_of(None if known is None else state.place)
-    require(fields["scope"] == scope, f"scope is {fields['scope']!r} with lane_indices {known!r}")
-    part_rows, in_lockstep = fields["part_rows"], is_whole and fields["positions"] is None
-    require(0 <= part_rows < (fields["turn_rows"] if in_lockstep else 1), f"part_rows is {part_rows}")
-    if in_lockstep:
-        require(fields["offsets"] is None, "it has offsets, but no positions")
-    else:
-        _check_positions(fields, list(range(num_lanes)) if is_whole else known, num_lanes)
-    for cut in fields["earlier_cuts"]:
-        is_pair = isinstance(cut, list) and len(cut) == 2  # noqa: PLR2004 - a pair of positions and offsets
-        require(is_pair and bool(cut[0]) and _are_positions(*cut), f"an earlier cut is {cut!r}")
-
-
-def _check_positions(fields: Mapping[str, Any], lanes: list[Any], num_lanes: int) -> None:
-    positions = fields["positions"]
-    are_consistent = (
-        _are_positions(positions, fields["offsets"])
-        and _are_counts(lanes)
-        and len(lanes) == len(positions) == len({*lanes})
-        and max(lanes, default=0) < num_lanes
-    )
-    if not are_consistent:
-        message = f"this state is damaged: positions {positions!r} don't fit lanes {lanes!r} of {num_lanes:,}"
-        raise StateFormatError(message)
-
-
-def _are_positions(rows: object, offsets: object) -> bool:
-    if not isinstance(rows, list) or not _are_counts(rows):
-        return False
-    return offsets is None or (isinstance(offsets, list) and len(offsets) == len(rows) and _are_counts(offsets))
-
-
-def _are_counts(numbers: list[Any]) -> bool:
-    return {*map(type, numbers)} <= {int} and 0 <= min(numbers, default=0) <= max(numbers, default=0) < _MAX_COUNT
-
-
-def scope_of(place: WorkerPlace | None) -> Scope:
-    """Return the scope of a state that holds the lanes of `place`; None: all lanes."""
-    if place is None:
-        return "global"
-    return "rank" if place.num_workers == 1 else "worker"
-
-
-def require(condition: bool, problem: str) -> None:  # noqa: FBT001 - it reads as a sentence
-    """Raise a StateFormatError unless a condition holds.
-
-    Raises:
-        StateFormatError: The condition does not hold.
-    """
-    if not condition:
-        message = f"this state is damaged: {problem}"
-        raise StateFormatError(message)
+        upgraded["offsets"] = None
+        earlier = [[rows, None] for rows in earlier] if isinstance(earlier, list) else earlier
+    if isinstance(earlier, list):
+        # Neither turns nor ranks had an influence on how these were cut.
+        cuts = [cut for cut in earlier if isinstance(cut, list) and len(cut) == 2 and isinstance(cut[0], list)]  # noqa: PLR2004 - a pair
+        is_damaged = len(cuts) < len(earlier)
+        upgraded["earlier_cuts"] = earlier if is_damaged else [[len(cut[0]), 1, 1, 1, 0, 0, *cut] for cut in cuts]
+    is_cut = state.get("lanes") is not None
+    return upgraded | {
+        "lane_world_size": state.get("world_size") if is_cut else None,
+        "lane_batch_turns": 1 if is_cut else None,
+    }

@@ -41,7 +41,7 @@ class ShardTable(Sequence[Shard]):
     row_length: NDArray[np.int64]
     """Number of rows, at least 1, shape (num_shards,)."""
     num_bytes: NDArray[np.int64]
-    """Uncompressed size in bytes, shape (num_shards,)."""
+    """Size in bytes, shape (num_shards,): an estimate of the decoded rows; in order version 1, as they are encoded."""
 
     def __len__(self) -> int:
         """Return the number of shards."""
@@ -96,19 +96,22 @@ def group_by_size(sizes: NDArray[np.int64], owner: NDArray[np.int64], target: in
     return np.flatnonzero(is_first).astype(np.int64)
 
 
-def cut_shards(files: FileTable, *, shard_bytes: int, shard_rows: int | None = None) -> ShardTable:
+def cut_shards(
+    files: FileTable, block_bytes: NDArray[np.int64], *, shard_bytes: int, shard_rows: int | None = None
+) -> ShardTable:
     """Cut every data file at its blocks into shards of about `shard_bytes`, or of about `shard_rows` rows.
 
     Args:
         files: The data files.
-        shard_bytes: Target uncompressed size of a shard in bytes.
+        block_bytes: Size of each of their blocks in bytes, as shards and windows are to be measured.
+        shard_bytes: Target size of a shard in bytes.
         shard_rows: Target number of rows of a shard; replaces `shard_bytes` if given.
 
     Returns:
         The shards, without empty ones. A block is never cut: a block larger than the target is a shard of its own.
     """
     file_of_block = np.repeat(np.arange(files.num_files), np.diff(files.block_starts))
-    sizes = files.block_bytes if shard_rows is None else files.block_rows
+    sizes = block_bytes if shard_rows is None else files.block_rows
     starts = group_by_size(sizes, file_of_block, shard_bytes if shard_rows is None else shard_rows)
     file_index = file_of_block[starts]
     bounds = files.block_row_starts
@@ -120,5 +123,5 @@ def cut_shards(files: FileTable, *, shard_bytes: int, shard_rows: int | None = N
         file_index=file_index[kept],
         row_offset=(row_start - bounds[files.block_starts[file_index]])[kept],
         row_length=row_length[kept],
-        num_bytes=(np.add.reduceat(files.block_bytes, starts) if len(starts) else starts)[kept],
+        num_bytes=(np.add.reduceat(block_bytes, starts) if len(starts) else starts)[kept],
     )

@@ -2,32 +2,75 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from laneway.core.assignment import assign_whole_job
+from laneway.core.consistency import require, scope_of
 from laneway.core.differences import file_differences, identity_differences, mismatch_message, place_differences
-from laneway.core.progress import CutProgress, LanePosition, Progress
+from laneway.core.files import decode_files
+from laneway.core.order import ORDER_VERSIONS
+from laneway.core.progress import (
+    CutProgress,
+    LanePosition,
+    Progress,
+    current_cut,
+    ends_follow,
+    lanes_of_next_turns,
+    rows_in_step,
+)
 from laneway.core.schema import (
     FORMAT,
     FORMAT_VERSION,
     Role,
-    decode_positions,
+    decode_cut,
+    digest_with,
+    encode_cut,
     encode_positions,
     names_of,
     positions_of,
-    require,
-    scope_of,
+    seal_of,
 )
+from laneway.core.turns import turns_taken
 from laneway.errors import CheckpointMismatchError, StateFormatError
 
 if TYPE_CHECKING:
+    from laneway.core.assignment import Assignment
+    from laneway.core.consistency import Scope
     from laneway.core.plan import Identity
     from laneway.core.progress import JobTurn
-    from laneway.core.schema import SavedState, Scope
+    from laneway.core.schema import SavedState
+    from laneway.core.sealing import Seal
     from laneway.core.turns import WorkerPlace
+
+
+_Listed = tuple[list[int] | None, list[int] | None, list[int] | None]
+
+
+class _IdentityPart(NamedTuple):
+    """The fields of an identity in a state, and their part of the digest."""
+
+    fields: dict[str, Any]
+    seal: Seal
+
+
+def identity_fields(identity: Identity, order_version: int) -> dict[str, Any]:
+    """Return the fields of the identity in a state, without its file table."""
+    return {"fingerprint": identity.fingerprint_in(order_version), **asdict(identity.settings)}
+
+
+def _identity_part(identity: Identity, order_version: int, *, is_worker: bool) -> _IdentityPart:
+    """Return the fields of the identity, which are the same in all states of a rank or of a worker."""
+
+    def compute() -> _IdentityPart:
+        # A StatefulDataLoader keeps a state for each worker, and they would all hold the same table.
+        files = "" if is_worker else identity.files.encoded
+        fields = {"files": files, **identity_fields(identity, order_version)}
+        return _IdentityPart(fields, seal_of(fields))
+
+    return identity.derived(("state", order_version, is_worker), compute)
 
 
 def write_state(
@@ -42,12 +85,46 @@ def write_state(
         complete: Whether that worker, rank or job has delivered all its rows of the epoch.
         over: Whether the training loop has been told so, and the next pass is the next epoch.
     """
-    positions = progress.cut.positions if progress.cut else {}
-    lanes = range(len(positions)) if progress.place is None else sorted(positions)
-    state = _header(identity, progress, place, scope_of(progress.place), complete=complete, over=over)
-    state["lane_indices"] = None if progress.place is None else lanes
-    state["positions"], state["offsets"] = encode_positions([positions[lane] for lane in lanes])
-    return state
+    scope = scope_of(progress.place)
+    if progress.cut is None:
+        return _write(identity, progress, place, scope, complete=complete, over=over, next_turn=0, part_rows=0)
+    next_turn, part_rows = progress.cut.next_turn, _part_in_step(progress)
+    is_job_complete = complete and progress.place is None and ends_follow(progress.order_version)
+    if part_rows is None and not is_job_complete:
+        positions = progress.cut.positions
+        lanes = sorted(positions)
+        rows, offsets = encode_positions([positions[lane] for lane in lanes])
+        listed: _Listed = (None if progress.place is None else lanes, rows, offsets)
+    else:
+        listed = (None, None, None)
+    return _write(
+        identity,
+        progress,
+        place,
+        scope,
+        complete=complete,
+        over=over,
+        next_turn=next_turn,
+        part_rows=part_rows or 0,
+        listed=listed,
+    )
+
+
+def _part_in_step(progress: Progress) -> int | None:
+    """Return how many rows were taken of the next turns, if lanes and positions follow from the turn, else None."""
+    cut, place = current_cut(progress), progress.place
+    if place is None:
+        is_known = len(cut.positions) == cut.num_lanes
+    else:
+        turns_per_batch = progress.sharing.turns_per_batch
+        first, stride = place.first_turn(cut.next_turn, turns_per_batch), place.stride(turns_per_batch)
+        is_known = (
+            place.world_size == progress.sharing.world_size
+            and cut.num_lanes % stride == 0
+            and len(cut.positions) * stride == cut.num_lanes * turns_per_batch
+            and all((lane - first) % stride < turns_per_batch for lane in cut.positions)
+        )
+    return cut.part_in_step(lanes_of_next_turns(progress)) if is_known else None
 
 
 def write_job_state(
@@ -62,19 +139,40 @@ def write_job_state(
         job: Progress of the whole job.
         over: Whether the training loop has been told that the epoch has ended.
     """
-    state = _header(identity, progress, place, "global", complete=job.is_complete, over=over and job.is_complete)
-    state["next_turn"], state["part_rows"] = job.next_turn, job.part_rows
-    return state
+    next_turn, part_rows, complete = job
+    return _write(
+        identity,
+        progress,
+        place,
+        "global",
+        complete=complete,
+        over=over and complete,
+        next_turn=next_turn,
+        part_rows=part_rows,
+    )
 
 
-def _header(
-    identity: Identity, progress: Progress, place: WorkerPlace, scope: Scope, *, complete: bool, over: bool
+def _write(
+    identity: Identity,
+    progress: Progress,
+    place: WorkerPlace,
+    scope: Scope,
+    *,
+    complete: bool,
+    over: bool,
+    next_turn: int,
+    part_rows: int,
+    listed: _Listed = (None, None, None),
 ) -> dict[str, Any]:
+    """Return a state with a digest; `listed` are its lanes, their rows and their offsets, unless they are in step."""
     cut = progress.cut
-    return {
+    world_size, turns_per_batch, remainder = progress.sharing if cut else (None, None, None)
+    fields, seal = _identity_part(identity, progress.order_version, is_worker=place.num_workers > 1)
+    state = {
         "format": FORMAT,
         "version": FORMAT_VERSION,
-        **identity.fields,
+        **fields,
+        "order_version": progress.order_version,
         "scope": scope,
         "rank": place.rank,
         "world_size": place.world_size,
@@ -85,18 +183,25 @@ def _header(
         "over": over,
         "lanes": cut.num_lanes if cut else None,
         "turn_rows": cut.turn_rows if cut else None,
-        "lane_remainder": progress.remainder if cut else None,
-        "next_turn": cut.next_turn if cut else 0,
-        "part_rows": 0,
-        "lane_indices": None,
-        "positions": None,
-        "offsets": None,
-        "earlier_cuts": [encode_positions(earlier) for earlier in progress.earlier],
+        "lane_world_size": world_size,
+        "lane_batch_turns": turns_per_batch,
+        "lane_remainder": remainder,
+        "next_turn": next_turn,
+        "part_rows": part_rows,
+        "lane_indices": listed[0],
+        "positions": listed[1],
+        "offsets": listed[2],
+        "earlier_cuts": [encode_cut(earlier) for earlier in progress.earlier],
     }
+    state["digest"] = digest_with(seal, state)
+    return state
 
 
 def read_progress(saved: SavedState, identity: Identity, place: WorkerPlace, *, is_worker: bool) -> Progress:
     """Compare a state with a dataset, and return its progress.
+
+    A complete state is also accepted if files were added since, because the next epoch has no progress to lose; see
+    `num_joined_files`.
 
     Args:
         saved: The state.
@@ -113,9 +218,16 @@ def read_progress(saved: SavedState, identity: Identity, place: WorkerPlace, *, 
         CheckpointMismatchError: The state is of another dataset, order or rank; the message lists all differences.
     """
     fields = saved.fields
-    lines = identity_differences(_COMPARED, fields, identity.fields)
-    if fields["fingerprint"] != identity.fields["fingerprint"]:
-        lines.append(file_differences(fields["files"], identity.files))
+    version, has_joined = fields["order_version"], False
+    present = identity_fields(identity, version)
+    lines = identity_differences(_SETTINGS, fields, present)
+    if version not in ORDER_VERSIONS:
+        known = " and ".join(map(str, ORDER_VERSIONS))
+        lines.append(f"order_version: saved {version}, this release reads {known}")
+    elif fields["fingerprint"] != present["fingerprint"]:
+        has_joined = num_joined_files(saved, identity) > 0
+        if not has_joined:
+            lines.append(_file_differences(saved, identity))
     if not is_worker:
         place = replace(place, worker=saved.place.worker, num_workers=saved.place.num_workers)
     if saved.is_global:
@@ -130,32 +242,72 @@ def read_progress(saved: SavedState, identity: Identity, place: WorkerPlace, *, 
         )
         raise CheckpointMismatchError(message)
     if fields["lanes"] is None:
-        return Progress(fields["epoch"])
-    return _locate(saved, identity)
+        return Progress(fields["epoch"], order_version=version)
+    return _completed(saved, identity) if has_joined else _locate(saved, identity)
 
 
-_COMPARED = [name for name in names_of(Role.IDENTITY) if name != "fingerprint"]
+_SETTINGS = [name for name in names_of(Role.IDENTITY) if name != "fingerprint"]
+
+
+def _file_differences(saved: SavedState, identity: Identity) -> str:
+    if saved.fields["files"]:
+        return file_differences(saved.fields["files"], identity.files)
+    prints = (saved.fields["fingerprint"][:8], identity.fingerprint_in(saved.fields["order_version"])[:8])
+    return f"files: saved those with fingerprint {prints[0]}, this run has {prints[1]} (a worker's state has no names)"
+
+
+def num_joined_files(saved: SavedState, identity: Identity) -> int:
+    """Return how many files were added since a complete state was saved; 0 if a file is gone or was changed.
+
+    Args:
+        saved: The state.
+        identity: The files and settings of the dataset that loads it.
+
+    Raises:
+        StateFormatError: The file table of the state is damaged.
+    """
+    fields, files = saved.fields, identity.files
+    if not saved.is_complete or fields["fingerprint"] == identity.fingerprint_in(fields["order_version"]):
+        return 0
+    before = decode_files(fields["files"]) if fields["files"] else {}
+    facts = zip(files.sizes.tolist(), files.rows.tolist(), files.digests, strict=True)
+    present = dict(zip(files.paths, facts, strict=True))
+    is_kept = all(present.get(path) == (each.size, each.rows, each.digest) for path, each in before.items())
+    return len(present) - len(before) if before and is_kept else 0
+
+
+def _completed(saved: SavedState, identity: Identity) -> Progress:
+    """Return the progress of an epoch that is complete, whatever files have joined since."""
+    place = None if saved.is_global else saved.place
+    num_lanes, lane = (place.world_size, place.rank) if place else (1, 0)
+    cut = CutProgress(num_lanes, saved.fields["turn_rows"], 0, {})
+    progress = Progress(saved.fields["epoch"], identity.sharing(num_lanes, 1), cut, place=place)
+    ends = assign_whole_job(identity, progress).ends
+    next_turn = int((-(-ends // cut.turn_rows)).max()) * num_lanes
+    done = replace(cut, next_turn=next_turn, positions={lane: LanePosition(int(ends[lane]))})
+    return replace(progress, cut=done)
 
 
 def _locate(saved: SavedState, identity: Identity) -> Progress:
     """Return the progress of a state that has lanes, after checking its positions against them."""
     fields = saved.fields
-    lanes = range(fields["lanes"]) if saved.is_global else fields["lane_indices"]
-    is_in_lockstep = fields["positions"] is None
-    positions = {} if is_in_lockstep else dict(zip(lanes, positions_of(fields), strict=True))
+    is_job_in_step = saved.is_global and fields["positions"] is None
+    positions = {} if is_job_in_step else positions_of(saved)
     cut = CutProgress(fields["lanes"], fields["turn_rows"], fields["next_turn"], positions)
     progress = Progress(
         epoch=fields["epoch"],
-        remainder=fields["lane_remainder"],
+        sharing=saved.sharing,
         cut=cut,
-        earlier=tuple(tuple(decode_positions(*each)) for each in fields["earlier_cuts"]),
+        earlier=tuple(map(decode_cut, fields["earlier_cuts"])),
         place=None if saved.is_global else saved.place,
+        order_version=fields["order_version"],
     )
     found = assign_whole_job(identity, progress)
-    if is_in_lockstep:
-        rows = found.rows_at(cut.next_turn)
-        if fields["part_rows"]:
-            rows[(cut.next_turn + np.arange(fields["world_size"])) % cut.num_lanes] += fields["part_rows"]
+    if is_job_in_step:
+        rows = rows_in_step(cut.num_lanes, cut.turn_rows, saved.sharing, cut.next_turn, fields["part_rows"])
+        # After its last turn, a lane stays at its end.
+        whole = rows_in_step(cut.num_lanes, cut.turn_rows, saved.sharing, cut.next_turn, 0)
+        rows += np.minimum(whole, found.ends) - whole
         positions = dict(enumerate(map(LanePosition, rows.tolist())))
         found = replace(found, progress=replace(progress, cut=replace(cut, positions=positions)))
     lane_rows = [*(each.rows for each in found.plan.lanes_before), found.plan.lanes.rows]
@@ -168,4 +320,25 @@ def _locate(saved: SavedState, identity: Identity) -> Progress:
             )
             raise StateFormatError(message)
     require(fields["complete"] == found.is_complete, f"complete={fields['complete']} contradicts its positions")
+    if not is_job_in_step:
+        _check_next_turn(found, fields["scope"])
     return found.progress
+
+
+def _check_next_turn(found: Assignment, scope: Scope) -> None:
+    """Check that positions don't contradict the next turn.
+
+    No lane is ahead of it. A lane may be behind it, in a rank whose batches arrived out of order, but not all are.
+    """
+    cut = found.cut
+    lanes = np.array([*cut.positions], np.int64)
+    rows = cut.rows()[lanes]
+    whole = turns_taken(cut.next_turn, lanes, cut.num_lanes) * cut.turn_rows
+    taking = np.isin(lanes, [*lanes_of_next_turns(found.progress)])
+    is_ahead = rows > whole + np.where(taking, cut.turn_rows - 1, 0)
+    is_behind = rows < np.minimum(whole, found.ends[lanes])
+    is_wrong = is_ahead.any() or (is_behind.any() if scope == "worker" else is_behind.all())
+    wrong = np.flatnonzero(is_ahead | is_behind)[:1]
+    for i in wrong.tolist() if is_wrong else ():
+        position = f"lane {lanes[i]} is at position {rows[i]:,}"
+        require(False, f"next_turn is {cut.next_turn:,}, but {position}")  # noqa: FBT003 - it reads as a sentence

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import copy
+import logging
 from typing import TYPE_CHECKING, Any
 
 from laneway.core.schema import parse_state
-from laneway.core.state import read_progress, write_state
+from laneway.core.state import num_joined_files, read_progress, write_state
 from laneway.delivery.workers import worker_place
 
 if TYPE_CHECKING:
+    from laneway.core.plan import Identity
+    from laneway.core.schema import SavedState
     from laneway.core.turns import WorkerPlace
     from laneway.delivery.definition import Definition
     from laneway.delivery.passes import Pass
     from laneway.delivery.schedule import EpochSchedule
+
+_log = logging.getLogger("laneway")
 
 
 def pass_state(definition: Definition, running: Pass, place: WorkerPlace) -> dict[str, Any]:
@@ -46,4 +51,13 @@ def load_dataset_state(definition: Definition, schedule: EpochSchedule, state: o
     if progress.place is not None and worker is None and progress.place.num_workers == 1:
         # If not even a single worker could read the lanes of the rank, every pass would refuse the state.
         definition.resolve(progress, progress.place)
+    log_joined_files(saved, definition.identity)
     schedule.restore(saved, progress)
+
+
+def log_joined_files(saved: SavedState, identity: Identity) -> None:
+    """Log how many files have joined the dataset since a complete state was saved."""
+    num_joined = num_joined_files(saved, identity)
+    if num_joined:
+        epoch = saved.fields["epoch"]
+        _log.info("%d files were added since the checkpoint at the end of epoch %d was saved", num_joined, epoch)

@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from laneway.core.assignment import Assignment, assign_whole_job, resolve_cut
+from laneway.core.assignment import Assignment, _without_cut, assign_whole_job, resolve_cut
 from laneway.core.cursor import Cursor
+from laneway.core.division import Sharing
 from laneway.core.options import LaneOptions
 from laneway.core.plan import Identity, Settings
-from laneway.core.progress import CutProgress, LanePosition, Progress, fresh_cut
+from laneway.core.progress import CutProgress, EarlierCut, LanePosition, Progress, current_cut, fresh_cut
 from laneway.core.turns import WorkerPlace
 from laneway.errors import CheckpointMismatchError
 from tests.laws.simulation import PLAIN, deliver, file_table, identities, open_epoch
@@ -89,7 +90,7 @@ def test_workers_that_can_not_share_the_lanes_cut_the_rest_again(
 ) -> None:
     found = resolve_cut(identity_of(48), progress, place, LaneOptions(None, None, batch_size))
     before = assign_whole_job(identity_of(48), progress).cut
-    assert found.progress.earlier == (before.all_positions(),)
+    assert [cut.rows().tolist() for cut in found.progress.earlier] == [before.rows().tolist()]
     assert found.cut == fresh_cut(place.world_size, batch_size)
     assert found.plan.lanes.num_rows == 48 - before.rows().sum()
 
@@ -97,14 +98,15 @@ def test_workers_that_can_not_share_the_lanes_cut_the_rest_again(
 def test_the_remainder_follows_from_the_ranks_that_resume() -> None:
     progress, options = step(2, 2, 2), LaneOptions(2, 2, 2)
     alone = resolve_cut(identity_of(9, BY_WORLD), progress, WorkerPlace(), options)
-    assert (alone.progress.remainder, alone.ends.tolist()) == ("keep", [4, 5])
+    assert (alone.progress.sharing, alone.ends.tolist()) == (Sharing(1, 1, "keep"), [5, 4])
     both = resolve_cut(identity_of(9, BY_WORLD), progress, WorkerPlace(0, 2), options)
-    assert (both.progress.remainder, both.ends.tolist(), both.progress.earlier) == ("pad", [5, 5], ())
+    assert (both.progress.sharing, both.ends.tolist()) == (Sharing(2, 1, "pad"), [5, 5])
+    assert both.progress.earlier == ()
 
 
 def test_lanes_that_padding_puts_out_of_step_are_cut_again() -> None:
-    # Lanes of four, four, four and five rows; one rank has skipped the turns of lanes 0 and 1, which had ended.
-    progress = progress_of({0: 4, 1: 4, 2: 4, 3: 4}, 4, 4, 6)
+    # Order version 1: lanes of four, four, four and five rows; a rank skipped the turns of lanes 0 and 1.
+    progress = replace(progress_of({0: 4, 1: 4, 2: 4, 3: 4}, 4, 4, 6), order_version=1)
     options = LaneOptions(None, 4, 4)
     assert resolve_cut(identity_of(17, BY_WORLD), progress, WorkerPlace(), options).progress.earlier == ()
     assert len(resolve_cut(identity_of(17, BY_WORLD), progress, WorkerPlace(0, 2), options).progress.earlier) == 1
@@ -118,12 +120,43 @@ def test_progress_keeps_every_earlier_cut_of_its_epoch() -> None:
         assert batch is not None
         deliver(cursor, batch)
         progress = replace(cursor.progress(), place=None)
-    assert [len(cut) for cut in progress.earlier] == [3, 2]
-    assert progress.earlier[1] == (LanePosition(4), LanePosition(0))
+    assert [cut.rows().tolist() for cut in progress.earlier] == [[4, 0, 0], [4, 0]]
+    assert [cut.sharing for cut in progress.earlier] == [Sharing(3), Sharing(2)]
+
+
+def test_a_cut_from_which_nothing_was_delivered_leaves_no_trace() -> None:
+    place, options = WorkerPlace(1, 3), LaneOptions(None, None, 4)
+    found = resolve_cut(identity_of(48), step(4, 2, 0), place, options)
+    assert found.progress == resolve_cut(identity_of(48), Progress(0), place, options).progress
+    assert found.is_fresh(options)
+    before = resolve_cut(identity_of(48), replace(step(4, 2, 0), order_version=1), place, options)
+    assert len(before.progress.earlier) == 1, "a state of order version 1 is finished as it was frozen"
+
+
+def test_the_last_short_batch_is_cut_again_for_other_ranks_once_some_of_it_was_delivered() -> None:
+    # Two lanes of four rows in turns of four, and five more rows: two for rank 0 and three for rank 1.
+    identity = identity_of(13, replace(PLAIN, remainder="keep"))
+    begun = replace(progress_of({0: 4, 1: 4}, 2, 4, 2), sharing=Sharing(2, 1, "keep"))
+    options = LaneOptions(None, None, 4)
+    alone = resolve_cut(identity, begun, WorkerPlace(), options)
+    assert (alone.progress.earlier, alone.ends.tolist()) == ((), [8, 5])
+    taken = replace(begun, cut=replace(current_cut(begun), positions={0: LanePosition(6), 1: LanePosition(4)}))
+    again = resolve_cut(identity, taken, WorkerPlace(), options)
+    assert [cut.rows().tolist() for cut in again.progress.earlier] == [[6, 4]]
+    assert again.ends.tolist() == [3]
+    same = resolve_cut(identity, taken, WorkerPlace(1, 2), LaneOptions(None, None, None))
+    assert len(same.progress.earlier) == 1, "ranks are not in step"
+
+
+def test_an_epoch_that_was_cut_too_often_is_refused() -> None:
+    cuts = (EarlierCut(2**20, next_turn=1),) * 16
+    progress = replace(step(4, 2, 4), earlier=cuts)
+    with pytest.raises(CheckpointMismatchError, match=r"cut 17 times, into 16,777,220 lanes in all"):
+        _without_cut(progress)
 
 
 def test_an_epoch_that_is_complete_is_not_cut_again() -> None:
-    progress = progress_of({0: 4, 1: 5}, 2, 2, 6)
+    progress = progress_of({0: 5, 1: 4}, 2, 2, 6)
     found = resolve_cut(identity_of(9), progress, WorkerPlace(3, 5, 1, 2), LaneOptions(None, None, 3))
     assert found.is_complete
     assert (found.progress, found.place) == (progress, WorkerPlace())
@@ -131,12 +164,12 @@ def test_an_epoch_that_is_complete_is_not_cut_again() -> None:
 
 
 def test_an_epoch_with_only_padding_left_is_complete_once_it_is_cut_again() -> None:
-    progress = replace(progress_of({0: 4, 1: 5}, 2, 5, 2), remainder="pad")
+    progress = replace(progress_of({0: 4, 1: 5}, 2, 5, 2), sharing=Sharing(2, 1, "pad"))
     identity, options = identity_of(9, BY_WORLD), LaneOptions(None, None, 5)
     assert not assign_whole_job(identity, progress).is_complete
     found = resolve_cut(identity, progress, WorkerPlace(2, 3), options)
     assert (found.is_complete, found.place) == (True, WorkerPlace())
-    assert found.progress.earlier == ((LanePosition(4), LanePosition(5)),)
+    assert [cut.rows().tolist() for cut in found.progress.earlier] == [[4, 5]]
 
 
 # -- Progress of some lanes -------------------------------------------------------------------------------------------
@@ -197,7 +230,7 @@ def test_progress_of_a_rank_at_its_end_still_belongs_to_that_rank_only() -> None
 
 def test_rows_before_a_turn_are_limited_by_the_ends_of_lanes() -> None:
     found = assign_whole_job(identity_of(9), step(2, 2, 0))
-    assert [found.rows_at(turn).tolist() for turn in (0, 1, 3, 5, 6)] == [[0, 0], [2, 0], [4, 2], [4, 4], [4, 5]]
+    assert [found.rows_at(turn).tolist() for turn in (0, 1, 3, 5, 6)] == [[0, 0], [2, 0], [4, 2], [5, 4], [5, 4]]
 
 
 def test_ranks_that_deliver_rows_are_in_lockstep_when_all_are_equally_far_into_their_turns() -> None:
@@ -226,7 +259,7 @@ def test_a_partly_delivered_turn_counts_as_one_more_batch() -> None:
 def test_a_batch_of_several_turns_counts_while_any_of_its_lanes_has_rows_left() -> None:
     identity, options = identity_of(9), LaneOptions(2, 2, 4)
     found = resolve_cut(identity, Progress(0), WorkerPlace(), options)
-    assert found.ends.tolist() == [4, 5]
+    assert found.ends.tolist() == [5, 4]
     assert found.num_items_left(4) == 3
     later = resolve_cut(identity, progress_of({0: 4, 1: 4}, 2, 2, 4), WorkerPlace(), options)
     assert later.num_items_left(4) == 1

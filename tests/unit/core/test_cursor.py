@@ -10,7 +10,9 @@ import pytest
 
 from laneway.core.assignment import assign_whole_job
 from laneway.core.cursor import BatchRanges, Cursor, LaneRange, Received, ReceivedRows
+from laneway.core.division import Sharing
 from laneway.core.options import LaneOptions
+from laneway.core.order import ORDER_VERSION
 from laneway.core.plan import Identity
 from laneway.core.progress import CutProgress, LanePosition, Progress, current_cut
 from laneway.core.turns import WorkerPlace
@@ -18,10 +20,17 @@ from tests.laws.simulation import PLAIN, deliver, file_table, open_epoch
 
 
 def cursor_of(
-    num_rows: int, lanes: int, turn_rows: int, batch_size: int | None, place: WorkerPlace | None = None, **settings: Any
+    num_rows: int,
+    lanes: int,
+    turn_rows: int,
+    batch_size: int | None,
+    place: WorkerPlace | None = None,
+    order_version: int = ORDER_VERSION,
+    **settings: Any,
 ) -> Cursor:
     identity = Identity(file_table([[num_rows]]), replace(PLAIN, **settings))
-    return open_epoch(identity, Progress(0), place or WorkerPlace(), LaneOptions(lanes, turn_rows, batch_size))
+    progress = Progress(0, order_version=order_version)
+    return open_epoch(identity, progress, place or WorkerPlace(), LaneOptions(lanes, turn_rows, batch_size))
 
 
 def resumed_at(rows: int, *, num_rows: int, turn_rows: int) -> Cursor:
@@ -62,7 +71,7 @@ def test_after_a_resume_within_a_turn_the_next_batch_is_the_rest_of_that_turn() 
 
 
 def test_turns_of_lanes_that_have_ended_are_skipped_one_at_a_time_or_together() -> None:
-    cursor = cursor_of(5, lanes=4, turn_rows=1, batch_size=1)
+    cursor = cursor_of(5, lanes=4, turn_rows=1, batch_size=1, order_version=1)
     for _ in range(4):
         assert not cursor.skip_empty_batch()
         take_batch(cursor)
@@ -110,8 +119,9 @@ def test_a_batch_that_arrives_out_of_order_does_not_move_the_turn_back() -> None
 
 
 def test_a_padded_lane_ends_one_row_later() -> None:
-    cursor = cursor_of(7, lanes=2, turn_rows=4, batch_size=4, remainder="pad")
-    assert [cursor.end_of(lane) for lane in (0, 1)] == [4, 4]
+    cursor = cursor_of(7, lanes=2, turn_rows=4, batch_size=4, remainder="pad", place=WorkerPlace(0, 2))
+    assert cursor.plan.lanes.rows.tolist() == [3, 4]
+    assert cursor.end_of(0) == 4
     assert take_batch(cursor) == BatchRanges(0, [LaneRange(0, 0, 4)])
 
 
@@ -120,7 +130,7 @@ def test_a_worker_reports_its_own_lanes_and_a_sole_worker_the_whole_job() -> Non
     cursor = cursor_of(16, lanes=8, turn_rows=1, batch_size=1, place=place)
     take_batch(cursor)
     assert cursor.progress() == Progress(
-        0, "keep", CutProgress(8, 1, 4, {3: LanePosition(1), 7: LanePosition(0)}), (), place
+        0, Sharing(2), CutProgress(8, 1, 4, {3: LanePosition(1), 7: LanePosition(0)}), (), place
     )
     alone = cursor_of(16, lanes=8, turn_rows=1, batch_size=1)
     assert alone.progress().place is None
@@ -148,7 +158,7 @@ def test_the_offset_of_a_batch_is_kept_until_the_lane_advances() -> None:
 
 
 def test_counting_again_changes_nothing() -> None:
-    cursor = cursor_of(10, lanes=2, turn_rows=3, batch_size=3)
+    cursor = cursor_of(12, lanes=2, turn_rows=3, batch_size=3)
     for _ in range(2):
         cursor.deliver_batch(0, [(0, LanePosition(3))])
         assert (cursor.next_turn, cursor.progress().cut.rows().tolist()) == (1, [3, 0])  # type: ignore[union-attr]
@@ -156,9 +166,9 @@ def test_counting_again_changes_nothing() -> None:
         cursor.deliver_rows(1, LaneRange(1, 0, 4))
         assert (cursor.next_turn, cursor.progress().cut.rows().tolist()) == (2, [3, 4])  # type: ignore[union-attr]
     for _ in range(2):
-        cursor.deliver_rows(2, LaneRange(0, 3, 5))
+        cursor.deliver_rows(2, LaneRange(0, 3, 6))
     assert not cursor.is_at_end
-    cursor.deliver_rows(3, LaneRange(1, 4, 5))
+    cursor.deliver_rows(3, LaneRange(1, 4, 6))
     assert cursor.is_at_end
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from operator import attrgetter
 
 import numpy as np
 import pytest
@@ -37,9 +38,13 @@ def test_everything_in_the_table_is_in_the_fingerprint() -> None:
         {"block_bytes": np.array([30, 1])},
         {"schema_digest": "other"},
     ]
-    fingerprints = {table().fingerprint, *(table(**change).fingerprint for change in changes)}
-    assert len(fingerprints) == 1 + len(changes)
-    assert table().fingerprint == "327f768a1dfce7031900f8d13ee4b673"
+    for of_version in (attrgetter("fingerprint"), attrgetter("fingerprint_v1")):
+        fingerprints = {of_version(table()), *(of_version(table(**change)) for change in changes)}
+        assert len(fingerprints) == 1 + len(changes)
+    decoded = table(block_memory_bytes=np.array([31, 1]))
+    assert (decoded.fingerprint_v1, decoded.fingerprint != table().fingerprint) == (table().fingerprint_v1, True)
+    assert table().fingerprint_v1 == "327f768a1dfce7031900f8d13ee4b673"
+    assert table().fingerprint == "1873b328f49334c70fa4144c7b418b84"
 
 
 def test_the_encoded_table_names_files_with_their_facts() -> None:

@@ -85,8 +85,8 @@ def test_the_longer_rank_alone_knows_the_end_of_a_job_that_keeps_its_remainder()
 
 
 def test_a_rank_that_has_skipped_empty_turns_no_longer_knows_the_job() -> None:
-    # Lanes of one, one, one and two rows: after the first round, only lane 3 of rank 1 has a row left.
-    rank = Rank(5, LaneOptions(4, None, 1), 1).take(2)
+    # Order version 1: lanes of one, one, one and two rows: after the first round, only lane 3 of rank 1 has a row left.
+    rank = Rank(5, LaneOptions(4, None, 1), 1, progress=Progress(0, order_version=1)).take(2)
     assert rank.job() == at(4)
     assert rank.cursor.skip_empty_batch()
     assert rank.job() is None
@@ -108,8 +108,21 @@ def test_nothing_is_inferred_partway_through_a_turn_in_which_a_lane_ends() -> No
 
 
 def test_nothing_is_inferred_after_a_lane_ended_within_a_turn_of_rows() -> None:
-    # Lanes of three, four, three and four rows, in turns of four: after four rows, rank 0 has begun its second lane.
-    assert Rank(14, LaneOptions(4, 4, None), 1).take_rows(4).job() is None
+    # Order version 1: lanes of three, four, three and four rows, in turns of four: after four rows, rank 0 has begun
+    # its second lane.
+    before = Progress(0, order_version=1)
+    assert Rank(14, LaneOptions(4, 4, None), 1, progress=before).take_rows(4).job() is None
+
+
+def test_ranks_know_the_job_up_to_the_last_batch_that_all_of_them_have() -> None:
+    # Four lanes of two rows, then turns of lanes 0 and 1, and one more row, for rank 1.
+    ranks = [Rank(13, LaneOptions(4, 2, 2), rank) for rank in (0, 1)]
+    for turn in (0, 2, 4, 6):
+        assert [rank.job() for rank in ranks] == ([at(turn)] * 2 if turn < 6 else [None, at(6)])
+        if turn < 6:
+            for rank in ranks:
+                rank.take(1)
+    assert ranks[1].take(1).job() == ended(8)
 
 
 def test_a_rank_that_resumes_infers_from_the_present_cut() -> None:

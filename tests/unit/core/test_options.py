@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from laneway.core.assignment import resolve_cut
+from laneway.core.lanes import MAX_LANES
 from laneway.core.options import LaneOptions
 from laneway.core.plan import Identity
 from laneway.core.progress import Progress, fresh_cut
@@ -63,15 +64,24 @@ def test_only_single_rows_or_a_single_rank_are_resumed_within_a_turn() -> None:
     assert LaneOptions(None, 4, 4).num_ranks_mid_turn(WorkerPlace()) == 1
 
 
-def test_each_rank_delivers_the_items_of_its_own_lanes() -> None:
-    places = [WorkerPlace(rank, 2, 0, 2) for rank in (0, 1)]
+def test_more_lanes_than_a_state_can_hold_are_refused_before_anything_is_read() -> None:
+    assert LaneOptions(None, 1, 2**10).num_lanes(WorkerPlace(0, 2**6, 0, 2**4)) == MAX_LANES
+    with pytest.raises(ValueError, match=r"64 rank\(s\) with 17 worker\(s\) need .* 1,114,112 in all, but 1,048,576"):
+        LaneOptions(None, 1, 2**10).fresh_cut(WorkerPlace(0, 2**6, 0, 17))
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 8])
+def test_ranks_share_the_rows_whatever_the_number_of_workers(num_workers: int) -> None:
+    places = [WorkerPlace(rank, 2, 0, num_workers) for rank in (0, 1)]
     options, keep = LaneOptions(None, None, 4), PLAIN
-    # Four lanes of 4, 5, 4 and 5 rows, of which rank 1 has those of 5.
-    assert [options.num_items(18, place, keep) for place in places] == [2, 4]
-    assert [options.num_items(18, place, replace(keep, remainder="pad")) for place in places] == [4, 4]
-    assert [options.num_items(18, place, replace(keep, drop_last=True)) for place in places] == [2, 2]
+    # Two batches for each rank, and a row.
+    assert [options.num_items(17, place, keep) for place in places] == [2, 3]
+    assert [options.num_items(17, place, replace(keep, remainder="pad")) for place in places] == [3, 3]
+    assert [options.num_items(17, place, replace(keep, remainder="drop")) for place in places] == [2, 2]
+    assert [options.num_items(18, place, keep) for place in places] == [3, 3]
+    assert [options.num_items(23, place, replace(keep, drop_last=True)) for place in places] == [2, 2]
     rows = LaneOptions(4, None, None)
-    assert [rows.num_items(18, place, keep) for place in places] == [8, 10]
+    assert [rows.num_items(19, place, keep) for place in places] == [9, 10]
 
 
 @given(

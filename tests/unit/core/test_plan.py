@@ -9,7 +9,7 @@ import pytest
 
 from laneway.core.lanes import Segment
 from laneway.core.plan import FileRange, Identity
-from laneway.core.progress import LanePosition, LanePositions, Progress, fresh_cut
+from laneway.core.progress import EarlierCut, LanePosition, Progress, fresh_cut
 from tests.laws.simulation import PLAIN, file_table, rows_of
 
 SHUFFLED = replace(PLAIN, shuffle=True, window_bytes=80)
@@ -17,13 +17,13 @@ SHUFFLED = replace(PLAIN, shuffle=True, window_bytes=80)
 
 def cut_twice(*rows: int) -> Progress:
     """Return an epoch whose first cut has delivered so many rows of each of its lanes, before a cut into two."""
-    earlier: LanePositions = tuple(map(LanePosition, rows))
+    earlier = EarlierCut(len(rows), positions=tuple(map(LanePosition, rows)))
     return Progress(0, cut=fresh_cut(2, 1), earlier=(earlier,))
 
 
 def test_plans_depend_on_the_positions_of_earlier_cuts() -> None:
     identity = Identity(file_table([[12]]), PLAIN)
-    for rows, lanes in (((1, 1, 1), [[1, 2, 3, 5], [6, 7, 9, 10, 11]]), ((4, 0, 2), [[4, 5, 6], [7, 10, 11]])):
+    for rows, lanes in (((1, 1, 1), [[1, 2, 3, 5, 11], [6, 7, 9, 10]]), ((4, 0, 2), [[4, 5, 6], [7, 10, 11]])):
         plan = identity.plan(cut_twice(*rows))
         assert [rows_of(plan, lane, 0, int(plan.lanes.rows[lane])) for lane in (0, 1)] == lanes
 
@@ -57,8 +57,9 @@ def test_a_pickled_identity_leaves_out_plans_and_shards_and_derives_the_same_pla
     identity = Identity(file_table([[5], [6]]), SHUFFLED)
     plan = identity.plan(cut_twice(3, 4))
     sent = pickle.loads(pickle.dumps(identity))
-    assert vars(sent).keys() == {"files", "settings", "_last_plan"}
+    assert vars(sent).keys() == {"files", "settings", "_last_plan", "_derived"}
     assert not sent._last_plan
+    assert not sent._derived
     other = sent.plan(cut_twice(3, 4))
     assert [rows_of(other, lane, 0, 2) for lane in (0, 1)] == [rows_of(plan, lane, 0, 2) for lane in (0, 1)]
 

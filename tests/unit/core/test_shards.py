@@ -25,7 +25,7 @@ blocks_of_files = st.lists(st.lists(st.integers(0, 20), max_size=8), max_size=6)
 @given(blocks_of_files, st.integers(1, 500))
 def test_shards_cover_every_row_once_and_are_cut_at_blocks(blocks: list[list[int]], shard_bytes: int) -> None:
     files = table(blocks)
-    shards = cut_shards(files, shard_bytes=shard_bytes)
+    shards = cut_shards(files, files.block_bytes, shard_bytes=shard_bytes)
     for i, path in enumerate(files.paths):
         own = [shard for shard in shards if shard.path == path]
         assert all(shard.row_length > 0 for shard in own)
@@ -49,12 +49,22 @@ def test_groups_of_equal_items_are_of_equal_size() -> None:
 
 
 def test_shards_can_be_cut_by_rows() -> None:
-    shards = cut_shards(table([[5, 5, 5, 5], [30], []]), shard_bytes=1, shard_rows=10)
+    files = table([[5, 5, 5, 5], [30], []])
+    shards = cut_shards(files, files.block_bytes, shard_bytes=1, shard_rows=10)
     assert list(shards) == [Shard("000", 0, 10), Shard("000", 10, 10), Shard("001", 0, 30)]
 
 
+def test_shards_are_as_large_as_blocks_are_said_to_be() -> None:
+    files = table([[5] * 8])
+    assert len(cut_shards(files, files.block_bytes, shard_bytes=200)) == 2
+    decoded = cut_shards(files, files.block_bytes * 4, shard_bytes=200)
+    assert len(decoded) == 8
+    assert decoded.num_bytes.tolist() == [200] * 8
+
+
 def test_a_shard_table_is_a_sequence() -> None:
-    shards = cut_shards(table([[5], [7]]), shard_bytes=1)
+    files = table([[5], [7]])
+    shards = cut_shards(files, files.block_bytes, shard_bytes=1)
     assert len(shards) == 2
     assert shards[-1] == shards[1] == Shard("001", 0, 7)
     assert shards[:1] == [Shard("000", 0, 5)]

@@ -310,9 +310,9 @@ def test_changing_a_state_after_it_was_loaded_does_not_affect_the_schedule() -> 
     schedule = EpochSchedule()
     state, progress = saved(3)
     schedule.restore(state, progress)
-    state.original["positions"].clear()
+    state.original["earlier_cuts"].append([])
     assert schedule.pending is not None
-    assert schedule.pending.saved.original["positions"] == [6, 6]
+    assert schedule.pending.saved.original["earlier_cuts"] == []
 
 
 # -- Copies -----------------------------------------------------------------------------------------------------------
