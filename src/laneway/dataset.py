@@ -30,7 +30,7 @@ from laneway.delivery.dataset_state import dataset_state, load_dataset_state
 from laneway.delivery.definition import Definition, compose
 from laneway.delivery.iterators import DatasetIterator
 from laneway.delivery.schedule import EpochSchedule
-from laneway.delivery.workers import is_collated_by_caller, is_in_worker, num_workers_of_caller
+from laneway.delivery.workers import is_collated_by_caller, is_in_worker
 from laneway.distributed import check_rank, data_parallel_rank
 from laneway.errors import StateUnavailableError
 from laneway.reading.reader import RowReader
@@ -218,10 +218,7 @@ class StatefulShardedDataset(IterableDataset[Any]):
 
         It depends on neither lanes nor workers.
         """
-        num_workers = num_workers_of_caller(self)
-        if num_workers is None:
-            num_workers = self.schedule.num_active_workers
-        return self.definition.num_items(replace(self.definition.place, num_workers=max(1, num_workers)))
+        return self.definition.num_items(self.definition.place)
 
     def __repr__(self) -> str:
         definition = self.definition

@@ -8,6 +8,7 @@ far workers have read ahead and in whichever order batches arrive.
 from __future__ import annotations
 
 import threading
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,13 @@ from laneway.delivery.buffers import forget_ended_workers
 from laneway.delivery.packing import raise_if_unsent
 from laneway.delivery.passes import Pass, Taken
 from laneway.delivery.stream import BatchStream, TaggedBatch
-from laneway.delivery.workers import end_with_parent, end_workers, ignore_signals_of_the_group, worker_place
+from laneway.delivery.workers import (
+    blocking_sigterm,
+    end_with_parent,
+    end_workers,
+    ignore_signals_of_the_group,
+    worker_place,
+)
 from laneway.errors import LanewayError
 
 if TYPE_CHECKING:
@@ -134,6 +141,7 @@ class BatchSource:
         # draw other numbers for the model.
         self._generator = torch.Generator()
         self._keywords = {**keywords, "generator": keywords.get("generator") or self._generator}
+        self._shields_workers = shields_workers
         if shields_workers:
             self._keywords["worker_init_fn"] = _Shielded(keywords.get("worker_init_fn"))
         self._loader = self._make_loader()
@@ -169,7 +177,8 @@ class BatchSource:
         self._generator.manual_seed(base_seed(seed=seed, epoch=epoch, rank=self.place.rank))
         # Without workers, a DataLoader would add nothing but its own overhead.
         is_direct = not self._keywords["num_workers"] and not self._keywords.get("pin_memory")
-        batches: Iterator[TaggedBatch] = iter(self._dataset if is_direct else self._loader)
+        with blocking_sigterm() if self._shields_workers else nullcontext():
+            batches: Iterator[TaggedBatch] = iter(self._dataset if is_direct else self._loader)
         self._running = batches
         return batches
 

@@ -267,6 +267,11 @@ class EpochSchedule:
             clock.set(epoch if chosen is None else chosen, asked=chosen is not None)
         saved = replace(saved, original=copy.deepcopy(saved.original))
         self._restored = Restored(saved, progress, loaded, chosen, clock.generation, os.getpid())
+        if is_in_worker() and loaded is Loaded.OVER and asked == epoch:
+            return (
+                f"set_epoch({asked}) was called, but that epoch has ended, so the next pass of the StatefulDataLoader "
+                f"delivers epoch {epoch + 1}; start the loop over epochs at {epoch + 1}"
+            )
         if asked is None or chosen is not None:
             return None
         return (

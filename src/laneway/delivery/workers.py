@@ -7,11 +7,12 @@ import os
 import signal
 import sys
 import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 # DataLoader imports it in each worker; imported here, forked workers find it and need no import lock.
 import numpy.random  # noqa: F401
-from torch.utils.data import DataLoader, get_worker_info
+from torch.utils.data import get_worker_info
 from torch.utils.data._utils.fetch import _IterableDatasetFetcher
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from torchdata.stateful_dataloader import StatefulDataLoader
@@ -19,9 +20,8 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from laneway.core.turns import WorkerPlace
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import FrameType
-
-    from torch.utils.data import Dataset
 
 
 MAX_WORKERS = 1024
@@ -41,21 +41,6 @@ def worker_place(rank: WorkerPlace) -> WorkerPlace | None:
     """
     info = get_worker_info()
     return None if info is None else WorkerPlace(rank.rank, rank.world_size, info.id, info.num_workers)
-
-
-def num_workers_of_caller(dataset: Dataset[object]) -> int | None:
-    """Return num_workers of the DataLoader whose `__len__` calls that of `dataset`, or None if there is none.
-
-    The number of batches of an epoch depends on the number of workers, which DataLoader does not pass to the `__len__`
-    of its dataset. So this searches the call stack for the loader.
-    """
-    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - documented, and there is no other way to know
-    while frame is not None and frame.f_code.co_name == "__len__":
-        caller = frame.f_locals.get("self")
-        if isinstance(caller, DataLoader) and caller.dataset is dataset:
-            return int(caller.num_workers)
-        frame = frame.f_back
-    return None
 
 
 def is_collated_by_caller() -> bool:
@@ -100,9 +85,19 @@ _PR_SET_PDEATHSIG = 1
 def ignore_signals_of_the_group() -> None:
     """Ignore SIGINT, and SIGTERM unless this worker's parent sends it, so that the parent can save a checkpoint."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Blocked, it reaches only the thread below, which can ask who sent it.
+    # Blocked in all threads, it reaches only the one below, which can ask who sent it.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_wait_for_parent, args=(os.getppid(),), name="laneway-signals", daemon=True).start()
+
+
+@contextmanager
+def blocking_sigterm() -> Iterator[None]:
+    """Hold SIGTERM back meanwhile. Workers inherit that, as do the threads that Arrow starts in a forked process."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _wait_for_parent(parent: int) -> None:

@@ -1,48 +1,240 @@
-"""What DataLoader exposes about its workers; these tests fail if a release of torch changes it."""
+"""What DataLoader exposes about its workers; these tests fail if a release of torch or torchdata changes it."""
 
 from __future__ import annotations
 
+import copy
+import multiprocessing
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
 import torch.utils.data
 from torchdata.stateful_dataloader import StatefulDataLoader
 
+from laneway import LanewayError, SavableLoader, StatefulShardedDataset
 from laneway.core.turns import WorkerPlace
-from laneway.delivery.workers import num_workers_of_caller, worker_place
+from laneway.delivery.workers import end_workers, is_loader_starting_again, worker_place
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+LOADERS = [torch.utils.data.DataLoader, StatefulDataLoader]
 
-class Recording(torch.utils.data.IterableDataset[Any]):
-    """A dataset that records the number of workers of the loader that asks for its length."""
 
-    num_workers: int | None = -1
-
-    def __len__(self) -> int:
-        self.num_workers = num_workers_of_caller(self)
-        return 3
+class Places(torch.utils.data.IterableDataset[Any]):
+    """A dataset that yields the place of each worker."""
 
     def __iter__(self) -> Iterator[Any]:
         place = worker_place(WorkerPlace(4, 5))
         yield None if place is None else (place.rank, place.world_size, place.worker, place.num_workers)
 
 
-def test_a_loader_that_asks_for_the_length_reveals_its_number_of_workers() -> None:
-    for loader_type in (torch.utils.data.DataLoader, StatefulDataLoader):
-        for num_workers in (0, 3):
-            dataset = Recording()
-            assert len(loader_type(dataset, batch_size=None, num_workers=num_workers)) == 3
-            assert dataset.num_workers == num_workers
-
-
-def test_a_caller_that_is_not_a_loader_has_no_number_of_workers() -> None:
-    dataset = Recording()
-    assert len(dataset) == 3
-    assert dataset.num_workers is None
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """Write 160 rows."""
+    pq.write_table(pa.table({"id": range(160)}), tmp_path / "part-0.parquet", row_group_size=20)
+    return tmp_path
 
 
 def test_a_worker_knows_its_place() -> None:
     assert worker_place(WorkerPlace()) is None
-    loader = torch.utils.data.DataLoader(Recording(), batch_size=None, num_workers=2, collate_fn=tuple)
+    loader = torch.utils.data.DataLoader(Places(), batch_size=None, num_workers=2, collate_fn=tuple)
     assert [WorkerPlace(*found) for found in loader] == [WorkerPlace(4, 5, 0, 2), WorkerPlace(4, 5, 1, 2)]
+
+
+def test_workers_are_ended_at_once() -> None:
+    batches = iter(torch.utils.data.DataLoader(Places(), batch_size=None, num_workers=2, collate_fn=tuple))
+    next(batches)
+    end_workers(batches)
+    end_workers(None)
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize("loader_type", LOADERS)
+def test_a_loader_that_collates_batches_again_gives_a_warning(corpus: Path, loader_type: Any) -> None:
+    batches, rows = StatefulShardedDataset(corpus, batch_size=8), StatefulShardedDataset(corpus)
+    with pytest.warns(UserWarning, match="pass batch_size=None to the DataLoader"):
+        assert next(iter(loader_type(batches)))["id"].shape == (1, 8)
+    assert next(iter(loader_type(batches, batch_size=None)))["id"].shape == (8,)
+    assert next(iter(loader_type(rows, batch_size=4)))["id"].shape == (4,)
+
+
+class StartingAgain(torch.utils.data.IterableDataset[Any]):
+    """A dataset whose state says whether its loader starts its workers again."""
+
+    def __init__(self, log: Path) -> None:
+        self.log, self.starts_again = log, False
+
+    def __iter__(self) -> Iterator[int]:
+        with self.log.open("a") as file:
+            file.write(f"{int(self.starts_again or is_loader_starting_again())}")
+        yield 1
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "starts_again": is_loader_starting_again()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"state": 1}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Accept a state."""
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_stateful_dataloader_starts_its_workers_twice_after_the_end_of_an_epoch(tmp_path: Path, method: str) -> None:
+    log = tmp_path / "log"
+    options: dict[str, Any] = {"batch_size": None, "num_workers": 1, "multiprocessing_context": method}
+    loader = StatefulDataLoader(StartingAgain(log), **options)
+    assert [*loader] == [1]
+    state = loader.state_dict()
+    resumed = StatefulDataLoader(StartingAgain(log), **options)
+    resumed.load_state_dict(state)
+    assert [*resumed] == [1]
+    assert log.read_text() == "010"
+
+
+# -- Workers of a SavableLoader ---------------------------------------------------------------------------------------
+
+
+def with_lock(batch: dict[str, Any]) -> dict[str, Any]:
+    return {**batch, "unsent": open(os.devnull)} if 20 in batch["id"] else batch  # noqa: PTH123 - not picklable
+
+
+def with_lock_in_list(batch: dict[str, Any]) -> list[Any]:
+    return [with_lock(batch)]
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+@pytest.mark.parametrize("transform", [with_lock, with_lock_in_list])
+def test_a_batch_that_can_not_be_sent_is_an_error(corpus: Path, transform: Any) -> None:
+    loader = SavableLoader(StatefulShardedDataset(corpus, batch_size=10, transform=transform), num_workers=2)
+    batches = iter(loader)
+    assert len([next(batches) for _ in range(4)]) == 4
+    with pytest.raises(LanewayError, match="a batch can't be sent from a DataLoader worker, since it can't be pickled"):
+        next(batches)
+    assert loader.batches_delivered == 4
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+def test_a_batch_that_can_not_be_sent_is_an_error_in_a_users_loader_too(corpus: Path) -> None:
+    dataset = StatefulShardedDataset(corpus, batch_size=10, transform=with_lock)
+    loader = torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=1, collate_fn=lambda batch: batch)
+    with pytest.raises(LanewayError, match="can't be pickled"):
+        list(loader)
+
+
+def test_workers_end_with_their_iterator_and_after_an_error(corpus: Path) -> None:
+    def fail(batch: Any) -> Any:
+        if 20 in batch["id"]:
+            message = "on purpose"
+            raise ValueError(message)
+        return batch
+
+    loader = SavableLoader(StatefulShardedDataset(corpus, batch_size=10, transform=fail), num_workers=2)
+    for _ in loader:
+        break
+    assert multiprocessing.active_children() == []
+    batches, kept = iter(loader), []
+    for _ in range(4):
+        next(batches)
+    for _ in range(3):
+        start = time.perf_counter()
+        with pytest.raises(ValueError, match="on purpose") as raised:
+            next(batches)
+        assert time.perf_counter() - start < 4, "far from the five seconds that a worker may take to end"
+        kept.append(raised)
+        assert multiprocessing.active_children() == []
+
+
+def test_workers_started_early_deliver_the_next_pass(corpus: Path) -> None:
+    loader = SavableLoader(StatefulShardedDataset(corpus, batch_size=10), num_workers=2)
+    expected = [batch["id"].tolist() for batch in loader]
+    loader.set_epoch(0)
+    loader.start()
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    batches = iter(loader)
+    first = next(batches)["id"].tolist()
+    assert multiprocessing.active_children() == workers
+    state = loader.state_dict()
+    assert [first, *(batch["id"].tolist() for batch in batches)] == expected
+    loader.start()
+    loader.load_state_dict(state)
+    assert [batch["id"].tolist() for batch in loader] == expected[1:]
+
+
+def test_shielded_workers_ignore_signals_of_others_and_end_with_their_parent(corpus: Path) -> None:
+    dataset = StatefulShardedDataset(corpus, batch_size=10)
+    batches = iter(SavableLoader(dataset, num_workers=2, shield_workers=True))
+    # One of each worker.
+    next(batches)
+    next(batches)
+    workers = multiprocessing.active_children()
+    kill = ["/bin/sh", "-c", "kill -TERM $*; kill -INT $*", "kill", *(str(worker.pid) for worker in workers)]
+    subprocess.run(kill, check=True)
+    time.sleep(0.2)
+    assert all(worker.is_alive() for worker in workers)
+    assert len(list(batches)) == 14
+
+
+ORPHANS = """
+import os, sys, time
+from laneway import SavableLoader, StatefulShardedDataset
+def slow(batch):
+    print(os.getpid(), flush=True)
+    time.sleep(60)
+loader = SavableLoader(StatefulShardedDataset(sys.argv[1], batch_size=10, transform=slow), num_workers=2)
+next(iter(loader))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+def test_workers_do_not_outlive_a_parent_that_is_killed(corpus: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", ORPHANS, str(corpus)], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        workers = [int(parent.stdout.readline()) for _ in range(2)]
+        parent.send_signal(signal.SIGKILL)
+    wait_until(lambda: not any(map(is_running, workers)), lambda: "the workers end")
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return " Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("how", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_loader_in_mid_pass_can_not_be_copied_and_says_what_to_save(corpus: Path, how: Any) -> None:
+    loader = SavableLoader(StatefulShardedDataset(corpus, batch_size=10))
+    assert len(list(copy.deepcopy(loader))) == 16
+    next(iter(loader))
+    with pytest.raises(LanewayError, match=r"save its state_dict\(\)"):
+        how(loader)
+
+
+def test_an_iterator_in_a_forked_child_is_an_error(corpus: Path) -> None:
+    batches = iter(StatefulShardedDataset(corpus, batch_size=10, output="python"))
+    rows = iter(StatefulShardedDataset(corpus))
+    next(batches)
+    next(rows)
+    pid = os.fork()
+    if pid == 0:
+        errors = 0
+        for each in (batches, rows):
+            try:
+                next(each)
+            except LanewayError:
+                errors += 1
+        os._exit(errors)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 2
+    assert (len(list(batches)), len(list(rows))) == (15, 159)
