@@ -72,7 +72,7 @@ def test_a_footer_lists_dictionaries_and_record_batches() -> None:
         for length in (3, 1, 2):
             writer.write_batch(batch.slice(0, length))
     file = sink.getvalue().to_pybytes()
-    blocks = parse_footer(_footer(file))
+    blocks = parse_footer(_footer(file)).blocks
     headers = [parse_header(file[offset + PREFIX_BYTES : offset + metadata]) for offset, metadata, _ in blocks]
     assert [header.kind for header in headers] == [MessageKind.DICTIONARY] + [MessageKind.RECORD_BATCH] * 3
     assert [header.num_rows for header in headers[1:]] == [3, 1, 2]
@@ -88,4 +88,4 @@ def test_a_damaged_footer_is_a_value_error_or_a_bounded_list(data: st.DataObject
     for _ in range(data.draw(st.integers(1, 4))):
         footer[data.draw(st.integers(0, len(footer) - 1))] = data.draw(st.integers(0, 255))
     with suppress(ValueError):
-        assert len(parse_footer(bytes(footer[: data.draw(st.integers(0, len(footer)))]))) <= len(footer)
+        assert len(parse_footer(bytes(footer[: data.draw(st.integers(0, len(footer)))])).blocks) <= len(footer)
