@@ -35,7 +35,7 @@ from laneway.formats.record_batches import (
     dictionary_value_types,
     needs_validation,
 )
-from laneway.storage.reading import read_ranges
+from laneway.storage.reading import open_local, read_ranges
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -134,7 +134,7 @@ class ArrowFormat:
                 return [pa.py_buffer(span) for span in read_ranges(storage, path, spans, planned.version)]
 
             return ArrowBlocks(fetch, planned.layout, schema)
-        with storage.translate_errors(path), open(path, "rb") as file:  # noqa: PTH123 - paths are strings here
+        with storage.translate_errors(path), open_local(path) as file:
             status = os.fstat(file.fileno())
             if status.st_size != planned.size:
                 difference = f"it had {planned.size:,} bytes and now has {status.st_size:,}"
