@@ -19,6 +19,16 @@ def child_types(type_: pa.DataType) -> list[pa.DataType]:
     return [type_.field(i).type for i in range(type_.num_fields)]
 
 
+def has_text(type_: pa.DataType) -> bool:
+    """Return whether a type is text, or has text in it, which must be valid UTF-8."""
+    if isinstance(type_, pa.BaseExtensionType):
+        return has_text(type_.storage_type)
+    if pa.types.is_dictionary(type_):
+        return has_text(type_.value_type)
+    is_text = pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_)
+    return is_text or any(map(has_text, child_types(type_)))
+
+
 def storage_type(type_: pa.DataType) -> pa.DataType:
     """Return how a type is stored, at any depth, where it is an extension type that a user registered.
 

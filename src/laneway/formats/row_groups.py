@@ -1,0 +1,195 @@
+"""The row groups of a Parquet file in numbers: whether the footer agrees with itself, and how much memory they take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING, Final
+
+import pyarrow as pa
+
+from laneway.formats.nested_types import child_types
+from laneway.formats.size_statistics import unencoded_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    import pyarrow.parquet as pq
+
+# Where nothing but the encoded size is known of values that repeat: how many different ones there may be, and how long
+# a value may be.
+_ASSUMED_VALUES: Final = 4
+_ASSUMED_LENGTH: Final = 4096
+_INDEX_BITS: Final = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """A column of a Parquet file, which is a column without children, or one inside a column of the schema."""
+
+    bits: int
+    """Bits of each value in memory; for a value of variable size, of its offset."""
+    lists: int
+    """Number of lists of variable size that it is in."""
+    is_repeated: bool
+    """Whether it is in a list of any kind, so that a row may have any number of values."""
+    is_variable: bool = False
+    """Whether its values are texts or byte strings."""
+    is_dictionary: bool = False
+    """Whether it stays dictionary-encoded in memory."""
+
+
+def leaves(schema: pa.Schema) -> list[Leaf]:
+    """Return the leaf columns of a schema, in the order of the file."""
+    return [leaf for type_ in schema.types for leaf in _leaves_of(type_, 0, is_repeated=False)]
+
+
+def leaf_ranges(schema: pa.Schema) -> dict[str, range]:
+    """Return the range of leaf columns of each column."""
+    counts = (len(list(_leaves_of(type_, 0, is_repeated=False))) for type_ in schema.types)
+    stops = [*accumulate(counts, initial=0)]
+    return {name: range(*bounds) for name, bounds in zip(schema.names, pairwise(stops), strict=True)}
+
+
+def check_row_counts(metadata: pq.FileMetaData) -> list[int]:
+    """Return the rows of each row group.
+
+    Raises:
+        ValueError: They are negative, or the footer gives another sum of them.
+    """
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    rows = [group.num_rows for group in groups]
+    if min(rows, default=0) < 0 or sum(rows) != metadata.num_rows:
+        listed = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")  # noqa: PLR2004
+        message = f"the footer claims {metadata.num_rows} rows in all, and in its row groups {listed or 'none'}"
+        raise ValueError(message)
+    negative = next((index for index, group in enumerate(groups) if group.total_byte_size < 0), None)
+    if negative is not None:
+        message = f"the footer claims that row group {negative} has {groups[negative].total_byte_size} bytes"
+        raise ValueError(message)
+    return rows
+
+
+def check_chunks(metadata: pq.FileMetaData, group_index: int, indices: Iterable[int], size: int) -> None:
+    """Raise unless what the footer gives of some column chunks of a row group agrees with its rows and with the file.
+
+    Args:
+        metadata: The footer.
+        group_index: The row group.
+        indices: Leaf columns to check.
+        size: Bytes of the file.
+
+    Raises:
+        ValueError: It does not.
+    """
+    group = metadata.row_group(group_index)
+    rows = group.num_rows
+    for index in indices:
+        chunk = group.column(index)
+        values = chunk.num_values
+        start, stop = chunk_range(chunk)
+        is_repeated = metadata.schema.column(index).max_repetition_level > 0
+        if values < rows or (values != rows and not is_repeated):
+            message = f"the footer claims {values} values of {chunk.path_in_schema!r} in {rows} rows"
+            raise ValueError(message)
+        if not 0 <= start <= stop <= size or chunk.total_uncompressed_size < 0:
+            message = f"the footer places {chunk.path_in_schema!r} at bytes {start} to {stop} of {size}"
+            raise ValueError(message)
+
+
+def chunk_range(chunk: pq.ColumnChunkMetaData) -> tuple[int, int]:
+    """Return the byte range of a column chunk."""
+    start, dictionary = chunk.data_page_offset, chunk.dictionary_page_offset
+    if dictionary is not None and 0 < dictionary < start:
+        start = dictionary
+    return start, start + chunk.total_compressed_size
+
+
+def memory_bytes(metadata: pq.FileMetaData, schema: pa.Schema, footer: bytes) -> list[int]:
+    """Return an estimate of the bytes of each row group once it is decoded.
+
+    It follows from the numbers of rows and values, and for texts and byte strings from the size statistics. Without
+    these, it is the encoded size, or for values that repeat an estimate that is rather too high than too low.
+
+    Args:
+        metadata: The footer.
+        schema: The columns as pyarrow decodes them.
+        footer: The bytes of the footer; other bytes may surround it.
+    """
+    columns = leaves(schema)
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    if len(columns) != metadata.num_columns:
+        return [group.total_byte_size for group in groups]
+    # Only these need a look at each column chunk: there may be thousands of columns of numbers.
+    varying = [
+        (i, leaf) for i, leaf in enumerate(columns) if leaf.is_variable or leaf.is_dictionary or leaf.is_repeated
+    ]
+    fixed_bits = sum(
+        leaf.bits + 1 for leaf in columns if not (leaf.is_variable or leaf.is_dictionary or leaf.is_repeated)
+    )
+    return [
+        fixed_bits * group.num_rows // 8
+        + sum(_chunk_memory(group.column(i), leaf, group.num_rows, footer) for i, leaf in varying)
+        for group in groups
+    ]
+
+
+def _chunk_memory(chunk: pq.ColumnChunkMetaData, leaf: Leaf, num_rows: int, footer: bytes) -> int:
+    """Return the decoded bytes of a column chunk that don't follow from the number of its rows."""
+    values = max(chunk.num_values, 0)
+    # A bit of each value tells whether it is null. The outermost list has an offset for each row.
+    total = values * (leaf.bits + 1) // 8
+    if leaf.lists:
+        total += (num_rows + (leaf.lists - 1) * values) * _INDEX_BITS // 8
+    if leaf.is_dictionary:
+        return total + max(chunk.total_uncompressed_size, 0)
+    return total + (_variable_bytes(chunk, values, footer) if leaf.is_variable else 0)
+
+
+def _variable_bytes(chunk: pq.ColumnChunkMetaData, num_values: int, footer: bytes) -> int:
+    """Return the bytes of all texts or byte strings of a column chunk."""
+    encoded = max(chunk.total_uncompressed_size, 0)
+    repeats = chunk.has_dictionary_page or "DELTA_BYTE_ARRAY" in chunk.encodings
+    if not repeats:
+        return encoded
+    exact = unencoded_bytes(
+        footer, num_values, encoded, max(chunk.total_compressed_size, 0), max(chunk.data_page_offset, 0)
+    )
+    if exact is not None:
+        return exact
+    statistics = chunk.statistics
+    if statistics is not None and statistics.has_min_max:
+        length = (len(statistics.min_raw or b"") + len(statistics.max_raw or b"")) / 2
+    else:
+        # Writers omit the statistics of long values.
+        length = min(encoded / _ASSUMED_VALUES, _ASSUMED_LENGTH)
+    return max(encoded, int(num_values * length))
+
+
+def _leaves_of(type_: pa.DataType, lists: int, *, is_repeated: bool) -> Iterator[Leaf]:
+    if isinstance(type_, pa.BaseExtensionType):
+        yield from _leaves_of(type_.storage_type, lists, is_repeated=is_repeated)
+    elif pa.types.is_dictionary(type_):
+        for leaf in _leaves_of(type_.value_type, lists, is_repeated=is_repeated):
+            bits = type_.index_type.bit_width
+            yield replace(leaf, bits=bits, is_variable=False, is_dictionary=True)
+    elif pa.types.is_struct(type_):
+        for child in child_types(type_):
+            yield from _leaves_of(child, lists, is_repeated=is_repeated)
+    elif pa.types.is_nested(type_):
+        inner = lists + (not pa.types.is_fixed_size_list(type_))
+        for child in child_types(type_):
+            yield from _leaves_of(child, inner, is_repeated=True)
+    else:
+        yield _simple_leaf(type_, lists, is_repeated=is_repeated)
+
+
+def _simple_leaf(type_: pa.DataType, lists: int, *, is_repeated: bool) -> Leaf:
+    if pa.types.is_null(type_):
+        return Leaf(bits=0, lists=lists, is_repeated=is_repeated)
+    if pa.types.is_primitive(type_) or pa.types.is_decimal(type_) or pa.types.is_fixed_size_binary(type_):
+        return Leaf(bits=type_.bit_width, lists=lists, is_repeated=is_repeated)
+    is_large = pa.types.is_large_string(type_) or pa.types.is_large_binary(type_)
+    is_view = pa.types.is_string_view(type_) or pa.types.is_binary_view(type_)
+    bits = 128 if is_view else 64 if is_large else 32
+    return Leaf(bits=bits, lists=lists, is_repeated=is_repeated, is_variable=True)
