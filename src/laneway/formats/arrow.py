@@ -15,7 +15,8 @@ import pyarrow as pa
 
 from laneway.core.files import digest
 from laneway.errors import DataFileError
-from laneway.formats.arrow_files import MAGIC, FoundMessages, find_messages
+from laneway.formats.arrow_checks import check_messages
+from laneway.formats.arrow_files import MAGIC, find_messages
 from laneway.formats.base import FileScan
 from laneway.formats.messages import (
     CONTINUATION,
@@ -29,8 +30,6 @@ from laneway.formats.messages import (
 )
 from laneway.formats.nested_types import without_dictionaries
 from laneway.formats.record_batches import (
-    LENGTH_BYTES,
-    BatchShape,
     check_compressed_lengths,
     dictionary_value_types,
     needs_validation,
@@ -90,9 +89,9 @@ class ArrowFormat:
         try:
             schema = found.schema.read()
             in_footer = schema if found.footer_schema is None else found.footer_schema.read()
-            types = schema.types
+            schema.types  # noqa: B018 - raises for a type that pyarrow has no class for
         except (pa.ArrowException, OSError, KeyError) as error:
-            # A KeyError is a type that pyarrow has no class for: an interval of months.
+            # A KeyError is an interval of months.
             raise storage.error_for(path, "has a schema that pyarrow can't read", error) from storage.cause(error)
         if not schema.equals(in_footer):
             message = f"{storage.redact(path)} is damaged: its footer has another schema than its first message"
@@ -103,7 +102,7 @@ class ArrowFormat:
                 f"writer was interrupted",
                 stacklevel=2,
             )
-        memory_bytes = _check_messages(storage, path, found, types, version)
+        memory_bytes = check_messages(storage, path, found, schema, version)
         batches = [each.header for each in found.messages if each.header.kind is MessageKind.RECORD_BATCH]
         place = found.schema
         kind = int(MessageKind.SCHEMA) if place.is_message else _FOOTER_KIND
@@ -331,58 +330,6 @@ def _compare_digest(format_: ArrowFormat, storage: Storage, planned: PlannedFile
     if found != planned.digest:
         difference = f"its message headers had the digest {planned.digest} and now have {found}"
         raise storage.change_error(planned.path, difference)
-
-
-def _check_messages(
-    storage: Storage, path: str, found: FoundMessages, types: Sequence[pa.DataType], version: str
-) -> list[int]:
-    """Check the header of each message, and return the estimated memory of each record batch in bytes."""
-    place = found.schema
-    shapes: dict[int, BatchShape] = {}
-    name = storage.redact(path)
-    try:
-        ids = parse_dictionary_ids(place.flatbuffer, place.header)
-        value_types = dict(zip(ids, dictionary_value_types(types), strict=True))
-    except ValueError as error:
-        raise storage.error_for(path, "has a damaged schema", error) from error
-    expansion: Mapping[int, float] | None = None
-    for each in found.messages:
-        header = each.header
-        is_batch = header.kind is MessageKind.RECORD_BATCH
-        key = -1 if is_batch else header.dictionary_id
-        if not is_batch and key not in value_types:
-            message = f"{name} is damaged: no column has the dictionary {key} of its message at byte {each.offset:,}"
-            raise DataFileError(message)
-        if key not in shapes:
-            shapes[key] = BatchShape(types if is_batch else [value_types[key]], header.version)
-        try:
-            shapes[key].check(header)
-        except ValueError as error:
-            raise storage.error_for(path, f"can't be read (message at byte {each.offset:,})", error) from error
-    batches = [each for each in found.messages if each.header.kind is MessageKind.RECORD_BATCH]
-    if any(each.header.is_compressed for each in batches):
-        expansion = _expansion(storage, path, [batches[0], batches[-1]], shapes[-1], version)
-    return [shapes[-1].memory_bytes(each.header, expansion or {}) for each in batches]
-
-
-def _expansion(
-    storage: Storage, path: str, batches: Sequence[Message], shape: BatchShape, version: str
-) -> Mapping[int, float]:
-    """Return how many times larger the buffers of variable size are when uncompressed, from two record batches.
-
-    The length of each buffer stands in front of it. To read it from every batch would take many requests.
-    """
-    spans, keys = [], []
-    for each in batches:
-        for index in shape.variable_buffers(each.header) if each.header.is_compressed else []:
-            offset, length = each.header.buffers[index].tolist()
-            spans.append((each.body_offset + offset, each.body_offset + offset + LENGTH_BYTES))
-            keys.append((index, length))
-    found: dict[int, float] = {}
-    for (index, length), data in zip(keys, read_ranges(storage, path, spans, version), strict=True):
-        ratio = int.from_bytes(data, "little", signed=True) / length
-        found[index] = max(found.get(index, 1.0), ratio)
-    return found
 
 
 def _layout_entry(found: Message) -> list[int]:

@@ -76,7 +76,7 @@ class ParquetFormat:
             schema=schema,
             block_rows=block_rows,
             block_bytes=[metadata.row_group(i).total_byte_size for i in range(len(block_rows))],
-            block_memory_bytes=memory_bytes(metadata, schema, tail),
+            block_memory_bytes=memory_bytes(metadata, schema, tail[-metadata.serialized_size - _TRAILER_BYTES :]),
             digest=digest(tail),
             layout=[],
         )

@@ -7,6 +7,7 @@ Format: https://arrow.apache.org/docs/format/Columnar.html#recordbatch-message
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final, final
 
 import numpy as np
@@ -16,7 +17,7 @@ from laneway.formats.messages import VERSION_5
 from laneway.formats.nested_types import child_types
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -29,6 +30,20 @@ _NOT_COMPRESSED: Final = -1
 _MAX_RATIO: Final = 1 << 15
 _VALIDITY, _OFFSETS, _FIXED, _VARIABLE = range(4)
 _VIEW_BITS: Final = 128
+
+
+class BatchError(ValueError):
+    """The header of a record batch is damaged."""
+
+    def __init__(self, index: int, problem: str) -> None:
+        """Create the error.
+
+        Args:
+            index: Of the record batch, among those that were checked.
+            problem: What the header has or claims.
+        """
+        super().__init__(f"its header is damaged: it {problem}")
+        self.index = index
 
 
 @final
@@ -53,34 +68,54 @@ class BatchShape:
         for each in types:
             self._columns.append(self._num_nodes)
             self._add(each)
-        self._expanded: tuple[bytes, NDArray[np.int64]] = (b"", self._expand(np.zeros(len(self._views), np.int64)))
+        none = np.zeros(len(self._views), np.int64)
+        self._expanded = none.tobytes(), self._expand(none)
+        """The buffers of the latest batch, by the number of data buffers of its arrays of views."""
 
-    def check(self, header: MessageHeader) -> None:
-        """Raise unless the header of a record batch agrees with the columns, and its body can hold its rows.
+    def check(self, headers: Sequence[MessageHeader]) -> None:
+        """Raise unless the headers of record batches agree with the columns, and their bodies can hold their rows.
 
         Raises:
-            ValueError: It does not.
+            BatchError: The first one that does not.
         """
-        nodes, buffers = header.nodes, header.buffers
-        if (len(nodes), len(header.num_view_buffers)) != (self._num_nodes, len(self._views)):
-            message = f"its header is damaged: it has {len(nodes):,} arrays, and its columns {self._num_nodes:,}"
-            raise ValueError(message)
-        if np.any(nodes[self._columns, 0] != header.num_rows) or np.any(nodes[:, 0] < 0):
-            message = f"its header is damaged: it claims {header.num_rows:,} rows, but its columns have other lengths"
-            raise ValueError(message)
-        expected = self._buffers_of(header)
-        if len(buffers) != len(expected):
-            message = f"its header is damaged: it has {len(buffers):,} buffers, and its columns {len(expected):,}"
-            raise ValueError(message)
-        offsets, lengths = buffers[:, 0], buffers[:, 1]
-        if np.any(offsets < 0) or np.any(lengths < 0) or np.any(lengths > header.body_length - offsets):
-            message = f"its header is damaged: a buffer lies outside of its {header.body_length:,} bytes"
-            raise ValueError(message)
+        for index, header in enumerate(headers):
+            if (len(header.nodes), len(header.num_view_buffers)) != (self._num_nodes, len(self._views)):
+                message = f"has {len(header.nodes):,} arrays, and its columns {self._num_nodes:,}"
+                raise BatchError(index, message)
+            expected = self._buffers_of(header)
+            if len(header.buffers) != len(expected):
+                message = f"has {len(header.buffers):,} buffers, unlike its columns"
+                raise BatchError(index, message)
+        start = 0
+        # All batches with the same buffers at once: a file may have many small ones.
+        for _, same in groupby(headers, lambda header: (header.num_view_buffers.tobytes(), header.is_compressed)):
+            found = list(same)
+            self._check_sizes(found, start)
+            start += len(found)
+
+    def _check_sizes(self, headers: Sequence[MessageHeader], start: int) -> None:
+        """Check the sizes of batches that have equally many buffers; `start` is the index of the first one."""
+        nodes = np.array([header.nodes for header in headers])
+        buffers = np.array([header.buffers for header in headers])
+        rows = np.array([header.num_rows for header in headers])[:, None]
+        bodies = np.array([header.body_length for header in headers])[:, None]
+        offsets, lengths = buffers[..., 0], buffers[..., 1]
         # As floats: damaged counts overflow int64.
-        limits = lengths * float(_MAX_RATIO if header.is_compressed else 1)
-        if np.any(_needed_bytes(expected, nodes) > limits):
-            message = f"its header is damaged: its {header.body_length:,} bytes can't hold {header.num_rows:,} rows"
-            raise ValueError(message)
+        limits = lengths * float(_MAX_RATIO if headers[0].is_compressed else 1)
+        expected = self._buffers_of(headers[0])
+        problems = (
+            ("claims {} rows, but its columns have other lengths", (nodes[:, self._columns, 0] != rows).any(axis=1)),
+            ("claims {} rows, but its arrays have negative lengths", (nodes[..., 0] < 0).any(axis=1)),
+            (
+                "claims {} rows in buffers outside of its {} bytes",
+                ((offsets < 0) | (lengths < 0) | (lengths > bodies - offsets)).any(axis=1),
+            ),
+            ("claims {} rows, which its {} bytes can't hold", (_needed_bytes(expected, nodes) > limits).any(axis=1)),
+        )
+        for text, is_wrong in problems:
+            if is_wrong.any():
+                index = int(is_wrong.argmax())
+                raise BatchError(start + index, text.format(headers[index].num_rows, headers[index].body_length))
 
     def memory_bytes(self, header: MessageHeader, expansion: Mapping[int, float]) -> int:
         """Return an estimate of the uncompressed bytes of a record batch that `check` accepts.
@@ -125,14 +160,16 @@ class BatchShape:
 
     def _buffers_of(self, header: MessageHeader) -> NDArray[np.int64]:
         """Return array, purpose and bits per value of each buffer of a batch, shape (num_buffers, 3)."""
-        key = header.num_view_buffers.tobytes()
-        if self._expanded[0] != key:
-            counts = header.num_view_buffers
-            if np.any(counts < 0) or counts.sum() > len(header.buffers):
-                message = "its header is damaged: it claims more buffers than it has"
-                raise ValueError(message)
-            self._expanded = key, self._expand(counts)
-        return self._expanded[1]
+        counts = header.num_view_buffers
+        key = counts.tobytes()
+        # One tuple: threads share this object.
+        known, buffers = self._expanded
+        if known != key:
+            # A damaged count allocates nothing: the number of buffers then differs from that of the header.
+            is_possible = bool(np.all(counts >= 0)) and counts.sum() <= len(header.buffers)
+            buffers = self._expand(counts if is_possible else np.zeros_like(counts))
+            self._expanded = key, buffers
+        return buffers
 
     def _expand(self, counts: NDArray[np.int64]) -> NDArray[np.int64]:
         buffers = np.array(self._buffers, np.int64).reshape(-1, 3)
@@ -179,8 +216,8 @@ def needs_validation(type_: pa.DataType) -> bool:
 
 
 def _needed_bytes(expected: NDArray[np.int64], nodes: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the smallest possible size of each buffer in bytes."""
-    values, nulls = nodes[expected[:, 0], 0].astype(np.float64), nodes[expected[:, 0], 1]
+    """Return the smallest possible size of each buffer in bytes, for the arrays of one batch or of several."""
+    values, nulls = nodes[..., expected[:, 0], 0].astype(np.float64), nodes[..., expected[:, 0], 1]
     purposes = expected[:, 1]
     values[(purposes == _VALIDITY) & (nulls == 0)] = 0
     values[(purposes == _OFFSETS) & (values > 0)] += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, final
 
 import pyarrow as pa
 
@@ -37,11 +37,6 @@ class Leaf:
     """Whether its values are texts or byte strings."""
     is_dictionary: bool = False
     """Whether it stays dictionary-encoded in memory."""
-
-
-def leaves(schema: pa.Schema) -> list[Leaf]:
-    """Return the leaf columns of a schema, in the order of the file."""
-    return [leaf for type_ in schema.types for leaf in _leaves_of(type_, 0, is_repeated=False)]
 
 
 def leaf_ranges(schema: pa.Schema) -> dict[str, range]:
@@ -116,22 +111,41 @@ def memory_bytes(metadata: pq.FileMetaData, schema: pa.Schema, footer: bytes) ->
         schema: The columns as pyarrow decodes them.
         footer: The bytes of the footer; other bytes may surround it.
     """
-    columns = leaves(schema)
-    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-    if len(columns) != metadata.num_columns:
-        return [group.total_byte_size for group in groups]
-    # Only these need a look at each column chunk: there may be thousands of columns of numbers.
-    varying = [
-        (i, leaf) for i, leaf in enumerate(columns) if leaf.is_variable or leaf.is_dictionary or leaf.is_repeated
-    ]
-    fixed_bits = sum(
-        leaf.bits + 1 for leaf in columns if not (leaf.is_variable or leaf.is_dictionary or leaf.is_repeated)
-    )
+    columns = _Leaves.of(schema)
+    if columns.count != metadata.num_columns:
+        return [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]
+    groups = map(metadata.row_group, range(metadata.num_row_groups))
     return [
-        fixed_bits * group.num_rows // 8
-        + sum(_chunk_memory(group.column(i), leaf, group.num_rows, footer) for i, leaf in varying)
+        columns.fixed_bits * group.num_rows // 8
+        + sum(_chunk_memory(group.column(i), leaf, group.num_rows, footer) for i, leaf in columns.varying)
         for group in groups
     ]
+
+
+@final
+class _Leaves:
+    """The leaf columns of a schema, in the order of the file."""
+
+    _latest: _Leaves | None = None
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self.schema = schema
+        found = [leaf for type_ in schema.types for leaf in _leaves_of(type_, 0, is_repeated=False)]
+        self.count = len(found)
+        # Only these need a look at each column chunk: there may be thousands of columns of numbers.
+        self.varying = [
+            (i, leaf) for i, leaf in enumerate(found) if leaf.is_variable or leaf.is_dictionary or leaf.is_repeated
+        ]
+        varying = {i for i, _ in self.varying}
+        self.fixed_bits = sum(leaf.bits + 1 for i, leaf in enumerate(found) if i not in varying)
+
+    @classmethod
+    def of(cls, schema: pa.Schema) -> _Leaves:
+        """Return them for a schema, which is mostly that of the file before."""
+        found = cls._latest
+        if found is None or not found.schema.equals(schema):
+            found = cls._latest = cls(schema)
+        return found
 
 
 def _chunk_memory(chunk: pq.ColumnChunkMetaData, leaf: Leaf, num_rows: int, footer: bytes) -> int:

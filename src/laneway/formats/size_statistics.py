@@ -16,6 +16,10 @@ from typing import Final
 _TOTAL_COMPRESSED_SIZE, _DATA_PAGE_OFFSET, _SIZE_STATISTICS = 7, 9, 16
 # Types of fields and elements in the compact protocol.
 _TRUE, _FALSE, _BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT = range(1, 13)
+_INTEGERS: Final = frozenset({_I16, _I32, _I64})
+_SIZES: Final = {_TRUE: 0, _FALSE: 0, _BYTE: 1, _DOUBLE: 8}
+_LONG_LIST: Final = 15
+"""Length of a list whose true length follows."""
 _NEXT_I64: Final = bytes([1 << 4 | _I64])
 """Header of an int64 field whose number is one more than that of the field before it."""
 _MAX_DEPTH: Final = 8
@@ -42,7 +46,7 @@ def unencoded_bytes(
     while start >= 0:
         try:
             found = _read_chunk(footer, start + len(pattern), data_page_offset)
-        except (IndexError, ValueError):
+        except (IndexError, KeyError, ValueError):
             found = None
         if found is not None:
             return found if found >= 0 else None
@@ -77,38 +81,34 @@ def _read_field(data: bytes, position: int, previous: int) -> tuple[int, int, in
     return number, header & 15, position
 
 
-def _skip(data: bytes, position: int, type_: int, depth: int) -> int:  # noqa: C901, PLR0911 - one case per type
+def _skip(data: bytes, position: int, type_: int, depth: int) -> int:
     """Return the position behind a value."""
     if depth > _MAX_DEPTH:
         message = "structs are nested too deeply"
         raise ValueError(message)
-    if type_ in {_TRUE, _FALSE}:
-        return position
-    if type_ == _BYTE:
+    if type_ in _INTEGERS:
+        while data[position] >= _MORE_FOLLOWS:
+            position += 1
         return position + 1
-    if type_ in {_I16, _I32, _I64}:
-        return _read_varint(data, position)[1]
-    if type_ == _DOUBLE:
-        return position + 8
     if type_ == _BINARY:
         length, position = _read_varint(data, position)
         return position + length
-    if type_ in {_LIST, _SET}:
-        length, element = data[position] >> 4, data[position] & 15
-        position += 1
-        if length == 15:  # noqa: PLR2004 - then the length follows
-            length, position = _read_varint(data, position)
-        for _ in range(length):
-            # A boolean in a list takes a byte.
-            position = _skip(data, position, _BYTE if element in {_TRUE, _FALSE} else element, depth + 1)
-        return position
     if type_ == _STRUCT:
         while data[position]:
             _, inner, position = _read_field(data, position, 0)
             position = _skip(data, position, inner, depth + 1)
         return position + 1
-    message = f"type {type_} doesn't occur in a column chunk"
-    raise ValueError(message)
+    if type_ in {_LIST, _SET}:
+        length, element = data[position] >> 4, data[position] & 15
+        position += 1
+        if length == _LONG_LIST:
+            length, position = _read_varint(data, position)
+        # A boolean takes a byte in a list, and none in a struct.
+        element = _BYTE if element in {_TRUE, _FALSE} else element
+        for _ in range(length):
+            position = _skip(data, position, element, depth + 1)
+        return position
+    return position + _SIZES[type_]
 
 
 def _encode_integer(value: int) -> bytes:
