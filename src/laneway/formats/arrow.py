@@ -89,9 +89,9 @@ class ArrowFormat:
         try:
             schema = found.schema.read()
             in_footer = schema if found.footer_schema is None else found.footer_schema.read()
-            schema.types  # noqa: B018 - raises for a type that pyarrow has no class for
-        except (pa.ArrowException, OSError, KeyError) as error:
-            # A KeyError is an interval of months.
+            schema.types, schema.names  # noqa: B018 - read here, because they may raise
+        except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+            # A KeyError is an interval of months, a ValueError a name that is not UTF-8.
             raise storage.error_for(path, "has a schema that pyarrow can't read", error) from storage.cause(error)
         if not schema.equals(in_footer):
             message = f"{storage.redact(path)} is damaged: its footer has another schema than its first message"
@@ -193,7 +193,10 @@ class ArrowBlocks:
             batches = self._read_stream(self._with_dictionaries(indices))
         else:
             messages = [self._check(*each) for each in zip(indices.tolist(), self._messages(indices), strict=True)]
-            batches = [pa.ipc.read_record_batch(pa.ipc.read_message(each), self._schema) for each in messages]
+            batches = [_decode(each, self._schema) for each in messages]
+        if len(batches) != len(indices):
+            text = f"it has {len(batches):,} record batches where {len(indices):,} were planned"
+            raise ValueError(text)
         selected = [batch.select(names) for batch in batches]
         for index, batch in zip(indices.tolist(), selected, strict=True):
             batch.validate()
@@ -293,7 +296,7 @@ class ArrowBlocks:
         stream = pa.BufferOutputStream()
         stream.write(build_metadata(metadata, header, MessageKind.RECORD_BATCH))
         stream.write(body)
-        pa.ipc.read_record_batch(pa.ipc.read_message(stream.getvalue()), values).validate(full=True)
+        _decode(stream.getvalue(), values).validate(full=True)
 
 
 @final
@@ -330,6 +333,15 @@ def _compare_digest(format_: ArrowFormat, storage: Storage, planned: PlannedFile
     if found != planned.digest:
         difference = f"its message headers had the digest {planned.digest} and now have {found}"
         raise storage.change_error(planned.path, difference)
+
+
+def _decode(message: pa.Buffer, schema: pa.Schema) -> pa.RecordBatch:
+    """Return the record batch of a message, without a copy unless it is compressed."""
+    try:
+        return pa.ipc.read_record_batch(pa.ipc.read_message(message), schema)
+    except EOFError as error:
+        text = "its header is missing"
+        raise ValueError(text) from error
 
 
 def _layout_entry(found: Message) -> list[int]:

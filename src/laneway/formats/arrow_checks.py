@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, final
 
 from laneway.errors import DataFileError
 from laneway.formats.messages import MessageKind, parse_dictionary_ids
-from laneway.formats.record_batches import LENGTH_BYTES, BatchError, BatchShape, dictionary_value_types
+from laneway.formats.record_batches import LENGTH_BYTES, MAX_RATIO, BatchError, BatchShape, dictionary_value_types
 from laneway.storage.reading import read_ranges
 
 if TYPE_CHECKING:
@@ -103,5 +103,5 @@ def _expansion(
     found: dict[int, float] = {}
     for (index, length), data in zip(keys, read_ranges(storage, path, spans, version), strict=True):
         ratio = int.from_bytes(data, "little", signed=True) / length
-        found[index] = max(found.get(index, 1.0), ratio)
+        found[index] = max(found.get(index, 1.0), min(ratio, MAX_RATIO))
     return found

@@ -68,7 +68,8 @@ class ParquetFormat:
             raise storage.error_for(path, "has a damaged footer", error) from storage.cause(error)
         try:
             schema = reader.schema_arrow
-        except (pa.ArrowException, OSError) as error:
+            reader.column_paths  # noqa: B018 - raises a ValueError for names that are not UTF-8
+        except (pa.ArrowException, OSError, ValueError) as error:
             raise storage.error_for(path, "has columns that pyarrow can't read", error) from storage.cause(error)
         metadata = reader.metadata
         block_rows = _checked_rows(storage, path, metadata)
@@ -92,7 +93,7 @@ class ParquetFormat:
                 # Not memory-mapped: a file that is truncated during a read would kill the process.
                 source = pa.OSFile(planned.path, mode="r")
                 file = pq.ParquetFile(source, metadata=footer, page_checksum_verification=True)
-            except (pa.ArrowException, OSError) as error:
+            except (pa.ArrowException, OSError, ValueError) as error:
                 raise storage.error_for(planned.path, "can't be opened", error) from storage.cause(error)
             return ParquetBlocks(file, planned, _columns_of(schema))
         key = (storage.redact(planned.path), planned.size, planned.version, planned.digest)

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 LENGTH_BYTES: Final = 8
 """Bytes in front of a compressed buffer: its uncompressed length, or -1 if the rest is not compressed."""
 _NOT_COMPRESSED: Final = -1
-# What 4 bytes of zstd can stand for at most: a block of 128 KiB of equal bytes. LZ4 compresses less.
-_MAX_RATIO: Final = 1 << 15
+MAX_RATIO: Final = 1 << 15
+"""How many times larger a compressed buffer can become: 4 bytes of zstd are at most 128 KiB. LZ4 compresses less."""
 _VALIDITY, _OFFSETS, _FIXED, _VARIABLE = range(4)
 _VIEW_BITS: Final = 128
 
@@ -101,7 +101,7 @@ class BatchShape:
         bodies = np.array([header.body_length for header in headers])[:, None]
         offsets, lengths = buffers[..., 0], buffers[..., 1]
         # As floats: damaged counts overflow int64.
-        limits = lengths * float(_MAX_RATIO if headers[0].is_compressed else 1)
+        limits = lengths * float(MAX_RATIO if headers[0].is_compressed else 1)
         expected = self._buffers_of(headers[0])
         problems = (
             ("claims {} rows, but its columns have other lengths", (nodes[:, self._columns, 0] != rows).any(axis=1)),
@@ -201,7 +201,7 @@ def check_compressed_lengths(header: MessageHeader, body: pa.Buffer) -> None:
     for offset, length in header.buffers[header.buffers[:, 1] > 0].tolist():
         prefix = data[offset : offset + LENGTH_BYTES] if length >= LENGTH_BYTES else b""
         claimed = int.from_bytes(prefix, "little", signed=True)
-        if len(prefix) < LENGTH_BYTES or not _NOT_COMPRESSED <= claimed <= _MAX_RATIO * length:
+        if len(prefix) < LENGTH_BYTES or not _NOT_COMPRESSED <= claimed <= MAX_RATIO * length:
             message = f"it is damaged: a buffer of {length:,} compressed bytes claims to hold {claimed:,}"
             raise ValueError(message)
 

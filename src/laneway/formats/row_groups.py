@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _ASSUMED_VALUES: Final = 4
 _ASSUMED_LENGTH: Final = 4096
 _INDEX_BITS: Final = 32
+_MAX_BYTES: Final = 1 << 48
+"""Largest estimate: damaged numbers must not overflow sums."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +118,11 @@ def memory_bytes(metadata: pq.FileMetaData, schema: pa.Schema, footer: bytes) ->
         return [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]
     groups = map(metadata.row_group, range(metadata.num_row_groups))
     return [
-        columns.fixed_bits * group.num_rows // 8
-        + sum(_chunk_memory(group.column(i), leaf, group.num_rows, footer) for i, leaf in columns.varying)
+        min(
+            _MAX_BYTES,
+            columns.fixed_bits * group.num_rows // 8
+            + sum(_chunk_memory(group.column(i), leaf, group.num_rows, footer) for i, leaf in columns.varying),
+        )
         for group in groups
     ]
 
