@@ -32,7 +32,7 @@ class Leaf:
     bits: int
     """Bits of each value in memory; for a value of variable size, of its offset."""
     lists: int
-    """Number of lists of variable size that it is in."""
+    """Number of lists of variable size that it is in, unless they are counted for a leaf before it."""
     is_repeated: bool
     """Whether it is in a list of any kind, so that a row may have any number of values."""
     is_variable: bool = False
@@ -193,8 +193,8 @@ def _leaves_of(type_: pa.DataType, lists: int, *, is_repeated: bool) -> Iterator
             bits = type_.index_type.bit_width
             yield replace(leaf, bits=bits, is_variable=False, is_dictionary=True)
     elif pa.types.is_struct(type_):
-        for child in child_types(type_):
-            yield from _leaves_of(child, lists, is_repeated=is_repeated)
+        for index, child in enumerate(child_types(type_)):
+            yield from _leaves_of(child, 0 if index else lists, is_repeated=is_repeated)
     elif pa.types.is_nested(type_):
         inner = lists + (not pa.types.is_fixed_size_list(type_))
         for child in child_types(type_):

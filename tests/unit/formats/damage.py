@@ -42,7 +42,7 @@ _LONG_AGO = (10**9, 10**9)
 _EXTREMES = (0, 1, -1, 127, 128, 2**15, 2**31 - 1, -(2**31), 2**32, 2**40, 2**62, -(2**63))
 
 
-def _columns(length: int, *, for_parquet: bool) -> dict[str, Any]:
+def columns(length: int, *, for_parquet: bool) -> dict[str, Any]:
     """Return columns of all kinds of types, with nulls, empty and repeated values."""
     source = random.Random(3)
     numbers = [None if i % 7 == 0 else source.randrange(-(2**31), 2**31) for i in range(length)]
@@ -96,7 +96,7 @@ def _columns(length: int, *, for_parquet: bool) -> dict[str, Any]:
 
 def write_files(kind: Kind, directory: Path) -> list[Path]:
     """Write files of a kind in all variants, each with `_ROWS` rows."""
-    table = pa.table(_columns(_ROWS, for_parquet=kind == "parquet"))
+    table = pa.table(columns(_ROWS, for_parquet=kind == "parquet"))
     writers = _parquet_writers(table) if kind == "parquet" else _arrow_writers(kind, table)
     suffix = ".parquet" if kind == "parquet" else ".arrow"
     paths = [directory / f"{number:02}{suffix}" for number in range(len(writers))]
