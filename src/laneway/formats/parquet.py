@@ -68,8 +68,9 @@ class ParquetFormat:
             raise storage.error_for(path, "has a damaged footer", error) from storage.cause(error)
         try:
             schema = reader.schema_arrow
-            reader.column_paths  # noqa: B018 - raises a ValueError for names that are not UTF-8
+            column_paths = reader.column_paths
         except (pa.ArrowException, OSError, ValueError) as error:
+            # A ValueError is a name that is not UTF-8.
             raise storage.error_for(path, "has columns that pyarrow can't read", error) from storage.cause(error)
         metadata = reader.metadata
         block_rows = _checked_rows(storage, path, metadata)
@@ -77,7 +78,9 @@ class ParquetFormat:
             schema=schema,
             block_rows=block_rows,
             block_bytes=[metadata.row_group(i).total_byte_size for i in range(len(block_rows))],
-            block_memory_bytes=memory_bytes(metadata, schema, tail[-metadata.serialized_size - _TRAILER_BYTES :]),
+            block_memory_bytes=memory_bytes(
+                metadata, schema, column_paths, tail[-metadata.serialized_size - _TRAILER_BYTES : -_TRAILER_BYTES]
+            ),
             digest=digest(tail),
             layout=[],
         )
@@ -123,8 +126,10 @@ class ParquetBlocks:
 
     def read(self, first: int, stop: int, columns: Sequence[str]) -> pa.Table:
         """Decode the row groups [first, stop) of these columns, in this order."""
+        table = self._columns.decode(self._file, first, stop, columns)
+        # After decoding, which finds damaged size statistics: pyarrow aborts the process when it is asked for them.
         self._columns.check(self._file.metadata, first, stop, columns, self._planned.size)
-        return self._columns.decode(self._file, first, stop, columns)
+        return table
 
     def close(self) -> None:
         """Close the file."""

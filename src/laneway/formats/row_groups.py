@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Final, final
 
 import pyarrow as pa
 
+from laneway.formats.column_chunks import find_chunks
 from laneway.formats.nested_types import child_types
-from laneway.formats.size_statistics import unencoded_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     import pyarrow.parquet as pq
+
+    from laneway.formats.column_chunks import ChunkSizes
 
 # Where nothing but the encoded size is known of values that repeat: how many different ones there may be, and how long
 # a value may be.
@@ -43,7 +45,7 @@ class Leaf:
 
 def leaf_ranges(schema: pa.Schema) -> dict[str, range]:
     """Return the range of leaf columns of each column."""
-    counts = (len(list(_leaves_of(type_, 0, is_repeated=False))) for type_ in schema.types)
+    counts = (len(list(_leaves_of(field.type, 0, is_repeated=False))) for field in schema)
     stops = [*accumulate(counts, initial=0)]
     return {name: range(*bounds) for name, bounds in zip(schema.names, pairwise(stops), strict=True)}
 
@@ -102,7 +104,9 @@ def chunk_range(chunk: pq.ColumnChunkMetaData) -> tuple[int, int]:
     return start, start + chunk.total_compressed_size
 
 
-def memory_bytes(metadata: pq.FileMetaData, schema: pa.Schema, footer: bytes) -> list[int]:
+def memory_bytes(
+    metadata: pq.FileMetaData, schema: pa.Schema, column_paths: Sequence[Sequence[str]], footer: bytes
+) -> list[int]:
     """Return an estimate of the bytes of each row group once it is decoded.
 
     It follows from the numbers of rows and values, and for texts and byte strings from the size statistics. Without
@@ -111,20 +115,23 @@ def memory_bytes(metadata: pq.FileMetaData, schema: pa.Schema, footer: bytes) ->
     Args:
         metadata: The footer.
         schema: The columns as pyarrow decodes them.
-        footer: The bytes of the footer; other bytes may surround it.
+        column_paths: For each leaf column, the names of the columns that it is in and its own.
+        footer: The bytes of the footer.
     """
     columns = _Leaves.of(schema)
-    if columns.count != metadata.num_columns:
-        return [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]
-    groups = map(metadata.row_group, range(metadata.num_row_groups))
-    return [
-        min(
-            _MAX_BYTES,
-            columns.fixed_bits * group.num_rows // 8
-            + sum(_chunk_memory(group.column(i), leaf, group.num_rows, footer) for i, leaf in columns.varying),
-        )
-        for group in groups
-    ]
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    total = [columns.fixed_bits * group.num_rows // 8 for group in groups]
+    for index, leaf in columns.varying:
+        try:
+            found = find_chunks(footer, column_paths[index])
+            for group, sizes in enumerate(found):
+                total[group] += _chunk_memory(sizes, leaf, groups[group].num_rows)
+        except (ValueError, IndexError):
+            found = []
+        if len(found) != len(groups) or columns.count != metadata.num_columns:
+            # A footer that is encoded in an unusual way; damage shows when the columns are read.
+            return [group.total_byte_size for group in groups]
+    return [min(each, _MAX_BYTES) for each in total]
 
 
 @final
@@ -135,7 +142,7 @@ class _Leaves:
 
     def __init__(self, schema: pa.Schema) -> None:
         self.schema = schema
-        found = [leaf for type_ in schema.types for leaf in _leaves_of(type_, 0, is_repeated=False)]
+        found = [leaf for field in schema for leaf in _leaves_of(field.type, 0, is_repeated=False)]
         self.count = len(found)
         # Only these need a look at each column chunk: there may be thousands of columns of numbers.
         self.varying = [
@@ -153,36 +160,26 @@ class _Leaves:
         return found
 
 
-def _chunk_memory(chunk: pq.ColumnChunkMetaData, leaf: Leaf, num_rows: int, footer: bytes) -> int:
+def _chunk_memory(sizes: ChunkSizes, leaf: Leaf, num_rows: int) -> int:
     """Return the decoded bytes of a column chunk that don't follow from the number of its rows."""
-    values = max(chunk.num_values, 0)
     # A bit of each value tells whether it is null. The outermost list has an offset for each row.
-    total = values * (leaf.bits + 1) // 8
+    total = sizes.num_values * (leaf.bits + 1) // 8
     if leaf.lists:
-        total += (num_rows + (leaf.lists - 1) * values) * _INDEX_BITS // 8
+        total += (num_rows + (leaf.lists - 1) * sizes.num_values) * _INDEX_BITS // 8
     if leaf.is_dictionary:
-        return total + max(chunk.total_uncompressed_size, 0)
-    return total + (_variable_bytes(chunk, values, footer) if leaf.is_variable else 0)
+        return total + sizes.encoded_bytes
+    return total + (_variable_bytes(sizes) if leaf.is_variable else 0)
 
 
-def _variable_bytes(chunk: pq.ColumnChunkMetaData, num_values: int, footer: bytes) -> int:
+def _variable_bytes(sizes: ChunkSizes) -> int:
     """Return the bytes of all texts or byte strings of a column chunk."""
-    encoded = max(chunk.total_uncompressed_size, 0)
-    repeats = chunk.has_dictionary_page or "DELTA_BYTE_ARRAY" in chunk.encodings
-    if not repeats:
-        return encoded
-    exact = unencoded_bytes(
-        footer, num_values, encoded, max(chunk.total_compressed_size, 0), max(chunk.data_page_offset, 0)
-    )
-    if exact is not None:
-        return exact
-    statistics = chunk.statistics
-    if statistics is not None and statistics.has_min_max:
-        length = (len(statistics.min_raw or b"") + len(statistics.max_raw or b"")) / 2
-    else:
-        # Writers omit the statistics of long values.
-        length = min(encoded / _ASSUMED_VALUES, _ASSUMED_LENGTH)
-    return max(encoded, int(num_values * length))
+    if sizes.decoded_bytes is not None and sizes.decoded_bytes >= 0:
+        return sizes.decoded_bytes
+    if not sizes.is_repetitive:
+        return sizes.encoded_bytes
+    # Writers omit the statistics of long values.
+    length = sizes.value_length or min(sizes.encoded_bytes / _ASSUMED_VALUES, _ASSUMED_LENGTH)
+    return max(sizes.encoded_bytes, int(sizes.num_values * length))
 
 
 def _leaves_of(type_: pa.DataType, lists: int, *, is_repeated: bool) -> Iterator[Leaf]:

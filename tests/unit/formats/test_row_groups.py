@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,12 +13,13 @@ import pytest
 from laneway.catalog.manifest import Manifest
 from laneway.errors import DataFileError
 from laneway.formats import ParquetFormat
+from laneway.formats.column_chunks import ChunkSizes, find_chunks
 from laneway.formats.row_groups import leaf_ranges
-from laneway.formats.size_statistics import unencoded_bytes
 from laneway.storage.filesystem import Storage
 from tests.unit.formats.damage import columns
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 ROWS = 6_000
@@ -56,25 +58,43 @@ def test_texts_that_take_a_thousand_times_more_memory_than_bytes_in_the_file_are
 def test_without_size_statistics_the_lengths_of_the_least_and_greatest_value_are_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("laneway.formats.row_groups.unencoded_bytes", lambda *_: None)
+    def without(footer: bytes, path: Sequence[str]) -> list[ChunkSizes]:
+        return [dataclasses.replace(each, decoded_bytes=None) for each in find_chunks(footer, path)]
+
+    monkeypatch.setattr("laneway.formats.row_groups.find_chunks", without)
     labels = [["a label", "b label", "c label"][i % 3] for i in range(ROWS)]
     for texts, most in ((labels, 1.1), ([f"{i % 8}{PROMPT * 2}" for i in range(ROWS)], 2.0)):
-        pq.write_table(pa.table({"s": texts}), tmp_path / "a.parquet")
-        assert all(0.5 <= ratio <= most for ratio in _estimates(tmp_path / "a.parquet"))
+        for encoding in ({}, {"use_dictionary": False, "column_encoding": {"s": "DELTA_BYTE_ARRAY"}}):
+            options: dict[str, Any] = dict(encoding)
+            pq.write_table(pa.table({"s": texts}), tmp_path / "a.parquet", **options)
+            assert all(0.5 <= ratio <= most for ratio in _estimates(tmp_path / "a.parquet"))
 
 
-def test_size_statistics_are_those_of_the_right_column_chunk(tmp_path: Path) -> None:
-    # The same numbers of values and bytes in each chunk, so that only the offset tells them apart.
-    table = pa.table({name: [f"{name}{i % 3}" * (1 + i // 2_000) for i in range(ROWS)] for name in "abc"})
+@pytest.mark.parametrize("name", ["a", "with.dot", "ä" * 70])
+def test_the_sizes_of_the_chunks_of_a_column_are_found_by_its_name(tmp_path: Path, name: str) -> None:
+    texts = [f"{i % 3}" * (1 + i // 2_000) for i in range(ROWS)]
+    lists = [{name: [text] * 2} for text in texts]
+    table = pa.table({"x": texts, name: texts, f"{name}b": lists})
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=2_000)
-    footer, metadata = (tmp_path / "a.parquet").read_bytes(), pq.read_metadata(tmp_path / "a.parquet")
-    for group in range(3):
-        for column in range(3):
-            chunk = metadata.row_group(group).column(column)
-            sizes = chunk.num_values, chunk.total_uncompressed_size, chunk.total_compressed_size
-            assert unencoded_bytes(footer, *sizes, chunk.data_page_offset) == 2_000 * 2 * (1 + group)
-            assert unencoded_bytes(footer, *sizes, chunk.data_page_offset + 1) is None
-            assert unencoded_bytes(footer[:-2_000], *sizes, chunk.data_page_offset) in {None, 2_000 * 2 * (1 + group)}
+    data = (tmp_path / "a.parquet").read_bytes()
+    footer = data[-8 - int.from_bytes(data[-8:-4], "little") : -8]
+    found = find_chunks(footer, [name])
+    assert [each.decoded_bytes for each in found] == [2_000, 4_000, 6_000]
+    assert [(each.num_values, each.value_length, each.is_repetitive) for each in found] == [
+        (2_000, length, True) for length in (1.0, 2.0, 3.0)
+    ]
+    nested = find_chunks(footer, [f"{name}b", name, "list", "element"])
+    assert [(each.num_values, each.decoded_bytes) for each in nested] == [
+        (4_000, size) for size in (4_000, 8_000, 12_000)
+    ]
+    assert find_chunks(footer, ["no such column"]) == []
+    assert all(0.9 <= ratio <= 1.3 for ratio in _estimates(tmp_path / "a.parquet"))
+    for length in range(len(footer)):
+        try:
+            partly = find_chunks(footer[:length], [name])
+        except ValueError:
+            continue
+        assert partly == found[: len(partly)]
 
 
 def _set_varint(path: Path, old: int, new: int, occurrence: int) -> None:
