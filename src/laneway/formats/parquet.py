@@ -60,12 +60,7 @@ class ParquetFormat:
         even if the footer stays the same.
         """
         tail = _read_tail(storage, path, size, tail, version)
-        # Part of pq.ParquetFile, without its preparations for reading: there may be 100,000 files.
-        reader = ParquetReader()
-        try:
-            reader.open(pa.BufferReader(tail))
-        except (pa.ArrowException, OSError) as error:
-            raise storage.error_for(path, "has a damaged footer", error) from storage.cause(error)
+        reader = _open_footer(storage, path, tail)
         try:
             schema = reader.schema_arrow
             column_paths = reader.column_paths
@@ -321,11 +316,17 @@ def _checked_rows(storage: Storage, path: str, metadata: pq.FileMetaData) -> lis
 def _read_footer(storage: Storage, path: str, size: int, version: str) -> tuple[pq.FileMetaData, str]:
     """Return the footer of a Parquet file and the digest of its tail."""
     tail = _read_tail(storage, path, size, version=version)
+    return _open_footer(storage, path, tail).metadata, digest(tail)
+
+
+def _open_footer(storage: Storage, path: str, tail: bytes) -> ParquetReader:
+    """Return a reader of the metadata: part of pq.ParquetFile, without its preparations for reading rows."""
+    reader = ParquetReader()
     try:
-        metadata = pq.read_metadata(pa.BufferReader(tail))
+        reader.open(pa.BufferReader(tail))
     except (pa.ArrowException, OSError) as error:
         raise storage.error_for(path, "has a damaged footer", error) from storage.cause(error)
-    return metadata, digest(tail)
+    return reader
 
 
 def _read_tail(storage: Storage, path: str, size: int, tail: bytes | None = None, version: str = "") -> bytes:
