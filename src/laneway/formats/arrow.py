@@ -28,7 +28,7 @@ from laneway.formats.messages import (
     parse_footer,
     parse_header,
 )
-from laneway.formats.nested_types import without_dictionaries
+from laneway.formats.nested_types import text_as_bytes, without_dictionaries
 from laneway.formats.record_batches import (
     check_compressed_lengths,
     dictionary_value_types,
@@ -172,7 +172,8 @@ class ArrowBlocks:
         self._schema = schema
         # Only a stream applies dictionaries and converts the byte order.
         self._needs_stream = len(self._dictionaries) > 0 or layout[0, _FLAG] != 0
-        self._to_validate = {field.name for field in schema if needs_validation(field.type)}
+        # As bytes: text that is not UTF-8 is safe to read, and checking it takes as long as decoding it does later.
+        self._to_validate = {field.name: text_as_bytes(field.type) for field in schema if needs_validation(field.type)}
         self._checked: set[int] = set()
         """Messages whose compressed lengths and dictionary values have been checked."""
         self._validated: set[tuple[int, str]] = set()
@@ -200,10 +201,10 @@ class ArrowBlocks:
         selected = [batch.select(names) for batch in batches]
         for index, batch in zip(indices.tolist(), selected, strict=True):
             batch.validate()
-            for name in self._to_validate.intersection(names):
+            for name in self._to_validate.keys() & names:
                 # Once per open file: a batch may be read in many parts.
                 if (index, name) not in self._validated:
-                    batch.column(name).validate(full=True)
+                    batch.column(name).view(self._to_validate[name]).validate(full=True)
                     self._validated.add((index, name))
         return pa.Table.from_batches(selected, pa.schema([self._schema.field(name) for name in names]))
 

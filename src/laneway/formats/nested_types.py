@@ -19,16 +19,6 @@ def child_types(type_: pa.DataType) -> list[pa.DataType]:
     return [type_.field(i).type for i in range(type_.num_fields)]
 
 
-def has_text(type_: pa.DataType) -> bool:
-    """Return whether a type is text, or has text in it, which must be valid UTF-8."""
-    if isinstance(type_, pa.BaseExtensionType):
-        return has_text(type_.storage_type)
-    if pa.types.is_dictionary(type_):
-        return has_text(type_.value_type)
-    is_text = pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_)
-    return is_text or any(map(has_text, child_types(type_)))
-
-
 def storage_type(type_: pa.DataType) -> pa.DataType:
     """Return how a type is stored, at any depth, where it is an extension type that a user registered.
 
@@ -44,6 +34,15 @@ def without_dictionaries(type_: pa.DataType) -> pa.DataType:
         if isinstance(each, pa.BaseExtensionType):
             return each.storage_type
         return cast("pa.DataType", each.index_type) if pa.types.is_dictionary(each) else None
+
+    return _replace(type_, replacement)
+
+
+def text_as_bytes(type_: pa.DataType) -> pa.DataType:
+    """Return how a type is stored, at any depth, where text is bytes: an array can be viewed as this type."""
+
+    def replacement(each: pa.DataType) -> pa.DataType | None:
+        return each.storage_type if isinstance(each, pa.BaseExtensionType) else _BYTES_OF_TEXT.get(each)
 
     return _replace(type_, replacement)
 
@@ -65,6 +64,11 @@ def _replace(type_: pa.DataType, replacement: Callable[[pa.DataType], pa.DataTyp
     return next(build(type_, fields) for is_kind, build in _BUILDERS if is_kind(type_))
 
 
+_BYTES_OF_TEXT: Final[dict[pa.DataType, pa.DataType]] = {
+    pa.string(): pa.binary(),
+    pa.large_string(): pa.large_binary(),
+    pa.string_view(): pa.binary_view(),
+}
 # The stubs of pyarrow accept fewer types here.
 _dictionary = cast("Callable[..., pa.DataType]", pa.dictionary)
 _run_end_encoded = cast("Callable[..., pa.DataType]", pa.run_end_encoded)

@@ -16,7 +16,6 @@ from pyarrow.parquet.core import ParquetReader
 from laneway.core.files import digest
 from laneway.errors import DataFileError
 from laneway.formats.base import FileScan
-from laneway.formats.nested_types import has_text
 from laneway.formats.row_groups import check_chunks, check_row_counts, chunk_range, leaf_ranges, memory_bytes
 from laneway.storage.entries import file_size
 from laneway.storage.ranges import coalesce
@@ -215,7 +214,6 @@ class _Columns:
     def __init__(self, schema: pa.Schema) -> None:
         self.schema = schema
         self._leaves = leaf_ranges(schema)
-        self._texts = {field.name for field in schema if has_text(field.type)}
 
     def check(self, metadata: pq.FileMetaData, first: int, stop: int, names: Sequence[str], size: int) -> list[int]:
         """Return the indices of the leaf columns of some columns, after checking what the footer says of them."""
@@ -225,10 +223,8 @@ class _Columns:
         return leaves
 
     def decode(self, file: pq.ParquetFile, first: int, stop: int, names: Sequence[str]) -> pa.Table:
-        """Decode the row groups [first, stop) of some columns, and check that texts are valid."""
+        """Decode the row groups [first, stop) of some columns."""
         table: pa.Table = file.read_row_groups(list(range(first, stop)), columns=list(names))
-        for name in self._texts.intersection(names):
-            table.column(name).validate(full=True)
         # pyarrow interprets names as paths into nested columns, and returns columns in file order.
         return table.select(list(names))
 

@@ -207,7 +207,7 @@ def check_compressed_lengths(header: MessageHeader, body: pa.Buffer) -> None:
 
 
 def needs_validation(type_: pa.DataType) -> bool:
-    """Return whether values of a type refer to others, or may be invalid text, so that damage can be out of bounds."""
+    """Return whether values of a type refer to others, so that damage can be out of bounds."""
     if isinstance(type_, pa.BaseExtensionType):
         return needs_validation(type_.storage_type)
     if pa.types.is_fixed_size_list(type_) or pa.types.is_struct(type_):

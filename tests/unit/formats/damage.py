@@ -12,6 +12,7 @@ import resource
 import signal
 import sys
 import warnings
+from contextlib import suppress
 from decimal import Decimal
 from functools import partial
 from itertools import pairwise
@@ -212,7 +213,9 @@ def _touch(table: pa.Table) -> None:
     table.validate()
     for name, column in zip(table.column_names, table.columns, strict=True):
         if not pa.types.is_temporal(column.type):
-            column.to_pylist()
+            # Text that is not UTF-8 is a damage of values: it becomes an error where it is converted.
+            with suppress(UnicodeDecodeError):
+                column.to_pylist()
         if name not in {"text_view", "bytes_view", "runs", "list_view", "dense", "sparse"}:
             column.take(pa.array(range(len(column) - 1, -1, -1)))
 

@@ -427,11 +427,21 @@ def test_an_offset_out_of_bounds_is_an_error_only_where_it_is_read(tmp_path: Pat
             reader.read(0, 1, ["s"])
 
 
-def test_bytes_that_are_not_utf_8_are_an_error(tmp_path: Path) -> None:
-    path = _write(tmp_path / "a.arrow", "arrow-file", [pa.record_batch({"s": ["some text"] * 9})])
+def test_text_that_is_not_utf_8_is_read_and_can_be_taken_as_bytes(tmp_path: Path) -> None:
+    path = _write(tmp_path / "a.arrow", "arrow-file", [pa.record_batch({"s": ["some text"] * 2})])
     _replace(path, b"some text", b"some \xff\xfext")
-    with pytest.raises(pa.ArrowInvalid, match="Invalid UTF8"):
-        _open(path).read(0, 1, ["s"])
+    column = _open(path).read(0, 1, ["s"]).column("s")
+    assert column.cast(pa.binary()).to_pylist() == [b"some \xff\xfext", b"some text"]
+
+
+@pytest.mark.parametrize("type_", [pa.json_(), pa.opaque(pa.list_(pa.string()), "a", "b"), pa.uuid()])
+def test_extension_types_are_read(tmp_path: Path, type_: Any) -> None:
+    values: Any = {pa.json_(): ["{}", None], pa.uuid(): [b"0123456789abcdef", None]}.get(type_, [["a"], None])
+    array = pa.ExtensionArray.from_storage(type_, pa.array(values, type_.storage_type))
+    batch = pa.record_batch({"x": array})
+    for kind in KINDS:
+        path = _write(tmp_path / "a.arrow", kind, [batch])
+        assert _open(path).read(0, 1, ["x"]).column("x").combine_chunks().equals(array)
 
 
 @pytest.mark.parametrize("kind", KINDS)
