@@ -24,6 +24,7 @@ from laneway.formats.messages import (
     PREFIX_BYTES,
     MessageKind,
     build_metadata,
+    is_compressed_batch,
     parse_dictionary_ids,
     parse_footer,
     parse_header,
@@ -170,6 +171,7 @@ class ArrowBlocks:
         self._dictionaries = np.flatnonzero(layout[:, _KIND] == MessageKind.DICTIONARY)
         self._layout = layout
         self._schema = schema
+        self._names = schema.names
         # Only a stream applies dictionaries and converts the byte order.
         self._needs_stream = len(self._dictionaries) > 0 or layout[0, _FLAG] != 0
         # As bytes: text that is not UTF-8 is safe to read, and checking it takes as long as decoding it does later.
@@ -198,7 +200,8 @@ class ArrowBlocks:
         if len(batches) != len(indices):
             text = f"it has {len(batches):,} record batches where {len(indices):,} were planned"
             raise ValueError(text)
-        selected = [batch.select(names) for batch in batches]
+        is_all = names == self._names
+        selected = batches if is_all else [batch.select(names) for batch in batches]
         for index, batch in zip(indices.tolist(), selected, strict=True):
             batch.validate()
             for name in self._to_validate.keys() & names:
@@ -206,7 +209,8 @@ class ArrowBlocks:
                 if (index, name) not in self._validated:
                     batch.column(name).view(self._to_validate[name]).validate(full=True)
                     self._validated.add((index, name))
-        return pa.Table.from_batches(selected, pa.schema([self._schema.field(name) for name in names]))
+        schema = self._schema if is_all else pa.schema([self._schema.field(name) for name in names])
+        return pa.Table.from_batches(selected, schema)
 
     def close(self) -> None:
         """Release the file; a memory map lives as long as the last table that was read from it."""
@@ -230,9 +234,8 @@ class ArrowBlocks:
         """Return a message, after checking that decompressing it allocates no more than it can hold."""
         if index not in self._checked:
             metadata, body = self._split(index, message)
-            header = parse_header(metadata)
-            if header.is_compressed:
-                check_compressed_lengths(header, body)
+            if is_compressed_batch(metadata):
+                check_compressed_lengths(parse_header(metadata), body)
             self._checked.add(index)
         return message
 

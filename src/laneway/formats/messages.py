@@ -202,6 +202,23 @@ def parse_header(metadata: bytes) -> MessageHeader:
     return parsed
 
 
+def is_compressed_batch(metadata: bytes) -> bool:
+    """Return whether the body of a record batch or of a dictionary is compressed, without parsing the rest.
+
+    Raises:
+        ValueError: `metadata` is not the flatbuffer of such a message.
+    """
+    try:
+        (root,) = struct.unpack_from("<I", metadata, 0)
+        message_table = _Table(metadata, root)
+        header = message_table.table(2)
+        is_dictionary = message_table.scalar(1, "B", 0) == MessageKind.DICTIONARY
+        return (header.table(1) if is_dictionary else header).has(3)
+    except struct.error as error:
+        message = f"the message header is damaged: {error}"
+        raise ValueError(message) from error
+
+
 def parse_footer(footer: bytes) -> Footer:
     """Parse the footer of an Arrow file.
 
