@@ -14,8 +14,10 @@ from laneway.catalog.caching import CacheEntry
 from laneway.catalog.contents import FORMAT_VERSION, ManifestContents, decode, encode, layout_table
 from laneway.catalog.footers import read_footers
 from laneway.catalog.partitions import Partitions
+from laneway.catalog.sources import SETTLED_AFTER_NS
 from laneway.core.files import FileTable, digest
 from laneway.errors import DataFileError, SchemaMismatchError
+from laneway.formats.nested_types import storage_type
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,8 +25,6 @@ if TYPE_CHECKING:
     from laneway.catalog.caching import CacheDir
     from laneway.catalog.sources import DataFiles
     from laneway.formats import FileScan
-
-_SETTLED_AFTER_NS = 2 * 10**9
 
 
 def scan_files(found: DataFiles, *, progress: bool | None, cache_dir: CacheDir) -> ManifestContents:
@@ -44,8 +44,8 @@ def scan_files(found: DataFiles, *, progress: bool | None, cache_dir: CacheDir) 
     cached = None if entry is None else _read_cache(entry)
     contents = _update(found, cached, progress=progress)
     if entry is not None and contents is not cached:
-        # A file modified moments ago may be rewritten without a new modification time: don't trust its version.
-        newest = found.listed_at_ns - _SETTLED_AFTER_NS
+        # Nor is the time of a file of a remote storage trusted, if it was modified moments ago.
+        newest = found.listed_at_ns - SETTLED_AFTER_NS
         settled = tuple("" if version.isdigit() and int(version) > newest else version for version in contents.versions)
         if any(settled):
             entry.write(gzip.compress(encode(replace(contents, versions=settled)), compresslevel=1, mtime=0))
@@ -84,7 +84,8 @@ def _update(found: DataFiles, cached: ManifestContents | None, *, progress: bool
 def _combine(found: DataFiles, scans: Sequence[FileScan]) -> ManifestContents:
     """Return the contents for data files and their scans."""
     schema = _common_schema(found, scans)
-    lines = "\n".join(f"{field.name}: {field.type}" for field in schema)
+    # Not the extension types, which only processes know that have registered them.
+    lines = "\n".join(f"{field.name}: {storage_type(field.type)}" for field in schema)
     files = FileTable.build(
         found.paths,
         found.sizes,

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from laneway.storage.filesystem import FileSystem
     from laneway.storage.retries import RetryPolicy
 
+SETTLED_AFTER_NS = 2 * 10**9
+"""A file modified less than this before a listing may be rewritten without a new modification time."""
 _THREADS = 32
 
 
@@ -43,7 +45,7 @@ class DataFiles:
     sizes: list[int]
     """Bytes of each file."""
     versions: list[str]
-    """`Entry.version` of each file when it was listed, "" if unknown."""
+    """`Entry.version` of each file when it was listed, "" if unknown, or local and modified moments before."""
     listed_at_ns: int
     """Time just before the listing, in ns since the epoch."""
 
@@ -105,9 +107,15 @@ def find_data_files(
         chosen,
         paths=[path.removeprefix(root) for path in ordered],
         sizes=[files[path].size for path in ordered],
-        versions=[files[path].version for path in ordered],
+        versions=[_settled_version(storage, files[path], listed_at_ns) for path in ordered],
         listed_at_ns=listed_at_ns,
     )
+
+
+def _settled_version(storage: Storage, entry: Entry, listed_at_ns: int) -> str:
+    """Return the version of a file, unless the file may change without a new one."""
+    is_recent = storage.is_local and entry.version.isdigit() and int(entry.version) > listed_at_ns - SETTLED_AFTER_NS
+    return "" if is_recent else entry.version
 
 
 def _list_all(storage: Storage, paths: Sequence[str]) -> list[_Listing]:

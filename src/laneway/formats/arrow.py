@@ -1,60 +1,62 @@
-"""Arrow IPC, both the file and the stream format: blocks are record batches, found by the message headers.
-
-The file format is the stream format between a magic and a footer, so the same walk over the messages reads both.
-"""
+"""Arrow IPC, both the file and the stream format: blocks are record batches, read one by one."""
 
 from __future__ import annotations
 
-import io
 import mmap
+import os
 import sys
-from bisect import bisect_right
-from contextlib import suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO, cast, final
+import threading
+import warnings
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Final, final
 
 import numpy as np
 import pyarrow as pa
 
 from laneway.core.files import digest
 from laneway.errors import DataFileError
+from laneway.formats.arrow_checks import check_messages
+from laneway.formats.arrow_files import MAGIC, find_messages
 from laneway.formats.base import FileScan
 from laneway.formats.messages import (
     CONTINUATION,
     END_OF_STREAM,
     PREFIX_BYTES,
-    MessageHeader,
     MessageKind,
+    build_metadata,
+    is_compressed_batch,
+    parse_dictionary_ids,
     parse_footer,
     parse_header,
 )
-from laneway.storage.entries import file_size
-from laneway.storage.ranges import coalesce
-from laneway.storage.reading import RangeFile, read_range, read_ranges
+from laneway.formats.nested_types import text_as_bytes, without_dictionaries
+from laneway.formats.record_batches import (
+    check_compressed_lengths,
+    dictionary_value_types,
+    needs_validation,
+)
+from laneway.storage.reading import open_local, read_ranges
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
+    from laneway.formats.arrow_files import Message
     from laneway.formats.base import PlannedFile
+    from laneway.formats.messages import MessageHeader
     from laneway.storage.filesystem import Storage
 
     _Source = Callable[[Sequence[tuple[int, int]]], list[pa.Buffer]]
 
-_MAGIC = b"ARROW1"
-_FEATHER_1_MAGIC = b"FEA1"
-_FILE_HEAD_BYTES = 8  # the padded magic
-_FILE_TAIL_BYTES = 4 + len(_MAGIC)  # the footer's length, then the magic
-_SAMPLE_BYTES = 1024
-_READ_AHEAD_BYTES = 16 * 1024
-_TAIL_BYTES = 64 * 1024
-_MAX_GAP_BYTES = 64 * 1024
-_MAX_SPAN_BYTES = 4 * 1024 * 1024
 _MAP_NORESERVE = 0x4000
+_MAX_CONFIRMED: Final = 1 << 16  # files whose contents this process remembers to have compared
 
-# Columns of the layout, which has one entry per message in file order; the last two are for dictionaries.
-_KIND, _OFFSET, _METADATA, _BODY, _DICTIONARY, _IS_DELTA = range(6)
+# Columns of the layout, which has one entry per message in file order, the schema first. The last two are for
+# dictionaries; in the entry of the schema, the last one tells whether bodies are big-endian.
+_KIND, _OFFSET, _METADATA, _BODY, _DICTIONARY, _FLAG = range(6)
+_FOOTER_KIND = 0
+"""Kind of a schema that is in the footer only; the others are those of `MessageKind`."""
 
 
 @final
@@ -69,7 +71,7 @@ class ArrowFormat:
 
     def recognises(self, head: bytes) -> bool:
         """Return whether a file may be an Arrow file or stream, given its first bytes."""
-        return head.startswith((_MAGIC, CONTINUATION))
+        return head.startswith((MAGIC, CONTINUATION))
 
     def scan(
         self,
@@ -79,49 +81,72 @@ class ArrowFormat:
         tail: bytes | None = None,  # noqa: ARG002 - headers are read from the front
         version: str = "",
     ) -> FileScan:
-        """Walk over the message headers, and read only the first and the last KiB of each body.
+        """Find the messages, and read only their headers and the first and the last KiB of each body.
 
-        The digest covers all of these bytes: headers alone stay equal when fixed-width values are rewritten.
+        The digest covers all of these bytes: headers alone stay equal when fixed-width values are rewritten. Every
+        header is checked: it must have the arrays and buffers of its columns, and its body must hold its rows.
         """
-        messages = list(_walk(storage, path, size, version))
-        if not messages:
-            message = f"{storage.redact(path)} contains no Arrow message: it is {'truncated' if size else 'empty'}"
-            raise DataFileError(message)
+        found = find_messages(storage, path, size, version)
         try:
-            schema = pa.ipc.read_schema(pa.py_buffer(messages[0].metadata))
-        except (pa.ArrowException, OSError) as error:
+            schema = found.schema.read()
+            in_footer = schema if found.footer_schema is None else found.footer_schema.read()
+            schema.types, schema.names  # noqa: B018 - read here, because they may raise
+        except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+            # A KeyError is an interval of months, a ValueError a name that is not UTF-8.
             raise storage.error_for(path, "has a schema that pyarrow can't read", error) from storage.cause(error)
-        batches = [each.header for each in messages if each.header.kind is MessageKind.RECORD_BATCH]
+        if not schema.equals(in_footer):
+            message = f"{storage.redact(path)} is damaged: its footer has another schema than its first message"
+            raise DataFileError(message)
+        if not found.has_end:
+            warnings.warn(
+                f"{storage.redact(path)} ends without the end marker of an Arrow stream: rows may be missing if its "
+                f"writer was interrupted",
+                stacklevel=2,
+            )
+        memory_bytes = check_messages(storage, path, found, schema, version)
+        batches = [each.header for each in found.messages if each.header.kind is MessageKind.RECORD_BATCH]
+        place = found.schema
+        kind = int(MessageKind.SCHEMA) if place.is_message else _FOOTER_KIND
+        first = [kind, place.offset, place.length, place.header.body_length, -1, int(place.header.is_big_endian)]
         return FileScan(
-            schema=schema,
+            # Built from its fields: it has the byte order of the machine, to which bodies are converted.
+            schema=pa.schema(list(schema)).with_metadata(schema.metadata),
             block_rows=[header.num_rows for header in batches],
             block_bytes=[header.body_length for header in batches],
-            block_memory_bytes=[header.body_length for header in batches],
-            digest=digest(*(part for each in messages for part in (each.metadata, each.sample))),
-            layout=[each.layout_entry() for each in messages],
+            block_memory_bytes=memory_bytes,
+            digest=digest(*found.digest_parts),
+            layout=[first, *map(_layout_entry, found.messages)],
         )
 
     def open(self, storage: Storage, planned: PlannedFile, schema: pa.Schema) -> ArrowBlocks:
         """Open a file, memory-mapped if it is local. Record batches are validated when they are read.
 
-        The size of a local file is checked here. The file must not be truncated while it is in use: the operating
-        system kills a process that reads mapped memory beyond the end of a file.
+        A local file must have the planned size, and the planned modification time or digest. It must not be truncated
+        while it is in use: the operating system kills a process that reads mapped memory beyond the end of a file.
         """
         path = planned.path
         if not storage.is_local:
+            if not planned.version:
+                # Without a version, reads could not detect that the file has changed.
+                _compare_digest(self, storage, planned)
 
             def fetch(spans: Sequence[tuple[int, int]]) -> list[pa.Buffer]:
                 return [pa.py_buffer(span) for span in read_ranges(storage, path, spans, planned.version)]
 
             return ArrowBlocks(fetch, planned.layout, schema)
-        size = file_size(storage, path)
-        if size != planned.size:
-            difference = f"it had {planned.size:,} bytes and now has {size:,}"
-            raise storage.change_error(planned.path, difference)
-        try:
-            mapped = _map_copy_on_write(path, size)
-        except OSError as error:
-            raise storage.error_for(path, "can't be memory-mapped", error) from storage.cause(error)
+        with storage.translate_errors(path), open_local(path) as file:
+            status = os.fstat(file.fileno())
+            if status.st_size != planned.size:
+                difference = f"it had {planned.size:,} bytes and now has {status.st_size:,}"
+                raise storage.change_error(path, difference)
+            if str(status.st_mtime_ns) != planned.version:
+                # Rewritten, or copied: only the contents tell.
+                key = (path, planned.digest, status.st_ino, status.st_mtime_ns)
+                _confirmed.require(key, lambda: _compare_digest(self, storage, planned))
+            try:
+                mapped = _map_copy_on_write(file.fileno(), planned.size)
+            except OSError as error:
+                raise storage.error_for(path, "can't be memory-mapped", error) from storage.cause(error)
         return ArrowBlocks(
             lambda spans: [mapped.slice(start, stop - start) for start, stop in spans], planned.layout, schema
         )
@@ -146,22 +171,46 @@ class ArrowBlocks:
         self._dictionaries = np.flatnonzero(layout[:, _KIND] == MessageKind.DICTIONARY)
         self._layout = layout
         self._schema = schema
+        self._names = schema.names
+        # Only a stream applies dictionaries and converts the byte order.
+        self._needs_stream = len(self._dictionaries) > 0 or layout[0, _FLAG] != 0
+        # As bytes: text that is not UTF-8 is safe to read, and checking it takes as long as decoding it does later.
+        self._to_validate = {field.name: text_as_bytes(field.type) for field in schema if needs_validation(field.type)}
+        self._checked: set[int] = set()
+        """Messages whose compressed lengths and dictionary values have been checked."""
+        self._validated: set[tuple[int, str]] = set()
+        """Messages and columns whose values have been validated."""
 
     def read(self, first: int, stop: int, columns: Sequence[str]) -> pa.Table:
         """Return the record batches [first, stop) of these columns, in this order.
 
         Zero-copy for a local file of uncompressed batches without dictionaries. The memory is copy-on-write, so a
         modification in place is not visible outside of this process.
+
+        Raises:
+            ValueError, pa.ArrowException: A batch is damaged.
         """
+        names = list(columns)
         indices = self._batches[first:stop]
-        if len(self._dictionaries):
+        if self._needs_stream:
             batches = self._read_stream(self._with_dictionaries(indices))
         else:
-            messages = map(pa.ipc.read_message, self._messages(indices))
-            batches = [pa.ipc.read_record_batch(message, self._schema) for message in messages]
-        for batch in batches:
+            messages = [self._check(*each) for each in zip(indices.tolist(), self._messages(indices), strict=True)]
+            batches = [_decode(each, self._schema) for each in messages]
+        if len(batches) != len(indices):
+            text = f"it has {len(batches):,} record batches where {len(indices):,} were planned"
+            raise ValueError(text)
+        is_all = names == self._names
+        selected = batches if is_all else [batch.select(names) for batch in batches]
+        for index, batch in zip(indices.tolist(), selected, strict=True):
             batch.validate()
-        return pa.Table.from_batches(batches, self._schema).select(list(columns))
+            for name in self._to_validate.keys() & names:
+                # Once per open file: a batch may be read in many parts.
+                if (index, name) not in self._validated:
+                    batch.column(name).view(self._to_validate[name]).validate(full=True)
+                    self._validated.add((index, name))
+        schema = self._schema if is_all else pa.schema([self._schema.field(name) for name in names])
+        return pa.Table.from_batches(selected, schema)
 
     def close(self) -> None:
         """Release the file; a memory map lives as long as the last table that was read from it."""
@@ -181,162 +230,134 @@ class ArrowBlocks:
             for start, stop in zip(span_starts.tolist(), span_stops.tolist(), strict=True):
                 yield span.slice(start - origin, stop - start)
 
+    def _check(self, index: int, message: pa.Buffer) -> pa.Buffer:
+        """Return a message, after checking that decompressing it allocates no more than it can hold."""
+        if index not in self._checked:
+            metadata, body = self._split(index, message)
+            if is_compressed_batch(metadata):
+                check_compressed_lengths(parse_header(metadata), body)
+            self._checked.add(index)
+        return message
+
+    def _split(self, index: int, message: pa.Buffer) -> tuple[bytes, pa.Buffer]:
+        """Return the flatbuffer and the body of a message."""
+        metadata_bytes = int(self._layout[index, _METADATA])
+        return message.slice(PREFIX_BYTES, metadata_bytes - PREFIX_BYTES).to_pybytes(), message.slice(metadata_bytes)
+
     def _with_dictionaries(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the indices of the schema, of the dictionary messages that these batches need, and of the batches."""
         schema = np.zeros(1, np.int64)
         if self._starts[0] > 0:  # file format: its dictionaries apply to all batches
             return np.concatenate([schema, self._dictionaries, indices])
         before = self._dictionaries[self._dictionaries < indices[0]]
-        ids, is_delta = self._layout[before, _DICTIONARY], self._layout[before, _IS_DELTA]
+        ids, is_delta = self._layout[before, _DICTIONARY], self._layout[before, _FLAG]
         needed = []
         for dictionary_id in np.unique(ids):
             same = before[ids == dictionary_id]
             replacements = np.flatnonzero(is_delta[ids == dictionary_id] == 0)
             needed.append(same[replacements[-1] if len(replacements) else 0 :])
         between = np.arange(indices[0], indices[-1] + 1)
-        return np.concatenate([schema, np.sort(np.concatenate(needed)), between])
+        return np.concatenate([schema, np.sort(np.concatenate([*needed, []])).astype(np.int64), between])
 
     def _read_stream(self, indices: NDArray[np.int64]) -> list[pa.RecordBatch]:
         """Return the batches in a stream of these messages, with dictionaries applied."""
         stream = pa.BufferOutputStream()
-        for message in self._messages(indices):
-            stream.write(message)
+        messages = list(self._messages(indices))
+        value_types = self._write_schema(stream, messages[0])
+        for index, message in zip(indices[1:].tolist(), messages[1:], strict=True):
+            if index not in self._checked and self._layout[index, _KIND] == MessageKind.DICTIONARY:
+                self._check_dictionary(index, message, value_types)
+            stream.write(self._check(index, message))
         stream.write(END_OF_STREAM)
         with pa.ipc.open_stream(stream.getvalue()) as reader:
             return [pa.RecordBatch.from_arrays(batch.columns, schema=self._schema) for batch in reader]
 
+    def _write_schema(self, stream: pa.BufferOutputStream, message: pa.Buffer) -> Mapping[int, pa.DataType]:
+        """Write the schema message, and return the type of the values of each dictionary."""
+        if self._layout[0, _KIND] == _FOOTER_KIND:
+            flatbuffer = message.to_pybytes()
+            header = parse_footer(flatbuffer).schema
+        else:
+            flatbuffer = self._split(0, message)[0]
+            header = parse_header(flatbuffer)
+        stream.write(build_metadata(flatbuffer, header, MessageKind.SCHEMA))
+        ids = parse_dictionary_ids(flatbuffer, header)
+        return dict(zip(ids, dictionary_value_types(self._schema.types), strict=True))
 
-@dataclass(frozen=True, slots=True)
-class _Message:
-    """One message of a file, without its body."""
-
-    offset: int
-    """Offset of its prefix."""
-    metadata: bytes
-    """Prefix and flatbuffer."""
-    header: MessageHeader
-    """The parsed flatbuffer."""
-    sample: bytes
-    """The first and last KiB of the body."""
-
-    def layout_entry(self) -> list[int]:
-        """Return the layout entry of the message."""
-        header = self.header
-        size = [self.offset, len(self.metadata), header.body_length]
-        return [int(header.kind), *size, header.dictionary_id, int(header.is_delta)]
+    def _check_dictionary(self, index: int, message: pa.Buffer, value_types: Mapping[int, pa.DataType]) -> None:
+        """Validate the values of a dictionary, which pyarrow may concatenate with others before it returns them."""
+        metadata, body = self._split(index, message)
+        header = parse_header(metadata)
+        if header.is_compressed:
+            check_compressed_lengths(header, body)
+        if self._layout[0, _FLAG]:
+            # Only a stream converts the byte order. It doesn't look at the values of a dictionary that it replaces.
+            if header.is_delta:
+                text = "big-endian files whose dictionaries grow can't be read: rewrite them"
+                raise ValueError(text)
+            return
+        values = pa.schema([("values", without_dictionaries(value_types[header.dictionary_id]))])
+        stream = pa.BufferOutputStream()
+        stream.write(build_metadata(metadata, header, MessageKind.RECORD_BATCH))
+        stream.write(body)
+        _decode(stream.getvalue(), values).validate(full=True)
 
 
 @final
-class _PartlyRead(RangeFile):
-    """A file with some ranges in memory."""
+class _Confirmed:
+    """Files whose contents this process has compared with the plan."""
 
-    def __init__(
-        self, storage: Storage, path: str, size: int, version: str, parts: Sequence[tuple[int, bytes]]
-    ) -> None:
-        super().__init__(storage, path, size, version)
-        self._parts = sorted(parts)
-        self._starts = [start for start, _ in self._parts]
+    def __init__(self) -> None:
+        self._keys: OrderedDict[tuple[object, ...], None] = OrderedDict()
+        self._lock = threading.Lock()
+        # A child forked while a thread holds the lock would wait for it forever.
+        os.register_at_fork(after_in_child=self._after_fork)
 
-    def read(self, size: int | None = -1) -> bytes:
-        offset = self.tell()
-        index = bisect_right(self._starts, offset) - 1
-        start, data = self._parts[index] if index >= 0 else (0, b"")
-        if size is None or not 0 <= size <= start + len(data) - offset:
-            return super().read(size)
-        self.seek(offset + size)
-        return data[offset - start : offset - start + size]
+    def require(self, key: tuple[object, ...], compare: Callable[[], None]) -> None:
+        """Call `compare`, which raises if a file has changed, unless it has not raised for this key before."""
+        with self._lock:
+            if key in self._keys:
+                return
+        compare()
+        with self._lock:
+            self._keys[key] = None
+            if len(self._keys) > _MAX_CONFIRMED:
+                self._keys.popitem(last=False)
 
-
-def _headers(storage: Storage, path: str, size: int, version: str) -> BinaryIO:
-    """Return a file for `_walk`; for a remote file, the ranges that the footer announces are read in advance."""
-    if storage.is_local:
-        return cast("BinaryIO", io.BufferedReader(RangeFile(storage, path, size, version), _READ_AHEAD_BYTES))
-    tail_start = max(0, size - _TAIL_BYTES)
-    tail = read_range(storage, path, tail_start, size, version)
-    footer_end = len(tail) - _FILE_TAIL_BYTES
-    footer_start = footer_end - int.from_bytes(tail[max(0, footer_end) : max(0, footer_end) + 4], "little")
-    blocks: list[tuple[int, int, int]] = []
-    if tail.endswith(_MAGIC) and footer_start >= 0:
-        with suppress(ValueError):
-            blocks = parse_footer(tail[footer_start:footer_end])
-    if not blocks and tail_start > 0:
-        return cast("BinaryIO", io.BufferedReader(RangeFile(storage, path, size, version), _READ_AHEAD_BYTES))
-    # The end of a body, the next header and the beginning of its body form one range.
-    spans = [(0, blocks[0][0])] if blocks else []
-    for offset, metadata, body in blocks:
-        spans += [(offset - _SAMPLE_BYTES, offset + metadata + _SAMPLE_BYTES)]
-        spans += [(offset + metadata + body - _SAMPLE_BYTES, offset + metadata + body + PREFIX_BYTES)]
-    # Only hints: the walk validates everything, and reads other ranges itself.
-    clipped = [(max(0, start), min(stop, tail_start)) for start, stop in spans]
-    ranges = coalesce([span for span in clipped if span[0] < span[1]], _MAX_GAP_BYTES, _MAX_SPAN_BYTES)
-    found = read_ranges(storage, path, ranges, version)
-    parts = [(start, bytes(data)) for (start, _), data in zip(ranges, found, strict=True)]
-    return cast("BinaryIO", _PartlyRead(storage, path, size, version, [*parts, (tail_start, tail)]))
+    def _after_fork(self) -> None:
+        self._lock = threading.Lock()
 
 
-def _walk(storage: Storage, path: str, size: int, version: str) -> Iterator[_Message]:
-    """Yield the messages of a file, the schema first."""
-    file = _headers(storage, path, size, version)
-    name = storage.redact(path)
-    offset, end = _message_range(file, name, size)
-    is_first = True
-    while offset < end:
-        file.seek(offset)
-        prefix = file.read(PREFIX_BYTES)
-        metadata_end = offset + PREFIX_BYTES + int.from_bytes(prefix[4:], "little")
-        if not prefix.startswith(CONTINUATION[: len(prefix)]):
-            message = (
-                f"{name} has no Arrow message at byte {offset:,}: it is damaged, not an Arrow file, or was "
-                f"written by Arrow before 0.15 (rewrite it with a recent Arrow)"
-            )
-            raise DataFileError(message)
-        if prefix == END_OF_STREAM:
-            if end == size and metadata_end < end:
-                extra = end - metadata_end
-                message = f"{name} has {extra:,} bytes after the end of its stream: the file may hold two streams"
-                raise DataFileError(message)
-            return
-        metadata = prefix + (file.read(metadata_end - file.tell()) if metadata_end <= end else b"")
-        try:
-            header = parse_header(metadata[PREFIX_BYTES:]) if metadata_end <= end else None
-        except ValueError as error:
-            message = f"{name} has an invalid message at byte {offset:,}: {error}"
-            raise DataFileError(message) from error
-        body_end = metadata_end + header.body_length if header else metadata_end
-        if header is None or body_end > end:
-            message = f"{name} is truncated: the message at byte {offset:,} ends at byte {body_end:,} of {end:,}"
-            raise DataFileError(message)
-        if (header.kind is MessageKind.SCHEMA) is not is_first:
-            message = f"{name} has {'no' if is_first else 'a second'} schema at byte {offset:,}: it is damaged"
-            raise DataFileError(message)
-        head = file.read(min(_SAMPLE_BYTES, header.body_length))
-        file.seek(max(file.tell(), body_end - _SAMPLE_BYTES))
-        yield _Message(offset, metadata, header, head + file.read(body_end - file.tell()))
-        offset, is_first = body_end, False
+_confirmed = _Confirmed()
 
 
-def _message_range(file: BinaryIO, name: str, size: int) -> tuple[int, int]:
-    """Return the start of the messages, and an upper bound of their end."""
-    head = file.read(_FILE_HEAD_BYTES)
-    if head.startswith(_FEATHER_1_MAGIC):
-        message = f"{name} is of Feather version 1, which laneway can't read: rewrite it as version 2"
-        raise DataFileError(message)
-    if not head.startswith(_MAGIC):
-        return 0, size
-    file.seek(max(0, size - _FILE_TAIL_BYTES))
-    tail = file.read(_FILE_TAIL_BYTES)
-    end = size - _FILE_TAIL_BYTES - int.from_bytes(tail[:4], "little")
-    if not tail.endswith(_MAGIC) or end < _FILE_HEAD_BYTES:
-        message = f"{name} is truncated: it begins like an Arrow file, but its {size:,} bytes end without a footer"
-        raise DataFileError(message)
-    return _FILE_HEAD_BYTES, end
+def _compare_digest(format_: ArrowFormat, storage: Storage, planned: PlannedFile) -> None:
+    """Raise unless a file still has the contents that were planned."""
+    found = format_.scan(storage, planned.path, planned.size, version=planned.version).digest
+    if found != planned.digest:
+        difference = f"its message headers had the digest {planned.digest} and now have {found}"
+        raise storage.change_error(planned.path, difference)
 
 
-def _map_copy_on_write(path: str, size: int) -> pa.Buffer:
+def _decode(message: pa.Buffer, schema: pa.Schema) -> pa.RecordBatch:
+    """Return the record batch of a message, without a copy unless it is compressed."""
+    try:
+        return pa.ipc.read_record_batch(pa.ipc.read_message(message), schema)
+    except EOFError as error:
+        text = "its header is missing"
+        raise ValueError(text) from error
+
+
+def _layout_entry(found: Message) -> list[int]:
+    header: MessageHeader = found.header
+    size = [found.offset, len(found.metadata), header.body_length]
+    return [int(header.kind), *size, header.dictionary_id, int(header.is_delta)]
+
+
+def _map_copy_on_write(file: int, size: int) -> pa.Buffer:
     """Map a file as writable memory whose modifications are not written to the file."""
     flags = mmap.MAP_PRIVATE
     if sys.platform == "linux":
         # Otherwise a private map of a file larger than memory may be refused.
         flags |= _MAP_NORESERVE
-    with open(path, "rb") as file:  # noqa: PTH123 - paths are strings here
-        return pa.py_buffer(mmap.mmap(file.fileno(), size, flags, mmap.PROT_READ | mmap.PROT_WRITE))
+    return pa.py_buffer(mmap.mmap(file, size, flags, mmap.PROT_READ | mmap.PROT_WRITE))

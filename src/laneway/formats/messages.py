@@ -1,4 +1,4 @@
-"""Parser for the headers of Arrow IPC messages, enough to find every record batch without reading one.
+"""Parser for the headers of Arrow IPC messages, enough to find and to check record batches without reading them.
 
 Format: https://arrow.apache.org/docs/format/Columnar.html#encapsulated-message-format and Message.fbs,
 Schema.fbs and File.fbs there. The metadata of a message is a flatbuffer: a table starts with the distance back to
@@ -9,15 +9,31 @@ from __future__ import annotations
 
 import enum
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
 
 CONTINUATION = b"\xff\xff\xff\xff"
 """First bytes of every message since Arrow 0.15, followed by the length of the metadata in four bytes."""
 PREFIX_BYTES = 8
 """Total length of the continuation marker and the length field."""
-# Fields of the Footer table, both vectors of the Block struct.
-_DICTIONARIES, _RECORD_BATCHES = 2, 3
+VERSION_5: Final = 4
+"""How the metadata version of Arrow 1.0 is encoded; in earlier ones, unions have a validity bitmap."""
+# Fields of the Footer table; dictionaries and record batches are vectors of the Block struct.
+_SCHEMA, _DICTIONARIES, _RECORD_BATCHES = 1, 2, 3
 _BLOCK = struct.Struct("<qi4xq")
+# Fields of the Field table.
+_FIELD_DICTIONARY, _FIELD_CHILDREN = 4, 5
+# A Message table of four fields: distance of the table, vtable, distance of the vtable, version, kind, distance of the
+# header, length of the body.
+_MESSAGE = struct.Struct("<I6HihbxI4xq")
+_MESSAGE_HEADER_FIELD = 24
 
 END_OF_STREAM = CONTINUATION + bytes(4)
 """Optional end of a stream."""
@@ -29,6 +45,10 @@ class MessageKind(enum.IntEnum):
     SCHEMA = 1
     DICTIONARY = 2
     RECORD_BATCH = 3
+
+
+def _no_entries() -> NDArray[np.int64]:
+    return np.zeros((0, 2), np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +64,30 @@ class MessageHeader:
     """Dictionary of a dictionary message; -1 for other messages."""
     is_delta: bool
     """Whether a dictionary message appends to the dictionary instead of replacing it."""
+    version: int
+    """Metadata version; see `VERSION_5`."""
+    position: int
+    """Where the table of the schema or record batch, also of the one in a dictionary, starts in the flatbuffer."""
+    is_big_endian: bool = False
+    """Whether a schema says that the bodies of all messages are big-endian."""
+    is_compressed: bool = False
+    """Whether the buffers of the body are compressed, each after its uncompressed length in 8 bytes."""
+    nodes: NDArray[np.int64] = field(default_factory=_no_entries, compare=False)
+    """Values and nulls of each array in the batch, in depth-first order, shape (num_nodes, 2)."""
+    buffers: NDArray[np.int64] = field(default_factory=_no_entries, compare=False)
+    """Offset in the body and length of each buffer, shape (num_buffers, 2)."""
+    num_view_buffers: NDArray[np.int64] = field(default_factory=_no_entries, compare=False)
+    """Number of data buffers of each array of views, shape (num_view_arrays,)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Footer:
+    """The footer of an Arrow file."""
+
+    blocks: list[tuple[int, int, int]]
+    """Offset, metadata length and body length of each dictionary and record batch, in file order."""
+    schema: MessageHeader
+    """What the footer says of the schema; `position` counts in the footer."""
 
 
 class _Table:
@@ -51,7 +95,7 @@ class _Table:
 
     def __init__(self, data: bytes, start: int) -> None:
         self._data = data
-        self._start = start
+        self.start = start
         (back,) = struct.unpack_from("<i", data, start)
         self._vtable = start - back
         if self._vtable < 0:
@@ -77,6 +121,10 @@ class _Table:
         (distance,) = struct.unpack_from("<I", self._data, position)
         return _Table(self._data, position + distance)
 
+    def has(self, field_index: int) -> bool:
+        """Return whether a field is present."""
+        return self._position(field_index) is not None
+
     def vector(self, field_index: int) -> tuple[int, int]:
         """Return the position of the first element of a vector field, and the number of elements."""
         position = self._position(field_index)
@@ -86,12 +134,25 @@ class _Table:
         (length,) = struct.unpack_from("<I", self._data, position + distance)
         return position + distance + 4, length
 
+    def integers(self, field_index: int, width: int) -> NDArray[np.int64]:
+        """Return a vector of structs of `width` int64 values, or of int64 values, as an array of shape (n, width)."""
+        start, length = self.vector(field_index)
+        # Raises ValueError if there are fewer bytes: a damaged length allocates nothing.
+        return np.frombuffer(self._data, "<i8", length * width, start).reshape(length, width)
+
+    def tables(self, field_index: int) -> Iterator[_Table]:
+        """Yield the tables of a vector field."""
+        start, length = self.vector(field_index)
+        for position in range(start, start + 4 * length, 4):
+            (distance,) = struct.unpack_from("<I", self._data, position)
+            yield _Table(self._data, position + distance)
+
     def _position(self, field_index: int) -> int | None:
         slot = 4 + 2 * field_index
         if slot + 2 > self._vtable_bytes:
             return None
         (distance,) = struct.unpack_from("<H", self._data, self._vtable + slot)
-        return self._start + distance if distance else None
+        return self.start + distance if distance else None
 
 
 def parse_header(metadata: bytes) -> MessageHeader:
@@ -106,27 +167,60 @@ def parse_header(metadata: bytes) -> MessageHeader:
     try:
         (root,) = struct.unpack_from("<I", metadata, 0)
         message_table = _Table(metadata, root)
+        version = message_table.scalar(0, "h", 0)
         kind = MessageKind(message_table.scalar(1, "B", 0))
         header = message_table.table(2)
         body_length = message_table.scalar(3, "q", 0)
-        rows, dictionary_id, is_delta = 0, -1, False
-        if kind is MessageKind.RECORD_BATCH:
-            rows = header.scalar(0, "q", 0)
-        elif kind is MessageKind.DICTIONARY:
-            rows = header.table(1).scalar(0, "q", 0)
+        if kind is MessageKind.SCHEMA:
+            is_big_endian = header.scalar(0, "h", 0) != 0
+            return MessageHeader(kind, body_length, 0, -1, False, version, header.start, is_big_endian)  # noqa: FBT003
+        dictionary_id, is_delta, batch = -1, False, header
+        if kind is MessageKind.DICTIONARY:
             dictionary_id = header.scalar(0, "q", 0)
             is_delta = bool(header.scalar(2, "B", 0))
+            batch = header.table(1)
+        rows = batch.scalar(0, "q", 0)
+        parsed = MessageHeader(
+            kind,
+            body_length,
+            rows,
+            dictionary_id,
+            is_delta,
+            version,
+            batch.start,
+            is_compressed=batch.has(3),
+            nodes=batch.integers(1, 2),
+            buffers=batch.integers(2, 2),
+            num_view_buffers=batch.integers(4, 1)[:, 0],
+        )
     except struct.error as error:
         message = f"the message header is damaged: {error}"
         raise ValueError(message) from error
     if body_length < 0 or rows < 0:
         message = f"the message header is damaged: it claims {rows} rows in {body_length} bytes"
         raise ValueError(message)
-    return MessageHeader(kind, body_length, rows, dictionary_id, is_delta)
+    return parsed
 
 
-def parse_footer(footer: bytes) -> list[tuple[int, int, int]]:
-    """Return the offset, metadata length and body length of each dictionary and record batch, in file order.
+def is_compressed_batch(metadata: bytes) -> bool:
+    """Return whether the body of a record batch or of a dictionary is compressed, without parsing the rest.
+
+    Raises:
+        ValueError: `metadata` is not the flatbuffer of such a message.
+    """
+    try:
+        (root,) = struct.unpack_from("<I", metadata, 0)
+        message_table = _Table(metadata, root)
+        header = message_table.table(2)
+        is_dictionary = message_table.scalar(1, "B", 0) == MessageKind.DICTIONARY
+        return (header.table(1) if is_dictionary else header).has(3)
+    except struct.error as error:
+        message = f"the message header is damaged: {error}"
+        raise ValueError(message) from error
+
+
+def parse_footer(footer: bytes) -> Footer:
+    """Parse the footer of an Arrow file.
 
     Args:
         footer: The flatbuffer at the end of a file, without the length and the magic that follow it (File.fbs).
@@ -137,13 +231,59 @@ def parse_footer(footer: bytes) -> list[tuple[int, int, int]]:
     try:
         (root,) = struct.unpack_from("<I", footer, 0)
         table = _Table(footer, root)
+        schema = table.table(_SCHEMA)
+        version, is_big_endian = table.scalar(0, "h", 0), schema.scalar(0, "h", 0) != 0
         blocks: list[tuple[int, int, int]] = []
         for field_index in (_DICTIONARIES, _RECORD_BATCHES):
             start, length = table.vector(field_index)
-            # Slice first: a damaged length must not allocate much memory.
             data = memoryview(footer)[start : start + length * _BLOCK.size]
-            blocks += _BLOCK.iter_unpack(data[: len(data) // _BLOCK.size * _BLOCK.size])
+            if len(data) < length * _BLOCK.size:
+                message = f"the footer is damaged: it claims to list {length:,} blocks"
+                raise ValueError(message)
+            blocks += _BLOCK.iter_unpack(data)
     except struct.error as error:
         message = f"the footer is damaged: {error}"
         raise ValueError(message) from error
-    return sorted(blocks)
+    header = MessageHeader(MessageKind.SCHEMA, 0, 0, -1, False, version, schema.start, is_big_endian)  # noqa: FBT003
+    return Footer(sorted(blocks), header)
+
+
+def parse_dictionary_ids(flatbuffer: bytes, schema: MessageHeader) -> list[int]:
+    """Return the id of the dictionary of each dictionary-encoded field, depth first, a field before its children.
+
+    Args:
+        flatbuffer: The metadata of a schema message, or a footer.
+        schema: What `parse_header` or `parse_footer` returned for it.
+
+    Raises:
+        ValueError: `flatbuffer` is damaged.
+    """
+
+    def ids(fields: Iterator[_Table]) -> Iterator[int]:
+        for each in fields:
+            if each.has(_FIELD_DICTIONARY):
+                yield each.table(_FIELD_DICTIONARY).scalar(0, "q", 0)
+            yield from ids(each.tables(_FIELD_CHILDREN))
+
+    try:
+        return list(ids(_Table(flatbuffer, schema.position).tables(1)))
+    except struct.error as error:
+        message = f"the schema is damaged: {error}"
+        raise ValueError(message) from error
+
+
+def build_metadata(flatbuffer: bytes, header: MessageHeader, kind: MessageKind) -> bytes:
+    """Return the metadata of a message, prefix included, whose schema or record batch is a table of `flatbuffer`.
+
+    Args:
+        flatbuffer: The metadata of another message, or a footer.
+        header: What `parse_header` or `parse_footer` returned for it.
+        kind: SCHEMA, or RECORD_BATCH also for the record batch in a dictionary.
+    """
+    size = _MESSAGE.size
+    root, vtable, fields = 16, (12, size - 16), (4, 6, 8, 16)
+    distance = size + header.position - _MESSAGE_HEADER_FIELD
+    message = _MESSAGE.pack(root, *vtable, *fields, root - 4, header.version, kind, distance, header.body_length)
+    metadata = message + flatbuffer
+    metadata += bytes(-len(metadata) % 8)
+    return CONTINUATION + len(metadata).to_bytes(4, "little") + metadata

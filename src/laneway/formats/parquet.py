@@ -6,7 +6,6 @@ import os
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Final, cast, final
 
 import numpy as np
@@ -17,6 +16,7 @@ from pyarrow.parquet.core import ParquetReader
 from laneway.core.files import digest
 from laneway.errors import DataFileError
 from laneway.formats.base import FileScan
+from laneway.formats.row_groups import check_chunks, check_row_counts, chunk_range, leaf_ranges, memory_bytes
 from laneway.storage.entries import file_size
 from laneway.storage.ranges import coalesce
 from laneway.storage.reading import read_range, read_ranges
@@ -59,28 +59,27 @@ class ParquetFormat:
         even if the footer stays the same.
         """
         tail = _read_tail(storage, path, size, tail, version)
-        # Part of pq.ParquetFile, without its preparations for reading: there may be 100,000 files.
-        reader = ParquetReader()
-        try:
-            reader.open(pa.BufferReader(tail))
-        except (pa.ArrowException, OSError) as error:
-            raise storage.error_for(path, "has a damaged footer", error) from storage.cause(error)
+        reader = _open_footer(storage, path, tail)
         try:
             schema = reader.schema_arrow
-        except (pa.ArrowException, OSError) as error:
+            column_paths = reader.column_paths
+        except (pa.ArrowException, OSError, ValueError) as error:
+            # A ValueError is a name that is not UTF-8.
             raise storage.error_for(path, "has columns that pyarrow can't read", error) from storage.cause(error)
         metadata = reader.metadata
-        groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+        block_rows = _checked_rows(storage, path, metadata)
         return FileScan(
             schema=schema,
-            block_rows=[group.num_rows for group in groups],
-            block_bytes=[group.total_byte_size for group in groups],
-            block_memory_bytes=[group.total_byte_size for group in groups],
+            block_rows=block_rows,
+            block_bytes=[metadata.row_group(i).total_byte_size for i in range(len(block_rows))],
+            block_memory_bytes=memory_bytes(
+                metadata, schema, column_paths, tail[-metadata.serialized_size - _TRAILER_BYTES : -_TRAILER_BYTES]
+            ),
             digest=digest(tail),
             layout=[],
         )
 
-    def open(self, storage: Storage, planned: PlannedFile, schema: pa.Schema) -> BlockReader:  # noqa: ARG002
+    def open(self, storage: Storage, planned: PlannedFile, schema: pa.Schema) -> BlockReader:
         """Open a file, and check that its footer has not changed since it was planned.
 
         The footers of remote files are cached in memory, so that each process reads them once.
@@ -90,29 +89,41 @@ class ParquetFormat:
             try:
                 # Not memory-mapped: a file that is truncated during a read would kill the process.
                 source = pa.OSFile(planned.path, mode="r")
-                return ParquetBlocks(pq.ParquetFile(source, metadata=footer, page_checksum_verification=True))
-            except (pa.ArrowException, OSError) as error:
+                file = pq.ParquetFile(source, metadata=footer, page_checksum_verification=True)
+            except (pa.ArrowException, OSError, ValueError) as error:
                 raise storage.error_for(planned.path, "can't be opened", error) from storage.cause(error)
+            return ParquetBlocks(file, planned, _columns_of(schema))
         key = (storage.redact(planned.path), planned.size, planned.version, planned.digest)
         # Without a version, later reads could not detect that the file has changed.
         metadata = _footers.get(key) if planned.version else None
         if metadata is None:
             metadata = _planned_footer(storage, planned)
             _footers.put(key, metadata)
-        return RemoteParquetBlocks(storage, planned, metadata)
+        return RemoteParquetBlocks(storage, planned, metadata, _columns_of(schema))
 
 
 @final
 class ParquetBlocks:
     """An open local Parquet file."""
 
-    def __init__(self, file: pq.ParquetFile) -> None:
-        """Store an open file."""
+    def __init__(self, file: pq.ParquetFile, planned: PlannedFile, columns: _Columns) -> None:
+        """Store an open file.
+
+        Args:
+            file: The file.
+            planned: The file as the manifest describes it.
+            columns: Its columns.
+        """
         self._file = file
+        self._planned = planned
+        self._columns = columns
 
     def read(self, first: int, stop: int, columns: Sequence[str]) -> pa.Table:
         """Decode the row groups [first, stop) of these columns, in this order."""
-        return _decode(self._file, first, stop, columns)
+        table = self._columns.decode(self._file, first, stop, columns)
+        # After decoding, which finds damaged size statistics: pyarrow aborts the process when it is asked for them.
+        self._columns.check(self._file.metadata, first, stop, columns, self._planned.size)
+        return table
 
     def close(self) -> None:
         """Close the file."""
@@ -123,31 +134,32 @@ class ParquetBlocks:
 class RemoteParquetBlocks:
     """A remote Parquet file. It holds nothing open: each read requests all its ranges concurrently."""
 
-    def __init__(self, storage: Storage, planned: PlannedFile, metadata: pq.FileMetaData) -> None:
+    def __init__(self, storage: Storage, planned: PlannedFile, metadata: pq.FileMetaData, columns: _Columns) -> None:
         """Prepare to read.
 
         Args:
             storage: Where the file is.
             planned: The file as the manifest describes it.
             metadata: Its footer.
+            columns: Its columns.
         """
         self._storage = storage
         self._planned = planned
         self._metadata = metadata
-        self._leaves = _leaves(metadata)
+        self._columns = columns
 
     def read(self, first: int, stop: int, columns: Sequence[str]) -> pa.Table:
         """Decode the row groups [first, stop) of these columns, in this order."""
         planned = self._planned
-        leaves = [leaf for name in columns for leaf in self._leaves.get(name, ())]
-        chunks = [_chunk_range(self._metadata.row_group(i).column(leaf)) for i in range(first, stop) for leaf in leaves]
+        leaves = self._columns.check(self._metadata, first, stop, columns, planned.size)
+        chunks = [chunk_range(self._metadata.row_group(i).column(leaf)) for i in range(first, stop) for leaf in leaves]
         ranges = coalesce(chunks, _MAX_GAP_BYTES, _MAX_SPAN_BYTES)
         parts = read_ranges(self._storage, planned.path, ranges, planned.version)
         fetched = FetchedFile(self._storage, planned, ranges, parts)
         file = pq.ParquetFile(
             pa.PythonFile(cast("IOBase", fetched), mode="r"), metadata=self._metadata, page_checksum_verification=True
         )
-        return _decode(file, first, stop, columns)
+        return self._columns.decode(file, first, stop, columns)
 
     def close(self) -> None:
         """Do nothing: no file is open."""
@@ -196,6 +208,39 @@ class FetchedFile:
         self._parts.clear()
 
 
+class _Columns:
+    """The columns that all files of a dataset share."""
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self.schema = schema
+        self._leaves = leaf_ranges(schema)
+
+    def check(self, metadata: pq.FileMetaData, first: int, stop: int, names: Sequence[str], size: int) -> list[int]:
+        """Return the indices of the leaf columns of some columns, after checking what the footer says of them."""
+        leaves = [leaf for name in names for leaf in self._leaves[name]]
+        for group in range(first, stop):
+            check_chunks(metadata, group, leaves, size)
+        return leaves
+
+    def decode(self, file: pq.ParquetFile, first: int, stop: int, names: Sequence[str]) -> pa.Table:
+        """Decode the row groups [first, stop) of some columns."""
+        table: pa.Table = file.read_row_groups(list(range(first, stop)), columns=list(names))
+        # pyarrow interprets names as paths into nested columns, and returns columns in file order.
+        return table.select(list(names))
+
+
+_latest_columns = _Columns(pa.schema([]))
+
+
+def _columns_of(schema: pa.Schema) -> _Columns:
+    """Return the columns of a dataset, which are the same for each of its files."""
+    global _latest_columns  # noqa: PLW0603 - computing them takes longer than opening a file of many columns
+    found = _latest_columns
+    if found.schema is not schema:
+        found = _latest_columns = _Columns(schema)
+    return found
+
+
 class _FooterCache:
     """The footers that this process has used most recently."""
 
@@ -232,37 +277,6 @@ def _memory_bytes(metadata: pq.FileMetaData) -> int:
 _footers = _FooterCache()
 
 
-def _decode(file: pq.ParquetFile, first: int, stop: int, columns: Sequence[str]) -> pa.Table:
-    table: pa.Table = file.read_row_groups(list(range(first, stop)), columns=list(columns))
-    # pyarrow interprets names as paths into nested columns, and returns columns in file order.
-    return table.select(list(columns))
-
-
-def _leaves(metadata: pq.FileMetaData) -> dict[str, range]:
-    """Return the range of leaf columns of each column."""
-    schema = metadata.schema.to_arrow_schema()
-    stops = [*accumulate((_num_leaves(type_) for type_ in schema.types), initial=0)]
-    return {name: range(*bounds) for name, bounds in zip(schema.names, pairwise(stops), strict=True)}
-
-
-def _num_leaves(type_: pa.DataType) -> int:
-    if isinstance(type_, pa.BaseExtensionType):
-        return _num_leaves(type_.storage_type)
-    if pa.types.is_dictionary(type_):
-        return _num_leaves(type_.value_type)
-    if not pa.types.is_nested(type_):
-        return 1
-    return sum(_num_leaves(type_.field(i).type) for i in range(type_.num_fields))
-
-
-def _chunk_range(chunk: pq.ColumnChunkMetaData) -> tuple[int, int]:
-    """Return the byte range of a column chunk."""
-    start, dictionary = chunk.data_page_offset, chunk.dictionary_page_offset
-    if dictionary is not None and 0 < dictionary < start:
-        start = dictionary
-    return start, start + chunk.total_compressed_size
-
-
 def _planned_footer(storage: Storage, planned: PlannedFile) -> pq.FileMetaData:
     """Return the footer of a file, after checking that it has not changed since it was planned."""
     try:
@@ -276,7 +290,7 @@ def _planned_footer(storage: Storage, planned: PlannedFile) -> pq.FileMetaData:
             raise
         difference = f"it had {planned.size:,} bytes and now has {size:,}"
         raise storage.change_error(planned.path, difference) from None
-    rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+    rows = _checked_rows(storage, planned.path, metadata)
     if not np.array_equal(rows, planned.block_rows):
         had, num_groups = int(planned.block_rows.sum()), len(planned.block_rows)
         difference = f"it had {had:,} rows in {num_groups:,} row groups and now has {sum(rows):,} in {len(rows):,}"
@@ -287,14 +301,28 @@ def _planned_footer(storage: Storage, planned: PlannedFile) -> pq.FileMetaData:
     return metadata
 
 
+def _checked_rows(storage: Storage, path: str, metadata: pq.FileMetaData) -> list[int]:
+    """Return the rows of each row group, after checking that the footer agrees with itself."""
+    try:
+        return check_row_counts(metadata)
+    except ValueError as error:
+        raise storage.error_for(path, "is damaged", error) from error
+
+
 def _read_footer(storage: Storage, path: str, size: int, version: str) -> tuple[pq.FileMetaData, str]:
     """Return the footer of a Parquet file and the digest of its tail."""
     tail = _read_tail(storage, path, size, version=version)
+    return _open_footer(storage, path, tail).metadata, digest(tail)
+
+
+def _open_footer(storage: Storage, path: str, tail: bytes) -> ParquetReader:
+    """Return a reader of the metadata: part of pq.ParquetFile, without its preparations for reading rows."""
+    reader = ParquetReader()
     try:
-        metadata = pq.read_metadata(pa.BufferReader(tail))
+        reader.open(pa.BufferReader(tail))
     except (pa.ArrowException, OSError) as error:
         raise storage.error_for(path, "has a damaged footer", error) from storage.cause(error)
-    return metadata, digest(tail)
+    return reader
 
 
 def _read_tail(storage: Storage, path: str, size: int, tail: bytes | None = None, version: str = "") -> bytes:

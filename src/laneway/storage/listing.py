@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
+import logging
 import os
 import re
 from typing import TYPE_CHECKING, TypeVar
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 _WILDCARDS = "*?["
+_log = logging.getLogger(__name__)
 
 
 def find_files(storage: Storage, directory: str, prefix: str = "") -> list[Entry]:
@@ -115,17 +118,29 @@ def _walk(storage: Storage, directory: str, ancestors: Sequence[str]) -> Iterato
     """Yield the files below a local directory; `ancestors` are the real paths of it and the directories above it."""
     with storage.translate_errors(directory):
         for entry in list(os.scandir(directory)):
-            if entry.is_file():
-                status = entry.stat()
-                yield Entry(entry.path, "file", status.st_size, str(status.st_mtime_ns))
-            elif entry.is_dir() and not entry.name.startswith(("_", ".")):
+            found = _local_entry(storage, entry)
+            if found.kind == "file":
+                yield found
+            elif found.kind == "directory" and not entry.name.startswith(("_", ".")):
                 real = os.path.realpath(entry.path) if entry.is_symlink() else f"{ancestors[-1]}/{entry.name}"
                 # A link to an ancestor would be followed forever.
                 if real not in ancestors:
                     yield from _walk(storage, entry.path, (*ancestors, real))
-            elif entry.is_symlink() and not entry.is_dir():
-                # Broken links are listed: if one is a data file, reading it raises the error.
-                yield Entry(entry.path, "file", 0, "")
+
+
+def _local_entry(storage: Storage, entry: os.DirEntry[str]) -> Entry:
+    """Return the entry of what is in a local directory, or of what a link there refers to."""
+    try:
+        status = entry.stat()
+    except OSError as error:
+        # Broken links, also those to themselves, are listed: if one is a data file, reading it raises the error.
+        if entry.is_symlink() and error.errno in {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}:
+            return Entry(entry.path, "file", 0, "")
+        raise
+    found = entry_of_stat(entry.path, status)
+    if found.kind == "other" and not entry.name.startswith(("_", ".")):
+        _log.warning("%s is passed over: it is a pipe, a socket or a device", storage.redact(entry.path))
+    return found
 
 
 def _children(storage: Storage, directory: str) -> list[Entry]:
@@ -134,10 +149,7 @@ def _children(storage: Storage, directory: str) -> list[Entry]:
     def list_once() -> list[Entry]:
         try:
             if storage.is_local:
-                return [
-                    entry_of_stat(entry.path, entry.stat(follow_symlinks=entry.is_dir() or entry.is_file()))
-                    for entry in list(os.scandir(directory))
-                ]
+                return [_local_entry(storage, entry) for entry in list(os.scandir(directory))]
             storage.filesystem.invalidate_cache()
             listed = storage.filesystem.ls(directory, detail=True)
         except (FileNotFoundError, NotADirectoryError):

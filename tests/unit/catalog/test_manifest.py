@@ -279,6 +279,8 @@ def test_directories_add_columns(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["manifest.json", "manifest.json.gz"])
 def test_a_saved_manifest_is_loaded_unchanged(tmp_path: Path, memory: str, kind: Kind, name: str) -> None:
     write_corpus(tmp_path / "d", kind, ((3, 1), (2,), ()), names=("k=%20/a", "k=1/b", "k=2/c"))
+    for path in (tmp_path / "d").rglob("*.*"):
+        os.utime(path, (10**9, 10**9))
     manifest = Manifest.scan(tmp_path / "d")
     for place in (str(tmp_path), memory):
         manifest.save(f"{place}/{name}")

@@ -6,6 +6,9 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+import pyarrow.ipc
+import pyarrow.parquet as pq
 import pytest
 
 from laneway.catalog import scanning
@@ -167,3 +170,39 @@ def test_a_damaged_entry_is_replaced_with_a_warning(found: DataFiles, cache: Pat
     read_files.clear()
     scan(found, cache)
     assert read_files == []
+
+
+class _Four(pa.ExtensionType):
+    """A type of a user."""
+
+    def __init__(self) -> None:
+        super().__init__(pa.binary(4), "tests.scanned_type")
+
+    def __arrow_ext_serialize__(self) -> bytes:
+        return b""
+
+    @classmethod
+    def __arrow_ext_deserialize__(cls, storage: Any, data: bytes) -> _Four:
+        return cls()
+
+
+@pytest.mark.parametrize("suffix", ["arrow", "parquet"])
+def test_the_fingerprint_does_not_depend_on_which_extension_types_are_registered(tmp_path: Path, suffix: str) -> None:
+    values: Any = pa.ExtensionArray.from_storage(_Four(), pa.array([b"1234", b"5678"], pa.binary(4)))
+    table = pa.table({"m": values, "s": pa.StructArray.from_arrays([values], ["inner"])})
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "parquet":
+        pq.write_table(table, path)
+    else:
+        with pa.ipc.new_file(str(path), table.schema) as writer:
+            writer.write_table(table)
+    unknown = scan_files(find_data_files(path), progress=False, cache_dir=False)
+    registered: Any = _Four()
+    pa.register_extension_type(registered)
+    try:
+        known = scan_files(find_data_files(path), progress=False, cache_dir=False)
+    finally:
+        pa.unregister_extension_type("tests.scanned_type")
+    assert known.file_schema.field("m").type == _Four()
+    assert unknown.file_schema.field("m").type == pa.binary(4)
+    assert known.files.fingerprint == unknown.files.fingerprint

@@ -217,11 +217,12 @@ def test_a_source_of_the_wrong_type_or_without_paths_is_an_error(tmp_path: Path)
 
 def test_sizes_and_versions_are_those_of_the_listing(tmp_path: Path) -> None:
     _write(tmp_path, "a.parquet", "b.parquet")
+    for name in ("a.parquet", "b.parquet"):
+        os.utime(tmp_path / name, ns=(0, 10**18 + 123))
     before = time.time_ns()
     found = find_data_files(tmp_path)
-    statuses = [(tmp_path / path).stat() for path in found.paths]
-    assert found.sizes == [status.st_size for status in statuses]
-    assert found.versions == [str(status.st_mtime_ns) for status in statuses]
+    assert found.sizes == [(tmp_path / path).stat().st_size for path in found.paths]
+    assert found.versions == [str(10**18 + 123)] * 2
     assert before <= found.listed_at_ns <= time.time_ns()
     assert found.format.name == "parquet"
     assert found.sources == (str(tmp_path),)
@@ -231,3 +232,11 @@ def test_names_with_wildcard_characters_are_found_as_files_and_directories(tmp_p
     _write(tmp_path, "a[1]/b*.parquet")
     assert find_data_files(tmp_path / "a[1]").paths == ["b*.parquet"]
     assert find_data_files(tmp_path / "a[1]" / "b*.parquet").paths == ["b*.parquet"]
+
+
+def test_a_local_file_that_may_change_without_a_new_modification_time_has_no_version(tmp_path: Path) -> None:
+    _write(tmp_path, "a.parquet", "b.parquet")
+    old, recent = time.time_ns() - 10 * 10**9, time.time_ns() - 10**9
+    os.utime(tmp_path / "a.parquet", ns=(old, old))
+    os.utime(tmp_path / "b.parquet", ns=(recent, recent))
+    assert find_data_files(tmp_path).versions == [str(old), ""]

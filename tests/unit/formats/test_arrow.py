@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import random
+import struct
 from typing import TYPE_CHECKING, Any, Literal
 
 import fsspec
@@ -14,7 +17,7 @@ from fsspec.implementations.dirfs import DirFileSystem
 
 from laneway.errors import DataFileError
 from laneway.formats import ArrowFormat, FileScan, PlannedFile
-from laneway.formats.messages import END_OF_STREAM
+from laneway.formats.messages import END_OF_STREAM, parse_footer
 from laneway.storage.filesystem import Storage
 from tests.corpora import Kind, rows, write_blocks
 
@@ -204,7 +207,8 @@ def test_every_truncation_inside_a_message_is_an_error(tmp_path: Path, kind: Kin
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
         if length in borders:
-            assert len(_scan(path).block_rows) == [sum(entry[1:4]) for entry in layout].index(length)
+            with pytest.warns(UserWarning, match="ends without the end marker"):
+                assert len(_scan(path).block_rows) == [sum(entry[1:4]) for entry in layout].index(length)
             continue
         with pytest.raises(DataFileError, match=r"a\.arrow"):
             _scan(path)
@@ -216,7 +220,10 @@ def test_the_end_of_a_stream_is_optional_and_nothing_may_follow_it(tmp_path: Pat
     whole = path.read_bytes()
     assert whole.endswith(END_OF_STREAM)
     path.write_bytes(whole[: -len(END_OF_STREAM)])
-    assert _scan(path).block_rows == [3]
+    with pytest.warns(
+        UserWarning, match=r"a\.arrow ends without the end marker of an Arrow stream: rows may be missing"
+    ):
+        assert _scan(path).block_rows == [3]
     path.write_bytes(whole + whole)
     with pytest.raises(DataFileError, match=f"has {len(whole):,} bytes after the end of its stream"):
         _scan(path)
@@ -284,3 +291,193 @@ def test_a_file_whose_size_changed_is_refused(tmp_path: Path) -> None:
         match=rf"a\.arrow changed since it was planned: it had {size:,} bytes and now has {now:,}",
     ):
         FORMAT.open(Storage(tmp_path), planned, scan.schema)
+
+
+def _replace(path: Path, old: bytes, new: bytes) -> None:
+    data = path.read_bytes()
+    assert data.count(old) >= 1
+    path.write_bytes(data.replace(old, new, 1))
+
+
+LONG_AGO = (10**9, 10**9)
+
+
+def _planned(path: Path, version: str) -> PlannedFile:
+    scan = _scan(path)
+    layout, sizes = np.array(scan.layout, np.int64), np.array(scan.block_rows, np.int64)
+    return PlannedFile(str(path), path.stat().st_size, scan.digest, sizes, layout, version)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_local_file_that_was_replaced_by_one_of_the_same_size_is_refused(tmp_path: Path, kind: Kind) -> None:
+    path = tmp_path / "a.arrow"
+    write_blocks(path, kind, [rows(0, 9)], rows(0, 0).schema)
+    os.utime(path, LONG_AGO)
+    planned = _planned(path, str(10**18))
+    FORMAT.open(Storage(tmp_path), planned, rows(0, 0).schema)
+    write_blocks(path, kind, [rows(1, 10)], rows(0, 0).schema)
+    assert path.stat().st_size == planned.size
+    for _ in range(2):
+        with pytest.raises(
+            DataFileError, match=r"a\.arrow changed since it was planned: its message headers had the digest"
+        ):
+            FORMAT.open(Storage(tmp_path), planned, rows(0, 0).schema)
+    # Without a version, only the contents tell; so it is on a storage that doesn't report any.
+    unknown = dataclasses.replace(planned, version="")
+    for storage in (Storage(tmp_path), Storage(str(tmp_path), NotLocal())):
+        with pytest.raises(DataFileError, match=r"a\.arrow changed since it was planned"):
+            FORMAT.open(storage, unknown, rows(0, 0).schema)
+
+
+def test_a_file_that_was_copied_or_touched_is_read_and_its_contents_are_compared_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.arrow"
+    write_blocks(path, "arrow-file", [rows(0, 9)], rows(0, 0).schema)
+    planned = _planned(path, "1")
+    calls = []
+    scan = ArrowFormat.scan
+
+    def count(*args: Any, **kwargs: Any) -> FileScan:
+        calls.append(1)
+        return scan(*args, **kwargs)
+
+    monkeypatch.setattr(ArrowFormat, "scan", count)
+    for number in (1, 1, 2):
+        os.utime(path, (number, number))
+        for _ in range(3):
+            assert FORMAT.open(Storage(tmp_path), planned, rows(0, 0).schema).read(0, 1, ["id"]).num_rows == 9
+    assert len(calls) == 2
+
+
+def _without_front_schema(path: Path, shift: int) -> None:
+    """Rewrite a file as other writers do: messages begin later, and its first bytes are no message."""
+    data = path.read_bytes()
+    end = len(data) - 10 - int.from_bytes(data[-10:-6], "little")
+    footer = data[end:]
+    blocks = [offset for offset, _, _ in parse_footer(footer[:-10]).blocks]
+    for offset in blocks:
+        footer = footer.replace(struct.pack("<q", offset), struct.pack("<q", offset + shift))
+    schema = data[8 : min(blocks)] if shift else bytes(8) + data[16 : min(blocks)]
+    path.write_bytes(data[:8] + bytes(shift) + schema + data[min(blocks) : end] + footer)
+
+
+@pytest.mark.parametrize("shift", [0, 56])
+@pytest.mark.parametrize("codec", [None, "zstd"])
+def test_a_file_without_a_schema_message_at_its_front_is_read_by_its_footer(
+    tmp_path: Path, shift: int, codec: Literal["zstd"] | None
+) -> None:
+    batches = _dictionary_batches(REPLACED[:2])
+    options = pa.ipc.IpcWriteOptions(compression=codec)
+    for columns in (["id", "list", "a"], ["id"]):
+        selected = [batch.select(columns) for batch in batches]
+        path = _write(tmp_path / "a.arrow", "arrow-file", selected, options)
+        usual = _scan(path)
+        _without_front_schema(path, shift)
+        found = _scan(path)
+        assert (found.block_rows, found.schema) == (usual.block_rows, usual.schema)
+        assert found.digest != usual.digest
+        _check_every_range(path, selected)
+
+
+def test_a_message_that_the_footer_does_not_list_is_an_error(tmp_path: Path) -> None:
+    for count, _ in enumerate(range(3), 1):
+        path = _write(
+            tmp_path / "a.arrow", "arrow-file", [pa.record_batch({"id": np.arange(50) + i}) for i in range(3)]
+        )
+        data = path.read_bytes()
+        end = len(data) - 10 - int.from_bytes(data[-10:-6], "little")
+        blocks = [offset for offset, _, _ in parse_footer(data[end:-10]).blocks]
+        # The vector of record batches: their number, then padding to 8 bytes, then the blocks.
+        start = data.rindex(struct.pack("<I", 3), end, data.index(struct.pack("<q", blocks[0]), end))
+        path.write_bytes(data[:start] + struct.pack("<I", 3 - count) + data[start + 4 :])
+        with pytest.raises(DataFileError, match=r"a\.arrow is damaged: its footer lists no message from byte"):
+            _scan(path)
+
+
+def test_a_footer_that_contradicts_its_messages_is_an_error(tmp_path: Path) -> None:
+    path = _write(tmp_path / "a.arrow", "arrow-file", [pa.record_batch({"id": np.arange(50)})])
+    data = path.read_bytes()
+    end = len(data) - 10 - int.from_bytes(data[-10:-6], "little")
+    ((offset, metadata, body),) = parse_footer(data[end:-10]).blocks
+    for old, new, problem in (
+        (struct.pack("<q", body), struct.pack("<q", body - 64), "state different lengths"),
+        (struct.pack("<qi", offset, metadata), struct.pack("<qi", offset, metadata + 8), "state different lengths"),
+        (struct.pack("<q", offset), struct.pack("<q", -8), "has no Arrow message at byte -8|lists no message"),
+        (b"id\0\0", b"ie\0\0", "its footer has another schema than its first message"),
+    ):
+        path.write_bytes(data[:end] + data[end:].replace(old, new, 1))
+        with pytest.raises(DataFileError, match=rf"a\.arrow .*({problem})"):
+            _scan(path)
+
+
+@pytest.mark.parametrize("value", [10_500, 2**28, 2**31 - 1, -5])
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_offset_out_of_bounds_is_an_error_only_where_it_is_read(tmp_path: Path, kind: Kind, value: int) -> None:
+    path = tmp_path / "a.arrow"
+    batch = pa.record_batch({"id": pa.array(range(1000)), "s": [f"text {i:05}" for i in range(1000)]})
+    _write(path, kind, [batch, batch])
+    old = struct.pack("<iii", 4990, 5000, 5010)
+    _replace(path, old, struct.pack("<iii", 4990, value, 5010))
+    reader = _open(path)
+    assert reader.read(0, 2, ["id"]).num_rows == 2000
+    assert reader.read(1, 2, ["s"]).num_rows == 1000
+    for _ in range(2):
+        with pytest.raises(pa.ArrowInvalid, match="slot 500"):
+            reader.read(0, 1, ["s"])
+
+
+def test_text_that_is_not_utf_8_is_read_and_can_be_taken_as_bytes(tmp_path: Path) -> None:
+    path = _write(tmp_path / "a.arrow", "arrow-file", [pa.record_batch({"s": ["some text"] * 2})])
+    _replace(path, b"some text", b"some \xff\xfext")
+    column = _open(path).read(0, 1, ["s"]).column("s")
+    assert column.cast(pa.binary()).to_pylist() == [b"some \xff\xfext", b"some text"]
+
+
+@pytest.mark.parametrize("type_", [pa.json_(), pa.opaque(pa.list_(pa.string()), "a", "b"), pa.uuid()])
+def test_extension_types_are_read(tmp_path: Path, type_: Any) -> None:
+    values: Any = {pa.json_(): ["{}", None], pa.uuid(): [b"0123456789abcdef", None]}.get(type_, [["a"], None])
+    array = pa.ExtensionArray.from_storage(type_, pa.array(values, type_.storage_type))
+    batch = pa.record_batch({"x": array})
+    for kind in KINDS:
+        path = _write(tmp_path / "a.arrow", kind, [batch])
+        assert _open(path).read(0, 1, ["x"]).column("x").combine_chunks().equals(array)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_damaged_dictionary_is_an_error_before_deltas_are_appended_to_it(tmp_path: Path, kind: Kind) -> None:
+    options = pa.ipc.IpcWriteOptions(emit_dictionary_deltas=True)
+    path = _write(
+        tmp_path / "a.arrow", kind, _dictionary_batches([["aa", "bb", "cc"], ["aa", "bb", "cc", "dd"]]), options
+    )
+    _replace(path, struct.pack("<iiii", 0, 2, 4, 6), struct.pack("<iiii", 0, 2, 2**30, 6))
+    with pytest.raises(pa.ArrowInvalid, match="slot 2"):
+        _open(path).read(1, 2, ["a"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_count_that_its_body_cannot_hold_is_an_error_of_the_scan(tmp_path: Path, kind: Kind) -> None:
+    path = _write(tmp_path / "a.arrow", kind, [pa.record_batch({"id": np.arange(777)})])
+    _replace(path, struct.pack("<q", 777), struct.pack("<q", 777 | 1 << 29))
+    with pytest.raises(
+        DataFileError, match=r"a\.arrow can't be read \(message at byte [\d,]+\): its header is damaged: .*"
+    ):
+        _scan(path)
+
+
+# The Schema table of a schema of one column, without endianness; in the second one, the field of the endianness is
+# where the number of columns is, which is 1, as is the value for big-endian.
+LITTLE_ENDIAN = struct.pack("<4H3I", 8, 8, 0, 4, 8, 4, 1)
+BIG_ENDIAN = struct.pack("<4H3I", 8, 8, 8, 4, 8, 4, 1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_big_endian_values_are_converted(tmp_path: Path, kind: Kind) -> None:
+    path = _write(tmp_path / "a.arrow", kind, [pa.record_batch({"x": pa.array([i << 40 | 7 for i in range(9)])})])
+    expected = [i << 40 | 7 for i in range(9)]
+    data = bytearray(path.read_bytes())
+    body = sum(_scan(path).layout[1][1:3])
+    data[body : body + 72] = np.array(expected, ">i8").tobytes()
+    assert data.count(LITTLE_ENDIAN) == (2 if kind == "arrow-file" else 1)
+    path.write_bytes(data.replace(LITTLE_ENDIAN, BIG_ENDIAN))
+    assert _open(path).read(0, 1, ["x"]).column("x").to_pylist() == expected

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from laneway.formats.messages import PREFIX_BYTES, MessageKind, parse_footer, parse_header
+from laneway.formats.messages import PREFIX_BYTES, MessageKind, is_compressed_batch, parse_footer, parse_header
 
 
 def _metadata(message: pa.Buffer) -> bytes:
@@ -27,6 +28,21 @@ def test_a_record_batch_header_has_rows_and_body_length() -> None:
     assert header.num_rows == 1000
     assert header.body_length == message.size - PREFIX_BYTES - len(_metadata(message))
     assert header.dictionary_id == -1
+
+
+@pytest.mark.parametrize("codec", [None, "lz4", "zstd"])
+def test_whether_a_batch_or_a_dictionary_is_compressed_is_known_without_parsing_it(codec: Any) -> None:
+    sink = pa.BufferOutputStream()
+    batch = pa.record_batch({"d": pa.array(["text " * 50] * 90).dictionary_encode(), "x": np.zeros(90)})
+    with pa.ipc.new_stream(sink, batch.schema, options=pa.ipc.IpcWriteOptions(compression=codec)) as writer:
+        writer.write_batch(batch)
+    messages = list(pa.ipc.MessageReader.open_stream(sink.getvalue()))[1:]
+    assert [message.type for message in messages] == ["dictionary", "record batch"]
+    for message in messages:
+        metadata = message.metadata.to_pybytes()
+        assert is_compressed_batch(metadata) == parse_header(metadata).is_compressed == (codec is not None)
+    with pytest.raises(ValueError, match="the message header is damaged"):
+        is_compressed_batch(b"")
 
 
 def test_a_schema_header_has_no_body() -> None:
@@ -72,7 +88,7 @@ def test_a_footer_lists_dictionaries_and_record_batches() -> None:
         for length in (3, 1, 2):
             writer.write_batch(batch.slice(0, length))
     file = sink.getvalue().to_pybytes()
-    blocks = parse_footer(_footer(file))
+    blocks = parse_footer(_footer(file)).blocks
     headers = [parse_header(file[offset + PREFIX_BYTES : offset + metadata]) for offset, metadata, _ in blocks]
     assert [header.kind for header in headers] == [MessageKind.DICTIONARY] + [MessageKind.RECORD_BATCH] * 3
     assert [header.num_rows for header in headers[1:]] == [3, 1, 2]
@@ -88,4 +104,4 @@ def test_a_damaged_footer_is_a_value_error_or_a_bounded_list(data: st.DataObject
     for _ in range(data.draw(st.integers(1, 4))):
         footer[data.draw(st.integers(0, len(footer) - 1))] = data.draw(st.integers(0, 255))
     with suppress(ValueError):
-        assert len(parse_footer(bytes(footer[: data.draw(st.integers(0, len(footer)))]))) <= len(footer)
+        assert len(parse_footer(bytes(footer[: data.draw(st.integers(0, len(footer)))])).blocks) <= len(footer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
 from typing import TYPE_CHECKING, Any
 
@@ -165,6 +166,7 @@ def test_a_block_that_cannot_be_decoded_is_named(tmp_path: Path, kind: Kind) -> 
     ids = [pa.table({"id": np.arange(50_000) * 7919 % 50_021 + i}) for i in range(3)]
     path = tmp_path / ("a.parquet" if kind == "parquet" else "a.arrow")
     write_blocks(path, kind, ids, ids[0].schema)
+    os.utime(path, (10**9, 10**9))
     manifest, storage = scan_source(path)
     data = bytearray(path.read_bytes())
     # Parquet: the pages of the second row group; Arrow: the second batch's message header, by its place.
@@ -172,6 +174,8 @@ def test_a_block_that_cannot_be_decoded_is_named(tmp_path: Path, kind: Kind) -> 
     data[second : second + (300_000 if kind == "parquet" else 40)] = b"\xff" * (300_000 if kind == "parquet" else 40)
     assert len(data) == path.stat().st_size
     path.write_bytes(data)
+    # A damaged disk leaves the modification time unchanged.
+    os.utime(path, (10**9, 10**9))
     reader = RowReader(manifest, storage)
     assert reader.read(0, 0, 5).num_rows == 5
     block = BLOCK[FORMAT_OF[kind]]

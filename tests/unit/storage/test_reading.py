@@ -16,7 +16,7 @@ import pytest
 from laneway.errors import DataFileError
 from laneway.storage.entries import file_size
 from laneway.storage.filesystem import Storage
-from laneway.storage.reading import RangeFile, read_range
+from laneway.storage.reading import RangeFile, read_range, read_tails
 from laneway.storage.retries import RetryPolicy
 
 if TYPE_CHECKING:
@@ -120,3 +120,11 @@ def test_a_server_that_ignores_ranges_is_detected(data: Path) -> None:
         finally:
             server.shutdown()
             thread.join()
+
+
+def test_a_pipe_that_has_taken_the_place_of_a_file_is_an_error_and_does_not_block(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.parquet")
+    storage = Storage(tmp_path)
+    with pytest.raises(DataFileError, match=r"a\.parquet can't be read"):
+        read_range(storage, str(tmp_path / "a.parquet"), 0, 8)
+    assert read_tails(storage, [str(tmp_path / "a.parquet")], [8], 8, [""]) == [None]

@@ -1,0 +1,86 @@
+"""The types inside a type of Arrow: listing them, and replacing some of them at any depth."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import pyarrow as pa
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def child_types(type_: pa.DataType) -> list[pa.DataType]:
+    """Return the types of the child arrays of a type; those of a dictionary's values are not among them."""
+    if not pa.types.is_nested(type_):
+        return []
+    if pa.types.is_run_end_encoded(type_):
+        return [type_.run_end_type, type_.value_type]
+    return [type_.field(i).type for i in range(type_.num_fields)]
+
+
+def storage_type(type_: pa.DataType) -> pa.DataType:
+    """Return how a type is stored, at any depth, where it is an extension type that a user registered.
+
+    The extension types of pyarrow itself, which every process knows, are left unchanged.
+    """
+    return _replace(type_, lambda each: each.storage_type if isinstance(each, pa.ExtensionType) else None)
+
+
+def without_dictionaries(type_: pa.DataType) -> pa.DataType:
+    """Return how a type is stored, at any depth, where a dictionary is replaced by its indices."""
+
+    def replacement(each: pa.DataType) -> pa.DataType | None:
+        if isinstance(each, pa.BaseExtensionType):
+            return each.storage_type
+        return cast("pa.DataType", each.index_type) if pa.types.is_dictionary(each) else None
+
+    return _replace(type_, replacement)
+
+
+def text_as_bytes(type_: pa.DataType) -> pa.DataType:
+    """Return how a type is stored, at any depth, where text is bytes: an array can be viewed as this type."""
+
+    def replacement(each: pa.DataType) -> pa.DataType | None:
+        return each.storage_type if isinstance(each, pa.BaseExtensionType) else _BYTES_OF_TEXT.get(each)
+
+    return _replace(type_, replacement)
+
+
+def _replace(type_: pa.DataType, replacement: Callable[[pa.DataType], pa.DataType | None]) -> pa.DataType:
+    found = replacement(type_)
+    if found is not None:
+        return _replace(found, replacement)
+    if pa.types.is_dictionary(type_):
+        values = _replace(type_.value_type, replacement)
+        return type_ if values is type_.value_type else _dictionary(type_.index_type, values, type_.ordered)
+    children = child_types(type_)
+    replaced = [_replace(child, replacement) for child in children]
+    if replaced == children:
+        return type_
+    if pa.types.is_run_end_encoded(type_):
+        return _run_end_encoded(*replaced)
+    fields = [type_.field(i).with_type(child) for i, child in enumerate(replaced)]
+    return next(build(type_, fields) for is_kind, build in _BUILDERS if is_kind(type_))
+
+
+_BYTES_OF_TEXT: Final[dict[pa.DataType, pa.DataType]] = {
+    pa.string(): pa.binary(),
+    pa.large_string(): pa.large_binary(),
+    pa.string_view(): pa.binary_view(),
+}
+# The stubs of pyarrow accept fewer types here.
+_dictionary = cast("Callable[..., pa.DataType]", pa.dictionary)
+_run_end_encoded = cast("Callable[..., pa.DataType]", pa.run_end_encoded)
+_map = cast("Callable[..., pa.DataType]", pa.map_)
+# How a nested type of each kind is made from another one of its kind, with other fields.
+_BUILDERS: Final[tuple[tuple[Callable[[Any], bool], Callable[[Any, list[Any]], pa.DataType]], ...]] = (
+    (pa.types.is_struct, lambda _, fields: pa.struct(fields)),
+    (pa.types.is_list, lambda _, fields: pa.list_(fields[0])),
+    (pa.types.is_large_list, lambda _, fields: pa.large_list(fields[0])),
+    (pa.types.is_list_view, lambda _, fields: pa.list_view(fields[0])),
+    (pa.types.is_large_list_view, lambda _, fields: pa.large_list_view(fields[0])),
+    (pa.types.is_fixed_size_list, lambda like, fields: pa.list_(fields[0], like.list_size)),
+    (pa.types.is_map, lambda like, fields: _map(*map(fields[0].type.field, range(2)), like.keys_sorted)),
+    (pa.types.is_union, lambda like, fields: pa.union(fields, like.mode, like.type_codes)),
+)
