@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from laneway.convert.arrays import copy_array, fit, join, record_batch
 from laneway.convert.columns import CONVERSION_ERRORS, NullFoundError, Output, column_converter, vectorize
 from laneway.convert.fill import fill_scalars
 from laneway.errors import ColumnConversionError
@@ -104,7 +105,7 @@ class BatchConverter:
         {'x': tensor([ 1, -1]), 'name': ['a', 'b']}
     """
 
-    __slots__ = ("_columns", "_output", "_vectorized", "_wrap")
+    __slots__ = ("_columns", "_output", "_schema", "_vectorized", "_wrap")
 
     def __init__(self, schema: pa.Schema, output: Output, fill_null: FillNull | None = None) -> None:
         if output not in get_args(Output):
@@ -119,6 +120,7 @@ class BatchConverter:
             raise ColumnConversionError(message)
         fills = fill_scalars(schema, fill_null)
         self._output = output
+        self._schema = schema
         fields = () if output == "arrow" else schema
         self._wrap: Callable[[NDArray[Any]], Any] = torch.from_numpy if output == "torch" else _identity
         self._columns = tuple((f.name, column_converter(f.type, output, fills.get(f.name))) for f in fields)
@@ -145,7 +147,7 @@ class BatchConverter:
             return {name: wrap(values[start:stop]) for name, values in numbers.items()}
         rest = rest.slice(start, stop - start)
         if self._output == "arrow":
-            return rest
+            return rest if rest.schema.equals(self._schema) else self._fit(rest)
         return {
             name: wrap(numbers[name][start:stop])
             if name in numbers
@@ -174,11 +176,21 @@ class BatchConverter:
     def concatenate(self, batches: Sequence[Any]) -> Any:  # noqa: ANN401 - as `to_batch` returns
         """Return several results of `to_batch` as one batch."""
         if isinstance(batches[0], pa.RecordBatch):
-            (batch,) = pa.Table.from_batches(batches).combine_chunks().to_batches()
-            return batch
+            columns = zip(*(batch.columns for batch in batches), strict=True)
+            arrays = [join([*chunks], field.type) for chunks, field in zip(columns, self._schema, strict=True)]
+            return record_batch(arrays, self._schema)
         return {
             name: _CONCATENATE[type(first)]([batch[name] for batch in batches]) for name, first in batches[0].items()
         }
+
+    def _fit(self, rest: pa.RecordBatch) -> pa.RecordBatch:
+        """Return a slice of wide columns in the types of the schema, if its own values fit into them."""
+        columns = zip(rest.columns, self._schema, strict=True)
+        arrays = [
+            column if column.type.equals(field.type) else fit(copy_array(column), field.type)
+            for column, field in columns
+        ]
+        return record_batch(arrays, self._schema)
 
     def _convert(self, name: str, convert: ColumnConverter, column: pa.Array[Any]) -> Any:  # noqa: ANN401
         try:

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from laneway.convert.arrays import decode
 from laneway.convert.column_types import (
-    decode,
     decoded_type,
     innermost_type,
     is_number,

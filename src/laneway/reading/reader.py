@@ -53,7 +53,8 @@ class RowReader:
         self.schema = pa.schema([manifest.schema.field(name) for name in names])
         """Schema of the tables that `read` returns."""
         self._file_schema = manifest.file_schema
-        self._file_columns = [name for name in names if name in set(manifest.file_schema.names)]
+        in_files = set(manifest.file_schema.names)
+        self._file_columns = [name for name in names if name in in_files]
         keys = [field.name for field in manifest.partitions.fields]
         self._keys = {name: keys.index(name) for name in names if name in keys}
         self._forget_files()
@@ -192,11 +193,13 @@ class RowReader:
 
 
 def _check_columns(names: Sequence[str], schema: pa.Schema) -> None:
+    existing = schema.names
+    unknown = set(names).difference(existing)
     for name in names:
-        if name not in schema.names:
-            close = difflib.get_close_matches(name, schema.names)
+        if name in unknown:
+            close = difflib.get_close_matches(name, existing)
             hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
-            message = f"there is no column {name!r}: {hint}the columns are {', '.join(schema.names)}"
+            message = f"there is no column {name!r}: {hint}the columns are {', '.join(existing)}"
             raise SchemaMismatchError(message)
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
