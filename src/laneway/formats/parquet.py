@@ -90,7 +90,9 @@ class ParquetFormat:
             try:
                 # Not memory-mapped: a file that is truncated during a read would kill the process.
                 source = pa.OSFile(planned.path, mode="r")
-                return ParquetBlocks(pq.ParquetFile(source, metadata=footer, page_checksum_verification=True))
+                # Not pre-buffered: an open file would keep the bytes of the row groups that were read from it.
+                file = pq.ParquetFile(source, metadata=footer, pre_buffer=False, page_checksum_verification=True)
+                return ParquetBlocks(file)
             except (pa.ArrowException, OSError) as error:
                 raise storage.error_for(planned.path, "can't be opened", error) from storage.cause(error)
         key = (storage.redact(planned.path), planned.size, planned.version, planned.digest)

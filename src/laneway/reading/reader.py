@@ -133,21 +133,50 @@ class RowReader:
         blocks = f"{self._format.block_name} {first}" + (f" to {stop - 1}" if stop - first > 1 else "")
         path = self._storage.join(self._manifest.files.paths[file_index])
         try:
-            table = reader.read(first, stop, self._file_columns)
+            table = self._read_blocks(reader, first, stop)
         except DataFileError:
             reader.close()
             self._check_unchanged(file_index)
             raise
         except (pa.ArrowException, OSError, ValueError) as error:
+            column = self._column_that_fails(reader, first, stop, error)
             reader.close()
             self._check_unchanged(file_index)
-            what = f"can't be decoded ({blocks})"
+            what = f"can't be decoded ({blocks}{f', column {column!r}' if column else ''})"
             raise self._storage.error_for(path, what, error) from self._storage.cause(error)
         self._release(file_index, reader)
         if table.num_rows != num_rows:
             difference = f"{blocks} had {num_rows:,} rows and now has {table.num_rows:,}"
             raise self._storage.change_error(path, difference)
         return table
+
+    def _read_blocks(self, reader: BlockReader, first: int, stop: int) -> pa.Table:
+        try:
+            return reader.read(first, stop, self._file_columns)
+        except pa.ArrowNotImplementedError:
+            # Together they may be longer than an array of nested values can be.
+            if stop - first == 1:
+                raise
+            return pa.concat_tables([reader.read(block, block + 1, self._file_columns) for block in range(first, stop)])
+
+    def _column_that_fails(self, reader: BlockReader, first: int, stop: int, error: Exception) -> str | None:
+        """Return the column that can't be decoded, or None if it isn't a single one."""
+        if self.is_remote and isinstance(error, OSError):
+            return None  # perhaps the storage doesn't answer
+        columns = self._file_columns
+        while len(columns) > 1:
+            half = len(columns) // 2
+            can_read_half = self._can_read(reader, first, stop, columns[:half])
+            columns = columns[half:] if can_read_half else columns[:half]
+        others = [name for name in self._file_columns if name not in columns]
+        return columns[0] if columns and self._can_read(reader, first, stop, others) else None
+
+    def _can_read(self, reader: BlockReader, first: int, stop: int, columns: list[str]) -> bool:
+        try:
+            reader.read(first, stop, columns)
+        except (pa.ArrowException, OSError, ValueError):
+            return False
+        return True
 
     def _check_unchanged(self, file_index: int) -> None:
         """Raise an error if a file can't be read because it changed."""

@@ -175,10 +175,69 @@ def test_a_block_that_cannot_be_decoded_is_named(tmp_path: Path, kind: Kind) -> 
     reader = RowReader(manifest, storage)
     assert reader.read(0, 0, 5).num_rows == 5
     block = BLOCK[FORMAT_OF[kind]]
-    with pytest.raises(DataFileError, match=rf"{path.name} can't be decoded \({block} 1\):"):
+    column = ", column 'id'" if kind == "parquet" else "(, column 'id')?"
+    with pytest.raises(DataFileError, match=rf"{path.name} can't be decoded \({block} 1{column}\):"):
         reader.read(0, 60_000, 60_001)
-    with pytest.raises(DataFileError, match=rf"{path.name} can't be decoded \({block} 1 to 2\):"):
+    with pytest.raises(DataFileError, match=rf"{path.name} can't be decoded \({block} 1 to 2{column}\):"):
         reader.read(0, 60_000, 130_000)
+
+
+@pytest.mark.parametrize("bad", ["a", "c", "e"])
+def test_the_column_that_cannot_be_decoded_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: str) -> None:
+    table = pa.table({name: [1, 2] for name in "abcde"})
+    write_blocks(tmp_path / "a.parquet", "parquet", [table], table.schema)
+    reader = _reader(tmp_path)
+    original: Any = parquet.ParquetBlocks.read
+    failing = set(bad)
+
+    def fail(self: Any, first: int, stop: int, columns: list[str]) -> pa.Table:
+        if failing.intersection(columns):
+            message = "too long"
+            raise pa.ArrowInvalid(message)
+        table: pa.Table = original(self, first, stop, columns)
+        return table
+
+    monkeypatch.setattr(parquet.ParquetBlocks, "read", fail)
+    with pytest.raises(DataFileError, match=rf"\(row group 0, column '{bad}'\): .*too long"):
+        reader.read(0, 0, 2)
+    failing.update("abcde")
+    with pytest.raises(DataFileError, match=r"\(row group 0\): .*too long"):
+        reader.read(0, 0, 2)
+
+
+def test_row_groups_that_cannot_be_decoded_together_are_decoded_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_corpus(tmp_path, files=((3, 2, 4),))
+    reader = _reader(tmp_path)
+    original: Any = parquet.ParquetBlocks.read
+
+    def fail(self: Any, first: int, stop: int, columns: list[str]) -> pa.Table:
+        if stop - first > 1:
+            message = "Nested data conversions not implemented for chunked array outputs"
+            raise pa.ArrowNotImplementedError(message)
+        table: pa.Table = original(self, first, stop, columns)
+        return table
+
+    monkeypatch.setattr(parquet.ParquetBlocks, "read", fail)
+    assert reader.read(0, 1, 8).equals(rows(1, 8))
+
+
+def test_open_files_hold_no_memory(tmp_path: Path) -> None:
+    table = pa.table({"x": np.random.default_rng(0).random(100_000)})
+    for name in "abcd":
+        pq.write_table(table, tmp_path / f"{name}.parquet", use_dictionary=False)
+    reader = _reader(tmp_path)
+    pool = pa.proxy_memory_pool(pa.default_memory_pool())
+    default = pa.default_memory_pool()
+    pa.set_memory_pool(pool)
+    try:
+        for file_index in range(4):
+            assert reader.read(file_index, 0, 100_000).num_rows == 100_000
+        assert len(reader._idle) == 4
+        assert pool.bytes_allocated() < 0.1 * table.nbytes
+    finally:
+        pa.set_memory_pool(default)
 
 
 def test_a_manifest_with_a_wrong_row_count_is_an_error(tmp_path: Path) -> None:
@@ -209,6 +268,6 @@ def test_page_checksums_are_verified_if_a_file_has_them(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[300_000] ^= 1
     path.write_bytes(data)
-    with pytest.raises(DataFileError, match=r"a\.parquet can't be decoded \(row group 0\): .*CRC"):
+    with pytest.raises(DataFileError, match=r"a\.parquet can't be decoded \(row group 0, column 'x'\): .*CRC"):
         RowReader(manifest, storage).read(0, 0, 25_000)
     assert RowReader(manifest, storage).read(0, 25_000, 50_000).equals(table.slice(25_000))
