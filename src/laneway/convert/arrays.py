@@ -7,7 +7,7 @@ Arrow handles, and wider where their sum demands it. `fit` returns them to the t
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
@@ -132,7 +132,9 @@ def _join_plain(chunks: list[_Array], data_type: _Type) -> _Array:
         return pa.nulls(0, _plain_type(data_type))
     if not _is_fixed_width(data_type):
         plain = [_plain(chunk) for chunk in _drain(chunks)]
-        wide_type = _wide_type(plain[0].type, plain)
+        common = reduce(_common_type, (array.type for array in plain))
+        plain = [_cast(array, common) for array in _drain(plain)]
+        wide_type = _wide_type(common, plain)
         chunks.extend(_cast(array, wide_type) for array in _drain(plain))
     joined = chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks)
     chunks.clear()
@@ -198,6 +200,21 @@ def _wide_dictionary_type(data_type: _Type, dictionaries: Sequence[_Array]) -> _
     if has_nulls:  # Arrow can't unify dictionaries with nulls
         return _large.get(value_type, value_type)
     return pa.dictionary(_index_type(num_values), value_type, data_type.ordered)
+
+
+def _common_type(first: _Type, second: _Type) -> _Type:
+    """Return the wider one of two plain types of a column, at any depth."""
+    if first.equals(second):
+        return first
+    if isinstance(first, pa.DictionaryType) and isinstance(second, pa.DictionaryType):
+        index_type = max(first.index_type, second.index_type, key=_max_index)
+        return pa.dictionary(index_type, _common_type(first.value_type, second.value_type), first.ordered)
+    if isinstance(first, pa.DictionaryType) or isinstance(second, pa.DictionaryType):
+        return _common_type(*(decoded_type(each) or each for each in (first, second)))
+    if not pa.types.is_nested(first):
+        return _large.get(first, first)
+    types = map(_common_type, *([field.type for field in _child_fields(each)] for each in (first, second)))
+    return _with_children(second if _is_short_list(first) else first, [*types])
 
 
 def _extent(array: _Array) -> int:

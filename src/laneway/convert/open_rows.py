@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import pyarrow as pa
 
@@ -52,6 +52,10 @@ class OpenRows(NamedTuple):
     def num_rows(self) -> int:
         """Number of rows."""
         return self.stop - self.start
+
+    def column(self, name: str) -> pa.Array[Any]:
+        """Return these rows of a column that is in `rest`."""
+        return cast("pa.RecordBatch", self.rest).column(name).slice(self.start, self.stop - self.start)
 
     def slice(self, start: int, stop: int) -> OpenRows:
         """Return rows [start, stop) of these rows, without a copy."""

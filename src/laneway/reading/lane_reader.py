@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from itertools import accumulate, chain
 from typing import TYPE_CHECKING
 
+from laneway.convert.open_rows import OpenRows
 from laneway.reading.windows import WindowReader
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from laneway.convert.columns import ToStored
-    from laneway.convert.open_rows import OpenRows
     from laneway.core.cursor import LaneRange
     from laneway.core.lanes import Segment
     from laneway.core.plan import Plan
@@ -110,6 +110,12 @@ class LaneReader:
         """Return rows of a lane, as slices of its windows."""
         lane, start, stop = wanted
         lane_rows = self._lane_rows[lane]
+        window = self._open.get(lane)
+        if window is not None and window.bounds[0] <= start and stop <= window.bounds[1] and stop < lane_rows:
+            # The usual case. A batch may consist of hundreds of ranges.
+            numbers, rest, _, _ = window.parts[0]
+            first = window.bounds[0]
+            return [OpenRows(numbers, rest, start - first, stop - first)]
         slices = []
         while start < min(stop, lane_rows):
             rows = self._window(lane, start).slice(start, stop)

@@ -16,6 +16,7 @@ from laneway.errors import DataFileError, SchemaMismatchError
 from laneway.formats import parquet
 from laneway.reading.reader import RowReader
 from tests.corpora import FORMAT_OF, KINDS, Kind, rows, write_blocks, write_corpus
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -235,7 +236,8 @@ def test_open_files_hold_no_memory(tmp_path: Path) -> None:
         for file_index in range(4):
             assert reader.read(file_index, 0, 100_000).num_rows == 100_000
         assert len(reader._idle) == 4
-        assert pool.bytes_allocated() < 0.1 * table.nbytes
+        # Arrow's threads may still hold the last buffer for a moment.
+        wait_until(lambda: pool.bytes_allocated() < 0.1 * table.nbytes, lambda: f"{pool.bytes_allocated():,} bytes")
     finally:
         pa.set_memory_pool(default)
 
