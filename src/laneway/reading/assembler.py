@@ -54,6 +54,8 @@ class WindowAssembler:
         self._tables: list[tuple[int, pa.Table]] = []
         """The first source row of each table, and its columns that `finish` puts in order."""
         self._numbers: dict[str, NDArray[Any]] = {}
+        self._scratch: NDArray[np.uint8] = np.empty(0, np.uint8)
+        """Shared by all columns of numbers: page faults of new memory cost more than copying."""
         self._num_missing = num_rows
         self._lock = threading.Lock()
 
@@ -105,14 +107,18 @@ class WindowAssembler:
         except (NullFoundError, *CONVERSION_ERRORS):
             raise NotVectorizableError from None
 
-    def _take_numbers(self, name: str, chunks: list[pa.Array[Any]], scratch: NDArray[Any]) -> NDArray[Any]:
+    def _take_numbers(self, name: str, chunks: list[pa.Array[Any]]) -> NDArray[Any]:
         """Return the numbers of a column in order; empties `chunks`, as `take_rows` does."""
         arrays = [self._convert(name, chunk) for chunk in chunks]
-        values = np.concatenate(arrays, out=scratch.view(arrays[0].dtype)[: self._num_rows])
+        dtype = arrays[0].dtype
+        if len(self._scratch) < self._num_rows * dtype.itemsize:
+            self._scratch = np.empty(self._num_rows * dtype.itemsize, np.uint8)
+        scratch = self._scratch[: self._num_rows * dtype.itemsize].view(dtype)
+        values = np.concatenate(arrays, out=scratch)
         arrays.clear()
         chunks.clear()
         # "clip" checks no index; "raise" would make another copy.
-        return values.take(self._order, out=_empty((len(self._order),), values.dtype), mode="clip")
+        return values.take(self._order, out=_empty((len(self._order),), dtype), mode="clip")
 
     def finish(self) -> OpenRows:
         """Return all rows in order, once none is missing.
@@ -128,16 +134,15 @@ class WindowAssembler:
         columns = [[chunk for table in tables for chunk in table.column(i).chunks] for i in range(len(fields))]
         tables.clear()
         order = cast("pa.Int64Array", pa.array(self._order))
-        # Shared by all columns: page faults of new memory cost more than copying. 16 bytes: no number is larger.
-        scratch = np.empty(self._num_rows, np.complex128)
         arrow: list[pa.Array[Any]] = []
         arrow_fields: list[pa.Field[Any]] = []
         for field, chunks in zip(fields, columns, strict=True):
             if field.name in self._vectorized:
-                self._numbers[field.name] = self._take_numbers(field.name, chunks, scratch)
+                self._numbers[field.name] = self._take_numbers(field.name, chunks)
             else:
                 arrow.append(self._take_arrow(field, chunks, order))
                 arrow_fields.append(field)
+        self._scratch = np.empty(0, np.uint8)
         numbers = {name: self._numbers[name] for name in self._vectorized}
         rest = record_batch(arrow, pa.schema(arrow_fields, cast("Any", schema.metadata))) if arrow else None
         return OpenRows(numbers, rest, 0, len(order))

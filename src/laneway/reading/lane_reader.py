@@ -116,6 +116,7 @@ class LaneReader:
             numbers, rest, _, _ = window.parts[0]
             first = window.bounds[0]
             return [OpenRows(numbers, rest, start - first, stop - first)]
+        del window  # so that the next window doesn't find it in memory
         slices = []
         while start < min(stop, lane_rows):
             rows = self._window(lane, start).slice(start, stop)

@@ -16,6 +16,7 @@ from laneway.errors import DataFileError, SchemaMismatchError
 from laneway.formats import parquet
 from laneway.reading.reader import RowReader
 from tests.corpora import FORMAT_OF, KINDS, Kind, rows, write_blocks, write_corpus
+from tests.memory import counted_memory
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -229,17 +230,12 @@ def test_open_files_hold_no_memory(tmp_path: Path) -> None:
     for name in "abcd":
         pq.write_table(table, tmp_path / f"{name}.parquet", use_dictionary=False)
     reader = _reader(tmp_path)
-    pool = pa.proxy_memory_pool(pa.default_memory_pool())
-    default = pa.default_memory_pool()
-    pa.set_memory_pool(pool)
-    try:
+    with counted_memory() as pool:
         for file_index in range(4):
             assert reader.read(file_index, 0, 100_000).num_rows == 100_000
         assert len(reader._idle) == 4
         # Arrow's threads may still hold the last buffer for a moment.
         wait_until(lambda: pool.bytes_allocated() < 0.1 * table.nbytes, lambda: f"{pool.bytes_allocated():,} bytes")
-    finally:
-        pa.set_memory_pool(default)
 
 
 def test_a_manifest_with_a_wrong_row_count_is_an_error(tmp_path: Path) -> None:
