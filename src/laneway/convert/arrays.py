@@ -30,6 +30,7 @@ MAX_OFFSET: Final = 2**31 - 1
 
 _compute: Any = pc
 _map: Any = pa.map_
+_run_end_encoded: Any = pa.run_end_encoded
 _dictionary_array: Any = pa.DictionaryArray.from_arrays
 _views: Final[dict[_Type, _Type]] = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
 _large: Final[dict[_Type, _Type]] = {pa.string(): pa.large_string(), pa.binary(): pa.large_binary()}
@@ -83,7 +84,7 @@ def fit(array: pa.Array[Any], data_type: pa.DataType) -> pa.Array[Any]:
     """Return an array in `data_type`, or in the closest wider type if its values need one.
 
     Args:
-        array: Values without an offset, as `take_rows` and `copy_array` return them.
+        array: Values of the column. Copy a slice first: fitting it would otherwise count the values of the rest.
         data_type: The type of the column that they come from.
     """
     return cast("pa.Array[Any]", _fit(array, data_type))
@@ -102,11 +103,15 @@ def _plain(array: _Array) -> _Array:
     return _cast(array, _plain_type(array.type))
 
 
-@lru_cache(4096)
 def _plain_type(data_type: _Type) -> _Type:
     """Return the type in which Arrow can take rows: without views, runs, extensions and dictionaries of such values."""
-    if isinstance(data_type, pa.BaseExtensionType):
-        return _plain_type(data_type.storage_type)
+    # Extension types may not be hashable, all other types are.
+    is_extension = isinstance(data_type, pa.BaseExtensionType)
+    return _plain_type(data_type.storage_type) if is_extension else _cached_plain_type(data_type)
+
+
+@lru_cache(4096)
+def _cached_plain_type(data_type: _Type) -> _Type:
     if isinstance(data_type, pa.RunEndEncodedType):
         return _plain_type(data_type.value_type)
     if isinstance(data_type, pa.DictionaryType):
@@ -119,10 +124,28 @@ def _plain_type(data_type: _Type) -> _Type:
     return _views.get(data_type, data_type)
 
 
-@lru_cache(4096)
+def registered_as_storage(data_type: _Type) -> _Type:
+    """Return how a type is stored, at any depth, where it is an extension type that a user's code registered.
+
+    Only processes that have registered such a type know it. The extension types of pyarrow itself stay as they are.
+    """
+    if isinstance(data_type, pa.BaseExtensionType):
+        return registered_as_storage(data_type.storage_type) if isinstance(data_type, pa.ExtensionType) else data_type
+    if isinstance(data_type, pa.RunEndEncodedType):
+        return _run_end_encoded(data_type.run_end_type, registered_as_storage(data_type.value_type))
+    if isinstance(data_type, pa.DictionaryType):
+        value_type = registered_as_storage(data_type.value_type)
+        return pa.dictionary(data_type.index_type, value_type, data_type.ordered)
+    if not pa.types.is_nested(data_type):
+        return data_type
+    return _with_children(data_type, [registered_as_storage(child.type) for child in _child_fields(data_type)])
+
+
 def _is_fixed_width(data_type: _Type) -> bool:
     """Return whether arrays of the type can be joined and taken as they are, whatever their length."""
     types = pa.types
+    if isinstance(data_type, pa.BaseExtensionType):
+        return False
     return types.is_primitive(data_type) or types.is_null(data_type) or types.is_fixed_size_binary(data_type)
 
 
@@ -266,7 +289,7 @@ def _cast(array: _Array, data_type: _Type) -> _Array:
 def _fit(array: _Array, data_type: _Type) -> _Array:
     if array.type.equals(data_type):
         return array
-    if isinstance(data_type, pa.BaseExtensionType):
+    if isinstance(array, pa.ExtensionArray) or isinstance(data_type, pa.BaseExtensionType):
         return _fit_extension(array, data_type)
     if isinstance(data_type, pa.RunEndEncodedType):
         return _fit_runs(array, data_type)
@@ -291,7 +314,10 @@ def _fit_nested(array: _Array, data_type: _Type) -> _Array:
 
 
 def _fit_extension(array: _Array, data_type: _Type) -> _Array:
-    storage = _fit(array.storage if isinstance(array, pa.ExtensionArray) else array, data_type.storage_type)
+    values = array.storage if isinstance(array, pa.ExtensionArray) else array
+    if not isinstance(data_type, pa.BaseExtensionType):
+        return _fit(values, data_type)
+    storage = _fit(values, data_type.storage_type)
     is_exact = storage.type.equals(data_type.storage_type)
     return pa.ExtensionArray.from_storage(data_type, storage) if is_exact else storage
 

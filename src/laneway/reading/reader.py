@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 import pyarrow as pa
 
+from laneway.convert.arrays import fit
 from laneway.errors import DataFileError, SchemaMismatchError
 from laneway.formats import FORMATS
 from laneway.storage.entries import file_size
@@ -218,7 +219,16 @@ class RowReader:
             columns[name] = pa.repeat(pa.scalar(value, self.schema.field(name).type), table.num_rows)
         if not columns:
             return table
-        return pa.Table.from_arrays([columns[name] for name in self.schema.names], schema=self.schema)
+        arrays = [_typed(columns[field.name], field.type) for field in self.schema]
+        return pa.Table.from_arrays(arrays, schema=self.schema)
+
+
+def _typed(column: Any, data_type: pa.DataType) -> Any:  # noqa: ANN401 - a column or a single array of it
+    """Return a column in its type. An extension type may be registered here and not where the files were scanned."""
+    if column.type.equals(data_type) or not isinstance(column, pa.ChunkedArray):
+        return column
+    chunked: Any = pa.chunked_array
+    return chunked([fit(chunk, data_type) for chunk in column.chunks], data_type)
 
 
 def _check_columns(names: Sequence[str], schema: pa.Schema) -> None:

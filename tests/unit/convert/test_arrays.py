@@ -24,6 +24,20 @@ _NUM_CHUNKS = 10
 _OFFSETS: Any = pa.array([0, 2, 2, 5, 9, 20], pa.int32())
 
 
+class _Name(pa.ExtensionType):
+    """A type as users register it: it can't be hashed, and is stored as views."""
+
+    def __init__(self) -> None:
+        super().__init__(_view, "tests.name")
+
+    def __arrow_ext_serialize__(self) -> bytes:
+        return b""
+
+    @classmethod
+    def __arrow_ext_deserialize__(cls, _storage: pa.DataType, _: bytes) -> _Name:
+        return cls()
+
+
 def _columns(prefix: str) -> dict[str, Any]:
     """Return columns whose texts begin with `prefix`, of 3 to 20 rows each."""
     texts: Any = pa.array([None if i % 7 == 3 else f"{prefix}{i}" * (i % 3 + 1) for i in range(20)])
@@ -67,6 +81,8 @@ def _columns(prefix: str) -> dict[str, Any]:
         ),
         "sparse union": from_sparse(types, [pa.array([prefix, "b", "c"], _view), pa.array([1, 2, 3])]),
         "extension": uuids,
+        "extension of a user": pa.ExtensionArray.from_storage(_Name(), views),
+        "list of extensions": _from_arrays(_OFFSETS, pa.ExtensionArray.from_storage(_Name(), views)),
         "intervals": pa.array([_interval([1, 2, 3]), None]),
         "nulls": pa.nulls(5),
     }

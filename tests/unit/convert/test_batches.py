@@ -10,6 +10,7 @@ from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, get_args
+from uuid import UUID
 
 import numpy as np
 import pyarrow as pa
@@ -372,6 +373,54 @@ def test_extension_types_are_converted_as_their_storage() -> None:
     assert converted(batch, "torch").tolist() == [[4, 5, 6, 7], [8, 9, 10, 11]]
     uuids = pa.ExtensionArray.from_storage(pa.uuid(), pa.array([b"0123456789abcdef"], pa.binary(16)))
     assert converted(pa.RecordBatch.from_arrays([uuids], ["x"]), "torch") == [b"0123456789abcdef"]
+
+
+class _LabelScalar(pa.ExtensionScalar):
+    def as_py(self, **_: Any) -> Any:
+        return f"label {self.value}"
+
+
+class _Label(pa.ExtensionType):
+    def __init__(self) -> None:
+        super().__init__(pa.int16(), "tests.label")
+
+    def __arrow_ext_serialize__(self) -> bytes:
+        return b""
+
+    @classmethod
+    def __arrow_ext_deserialize__(cls, _storage: pa.DataType, _: bytes) -> _Label:
+        return cls()
+
+    def __arrow_ext_scalar_class__(self) -> type[_LabelScalar]:
+        return _LabelScalar
+
+
+@pytest.mark.parametrize("output", ["python", "numpy", "torch"])
+def test_extension_types_of_users_are_converted_as_where_they_are_not_registered(output: Output) -> None:
+    numbers: Any = pa.array([1, 2, 3], pa.int16())
+    labels: Any = pa.ExtensionArray.from_storage(_Label(), numbers)
+    offsets: Any = pa.array([0, 1, 1, 3], pa.int32())
+    from_arrays: Any = pa.ListArray.from_arrays
+    for make in (
+        lambda values: values,
+        lambda values: from_arrays(offsets, values),
+        lambda values: pa.StructArray.from_arrays([values], ["x"]),
+        lambda values: pa.FixedSizeListArray.from_arrays(values, 1),
+    ):
+        registered, stored = (pa.record_batch({"x": make(values)}) for values in (labels, numbers))
+        assert plain(converted(registered, output)) == plain(converted(stored, output))
+        assert plain(converted(registered.slice(1), output)) == plain(converted(stored.slice(1), output))
+        assert registered.schema != stored.schema
+
+
+def test_uuids_are_objects_in_python_and_bytes_elsewhere() -> None:
+    uuids: Any = pa.array([b"0123456789abcdef"], pa.uuid())
+    offsets: Any = pa.array([0, 1], pa.int32())
+    lists: Any = pa.ListArray.from_arrays(offsets, uuids)
+    batch = pa.record_batch({"x": uuids, "list": lists})
+    row = convert(BatchConverter(batch.schema, "python"), batch)
+    assert row == {"x": [UUID(bytes=b"0123456789abcdef")], "list": [[UUID(bytes=b"0123456789abcdef")]]}
+    assert converted(batch, "torch") == [b"0123456789abcdef"]
 
 
 @pytest.mark.parametrize("output", ["torch", "numpy"])

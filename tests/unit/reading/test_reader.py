@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import pickle
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import numpy as np
 import pyarrow as pa
@@ -223,6 +224,54 @@ def test_row_groups_that_cannot_be_decoded_together_are_decoded_one_by_one(
 
     monkeypatch.setattr(parquet.ParquetBlocks, "read", fail)
     assert reader.read(0, 1, 8).equals(rows(1, 8))
+
+
+class _Matrix(pa.ExtensionType):
+    def __init__(self) -> None:
+        super().__init__(pa.list_(pa.float32()), "tests.matrix")
+
+    def __arrow_ext_serialize__(self) -> bytes:
+        return b""
+
+    @classmethod
+    def __arrow_ext_deserialize__(cls, _storage: pa.DataType, _: bytes) -> _Matrix:
+        return cls()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("is_scanned_with_it", [True, False])
+def test_an_extension_type_may_be_registered_in_one_process_only(
+    tmp_path: Path, kind: Kind, *, is_scanned_with_it: bool
+) -> None:
+    values: Any = pa.array([[1.0], [2.0, 3.0]], pa.list_(pa.float32()))
+    table = pa.table({"m": pa.ExtensionArray.from_storage(_Matrix(), values)})
+    path = tmp_path / ("a.parquet" if kind == "parquet" else "a.arrow")
+    pa.register_extension_type(_Matrix())  # type: ignore[arg-type]
+    try:
+        write_blocks(path, kind, [table], table.schema)
+        if is_scanned_with_it:
+            manifest, storage = scan_source(path)
+        else:
+            pa.unregister_extension_type("tests.matrix")
+            manifest, storage = scan_source(path)
+            pa.register_extension_type(_Matrix())  # type: ignore[arg-type]
+        with_it = RowReader(manifest, storage).read(0, 0, 2)
+    finally:
+        pa.unregister_extension_type("tests.matrix")
+    without_it = RowReader(manifest, storage).read(0, 1, 2)
+    assert with_it.schema.equals(without_it.schema)
+    assert with_it.to_pylist() == [{"m": [1.0]}, {"m": [2.0, 3.0]}]
+    assert without_it.to_pylist() == [{"m": [2.0, 3.0]}]
+
+
+def test_uuids_without_an_arrow_schema_are_bytes(tmp_path: Path) -> None:
+    uuids: Any = pa.array([b"0123456789abcdef", None], pa.uuid())
+    pq.write_table(pa.table({"x": uuids}), tmp_path / "a.parquet", store_schema=False)
+    reader = _reader(tmp_path)
+    assert reader.schema.field("x").type.equals(pa.binary(16))
+    assert reader.read(0, 0, 2).to_pydict() == {"x": [b"0123456789abcdef", None]}
+    pq.write_table(pa.table({"x": uuids}), tmp_path / "a.parquet")
+    assert _reader(tmp_path).read(0, 0, 1).to_pydict() == {"x": [UUID(bytes=b"0123456789abcdef")]}
 
 
 def test_open_files_hold_no_memory(tmp_path: Path) -> None:
