@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from itertools import chain
 from typing import TYPE_CHECKING, Any, final, get_args
 
 import numpy as np
 import pyarrow as pa
 import torch
 
+from laneway.convert.arrays import copy_array, fit, join, record_batch
 from laneway.convert.columns import CONVERSION_ERRORS, NullFoundError, Output, column_converter, vectorize
 from laneway.convert.fill import fill_scalars
 from laneway.errors import ColumnConversionError
@@ -104,7 +104,7 @@ class BatchConverter:
         {'x': tensor([ 1, -1]), 'name': ['a', 'b']}
     """
 
-    __slots__ = ("_columns", "_output", "_vectorized", "_wrap")
+    __slots__ = ("_columns", "_output", "_schema", "_vectorized", "_wrap")
 
     def __init__(self, schema: pa.Schema, output: Output, fill_null: FillNull | None = None) -> None:
         if output not in get_args(Output):
@@ -119,6 +119,7 @@ class BatchConverter:
             raise ColumnConversionError(message)
         fills = fill_scalars(schema, fill_null)
         self._output = output
+        self._schema = schema
         fields = () if output == "arrow" else schema
         self._wrap: Callable[[NDArray[Any]], Any] = torch.from_numpy if output == "torch" else _identity
         self._columns = tuple((f.name, column_converter(f.type, output, fills.get(f.name))) for f in fields)
@@ -145,7 +146,7 @@ class BatchConverter:
             return {name: wrap(values[start:stop]) for name, values in numbers.items()}
         rest = rest.slice(start, stop - start)
         if self._output == "arrow":
-            return rest
+            return rest if rest.schema.equals(self._schema) else self._fit(rest)
         return {
             name: wrap(numbers[name][start:stop])
             if name in numbers
@@ -163,28 +164,77 @@ class BatchConverter:
             NullInColumnError: As `to_batch`.
             ColumnConversionError: As `to_batch`.
         """
-        converted = self.to_batch(rows)
+        return self._rows(self.to_batch(rows), rows.num_rows)
+
+    def _rows(self, converted: dict[str, Any] | pa.RecordBatch, num_rows: int) -> list[Any]:
         if isinstance(converted, pa.RecordBatch):
-            return [converted.slice(i, 1) for i in range(rows.num_rows)]
+            return [converted.slice(i, 1) for i in range(num_rows)]
         if not converted:
-            return [{} for _ in range(rows.num_rows)]
+            return [{} for _ in range(num_rows)]
         columns = [c.unbind() if isinstance(c, torch.Tensor) else c for c in converted.values()]
         return _row_builder(tuple(converted))(*columns)
 
-    def concatenate(self, batches: Sequence[Any]) -> Any:  # noqa: ANN401 - as `to_batch` returns
-        """Return several results of `to_batch` as one batch."""
-        if isinstance(batches[0], pa.RecordBatch):
-            (batch,) = pa.Table.from_batches(batches).combine_chunks().to_batches()
-            return batch
-        return {
-            name: _CONCATENATE[type(first)]([batch[name] for batch in batches]) for name, first in batches[0].items()
-        }
+    def gather(self, parts: Sequence[OpenRows]) -> dict[str, Any] | pa.RecordBatch:
+        """Return the columns of several parts, at least one, as one batch; see `to_batch`."""
+        if len(parts) == 1:
+            return self.to_batch(parts[0])
+        if self._output == "arrow":
+            arrays = [self._join(parts, field.name, field.type) for field in self._schema]
+            return record_batch(arrays, self._schema)
+        batch: dict[str, Any] = {}
+        for name, convert in self._columns:
+            to_stored = self._vectorized.get(name)
+            if to_stored is None:
+                column = self._join(parts, name, self._schema.field(name).type)
+                batch[name] = self._convert(name, convert, column)
+            else:
+                batch[name] = self._wrap(np.concatenate(self._numbers(parts, name, to_stored)))
+        return batch
 
-    def _convert(self, name: str, convert: ColumnConverter, column: pa.Array[Any]) -> Any:  # noqa: ANN401
+    def gather_rows(self, parts: Sequence[OpenRows]) -> list[Any]:
+        """Return one object per row of several parts, at least one; see `to_rows`."""
+        return self._rows(self.gather(parts), sum(part.num_rows for part in parts))
+
+    def _numbers(self, parts: Sequence[OpenRows], name: str, to_stored: ToStored) -> list[NDArray[Any]]:
+        """Return the numbers of each part of a column."""
+        try:
+            return [numbers[name][start:stop] for numbers, _, start, stop in parts]
+        except KeyError:  # a window with a value that can't be converted
+            arrays, num_rows = [], 0
+        for part in parts:
+            if name in part.numbers:
+                arrays.append(part.numbers[name][part.start : part.stop])
+            else:
+                arrays.append(self._convert(name, to_stored, part.column(name), num_rows))
+            num_rows += part.num_rows
+        return arrays
+
+    def _join(self, parts: Sequence[OpenRows], name: str, data_type: pa.DataType) -> pa.Array[Any]:
+        """Return an Arrow column of several parts."""
+        try:
+            return join([part.column(name) for part in parts], data_type)
+        except pa.ArrowException as error:
+            message = (
+                f"the rows of column {name!r} of type {data_type} can't be joined to a batch: {error}\n"
+                f"read without this column, or with a smaller batch_size"
+            )
+            raise ColumnConversionError(message) from error
+
+    def _fit(self, rest: pa.RecordBatch) -> pa.RecordBatch:
+        """Return a slice of wide columns in the types of the schema, if its own values fit into them."""
+        columns = zip(rest.columns, self._schema, strict=True)
+        arrays = [
+            column if column.type.equals(field.type) else fit(copy_array(column), field.type)
+            for column, field in columns
+        ]
+        return record_batch(arrays, self._schema)
+
+    def _convert(self, name: str, convert: ColumnConverter, column: pa.Array[Any], num_before: int = 0) -> Any:  # noqa: ANN401
+        """Return a converted column, whose first row is row `num_before` of the batch."""
         try:
             return convert(column)
         except NullFoundError as error:
-            raise NullInColumnError.found(name, str(column.type), error.index) from None
+            raise NullInColumnError.found(name, str(column.type), num_before + error.index) from None
         except CONVERSION_ERRORS as error:
             message = (
                 f"column {name!r} of type {column.type} can't be converted to {self._output!r}: {error}\n"
@@ -208,11 +258,3 @@ def _row_builder(names: tuple[str, ...]) -> Callable[..., list[dict[str, Any]]]:
 
 def _identity(array: NDArray[Any]) -> NDArray[Any]:
     return array
-
-
-_CONCATENATE: dict[type, Callable[[list[Any]], Any]] = {
-    # numpy.concatenate, as torch.cat starts threads, and batches are too small for that.
-    torch.Tensor: lambda tensors: torch.from_numpy(np.concatenate([tensor.numpy() for tensor in tensors])),
-    np.ndarray: np.concatenate,
-    list: lambda lists: [*chain.from_iterable(lists)],
-}

@@ -6,7 +6,6 @@ from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 _LISTS = (pa.ListType, pa.LargeListType, pa.FixedSizeListType, pa.ListViewType, pa.LargeListViewType)
 
@@ -18,15 +17,6 @@ def decoded_type(data_type: pa.DataType) -> pa.DataType | None:
     if isinstance(data_type, pa.BaseExtensionType):
         return data_type.storage_type
     return None
-
-
-def decode(array: pa.Array[Any]) -> pa.Array[Any]:
-    """Return the values of an array of a dictionary, run-end-encoded or extension type."""
-    if isinstance(array, pa.DictionaryArray):
-        return array.dictionary_decode()
-    if isinstance(array, pa.ExtensionArray):
-        return cast("pa.Array[Any]", array.storage)
-    return cast("pa.Array[Any]", pc.call_function("run_end_decode", [array]))
 
 
 def value_type(data_type: pa.DataType) -> pa.DataType | None:

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from laneway.convert.arrays import decode, fit, registered_as_storage
 from laneway.convert.column_types import (
-    decode,
     decoded_type,
     innermost_type,
     is_number,
@@ -65,8 +65,11 @@ def column_converter(data_type: pa.DataType, output: Output, fill: _Scalar | Non
         A callable that can be pickled. It raises NullFoundError for a null where a tensor or an array needs a
         value, and one of CONVERSION_ERRORS for a value that Python can't represent.
     """
+    storage_type = registered_as_storage(data_type)
+    if not storage_type.equals(data_type):
+        return _ToStorage(storage_type, column_converter(storage_type, output, fill))
     inner = decoded_type(data_type)
-    # As Python values, extension types have classes of their own: a UUID, for example.
+    # As Python values, pyarrow's own extension types have classes: a UUID, for example.
     if inner is not None and not (output == "python" and isinstance(data_type, pa.BaseExtensionType)):
         return _Decode(column_converter(inner, output, fill))
     if output != "python":
@@ -94,6 +97,9 @@ def vectorize(convert: ColumnConverter) -> ToStored | None:
     if isinstance(convert, _Decode):
         inner = vectorize(convert.convert)
         return None if inner is None else _Decode(inner)
+    if isinstance(convert, _ToStorage):
+        inner = vectorize(convert.convert)
+        return None if inner is None else _ToStorage(convert.data_type, inner)
     return None
 
 
@@ -129,6 +135,18 @@ class _Decode:
 
     def __call__(self, array: _Array) -> Any:  # noqa: ANN401
         return self.convert(decode(array))
+
+
+@dataclass(frozen=True, slots=True)
+class _ToStorage:
+    """Values of registered extension types -> result of `convert` for how they are stored."""
+
+    data_type: pa.DataType
+    convert: ColumnConverter
+
+    def __call__(self, array: _Array) -> Any:  # noqa: ANN401
+        # The same in a process that has not registered the type.
+        return self.convert(fit(array, self.data_type))
 
 
 @dataclass(frozen=True, slots=True)

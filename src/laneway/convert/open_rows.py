@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import pyarrow as pa
 
+from laneway.convert.arrays import copy_array
 from laneway.convert.columns import CONVERSION_ERRORS, NullFoundError
 
 if TYPE_CHECKING:
@@ -23,7 +24,10 @@ class OpenRows(NamedTuple):
     numbers: dict[str, NDArray[Any]]
     """Column -> its values, shape (rows in memory, *shape of one value)."""
     rest: pa.RecordBatch | None
-    """All other columns, and possibly some of `numbers`; None if every column is in `numbers`."""
+    """All other columns, and possibly some of `numbers`; None if every column is in `numbers`.
+
+    A column may be of a wider type than the schema's, which holds more bytes, values or distinct values.
+    """
     start: int
     """First row."""
     stop: int
@@ -49,6 +53,10 @@ class OpenRows(NamedTuple):
         """Number of rows."""
         return self.stop - self.start
 
+    def column(self, name: str) -> pa.Array[Any]:
+        """Return these rows of a column that is in `rest`."""
+        return cast("pa.RecordBatch", self.rest).column(name).slice(self.start, self.stop - self.start)
+
     def slice(self, start: int, stop: int) -> OpenRows:
         """Return rows [start, stop) of these rows, without a copy."""
         return OpenRows(self.numbers, self.rest, self.start + start, self.start + stop)
@@ -61,8 +69,3 @@ class OpenRows(NamedTuple):
             return OpenRows(numbers, None, 0, 1)
         rest = [copy_array(column.slice(row, 1)) for column in self.rest.columns]
         return OpenRows(numbers, pa.RecordBatch.from_arrays(rest, schema=self.rest.schema), 0, 1)
-
-
-def copy_array(array: pa.Array[Any]) -> pa.Array[Any]:
-    """Return the values of an array in memory of their own."""
-    return pa.concat_arrays([array, array.slice(0, 0)])

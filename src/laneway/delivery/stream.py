@@ -6,14 +6,16 @@ the slices and calls the user's functions.
 
 from __future__ import annotations
 
-from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch.utils.data import default_collate
 
 from laneway.convert.batches import NullInColumnError
 from laneway.core.cursor import LaneRange, Positions, Received, ReceivedRows
 from laneway.delivery.packing import SentItem, pack
 from laneway.delivery.passes import Pass, Taken
 from laneway.delivery.workers import is_in_worker
+from laneway.errors import ColumnConversionError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,45 +52,59 @@ class ItemMaker:
         self.transform = transform
         """The user's function, if any."""
         self._collate_fn = collate_fn
+        self._latest_rows: dict[int, tuple[list[LaneRange], list[Any]]] = {}
+        """Lane -> the rows that `rows` has returned last, which errors are about."""
 
     def batch(self, ranges: list[LaneRange]) -> Any:  # noqa: ANN401 - a user's function may return anything
         """Return the batch of these rows."""
         if self._collate_fn is None:
-            parts = self._convert(self._converter.to_batch, ranges)
-            return self._call(self.transform, parts[0] if len(parts) == 1 else self._converter.concatenate(parts))
-        rows = self.rows(ranges)
+            return self._call(self.transform, self._convert(self._converter.gather, ranges), ranges)
+        rows = self._convert(self._converter.gather_rows, ranges)
         if self.transform is not None:
-            rows = [self._call(self.transform, row) for row in rows]
-        return self._call(self._collate_fn, rows)
+            rows = [self._call(self.transform, row, ranges, index) for index, row in enumerate(rows)]
+        return self._call(self._collate_fn, rows, ranges)
 
     def rows(self, ranges: list[LaneRange]) -> list[Any]:
         """Return these rows one by one, before `transform`."""
-        parts = self._convert(self._converter.to_rows, ranges)
-        return parts[0] if len(parts) == 1 else [*chain.from_iterable(parts)]
+        rows: list[Any] = self._convert(self._converter.gather_rows, ranges)
+        self._latest_rows[ranges[0].lane] = (ranges, rows)
+        return rows
 
     def transform_row(self, row: Any) -> Any:  # noqa: ANN401 - a user's function may return anything
-        """Return the result of `transform` for a row."""
-        return self._call(self.transform, row)
+        """Return the result of `transform` for a row that `rows` returned."""
+        try:
+            return self._call(self.transform, row)
+        except Exception as error:
+            for ranges, rows in self._latest_rows.values():
+                for index, each in enumerate(rows):
+                    if each is row:
+                        error.add_note(self._description(ranges, index))
+                        raise
+            raise
 
     def close(self) -> None:
         """Release windows, files and threads at the end of the stream."""
+        self._latest_rows.clear()
         self._lanes.end()
 
-    def _convert(self, convert: Callable[[OpenRows], Any], ranges: list[LaneRange]) -> list[Any]:
-        """Return the converted rows of lane ranges, in one part or in several."""
-        slices = [found for lane_range in ranges for found in self._lanes.read(lane_range)]
-        parts: list[Any] = []
+    def _convert(self, convert: Callable[[list[OpenRows]], Any], ranges: list[LaneRange]) -> Any:  # noqa: ANN401
+        """Return the converted rows of lane ranges."""
+        read = self._lanes.read
         try:
-            for found in slices:
-                parts.append(convert(found))  # noqa: PERF401 - the handler needs the number of converted slices
+            return convert([found for lane_range in ranges for found in read(lane_range)])
         except NullInColumnError as error:
             if error.row_index is None:
                 raise
-            row_index = sum(rows.num_rows for rows in slices[: len(parts)]) + error.row_index
-            raise error.at(self._lanes.locate(ranges, row_index)) from None
-        return parts
+            raise error.at(self._lanes.locate(ranges, error.row_index)) from None
 
-    def _call(self, function: Callable[[Any], Any] | None, item: Any) -> Any:  # noqa: ANN401 - an item of the user
+    def _call(
+        self,
+        function: Callable[[Any], Any] | None,
+        item: Any,  # noqa: ANN401 - an item of the user
+        ranges: list[LaneRange] | None = None,
+        index: int | None = None,
+    ) -> Any:  # noqa: ANN401 - a user's function may return anything
+        """Return the result of a user's function for the rows of `ranges`, or for row `index` of them."""
         if function is None:
             return item
         try:
@@ -96,11 +112,39 @@ class ItemMaker:
         except StopIteration as error:
             self._lanes.close()
             message = "the transform or collate_fn raised StopIteration, which would end the epoch silently"
-            raise RuntimeError(message) from error
-        except BaseException:
+            stopped = RuntimeError(message)
+            self._describe(stopped, ranges, index)
+            raise stopped from error
+        except BaseException as error:
             # The function may have changed a window in place before it failed, so the next call reads it again.
             self._lanes.close()
+            self._describe(error, ranges, index)
+            if function is default_collate and isinstance(item, list) and ranges is not None:
+                self._check_nulls(item, ranges)
             raise
+
+    def _check_nulls(self, rows: list[Any], ranges: list[LaneRange]) -> None:
+        """Raise an error that names the first null among rows that can't be collated."""
+        for index, row in enumerate(rows):
+            for name, value in row.items() if isinstance(row, dict) else ():
+                if value is None:
+                    message = (
+                        f"{name!r} is null in {self._lanes.locate(ranges, index)}, and torch's default_collate can't "
+                        f"collate None: give a replacement, such as fill_null={{{name!r}: 0}}, or a collate_fn that "
+                        f"accepts None"
+                    )
+                    raise ColumnConversionError(message)
+
+    def _describe(self, error: BaseException, ranges: list[LaneRange] | None, index: int | None) -> None:
+        """Add the place of the rows to an error, as a note: it keeps its class and message."""
+        if ranges is not None:
+            error.add_note(self._description(ranges, index))
+
+    def _description(self, ranges: list[LaneRange], index: int | None) -> str:
+        if index is not None:
+            return f"the transform failed for {self._lanes.locate(ranges, index)}"
+        num_rows = sum(stop - start for _, start, stop in ranges)
+        return f"this batch has {num_rows:,} rows; the first one is {self._lanes.locate(ranges, 0)}"
 
 
 class Stream(Pass):

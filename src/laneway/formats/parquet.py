@@ -89,7 +89,8 @@ class ParquetFormat:
             try:
                 # Not memory-mapped: a file that is truncated during a read would kill the process.
                 source = pa.OSFile(planned.path, mode="r")
-                file = pq.ParquetFile(source, metadata=footer, page_checksum_verification=True)
+                # Not pre-buffered: an open file would keep the bytes of the row groups that were read from it.
+                file = pq.ParquetFile(source, metadata=footer, pre_buffer=False, page_checksum_verification=True)
             except (pa.ArrowException, OSError, ValueError) as error:
                 raise storage.error_for(planned.path, "can't be opened", error) from storage.cause(error)
             return ParquetBlocks(file, planned, _columns_of(schema))

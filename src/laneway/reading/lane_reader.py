@@ -6,21 +6,21 @@ import weakref
 from bisect import bisect_right
 from collections import deque
 from dataclasses import dataclass
-from itertools import accumulate, islice
+from itertools import accumulate, chain
 from typing import TYPE_CHECKING
 
+from laneway.convert.open_rows import OpenRows
 from laneway.reading.windows import WindowReader
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from laneway.convert.columns import ToStored
-    from laneway.convert.open_rows import OpenRows
     from laneway.core.cursor import LaneRange
     from laneway.core.lanes import Segment
     from laneway.core.plan import Plan
     from laneway.reading.reader import RowReader
-    from laneway.reading.windows import PendingWindow
+    from laneway.reading.windows import PendingWindow, ReadAhead
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,28 +39,44 @@ class _OpenWindow:
         return self.parts[i].slice(start - first, min(stop, end) - first)
 
 
-class _ReadAhead:
-    """The windows of one lane from a position on, prefetched in order."""
+class _PendingLane:
+    """The segments of one lane from a position on, of which the first are being read."""
 
     def __init__(self, windows: WindowReader, segments: Iterator[Segment], position: int) -> None:
         self._windows = windows
-        self._segments = segments
-        self._pending: deque[PendingWindow] = deque()
+        self._segments = chain.from_iterable(map(windows.split, segments))
+        self._next = next(self._segments, None)
+        """The first segment that is not being read, if any."""
+        self._pending: deque[tuple[PendingWindow, int]] = deque()
+        """The segments that are being read, and their bytes."""
         self.position = position
         """Position in the lane at which the next window begins."""
 
-    def next_window(self, num_ahead: int) -> _OpenWindow:
-        """Return the next window, and have the `num_ahead` windows after it read meanwhile."""
-        for segment in islice(self._segments, num_ahead + 1 - len(self._pending)):
-            self._pending.append(self._windows.begin(segment))
-        parts = self._windows.finish(self._pending.popleft())
+    def next_window(self, ahead: ReadAhead) -> _OpenWindow:
+        """Return the next window, and have those after it read meanwhile."""
+        if not self._pending:
+            self._begin()
+        num_bytes = sum(size for _, size in self._pending) - self._pending[0][1]
+        while self._next is not None and len(self._pending) <= ahead.max_segments:
+            num_bytes += self._next.num_bytes
+            if len(self._pending) > ahead.num_segments and num_bytes > ahead.num_bytes:
+                break
+            self._begin()
+        window, _ = self._pending.popleft()
+        parts = self._windows.finish(window)
         bounds = [*accumulate((part.num_rows for part in parts), initial=self.position)]
         self.position = bounds[-1]
         return _OpenWindow(bounds, parts)
 
+    def _begin(self) -> None:
+        if self._next is not None:
+            segment, num_bytes = self._next
+            self._pending.append((self._windows.begin(segment), num_bytes))
+            self._next = next(self._segments, None)
+
     def cancel(self) -> None:
         """Cancel the reads that have not started."""
-        for window in self._pending:
+        for window, _ in self._pending:
             window.cancel()
 
 
@@ -83,10 +99,10 @@ class LaneReader:
         self._windows = WindowReader(plan, rows, vectorized)
         # If the iterator is dropped mid-epoch, stop its threads instead of draining the queue.
         self._end = weakref.finalize(self, self._windows.end)
-        self._num_ahead = self._windows.num_segments_ahead(num_ahead)
+        self._read_ahead = self._windows.read_ahead(num_ahead)
         self._lane_rows: list[int] = plan.lanes.rows.tolist()
         self._open: dict[int, _OpenWindow] = {}
-        self._ahead: dict[int, _ReadAhead] = {}
+        self._ahead: dict[int, _PendingLane] = {}
         self._last_rows: dict[int, OpenRows] = {}
         """Lane -> a copy of its last row, which may be delivered again to pad the lane."""
 
@@ -94,6 +110,13 @@ class LaneReader:
         """Return rows of a lane, as slices of its windows."""
         lane, start, stop = wanted
         lane_rows = self._lane_rows[lane]
+        window = self._open.get(lane)
+        if window is not None and window.bounds[0] <= start and stop <= window.bounds[1] and stop < lane_rows:
+            # The usual case. A batch may consist of hundreds of ranges.
+            numbers, rest, _, _ = window.parts[0]
+            first = window.bounds[0]
+            return [OpenRows(numbers, rest, start - first, stop - first)]
+        del window  # so that the next window doesn't find it in memory
         slices = []
         while start < min(stop, lane_rows):
             rows = self._window(lane, start).slice(start, stop)
@@ -120,20 +143,19 @@ class LaneReader:
         # The old window is released first, so that memory never holds it together with all prefetched ones.
         self._open.pop(lane, None)
         del window
-        ahead = self._ahead.get(lane)
+        ahead = self._ahead.pop(lane, None)
         if ahead is None or ahead.position != position:
-            self._cancel(lane)
-            ahead = _ReadAhead(self._windows, self._plan.lanes.segments(lane, position), position)
-        # Put back only on success: after an error, the next call reads the window again.
-        self._ahead.pop(lane, None)
-        window = self._open[lane] = ahead.next_window(self._num_ahead)
+            if ahead is not None:
+                ahead.cancel()
+            ahead = _PendingLane(self._windows, self._plan.lanes.segments(lane, position), position)
+        try:
+            window = self._open[lane] = ahead.next_window(self._read_ahead)
+        except BaseException:
+            # The next call reads the window again, and shouldn't wait for those after it.
+            ahead.cancel()
+            raise
         self._ahead[lane] = ahead
         return window
-
-    def _cancel(self, lane: int) -> None:
-        ahead = self._ahead.pop(lane, None)
-        if ahead is not None:
-            ahead.cancel()
 
     def locate(self, wanted: list[LaneRange], row_index: int) -> str:
         """Return the data file of row `row_index` of these ranges, and the row's number in that file, for a message."""
@@ -153,8 +175,9 @@ class LaneReader:
 
     def close(self) -> None:
         """Release windows and close files; the next read opens them again."""
-        for lane in list(self._ahead):
-            self._cancel(lane)
+        for ahead in self._ahead.values():
+            ahead.cancel()
+        self._ahead.clear()
         self._open.clear()
         self._last_rows.clear()
         self._windows.close()

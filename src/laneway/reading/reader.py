@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 import pyarrow as pa
 
+from laneway.convert.arrays import fit
 from laneway.errors import DataFileError, SchemaMismatchError
 from laneway.formats import FORMATS
 from laneway.storage.entries import file_size
@@ -53,7 +54,8 @@ class RowReader:
         self.schema = pa.schema([manifest.schema.field(name) for name in names])
         """Schema of the tables that `read` returns."""
         self._file_schema = manifest.file_schema
-        self._file_columns = [name for name in names if name in set(manifest.file_schema.names)]
+        in_files = set(manifest.file_schema.names)
+        self._file_columns = [name for name in names if name in in_files]
         keys = [field.name for field in manifest.partitions.fields]
         self._keys = {name: keys.index(name) for name in names if name in keys}
         self._forget_files()
@@ -132,21 +134,50 @@ class RowReader:
         blocks = f"{self._format.block_name} {first}" + (f" to {stop - 1}" if stop - first > 1 else "")
         path = self._storage.join(self._manifest.files.paths[file_index])
         try:
-            table = reader.read(first, stop, self._file_columns)
+            table = self._read_blocks(reader, first, stop)
         except DataFileError:
             reader.close()
             self._check_unchanged(file_index)
             raise
         except (pa.ArrowException, OSError, ValueError) as error:
+            column = self._column_that_fails(reader, first, stop, error)
             reader.close()
             self._check_unchanged(file_index)
-            what = f"can't be decoded ({blocks})"
+            what = f"can't be decoded ({blocks}{f', column {column!r}' if column else ''})"
             raise self._storage.error_for(path, what, error) from self._storage.cause(error)
         self._release(file_index, reader)
         if table.num_rows != num_rows:
             difference = f"{blocks} had {num_rows:,} rows and now has {table.num_rows:,}"
             raise self._storage.change_error(path, difference)
         return table
+
+    def _read_blocks(self, reader: BlockReader, first: int, stop: int) -> pa.Table:
+        try:
+            return reader.read(first, stop, self._file_columns)
+        except pa.ArrowNotImplementedError:
+            # Together they may be longer than an array of nested values can be.
+            if stop - first == 1:
+                raise
+            return pa.concat_tables([reader.read(block, block + 1, self._file_columns) for block in range(first, stop)])
+
+    def _column_that_fails(self, reader: BlockReader, first: int, stop: int, error: Exception) -> str | None:
+        """Return the column that can't be decoded, or None if it isn't a single one."""
+        if self.is_remote and isinstance(error, OSError):
+            return None  # perhaps the storage doesn't answer
+        columns = self._file_columns
+        while len(columns) > 1:
+            half = len(columns) // 2
+            can_read_half = self._can_read(reader, first, stop, columns[:half])
+            columns = columns[half:] if can_read_half else columns[:half]
+        others = [name for name in self._file_columns if name not in columns]
+        return columns[0] if columns and self._can_read(reader, first, stop, others) else None
+
+    def _can_read(self, reader: BlockReader, first: int, stop: int, columns: list[str]) -> bool:
+        try:
+            reader.read(first, stop, columns)
+        except (pa.ArrowException, OSError, ValueError):
+            return False
+        return True
 
     def _check_unchanged(self, file_index: int) -> None:
         """Raise an error if a file can't be read because it changed."""
@@ -188,15 +219,26 @@ class RowReader:
             columns[name] = pa.repeat(pa.scalar(value, self.schema.field(name).type), table.num_rows)
         if not columns:
             return table
-        return pa.Table.from_arrays([columns[name] for name in self.schema.names], schema=self.schema)
+        arrays = [_typed(columns[field.name], field.type) for field in self.schema]
+        return pa.Table.from_arrays(arrays, schema=self.schema)
+
+
+def _typed(column: Any, data_type: pa.DataType) -> Any:  # noqa: ANN401 - a column or a single array of it
+    """Return a column in its type. An extension type may be registered here and not where the files were scanned."""
+    if column.type.equals(data_type) or not isinstance(column, pa.ChunkedArray):
+        return column
+    chunked: Any = pa.chunked_array
+    return chunked([fit(chunk, data_type) for chunk in column.chunks], data_type)
 
 
 def _check_columns(names: Sequence[str], schema: pa.Schema) -> None:
+    existing = schema.names
+    unknown = set(names).difference(existing)
     for name in names:
-        if name not in schema.names:
-            close = difflib.get_close_matches(name, schema.names)
+        if name in unknown:
+            close = difflib.get_close_matches(name, existing)
             hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
-            message = f"there is no column {name!r}: {hint}the columns are {', '.join(schema.names)}"
+            message = f"there is no column {name!r}: {hint}the columns are {', '.join(existing)}"
             raise SchemaMismatchError(message)
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:

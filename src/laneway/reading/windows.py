@@ -1,29 +1,63 @@
-"""Reads windows: a few threads read the pieces of a window, and the one that finishes last assembles them."""
+"""Reads windows: a few threads read the parts of a window, and the one that finishes last assembles them."""
 
 from __future__ import annotations
 
 import operator
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+import pyarrow as pa
+
+from laneway.convert.arrays import MAX_OFFSET, copy_array, join, record_batch
 from laneway.convert.open_rows import OpenRows
+from laneway.core.cutting import MAX_WINDOW_SHARDS, Segment
+from laneway.errors import ColumnConversionError
 from laneway.reading.assembler import NotVectorizableError, WindowAssembler
+from laneway.reading.parts import cut_at_blocks
 from laneway.reading.threads import DaemonThreads, NoThreads
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from concurrent.futures import Future
 
     from laneway.convert.columns import ToStored
-    from laneway.core.lanes import Segment
     from laneway.core.plan import FileRange, Plan
+    from laneway.reading.parts import Part
     from laneway.reading.reader import RowReader
 
-    _Piece = tuple[int, FileRange]
-    """Index of a piece in its window, and its rows."""
+_REQUEST_BYTES: Final = 16 << 20
+"""Most bytes that are read at once from remote storage: neighbouring small pieces are read together."""
+_MAX_THREADS: Final = 4
 
-_MAX_THREADS = 4
+
+class ReadAhead(NamedTuple):
+    """How much to read ahead in a lane."""
+
+    num_segments: int
+    """Segments that are always read ahead."""
+    num_bytes: int
+    """Further segments are read ahead while all of them together have no more bytes."""
+    max_segments: int
+    """Most segments that are read ahead."""
+
+
+class SizedSegment(NamedTuple):
+    """A segment that is read as a whole."""
+
+    segment: Segment
+    """The segment."""
+    num_bytes: int
+    """Estimated bytes of its decoded blocks; 0 if nobody needs to know."""
+
+
+class _Piece(NamedTuple):
+    """Rows of a data file, and their place in a window."""
+
+    start: int
+    """First row, counted in the window before shuffling."""
+    rows: FileRange
+    """The rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +67,14 @@ class PendingWindow:
     segment: Segment
     """The segment."""
     reads: list[Future[list[OpenRows] | None]]
-    """Reads of its pieces. The one that finishes last returns all rows, the others None."""
+    """Reads of its parts. The one that finishes last returns all rows, the others None."""
 
     def result(self) -> list[OpenRows]:
         """Return all rows once they have been read.
 
         Raises:
-            DataFileError: A piece can't be read.
+            DataFileError: A part can't be read.
+            ColumnConversionError: The rows of a column can't be put in order.
             NotVectorizableError: A value can't be converted.
         """
         try:
@@ -72,15 +107,28 @@ class WindowReader:
         num_threads = _MAX_THREADS if rows.is_remote else min(_MAX_THREADS, os.cpu_count() or 1)
         self._threads = NoThreads() if is_instant else DaemonThreads(num_threads)
 
-    def num_segments_ahead(self, num_windows: int) -> int:
-        """Return how many segments to prefetch for `num_windows` windows.
+    def read_ahead(self, num_windows: int) -> ReadAhead:
+        """Return how much to read ahead for `num_windows` windows.
 
-        Without shuffle, a window is a single piece of a shard. On remote storage, `window_bytes // shard_bytes` pieces
-        then count as one window.
+        Without shuffle, a segment is a few blocks. On remote storage, where each of them is a request, as many of them
+        are read ahead as have the bytes of the windows.
         """
         settings = self._plan.identity.settings
-        pieces = 1 if settings.shuffle or not self._rows.is_remote else settings.window_bytes // settings.shard_bytes
-        return num_windows * max(1, pieces)
+        if settings.shuffle or not self._rows.is_remote:
+            return ReadAhead(num_windows, 0, num_windows)
+        return ReadAhead(num_windows, num_windows * settings.window_bytes, num_windows * MAX_WINDOW_SHARDS)
+
+    def split(self, segment: Segment) -> Iterator[SizedSegment]:
+        """Yield the segments that are read at once: without shuffle, about `shard_bytes` of decoded blocks each."""
+        settings = self._plan.identity.settings
+        if settings.shuffle:
+            yield SizedSegment(segment, 0)
+            return
+        (piece,) = self._plan.window_files(segment.window)
+        wanted = piece._replace(start=piece.start + segment.start, stop=piece.start + segment.stop)
+        for part in self._parts(wanted, settings.shard_bytes):
+            start, stop = part.rows.start - piece.start, part.rows.stop - piece.start
+            yield SizedSegment(Segment(segment.window, start, stop), part.num_bytes)
 
     def begin(self, segment: Segment) -> PendingWindow:
         """Start reading a segment of a window."""
@@ -90,7 +138,8 @@ class WindowReader:
         """Return the rows of a segment once they have been read; in parts if a column is too long for one array.
 
         Raises:
-            DataFileError: A piece can't be read; the error of the first such piece.
+            DataFileError: A part can't be read; the error of the first such part.
+            ColumnConversionError: The rows of a column can't be put in order.
         """
         try:
             return window.result()
@@ -98,28 +147,56 @@ class WindowReader:
             # Only the batch with the bad value should fail, so convert batch by batch.
             return self._begin(window.segment, {}).result()
 
-    def _begin(self, segment: Segment, vectorized: Mapping[str, ToStored]) -> PendingWindow:
-        pieces, order = self._plan.window_files(segment.window), self._plan.window_order(segment.window)
-        if order is None:
-            (piece,) = pieces
-            wanted = piece._replace(start=piece.start + segment.start, stop=piece.start + segment.stop)
-            return PendingWindow(segment, [self._threads.submit(self._open, wanted, vectorized)])
-        piece_rows = [piece.stop - piece.start for piece in pieces]
-        assembler = WindowAssembler(vectorized, order[segment.start : segment.stop], piece_rows)
-        groups = _group_neighbours(pieces) if self._rows.is_remote else [[piece] for piece in enumerate(pieces)]
-        return PendingWindow(segment, [self._threads.submit(self._assemble, assembler, group) for group in groups])
+    def _parts(self, rows: FileRange, max_bytes: int) -> list[Part]:
+        return cut_at_blocks(self._plan.identity.files, rows, max_bytes)
 
-    def _open(self, piece: FileRange, vectorized: Mapping[str, ToStored]) -> list[OpenRows]:
-        batches = self._rows.read(*piece).combine_chunks().to_batches()
+    def _begin(self, segment: Segment, vectorized: Mapping[str, ToStored]) -> PendingWindow:
+        ranges, order = self._plan.window_files(segment.window), self._plan.window_order(segment.window)
+        if order is None:
+            (rows,) = ranges
+            wanted = rows._replace(start=rows.start + segment.start, stop=rows.start + segment.stop)
+            return PendingWindow(segment, [self._threads.submit(self._open, wanted, vectorized)])
+        pieces = []
+        num_rows = 0
+        for rows in ranges:
+            pieces.append(_Piece(num_rows, rows))
+            num_rows += rows.stop - rows.start
+        files = _names([self._plan.identity.files.paths[rows.file_index] for rows in ranges])
+        assembler = WindowAssembler(vectorized, order[segment.start : segment.stop], num_rows, files)
+        max_bytes = self._plan.identity.settings.shard_bytes
+        if self._rows.is_remote:
+            groups, max_bytes = _group_neighbours(pieces), max(max_bytes, _REQUEST_BYTES)
+        else:
+            groups = [[piece] for piece in pieces]
+        reads = [
+            self._threads.submit(self._assemble, assembler, part, group)
+            for group in groups
+            for part in self._parts(group[0].rows._replace(stop=group[-1].rows.stop), max_bytes)
+        ]
+        return PendingWindow(segment, reads)
+
+    def _open(self, rows: FileRange, vectorized: Mapping[str, ToStored]) -> list[OpenRows]:
+        table = self._rows.read(*rows)
+        if table.num_columns == 0 or table.get_total_buffer_size() > MAX_OFFSET:
+            batches = table.to_batches()
+        else:
+            batches = [_combine(table, self._plan.identity.files.paths[rows.file_index])]
         return [OpenRows.from_batch(batch, vectorized) for batch in batches]
 
-    def _assemble(self, assembler: WindowAssembler, group: list[_Piece]) -> list[OpenRows] | None:
-        """Read neighbouring pieces of a file; return all rows of the window if these are its last pieces."""
-        (_, (file_index, first, _)), (_, (_, _, last)) = group[0], group[-1]
-        table = self._rows.read(file_index, first, last)
-        is_last = [assembler.put(i, table.slice(start - first, stop - start)) for i, (_, start, stop) in group]
+    def _assemble(self, assembler: WindowAssembler, part: Part, pieces: list[_Piece]) -> list[OpenRows] | None:
+        """Read a part of neighbouring pieces of a file; return all rows of the window if these are its last ones."""
+        table = self._rows.read(*part.rows)
+        if not part.is_whole:
+            table = _copied(table)
+        is_last = False
+        for piece in pieces:
+            start, stop = max(piece.rows.start, part.rows.start), min(piece.rows.stop, part.rows.stop)
+            if start < stop:
+                rows = table.slice(start - part.rows.start, stop - start)
+                is_last |= assembler.put(piece.start + start - piece.rows.start, rows)
+                del rows
         del table  # released before all rows are put in order
-        return assembler.finish() if any(is_last) else None
+        return [assembler.finish()] if is_last else None
 
     def close(self) -> None:
         """Close the files; the reader can still be used."""
@@ -131,13 +208,40 @@ class WindowReader:
         self._rows.close()
 
 
-def _group_neighbours(pieces: list[FileRange]) -> list[list[_Piece]]:
-    """Group the pieces of a window that follow each other in a file: each group is one request to the storage."""
+def _group_neighbours(pieces: list[_Piece]) -> list[list[_Piece]]:
+    """Group the pieces of a window that follow each other in a file, and can be read together."""
     groups: list[list[_Piece]] = []
-    for piece in sorted(enumerate(pieces), key=operator.itemgetter(1)):
-        before = groups[-1][-1][1] if groups else None
-        if before is not None and (before.file_index, before.stop) == (piece[1].file_index, piece[1].start):
+    for piece in sorted(pieces, key=operator.attrgetter("rows")):
+        before = groups[-1][-1].rows if groups else None
+        if before is not None and (before.file_index, before.stop) == (piece.rows.file_index, piece.rows.start):
             groups[-1].append(piece)
         else:
             groups.append([piece])
     return groups
+
+
+def _names(paths: list[str]) -> str:
+    num_more = len(set(paths)) - 1
+    return paths[0] + (f" and {num_more} more file{'s' * (num_more > 1)}" if num_more else "")
+
+
+def _copied(table: pa.Table) -> pa.Table:
+    """Return a slice of a table in memory of its own, so that the rest of its blocks is released."""
+    chunks: Any = pa.chunked_array
+    columns = [chunks([copy_array(chunk) for chunk in column.chunks], column.type) for column in table.columns]
+    return pa.Table.from_arrays(columns, schema=table.schema) if columns else table
+
+
+def _combine(table: pa.Table, path: str) -> pa.RecordBatch:
+    """Return the rows of a table as one batch; its columns may be of wider types than the table's."""
+    arrays = []
+    for field, column in zip(table.schema, table.columns, strict=True):
+        try:
+            arrays.append(join(column.chunks, field.type))
+        except pa.ArrowException as error:
+            message = (
+                f"column {field.name!r} of type {field.type} of {path} can't be combined to one array: {error}\n"
+                f"read without this column"
+            )
+            raise ColumnConversionError(message) from error
+    return record_batch(arrays, table.schema)

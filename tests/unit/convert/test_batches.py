@@ -8,7 +8,9 @@ import mmap
 import pickle
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, get_args
+from uuid import UUID
 
 import numpy as np
 import pyarrow as pa
@@ -373,6 +375,54 @@ def test_extension_types_are_converted_as_their_storage() -> None:
     assert converted(pa.RecordBatch.from_arrays([uuids], ["x"]), "torch") == [b"0123456789abcdef"]
 
 
+class _LabelScalar(pa.ExtensionScalar):
+    def as_py(self, **_: Any) -> Any:
+        return f"label {self.value}"
+
+
+class _Label(pa.ExtensionType):
+    def __init__(self) -> None:
+        super().__init__(pa.int16(), "tests.label")
+
+    def __arrow_ext_serialize__(self) -> bytes:
+        return b""
+
+    @classmethod
+    def __arrow_ext_deserialize__(cls, _storage: pa.DataType, _: bytes) -> _Label:
+        return cls()
+
+    def __arrow_ext_scalar_class__(self) -> type[_LabelScalar]:
+        return _LabelScalar
+
+
+@pytest.mark.parametrize("output", ["python", "numpy", "torch"])
+def test_extension_types_of_users_are_converted_as_where_they_are_not_registered(output: Output) -> None:
+    numbers: Any = pa.array([1, 2, 3], pa.int16())
+    labels: Any = pa.ExtensionArray.from_storage(_Label(), numbers)
+    offsets: Any = pa.array([0, 1, 1, 3], pa.int32())
+    from_arrays: Any = pa.ListArray.from_arrays
+    for make in (
+        lambda values: values,
+        lambda values: from_arrays(offsets, values),
+        lambda values: pa.StructArray.from_arrays([values], ["x"]),
+        lambda values: pa.FixedSizeListArray.from_arrays(values, 1),
+    ):
+        registered, stored = (pa.record_batch({"x": make(values)}) for values in (labels, numbers))
+        assert plain(converted(registered, output)) == plain(converted(stored, output))
+        assert plain(converted(registered.slice(1), output)) == plain(converted(stored.slice(1), output))
+        assert registered.schema != stored.schema
+
+
+def test_uuids_are_objects_in_python_and_bytes_elsewhere() -> None:
+    uuids: Any = pa.array([b"0123456789abcdef"], pa.uuid())
+    offsets: Any = pa.array([0, 1], pa.int32())
+    lists: Any = pa.ListArray.from_arrays(offsets, uuids)
+    batch = pa.record_batch({"x": uuids, "list": lists})
+    row = convert(BatchConverter(batch.schema, "python"), batch)
+    assert row == {"x": [UUID(bytes=b"0123456789abcdef")], "list": [[UUID(bytes=b"0123456789abcdef")]]}
+    assert converted(batch, "torch") == [b"0123456789abcdef"]
+
+
 @pytest.mark.parametrize("output", ["torch", "numpy"])
 def test_tensors_and_arrays_are_views_of_arrows_memory(output: Output, tmp_path: Path) -> None:
     data = {
@@ -726,3 +776,65 @@ def test_a_column_is_refused_exactly_if_a_number_is_missing(batch: pa.RecordBatc
         else:
             columns: Any = convert(BatchConverter(column.schema, output), column)
             assert plain(columns[name]) == values
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    batch=batches_of_any_schema(),
+    cuts=st.lists(st.integers(0, 30), max_size=5),
+    output=st.sampled_from(get_args(Output)),
+)
+def test_parts_that_are_gathered_are_the_batch_of_all_their_rows(
+    batch: pa.RecordBatch, cuts: list[int], output: Output
+) -> None:
+    fill = None if output == "arrow" else 0
+    converter = BatchConverter(batch.schema, output, fill)
+    bounds = sorted({0, batch.num_rows, *(cut for cut in cuts if cut < batch.num_rows)})
+    # Every other part is as a window with a value that can't be converted: all of it is still Arrow.
+    parts = [
+        OpenRows.from_batch(batch, {} if i % 2 else converter.vectorized).slice(start, stop)
+        for i, (start, stop) in enumerate(pairwise(bounds))
+    ] or [OpenRows.from_batch(batch, {})]
+    gathered: Any = converter.gather(parts)
+    if isinstance(gathered, pa.RecordBatch):
+        gathered.validate(full=True)
+        assert gathered.equals(batch)
+    else:
+        expected: Any = convert(converter, batch)
+        assert {name: plain(column) for name, column in gathered.items()} == {
+            name: plain(column) for name, column in expected.items()
+        }
+    assert len(converter.gather_rows(parts)) == batch.num_rows
+
+
+@pytest.mark.parametrize("output", ["torch", "numpy"])
+@pytest.mark.parametrize("is_converted", [True, False])
+def test_a_null_in_gathered_parts_is_counted_from_the_first_row(output: Output, *, is_converted: bool) -> None:
+    batch = pa.record_batch({"x": [1, 2, 3, None, 5], "pair": pa.array([[1], [2], [3], [4], [5]])})
+    converter = BatchConverter(batch.schema, output)
+    rows = OpenRows.from_batch(batch, converter.vectorized if is_converted else {})
+    with pytest.raises(NullInColumnError, match="row 2 of this batch") as caught:
+        converter.gather([rows.slice(1, 3), rows.slice(3, 5)])
+    assert caught.value.row_index == 2
+
+
+def test_arrow_batches_return_to_the_types_of_the_schema_if_their_values_fit() -> None:
+    narrow = pa.schema([pa.field("code", pa.dictionary(pa.int8(), pa.string())), pa.field("text", pa.string())])
+    names = pa.array([f"user {i}" for i in range(300)])
+    wide = pa.record_batch(
+        {
+            "code": pa.DictionaryArray.from_arrays(pa.array(range(300), pa.int32()), names),
+            "text": names.cast(pa.large_string()),
+        }
+    )
+    converter = BatchConverter(narrow, "arrow")
+    rows = OpenRows.from_batch(wide, {})
+    some: Any = converter.to_batch(rows.slice(10, 14))
+    assert some.schema.equals(narrow)
+    assert some.column("code").to_pylist() == some.column("text").to_pylist() == [f"user {i}" for i in range(10, 14)]
+    assert len(some.column("code").dictionary) == 4
+    most: Any = converter.to_batch(rows.slice(0, 200))
+    assert most.schema.field("code").type.equals(pa.dictionary(pa.int32(), pa.string()))
+    assert most.schema.field("text").type.equals(pa.string())
+    both: Any = converter.gather([rows.slice(0, 200), rows.slice(10, 14)])
+    assert both.column("code").to_pylist() == [f"user {i}" for i in [*range(200), *range(10, 14)]]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from laneway.core.plan import Identity, Plan, Settings
 from laneway.core.progress import Progress, fresh_cut
@@ -13,18 +16,29 @@ if TYPE_CHECKING:
     from laneway.core.lanes import Segment
 
 
-def plan_of(manifest: Manifest, *, shuffle: bool, num_lanes: int = 1, window_bytes: int = 300) -> Plan:
-    """Return the plan of epoch 0, in which each block is a shard."""
+def plan_of(
+    manifest: Manifest,
+    *,
+    shuffle: bool,
+    num_lanes: int = 1,
+    window_bytes: int = 300,
+    shard_bytes: int = 1,
+    block_memory_bytes: list[int] | None = None,
+) -> Plan:
+    """Return the plan of epoch 0, in which by default each block is a shard."""
     settings = Settings(
         seed=5,
         shuffle=shuffle,
-        shard_bytes=1,
+        shard_bytes=shard_bytes,
         shard_rows=None,
         window_bytes=window_bytes,
         remainder=None,
         drop_last=False,
     )
-    return Identity(manifest.files, settings).plan(Progress(epoch=0, cut=fresh_cut(num_lanes, 1)))
+    files = manifest.files
+    if block_memory_bytes is not None:
+        files = replace(files, block_memory_bytes=np.array(block_memory_bytes))
+    return Identity(files, settings).plan(Progress(epoch=0, cut=fresh_cut(num_lanes, 1)))
 
 
 def segments_of(plan: Plan, lane: int = 0) -> list[Segment]:

@@ -6,28 +6,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pytest
 
 from laneway.convert.batches import BatchConverter
-from laneway.reading.assembler import WindowAssembler, take_rows
-from tests.columns import COLUMNS
+from laneway.reading.assembler import WindowAssembler
 
 _PAIR: Any = pa.list_(pa.int32(), 2)
 
 
-@pytest.mark.parametrize("column", COLUMNS, ids=lambda column: str(column.type))
-def test_rows_of_slices_are_taken_in_order(column: pa.Array[Any]) -> None:
-    chunked: Any = pa.chunked_array
-    table = pa.table({"x": chunked([column.slice(1, 3), column.slice(3), column])})
-    order: list[int] = [9, 0, 4, 4, 2, 6]
-    values = table["x"].to_pylist()
-    found = take_rows(table["x"].chunks, column.type, pa.array(order))
-    found.validate(full=True)
-    assert found.type.equals(column.type)
-    assert found.to_pylist() == [values[i] for i in order]
-
-
-def test_pieces_may_come_in_any_order_and_in_any_chunks() -> None:
+def test_tables_may_come_in_any_order_and_in_any_chunks() -> None:
     schema = pa.schema([("id", pa.int64()), ("key", pa.int32()), ("text", pa.string()), ("pair", _PAIR)])
     for name, type_ in [("coded", pa.int16()), ("coded pair", _PAIR)]:
         schema = schema.append(pa.field(name, pa.dictionary(pa.int32(), type_)))
@@ -49,9 +35,9 @@ def test_pieces_may_come_in_any_order_and_in_any_chunks() -> None:
     converter = BatchConverter(schema, "numpy")
     order = np.random.default_rng(0).permutation(30)
     for wanted in (order, order[7:20], order[:1]):
-        assembler = WindowAssembler(converter.vectorized, wanted, [10, 12, 8])
-        assert [assembler.put(i, piece(*cut)) for i, cut in [(2, (22, 30)), (0, (0, 10)), (1, (10, 22))]] == [0, 0, 1]
-        (rows,) = assembler.finish()
+        assembler = WindowAssembler(converter.vectorized, wanted, 30, "a.parquet")
+        assert [assembler.put(cut[0], piece(*cut)) for cut in [(22, 30), (0, 10), (10, 22)]] == [False, False, True]
+        rows = assembler.finish()
         batch: Any = converter.to_batch(rows)
         assert [*batch] == schema.names
         assert batch["id"].tolist() == wanted.tolist()

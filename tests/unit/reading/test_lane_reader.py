@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -173,6 +174,50 @@ def test_a_window_that_cannot_be_read_is_read_again_when_its_rows_are_requested_
             lanes.read(LaneRange(0, 8, 9))
     path.write_bytes(whole)
     assert ids(lanes.read(LaneRange(0, 8, 16))) == expected[8:]
+
+
+def test_a_read_that_fails_cancels_what_is_read_ahead(
+    tmp_path: Path, open_lanes: Open, begun: list[Segment], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_corpus(tmp_path, files=((1,),) * 30)
+    reads: list[int] = []
+    is_failing = threading.Event()
+    is_failing.set()
+    go_on = threading.Event()
+    read = RowReader.read
+
+    def fail_first(self: RowReader, file_index: int, start: int, stop: int) -> Any:
+        reads.append(file_index)
+        if file_index == 0 and is_failing.is_set():
+            message = "the storage is away"
+            raise DataFileError(message)
+        assert go_on.wait(60)
+        return read(self, file_index, start, stop)
+
+    monkeypatch.setattr(RowReader, "read", fail_first)
+    _, lanes = open_lanes(tmp_path, shuffle=False, num_ahead=20)
+    # The threads are busy with what is read ahead, so each retry would have to wait for it.
+    with pytest.raises(DataFileError, match="away"):
+        lanes.read(LaneRange(0, 0, 1))
+    assert len(begun) == 21
+    is_failing.clear()
+    go_on.set()
+    assert ids(lanes.read(LaneRange(0, 0, 30))) == [*range(30)]
+    # Besides those of the retry: the read that failed, and one for each thread.
+    assert len(reads) <= 30 + 1 + 4
+
+
+def test_without_shuffle_remote_files_are_read_ahead_by_their_bytes(
+    tmp_path: Path, open_lanes: Open, begun: list[Segment], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_corpus(tmp_path, files=((1,) * 40,))
+    monkeypatch.setattr(RowReader, "is_remote", property(lambda _: True))
+    sizes = [100] * 10 + [300, 5000, 100, 100] + [1] * 26
+    _, lanes = open_lanes(tmp_path, shuffle=False, num_ahead=2, window_bytes=200, block_memory_bytes=sizes)
+    expected = {0: 5, 3: 8, 7: 10, 8: 11, 9: 12, 10: 13, 11: 40}
+    for row in range(12):
+        assert ids(lanes.read(LaneRange(0, row, row + 1))) == [row]
+        assert len(begun) == expected.get(row, len(begun))
 
 
 @pytest.mark.parametrize("kind", KINDS)

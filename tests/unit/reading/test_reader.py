@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pickle
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,8 @@ from laneway.errors import DataFileError, SchemaMismatchError
 from laneway.formats import parquet
 from laneway.reading.reader import RowReader
 from tests.corpora import FORMAT_OF, KINDS, Kind, rows, write_blocks, write_corpus
+from tests.memory import counted_memory
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -179,10 +182,113 @@ def test_a_block_that_cannot_be_decoded_is_named(tmp_path: Path, kind: Kind) -> 
     reader = RowReader(manifest, storage)
     assert reader.read(0, 0, 5).num_rows == 5
     block = BLOCK[FORMAT_OF[kind]]
-    with pytest.raises(DataFileError, match=rf"{path.name} can't be decoded \({block} 1\):"):
+    column = ", column 'id'" if kind == "parquet" else "(, column 'id')?"
+    with pytest.raises(DataFileError, match=rf"{path.name} can't be decoded \({block} 1{column}\):"):
         reader.read(0, 60_000, 60_001)
-    with pytest.raises(DataFileError, match=rf"{path.name} can't be decoded \({block} 1 to 2\):"):
+    with pytest.raises(DataFileError, match=rf"{path.name} can't be decoded \({block} 1 to 2{column}\):"):
         reader.read(0, 60_000, 130_000)
+
+
+@pytest.mark.parametrize("bad", ["a", "c", "e"])
+def test_the_column_that_cannot_be_decoded_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: str) -> None:
+    table = pa.table({name: [1, 2] for name in "abcde"})
+    write_blocks(tmp_path / "a.parquet", "parquet", [table], table.schema)
+    reader = _reader(tmp_path)
+    original: Any = parquet.ParquetBlocks.read
+    failing = set(bad)
+
+    def fail(self: Any, first: int, stop: int, columns: list[str]) -> pa.Table:
+        if failing.intersection(columns):
+            message = "too long"
+            raise pa.ArrowInvalid(message)
+        table: pa.Table = original(self, first, stop, columns)
+        return table
+
+    monkeypatch.setattr(parquet.ParquetBlocks, "read", fail)
+    with pytest.raises(DataFileError, match=rf"\(row group 0, column '{bad}'\): .*too long"):
+        reader.read(0, 0, 2)
+    failing.update("abcde")
+    with pytest.raises(DataFileError, match=r"\(row group 0\): .*too long"):
+        reader.read(0, 0, 2)
+
+
+def test_row_groups_that_cannot_be_decoded_together_are_decoded_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_corpus(tmp_path, files=((3, 2, 4),))
+    reader = _reader(tmp_path)
+    original: Any = parquet.ParquetBlocks.read
+
+    def fail(self: Any, first: int, stop: int, columns: list[str]) -> pa.Table:
+        if stop - first > 1:
+            message = "Nested data conversions not implemented for chunked array outputs"
+            raise pa.ArrowNotImplementedError(message)
+        table: pa.Table = original(self, first, stop, columns)
+        return table
+
+    monkeypatch.setattr(parquet.ParquetBlocks, "read", fail)
+    assert reader.read(0, 1, 8).equals(rows(1, 8))
+
+
+class _Matrix(pa.ExtensionType):
+    def __init__(self) -> None:
+        super().__init__(pa.list_(pa.float32()), "tests.matrix")
+
+    def __arrow_ext_serialize__(self) -> bytes:
+        return b""
+
+    @classmethod
+    def __arrow_ext_deserialize__(cls, _storage: pa.DataType, _: bytes) -> _Matrix:
+        return cls()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("is_scanned_with_it", [True, False])
+def test_an_extension_type_may_be_registered_in_one_process_only(
+    tmp_path: Path, kind: Kind, *, is_scanned_with_it: bool
+) -> None:
+    values: Any = pa.array([[1.0], [2.0, 3.0]], pa.list_(pa.float32()))
+    table = pa.table({"m": pa.ExtensionArray.from_storage(_Matrix(), values)})
+    path = tmp_path / ("a.parquet" if kind == "parquet" else "a.arrow")
+    pa.register_extension_type(_Matrix())  # type: ignore[arg-type]
+    try:
+        write_blocks(path, kind, [table], table.schema)
+        if is_scanned_with_it:
+            manifest, storage = scan_source(path)
+        else:
+            pa.unregister_extension_type("tests.matrix")
+            manifest, storage = scan_source(path)
+            pa.register_extension_type(_Matrix())  # type: ignore[arg-type]
+        with_it = RowReader(manifest, storage).read(0, 0, 2)
+    finally:
+        pa.unregister_extension_type("tests.matrix")
+    without_it = RowReader(manifest, storage).read(0, 1, 2)
+    assert with_it.schema.equals(without_it.schema)
+    assert with_it.to_pylist() == [{"m": [1.0]}, {"m": [2.0, 3.0]}]
+    assert without_it.to_pylist() == [{"m": [2.0, 3.0]}]
+
+
+def test_uuids_without_an_arrow_schema_are_bytes(tmp_path: Path) -> None:
+    uuids: Any = pa.array([b"0123456789abcdef", None], pa.uuid())
+    pq.write_table(pa.table({"x": uuids}), tmp_path / "a.parquet", store_schema=False)
+    reader = _reader(tmp_path)
+    assert reader.schema.field("x").type.equals(pa.binary(16))
+    assert reader.read(0, 0, 2).to_pydict() == {"x": [b"0123456789abcdef", None]}
+    pq.write_table(pa.table({"x": uuids}), tmp_path / "a.parquet")
+    assert _reader(tmp_path).read(0, 0, 1).to_pydict() == {"x": [UUID(bytes=b"0123456789abcdef")]}
+
+
+def test_open_files_hold_no_memory(tmp_path: Path) -> None:
+    table = pa.table({"x": np.random.default_rng(0).random(100_000)})
+    for name in "abcd":
+        pq.write_table(table, tmp_path / f"{name}.parquet", use_dictionary=False)
+    reader = _reader(tmp_path)
+    with counted_memory() as pool:
+        for file_index in range(4):
+            assert reader.read(file_index, 0, 100_000).num_rows == 100_000
+        assert len(reader._idle) == 4
+        # Arrow's threads may still hold the last buffer for a moment.
+        wait_until(lambda: pool.bytes_allocated() < 0.1 * table.nbytes, lambda: f"{pool.bytes_allocated():,} bytes")
 
 
 def test_a_manifest_with_a_wrong_row_count_is_an_error(tmp_path: Path) -> None:
@@ -213,6 +319,6 @@ def test_page_checksums_are_verified_if_a_file_has_them(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[300_000] ^= 1
     path.write_bytes(data)
-    with pytest.raises(DataFileError, match=r"a\.parquet can't be decoded \(row group 0\): .*CRC"):
+    with pytest.raises(DataFileError, match=r"a\.parquet can't be decoded \(row group 0, column 'x'\): .*CRC"):
         RowReader(manifest, storage).read(0, 0, 25_000)
     assert RowReader(manifest, storage).read(0, 25_000, 50_000).equals(table.slice(25_000))

@@ -11,7 +11,7 @@ import pytest
 from laneway.catalog.manifest import scan_source
 from laneway.convert.batches import BatchConverter, NullInColumnError
 from laneway.core.lanes import Segment
-from laneway.errors import DataFileError
+from laneway.errors import ColumnConversionError, DataFileError
 from laneway.reading.reader import RowReader
 from laneway.reading.windows import WindowReader
 from tests.corpora import KINDS, Kind, write_blocks, write_corpus
@@ -217,14 +217,61 @@ def test_reads_that_have_not_started_can_be_cancelled(
     assert len(started) <= 4
 
 
-def test_as_many_segments_are_read_ahead_as_make_the_windows(
+def test_without_shuffle_remote_storage_is_read_ahead_by_bytes(
     tmp_path: Path, open_windows: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_corpus(tmp_path)
     shuffled, in_file_order = (open_windows(tmp_path, shuffle=shuffle, window_bytes=64)[1] for shuffle in (True, False))
-    assert [shuffled.num_segments_ahead(n) for n in (0, 1, 3)] == [0, 1, 3]
-    assert [in_file_order.num_segments_ahead(n) for n in (0, 1, 3)] == [0, 1, 3]
-    # On remote storage a piece is small and a request slow: a window's worth of pieces counts as one window.
+    for windows in (shuffled, in_file_order):
+        assert [windows.read_ahead(n) for n in (0, 1, 3)] == [(0, 0, 0), (1, 0, 1), (3, 0, 3)]
+    # A piece may be small, and a request is slow.
     monkeypatch.setattr(RowReader, "is_remote", property(lambda _: True))
-    assert [shuffled.num_segments_ahead(n) for n in (0, 1, 3)] == [0, 1, 3]
-    assert [in_file_order.num_segments_ahead(n) for n in (0, 1, 3)] == [0, 64, 192]
+    assert [shuffled.read_ahead(n) for n in (0, 3)] == [(0, 0, 0), (3, 0, 3)]
+    assert [in_file_order.read_ahead(n) for n in (0, 1, 3)] == [(0, 0, 0), (1, 64, 128), (3, 192, 384)]
+
+
+def test_without_shuffle_a_large_shard_is_read_block_by_block(tmp_path: Path, open_windows: Open) -> None:
+    write_corpus(tmp_path, files=((3, 2, 4, 1),))
+    sizes = [6000, 3000, 50_000, 1000]
+    plan, windows = open_windows(tmp_path, shuffle=False, shard_bytes=10_000, block_memory_bytes=sizes)
+    (segment,) = segments_of(plan)
+    split = [(part.segment.start, part.segment.stop, part.num_bytes) for part in windows.split(segment)]
+    assert split == [(0, 5, 9000), (5, 9, 50_000), (9, 10, 1000)]
+    rest = Segment(segment.window, 4, 6)
+    split = [(part.segment.start, part.segment.stop, part.num_bytes) for part in windows.split(rest)]
+    assert split == [(4, 5, 3000), (5, 6, 50_000)]
+
+
+def test_with_shuffle_a_large_shard_is_decoded_block_by_block(
+    tmp_path: Path, open_windows: Open, reads: list[Any]
+) -> None:
+    write_corpus(tmp_path, files=((3, 2, 4, 1),))
+    sizes = [6000, 3000, 50_000, 1000]
+    plan, windows = open_windows(
+        tmp_path, shuffle=True, num_lanes=2, shard_bytes=10_000, window_bytes=20_000, block_memory_bytes=sizes
+    )
+    segments = segments_of(plan, 0), segments_of(plan, 1)
+    for (segment,), expected in zip(segments, ([(0, 0, 5)], [(0, 5, 9), (0, 9, 10)]), strict=True):
+        reads.clear()
+        assert ids(windows.finish(windows.begin(segment))) == ids_of(plan, [segment])
+        assert sorted(reads) == expected
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_a_column_that_cannot_be_combined_is_named_with_its_file(
+    tmp_path: Path, open_windows: Open, monkeypatch: pytest.MonkeyPatch, *, shuffle: bool
+) -> None:
+    def overflow(_: object) -> pa.Array[Any]:
+        message = "offset overflow"
+        raise pa.ArrowInvalid(message)
+
+    table = pa.table({"id": [1], "text": ["a"]})
+    write_blocks(tmp_path / "a.arrow", "arrow-file", [table, table], table.schema)
+    plan, windows = open_windows(tmp_path, shuffle=shuffle, shard_bytes=10_000, window_bytes=10_000)
+    (segment,) = segments_of(plan)
+    monkeypatch.setattr(pa, "concat_arrays", overflow)
+    name = "text" if shuffle else "id"  # numbers are shuffled without Arrow
+    with pytest.raises(ColumnConversionError, match="offset overflow") as caught:
+        windows.finish(windows.begin(segment))
+    assert f"column {name!r} of type " in str(caught.value)
+    assert "a.arrow" in str(caught.value)

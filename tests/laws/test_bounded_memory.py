@@ -1,0 +1,105 @@
+"""Reading takes no more memory than docs/explanation/performance.md states."""
+
+from __future__ import annotations
+
+import gc
+import os
+import tracemalloc
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from laneway.catalog.manifest import scan_source
+from laneway.convert.batches import BatchConverter
+from laneway.core.cursor import LaneRange
+from laneway.reading.lane_reader import LaneReader
+from laneway.reading.reader import RowReader
+from tests.corpora import write_blocks
+from tests.memory import counted_memory
+from tests.unit.reading.plans import plan_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+_NUM_THREADS = 2
+_DECODING, _DECODING_LISTS = 3, 10
+"""Memory to decode a block of Parquet, in multiples of its decoded size: of flat columns, and of lists of numbers."""
+_SMALL_OBJECTS_BYTES = 200_000
+"""Allowance for Python objects: segments, futures, schemas."""
+
+_rng = np.random.default_rng(0)
+_lists: Any = pa.list_(pa.int32())
+
+
+def _texts(num_rows: int) -> pa.Table:
+    return pa.table({"id": _rng.permutation(num_rows), "text": [f"{i} " * 50 for i in range(num_rows)]})
+
+
+def _repeated_texts(num_rows: int) -> pa.Table:
+    return pa.table({"system": ["You are a helpful assistant. " * 20] * num_rows, "id": _rng.permutation(num_rows)})
+
+
+def _numbers(num_rows: int) -> pa.Table:
+    return pa.table({f"x{i}": _rng.random(num_rows) for i in range(40)})
+
+
+def _tokens(num_rows: int) -> pa.Table:
+    values = pa.array(_rng.integers(0, 50_000, num_rows * 64), pa.int32())
+    return pa.table({"id": _rng.permutation(num_rows), "tokens": pa.FixedSizeListArray.from_arrays(values, 64)})
+
+
+def _nested(num_rows: int) -> pa.Table:
+    return pa.table({"turns": pa.array([[*range(i % 200)] for i in range(num_rows)], _lists), "tag": ["a"] * num_rows})
+
+
+@pytest.mark.parametrize("make", [_texts, _repeated_texts, _numbers, _tokens, _nested])
+@pytest.mark.parametrize("kind", ["parquet", "arrow-file"])
+@pytest.mark.parametrize(
+    ("shuffle", "num_ahead", "num_lanes"), [(True, 0, 1), (True, 2, 2), (False, 0, 1), (False, 1, 2)]
+)
+def test_memory_stays_below_its_bound(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    make: Callable[[int], pa.Table],
+    kind: Any,
+    num_ahead: int,
+    num_lanes: int,
+    *,
+    shuffle: bool,
+) -> None:
+    blocks = [make(1000) for _ in range(6)]
+    suffix = ".parquet" if kind == "parquet" else ".arrow"
+    for part in range(4):
+        write_blocks(tmp_path / f"p{part}{suffix}", kind, blocks, blocks[0].schema)
+    manifest, storage = scan_source(tmp_path)
+    block_bytes = max(block.nbytes for block in blocks)
+    plan = plan_of(
+        manifest,
+        shuffle=shuffle,
+        num_lanes=num_lanes,
+        shard_bytes=2 * int(manifest.files.block_bytes.max()),
+        window_bytes=8 * int(manifest.files.block_bytes.max()),
+        block_memory_bytes=[block_bytes] * 24,
+    )
+    reader = RowReader(manifest, storage)
+    largest_part = max(block_bytes, plan.identity.settings.shard_bytes)
+    largest_window = int(plan.windows.rows.max()) * block_bytes // 1000 if shuffle else largest_part
+    monkeypatch.setattr(os, "cpu_count", lambda: _NUM_THREADS)
+    decoding = _DECODING_LISTS if make is _nested else _DECODING
+    held = num_lanes * (1 + num_ahead) * largest_window
+    bound = held + _NUM_THREADS * (largest_window * shuffle + decoding * largest_part)
+    del blocks
+    gc.collect()
+    tracemalloc.start()
+    with counted_memory() as pool:
+        lanes = LaneReader(plan, reader, BatchConverter(reader.schema, "numpy").vectorized, num_ahead)
+        for start in range(0, 24_000 // num_lanes, 250):
+            for lane in range(num_lanes):
+                assert sum(rows.num_rows for rows in lanes.read(LaneRange(lane, start, start + 250))) == 250
+        lanes.end()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (pool.max_memory() or 0) + peak <= bound + _SMALL_OBJECTS_BYTES
