@@ -20,6 +20,7 @@ import numpy as np
 from laneway.core.files import FileTable
 from laneway.core.lanes import cut_again, cut_epoch
 from laneway.core.shards import cut_shards
+from laneway.core.strings import Strings
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -36,9 +37,9 @@ def file_table(num_shards: int) -> FileTable:
     block_starts = np.linspace(0, num_shards, num_files + 1).astype(np.int64)
     sizes: NDArray[np.int64] = np.diff(block_starts) * SHARD_BYTES
     return FileTable(
-        paths=tuple(f"part-{i:06d}.parquet" for i in range(num_files)),
+        paths=Strings.of(f"part-{i:06d}.parquet" for i in range(num_files)),
         sizes=sizes,
-        digests=("0" * 16,) * num_files,
+        digests=Strings.of(["0" * 16] * num_files),
         block_starts=block_starts,
         block_rows=np.full(num_shards, 10_000),
         block_bytes=np.full(num_shards, SHARD_BYTES),

@@ -12,7 +12,7 @@ import fsspec
 import pytest
 
 from laneway import DataFileError, LanewayError, Manifest, RetryPolicy, Shard, StatefulShardedDataset
-from laneway.core.files import decode_files
+from laneway.core.saved_files import decode_files
 from tests.compat.loaders import ids, make_loader, saved
 from tests.corpora import KINDS, Kind, write_corpus
 
