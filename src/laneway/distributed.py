@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import pickle
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar, cast
 
 import torch.distributed as dist
 
 from laneway import errors
 from laneway.arguments import plain_int
 from laneway.catalog.manifest import Manifest
+from laneway.catalog.offers import Offer
 from laneway.errors import CollectiveError, LanewayError
 
 if TYPE_CHECKING:
@@ -111,6 +112,9 @@ def scan_once(
     All ranks must call it. An error on rank 0 is raised on all ranks. Pass the manifest to `StatefulShardedDataset`,
     together with the filesystem or the storage options. Without torch.distributed, the process scans on its own.
 
+    A large manifest is not sent to ranks that can open the file of it, which is that of the cache, or a temporary one
+    that is deleted before this returns: they map it into memory, and a host holds it once.
+
     Args:
         source: A directory, glob, file, URL or sequence of them, as for `Manifest.scan`. This argument and the others
             up to `cache_dir` are only used on rank 0.
@@ -129,12 +133,7 @@ def scan_once(
         CollectiveError: A rank could not be reached.
     """
     rank, world_size = data_parallel_rank()
-    if world_size > 1 and not _is_initialised():
-        message = (
-            f"this is rank {rank} of {world_size}, but torch.distributed is not initialised, so rank 0 can't send the "
-            "manifest to the others: call init_process_group() before scan_once()"
-        )
-        raise ValueError(message)
+    _require_group(rank, world_size, "scan_once")
 
     def scan() -> Manifest:
         return Manifest.scan(
@@ -147,7 +146,52 @@ def scan_once(
             cache_dir=cache_dir,
         )
 
-    return Ranks.of(process_group, rank, world_size).broadcast(scan, src_rank=0)
+    return Ranks.of(process_group, rank, world_size).share(scan)
+
+
+def load_once(
+    path: str | os.PathLike[str],
+    *,
+    root: str | os.PathLike[str] | None = None,
+    filesystem: FileSystem | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    retries: RetryPolicy | None = None,
+    process_group: ProcessGroup | None = None,
+) -> Manifest:
+    """Load a saved manifest on rank 0 and return it on all ranks: a new remote `root` is listed once for the job.
+
+    All ranks must call it. An error on rank 0 is raised on all ranks. Without torch.distributed, the process loads it
+    on its own.
+
+    Args:
+        path: Path or URL of the saved manifest. This argument and the others up to `retries` are only used on rank 0.
+        root: Current path or URL of the dataset, as for `Manifest.load`.
+        filesystem: The filesystem of the path `path` (and `root`).
+        storage_options: Arguments for the filesystem of the URL `path` (and `root`).
+        retries: Policy for retries when the storage fails; None: `RetryPolicy()`.
+        process_group: Process group, or one-dimensional DeviceMesh, of the ranks; None: all ranks.
+
+    Raises:
+        ValueError: There are several ranks, but torch.distributed is not initialised.
+        DataFileError: Raised by `Manifest.load` on rank 0.
+        CollectiveError: A rank could not be reached.
+    """
+    rank, world_size = data_parallel_rank()
+    _require_group(rank, world_size, "load_once")
+
+    def load() -> Manifest:
+        return Manifest.load(path, root=root, filesystem=filesystem, storage_options=storage_options, retries=retries)
+
+    return Ranks.of(process_group, rank, world_size).share(load)
+
+
+def _require_group(rank: int, world_size: int, function: str) -> None:
+    if world_size > 1 and not _is_initialised():
+        message = (
+            f"this is rank {rank} of {world_size}, but torch.distributed is not initialised, so rank 0 can't send the "
+            f"manifest to the others: call init_process_group() before {function}()"
+        )
+        raise ValueError(message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +298,36 @@ class Ranks:
             self._run_collective(lambda: dist.broadcast_object_list(values, group=self.group, group_src=src_rank))
         value: Value = pickle.loads(values[0])  # noqa: S301 - pickled by a rank of the same job
         return value
+
+    def share(self, work: Callable[[], Manifest]) -> Manifest:
+        """Call `work` on rank 0 and return its manifest on all ranks, mapped from a file by those that can open it.
+
+        All ranks must call it. An error on rank 0 is raised on all ranks.
+        """
+        if self.group is None:
+            return work()
+        made: list[Manifest] = []
+        offers: list[Offer] = []
+        accepted: list[Manifest] = []
+
+        def make() -> tuple[Offer | None, Manifest | None]:
+            made.append(work())
+            offers.extend(filter(None, [Offer.of(made[0])]))
+            return (offers[0], None) if offers else (None, made[0])
+
+        def accept() -> bool:
+            accepted.extend(filter(None, [cast("Offer", offer).accept()]))
+            return bool(accepted)
+
+        try:
+            offer, sent = self.broadcast(make, src_rank=0)
+            # All ranks learn which of them could open the file, so all of them send and receive it, or none.
+            if offer is not None and not all(self.gather(accept) or ()):
+                sent = self.broadcast(lambda: made[0], src_rank=0)
+        finally:
+            for each in offers:
+                each.withdraw()
+        return (accepted or made or [cast("Manifest", sent)])[0]
 
     def agree(self, work: Callable[[], Value], call: str = "") -> Value:
         """Return the result of `work` on this rank; if it raises on any rank, raise that error on all ranks.

@@ -7,7 +7,7 @@ import os
 import tempfile
 import weakref
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, final
+from typing import TYPE_CHECKING, Final, cast, final
 
 import pyarrow as pa
 
@@ -50,9 +50,13 @@ class SharedFile:
         """
         if self._descriptor is None:
             found = self._open_unchanged()
-            self._descriptor = _write_unnamed(encode()) if found is None else found
-            weakref.finalize(self, os.close, self._descriptor)
-        return self._descriptor
+            self.adopt(_write_unnamed(encode()) if found is None else found)
+        return cast("int", self._descriptor)
+
+    def adopt(self, descriptor: int) -> None:
+        """Take over the descriptor of a file that may have no name any more."""
+        self._descriptor = descriptor
+        weakref.finalize(self, os.close, descriptor)
 
     def _open_unchanged(self) -> int | None:
         if self.path is None:

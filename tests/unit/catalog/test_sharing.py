@@ -7,7 +7,7 @@ import multiprocessing
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -18,11 +18,11 @@ from laneway.catalog import sharing
 from laneway.catalog.decoding import pack
 from laneway.catalog.encoding import encode
 from laneway.catalog.sharing import read_local
+from tests.compat.loaders import FORKSERVER
 from tests.corpora import write_corpus
+from tests.mapping import is_mapped
 
 if TYPE_CHECKING:
-    from multiprocessing.context import SpawnContext
-
     from laneway.catalog.decoding import Compression
 
 METHODS = ["spawn", "forkserver"]
@@ -40,17 +40,6 @@ def manifest(tmp_path: Path) -> Manifest:
     return Manifest.scan(tmp_path / "d")
 
 
-def is_mapped(column: np.ndarray[Any, Any]) -> bool:
-    """Return whether a column lies in a mapped file."""
-    address = column.ctypes.data
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        span, _, _, _, inode, *_ = line.split()
-        start, stop = (int(each, 16) for each in span.split("-"))
-        if start <= address < stop:
-            return inode != "0"
-    return False
-
-
 def send_back(value: Any, results: Any) -> None:
     manifest = value.manifest if isinstance(value, StatefulShardedDataset) else value
     results.put((is_mapped(manifest.files.block_rows), encode(manifest), manifest.files.known_fingerprint))
@@ -58,9 +47,8 @@ def send_back(value: Any, results: Any) -> None:
 
 def received(value: Any, method: str, num_workers: int = 1) -> list[tuple[bool, bytes, str | None]]:
     """Return what workers find that were started with a value."""
-    context = cast("SpawnContext", multiprocessing.get_context(method))
-    # A worker of the fork server then starts without importing torch again.
-    context.set_forkserver_preload(["laneway"])
+    # This fork server has imported torch already.
+    context = FORKSERVER if method == "forkserver" else multiprocessing.get_context("spawn")
     results = context.SimpleQueue()
     workers = [context.Process(target=send_back, args=(value, results)) for _ in range(num_workers)]
     for worker in workers:
