@@ -1,8 +1,9 @@
 """What does a manifest of many files cost: to save, to load, to send to workers, and in states?
 
 Generates a manifest (no files) of a million files with ten row groups each, saves it, and measures each step in a
-process of its own: CPU time (user and system), and growth of private memory (of which mapped files are no part).
-Run `python benchmarks/bench_manifest.py [--files N] [--json PATH]`.
+process of its own: CPU time (user and system), and growth of private memory (of which mapped files are no part); for a
+spawned worker, those of the worker.
+Run `python benchmarks/bench_manifest.py [--files N] [--short] [--json PATH]`.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ STEPS = (
     "encode for a state",
     "refuse a state of other files",
     "pickle",
-    "send to two spawned workers",
+    "send to a spawned worker",
 )
 
 
@@ -83,28 +84,29 @@ def private_mb() -> float:
     return int(lines["Anonymous"].split()[0]) / 1024
 
 
-def receive(value: Manifest, results: Any) -> None:  # noqa: ANN401 - a queue of the standard library has no public type
-    """Report the private memory that a manifest takes in a spawned worker."""
-    before = private_mb()
-    _ = value.num_rows
-    results.put(private_mb() - before)
+def receive(value: Manifest | None, results: Any) -> None:  # noqa: ANN401 - the queue has no public type
+    """Report the private memory of a spawned worker, and its CPU seconds."""
+    if value is not None:
+        _ = value.num_rows
+    results.put((private_mb(), time.process_time()))
 
 
-def send(value: Manifest) -> None:
-    """Send a manifest to two spawned workers."""
+def send(value: Manifest) -> tuple[float, float]:
+    """Return the private memory in MB, and the CPU seconds, that a manifest takes in a spawned worker."""
     context = multiprocessing.get_context("spawn")
     results = context.SimpleQueue()
-    workers = [context.Process(target=receive, args=(value, results)) for _ in range(2)]
-    for worker in workers:
+    found = []
+    for sent in (None, value):
+        worker = context.Process(target=receive, args=(sent, results))
         worker.start()
-    for worker in workers:
+        found.append(results.get())
         worker.join()
+    (memory, cpu), (memory_with, cpu_with) = found
+    return memory_with - memory, cpu_with - cpu
 
 
 def measure(path: str, step: str) -> dict[str, float]:
     """Return CPU seconds, seconds, growth of private memory in MB, and the size of the result in KB."""
-    import resource  # noqa: PLC0415 - not on Windows
-
     value = None if step == "load" else Manifest.load(path)
     other = "parts:9:9:" if step.startswith("refuse") else ""
     if other and value is not None:
@@ -119,20 +121,21 @@ def measure(path: str, step: str) -> dict[str, float]:
         "encode for a state": lambda value: value.files.encoded,
         "refuse a state of other files": lambda value: file_differences(other, value.files),
         "pickle": pickle.dumps,
-        "send to two spawned workers": send,
+        "send to a spawned worker": send,
     }
     memory, cpu, began = private_mb(), time.process_time(), time.perf_counter()
     result = work[step](value)
     took = {"cpu_s": time.process_time() - cpu, "s": time.perf_counter() - began, "private_mb": private_mb() - memory}
-    children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    size = len(result) / 1024 if isinstance(result, (str, bytes)) else 0.0
-    return {**took, "workers_cpu_s": children.ru_utime + children.ru_stime, "kb": size}
+    if isinstance(result, tuple):
+        took["private_mb"], took["cpu_s"] = result
+    return {**took, "kb": len(result) / 1024 if isinstance(result, (str, bytes)) else 0.0}
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--files", type=int, default=1_000_000)
+    parser.add_argument("--short", action="store_true", help="a tenth of the files")
     parser.add_argument("--json", type=Path, help="also write the results to this file")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -142,9 +145,10 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "manifest")
-        value, began = manifest(arguments.files), time.perf_counter()
+        num_files = arguments.files // 10 if arguments.short else arguments.files
+        value, began = manifest(num_files), time.perf_counter()
         value.save(path)
-        print(f"{arguments.files:,} files: saved in {time.perf_counter() - began:.2f} s, {path.stat().st_size:,} bytes")
+        print(f"{num_files:,} files: saved in {time.perf_counter() - began:.2f} s, {path.stat().st_size:,} bytes")
         del value
         print("step | CPU | time | private memory | result")
         for step in STEPS:

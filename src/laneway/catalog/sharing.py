@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import sys
 import tempfile
 import weakref
 from pathlib import Path
@@ -77,7 +78,8 @@ def read_local(path: str) -> memoryview:
     Raises:
         OSError: The file can't be read.
     """
-    if os.path.getsize(path) < MIN_SHARED_BYTES:  # noqa: PTH202 - paths are strings here
+    # Windows can't replace a file that is mapped.
+    if sys.platform == "win32" or os.path.getsize(path) < MIN_SHARED_BYTES:  # noqa: PTH202 - paths are strings here
         return memoryview(Path(path).read_bytes())
     # The memory stays valid when the file is closed.
     with pa.memory_map(path) as file:
