@@ -18,6 +18,7 @@ from laneway.catalog import sharing
 from laneway.catalog.decoding import pack
 from laneway.catalog.encoding import encode
 from laneway.catalog.sharing import read_local
+from laneway.errors import DataFileError
 from tests.compat.loaders import FORKSERVER
 from tests.corpora import write_corpus
 from tests.mapping import is_mapped
@@ -151,3 +152,14 @@ def test_a_mapped_manifest_stays_the_same_when_save_replaces_its_file(manifest: 
     loaded = Manifest.load(tmp_path / "m")
     replace(manifest, root=str(tmp_path)).save(tmp_path / "m")
     assert encode(loaded) == encode(manifest)
+
+
+def test_a_temporary_file_that_can_not_be_written_is_an_error_that_says_what_to_do(
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(data: bytes) -> int:
+        raise OSError(28, "No space left on device", len(data))
+
+    monkeypatch.setattr(sharing, "_write_unnamed", fail)
+    with pytest.raises(DataFileError, match=r"written to a temporary file for workers: .*No space left.*; set TMPDIR"):
+        received(manifest, "forkserver")
