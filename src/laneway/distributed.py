@@ -1,4 +1,4 @@
-"""The rank of this process, and communication between ranks: the only module that uses torch.distributed.
+"""The rank of this process, and communication between ranks: the only module with collectives.
 
 Ranks agree before they raise: a call that fails on one rank fails on all ranks with the same error, and no rank is left
 waiting for another.
@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import pickle
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 import torch.distributed as dist
 
@@ -18,18 +19,16 @@ from laneway.arguments import plain_int
 from laneway.catalog.manifest import Manifest
 from laneway.catalog.offers import Offer
 from laneway.errors import CollectiveError, LanewayError
+from laneway.process_groups import as_group, cpu_group, new_gloo_group
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from torch.distributed.device_mesh import DeviceMesh
-
     from laneway.catalog.caching import CacheDir
     from laneway.catalog.manifest import Source
+    from laneway.process_groups import ProcessGroup
     from laneway.storage.filesystem import FileSystem
     from laneway.storage.retries import RetryPolicy
-
-    ProcessGroup: TypeAlias = dist.ProcessGroup | DeviceMesh
 
 Value = TypeVar("Value")
 
@@ -88,7 +87,7 @@ def rank_in_group(process_group: ProcessGroup) -> tuple[int, int]:
     if not _is_initialised():
         message = "process_group is given, but torch.distributed is not initialised: call init_process_group() first"
         raise ValueError(message)
-    group = _as_group(process_group)
+    group = as_group(process_group)
     rank = dist.get_rank(group)
     if rank < 0:
         message = "this process is not a member of process_group: give a group that contains it"
@@ -132,21 +131,17 @@ def scan_once(
         SchemaMismatchError: Raised by `Manifest.scan` on rank 0.
         CollectiveError: A rank could not be reached.
     """
-    rank, world_size = data_parallel_rank()
-    _require_group(rank, world_size, "scan_once")
-
-    def scan() -> Manifest:
-        return Manifest.scan(
-            source,
-            format=format,
-            filesystem=filesystem,
-            storage_options=storage_options,
-            retries=retries,
-            progress=progress,
-            cache_dir=cache_dir,
-        )
-
-    return Ranks.of(process_group, rank, world_size).share(scan)
+    scan = partial(
+        Manifest.scan,
+        source,
+        format=format,
+        filesystem=filesystem,
+        storage_options=storage_options,
+        retries=retries,
+        progress=progress,
+        cache_dir=cache_dir,
+    )
+    return _ranks_for("scan_once", process_group).share(scan)
 
 
 def load_once(
@@ -176,22 +171,21 @@ def load_once(
         DataFileError: Raised by `Manifest.load` on rank 0.
         CollectiveError: A rank could not be reached.
     """
+    load = partial(
+        Manifest.load, path, root=root, filesystem=filesystem, storage_options=storage_options, retries=retries
+    )
+    return _ranks_for("load_once", process_group).share(load)
+
+
+def _ranks_for(function: str, process_group: ProcessGroup | None) -> Ranks:
     rank, world_size = data_parallel_rank()
-    _require_group(rank, world_size, "load_once")
-
-    def load() -> Manifest:
-        return Manifest.load(path, root=root, filesystem=filesystem, storage_options=storage_options, retries=retries)
-
-    return Ranks.of(process_group, rank, world_size).share(load)
-
-
-def _require_group(rank: int, world_size: int, function: str) -> None:
     if world_size > 1 and not _is_initialised():
         message = (
             f"this is rank {rank} of {world_size}, but torch.distributed is not initialised, so rank 0 can't send the "
             f"manifest to the others: call init_process_group() before {function}()"
         )
         raise ValueError(message)
+    return Ranks.of(process_group, rank, world_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,15 +221,15 @@ class Ranks:
                 )
                 raise ValueError(message)
             return cls(rank, world_size, None)
-        group = _as_group(process_group)
-        return cls(dist.get_rank(group), dist.get_world_size(group), _cpu_group(group))
+        group = as_group(process_group)
+        return cls(dist.get_rank(group), dist.get_world_size(group), cpu_group(group))
 
     def with_own_group(self) -> Self:
         """Return the same ranks with a new group, for a thread that communicates at the same time as another one.
 
         All ranks must call it.
         """
-        return self if self.group is None else type(self)(self.rank, self.world_size, _new_gloo_group(self.group))
+        return self if self.group is None else type(self)(self.rank, self.world_size, new_gloo_group(self.group))
 
     def check(self, rank: int, world_size: int) -> None:
         """Check that a dataset has the rank and world size of this process.
@@ -388,34 +382,8 @@ def _is_initialised() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
-def _as_group(process_group: ProcessGroup | None) -> dist.ProcessGroup | None:
-    if process_group is None or isinstance(process_group, dist.ProcessGroup):
-        return process_group
-    if process_group.ndim != 1:
-        names = process_group.mesh_dim_names
-        message = (
-            f"process_group is a DeviceMesh of {process_group.ndim} dimensions {names}: "
-            'give its data-parallel dimension, such as mesh["dp"]'
-        )
-        raise ValueError(message)
-    return process_group.get_group()
-
-
 def _error_class(name: str) -> type[Exception]:
     if name in {"TypeError", "ValueError"}:
         return TypeError if name == "TypeError" else ValueError
     found = getattr(errors, name, None)
     return found if isinstance(found, type) and issubclass(found, LanewayError) else LanewayError
-
-
-def _cpu_group(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
-    world = dist.group.WORLD if group is None else group
-    config = dist.get_backend_config(world)
-    return world if "cpu:" in config or config == "gloo" else _new_gloo_group(world)  # type: ignore[return-value]
-
-
-def _new_gloo_group(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
-    ranks = dist.get_process_group_ranks(group)
-    # With local synchronisation only the members must call it, not the whole world.
-    created: dist.ProcessGroup = dist.new_group(ranks, backend="gloo", use_local_synchronization=True)
-    return created
