@@ -22,6 +22,7 @@ from laneway.core.division import Sharing, divide
 from laneway.core.files import FileTable
 from laneway.core.order import ORDER_VERSION
 from laneway.core.shards import cut_shards
+from laneway.core.strings import Strings
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -38,9 +39,9 @@ def file_table(num_shards: int) -> FileTable:
     block_starts = np.linspace(0, num_shards, num_files + 1).astype(np.int64)
     sizes: NDArray[np.int64] = np.diff(block_starts) * SHARD_BYTES
     return FileTable(
-        paths=tuple(f"part-{i:06d}.parquet" for i in range(num_files)),
+        paths=Strings.of(f"part-{i:06d}.parquet" for i in range(num_files)),
         sizes=sizes,
-        digests=("0" * 16,) * num_files,
+        digests=Strings.of(["0" * 16] * num_files),
         block_starts=block_starts,
         block_rows=np.full(num_shards, 10_000),
         block_bytes=np.full(num_shards, SHARD_BYTES),

@@ -51,6 +51,9 @@ SIGNATURES = {
     ),
     "laneway.Shard": "(path, row_offset, row_length)",
     "laneway.dcp.GatheredState": "(loader)",
+    "laneway.distributed.load_once": (
+        "(path, *, root=None, filesystem=None, storage_options=None, retries=None, process_group=None)"
+    ),
     "laneway.distributed.scan_once": (
         "(source, *, format=None, filesystem=None, storage_options=None, retries=None, progress=None, cache_dir=None, "
         "process_group=None)"
@@ -141,7 +144,7 @@ def test_the_modules_export_what_they_did() -> None:
         assert [name for name in names if name not in vars(module)] == []
     defined = [name for name, value in vars(dcp).items() if getattr(value, "__module__", "") == dcp.__name__]
     assert [name for name in defined if not name.startswith("_")] == ["GatheredState"]
-    assert "scan_once" in vars(distributed)
+    assert {"load_once", "scan_once"} <= set(vars(distributed))
 
 
 def test_errors_can_be_caught_as_what_they_were() -> None:

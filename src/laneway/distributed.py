@@ -1,4 +1,4 @@
-"""The rank of this process, and communication between ranks: the only module that uses torch.distributed.
+"""The rank of this process, and communication between ranks: the only module with collectives.
 
 Ranks agree before they raise: a call that fails on one rank fails on all ranks with the same error, and no rank is left
 waiting for another.
@@ -9,26 +9,26 @@ from __future__ import annotations
 import os
 import pickle
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 import torch.distributed as dist
 
 from laneway import errors
 from laneway.arguments import plain_int
 from laneway.catalog.manifest import Manifest
+from laneway.catalog.offers import Offer
 from laneway.errors import CollectiveError, LanewayError
+from laneway.process_groups import as_group, cpu_group, is_initialised, new_gloo_group
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from torch.distributed.device_mesh import DeviceMesh
-
     from laneway.catalog.caching import CacheDir
     from laneway.catalog.manifest import Source
+    from laneway.process_groups import ProcessGroup
     from laneway.storage.filesystem import FileSystem
     from laneway.storage.retries import RetryPolicy
-
-    ProcessGroup: TypeAlias = dist.ProcessGroup | DeviceMesh
 
 Value = TypeVar("Value")
 
@@ -47,7 +47,7 @@ def data_parallel_rank(rank: int | None = None, world_size: int | None = None) -
     """
     origin = "rank and world_size"
     if rank is None and world_size is None:
-        if _is_initialised():
+        if is_initialised():
             rank, world_size = dist.get_rank(), dist.get_world_size()
         else:
             origin = "the environment variables RANK and WORLD_SIZE"
@@ -83,7 +83,7 @@ def check_rank(rank: int, world_size: int) -> None:
     Raises:
         LanewayError: torch.distributed was initialised since, and this process is another rank.
     """
-    if _is_initialised() and (rank, world_size) != (dist.get_rank(), dist.get_world_size()):
+    if is_initialised() and (rank, world_size) != (dist.get_rank(), dist.get_world_size()):
         message = (
             f"the dataset was created as rank {rank} of {world_size}, but torch.distributed was initialised since, and "
             f"this process is rank {dist.get_rank()} of {dist.get_world_size()}: create the dataset after "
@@ -99,10 +99,10 @@ def rank_in_group(process_group: ProcessGroup) -> tuple[int, int]:
         ValueError: torch.distributed is not initialised, the DeviceMesh has several dimensions, or this process is not
             in the group.
     """
-    if not _is_initialised():
+    if not is_initialised():
         message = "process_group is given, but torch.distributed is not initialised: call init_process_group() first"
         raise ValueError(message)
-    group = _as_group(process_group)
+    group = as_group(process_group)
     rank = dist.get_rank(group)
     if rank < 0:
         message = "this process is not a member of process_group: give a group that contains it"
@@ -126,6 +126,9 @@ def scan_once(
     All ranks must call it. An error on rank 0 is raised on all ranks. Pass the manifest to `StatefulShardedDataset`,
     together with the filesystem or the storage options. Without torch.distributed, the process scans on its own.
 
+    A large manifest is not sent to ranks that can open the file of it, which is that of the cache, or a temporary one
+    that is deleted before this returns: they map it into memory, and a host holds it once.
+
     Args:
         source: A directory, glob, file, URL or sequence of them, as for `Manifest.scan`. This argument and the others
             up to `cache_dir` are only used on rank 0.
@@ -143,26 +146,61 @@ def scan_once(
         SchemaMismatchError: Raised by `Manifest.scan` on rank 0.
         CollectiveError: A rank could not be reached.
     """
+    scan = partial(
+        Manifest.scan,
+        source,
+        format=format,
+        filesystem=filesystem,
+        storage_options=storage_options,
+        retries=retries,
+        progress=progress,
+        cache_dir=cache_dir,
+    )
+    return _ranks_for("scan_once", process_group).share(scan)
+
+
+def load_once(
+    path: str | os.PathLike[str],
+    *,
+    root: str | os.PathLike[str] | None = None,
+    filesystem: FileSystem | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    retries: RetryPolicy | None = None,
+    process_group: ProcessGroup | None = None,
+) -> Manifest:
+    """Load a saved manifest on rank 0 and return it on all ranks: a new remote `root` is listed once for the job.
+
+    All ranks must call it. An error on rank 0 is raised on all ranks. Without torch.distributed, the process loads it
+    on its own.
+
+    Args:
+        path: Path or URL of the saved manifest. This argument and the others up to `retries` are only used on rank 0.
+        root: Current path or URL of the dataset, as for `Manifest.load`.
+        filesystem: The filesystem of the path `path` (and `root`).
+        storage_options: Arguments for the filesystem of the URL `path` (and `root`).
+        retries: Policy for retries when the storage fails; None: `RetryPolicy()`.
+        process_group: Process group, or one-dimensional DeviceMesh, of the ranks; None: all ranks.
+
+    Raises:
+        ValueError: There are several ranks, but torch.distributed is not initialised.
+        DataFileError: Raised by `Manifest.load` on rank 0.
+        CollectiveError: A rank could not be reached.
+    """
+    load = partial(
+        Manifest.load, path, root=root, filesystem=filesystem, storage_options=storage_options, retries=retries
+    )
+    return _ranks_for("load_once", process_group).share(load)
+
+
+def _ranks_for(function: str, process_group: ProcessGroup | None) -> Ranks:
     rank, world_size = data_parallel_rank()
-    if world_size > 1 and not _is_initialised():
+    if world_size > 1 and not is_initialised():
         message = (
             f"this is rank {rank} of {world_size}, but torch.distributed is not initialised, so rank 0 can't send the "
-            "manifest to the others: call init_process_group() before scan_once()"
+            f"manifest to the others: call init_process_group() before {function}()"
         )
         raise ValueError(message)
-
-    def scan() -> Manifest:
-        return Manifest.scan(
-            source,
-            format=format,
-            filesystem=filesystem,
-            storage_options=storage_options,
-            retries=retries,
-            progress=progress,
-            cache_dir=cache_dir,
-        )
-
-    return Ranks.of(process_group, rank, world_size).broadcast(scan, src_rank=0)
+    return Ranks.of(process_group, rank, world_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +228,7 @@ class Ranks:
         Raises:
             ValueError: There are several ranks, but torch.distributed is not initialised.
         """
-        if process_group is None and not _is_initialised():
+        if process_group is None and not is_initialised():
             if world_size > 1:
                 message = (
                     f"this is rank {rank} of {world_size}, but torch.distributed is not initialised, so ranks can't "
@@ -198,15 +236,15 @@ class Ranks:
                 )
                 raise ValueError(message)
             return cls(rank, world_size, None)
-        group = _as_group(process_group)
-        return cls(dist.get_rank(group), dist.get_world_size(group), _cpu_group(group))
+        group = as_group(process_group)
+        return cls(dist.get_rank(group), dist.get_world_size(group), cpu_group(group))
 
     def with_own_group(self) -> Self:
         """Return the same ranks with a new group, for a thread that communicates at the same time as another one.
 
         All ranks must call it.
         """
-        return self if self.group is None else type(self)(self.rank, self.world_size, _new_gloo_group(self.group))
+        return self if self.group is None else type(self)(self.rank, self.world_size, new_gloo_group(self.group))
 
     def check(self, rank: int, world_size: int) -> None:
         """Check that a dataset has the rank and world size of this process.
@@ -270,6 +308,36 @@ class Ranks:
         value: Value = pickle.loads(values[0])  # noqa: S301 - pickled by a rank of the same job
         return value
 
+    def share(self, work: Callable[[], Manifest]) -> Manifest:
+        """Call `work` on rank 0 and return its manifest on all ranks, mapped from a file by those that can open it.
+
+        All ranks must call it. An error on rank 0 is raised on all ranks.
+        """
+        if self.group is None:
+            return work()
+        made: list[Manifest] = []
+        offers: list[Offer] = []
+        accepted: list[Manifest] = []
+
+        def make() -> tuple[Offer | None, Manifest | None]:
+            made.append(work())
+            offers.extend(filter(None, [Offer.of(made[0])]))
+            return (offers[0], None) if offers else (None, made[0])
+
+        def accept() -> bool:
+            accepted.extend(filter(None, [cast("Offer", offer).accept()]))
+            return bool(accepted)
+
+        try:
+            offer, sent = self.broadcast(make, src_rank=0)
+            # All ranks learn which of them could open the file, so all of them send and receive it, or none.
+            if offer is not None and not all(self.gather(accept) or ()):
+                sent = self.broadcast(lambda: made[0], src_rank=0)
+        finally:
+            for each in offers:
+                each.withdraw()
+        return (accepted or made or [cast("Manifest", sent)])[0]
+
     def agree(self, work: Callable[[], Value], call: str = "") -> Value:
         """Return the result of `work` on this rank; if it raises on any rank, raise that error on all ranks.
 
@@ -325,38 +393,8 @@ class Ranks:
             raise CollectiveError(message) from error
 
 
-def _is_initialised() -> bool:
-    return dist.is_available() and dist.is_initialized()
-
-
-def _as_group(process_group: ProcessGroup | None) -> dist.ProcessGroup | None:
-    if process_group is None or isinstance(process_group, dist.ProcessGroup):
-        return process_group
-    if process_group.ndim != 1:
-        names = process_group.mesh_dim_names
-        message = (
-            f"process_group is a DeviceMesh of {process_group.ndim} dimensions {names}: "
-            'give its data-parallel dimension, such as mesh["dp"]'
-        )
-        raise ValueError(message)
-    return process_group.get_group()
-
-
 def _error_class(name: str) -> type[Exception]:
     if name in {"TypeError", "ValueError"}:
         return TypeError if name == "TypeError" else ValueError
     found = getattr(errors, name, None)
     return found if isinstance(found, type) and issubclass(found, LanewayError) else LanewayError
-
-
-def _cpu_group(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
-    world = dist.group.WORLD if group is None else group
-    config = dist.get_backend_config(world)
-    return world if "cpu:" in config or config == "gloo" else _new_gloo_group(world)  # type: ignore[return-value]
-
-
-def _new_gloo_group(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
-    ranks = dist.get_process_group_ranks(group)
-    # With local synchronisation only the members must call it, not the whole world.
-    created: dist.ProcessGroup = dist.new_group(ranks, backend="gloo", use_local_synchronization=True)
-    return created

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from laneway.core.plan import Identity
     from laneway.core.progress import Progress
     from laneway.core.schema import SavedState
-    from laneway.distributed import ProcessGroup
+    from laneway.process_groups import ProcessGroup
 
     State = dict[str, Any]
 

@@ -12,7 +12,7 @@ import fsspec
 import pytest
 
 from laneway import DataFileError, LanewayError, Manifest, RetryPolicy, Shard, StatefulShardedDataset
-from laneway.core.files import decode_files
+from laneway.core.saved_files import decode_files
 from tests.compat.loaders import ids, make_loader, saved
 from tests.corpora import KINDS, Kind, write_corpus
 
@@ -81,7 +81,7 @@ def test_no_secret_is_in_a_state_a_manifest_a_repr_a_log_or_an_error(
     assert ids(dataset) == ids(local)
     dataset.manifest.save(f"{memory_url}/_manifest.json", storage_options=options)
     seen = [str(dataset.state_dict()), repr(dataset), repr(dataset.manifest), str(vars(dataset))]
-    seen.append(fsspec.filesystem("memory").cat("/states/_manifest.json").decode())
+    seen.append(fsspec.filesystem("memory").cat("/states/_manifest.json").decode("latin1"))
     other: Literal["parquet", "arrow"] = "arrow" if kind == "parquet" else "parquet"
     for bad in (
         lambda: StatefulShardedDataset(f"{memory_url}/nowhere", storage_options=options),

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch.distributed as dist
 
 from laneway import Manifest, StatefulShardedDataset
-from laneway.distributed import scan_once
+from laneway.catalog import offers, sharing
+from laneway.catalog.encoding import encode
+from laneway.distributed import load_once, scan_once
 from tests.corpora import write_corpus
 from tests.distributed.ranks import RunRanks, flat, ids, refusal
+from tests.mapping import is_mapped
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,11 +53,63 @@ def test_rank_0_scans_and_all_ranks_have_the_manifest_or_its_error(run_ranks: Ru
     assert [result["after"] for result in results] == [num_rows] * 4
 
 
+def share_a_large_manifest(rank: int, corpus: Path, excluded: int | None) -> dict[str, Any]:
+    directory = corpus.parent / "temporary"
+    directory.mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(directory))
+        for module in (offers, sharing):
+            patch.setattr(module, "MIN_SHARED_BYTES", 1)
+        if rank == excluded:
+            patch.setattr(offers, "map_descriptor", refuse)
+        found = [
+            scan_once(corpus),
+            scan_once(corpus, cache_dir=corpus.parent / "cache"),
+            scan_once(corpus, cache_dir=corpus.parent / "cache"),
+            load_once(corpus.parent / "m"),
+            load_once(corpus.parent / "m", root=corpus),
+        ]
+    return {
+        "encoded": [encode(manifest) for manifest in found],
+        "mapped": [is_mapped(manifest.files.block_rows) for manifest in found],
+        "left": [path.name for path in directory.iterdir()],
+        "missing": refusal(load_once, corpus.parent / "gone"),
+    }
+
+
+def refuse(descriptor: int) -> None:
+    os.close(descriptor)
+    raise OSError
+
+
+@pytest.mark.parametrize("excluded", [None, 1, 0])
+def test_ranks_that_can_open_the_file_of_a_large_manifest_map_it(
+    run_ranks: RunRanks, tmp_path: Path, excluded: int | None
+) -> None:
+    write_corpus(tmp_path / "d")
+    for path in (tmp_path / "d").iterdir():
+        os.utime(path, (1, 1))
+    expected = Manifest.scan(tmp_path / "d")
+    expected.save(tmp_path / "m")
+    results = run_ranks(share_a_large_manifest, 2, tmp_path / "d", excluded)
+    for rank, result in enumerate(results):
+        assert result["encoded"] == [encode(expected)] * 5
+        # A rank that read the file itself has mapped it anyway.
+        assert all(result["mapped"]) == (rank != excluded)
+        assert result["left"] == []
+        assert result["missing"][1].startswith("on rank 0: ")
+
+
 def test_a_single_process_scans_on_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_corpus(tmp_path)
     assert "RANK" not in os.environ
-    assert scan_once(tmp_path).fingerprint == Manifest.scan(tmp_path).fingerprint
+    manifest = Manifest.scan(tmp_path)
+    assert scan_once(tmp_path).fingerprint == manifest.fingerprint
+    manifest.save(tmp_path / "_m")
+    assert load_once(tmp_path / "_m").fingerprint == manifest.fingerprint
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(ValueError, match=r"this is rank 1 of 4, .* call init_process_group\(\) before scan_once\(\)"):
         scan_once(tmp_path)
+    with pytest.raises(ValueError, match=r"this is rank 1 of 4, .* call init_process_group\(\) before load_once\(\)"):
+        load_once(tmp_path / "_m")

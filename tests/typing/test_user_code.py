@@ -96,7 +96,7 @@ def test_sources(tmp_path: Path) -> None:
     assert_type(manifest.num_rows, int)
     assert_type(manifest.fingerprint, str)
     assert_type(manifest.root, str)
-    assert_type(manifest.files.paths, tuple[str, ...])
+    assert_type(manifest.files.paths[0], str)
     assert_type(manifest.files.rows, NDArray[np.int64])
     assert_type(manifest.save(tmp_path / "manifest.json"), None)
     assert_type(Manifest.load(tmp_path / "manifest.json", root=tmp_path), Manifest)

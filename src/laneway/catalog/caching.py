@@ -15,6 +15,7 @@ import fsspec
 import pyarrow.fs
 from fsspec.implementations.dirfs import DirFileSystem
 
+from laneway.catalog.sharing import read_local
 from laneway.errors import DataFileError, ManifestCacheWarning
 from laneway.storage.entries import get_entry
 from laneway.storage.reading import read_range
@@ -69,21 +70,27 @@ class CacheEntry:
         # Without secrets, so that the entry is still found with new credentials.
         digest = hashlib.blake2b(json.dumps([redact(part) for part in identity]).encode(), digest_size=16)
         # The underscore hides it from scans if the cache is the dataset's own directory.
-        return cls(cache, f"_manifest-{digest.hexdigest()}.json.gz")
+        return cls(cache, f"_manifest-{digest.hexdigest()}")
 
     @property
     def redacted_path(self) -> str:
         """Path of the entry, for messages."""
         return self.storage.redact(self._path)
 
-    def read(self) -> bytes | None:
+    @property
+    def local_path(self) -> str | None:
+        """Path of the entry if it is a local file."""
+        return self._path if self.storage.is_local else None
+
+    def read(self) -> memoryview | None:
         """Return the data of the entry, or None."""
         try:
             if self.storage.is_local:
-                # A single call: the entry may be replaced between two.
-                return Path(self._path).read_bytes()
+                return read_local(self._path)
             entry = get_entry(self.storage, self._path)
-            return None if entry is None else read_range(self.storage, self._path, 0, entry.size, entry.version)
+            if entry is None:
+                return None
+            return memoryview(read_range(self.storage, self._path, 0, entry.size, entry.version))
         except FileNotFoundError:
             return None
         except OSError as error:

@@ -1,21 +1,15 @@
-"""The contents of a manifest as a value, and their encoding as JSON."""
+"""The contents of a manifest as a value."""
 
 from __future__ import annotations
 
-import base64
-import gzip
-import json
-import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
-from laneway.catalog.partitions import Partitions
-from laneway.core.files import FileTable, digest
-from laneway.errors import DataFileError
+from laneway.catalog.sharing import SharedFile
 from laneway.formats import FileScan, PlannedFile
 
 if TYPE_CHECKING:
@@ -23,11 +17,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from laneway.catalog.partitions import Partitions
+    from laneway.core.files import FileTable
+    from laneway.core.strings import Strings
     from laneway.storage.filesystem import Storage
-
-FORMAT_VERSION: Final = 2
-"""Version of the encoding."""
-_GZIP_MAGIC = b"\x1f\x8b"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -48,11 +41,13 @@ class ManifestContents:
     """Positions of the blocks in the files, as the format understands them, shape (entries, values per entry)."""
     layout_starts: NDArray[np.int64]
     """Index of each file's first entry in `layout`, shape (num_files + 1,)."""
-    versions: tuple[str, ...]
+    versions: Strings
     """`Entry.version` of each file when it was listed, "" if unknown.
 
     Not part of the fingerprint: a copy of a dataset has other versions.
     """
+    shared_file: SharedFile = field(default_factory=SharedFile, init=False)
+    """A file with the same contents, which spawned workers map. A changed copy has none yet."""
 
     @cached_property
     def schema(self) -> pa.Schema:
@@ -63,6 +58,12 @@ class ManifestContents:
     def num_rows(self) -> int:
         """Number of rows of all files."""
         return self.files.num_rows
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the largest columns."""
+        columns = (self.files.paths.data, self.versions.data, self.files.block_starts, self.layout)
+        return sum(column.nbytes for column in columns) + 3 * self.files.block_rows.nbytes
 
     @property
     def fingerprint(self) -> str:
@@ -98,90 +99,3 @@ class ManifestContents:
 def layout_table(entries: Sequence[Sequence[int]]) -> NDArray[np.int64]:
     """Return layout entries as an array of shape (entries, values per entry)."""
     return np.array(entries, np.int64).reshape(len(entries), len(entries[0]) if entries else 0)
-
-
-def encode(contents: ManifestContents) -> bytes:
-    """Encode the contents of a manifest as JSON, with a digest."""
-    files = contents.files
-    body = {
-        "root": contents.root,
-        "format": contents.format,
-        "paths": files.paths,
-        "sizes": files.sizes.tolist(),
-        "digests": files.digests,
-        "block_starts": files.block_starts.tolist(),
-        "block_rows": files.block_rows.tolist(),
-        "block_bytes": files.block_bytes.tolist(),
-        "block_memory_bytes": files.block_memory_bytes.tolist(),
-        "schema_digest": files.schema_digest,
-        "schema": _encode_schema(contents.file_schema),
-        "partition_schema": _encode_schema(pa.schema(contents.partitions.fields)),
-        "partition_values": contents.partitions.values,
-        "layout": contents.layout.tolist(),
-        "layout_starts": contents.layout_starts.tolist(),
-        "versions": contents.versions,
-    }
-    text = json.dumps(body, separators=(",", ":"))
-    head = json.dumps({"laneway_manifest": FORMAT_VERSION, "digest": digest(text.encode())}, separators=(",", ":"))
-    return b'%s,"body":%s}\n' % (head[:-1].encode(), text.encode())
-
-
-def decode(data: bytes, name: str) -> ManifestContents:
-    """Decode the contents of a manifest, gzipped or not.
-
-    Args:
-        data: The bytes that `encode` returned.
-        name: Name of the file, for messages.
-
-    Raises:
-        DataFileError: `data` is damaged, not a manifest, or of a format version that this release can't read.
-    """
-    try:
-        document = json.loads(gzip.decompress(data) if data.startswith(_GZIP_MAGIC) else data)
-        version = document["laneway_manifest"]
-    except (ValueError, EOFError, OSError, zlib.error, KeyError, TypeError) as error:
-        reason = type(error).__name__
-        message = f"{name} is not a laneway manifest, or it is damaged ({reason}): scan the dataset again"
-        raise DataFileError(message) from error
-    if version != FORMAT_VERSION:
-        message = (
-            f"{name} is a manifest of format {version}, but this release of laneway reads format {FORMAT_VERSION}: "
-            f"update laneway or scan the dataset again"
-        )
-        raise DataFileError(message)
-    body = document.get("body")
-    text = json.dumps(body, separators=(",", ":"))
-    found, expected = digest(text.encode()), document.get("digest")
-    if found != expected:
-        message = f"{name} is damaged: its digest is {found} and should be {expected}; scan the dataset again"
-        raise DataFileError(message)
-    return ManifestContents(
-        root=body["root"],
-        format=body["format"],
-        files=FileTable(
-            paths=tuple(body["paths"]),
-            sizes=np.array(body["sizes"], np.int64),
-            digests=tuple(body["digests"]),
-            block_starts=np.array(body["block_starts"], np.int64),
-            block_rows=np.array(body["block_rows"], np.int64),
-            block_bytes=np.array(body["block_bytes"], np.int64),
-            # Manifests of earlier releases don't have it.
-            block_memory_bytes=np.array(body.get("block_memory_bytes", body["block_bytes"]), np.int64),
-            schema_digest=body["schema_digest"],
-        ),
-        file_schema=_decode_schema(body["schema"]),
-        partitions=Partitions(
-            tuple(_decode_schema(body["partition_schema"])), tuple(map(tuple, body["partition_values"]))
-        ),
-        layout=layout_table(body["layout"]),
-        layout_starts=np.array(body["layout_starts"], np.int64),
-        versions=tuple(body["versions"]),
-    )
-
-
-def _encode_schema(schema: pa.Schema) -> str:
-    return base64.b64encode(schema.serialize().to_pybytes()).decode("ascii")
-
-
-def _decode_schema(encoded: str) -> pa.Schema:
-    return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(encoded)))

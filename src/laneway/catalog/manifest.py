@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-import gzip
+import sys
 from dataclasses import fields, replace
+from multiprocessing import reduction
+from multiprocessing.context import get_spawning_popen
 from typing import TYPE_CHECKING, Any, TypeAlias, final
 
-from laneway.catalog.contents import ManifestContents, decode, encode
+from laneway.catalog.contents import ManifestContents
+from laneway.catalog.decoding import decode, pack
+from laneway.catalog.encoding import decode_columns, encode, head_of, is_plain
 from laneway.catalog.scanning import scan_files
+from laneway.catalog.sharing import MIN_SHARED_BYTES, map_descriptor, read_local
 from laneway.catalog.sources import find_data_files
+from laneway.core.strings import Strings
+from laneway.errors import DataFileError
 from laneway.storage.entries import file_size
 from laneway.storage.filesystem import Storage
 from laneway.storage.listing import find_files
 from laneway.storage.reading import read_range
+from laneway.storage.redaction import redact
 from laneway.storage.writing import write_file
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from laneway.catalog.caching import CacheDir
     from laneway.storage.filesystem import FileSystem
@@ -37,14 +45,16 @@ class Manifest(ManifestContents):
         >>> directory = tempfile.mkdtemp()
         >>> pq.write_table(pa.table({"id": [1, 2, 3]}), f"{directory}/part-0.parquet")
         >>> manifest = Manifest.scan(directory)
-        >>> manifest.num_rows, manifest.files.paths
-        (3, ('part-0.parquet',))
+        >>> manifest.num_rows, manifest.files.paths[0]
+        (3, 'part-0.parquet')
     """
 
     @classmethod
     def of(cls, contents: ManifestContents) -> Manifest:
         """Return the manifest that has these contents."""
-        return cls(**{field.name: getattr(contents, field.name) for field in fields(contents)})
+        manifest = cls(**{field.name: getattr(contents, field.name) for field in fields(contents) if field.init})
+        manifest.shared_file.remember(contents.shared_file.path, contents.shared_file.head)
+        return manifest
 
     @classmethod
     def scan(
@@ -102,25 +112,34 @@ class Manifest(ManifestContents):
         storage_options: Mapping[str, Any] | None = None,
         retries: RetryPolicy | None = None,
     ) -> Manifest:
-        """Load a manifest written by `save`.
+        """Load a manifest written by `save`, also by an earlier release.
+
+        A large local file is mapped into memory, which the processes of a host share; it must not be overwritten while
+        it is used, other than by `save`, which replaces it.
 
         Args:
             path: Path or URL of the saved manifest.
-            root: Current path or URL of the dataset, if it moved.
+            root: Current path or URL of the dataset: if it moved, or is on another storage than the manifest. If it
+                moved to a remote storage, this lists its files.
             filesystem: The filesystem of the path `path` (and `root`).
             storage_options: Arguments for the filesystem of the URL `path` (and `root`).
             retries: Limits of the retries when the storage fails; None: `RetryPolicy()`.
 
         Raises:
-            DataFileError: The file is missing, unreadable, damaged, not a manifest, or of a later release.
+            DataFileError: The file is missing, unreadable, damaged, malformed, not a manifest, or of a later release;
+                or its files are on another storage and no `root` is given.
         """
         storage = Storage(path, filesystem, storage_options, retries)
-        data = read_range(storage, storage.root, 0, file_size(storage, storage.root))
-        manifest = cls.of(decode(data, storage.redact(storage.root)))
+        manifest = cls.of(_read(storage))
         if root is None:
+            _check_root(manifest.root, storage, given=filesystem)
             return manifest
         moved = Storage(root, filesystem, storage_options, retries)
-        return replace(manifest, root=moved.redact(moved.root), versions=_current_versions(manifest, moved))
+        location = moved.redact(moved.root)
+        # Where it was scanned, the files have the versions that it holds.
+        if location == manifest.root:
+            return manifest
+        return replace(manifest, root=location, versions=_current_versions(manifest, moved))
 
     def save(
         self,
@@ -130,7 +149,7 @@ class Manifest(ManifestContents):
         storage_options: Mapping[str, Any] | None = None,
         retries: RetryPolicy | None = None,
     ) -> None:
-        """Write the manifest atomically, as JSON, gzipped if the name ends with `.gz`.
+        """Write the manifest atomically, gzipped if the name ends with `.gz`; such a file can't be mapped into memory.
 
         Args:
             path: Path or URL of the file to write.
@@ -143,7 +162,7 @@ class Manifest(ManifestContents):
         """
         storage = Storage(path, filesystem, storage_options, retries)
         data = encode(self)
-        write_file(storage, storage.root, gzip.compress(data, mtime=0) if storage.root.endswith(".gz") else data)
+        write_file(storage, storage.root, pack(data, "gzip") if storage.root.endswith(".gz") else data)
 
     def storage(
         self,
@@ -154,6 +173,18 @@ class Manifest(ManifestContents):
     ) -> Storage:
         """Return the storage of the files, created from `root`: credentials have to be given again."""
         return Storage(self.root, filesystem, storage_options, retries)
+
+    def __reduce__(self) -> tuple[Callable[..., Manifest], tuple[object, ...]]:
+        """Pickle the encoding; a spawned worker of this host maps the file of a large manifest instead."""
+        fingerprint = self.files.known_fingerprint
+        if self.num_bytes >= MIN_SHARED_BYTES and sys.platform != "win32" and get_spawning_popen() is not None:
+            try:
+                descriptor = self.shared_file.descriptor(lambda: encode(self))
+            except OSError as error:
+                message = f"the manifest can't be written to a temporary file for workers: {error}; set TMPDIR"
+                raise DataFileError(message) from error
+            return _of_descriptor, (reduction.DupFd(descriptor), fingerprint)
+        return _of_bytes, (pack(encode(self), "zstd"), fingerprint)
 
     def __repr__(self) -> str:
         summary = f"{self.files.num_files:,} files, {self.num_rows:,} rows, {len(self.schema):,} columns"
@@ -199,7 +230,59 @@ def open_source(
     )
 
 
-def _current_versions(manifest: Manifest, storage: Storage) -> tuple[str, ...]:
+def _of_bytes(data: bytes, fingerprint: str | None) -> Manifest:
+    manifest = Manifest.of(decode(memoryview(data), "a pickled manifest"))
+    manifest.files.adopt_fingerprint(fingerprint)
+    return manifest
+
+
+def _of_descriptor(descriptor: Any, fingerprint: str | None) -> Manifest:  # noqa: ANN401 - the standard library's
+    # Not checked again: the process that started this one has read it, or written it.
+    manifest = Manifest.of(decode_columns(map_descriptor(descriptor.detach())))
+    manifest.files.adopt_fingerprint(fingerprint)
+    return manifest
+
+
+def _read(storage: Storage) -> ManifestContents:
+    """Return the contents of the manifest at the root of a storage."""
+    name = storage.redact(storage.root)
+    if not storage.is_local:
+        data = memoryview(read_range(storage, storage.root, 0, file_size(storage, storage.root)))
+        return decode(data, name)
+    with storage.translate_errors(storage.root):
+        data = read_local(storage.root)
+    contents = decode(data, name)
+    if is_plain(data):
+        contents.shared_file.remember(storage.root, head_of(data))
+    return contents
+
+
+def _check_root(root: str, storage: Storage, *, given: FileSystem | None) -> None:
+    """Check that the root that a manifest names is on the storage of the manifest.
+
+    Otherwise, a manifest of someone else could have any file read, or credentials sent to any server.
+    """
+    protocol, mark, _ = root.partition("://")
+    if given is None:
+        is_same = _place_of(root) == _place_of(storage.redact(storage.root))
+    else:
+        protocols = storage.filesystem.protocol
+        is_same = not mark or protocol in ((protocols,) if isinstance(protocols, str) else protocols)
+    if not is_same:
+        message = (
+            f"{storage.redact(storage.root)} says that its data files are in {redact(root)!s:.200}, on another storage "
+            "than the manifest: pass root= to say where they are"
+        )
+        raise DataFileError(message)
+
+
+def _place_of(url: str) -> tuple[str, str]:
+    """Return the protocol of a URL, and its host or bucket; both are empty for a local path."""
+    protocol, mark, path = url.partition("://")
+    return (protocol, path.split("/", 1)[0]) if mark else ("", "")
+
+
+def _current_versions(manifest: Manifest, storage: Storage) -> Strings:
     """Return the versions of files that moved: without them, reads could not detect that a file changes."""
     found = {} if storage.is_local else {entry.path: entry.version for entry in find_files(storage, storage.root)}
-    return tuple(found.get(storage.join(path), "") for path in manifest.files.paths)
+    return Strings.of(found.get(storage.join(path), "") for path in manifest.files.paths)

@@ -29,7 +29,7 @@ class Partitions:
 
     fields: tuple[pa.Field[pa.DataType], ...]
     """Name and type of each key, in the order of the directories: int64 or string."""
-    values: tuple[tuple[PartitionValue, ...], ...]
+    values: tuple[Sequence[PartitionValue], ...]
     """For each key, its value for each file."""
 
     @classmethod

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 from dataclasses import replace
 from itertools import accumulate
 from typing import TYPE_CHECKING
@@ -11,13 +10,17 @@ import numpy as np
 import pyarrow as pa
 
 from laneway.catalog.caching import CacheEntry
-from laneway.catalog.contents import FORMAT_VERSION, ManifestContents, decode, encode, layout_table
+from laneway.catalog.contents import ManifestContents, layout_table
+from laneway.catalog.decoding import decode, pack
+from laneway.catalog.encoding import FORMAT_VERSION, encode, head_of, is_plain
 from laneway.catalog.footers import read_footers
 from laneway.catalog.partitions import Partitions
 from laneway.catalog.sources import SETTLED_AFTER_NS
 from laneway.core.files import FileTable, digest
+from laneway.core.strings import Strings
 from laneway.errors import DataFileError, SchemaMismatchError
 from laneway.formats.nested_types import storage_type
+from laneway.storage.redaction import redact
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,34 +44,49 @@ def scan_files(found: DataFiles, *, progress: bool | None, cache_dir: CacheDir) 
     """
     key = (f"format {FORMAT_VERSION}", found.format.name, *found.sources)
     entry = CacheEntry.find(cache_dir, found.storage, key)
-    cached = None if entry is None else _read_cache(entry)
+    cached = None if entry is None else _read_cache(entry, found)
     contents = _update(found, cached, progress=progress)
     if entry is not None and contents is not cached:
         # Nor is the time of a file of a remote storage trusted, if it was modified moments ago.
         newest = found.listed_at_ns - SETTLED_AFTER_NS
-        settled = tuple("" if version.isdigit() and int(version) > newest else version for version in contents.versions)
+        settled = ["" if version.isdigit() and int(version) > newest else version for version in contents.versions]
         if any(settled):
-            entry.write(gzip.compress(encode(replace(contents, versions=settled)), compresslevel=1, mtime=0))
+            data = encode(replace(contents, versions=Strings.of(settled)))
+            # A local entry is mapped into memory.
+            entry.write(data if entry.local_path else pack(data, "zstd"))
     return contents
 
 
-def _read_cache(entry: CacheEntry) -> ManifestContents | None:
+def _read_cache(entry: CacheEntry, found: DataFiles) -> ManifestContents | None:
     data = entry.read()
     if data is None:
         return None
     try:
-        return decode(data, entry.redacted_path)
+        contents = decode(data, entry.redacted_path)
+        _check_place(contents, found, entry.redacted_path)
     except DataFileError as error:
         entry.warn_damaged(error)
         return None
+    if is_plain(data):
+        contents.shared_file.remember(entry.local_path, head_of(data))
+    return contents
+
+
+def _check_place(contents: ManifestContents, found: DataFiles, name: str) -> None:
+    """Check that a cached manifest is that of these files."""
+    root, format_ = found.storage.redact(found.storage.root), found.format.name
+    if (contents.root, contents.format) != (root, format_):
+        message = (
+            f"{name} is of {contents.format} files in {redact(contents.root)!s:.200}, not of {format_} files in {root}"
+        )
+        raise DataFileError(message)
 
 
 def _update(found: DataFiles, cached: ManifestContents | None, *, progress: bool | None) -> ManifestContents:
     """Return the contents for the files that were found: `cached` itself if no file is new, changed or gone."""
     known: dict[int, FileScan] = {}
     if cached is not None:
-        listed = tuple(found.paths), found.sizes, tuple(found.versions)
-        if listed == (cached.files.paths, cached.files.sizes.tolist(), cached.versions) and all(cached.versions):
+        if _is_unchanged(found, cached):
             return cached
         index_of = {path: index for index, path in enumerate(cached.files.paths)}
         listing = zip(found.paths, found.sizes, found.versions, strict=True)
@@ -79,6 +97,17 @@ def _update(found: DataFiles, cached: ManifestContents | None, *, progress: bool
     missing = [index for index in range(len(found.paths)) if index not in known]
     known.update(zip(missing, read_footers(found, missing, progress=progress), strict=True))
     return _combine(found, [known[index] for index in range(len(found.paths))])
+
+
+def _is_unchanged(found: DataFiles, cached: ManifestContents) -> bool:
+    """Return whether the same files were listed, all with the same and known versions."""
+    return (
+        len(found.paths) == cached.files.num_files
+        and "" not in found.versions
+        and np.array_equal(found.sizes, cached.files.sizes)
+        and Strings.of(found.versions) == cached.versions
+        and Strings.of(found.paths) == cached.files.paths
+    )
 
 
 def _combine(found: DataFiles, scans: Sequence[FileScan]) -> ManifestContents:
@@ -102,7 +131,7 @@ def _combine(found: DataFiles, scans: Sequence[FileScan]) -> ManifestContents:
         partitions=Partitions.parse(files.paths, schema),
         layout=layout_table([entry for scan in scans for entry in scan.layout]),
         layout_starts=np.array([0, *accumulate(len(scan.layout) for scan in scans)], np.int64),
-        versions=tuple(found.versions),
+        versions=Strings.of(found.versions),
     )
 
 

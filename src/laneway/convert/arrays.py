@@ -15,11 +15,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from laneway.convert.column_types import decoded_type
+from laneway.convert.nested import (
+    child_fields,
+    children_of,
+    copy_array,
+    extent_of,
+    is_short_list,
+    large_list,
+    rebuild,
+    with_children,
+    without_offset,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from numpy.typing import NDArray
+    from collections.abc import Sequence
 
     # pyarrow's classes are generic in its stubs only, which also lack some of them.
     _Array = Any
@@ -34,11 +43,6 @@ _run_end_encoded: Any = pa.run_end_encoded
 _dictionary_array: Any = pa.DictionaryArray.from_arrays
 _views: Final[dict[_Type, _Type]] = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
 _large: Final[dict[_Type, _Type]] = {pa.string(): pa.large_string(), pa.binary(): pa.large_binary()}
-
-
-def copy_array(array: pa.Array[Any]) -> pa.Array[Any]:
-    """Return the values of an array in memory of their own."""
-    return pa.concat_arrays([array, array.slice(0, 0)])
 
 
 def decode(array: pa.Array[Any]) -> pa.Array[Any]:
@@ -120,7 +124,7 @@ def _cached_plain_type(data_type: _Type) -> _Type:
             return value_type  # Arrow can't unify dictionaries of these
         return pa.dictionary(data_type.index_type, value_type, data_type.ordered)
     if pa.types.is_nested(data_type):
-        return _with_children(data_type, [_plain_type(child.type) for child in _child_fields(data_type)])
+        return with_children(data_type, [_plain_type(child.type) for child in child_fields(data_type)])
     return _views.get(data_type, data_type)
 
 
@@ -138,7 +142,7 @@ def registered_as_storage(data_type: _Type) -> _Type:
         return pa.dictionary(data_type.index_type, value_type, data_type.ordered)
     if not pa.types.is_nested(data_type):
         return data_type
-    return _with_children(data_type, [registered_as_storage(child.type) for child in _child_fields(data_type)])
+    return with_children(data_type, [registered_as_storage(child.type) for child in child_fields(data_type)])
 
 
 def _is_fixed_width(data_type: _Type) -> bool:
@@ -182,7 +186,7 @@ def _take(array: _Array, indices: _Array) -> _Array:
 def _has_list_views(data_type: _Type) -> bool:
     if isinstance(data_type, (pa.ListViewType, pa.LargeListViewType)):
         return True
-    return pa.types.is_nested(data_type) and any(_has_list_views(child.type) for child in _child_fields(data_type))
+    return pa.types.is_nested(data_type) and any(_has_list_views(child.type) for child in child_fields(data_type))
 
 
 def _decode_runs(array: _Array) -> _Array:
@@ -201,16 +205,16 @@ def _wide_type(data_type: _Type, arrays: Sequence[_Array]) -> _Type:
     if len(arrays) < 2 or _is_fixed_width(data_type):  # noqa: PLR2004 - a single array has room for itself
         return data_type
     if data_type in _large:
-        return _large[data_type] if sum(_extent(array) for array in arrays) > MAX_OFFSET else data_type
+        return _large[data_type] if sum(extent_of(array) for array in arrays) > MAX_OFFSET else data_type
     if isinstance(data_type, pa.DictionaryType):
         return _wide_dictionary_type(data_type, [array.dictionary for array in arrays])
     if not pa.types.is_nested(data_type):
         return data_type
-    children = zip(*(_children(array) for array in arrays), strict=True)
+    children = zip(*(children_of(array) for array in arrays), strict=True)
     types = [_wide_type(part[0].type, part) for part in children]
-    if _is_short_list(data_type) and sum(map(_extent, arrays)) > MAX_OFFSET:
-        return _large_list(_with_children(data_type, types))
-    return _with_children(data_type, types)
+    if is_short_list(data_type) and sum(map(extent_of, arrays)) > MAX_OFFSET:
+        return large_list(with_children(data_type, types))
+    return with_children(data_type, types)
 
 
 def _wide_dictionary_type(data_type: _Type, dictionaries: Sequence[_Array]) -> _Type:
@@ -236,23 +240,8 @@ def _common_type(first: _Type, second: _Type) -> _Type:
         return _common_type(*(decoded_type(each) or each for each in (first, second)))
     if not pa.types.is_nested(first):
         return _large.get(first, first)
-    types = map(_common_type, *([field.type for field in _child_fields(each)] for each in (first, second)))
-    return _with_children(second if _is_short_list(first) else first, [*types])
-
-
-def _extent(array: _Array) -> int:
-    """Return the bytes of an array of texts, or the number of values in an array of lists."""
-    if not len(array):
-        return 0
-    if isinstance(array.type, (pa.ListViewType, pa.LargeListViewType)):
-        return len(array.values)
-    offsets = _offsets(array)
-    return int(offsets[array.offset + len(array)] - offsets[array.offset])
-
-
-def _offsets(array: _Array) -> NDArray[Any]:
-    is_large = isinstance(array.type, pa.LargeListType) or array.type in _large.values()
-    return np.frombuffer(array.buffers()[1], np.int64 if is_large else np.int32)
+    types = map(_common_type, *([field.type for field in child_fields(each)] for each in (first, second)))
+    return with_children(second if is_short_list(first) else first, [*types])
 
 
 def _max_index(index_type: _Type) -> int:
@@ -281,9 +270,9 @@ def _cast(array: _Array, data_type: _Type) -> _Array:
         return array.cast(data_type)
     if not len(array):
         return pa.nulls(0, data_type)
-    array = _without_offset(array)
-    types = [field.type for field in _child_fields(data_type)]
-    return _rebuild(array, data_type, [*map(_cast, _children(array), types)])
+    array = without_offset(array)
+    types = [field.type for field in child_fields(data_type)]
+    return rebuild(array, data_type, [*map(_cast, children_of(array), types)])
 
 
 def _fit(array: _Array, data_type: _Type) -> _Array:
@@ -297,20 +286,20 @@ def _fit(array: _Array, data_type: _Type) -> _Array:
         return _fit_dictionary(array if isinstance(array, pa.DictionaryArray) else _encode(array), data_type)
     if pa.types.is_nested(data_type):
         return _fit_nested(array, data_type)
-    is_too_long = data_type in _large and _extent(array) > MAX_OFFSET
+    is_too_long = data_type in _large and extent_of(array) > MAX_OFFSET
     return array if is_too_long else array.cast(data_type)
 
 
 def _fit_nested(array: _Array, data_type: _Type) -> _Array:
     if not len(array):
         return pa.nulls(0, data_type)
-    array = _without_offset(array)
-    types = [field.type for field in _child_fields(data_type)]
-    children = [*map(_fit, _children(array), types)]
-    fitted = _with_children(data_type, [child.type for child in children])
-    if _is_short_list(data_type) and len(children[0]) > MAX_OFFSET:
-        fitted = _large_list(fitted)
-    return _rebuild(array, fitted, children)
+    array = without_offset(array)
+    types = [field.type for field in child_fields(data_type)]
+    children = [*map(_fit, children_of(array), types)]
+    fitted = with_children(data_type, [child.type for child in children])
+    if is_short_list(data_type) and len(children[0]) > MAX_OFFSET:
+        fitted = large_list(fitted)
+    return rebuild(array, fitted, children)
 
 
 def _fit_extension(array: _Array, data_type: _Type) -> _Array:
@@ -353,85 +342,3 @@ def _encode(values: _Array) -> _Array:
         return values.dictionary_encode()
     except pa.ArrowNotImplementedError:
         return _dictionary_array(pa.array(np.arange(len(values))), values)
-
-
-# -- Nested arrays and their children ---------------------------------------------------------------------------------
-
-_OWN_BUFFERS: Final[Sequence[tuple[type, int]]] = (
-    (pa.MapType, 2),
-    (pa.ListType, 2),
-    (pa.LargeListType, 2),
-    (pa.ListViewType, 3),
-    (pa.LargeListViewType, 3),
-    (pa.FixedSizeListType, 1),
-    (pa.StructType, 1),
-    (pa.DenseUnionType, 3),
-    (pa.SparseUnionType, 2),
-)
-_MAKE_LIST: Final[Sequence[tuple[type, Callable[[_Type], _Type]]]] = (
-    (pa.ListType, pa.list_),
-    (pa.LargeListType, pa.large_list),
-    (pa.ListViewType, pa.list_view),
-    (pa.LargeListViewType, pa.large_list_view),
-)
-
-
-def _without_offset(array: _Array) -> _Array:
-    """Return a nested array whose first row begins with the first values of its children."""
-    is_list = isinstance(array.type, (pa.ListType, pa.LargeListType)) and len(array) > 0
-    # Maps always: their keys may be slices, which Arrow's accessor ignores.
-    must_copy = array.offset or isinstance(array.type, pa.MapType) or (is_list and _offsets(array)[0])
-    return copy_array(array) if must_copy else array
-
-
-def _child_fields(data_type: _Type) -> list[Any]:
-    return [data_type.field(i) for i in range(data_type.num_fields)]
-
-
-def _children(array: _Array) -> list[_Array]:
-    """Return the children of a nested array, cut to the values that its rows have."""
-    data_type = array.type
-    if isinstance(data_type, pa.FixedSizeListType):
-        size = data_type.list_size
-        return [array.values.slice(array.offset * size, len(array) * size)]
-    if isinstance(data_type, (pa.ListType, pa.LargeListType, pa.MapType)):
-        first = _offsets(array)[array.offset] if len(array) else 0
-        return [array.values.slice(int(first), _extent(array))]
-    if isinstance(data_type, (pa.ListViewType, pa.LargeListViewType)):
-        return [array.values]
-    return [array.field(i) for i in range(data_type.num_fields)]
-
-
-def _with_children(data_type: _Type, types: Sequence[_Type]) -> _Type:
-    """Return a nested type with children of other types."""
-    fields = [field.with_type(type_) for field, type_ in zip(_child_fields(data_type), types, strict=True)]
-    if isinstance(data_type, pa.FixedSizeListType):
-        return pa.list_(fields[0], data_type.list_size)
-    if isinstance(data_type, pa.StructType):
-        return pa.struct(fields)
-    if isinstance(data_type, pa.MapType):
-        key, item = _child_fields(types[0])
-        return _map(key, item, data_type.keys_sorted)
-    if isinstance(data_type, pa.UnionType):
-        return pa.union(fields, data_type.mode, data_type.type_codes)
-    (make,) = (make for class_, make in _MAKE_LIST if isinstance(data_type, class_))
-    return make(fields[0])
-
-
-def _is_short_list(data_type: _Type) -> bool:
-    return isinstance(data_type, (pa.ListType, pa.ListViewType))
-
-
-def _large_list(data_type: _Type) -> _Type:
-    make = pa.large_list if isinstance(data_type, pa.ListType) else pa.large_list_view
-    return make(data_type.value_field)
-
-
-def _rebuild(array: _Array, data_type: _Type, children: Sequence[_Array]) -> _Array:
-    """Return a nested array without an offset, with other children and, for lists, offsets of another size."""
-    (count,) = (count for class_, count in _OWN_BUFFERS if isinstance(array.type, class_))
-    buffers = array.buffers()[:count]
-    if _is_short_list(data_type) is not _is_short_list(array.type):
-        old, new = (np.int32, np.int64) if _is_short_list(array.type) else (np.int64, np.int32)
-        buffers[1:] = [pa.py_buffer(cast("Any", np.frombuffer(buffer, old).astype(new))) for buffer in buffers[1:]]
-    return pa.Array.from_buffers(data_type, len(array), buffers, array.null_count, 0, list(children))

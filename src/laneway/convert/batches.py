@@ -9,9 +9,10 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from laneway.convert.arrays import copy_array, fit, join, record_batch
+from laneway.convert.arrays import fit, join, record_batch
 from laneway.convert.columns import CONVERSION_ERRORS, NullFoundError, Output, column_converter, vectorize
 from laneway.convert.fill import fill_scalars
+from laneway.convert.nested import copy_array
 from laneway.errors import ColumnConversionError
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import pyarrow as pa
 
-from laneway.convert.arrays import copy_array
 from laneway.convert.columns import CONVERSION_ERRORS, NullFoundError
+from laneway.convert.nested import copy_array
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

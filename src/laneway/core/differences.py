@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import reprlib
+from collections import deque
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from laneway.core.files import FileFacts, decode_files
+from laneway.core.saved_files import FileFacts, decode_files, decode_parts, names_files, part_digests, part_starts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from laneway.core.files import FileTable
+    from laneway.core.saved_files import SavedParts
     from laneway.core.turns import WorkerPlace
 
 _MAX_NAMED = 3
@@ -18,6 +21,7 @@ _MAX_VALUE_LENGTH = 40
 _REPR = reprlib.Repr()
 """Doesn't write out a large value only to truncate it."""
 _REPR.maxlevel, _REPR.maxlist, _REPR.maxstring, _REPR.maxother = 3, 20, 80, 80
+_MAX_PATH_LENGTH = 300
 
 
 def identity_differences(names: Iterable[str], saved: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:
@@ -29,36 +33,87 @@ def identity_differences(names: Iterable[str], saved: Mapping[str, Any], present
     ]
 
 
-def file_differences(encoded: str, files: FileTable) -> str:
+def file_differences(encoded: str, files: FileTable, saved: FileTable | None = None) -> str:
     """Return the line that lists how the data files differ from those of a saved state.
 
     Args:
         encoded: `FileTable.encoded` of the saved state.
         files: The current data files.
+        saved: The data files of the state, if they are known from elsewhere: a state of many files doesn't name them.
 
     Raises:
         StateFormatError: `encoded` is damaged.
     """
-    saved = decode_files(encoded)
-    present = {
-        path: FileFacts(int(size), int(rows), digest)
-        for path, size, rows, digest in zip(files.paths, files.sizes, files.rows, files.digests, strict=True)
-    }
-    lines = [f"{path} {_change(saved[path], present[path])}" for path in present if path in saved]
-    lines = [line for line in lines if not line.endswith(" ")]
-    gone, new = [path for path in saved if path not in present], [path for path in present if path not in saved]
-    for path in gone:
-        renamed = next((name for name in new if present[name] == saved[path]), None)
-        if renamed:
-            new.remove(renamed)
-        lines.append(f"{path} is now {renamed}" if renamed else f"{path} is gone")
-    lines += [f"{path} is new" for path in new]
-    if not lines:
-        lines = ["the same files had other row groups, or other columns, when this state was saved"]
-    if len(lines) > _MAX_NAMED:
-        num_more = len(lines) - _MAX_NAMED
-        lines[_MAX_NAMED:] = [f"and {num_more:,} more difference{'s' if num_more > 1 else ''}"]
-    return "files: " + "; ".join(lines)
+    if saved is None and not names_files(encoded):
+        return f"files: {_part_differences(decode_parts(encoded), files)}"
+    before = decode_files(encoded) if saved is None else _facts_of(saved)
+    lines = _changes(before, _facts_of(files))
+    shown = list(islice(lines, _MAX_NAMED))
+    num_more = sum(1 for _ in lines)
+    if not shown:
+        shown = ["the same files had other row groups, or other columns, when this state was saved"]
+    if num_more:
+        shown.append(f"and {num_more:,} more difference{'s' if num_more > 1 else ''}")
+    return "files: " + "; ".join(shown)
+
+
+def _facts_of(files: FileTable) -> dict[str, FileFacts]:
+    columns = (files.paths, map(FileFacts, files.sizes.tolist(), files.rows.tolist(), files.digests))
+    return dict(zip(*columns, strict=True))
+
+
+def _changes(saved: Mapping[str, FileFacts], present: Mapping[str, FileFacts]) -> Iterator[str]:
+    """Yield a line for each file that changed, is gone, has another name, or is new."""
+    for path in present:
+        if path in saved and saved[path] != present[path]:
+            yield f"{_name(path)} {_change(saved[path], present[path])}"
+    # Several files may be equal: each of them is the new name of one.
+    new_names: dict[FileFacts, deque[str]] = {}
+    for path, facts in present.items():
+        if path not in saved:
+            new_names.setdefault(facts, deque()).append(path)
+    renamed = set()
+    for path, facts in saved.items():
+        if path in present:
+            continue
+        if names := new_names.get(facts):
+            renamed.add(names[0])
+            yield f"{_name(path)} is now {_name(names.popleft())}"
+        else:
+            yield f"{_name(path)} is gone"
+    for path in present:
+        if path not in saved and path not in renamed:
+            yield f"{_name(path)} is new"
+
+
+def _part_differences(saved: SavedParts, files: FileTable) -> str:
+    """Return in which ranges of paths the files differ."""
+    starts = part_starts(files.paths)
+    digests = part_digests(files.columns, starts)
+    known = set(saved.digests)
+    changed = [index for index, each in enumerate(digests) if each not in known]
+    num_gone = len(known.difference(digests))
+    found = []
+    if (saved.num_files, saved.num_rows) != (files.num_files, files.num_rows):
+        found.append(
+            f"saved {saved.num_files:,} files with {saved.num_rows:,} rows, this run has {files.num_files:,} files "
+            f"with {files.num_rows:,} rows"
+        )
+    ends = [*starts[1:].tolist(), files.num_files]
+    for index in changed[:_MAX_NAMED]:
+        first, last = files.paths[int(starts[index])], files.paths[ends[index] - 1]
+        found.append(f"some of the {ends[index] - int(starts[index]):,} files {_name(first)} to {_name(last)} differ")
+    if len(changed) > _MAX_NAMED:
+        found.append(f"and {len(changed) - _MAX_NAMED:,} more of {len(digests):,} such ranges")
+    elif num_gone and not changed:
+        found.append(f"about {num_gone * 1024:,} files in a row are gone")
+    return "; ".join(found) or "the same files had other row groups, or other columns, when this state was saved"
+
+
+def _name(path: str) -> str:
+    """Return a path for a message, the middle of a long one left out."""
+    half = _MAX_PATH_LENGTH // 2
+    return path if len(path) <= _MAX_PATH_LENGTH else f"{path[:half]}...{path[-half:]}"
 
 
 def _change(saved: FileFacts, present: FileFacts) -> str:
@@ -66,7 +121,7 @@ def _change(saved: FileFacts, present: FileFacts) -> str:
         return f"had {saved.rows:,} rows, now {present.rows:,}"
     if saved.size != present.size:
         return f"had {saved.size:,} bytes, now {present.size:,}"
-    return "" if saved == present else f"was rewritten with the same size ({saved.size:,} bytes)"
+    return f"was rewritten with the same size ({saved.size:,} bytes)"
 
 
 def place_differences(saved: WorkerPlace, present: WorkerPlace) -> list[str]:

@@ -6,17 +6,15 @@ else: a dataset that is moved keeps its fingerprint.
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import json
-import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from laneway.errors import StateFormatError
+from laneway.core.saved_files import FileColumns, encode_files
+from laneway.core.strings import Strings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,11 +40,11 @@ class FileTable:
     A block is decoded as a whole: a row group of a Parquet file, or a record batch of an Arrow file.
     """
 
-    paths: tuple[str, ...]
+    paths: Strings
     """Paths relative to the dataset's root, with forward slashes, sorted and distinct."""
     sizes: NDArray[np.int64]
     """Size of each file in bytes, shape (num_files,)."""
-    digests: tuple[str, ...]
+    digests: Strings
     """Digest of each file's footer or message headers, to detect a file that was rewritten with the same size."""
     block_starts: NDArray[np.int64]
     """Index of each file's first block, shape (num_files + 1,)."""
@@ -84,9 +82,9 @@ class FileTable:
         counts = [len(blocks[i][0]) for i in order]
         decoded = [sizes for _, sizes in blocks] if memory_bytes is None else memory_bytes
         return cls(
-            paths=tuple(paths[i] for i in order),
+            paths=Strings.of(paths[i] for i in order),
             sizes=np.array([sizes[i] for i in order], np.int64),
-            digests=tuple(digests[i] for i in order),
+            digests=Strings.of(digests[i] for i in order),
             block_starts=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
             block_rows=np.array([rows for i in order for rows in blocks[i][0]], np.int64),
             block_bytes=np.array([size for i in order for size in blocks[i][1]], np.int64),
@@ -107,12 +105,19 @@ class FileTable:
     @cached_property
     def block_row_starts(self) -> NDArray[np.int64]:
         """Number of rows before each block, counted over all files, shape (num_blocks + 1,)."""
-        return np.concatenate([[0], np.cumsum(self.block_rows)]).astype(np.int64)
+        starts = np.zeros(len(self.block_rows) + 1, np.int64)
+        np.cumsum(self.block_rows, out=starts[1:])
+        return starts
 
     @cached_property
     def rows(self) -> NDArray[np.int64]:
         """Rows of each file, shape (num_files,)."""
-        return np.diff(self.block_row_starts[self.block_starts])
+        starts = self.block_starts[:-1]
+        has_blocks = self.block_starts[1:] > starts
+        rows = np.zeros(self.num_files, np.int64)
+        if has_blocks.any():
+            rows[has_blocks] = np.add.reduceat(self.block_rows, starts[has_blocks])
+        return rows
 
     @cached_property
     def fingerprint(self) -> str:
@@ -126,43 +131,34 @@ class FileTable:
 
     def _digest(self, *block_sizes: NDArray[np.int64]) -> str:
         state = hashlib.blake2b(digest_size=16)
-        for text in (self.schema_digest, "\0".join(self.paths), "\0".join(self.digests)):
-            state.update(len(text.encode()).to_bytes(8, "little"))
-            state.update(text.encode())
+        for text in (memoryview(self.schema_digest.encode()), self.paths.joined(), self.digests.joined()):
+            state.update(len(text).to_bytes(8, "little"))
+            state.update(text)
         for array in (self.sizes, self.block_starts, self.block_rows, *block_sizes):
-            state.update(array.astype("<i8").tobytes())
+            state.update(np.ascontiguousarray(array, "<i8").data)
         return state.hexdigest()
+
+    @property
+    def known_fingerprint(self) -> str | None:
+        """The fingerprint if it has been computed, which takes a while for a million files."""
+        return vars(self).get("fingerprint")
+
+    def adopt_fingerprint(self, fingerprint: str | None) -> None:
+        """Take over the fingerprint that another process has computed of the same table, if it has."""
+        if fingerprint is not None:
+            vars(self)["fingerprint"] = fingerprint
+
+    @property
+    def columns(self) -> FileColumns:
+        """What states say of each file."""
+        return FileColumns(self.paths, self.sizes, self.rows, self.digests)
 
     @cached_property
     def encoded(self) -> str:
-        """The part of the table that error messages about other files need, compressed; see `decode_files`."""
-        facts = [self.paths, self.sizes.tolist(), self.rows.tolist(), self.digests]
-        text = json.dumps(facts, separators=(",", ":"))
-        return base64.b85encode(zlib.compress(text.encode(), 9)).decode("ascii")
+        """The table as states hold it, which error messages about other files need; see `encode_files`."""
+        return encode_files(self.columns)
 
-
-@dataclass(frozen=True, slots=True)
-class FileFacts:
-    """The metadata of one data file in a state."""
-
-    size: int
-    """Bytes."""
-    rows: int
-    """Number of rows."""
-    digest: str
-    """Digest of the footer or message headers."""
-
-
-def decode_files(encoded: str) -> dict[str, FileFacts]:
-    """Return path -> metadata from `FileTable.encoded`.
-
-    Raises:
-        StateFormatError: `encoded` is damaged.
-    """
-    try:
-        paths, sizes, rows, digests = json.loads(zlib.decompress(base64.b85decode(encoded)))
-        facts = map(FileFacts, sizes, rows, digests)
-        return dict(zip(paths, facts, strict=True))
-    except (ValueError, TypeError, zlib.error) as error:
-        message = f"the file table of this state can't be read ({error}): the state is truncated or damaged"
-        raise StateFormatError(message) from error
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what follows from the columns, except for the fingerprint."""
+        state = {field.name: getattr(self, field.name) for field in fields(self)}
+        return state if self.known_fingerprint is None else {**state, "fingerprint": self.known_fingerprint}

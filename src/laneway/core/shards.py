@@ -32,7 +32,7 @@ class Shard:
 class ShardTable(Sequence[Shard]):
     """All shards of a dataset in file order, as columns; indexing returns a `Shard`."""
 
-    paths: tuple[str, ...]
+    paths: Sequence[str]
     """Paths of the data files."""
     file_index: NDArray[np.int64]
     """Index into `paths`, shape (num_shards,)."""

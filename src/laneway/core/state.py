@@ -10,7 +10,6 @@ import numpy as np
 from laneway.core.assignment import assign_whole_job
 from laneway.core.consistency import require, scope_of
 from laneway.core.differences import file_differences, identity_differences, mismatch_message, place_differences
-from laneway.core.files import decode_files
 from laneway.core.order import ORDER_VERSIONS
 from laneway.core.progress import (
     CutProgress,
@@ -21,6 +20,7 @@ from laneway.core.progress import (
     lanes_of_next_turns,
     rows_in_step,
 )
+from laneway.core.saved_files import decode_files, names_files
 from laneway.core.schema import (
     FORMAT,
     FORMAT_VERSION,
@@ -269,7 +269,10 @@ def num_joined_files(saved: SavedState, identity: Identity) -> int:
     fields, files = saved.fields, identity.files
     if not saved.is_complete or fields["fingerprint"] == identity.fingerprint_in(fields["order_version"]):
         return 0
-    before = decode_files(fields["files"]) if fields["files"] else {}
+    if not fields["files"] or not names_files(fields["files"]):
+        # Digests of parts don't tell a file that was added from one that was changed.
+        return 0
+    before = decode_files(fields["files"])
     facts = zip(files.sizes.tolist(), files.rows.tolist(), files.digests, strict=True)
     present = dict(zip(files.paths, facts, strict=True))
     is_kept = all(present.get(path) == (each.size, each.rows, each.digest) for path, each in before.items())

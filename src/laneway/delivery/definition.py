@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from laneway.core.assignment import resolve_cut
 from laneway.core.cursor import Cursor
+from laneway.core.plan import Identity
 from laneway.delivery.stream import BatchStream, ItemMaker, RowStream
 from laneway.reading.lane_reader import LaneReader
 from laneway.reading.reader import RowReader
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from laneway.convert.columns import Output
     from laneway.core.assignment import Assignment
     from laneway.core.options import LaneOptions
-    from laneway.core.plan import Identity
     from laneway.core.progress import Progress
     from laneway.core.turns import WorkerPlace
     from laneway.delivery.stream import Stream
@@ -73,6 +73,14 @@ class Definition:
     """Windows of each lane that are read ahead."""
     collate_fn: Callable[[list[Any]], Any] | None = None
     """Builds an item from the rows of a batch, or of a turn if there are no batches; None: columns, or single rows."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the file table of the identity: the manifest has it, and may travel as a file."""
+        return {**vars(self), "identity": self.identity.settings}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore the identity."""
+        vars(self).update(state, identity=Identity(state["manifest"].files, state["identity"]))
 
     @property
     def schema(self) -> pa.Schema:

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import pyarrow as pa
 
-from laneway.convert.arrays import MAX_OFFSET, copy_array, join, record_batch
+from laneway.convert.arrays import MAX_OFFSET, join, record_batch
+from laneway.convert.nested import copy_array
 from laneway.convert.open_rows import OpenRows
-from laneway.core.cutting import MAX_WINDOW_SHARDS, Segment
+from laneway.core.cutting import MAX_WINDOW_SHARDS
+from laneway.core.lanes import Segment
 from laneway.errors import ColumnConversionError
 from laneway.reading.assembler import NotVectorizableError, WindowAssembler
 from laneway.reading.parts import cut_at_blocks

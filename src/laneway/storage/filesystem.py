@@ -7,7 +7,7 @@ import os
 import pickle
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, TypeVar, cast, final
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias, TypeVar, cast, final
 
 import fsspec
 import pyarrow.fs
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
     FileSystem: TypeAlias = AbstractFileSystem | pyarrow.fs.FileSystem
+    Access: TypeAlias = Literal["read", "written"]
 
 _MAX_CONNECTIONS: Final = 32
 _log = logging.getLogger(__name__)
@@ -191,26 +192,28 @@ class Storage:
 
     # -- Calls --------------------------------------------------------------------------------------------------------
 
-    def retry(self, path: str, attempt: Callable[[float], T]) -> T:
+    def retry(self, path: str, attempt: Callable[[float], T], access: Access = "read") -> T:
         """Call a function with retries, and return its result.
 
         Args:
             path: The path that errors and the log name.
             attempt: Takes its time limit in seconds.
+            access: What is done to the path.
 
         Raises:
             DataFileError: The last attempt failed.
         """
-        with self.translate_errors(path):
-            return retry(attempt, self.retries, on_retry=partial(self._log_retry, path))
+        with self.translate_errors(path, access):
+            return retry(attempt, self.retries, on_retry=partial(self._log_retry, path, access))
 
-    def call(self, path: str, function: Callable[[], T], timeout_s: float | None = None) -> T:
+    def call(self, path: str, function: Callable[[], T], timeout_s: float | None = None, access: Access = "read") -> T:
         """Call a function that has no time limit of its own, with retries, and return its result.
 
         Args:
             path: The path that errors and the log name.
             function: Sends the request.
             timeout_s: Time limit of each attempt on remote storage, in seconds; None: as `retries` says.
+            access: What is done to the path.
 
         Raises:
             DataFileError: The last attempt failed.
@@ -220,11 +223,11 @@ class Storage:
             # A local disk does not stall, so the call needs no thread.
             return function() if self.is_local else call_within(function, limit_s if timeout_s is None else timeout_s)
 
-        return self.retry(path, attempt)
+        return self.retry(path, attempt, access)
 
-    def _log_retry(self, path: str, error: BaseException, next_step: str) -> None:
+    def _log_retry(self, path: str, access: Access, error: BaseException, next_step: str) -> None:
         """Log a retry, so that users can see why a job waits."""
-        _log.warning("%s; %s", self.error_for(path, "could not be read", error), next_step)
+        _log.warning("%s; %s", self.error_for(path, f"could not be {access}", error), next_step)
 
     # -- Errors -------------------------------------------------------------------------------------------------------
 
@@ -243,27 +246,29 @@ class Storage:
         return None if reveals_secret(error, *self._secrets) else error
 
     @contextmanager
-    def translate_errors(self, path: str) -> Iterator[None]:
-        """Translate any error of the filesystem into a DataFileError that names `path`."""
+    def translate_errors(self, path: str, access: Access = "read") -> Iterator[None]:
+        """Translate any error of the filesystem into a DataFileError that names `path` and what was done to it."""
         try:
             yield
         except LanewayError:
             raise
         except FileNotFoundError as error:
+            if access == "written":
+                raise self.error_for(path, "can't be written, its directory is missing", error) from self.cause(error)
             message = f"{self.redact(path)} does not exist"
             raise DataFileError(message) from self.cause(error)
         except PermissionError as error:
-            raise self.error_for(path, "can't be read, permission denied", error) from self.cause(error)
+            raise self.error_for(path, f"can't be {access}, permission denied", error) from self.cause(error)
         except VersionError as error:
             raise self.change_error(path, "its version (ETag or time) is different") from self.cause(error)
         except ShortBodyError as error:
             raise self.error_for(path, "is truncated", error) from self.cause(error)
         except GaveUpError as error:
             last = error.__cause__ or error
-            problem = "is truncated" if isinstance(last, ShortBodyError) else "can't be read"
+            problem = "is truncated" if isinstance(last, ShortBodyError) else f"can't be {access}"
             raise self.error_for(path, f"{problem} ({error.effort})", last) from self.cause(last)
         except Exception as error:  # noqa: BLE001 - every fsspec backend has exceptions of its own
-            raise self.error_for(path, "can't be read", error) from self.cause(error)
+            raise self.error_for(path, f"can't be {access}", error) from self.cause(error)
 
     @property
     def _secrets(self) -> tuple[object, ...]:

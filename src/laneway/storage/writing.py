@@ -18,12 +18,12 @@ def write_file(storage: Storage, path: str, data: bytes) -> None:
         DataFileError: The storage refused.
     """
     if not storage.is_local:
-        storage.call(path, lambda: storage.filesystem.pipe_file(storage.request_path(path), data))
+        storage.call(path, lambda: storage.filesystem.pipe_file(storage.request_path(path), data), access="written")
         return
     target = Path(path)
     # Not by the tempfile module: its files are private, which is wrong for a shared cache.
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-    with storage.translate_errors(str(target.parent)):
+    with storage.translate_errors(path, "written"):
         try:
             with temporary.open("xb") as file:
                 file.write(data)

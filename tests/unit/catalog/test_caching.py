@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import multiprocessing
 import os
 import warnings
@@ -92,9 +91,7 @@ def test_a_damaged_entry_is_rebuilt_with_a_warning(tmp_path: Path, cache: Path, 
     expected = Manifest.scan(tmp_path / "d", cache_dir=cache).fingerprint
     (entry,) = cache.iterdir()
     whole = entry.read_bytes()
-    text = gzip.decompress(whole)
-    flipped = gzip.compress(text.replace(b'"block_rows":[5', b'"block_rows":[6'))
-    assert gzip.decompress(flipped) != text
+    flipped = whole[:-900] + bytes([whole[-900] ^ 1]) + whole[-899:]
     entry.write_bytes({"cut": whole[:-40], "flipped": flipped}.get(str(damage), b"garbage" if damage else b""))
     with pytest.warns(
         ManifestCacheWarning, match=rf"unusable, scanning again: .*{entry.name} is .*damaged.*cache_dir=False"
@@ -123,7 +120,7 @@ def test_a_source_has_one_entry_however_often_it_changes(tmp_path: Path, cache: 
     Manifest.scan(paths[:2], cache_dir=cache)
     names = [path.name for path in cache.iterdir()]
     assert len(names) == 3
-    assert all(name.startswith("_manifest-") and name.endswith(".json.gz") for name in names)
+    assert all(name.startswith("_manifest-") for name in names)
 
 
 def test_a_cache_in_the_directory_of_the_dataset_is_not_data(tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def test_paths_are_relative_to_the_root_of_the_source(tmp_path: Path, monkeypatc
         (["x/y/b.parquet", "x/a.parquet"], "x", ("a.parquet", "y/b.parquet")),
     ):
         manifest = Manifest.scan(source)
-        assert (manifest.root, manifest.files.paths) == (str(tmp_path / root).rstrip("/"), paths)
+        assert (manifest.root, tuple(manifest.files.paths)) == (str(tmp_path / root).rstrip("/"), paths)
 
 
 def test_a_name_with_wildcard_characters_is_found(tmp_path: Path) -> None:
@@ -276,7 +276,7 @@ def test_directories_add_columns(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["manifest.json", "manifest.json.gz"])
+@pytest.mark.parametrize("name", ["manifest", "manifest.gz"])
 def test_a_saved_manifest_is_loaded_unchanged(tmp_path: Path, memory: str, kind: Kind, name: str) -> None:
     write_corpus(tmp_path / "d", kind, ((3, 1), (2,), ()), names=("k=%20/a", "k=1/b", "k=2/c"))
     for path in (tmp_path / "d").rglob("*.*"):
@@ -284,11 +284,11 @@ def test_a_saved_manifest_is_loaded_unchanged(tmp_path: Path, memory: str, kind:
     manifest = Manifest.scan(tmp_path / "d")
     for place in (str(tmp_path), memory):
         manifest.save(f"{place}/{name}")
-        loaded = Manifest.load(f"{place}/{name}")
+        loaded = Manifest.load(f"{place}/{name}", root=tmp_path / "d")
         assert loaded.fingerprint == manifest.fingerprint
         assert loaded.schema.equals(manifest.schema, check_metadata=True)
         assert loaded.partitions.fields == manifest.partitions.fields
-        assert loaded.partitions.values == manifest.partitions.values
+        assert [tuple(values) for values in loaded.partitions.values] == list(manifest.partitions.values)
         assert (loaded.root, loaded.format) == (manifest.root, manifest.format)
         assert loaded.layout.tolist() == manifest.layout.tolist()
         assert loaded.layout_starts.tolist() == manifest.layout_starts.tolist()
@@ -298,28 +298,25 @@ def test_a_saved_manifest_is_loaded_unchanged(tmp_path: Path, memory: str, kind:
         assert moved.replace("memory:///", "memory://") == f"{place}/elsewhere"
 
 
-def test_a_damaged_manifest_is_an_error_that_says_so(tmp_path: Path) -> None:
+def test_a_damaged_manifest_is_an_error_that_names_the_file(tmp_path: Path) -> None:
     write_corpus(tmp_path / "d")
-    path = tmp_path / "manifest.json"
+    path = tmp_path / "manifest"
     Manifest.scan(tmp_path / "d").save(path)
-    text = path.read_text()
+    data = path.read_bytes()
     for damaged, message in (
-        (text[:-10], r"manifest\.json is not a laneway manifest, or it is damaged"),
-        (text.replace("[5,1,7", "[5,1,8"), r"manifest\.json is damaged: its digest is .* and should be"),
-        ('{"epoch": 1}', "is not a laneway manifest"),
-        ("[1]", "is not a laneway manifest"),
-        ("", "is not a laneway manifest"),
-        (
-            text.replace('"laneway_manifest":2', '"laneway_manifest":3'),
-            "of format 3",
-        ),
+        (data[:-10], "manifest is not a laneway manifest, or it is damaged"),
+        (data[:-70] + b"!" + data[-69:], "manifest is damaged: its digest is .* and should be"),
+        (b"", "manifest is not a laneway manifest"),
+        (data[:8] + b"\x09" + data[9:], "manifest is a manifest of format 9"),
     ):
-        assert damaged != text
-        path.write_text(damaged)
+        path.write_bytes(damaged)
         with pytest.raises(DataFileError, match=message):
             Manifest.load(path)
-    path.write_bytes(b"\x1f\x8bgarbage")
-    with pytest.raises(DataFileError, match="is not a laneway manifest"):
+    path.unlink()
+    with pytest.raises(DataFileError, match="manifest does not exist"):
+        Manifest.load(path)
+    path.mkdir()
+    with pytest.raises(DataFileError, match="manifest can't be read: "):
         Manifest.load(path)
 
 
@@ -335,7 +332,7 @@ def test_no_credentials_reach_a_manifest(tmp_path: Path) -> None:
     texts = (
         repr(manifest),
         repr(storage),
-        (tmp_path / "m.json").read_text(),
+        (tmp_path / "m.json").read_bytes().decode("latin1"),
         json.dumps(manifest.files.encoded),
     )
     assert all(CANARY not in text for text in texts)

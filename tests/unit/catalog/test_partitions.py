@@ -14,7 +14,7 @@ SCHEMA = pa.schema([("id", pa.int64()), ("lang", pa.dictionary(pa.int8(), pa.str
 def _parse(*paths: str) -> dict[str, tuple[str, tuple[int | str | None, ...]]]:
     partitions = Partitions.parse(paths, SCHEMA)
     fields = zip(partitions.fields, partitions.values, strict=True)
-    return {field.name: (str(field.type), values) for field, values in fields}
+    return {field.name: (str(field.type), tuple(values)) for field, values in fields}
 
 
 def test_keys_are_typed_over_all_files_and_keep_the_order_of_the_directories() -> None:

@@ -13,7 +13,8 @@ import pytest
 
 from laneway.catalog import scanning
 from laneway.catalog.caching import CacheEntry
-from laneway.catalog.contents import FORMAT_VERSION, decode, encode
+from laneway.catalog.decoding import decode
+from laneway.catalog.encoding import FORMAT_VERSION, encode
 from laneway.catalog.footers import read_footers
 from laneway.catalog.scanning import scan_files
 from laneway.catalog.sources import DataFiles, find_data_files
@@ -137,7 +138,7 @@ def test_files_may_come_and_go(found: DataFiles, cache: Path, read_files: list[s
     later = replace(found, paths=NAMES[1:], sizes=found.sizes[1:], versions=["b", "c"])
     contents = scan(later, cache)
     assert read_files == ["part-002.parquet"]
-    assert contents.files.paths == tuple(NAMES[1:])
+    assert contents.files.paths == NAMES[1:]
     assert contents.files.block_rows.tolist() == [2, 5]
     assert encode(contents) == encode(scan(later, cache=False))
 

@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 import pytest
 
 from laneway.convert import arrays
-from laneway.convert.arrays import copy_array, decode, fit, join, take_rows
+from laneway.convert.arrays import decode, fit, join, take_rows
+from laneway.convert.nested import copy_array
 from tests.columns import COLUMNS
 
 _compute: Any = pc

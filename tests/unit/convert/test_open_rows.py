@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from laneway.convert.arrays import copy_array
 from laneway.convert.batches import BatchConverter
+from laneway.convert.nested import copy_array
 from laneway.convert.open_rows import OpenRows
 from tests.columns import COLUMNS
 

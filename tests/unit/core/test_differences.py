@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -15,12 +17,14 @@ from laneway.core.differences import (
     place_differences,
     shorten,
 )
+from laneway.core.files import FileTable
+from laneway.core.strings import Strings
 from laneway.core.turns import WorkerPlace
 from laneway.errors import StateFormatError
 from tests.laws.simulation import file_table
 
 if TYPE_CHECKING:
-    from laneway.core.files import FileTable
+    from collections.abc import Iterable
 
 
 def test_different_fields_are_listed_with_both_values() -> None:
@@ -38,7 +42,7 @@ def changed(files: FileTable, index: int, **values: int | str) -> FileTable:
     for name, value in values.items():
         column = list(getattr(files, name))
         column[index] = value
-        columns[name] = np.array(column, np.int64) if name == "sizes" else tuple(column)
+        columns[name] = np.array(column, np.int64) if name == "sizes" else Strings.of(column)
     return replace(files, **columns)  # type: ignore[arg-type]
 
 
@@ -74,6 +78,77 @@ def test_two_renamed_files_with_equal_content_are_matched_one_to_one() -> None:
     both = replace(both, block_rows=np.array([5, 1200, 5]))
     moved = changed(changed(both, 0, paths="x"), 2, paths="y")
     assert file_differences(both.encoded, moved) == "files: part-000.parquet is now x; part-002.parquet is now y"
+
+
+def many_files(names: list[str], rows: int = 10) -> FileTable:
+    """Return a table of many equal files."""
+    blocks = [([rows], [100])] * len(names)
+    return FileTable.build(names, [1000] * len(names), ["0" * 16] * len(names), blocks, "s")
+
+
+def names_of(numbers: Iterable[int], prefix: str = "") -> list[str]:
+    return [f"{prefix}part-{number:06}.parquet" for number in numbers]
+
+
+def test_ten_thousand_other_files_are_compared_in_linear_time() -> None:
+    def seconds(num_files: int) -> float:
+        saved, present = (many_files(names_of(range(num_files), each)) for each in ("a/", "b/"))
+        began = time.process_time()
+        line = file_differences("", present, saved)
+        took = time.process_time() - began
+        assert line.startswith("files: a/part-000000.parquet is now b/part-000000.parquet; ")
+        assert line.endswith(f"; and {num_files - 3:,} more differences")
+        return took
+
+    # In quadratic time, the second takes a hundred times as long, and more than ten seconds.
+    assert seconds(10_000) < 30 * seconds(1000) + 0.1
+
+
+@pytest.mark.parametrize(
+    ("present", "found"),
+    [
+        (names_of(range(20_000)), None),
+        (names_of(number for number in range(20_000) if number != 7777), {7777}),
+        (names_of([*range(20_000), 20_000]), {20_000}),
+        (names_of(range(1, 20_000)), {0}),
+        (names_of(number for number in range(20_000) if number not in {100, 19_000}), {100, 19_000}),
+    ],
+    ids=["the same", "one gone", "one new at the end", "one gone at the start", "two gone"],
+)
+def test_ranges_of_paths_name_where_many_files_differ(present: list[str], found: set[int] | None) -> None:
+    saved = many_files(names_of(range(20_000)))
+    line = file_differences(saved.encoded, many_files(present))
+    if found is None:
+        assert line == "files: the same files had other row groups, or other columns, when this state was saved"
+        return
+    assert f"saved 20,000 files with 200,000 rows, this run has {len(present):,} files" in line
+    ranges = [
+        (int(first), int(last), int(count.replace(",", "")))
+        for count, first, last in re.findall(r"some of the ([\d,]+) files part-(\d+).parquet to part-(\d+)", line)
+    ]
+    assert len(ranges) == len(found)
+    for number, (first, last, count) in zip(sorted(found), ranges, strict=True):
+        assert first - 1 <= number <= last + 1
+        assert count < 20_000 // 2
+
+
+def test_a_changed_file_among_many_is_named_by_its_range_and_exactly_where_the_saved_files_are_known() -> None:
+    names = names_of(range(20_000))
+    saved = many_files(names)
+    present = changed(saved, 9_999, sizes=5)
+    line = file_differences(saved.encoded, present)
+    (range_,) = re.findall(r"some of the .* files (\S+) to (\S+) differ", line)
+    assert range_[0] <= names[9_999] <= range_[1]
+    assert file_differences(saved.encoded, present, saved) == f"files: {names[9_999]} had 1,000 bytes, now 5"
+
+
+@pytest.mark.parametrize("num_files", [4, 20_000])
+def test_a_line_is_short_however_long_the_paths_are(num_files: int) -> None:
+    names = [f"{number:06}{'x' * (1000 if num_files < 10 else 100)}" for number in range(num_files)]
+    saved, present = many_files(names), many_files([f"{name}{'y' * 900}" for name in names])
+    line = file_differences(saved.encoded, present)
+    assert len(line) < 3000
+    assert "...yyy" in line
 
 
 def test_a_damaged_file_table_is_a_format_error() -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 from operator import attrgetter
 
 import numpy as np
-import pytest
 
-from laneway.core.files import FileFacts, FileTable, decode_files, digest
-from laneway.errors import StateFormatError
+from laneway.core.files import FileTable, digest
+from laneway.core.strings import Strings
 
 
 def table(**changes: object) -> FileTable:
@@ -30,9 +30,9 @@ def test_files_are_sorted_by_path_with_their_blocks() -> None:
 
 def test_everything_in_the_table_is_in_the_fingerprint() -> None:
     changes: list[dict[str, object]] = [
-        {"paths": ("a", "c")},
+        {"paths": Strings.of(["a", "c"])},
         {"sizes": np.array([10, 21])},
-        {"digests": ("01", "03")},
+        {"digests": Strings.of(["01", "03"])},
         {"block_starts": np.array([0, 1, 2])},
         {"block_rows": np.array([2, 1])},
         {"block_bytes": np.array([30, 1])},
@@ -47,14 +47,22 @@ def test_everything_in_the_table_is_in_the_fingerprint() -> None:
     assert table().fingerprint == "1873b328f49334c70fa4144c7b418b84"
 
 
-def test_the_encoded_table_names_files_with_their_facts() -> None:
-    assert decode_files(table().encoded) == {"a": FileFacts(10, 0, "01"), "b": FileFacts(20, 3, "02")}
+def test_rows_are_counted_for_each_file_also_for_files_without_blocks() -> None:
+    blocks: list[tuple[list[int], list[int]]] = [([], []), ([2, 3], [1, 1]), ([], []), ([4], [1]), ([], [])]
+    files = FileTable.build(list("abcde"), [1] * 5, ["0"] * 5, blocks, "s")
+    assert files.rows.tolist() == [0, 5, 0, 4, 0]
 
 
-@pytest.mark.parametrize("text", ["", "~", "c-jO", "0"])
-def test_a_damaged_table_is_no_state(text: str) -> None:
-    with pytest.raises(StateFormatError, match="truncated or damaged"):
-        decode_files(text)
+def test_a_pickled_table_has_its_fingerprint_and_nothing_else_that_follows_from_its_columns() -> None:
+    files = table()
+    assert files.known_fingerprint is None
+    without = len(pickle.dumps(files))
+    fingerprint, _, _, _ = files.fingerprint, files.block_row_starts, files.rows, files.encoded
+    assert len(pickle.dumps(files)) - without < 100
+    found = pickle.loads(pickle.dumps(files))
+    assert found.known_fingerprint == fingerprint
+    assert replace(found).fingerprint == fingerprint
+    assert found.encoded == files.encoded
 
 
 def test_borders_between_parts_count_in_a_digest() -> None:
@@ -66,4 +74,3 @@ def test_a_table_without_files_has_no_rows() -> None:
     files = FileTable.build([], [], [], [], "schema")
     assert files.num_rows == 0
     assert files.rows.tolist() == []
-    assert decode_files(files.encoded) == {}

@@ -21,5 +21,5 @@ def test_a_written_file_replaces_the_old_one_and_leaves_no_temporary_file(data: 
             write_file(storage, storage.join("new.bin"), content)
             assert read_range(storage, storage.join("new.bin"), 0, 3) == content
     assert sorted(path.name for path in data.iterdir()) == ["a.bin", "deep", "new.bin"]
-    with pytest.raises(DataFileError, match="/gone does not exist"):
+    with pytest.raises(DataFileError, match=r"/gone/new.bin can't be written, its directory is missing"):
         write_file(Storage(data), f"{data}/gone/new.bin", b"")
