@@ -38,7 +38,7 @@ def plan_of(
     files = manifest.files
     if block_memory_bytes is not None:
         files = replace(files, block_memory_bytes=np.array(block_memory_bytes))
-    return Identity(files, settings).plan(Progress(epoch=0, cut=fresh_cut(num_lanes, 1)))
+    return Identity(files, settings).plan(Progress(epoch=0, cut=fresh_cut(num_lanes, 1), order_version=order_version))
 
 
 def segments_of(plan: Plan, lane: int = 0) -> list[Segment]:

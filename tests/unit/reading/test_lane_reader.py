@@ -245,8 +245,8 @@ def test_a_lane_is_padded_with_its_last_row_as_it_was_read(
 def test_an_empty_lane_is_padded_with_a_row_of_its_neighbour(tmp_path: Path, open_lanes: Open) -> None:
     write_corpus(tmp_path, files=((2,),))
     plan, lanes = open_lanes(tmp_path, shuffle=False, num_lanes=3)
-    assert plan.lanes.rows.tolist() == [0, 1, 1]
-    assert ids(lanes.read(LaneRange(0, 0, 1))) == [0]
+    assert plan.lanes.rows.tolist() == [1, 1, 0]
+    assert ids(lanes.read(LaneRange(2, 0, 1))) == [1]
 
 
 def test_a_row_is_located_in_its_file(tmp_path: Path, open_lanes: Open) -> None:

@@ -233,7 +233,7 @@ def test_without_shuffle_remote_storage_is_read_ahead_by_bytes(
 def test_without_shuffle_a_large_shard_is_read_block_by_block(tmp_path: Path, open_windows: Open) -> None:
     write_corpus(tmp_path, files=((3, 2, 4, 1),))
     sizes = [6000, 3000, 50_000, 1000]
-    plan, windows = open_windows(tmp_path, shuffle=False, shard_bytes=10_000, block_memory_bytes=sizes)
+    plan, windows = open_windows(tmp_path, shuffle=False, shard_bytes=10_000, block_memory_bytes=sizes, order_version=1)
     (segment,) = segments_of(plan)
     split = [(part.segment.start, part.segment.stop, part.num_bytes) for part in windows.split(segment)]
     assert split == [(0, 5, 9000), (5, 9, 50_000), (9, 10, 1000)]
@@ -248,7 +248,13 @@ def test_with_shuffle_a_large_shard_is_decoded_block_by_block(
     write_corpus(tmp_path, files=((3, 2, 4, 1),))
     sizes = [6000, 3000, 50_000, 1000]
     plan, windows = open_windows(
-        tmp_path, shuffle=True, num_lanes=2, shard_bytes=10_000, window_bytes=20_000, block_memory_bytes=sizes
+        tmp_path,
+        shuffle=True,
+        num_lanes=2,
+        shard_bytes=10_000,
+        window_bytes=20_000,
+        block_memory_bytes=sizes,
+        order_version=1,
     )
     segments = segments_of(plan, 0), segments_of(plan, 1)
     for (segment,), expected in zip(segments, ([(0, 0, 5)], [(0, 5, 9), (0, 9, 10)]), strict=True):
