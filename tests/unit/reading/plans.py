@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from laneway.core.order import ORDER_VERSION
 from laneway.core.plan import Identity, Plan, Settings
 from laneway.core.progress import Progress, fresh_cut
 
@@ -24,6 +25,7 @@ def plan_of(
     window_bytes: int = 300,
     shard_bytes: int = 1,
     block_memory_bytes: list[int] | None = None,
+    order_version: int = ORDER_VERSION,
 ) -> Plan:
     """Return the plan of epoch 0, in which by default each block is a shard."""
     settings = Settings(
