@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from laneway.reading.parts import Part
     from laneway.reading.reader import RowReader
 
-_REQUEST_BYTES: Final = 16 << 20
+_REQUEST_BYTES: Final = 32 << 20
 """Most bytes that are read at once from remote storage: neighbouring small pieces are read together."""
 _MAX_THREADS: Final = 4
 
