@@ -12,12 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 from torch.utils.data import DataLoader
 
-from laneway import DataFileError, StatefulShardedDataset
+from laneway import DataFileError, SavableLoader, StatefulShardedDataset
 from tests.compat.loaders import flat, ids, loader_raises, make_loader, saved
 from tests.corpora import rows as corpus_rows
 from tests.corpora import write_corpus
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 FAILING_ROW = 23
@@ -80,6 +81,35 @@ def test_a_transform_that_raises_stop_iteration_does_not_end_the_epoch(
     dataset = StatefulShardedDataset(tmp_path, batch_size=batch_size, transform=stop)
     with loader_raises(RuntimeError, "the transform or collate_fn raised StopIteration"):
         list(DataLoader(dataset, batch_size=None, num_workers=num_workers))
+
+
+def drop(_: object) -> None:
+    """Return None, as if that dropped the row."""
+
+
+def expand(item: object) -> Iterator[object]:
+    yield item
+
+
+@pytest.mark.parametrize(("transform", "what"), [(drop, "None"), (expand, "a generator")])
+@pytest.mark.parametrize("loader_batch_size", [None, 5])
+@pytest.mark.parametrize("batch_size", [None, 5])
+def test_a_transform_that_returns_no_row_or_batch_is_an_error_that_names_the_ways(
+    tmp_path: Path, batch_size: int | None, loader_batch_size: int | None, transform: Any, what: str
+) -> None:
+    if batch_size and loader_batch_size:
+        pytest.skip("both build batches")
+    write_corpus(tmp_path)
+    dataset = StatefulShardedDataset(tmp_path, batch_size=batch_size, transform=transform)
+    with pytest.raises(TypeError, match=f"transform returned {what}, but it must return the row or batch"):
+        next(iter(SavableLoader(dataset, batch_size=loader_batch_size)))
+
+
+def test_a_collate_fn_may_drop_rows_that_transform_made_none(tmp_path: Path) -> None:
+    write_corpus(tmp_path)
+    dataset = StatefulShardedDataset(tmp_path, transform=lambda row: row["id"] if row["id"] % 2 else None)
+    loader = SavableLoader(dataset, batch_size=6, collate_fn=lambda rows: [row for row in rows if row is not None])
+    assert next(iter(loader)) == [1, 3, 5]
 
 
 @pytest.mark.parametrize("output", ["numpy", "torch"])

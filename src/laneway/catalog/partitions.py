@@ -81,10 +81,17 @@ def _keys(path: str) -> list[tuple[str, str | None]]:
     if "=" not in path:
         return pairs
     for directory in path.split("/")[:-1]:
-        name, equals, value = directory.partition("=")
-        if equals and name:
+        name = partition_key(directory)
+        if name is not None:
+            value = directory.partition("=")[2]
             pairs.append((unquote(name), None if value == _NULL else unquote(value)))
     return pairs
+
+
+def partition_key(directory: str) -> str | None:
+    """Return the key of a directory name such as `lang=en`, or None."""
+    name, equals, _ = directory.partition("=")
+    return name if equals and name else None
 
 
 def _infer_type(texts: Sequence[str | None]) -> tuple[tuple[PartitionValue, ...], pa.DataType]:

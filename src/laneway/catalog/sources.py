@@ -12,11 +12,12 @@ from functools import partial
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
+from laneway.catalog.partitions import partition_key
 from laneway.errors import DataFileError
 from laneway.formats import FORMATS, Format, format_of_content, format_of_suffix
 from laneway.storage.entries import get_entry
 from laneway.storage.filesystem import Storage
-from laneway.storage.listing import find_files, glob_files, glob_root, has_wildcards, lists_recursively
+from laneway.storage.listing import find_files, glob_files, glob_root, has_wildcards, is_hidden, lists_recursively
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -87,7 +88,7 @@ def find_data_files(
     requested = [storage.path_of(each) for each in sources]
     listed_at_ns = time.time_ns()
     listings = _list_all(storage, requested)
-    storage = storage.at(_common_directory([listing.root for listing in listings]))
+    storage = storage.at(_above_partitions(_common_directory([listing.root for listing in listings])))
 
     counts = Counter(path for listing in listings for path in listing.files) if len(listings) > 1 else {}
     twice = sorted(path for path, count in counts.items() if count > 1)
@@ -101,6 +102,7 @@ def find_data_files(
         raise _nothing_found(storage, sources, listings, chosen)
     root = storage.join("")
     ordered = sorted(files)
+    _check_names(ordered)
     return DataFiles(
         storage,
         tuple(requested),
@@ -110,6 +112,26 @@ def find_data_files(
         versions=[_settled_version(storage, files[path], listed_at_ns) for path in ordered],
         listed_at_ns=listed_at_ns,
     )
+
+
+def _check_names(paths: Sequence[str]) -> None:
+    try:
+        "".join(paths).encode()
+    except UnicodeEncodeError:
+        bad = next(path for path in paths if path != path.encode(errors="ignore").decode())
+        message = f"the name of {os.fsencode(bad)!r} is not UTF-8: rename the file or directory"
+        raise DataFileError(message) from None
+
+
+def _above_partitions(directory: str) -> str:
+    """Return the directory above those at the end of a path that are called `key=value`.
+
+    So a source that is a single partition, or lies in one, has the same columns as one of several.
+    """
+    top = "/" if directory.startswith("/") else ""
+    while partition_key(directory.rpartition("/")[2]) is not None:
+        directory = directory.rpartition("/")[0] or top
+    return directory
 
 
 def _settled_version(storage: Storage, entry: Entry, listed_at_ns: int) -> str:
@@ -163,12 +185,15 @@ def _visible(root: str, files: dict[str, Entry]) -> dict[str, Entry]:
     """Return the files without hidden names below the root."""
     cut = len(root.rstrip("/"))
 
-    def is_hidden(path: str) -> bool:
+    def is_visible(path: str) -> bool:
         below = f"/{path[cut:].lstrip('/')}"
         # Object stores list directories as empty files.
-        return "/_" in below or "/." in below or below.endswith("/")
+        if below.endswith("/"):
+            return False
+        may_be_hidden = "/_" in below or "/." in below
+        return not (may_be_hidden and any(map(is_hidden, below.split("/"))))
 
-    return {path: entry for path, entry in files.items() if not is_hidden(path)}
+    return {path: entry for path, entry in files.items() if is_visible(path)}
 
 
 def _choose_format(storage: Storage, listings: Sequence[_Listing]) -> Format | None:

@@ -22,7 +22,7 @@ from laneway.core.progress import Progress
 from laneway.delivery.buffers import forget_ended_workers
 from laneway.delivery.packing import raise_if_unsent
 from laneway.delivery.passes import Pass, Taken
-from laneway.delivery.stream import BatchStream, TaggedBatch
+from laneway.delivery.stream import BatchStream, TaggedBatch, unchanged
 from laneway.delivery.workers import (
     blocking_sigterm,
     end_with_parent,
@@ -108,10 +108,6 @@ class _Shielded:
             self.init(worker)
 
 
-def _unchanged(batch: Any) -> Any:  # noqa: ANN401 - a batch may be anything
-    return batch
-
-
 class BatchSource:
     """Reads the batches of one rank with the workers of a plain DataLoader."""
 
@@ -128,7 +124,7 @@ class BatchSource:
         if self.yields_rows:
             turn_rows = definition.options.turn_rows or _ROWS_PER_TURN
             definition = replace(
-                definition, options=replace(definition.options, turn_rows=turn_rows), collate_fn=_unchanged
+                definition, options=replace(definition.options, turn_rows=turn_rows), collate_fn=unchanged
             )
         self.definition = definition
         """The definition that the workers read."""
@@ -149,7 +145,7 @@ class BatchSource:
         """What `batches` returned last, until its workers are discarded."""
 
     def _make_loader(self) -> DataLoader[TaggedBatch]:
-        return DataLoader(self._dataset, batch_size=None, collate_fn=_unchanged, **self._keywords)
+        return DataLoader(self._dataset, batch_size=None, collate_fn=unchanged, **self._keywords)
 
     def resolve(self, progress: Progress) -> Assignment:
         """Return the assignment of this rank."""

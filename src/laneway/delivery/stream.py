@@ -6,6 +6,7 @@ the slices and calls the user's functions.
 
 from __future__ import annotations
 
+from types import GeneratorType, NoneType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch.utils.data import default_collate
@@ -27,6 +28,14 @@ if TYPE_CHECKING:
 
 _ROWS_PER_CONVERSION = 1024
 """Number of rows that are converted together if rows are yielded one by one."""
+
+
+_NO_ITEM = (NoneType, GeneratorType)
+
+
+def unchanged(item: Any) -> Any:  # noqa: ANN401 - a user's transform may return anything
+    """Return `item`: a collate_fn that leaves rows as they are."""
+    return item
 
 
 class ItemMaker:
@@ -52,6 +61,8 @@ class ItemMaker:
         self.transform = transform
         """The user's function, if any."""
         self._collate_fn = collate_fn
+        # A user's collate_fn may drop None, or read a generator.
+        self._delivers_results = collate_fn in {None, unchanged, default_collate}
         self._latest_rows: dict[int, tuple[list[LaneRange], list[Any]]] = {}
         """Lane -> the rows that `rows` has returned last, which errors are about."""
 
@@ -108,7 +119,7 @@ class ItemMaker:
         if function is None:
             return item
         try:
-            return function(item)
+            return self._checked(function(item), is_delivered=function is self.transform and self._delivers_results)
         except StopIteration as error:
             self._lanes.close()
             message = "the transform or collate_fn raised StopIteration, which would end the epoch silently"
@@ -122,6 +133,18 @@ class ItemMaker:
             if function is default_collate and isinstance(item, list) and ranges is not None:
                 self._check_nulls(item, ranges)
             raise
+
+    @staticmethod
+    def _checked(result: Any, *, is_delivered: bool) -> Any:  # noqa: ANN401 - a user's function may return anything
+        """Return the result of a user's function; raise an error if it is delivered, but is no row or batch."""
+        if not is_delivered or not isinstance(result, _NO_ITEM):
+            return result
+        what = "None" if result is None else "a generator"
+        message = (
+            f"transform returned {what}, but it must return the row or batch to deliver: it can't drop rows or make "
+            "several of one; write filtered or expanded data files, or pass a collate_fn that handles it"
+        )
+        raise TypeError(message)
 
     def _check_nulls(self, rows: list[Any], ranges: list[LaneRange]) -> None:
         """Raise an error that names the first null among rows that can't be collated."""

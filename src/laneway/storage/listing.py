@@ -97,6 +97,11 @@ def lists_recursively(storage: Storage) -> bool:
     return not storage.is_local and not _walks_directories(storage.filesystem)
 
 
+def is_hidden(name: str) -> bool:
+    """Return whether a file or directory of this name holds no data: `_SUCCESS`, `.git`, but not `_key=value`."""
+    return name.startswith(".") or (name.startswith("_") and "=" not in name)
+
+
 def has_wildcards(path: str) -> bool:
     """Return whether a path may be a glob."""
     return any(wildcard in path for wildcard in _WILDCARDS)
@@ -121,7 +126,7 @@ def _walk(storage: Storage, directory: str, ancestors: Sequence[str]) -> Iterato
             found = _local_entry(storage, entry)
             if found.kind == "file":
                 yield found
-            elif found.kind == "directory" and not entry.name.startswith(("_", ".")):
+            elif found.kind == "directory" and not is_hidden(entry.name):
                 real = os.path.realpath(entry.path) if entry.is_symlink() else f"{ancestors[-1]}/{entry.name}"
                 # A link to an ancestor would be followed forever.
                 if real not in ancestors:
@@ -138,7 +143,7 @@ def _local_entry(storage: Storage, entry: os.DirEntry[str]) -> Entry:
             return Entry(entry.path, "file", 0, "")
         raise
     found = entry_of_stat(entry.path, status)
-    if found.kind == "other" and not entry.name.startswith(("_", ".")):
+    if found.kind == "other" and not is_hidden(entry.name):
         _log.warning("%s is passed over: it is a pipe, a socket or a device", storage.redact(entry.path))
     return found
 

@@ -272,7 +272,29 @@ def test_directories_add_columns(tmp_path: Path) -> None:
     assert manifest.schema.names == ["id", "text", "x", "lang", "year"]
     assert manifest.schema.types[3:] == [pa.string(), pa.int64()]
     assert manifest.partitions.values == (("de", "en"), (2023, 2024))
-    assert Manifest.scan(tmp_path / "lang=de").schema.names == ["id", "text", "x", "year"]
+
+
+@pytest.mark.parametrize(
+    "source", ["lang=de", "lang=de/year=2023", "lang=de/*/*.parquet", "lang=de/year=2023/a.parquet"]
+)
+def test_a_source_that_is_one_partition_or_lies_in_it_has_the_same_columns(tmp_path: Path, source: str) -> None:
+    write_corpus(tmp_path, files=((3,), (2,)), names=("lang=de/year=2023/a", "lang=en/year=2024/a"))
+    manifest = Manifest.scan(tmp_path / source)
+    assert manifest.schema.equals(Manifest.scan(tmp_path).schema)
+    assert list(manifest.files.paths) == ["lang=de/year=2023/a.parquet"]
+    assert manifest.root == str(tmp_path)
+
+
+def test_directories_of_keys_that_begin_with_an_underscore_are_not_hidden(tmp_path: Path) -> None:
+    write_corpus(tmp_path, files=((3,), (2,), (1,)), names=("_k=1/a", "_k=2/b", "_temporary/c"))
+    assert Manifest.scan(tmp_path).schema.names == ["id", "text", "x", "_k"]
+
+
+def test_a_name_that_is_not_utf_8_is_an_error(tmp_path: Path) -> None:
+    write_corpus(tmp_path, files=((3,),), names=("a",))
+    (tmp_path / "a.parquet").rename(tmp_path / os.fsdecode(b"caf\xe9.parquet"))
+    with pytest.raises(DataFileError, match=r"xe9\.parquet' is not UTF-8: rename"):
+        Manifest.scan(tmp_path)
 
 
 @pytest.mark.parametrize("kind", KINDS)
