@@ -59,7 +59,6 @@ def test_the_same_state_can_be_restored_twice(corpus: Path, options: dict[str, A
         assert uninterrupted[:3] + ids(again) == uninterrupted
 
 
-@pytest.mark.filterwarnings("ignore:the loaded state is of the last batch")
 @pytest.mark.parametrize("options", WAYS)
 def test_a_state_saved_right_after_a_restore_resumes_exactly(corpus: Path, options: dict[str, Any]) -> None:
     uninterrupted, states = run_with_states(loader(corpus, **options))
@@ -73,7 +72,6 @@ def test_a_state_saved_right_after_a_restore_resumes_exactly(corpus: Path, optio
         assert uninterrupted[:done] + ids(restored) == uninterrupted
 
 
-@pytest.mark.filterwarnings("ignore:the loaded state is of the last batch")
 @pytest.mark.parametrize("options", WAYS)
 def test_a_state_of_the_last_batch_delivers_nothing_once_and_then_whole_epochs(
     corpus: Path, options: dict[str, Any]
@@ -195,7 +193,6 @@ def test_two_loaders_over_one_dataset_deliver_consecutive_epochs(corpus: Path) -
     assert found == [ids(single) for _ in range(5)]
 
 
-@pytest.mark.filterwarnings("ignore:the loaded state is of the last batch")
 @pytest.mark.parametrize("options", WAYS)
 def test_set_epoch_before_a_save_does_not_change_the_saved_progress(corpus: Path, options: dict[str, Any]) -> None:
     whole = loader(corpus, **options)

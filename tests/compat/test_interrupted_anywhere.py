@@ -120,7 +120,6 @@ def num_steps_of(work: Callable[[], object]) -> int:
     return -1 - counting.steps_left
 
 
-@pytest.mark.filterwarnings("ignore:the loaded state is of the last batch")
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_interruption_anywhere_loses_and_repeats_nothing(corpus: Path, kind: str) -> None:
     make = KINDS[kind]
@@ -148,7 +147,6 @@ def test_an_interruption_anywhere_loses_and_repeats_nothing(corpus: Path, kind: 
     assert num_raised > num_cases(30) // 2
 
 
-@pytest.mark.filterwarnings("ignore:the loaded state is of the last batch")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_new_pass_after_an_interruption_is_the_same_epoch_only_if_nothing_was_received(
     corpus: Path, kind: str

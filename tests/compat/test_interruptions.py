@@ -36,7 +36,6 @@ def fail_at_one_row(item: dict[str, Any]) -> dict[str, Any]:
     return item
 
 
-@pytest.mark.filterwarnings("ignore:the loaded state is of the last batch")
 @pytest.mark.parametrize("num_workers", [0, 1, 2])
 def test_a_break_marks_no_undelivered_row_as_done(tmp_path: Path, num_workers: int) -> None:
     write_corpus(tmp_path)

@@ -27,7 +27,6 @@ MATRIX = [
 ]
 
 
-@pytest.mark.filterwarnings("ignore:the loaded state is of the last batch")
 @pytest.mark.parametrize(("kind", "shuffle", "rows", "num_workers"), MATRIX)
 def test_prefix_and_suffix_are_the_uninterrupted_run_at_every_batch(
     tmp_path: Path, kind: Kind, shuffle: bool, rows: bool, num_workers: int
@@ -124,7 +123,6 @@ def test_a_new_process_resumes_exactly(tmp_path: Path, num_workers: int) -> None
         assert uninterrupted[:done] + json.loads(rest) == uninterrupted
 
 
-@pytest.mark.filterwarnings("ignore:the loaded state is of the last batch")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shuffle", [False, True])
 @pytest.mark.parametrize("batch_size", [None, 4])

@@ -52,7 +52,6 @@ def run_with_states(loader: SavableLoader) -> tuple[list[list[int]], list[dict[s
     return items, states
 
 
-@pytest.mark.filterwarnings("ignore:the loaded state is of the last batch")
 @pytest.mark.parametrize("num_workers", [0, 1, 3])
 @pytest.mark.parametrize("way", WAYS)
 def test_a_state_saved_after_any_batch_resumes_exactly(corpus: Path, way: Way, num_workers: int) -> None:

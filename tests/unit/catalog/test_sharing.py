@@ -135,7 +135,7 @@ def test_descriptors_are_closed_when_the_manifest_is_gone(manifest: Manifest, tm
     assert len(descriptors()) == len(before) + 1
     del loaded
     gc.collect()
-    assert descriptors() == before
+    assert descriptors() <= before
 
 
 def test_only_a_large_file_is_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
