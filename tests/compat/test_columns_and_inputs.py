@@ -160,7 +160,7 @@ def test_the_last_batch_of_a_lane_can_be_dropped(tmp_path: Path) -> None:
         ({"window_bytes": 1.5}, "window_bytes: 1.5 is not a valid size"),
         ({"shard_bytes": 2**70}, r"shard_bytes: a size must be .* less than 2\*\*62"),
         ({"shard_rows": 2**70}, "shard_rows must be an int of at most"),
-        ({"lanes": 2**24}, "lanes must be an int of at most 65,536"),
+        ({"lanes": 2**24}, "lanes must be an int of at most 1,048,576"),
         ({"shuffle": "no"}, "shuffle must be True or False, not 'no'"),
         ({"drop_last": "False", "batch_size": 2}, "drop_last must be True or False"),
         ({"rank": "0", "world_size": 1}, "must be ints, not '0' and 1"),

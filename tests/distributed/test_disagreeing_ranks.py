@@ -232,6 +232,9 @@ def load_the_state_of_each_rank(rank: int, corpus: Path, num_lanes: int | None, 
             name, text = refusal(fresh.load_state_dict, state)
             single_name, single_text = refusal(single.load_state_dict, state)
             texts = gather(text)
+            # Ranks reach their end at different steps, and none of them goes on to the next epoch.
+            fresh.set_epoch(0)
+            single.set_epoch(0)
             if not any(texts):
                 done = [row for batches_of_rank in gather(received) for row in flat(batches_of_rank)]
                 assert not single_name, single_text
