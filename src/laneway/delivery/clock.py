@@ -98,16 +98,21 @@ class _Setting(NamedTuple):
 class EpochClock:
     """Determines the epoch of the next pass."""
 
-    def __init__(self) -> None:
-        """Start at epoch 0."""
+    def __init__(self, *, is_shared: bool = True) -> None:
+        """Start at epoch 0.
+
+        Args:
+            is_shared: Whether workers share the memory, which takes a file descriptor.
+        """
         self._cells = torch.zeros(_LOADED + MAX_WORKERS, dtype=torch.int64)
         self._owner_pid = os.getpid()
-        _share(self._cells)
+        self._is_shared = is_shared
+        self._share()
 
     def __setstate__(self, state: dict[str, object]) -> None:
         """Share the memory again: plain pickle copies it; only memory that is sent to a worker stays shared."""
         vars(self).update(state)
-        _share(self._cells)
+        self._share()
 
     def _own(self) -> None:
         """Allocate new memory in a forked process that is neither the owner of the memory nor one of its workers."""
@@ -117,8 +122,12 @@ class EpochClock:
         epoch = self.next()[1]
         # Marks are not copied: this process numbers its passes from the start.
         self._cells = torch.zeros_like(self._cells)
-        _share(self._cells)
+        self._share()
         self.set(epoch, asked=False)
+
+    def _share(self) -> None:
+        if self._is_shared and not self._cells.is_shared():  # type: ignore[no-untyped-call]
+            self._cells.share_memory_()  # type: ignore[no-untyped-call]
 
     @property
     def _setting(self) -> _Setting:
@@ -242,8 +251,3 @@ class EpochClock:
 
 def _generation(times_set: int) -> int:
     return times_set % ((1 << _GENERATION_BITS) - 1) + 1
-
-
-def _share(cells: torch.Tensor) -> None:
-    if not cells.is_shared():  # type: ignore[no-untyped-call]
-        cells.share_memory_()  # type: ignore[no-untyped-call]

@@ -84,7 +84,8 @@ class EpochSchedule:
         """Changes whenever this process begins a pass, loads a state or chooses an epoch."""
         self._dataset = dataset
         self._loaders: weakref.WeakSet[EpochSchedule] = weakref.WeakSet()
-        self._clock = EpochClock()
+        # The workers of a SavableLoader never read its clock.
+        self._clock = EpochClock(is_shared=dataset is None)
         self._restored: Restored | None = None
         self._begun: _Begun | None = None
         self._starts_again = False
