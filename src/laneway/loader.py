@@ -368,5 +368,5 @@ def _of_rank(dataset: StatefulShardedDataset, rank: int, world_size: int) -> Sta
         )
         raise ValueError(message)
     sharded = dataset.shard(world_size, rank)
-    sharded.schedule = schedule.of_loader()
+    sharded.schedule = schedule.copy()
     return sharded
