@@ -54,7 +54,7 @@ class NextByte(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.embedding = nn.Embedding(256, 24)
-        self.layers = nn.Sequential(nn.Linear(16 * 24, 128), nn.GELU(), nn.Linear(128, 256))
+        self.layers = nn.Sequential(nn.Linear(16 * 24, 128), nn.GELU(), nn.Dropout(0.1), nn.Linear(128, 256))
 
     def forward(self, text: Tensor) -> Tensor:
         """Return the mean cross entropy in nats of `text`, uint8 of shape (rows, ROW_BYTES)."""
@@ -79,13 +79,15 @@ def train(corpus: Path, run: Path, *, save: bool, resume: bool) -> None:
         shard_bytes="128KiB",
         window_bytes="1MiB",
     )
-    loader = StatefulDataLoader(dataset, batch_size=None, num_workers=2)
+    # With a generator of its own, the loader draws nothing from the one that dropout uses.
+    loader = StatefulDataLoader(dataset, batch_size=None, num_workers=2, generator=torch.Generator())
     step = 0
     if resume:
         saved = torch.load(run / "checkpoint.pt", weights_only=True)
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         loader.load_state_dict(saved["loader"])
+        torch.set_rng_state(saved["rng"])
         step = saved["step"]
 
     interval_s = 0.1 if sys.stderr.isatty() else 5.0
@@ -106,6 +108,7 @@ def train(corpus: Path, run: Path, *, save: bool, resume: bool) -> None:
                     "model": model.state_dict(),
                     "optimizer": optimizer.state_dict(),
                     "loader": loader.state_dict(),
+                    "rng": torch.get_rng_state(),
                 }
                 # Written to a temporary file and renamed: a kill during the write keeps the previous checkpoint.
                 torch.save(checkpoint, run / "checkpoint.tmp")
@@ -155,7 +158,7 @@ def describe(corpus: Path) -> None:
     num_groups = sum(file.num_row_groups for file in files)
     print(f"        {sum(num_rows):,} rows of {ROW_BYTES} bytes, {num_groups} row groups,")
     print(f"        in {len(files)} Parquet files of {', '.join(f'{rows:,}' for rows in num_rows)} rows")
-    print(f"model   {num_parameters:,} parameters, from 16 bytes to the next one")
+    print(f"model   {num_parameters:,} parameters with dropout, from 16 bytes to the next one")
     print("loader  StatefulDataLoader with 2 workers, shuffled, batches of 32 rows")
 
 

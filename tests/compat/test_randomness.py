@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
+from torchdata.stateful_dataloader import StatefulDataLoader
 
 from laneway import SavableLoader
 from tests.compat.savable import make_dataset
@@ -100,3 +101,44 @@ def test_a_generator_of_the_user_is_used(corpus: Path) -> None:
     before = generator.get_state()
     list(SavableLoader(DataLoader(dataset, batch_size=None, num_workers=1, generator=generator)))
     assert not torch.equal(generator.get_state(), before)
+
+
+def train(loader: Any, checkpoint: dict[str, Any] | None = None, *, save_at: int = -1) -> tuple[list[str], Any]:
+    """Train a model with dropout, from a checkpoint or from scratch; return the losses, and a checkpoint."""
+    torch.manual_seed(3)
+    model = torch.nn.Sequential(torch.nn.Linear(1, 8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+    if checkpoint is not None:
+        model.load_state_dict(checkpoint["model"])
+        loader.load_state_dict(checkpoint["loader"])
+        torch.set_rng_state(checkpoint["rng"])
+    losses, saved_state = [], None
+    for step, batch in enumerate(loader):
+        loss = model(batch["x"].float()[:, None]).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item().hex())
+        if step == save_at:
+            weights = {name: value.clone() for name, value in model.state_dict().items()}
+            saved_state = {"model": weights, "loader": loader.state_dict(), "rng": torch.get_rng_state()}
+    return losses, saved_state
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("kind", ["SavableLoader", "StatefulDataLoader"])
+def test_losses_with_dropout_are_equal_to_the_bit_after_a_resume_at_any_batch(
+    corpus: Path, kind: str, num_workers: int
+) -> None:
+    def loader() -> Any:
+        dataset = make_dataset(corpus, batch_size=5)
+        if kind == "SavableLoader":
+            return SavableLoader(dataset, num_workers=num_workers)
+        return StatefulDataLoader(dataset, batch_size=None, num_workers=num_workers, generator=torch.Generator())
+
+    whole, _ = train(loader())
+    for step in range(len(whole)):
+        before, checkpoint = train(loader(), save_at=step)
+        assert before == whole
+        rest, _ = train(loader(), checkpoint)
+        assert rest == whole[step + 1 :]
