@@ -40,7 +40,8 @@ class Partitions:
         are integers as Python prints them, else a string. Unlike in `pyarrow.dataset`, `007` stays a string, so that
         no value changes, and integers are int64 rather than int32.
 
-        A key that is also a column of the files adds no column: the values in the files are delivered.
+        A key that is also a column of the files adds no column: the values in the files are delivered, after a check
+        that they are that of the directory.
 
         Args:
             paths: Paths relative to the dataset's root, with forward slashes.
@@ -50,7 +51,7 @@ class Partitions:
             SchemaMismatchError: The keys of the files differ, a path has a key twice, or a key is also a column of
                 the files with an incompatible type.
         """
-        found = [_keys(path) for path in paths]
+        found = [keys_of(path) for path in paths]
         names = [name for name, _ in found[0]] if found else []
         for path, pairs in zip(paths, found, strict=True):
             keys = [name for name, _ in pairs]
@@ -75,7 +76,7 @@ class Partitions:
         return cls(tuple(fields), tuple(columns))
 
 
-def _keys(path: str) -> list[tuple[str, str | None]]:
+def keys_of(path: str) -> list[tuple[str, str | None]]:
     """Return the keys of a path and their values, in order."""
     pairs: list[tuple[str, str | None]] = []
     if "=" not in path:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 import pyarrow as pa
 
+from laneway.catalog.partitions import keys_of
 from laneway.convert.arrays import fit
 from laneway.errors import DataFileError, SchemaMismatchError
 from laneway.formats import FORMATS
@@ -58,6 +59,8 @@ class RowReader:
         self._file_columns = [name for name in names if name in in_files]
         keys = [field.name for field in manifest.partitions.fields]
         self._keys = {name: keys.index(name) for name in names if name in keys}
+        first_path = manifest.files.paths[0] if len(manifest.files.paths) else ""
+        self._keys_in_files = [name for name, _ in keys_of(first_path) if name in self._file_columns]
         self._forget_files()
 
     def _forget_files(self) -> None:
@@ -213,6 +216,8 @@ class RowReader:
 
     def _complete(self, table: pa.Table, file_index: int) -> pa.Table:
         """Return the table with the columns from directory names, in the order of `schema`."""
+        if self._keys_in_files:
+            self._check_keys(table, file_index)
         columns = dict(zip(table.column_names, table.columns, strict=True))
         for name, key in self._keys.items():
             value = self._manifest.partitions.values[key][file_index]
@@ -221,6 +226,22 @@ class RowReader:
             return table
         arrays = [_typed(columns[field.name], field.type) for field in self.schema]
         return pa.Table.from_arrays(arrays, schema=self.schema)
+
+    def _check_keys(self, table: pa.Table, file_index: int) -> None:
+        """Check that columns that are also keys of directories have the values of the directories."""
+        path = self._manifest.files.paths[file_index]
+        for name, value in keys_of(path):
+            if name not in self._keys_in_files:
+                continue
+            texts = table[name].cast(pa.large_string()).unique().to_pylist()
+            others = [text for text in texts if text != value]
+            if others:
+                where = self._storage.redact(self._storage.join(path))
+                message = (
+                    f"{where} lies in a directory {name}={value}, but has rows with {name!r} = {others[0]!r}: rename "
+                    "the directory or the column"
+                )
+                raise DataFileError(message)
 
 
 def _typed(column: Any, data_type: pa.DataType) -> Any:  # noqa: ANN401 - a column or a single array of it

@@ -322,3 +322,16 @@ def test_page_checksums_are_verified_if_a_file_has_them(tmp_path: Path) -> None:
     with pytest.raises(DataFileError, match=r"a\.parquet can't be decoded \(row group 0, column 'x'\): .*CRC"):
         RowReader(manifest, storage).read(0, 0, 25_000)
     assert RowReader(manifest, storage).read(0, 25_000, 50_000).equals(table.slice(25_000))
+
+
+@pytest.mark.parametrize("values", [["en", "en"], ["en", "de"], ["en", None]])
+def test_a_column_that_is_also_a_key_must_have_the_value_of_the_directory(tmp_path: Path, values: list[Any]) -> None:
+    (tmp_path / "lang=en").mkdir()
+    pq.write_table(pa.table({"x": [1, 2], "lang": values}), tmp_path / "lang=en" / "a.parquet")
+    reader = _reader(tmp_path)
+    if values[1] == "en":
+        assert reader.read(0, 0, 2)["lang"].to_pylist() == values
+        return
+    with pytest.raises(DataFileError, match=f"lies in a directory lang=en, but has rows with 'lang' = {values[1]!r}"):
+        reader.read(0, 0, 2)
+    assert _reader(tmp_path, ["x"]).read(0, 0, 2)["x"].to_pylist() == [1, 2]
