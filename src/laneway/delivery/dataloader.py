@@ -24,10 +24,11 @@ from laneway.delivery.packing import raise_if_unsent
 from laneway.delivery.passes import Pass, Taken
 from laneway.delivery.stream import BatchStream, TaggedBatch, unchanged
 from laneway.delivery.workers import (
-    blocking_sigterm,
     end_with_parent,
     end_workers,
+    holding_back_signals,
     ignore_signals_of_the_group,
+    release_signals,
     worker_place,
 )
 from laneway.errors import LanewayError
@@ -97,13 +98,16 @@ class _WorkerDataset(IterableDataset["TaggedBatch"]):
 
 
 @dataclass(frozen=True, slots=True)
-class _Shielded:
-    """A worker_init_fn that also shields the worker from signals."""
+class _StartWorker:
+    """A worker_init_fn that also handles the signals of the worker."""
 
     init: Callable[[int], None] | None
+    is_shielded: bool
 
     def __call__(self, worker: int) -> None:
-        ignore_signals_of_the_group()
+        if self.is_shielded:
+            ignore_signals_of_the_group()
+        release_signals(shielded=self.is_shielded)
         if self.init is not None:
             self.init(worker)
 
@@ -137,9 +141,8 @@ class BatchSource:
         # draw other numbers for the model.
         self._generator = torch.Generator()
         self._keywords = {**keywords, "generator": keywords.get("generator") or self._generator}
-        self._shields_workers = shields_workers
-        if shields_workers:
-            self._keywords["worker_init_fn"] = _Shielded(keywords.get("worker_init_fn"))
+        if keywords["num_workers"]:
+            self._keywords["worker_init_fn"] = _StartWorker(keywords.get("worker_init_fn"), shields_workers)
         self._loader = self._make_loader()
         self._running: Iterator[TaggedBatch] | None = None
         """What `batches` returned last, until its workers are discarded."""
@@ -173,7 +176,7 @@ class BatchSource:
         self._generator.manual_seed(base_seed(seed=seed, epoch=epoch, rank=self.place.rank))
         # Without workers, a DataLoader would add nothing but its own overhead.
         is_direct = not self._keywords["num_workers"] and not self._keywords.get("pin_memory")
-        with blocking_sigterm() if self._shields_workers else nullcontext():
+        with holding_back_signals() if self._keywords["num_workers"] else nullcontext():
             batches: Iterator[TaggedBatch] = iter(self._dataset if is_direct else self._loader)
         self._running = batches
         return batches

@@ -85,19 +85,31 @@ _PR_SET_PDEATHSIG = 1
 def ignore_signals_of_the_group() -> None:
     """Ignore SIGINT, and SIGTERM unless this worker's parent sends it, so that the parent can save a checkpoint."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Blocked in all threads, it reaches only the one below, which can ask who sent it.
+    # SIGTERM is held back in all threads, so it reaches only the one below, which can ask who sent it.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_wait_for_parent, args=(os.getppid(),), name="laneway-signals", daemon=True).start()
 
 
+_FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGCHLD}
+
+
 @contextmanager
-def blocking_sigterm() -> Iterator[None]:
-    """Hold SIGTERM back meanwhile. Workers inherit that, as do the threads that Arrow starts in a forked process."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+def holding_back_signals() -> Iterator[None]:
+    """Hold signals back meanwhile: a handler that raises while workers are forked may leave a lock locked.
+
+    Workers inherit that, as do the threads that Arrow starts in a forked process; see `release_signals`.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _FAULTS)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def release_signals(*, shielded: bool) -> None:
+    """Let signals reach this worker again, other than SIGTERM if it is shielded."""
+    held_back = signal.valid_signals() - ({signal.SIGTERM} if shielded else set())
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, held_back)
 
 
 def _wait_for_parent(parent: int) -> None:
