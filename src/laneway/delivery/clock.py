@@ -17,11 +17,13 @@ import os
 import re
 import time
 from enum import IntEnum
+from multiprocessing.context import get_spawning_popen
 from typing import NamedTuple
 
 import torch
 from torch.utils.data import get_worker_info
 
+from laneway.delivery.cells import shared_cells
 from laneway.delivery.workers import MAX_WORKERS, is_in_worker
 from laneway.errors import LanewayError
 
@@ -31,6 +33,7 @@ MAX_EPOCHS = 2**_EPOCH_BITS - 1
 
 _SET, _ACTIVE, _FIRST, _LAST, _LOADED = 0, 1, 2, 2 + MAX_WORKERS, 2 + 2 * MAX_WORKERS
 """Cells: the setting; the number of active workers; the first and the last pass of each worker; what it has loaded."""
+_NUM_CELLS = _LOADED + MAX_WORKERS
 
 _MAX_WAIT_S = 120.0
 """How long a worker waits for the others that its loader started with it."""
@@ -102,17 +105,22 @@ class EpochClock:
         """Start at epoch 0.
 
         Args:
-            is_shared: Whether workers share the memory, which takes a file descriptor.
+            is_shared: Whether workers share the memory.
         """
-        self._cells = torch.zeros(_LOADED + MAX_WORKERS, dtype=torch.int64)
         self._owner_pid = os.getpid()
         self._is_shared = is_shared
-        self._share()
+        self._cells = self._new_cells()
+
+    def __getstate__(self) -> dict[str, object]:
+        """Share the memory with a worker that is being started; anything else gets a copy."""
+        is_shared = self._is_shared and get_spawning_popen() is not None
+        return {**vars(self), "_cells": self._cells if is_shared else self._cells.clone()}
 
     def __setstate__(self, state: dict[str, object]) -> None:
-        """Share the memory again: plain pickle copies it; only memory that is sent to a worker stays shared."""
+        """Share the copy of the memory with the workers of this process."""
         vars(self).update(state)
-        self._share()
+        if self._is_shared and not self._cells.is_shared():  # type: ignore[no-untyped-call]
+            self._cells = self._new_cells().copy_(self._cells)
 
     def _own(self) -> None:
         """Allocate new memory in a forked process that is neither the owner of the memory nor one of its workers."""
@@ -121,13 +129,11 @@ class EpochClock:
         self._owner_pid = os.getpid()
         epoch = self.next()[1]
         # Marks are not copied: this process numbers its passes from the start.
-        self._cells = torch.zeros_like(self._cells)
-        self._share()
+        self._cells = self._new_cells()
         self.set(epoch, asked=False)
 
-    def _share(self) -> None:
-        if self._is_shared and not self._cells.is_shared():  # type: ignore[no-untyped-call]
-            self._cells.share_memory_()  # type: ignore[no-untyped-call]
+    def _new_cells(self) -> torch.Tensor:
+        return shared_cells(self, _NUM_CELLS) if self._is_shared else torch.zeros(_NUM_CELLS, dtype=torch.int64)
 
     @property
     def _setting(self) -> _Setting:

@@ -1,0 +1,39 @@
+"""Integers that a process shares with its workers. Shared memory takes a file descriptor, so many owners share one."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from typing import Final
+
+import torch
+
+_NUM_AT_ONCE: Final = 8
+"""Few enough that torch fills the memory in one thread, also in a forked process, which has lost all others."""
+
+_free: dict[tuple[int, int], list[torch.Tensor]] = {}
+"""Per process and number of cells: shared memory that nobody owns any more, or yet."""
+
+
+def shared_cells(owner: object, num_cells: int) -> torch.Tensor:
+    """Return zeros, int64 `[num_cells]`, in memory shared with all processes that are started from now on.
+
+    Args:
+        owner: The memory is used again when this object is gone. Workers that use it must have ended before.
+        num_cells: Number of integers; owners with equal numbers share memory.
+    """
+    key = os.getpid(), num_cells
+    free = _free.setdefault(key, [])
+    if not free:
+        block = torch.zeros(_NUM_AT_ONCE, num_cells, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+        free.extend(block.unbind())
+    cells = free.pop()
+    weakref.finalize(owner, _give_back, key, cells).atexit = False
+    return cells
+
+
+def _give_back(key: tuple[int, int], cells: torch.Tensor) -> None:
+    # A forked process loses its copies of the owners, but not the memory, which is its parent's.
+    if key[0] == os.getpid():
+        cells.zero_()
+        _free[key].append(cells)
