@@ -186,11 +186,6 @@ class Alarms:
         self.is_armed = True
         signal.setitimer(signal.ITIMER_REAL, self._rng.uniform(1e-5, max_delay_s))
 
-    def disarm(self) -> None:
-        """Raise no more."""
-        self.is_armed = False
-        signal.setitimer(signal.ITIMER_REAL, 0)
-
 
 def train_under_alarms(corpus: Path, way: Any, num_workers: int, answers: multiprocessing.Queue[Any]) -> None:
     """Interrupt passes until there were enough alarms; answer with their number and what was wrong."""
@@ -219,7 +214,8 @@ def train_under_alarms(corpus: Path, way: Any, num_workers: int, answers: multip
                 if alarms.is_armed:
                     raise
             finally:
-                alarms.disarm()
+                # Not a method: an alarm may be raised where a function begins.
+                alarms.is_armed = False
         if row_ids(received) != expected:
             wrong.append(row_ids(received))
     answers.put((alarms.num_raised, wrong))
@@ -232,7 +228,7 @@ def test_alarms_at_random_times_lose_and_repeat_nothing(corpus: Path, way: Any, 
     answers = context.Queue()
     process = context.Process(target=train_under_alarms, args=(corpus, way, num_workers, answers))
     process.start()
-    num_raised, wrong = answers.get(timeout=60)
+    num_raised, wrong = answers.get(timeout=600)
     process.join()
     assert process.exitcode == 0
     assert wrong == []

@@ -8,8 +8,8 @@ from typing import Final
 
 import torch
 
-_NUM_AT_ONCE: Final = 8
-"""Few enough that torch fills the memory in one thread, also in a forked process, which has lost all others."""
+_NUM_AT_ONCE: Final = 32
+"""Number of owners that share a file descriptor."""
 
 _free: dict[tuple[int, int], list[torch.Tensor]] = {}
 """Per process and number of cells: shared memory that nobody owns any more, or yet."""
@@ -25,7 +25,9 @@ def shared_cells(owner: object, num_cells: int) -> torch.Tensor:
     key = os.getpid(), num_cells
     free = _free.setdefault(key, [])
     if not free:
-        block = torch.zeros(_NUM_AT_ONCE, num_cells, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+        # New, and so zeros. `share_memory_` would copy some in several threads, which a forked process has lost.
+        storage = torch.UntypedStorage._new_shared(_NUM_AT_ONCE * num_cells * 8)  # type: ignore[no-untyped-call]  # noqa: SLF001
+        block = torch.empty(0, dtype=torch.int64).set_(storage, 0, (_NUM_AT_ONCE, num_cells), (num_cells, 1))
         free.extend(block.unbind())
     cells = free.pop()
     weakref.finalize(owner, _give_back, key, cells).atexit = False

@@ -20,6 +20,7 @@ from laneway.core.job import JobInference
 from laneway.core.order import base_seed
 from laneway.core.progress import Progress
 from laneway.delivery.buffers import forget_ended_workers
+from laneway.delivery.cells import shared_cells
 from laneway.delivery.packing import raise_if_unsent
 from laneway.delivery.passes import Pass, Taken
 from laneway.delivery.stream import BatchStream, TaggedBatch, unchanged
@@ -77,7 +78,7 @@ class _WorkerDataset(IterableDataset["TaggedBatch"]):
         self._ends_with_parent = False
         # Shared with persistent workers. A late worker may read the epoch of a later pass, but only after the loader
         # has begun that pass and takes no more batches of this one.
-        self._fresh_epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+        self._fresh_epoch = shared_cells(self, 1)
 
     def begin(self, progress: Progress, *, is_fresh: bool) -> None:
         """Start the next pass from `progress`; only a fresh epoch reaches persistent workers."""
