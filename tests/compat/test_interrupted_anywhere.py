@@ -218,6 +218,7 @@ def train_under_alarms(corpus: Path, way: Any, num_workers: int, answers: multip
                 alarms.is_armed = False
         if row_ids(received) != expected:
             wrong.append(row_ids(received))
+    signal.setitimer(signal.ITIMER_REAL, 0)
     answers.put((alarms.num_raised, wrong))
 
 
