@@ -110,7 +110,7 @@ class Format(Protocol):
         Args:
             storage: Where the file is.
             planned: The file as the manifest describes it.
-            schema: The columns that all files of the dataset share.
+            schema: Its columns, without metadata.
 
         Raises:
             DataFileError: The file is missing or unreadable, or changed since it was planned.

@@ -204,6 +204,6 @@ def test_the_fingerprint_does_not_depend_on_which_extension_types_are_registered
         known = scan_files(find_data_files(path), progress=False, cache_dir=False)
     finally:
         pa.unregister_extension_type("tests.scanned_type")
-    assert known.file_schema.field("m").type == _Four()
-    assert unknown.file_schema.field("m").type == pa.binary(4)
+    assert known.schemas.union.field("m").type == _Four()
+    assert unknown.schemas.union.field("m").type == pa.binary(4)
     assert known.files.fingerprint == unknown.files.fingerprint

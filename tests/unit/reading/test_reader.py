@@ -17,6 +17,7 @@ from laneway.catalog.manifest import Manifest, scan_source
 from laneway.errors import DataFileError, SchemaMismatchError
 from laneway.formats import parquet
 from laneway.reading.reader import RowReader
+from laneway.reading.selection import select_columns
 from tests.corpora import FORMAT_OF, KINDS, Kind, rows, write_blocks, write_corpus
 from tests.memory import counted_memory
 from tests.waiting import wait_until
@@ -28,14 +29,15 @@ BLOCK = {"parquet": "row group", "arrow": "record batch"}
 
 
 def _reader(source: Any, columns: list[str] | None = None) -> RowReader:
-    return RowReader(*scan_source(source), columns)
+    manifest, storage = scan_source(source)
+    return RowReader(manifest, storage, select_columns(manifest, columns))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_range_of_rows_of_every_file_is_read_exactly(tmp_path: Path, kind: Kind) -> None:
     write_corpus(tmp_path, kind)
     manifest, storage = scan_source(tmp_path)
-    reader = RowReader(manifest, storage)
+    reader = RowReader(manifest, storage, select_columns(manifest))
     before = 0
     for file_index, num_rows in enumerate(manifest.files.rows.tolist()):
         for start in range(num_rows + 1):
@@ -179,7 +181,7 @@ def test_a_block_that_cannot_be_decoded_is_named(tmp_path: Path, kind: Kind) -> 
     path.write_bytes(data)
     # A damaged disk leaves the modification time unchanged.
     os.utime(path, (10**9, 10**9))
-    reader = RowReader(manifest, storage)
+    reader = RowReader(manifest, storage, select_columns(manifest))
     assert reader.read(0, 0, 5).num_rows == 5
     block = BLOCK[FORMAT_OF[kind]]
     column = ", column 'id'" if kind == "parquet" else "(, column 'id')?"
@@ -259,10 +261,10 @@ def test_an_extension_type_may_be_registered_in_one_process_only(
             pa.unregister_extension_type("tests.matrix")
             manifest, storage = scan_source(path)
             pa.register_extension_type(_Matrix())  # type: ignore[arg-type]
-        with_it = RowReader(manifest, storage).read(0, 0, 2)
+        with_it = RowReader(manifest, storage, select_columns(manifest)).read(0, 0, 2)
     finally:
         pa.unregister_extension_type("tests.matrix")
-    without_it = RowReader(manifest, storage).read(0, 1, 2)
+    without_it = RowReader(manifest, storage, select_columns(manifest)).read(0, 1, 2)
     assert with_it.schema.equals(without_it.schema)
     assert with_it.to_pylist() == [{"m": [1.0]}, {"m": [2.0, 3.0]}]
     assert without_it.to_pylist() == [{"m": [2.0, 3.0]}]
@@ -296,7 +298,7 @@ def test_a_manifest_with_a_wrong_row_count_is_an_error(tmp_path: Path) -> None:
     manifest, storage = scan_source(tmp_path)
     manifest.files.block_rows[0] = 9
     with pytest.raises(DataFileError, match=r"a\.arrow changed .*: record batch 0 had 9 rows and now has 8"):
-        RowReader(manifest, storage).read(0, 0, 9)
+        RowReader(manifest, storage, select_columns(manifest)).read(0, 0, 9)
 
 
 def test_a_loaded_manifest_reads_without_a_scan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,7 +307,7 @@ def test_a_loaded_manifest_reads_without_a_scan(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "d").rename(tmp_path / "moved")
     monkeypatch.chdir(tmp_path)
     manifest = Manifest.load("m.json", root="moved")
-    reader = RowReader(manifest, manifest.storage())
+    reader = RowReader(manifest, manifest.storage(), select_columns(manifest))
     assert reader.read(0, 2, 7).equals(rows(2, 7))
 
 
@@ -320,8 +322,8 @@ def test_page_checksums_are_verified_if_a_file_has_them(tmp_path: Path) -> None:
     data[300_000] ^= 1
     path.write_bytes(data)
     with pytest.raises(DataFileError, match=r"a\.parquet can't be decoded \(row group 0, column 'x'\): .*CRC"):
-        RowReader(manifest, storage).read(0, 0, 25_000)
-    assert RowReader(manifest, storage).read(0, 25_000, 50_000).equals(table.slice(25_000))
+        RowReader(manifest, storage, select_columns(manifest)).read(0, 0, 25_000)
+    assert RowReader(manifest, storage, select_columns(manifest)).read(0, 25_000, 50_000).equals(table.slice(25_000))
 
 
 @pytest.mark.parametrize("values", [["en", "en"], ["en", "de"], ["en", None]])
