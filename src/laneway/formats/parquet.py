@@ -15,7 +15,7 @@ from pyarrow.parquet.core import ParquetReader
 
 from laneway.core.files import digest
 from laneway.errors import DataFileError
-from laneway.formats.base import FileScan
+from laneway.formats.base import FileScan, name_error
 from laneway.formats.row_groups import check_chunks, check_row_counts, chunk_range, leaf_ranges, memory_bytes
 from laneway.storage.entries import file_size
 from laneway.storage.ranges import coalesce
@@ -64,8 +64,9 @@ class ParquetFormat:
         try:
             schema = reader.schema_arrow
             column_paths = reader.column_paths
+        except UnicodeDecodeError as error:
+            raise name_error(storage, path, error) from storage.cause(error)
         except (pa.ArrowException, OSError, ValueError) as error:
-            # A ValueError is a name that is not UTF-8.
             raise storage.error_for(path, "has columns that pyarrow can't read", error) from storage.cause(error)
         metadata = reader.metadata
         block_rows = _checked_rows(storage, path, metadata)

@@ -99,6 +99,7 @@ class RowReader:
         self._format = FORMATS[manifest.format]
         self.schema = schema
         """Schema of the tables that `read` returns."""
+        self._types = dict(zip(schema.names, schema.types, strict=True))
         self._sources: dict[int, _Sources] = {}
         """For each schema of files that were read, where the columns come from."""
         self._forget_files()
@@ -270,35 +271,39 @@ class RowReader:
         if not self.schema.names:
             return table
         columns: dict[str, Any] = dict(zip(table.column_names, table.columns, strict=True))
-        for field in self.schema:
-            if field.name in sources.keys:
-                columns[field.name] = self._key_column(field, sources.keys[field.name], blocks, table.num_rows)
-            elif field.name not in columns:
-                columns[field.name] = _nulls(table.num_rows, field.type)
-            elif not columns[field.name].type.equals(field.type):
-                columns[field.name] = self._cast(columns[field.name], field, blocks)
-        return pa.Table.from_arrays([columns[name] for name in self.schema.names], schema=self.schema)
+        arrays = []
+        for name, type_ in self._types.items():
+            column = columns.get(name)
+            if column is None:
+                key = sources.keys.get(name)
+                num_rows = table.num_rows
+                column = _nulls(num_rows, type_) if key is None else self._key_column(name, key, blocks, num_rows)
+            elif not column.type.equals(type_):
+                column = self._cast(column, name, blocks)
+            arrays.append(column)
+        return pa.Table.from_arrays(arrays, schema=self.schema)
 
-    def _key_column(self, field: pa.Field[Any], key: int, blocks: _Blocks, num_rows: int) -> Any:  # noqa: ANN401
+    def _key_column(self, name: str, key: int, blocks: _Blocks, num_rows: int) -> Any:  # noqa: ANN401
         """Return the value that the directories of a file have for a partition key, for each row."""
         partitions = self._manifest.partitions
         value, key_type = partitions.values[key][blocks.file_index], partitions.fields[key].type
         if value is None:
-            return _nulls(num_rows, field.type)
+            return _nulls(num_rows, self._types[name])
         column: Any = pa.chunked_array([pa.array([value], key_type)])
-        if not key_type.equals(field.type):
-            column = self._cast(column, field, blocks)
+        if not key_type.equals(self._types[name]):
+            column = self._cast(column, name, blocks)
         return pa.repeat(column[0], num_rows)
 
-    def _cast(self, column: pa.ChunkedArray[Any], field: pa.Field[Any], blocks: _Blocks) -> pa.ChunkedArray[Any]:
-        """Return a column in the type of a field."""
+    def _cast(self, column: pa.ChunkedArray[Any], name: str, blocks: _Blocks) -> pa.ChunkedArray[Any]:
+        """Return a column in the type that `schema` gives it."""
+        data_type = self._types[name]
         try:
-            return cast_column(column, field.type)
+            return cast_column(column, data_type)
         except pa.ArrowException as error:
             path = self._storage.join(self._manifest.files.paths[blocks.file_index])
-            place = f"{self._format.block_name} {blocks.first_that_fails(column, field.type)}, column {field.name!r}"
+            place = f"{self._format.block_name} {blocks.first_that_fails(column, data_type)}, column {name!r}"
             problem = (
-                f"has a value that doesn't fit the type in schema= ({place}: {column.type} as {field.type}; give it "
+                f"has a value that doesn't fit the type in schema= ({place}: {column.type} as {data_type}; give it "
                 f"another type there, or leave it out)"
             )
             raise self._storage.error_for(path, problem, error) from self._storage.cause(error)

@@ -64,6 +64,10 @@ def _hint(name: str, existing: pa.Schema) -> str:
 
 def _type_in_files(manifest: Manifest, name: str) -> pa.DataType:
     """Return the type of a column that all files have."""
+    if len(manifest.schemas.distinct) == 1:
+        only: pa.DataType = manifest.schema.field(name).type
+        _check_readable(manifest, 0, name, only)
+        return only
     found = [_type_in(manifest, index, name) for index in range(len(manifest.schemas.distinct))]
     first, common = next((index, type_) for index, type_ in enumerate(found) if type_ is not None)
     _check_readable(manifest, first, name, common)
