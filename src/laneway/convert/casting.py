@@ -33,9 +33,7 @@ def cast_problem(source: pa.DataType, target: pa.DataType) -> str | None:
     """Return why no column of one type can be cast to another, or None if its values decide."""
     try:
         # A null, since Arrow casts an array without rows to types to which it casts nothing else.
-        _cast(_nulls(1, source), target)
-    except pa.ArrowInvalid:
-        return None
+        _cast(_nulls(1, source), nullable(target))
     except pa.ArrowException as error:
         return str(error)
     return None
