@@ -29,8 +29,8 @@ def storage_type(type_: pa.DataType) -> pa.DataType:
 
 def unreadable_type(type_: pa.DataType) -> pa.DataType | None:
     """Return the type, of this one and those inside of it, of which pyarrow has no arrays in Python; or None."""
-    if pa.types.is_primitive(type_):
-        return None
+    if pa.types.is_integer(type_) or pa.types.is_floating(type_):
+        return None  # there may be thousands of columns of numbers
     if pa.types.is_dictionary(type_):
         return unreadable_type(type_.value_type)
     if isinstance(type_, pa.BaseExtensionType):

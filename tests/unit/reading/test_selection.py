@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.ipc
 import pytest
 
 from laneway.catalog.manifest import Manifest
 from laneway.errors import SchemaMismatchError
+from laneway.reading.reader import RowReader
 from laneway.reading.selection import select_columns
 from tests.corpora import KINDS, SUFFIX_OF, Kind, schema_of, write_blocks
 
@@ -116,3 +119,61 @@ def test_a_column_of_another_type_than_the_key_of_other_files_is_an_error(tmp_pa
     manifest = scan(tmp_path, id_is_1__a=A, id_is_2__b=B.drop_columns("id"))
     with pytest.raises(SchemaMismatchError, match=r"'id' is int32 in id=1/a\.parquet and int64 in id=2/b\.parquet"):
         select_columns(manifest, ["id"])
+
+
+class _Exported(ctypes.Structure):
+    """A field in Arrow's C data interface."""
+
+    _fields_ = (
+        *((name, ctypes.c_char_p) for name in ("format", "name", "metadata")),
+        *((name, ctypes.c_int64) for name in ("flags", "n_children")),
+        *((name, ctypes.c_void_p) for name in ("children", "dictionary", "release", "private_data")),
+    )
+
+
+def _mark_as_released(exported: Any) -> None:
+    exported.contents.release = None
+
+
+_release = ctypes.CFUNCTYPE(None, ctypes.POINTER(_Exported))(_mark_as_released)
+
+
+def _interval(format_: bytes) -> Any:
+    """Return a type that pyarrow itself can't make: "tiM" is an interval of months, "tiD" one of days."""
+    exported = _Exported(format_, b"m", None, 2, 0, None, None, ctypes.cast(_release, ctypes.c_void_p), None)
+    imported: Any = pa.Field._import_from_c(ctypes.addressof(exported))
+    return imported.type
+
+
+@pytest.mark.parametrize("has_dictionary", [False, True])
+@pytest.mark.parametrize(
+    ("format_", "wrap", "stored", "name"),
+    [
+        (b"tiM", lambda inner: inner, pa.array([1, 2], pa.int32()), "month_interval"),
+        (b"tiD", pa.list_, pa.array([[1], [2]], pa.list_(pa.int64())), "day_time_interval"),
+        (
+            b"tiM",
+            lambda inner: pa.struct([("a", inner)]),
+            pa.array([{"a": 1}] * 2, pa.struct([("a", pa.int32())])),
+            "month_interval",
+        ),
+    ],
+    ids=["plain", "in a list", "in a struct"],
+)
+def test_a_column_that_pyarrow_can_not_read_is_an_error_unless_others_are_selected(
+    tmp_path: Path, format_: bytes, wrap: Any, stored: Any, name: str, *, has_dictionary: bool
+) -> None:
+    message = pa.record_batch({"x": [3, 4], "m": stored}).serialize()
+    batch = pa.ipc.read_record_batch(message, schema_of(x=pa.int64(), m=wrap(_interval(format_))))
+    if has_dictionary:
+        batch = batch.add_column(0, "s", pa.array(["a", "b"]).dictionary_encode())
+    with pa.ipc.new_file(str(tmp_path / "a.arrow"), batch.schema) as writer:
+        writer.write_batch(batch)
+    manifest = Manifest.scan(tmp_path)
+    for schema in (None, schema_of(m=pa.string())):
+        with pytest.raises(
+            SchemaMismatchError, match=rf"the column 'm' in a\.arrow has the type {name}, which pyarrow"
+        ):
+            select_columns(manifest, ["m"], schema)
+    reader = RowReader(manifest, manifest.storage(), select_columns(manifest, ["x"]))
+    assert reader.read(0, 0, 2).to_pydict() == {"x": [3, 4]}
