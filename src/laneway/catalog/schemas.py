@@ -21,6 +21,32 @@ if TYPE_CHECKING:
 _NUM_RECENT: Final = 8
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Recent:
+    """A schema that the next files may have too."""
+
+    schema: pa.Schema
+    """As it is in a file."""
+    nested: list[tuple[int, pa.DataType]]
+    """Its types that have names in them, by column."""
+    index: int
+    """Index of the distinct schema."""
+
+    @classmethod
+    def of(cls, schema: pa.Schema, index: int) -> _Recent:
+        nested = [(i, type_) for i, type_ in enumerate(schema.types) if "<" in str(type_)]
+        return cls(schema, nested, index)
+
+    def is_same(self, schema: pa.Schema) -> bool:
+        """Return whether a schema is certainly the same: far faster than as text."""
+        if schema is self.schema:
+            return True
+        # Only with metadata, Arrow compares the names of the values of lists.
+        return schema.equals(self.schema) and all(
+            schema.field(i).type.equals(type_, check_metadata=True) for i, type_ in self.nested
+        )
+
+
 @final
 @dataclass(frozen=True, eq=False)
 class FileSchemas:
@@ -37,20 +63,18 @@ class FileSchemas:
         distinct: list[pa.Schema] = []
         indices: list[int] = []
         known: dict[tuple[str, ...], list[int]] = {}
-        recent: deque[tuple[pa.Schema, int]] = deque(maxlen=_NUM_RECENT)
+        recent: deque[_Recent] = deque(maxlen=_NUM_RECENT)
         for schema in schemas:
-            bare = schema.remove_metadata()
-            # With metadata, which Arrow compares together with the names of the values of lists.
-            index = next((i for each, i in recent if bare.equals(each, check_metadata=True)), None)
+            index = next((each.index for each in recent if each.is_same(schema)), None)
             if index is None:
                 plain = pa.schema(list(zip(schema.names, schema.types, strict=True)))
-                # As text, because not all types can be hashed, and because it has those names.
+                # As text, because not all types can be hashed, and because it has the names of the values of lists.
                 same = known.setdefault((*plain.names, *map(str, plain.types)), [])
                 index = next((i for i in same if distinct[i].equals(plain)), len(distinct))
                 if index == len(distinct):
                     distinct.append(plain)
                     same.append(index)
-                recent.appendleft((bare, index))
+                recent.appendleft(_Recent.of(schema, index))
             indices.append(index)
         return cls(tuple(distinct), np.array(indices, np.int64))
 
