@@ -40,7 +40,7 @@ def scan_files(found: DataFiles, *, progress: bool | None, cache_dir: CacheDir) 
 
     Raises:
         DataFileError: A file is missing, unreadable, damaged or of another format.
-        SchemaMismatchError: A file has a column twice, or the keys of the directories differ.
+        SchemaMismatchError: A file has a column twice, or the files are in directories of different keys.
     """
     key = (f"format {FORMAT_VERSION}", found.format.name, *found.sources)
     entry = CacheEntry.find(cache_dir, found.storage, key)
