@@ -67,8 +67,8 @@ class StatefulShardedDataset(IterableDataset[Any]):
         format: "parquet" or "arrow" (IPC file or stream format); None: detected by suffix, else by the first bytes.
         columns: Names of the columns to deliver, in this order; None: all. Keys of Hive-style directories
             (`lang=en/part-0.parquet`) are columns too. Files may differ in other columns.
-        schema: Names and types of the columns to deliver, for files whose columns differ. Values are cast, unless that
-            would change them; a column is null in files that don't have it. None: the types in the files.
+        schema: Names and types of the columns to deliver, for files whose columns differ. Values are cast
+            as by pyarrow with `safe=True`; a column is null in files that don't have it. None: the types in the files.
         shuffle: Whether to shuffle the shards, and the rows of each window of shards, by seed and epoch.
         seed: Any int in [0, 2**63).
         shard_bytes: Target size of a shard, the unit of reading, in memory: bytes, or a string such as "64MiB". Row

@@ -1,4 +1,4 @@
-"""Columns of one type as another: cast where their values stay the same, and refused where they would not."""
+"""Columns of one type as another, where pyarrow calls the cast safe."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _nulls: Any = pa.nulls
 
 
 def cast_column(column: _Column, data_type: pa.DataType) -> _Column:
-    """Return a column with the same values in another type.
+    """Return a column in another type.
 
     Raises:
         pa.ArrowException: A value does not fit, or no column of this type can be cast.

@@ -290,9 +290,12 @@ class RowReader:
         if value is None:
             return _nulls(num_rows, self._types[name])
         column: Any = pa.chunked_array([pa.array([value], key_type)])
-        if not key_type.equals(self._types[name]):
-            column = self._cast(column, name, blocks)
-        return pa.repeat(column[0], num_rows)
+        try:
+            return pa.repeat(cast_column(column, self._types[name])[0], num_rows)
+        except pa.ArrowException as error:
+            path = self._storage.join(self._manifest.files.paths[blocks.file_index])
+            problem = f"lies in a directory {name}={value}, which doesn't fit the type {self._types[name]} in schema="
+            raise self._storage.error_for(path, problem, error) from self._storage.cause(error)
 
     def _cast(self, column: pa.ChunkedArray[Any], name: str, blocks: _Blocks) -> pa.ChunkedArray[Any]:
         """Return a column in the type that `schema` gives it."""

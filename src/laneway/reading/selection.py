@@ -76,9 +76,9 @@ def _type_in_files(manifest: Manifest, name: str) -> pa.DataType:
         if joined is None:
             here, there = _path(manifest, first), _path(manifest, index)
             message = (
-                f"the files have different columns: {name!r} is {found[first]} in {here} and {type_ or 'missing'} in "
-                f"{there}: pass schema= with the type that it is to have (it is null where it is missing), or columns= "
-                f"without it"
+                f"the files have different columns: {name!r} is {found[first]} in {here} and "
+                f"{'missing' if type_ is None else type_} in {there}: pass schema= with the type that it is to have "
+                f"(it is null where it is missing), or columns= without it"
             )
             raise SchemaMismatchError(message)
         common = joined
@@ -99,7 +99,7 @@ def _check_castable(manifest: Manifest, name: str, type_: pa.DataType) -> None:
                 f"type in schema= ({problem}): give it another type there, or leave it out"
             )
             raise SchemaMismatchError(message)
-    if not any(found):
+    if all(source is None for source in found):
         message = f"no file has the column {name!r} of schema=, so it is null in all rows"
         hint = _hint(name, manifest.schema)
         warnings.warn(f"{message}: {hint.strip()}" if hint else message, stacklevel=4)

@@ -390,7 +390,7 @@ def test_a_key_that_does_not_fit_is_an_error_with_its_file(tmp_path: Path) -> No
     assert reader.read(0, 0, 2).to_pydict() == {"k": [1, 1]}
     assert reader.read(1, 0, 2).to_pydict() == {"k": [None, None]}
     with pytest.raises(
-        DataFileError, match=r"k=x/a\.parquet has a value that .*'k': string as int8.*: Failed to parse"
+        DataFileError, match=r"k=x/a\.parquet lies in a directory k=x, which .* type int8 in schema=: Failed"
     ):
         reader.read(2, 0, 2)
 
