@@ -24,6 +24,7 @@ import pyarrow as pa
 
 from laneway import Manifest
 from laneway.catalog.partitions import Partitions
+from laneway.catalog.schemas import FileSchemas
 from laneway.core.differences import file_differences
 from laneway.core.files import FileTable
 from laneway.core.strings import Strings
@@ -65,7 +66,7 @@ def manifest(num_files: int) -> Manifest:
         root=tempfile.gettempdir(),
         format="parquet",
         files=files,
-        file_schema=pa.schema([("text", pa.string())]),
+        schemas=FileSchemas.same(pa.schema([("text", pa.string())]), num_files),
         partitions=Partitions((), ()),
         layout=np.zeros((0, 0), np.int64),
         layout_starts=np.zeros(num_files + 1, np.int64),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +22,13 @@ SUFFIX_OF: dict[Kind, str] = {"parquet": ".parquet", "arrow-file": ".arrow", "ar
 UNEQUAL_FILES: tuple[tuple[int, ...], ...] = ((5, 1, 7), (), (1,), (3, 3, 0, 4), (), (2, 9), (13,))
 """Rows of each block of each file: 48 rows in 7 files, two of them empty, one with a single row."""
 
-SCHEMA = pa.schema(dict[str, pa.DataType](id=pa.int64(), text=pa.string(), x=pa.float32()))
+
+def schema_of(**types: Any) -> pa.Schema:
+    """Return a schema of columns of these types."""
+    return pa.schema(types)
+
+
+SCHEMA = schema_of(id=pa.int64(), text=pa.string(), x=pa.float32())
 
 
 def rows(start: int, stop: int) -> pa.Table:

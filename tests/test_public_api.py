@@ -31,10 +31,10 @@ ERRORS = {
 
 SIGNATURES = {
     "laneway.StatefulShardedDataset": (
-        "(source, *, format=None, columns=None, shuffle=False, seed=0, shard_bytes='8MiB', shard_rows=None, "
-        "window_bytes='64MiB', prefetch_windows=1, lanes=None, turn_rows=None, remainder=None, batch_size=None, "
-        "drop_last=False, output=None, transform=None, fill_null=None, rank=None, world_size=None, filesystem=None, "
-        "storage_options=None, retries=None, cache_dir=None)"
+        "(source, *, format=None, columns=None, schema=None, shuffle=False, seed=0, shard_bytes='8MiB', "
+        "shard_rows=None, window_bytes='64MiB', prefetch_windows=1, lanes=None, turn_rows=None, remainder=None, "
+        "batch_size=None, drop_last=False, output=None, transform=None, fill_null=None, rank=None, world_size=None, "
+        "filesystem=None, storage_options=None, retries=None, cache_dir=None)"
     ),
     "laneway.SavableLoader": (
         "(dataset, *, num_workers=0, batch_size=None, collate_fn=None, pin_memory=False, prefetch_factor=None, "

@@ -7,6 +7,8 @@ import re
 from collections.abc import Sequence
 from typing import SupportsIndex
 
+import pyarrow as pa
+
 _UNITS = {"": 1, "b": 1} | {
     f"{prefix}{suffix}".lower(): base**power
     for suffix, base in (("B", 1000), ("iB", 1024))
@@ -121,6 +123,24 @@ def check_columns(columns: Sequence[str] | None) -> tuple[str, ...] | None:
         message = f"columns must name at least one column, as strings, not {columns!r}"
         raise ValueError(message)
     return tuple(columns)
+
+
+def check_schema(schema: pa.Schema | None) -> pa.Schema | None:
+    """Return a schema, or None where None was passed.
+
+    Raises:
+        TypeError: It is not a schema of pyarrow.
+        ValueError: It has no columns, or one twice.
+    """
+    if schema is None:
+        return None
+    if not isinstance(schema, pa.Schema):
+        message = f"schema must be a pyarrow.Schema, or None for the types in the files, not {schema!r}"
+        raise TypeError(message)
+    if len(set(schema.names)) != len(schema.names) or not schema.names:
+        message = f"schema must have at least one column, and each only once, not {schema.names}"
+        raise ValueError(message)
+    return schema
 
 
 def check_choice(name: str, choice: str | None, choices: tuple[str, ...]) -> None:

@@ -16,6 +16,7 @@ from laneway.arguments import (
     check_count,
     check_flag,
     check_int,
+    check_schema,
     check_seed,
     check_size,
 )
@@ -33,7 +34,7 @@ from laneway.delivery.schedule import EpochSchedule
 from laneway.delivery.workers import is_collated_by_caller, is_in_worker
 from laneway.distributed import check_rank, data_parallel_rank
 from laneway.errors import StateUnavailableError
-from laneway.reading.reader import RowReader
+from laneway.reading.selection import select_columns
 
 if TYPE_CHECKING:
     import os
@@ -65,7 +66,9 @@ class StatefulShardedDataset(IterableDataset[Any]):
             opens by URL; or a `Manifest`, so that no footer needs to be read in advance.
         format: "parquet" or "arrow" (IPC file or stream format); None: detected by suffix, else by the first bytes.
         columns: Names of the columns to deliver, in this order; None: all. Keys of Hive-style directories
-            (`lang=en/part-0.parquet`) are columns too.
+            (`lang=en/part-0.parquet`) are columns too. Files may differ in other columns.
+        schema: Names and types of the columns to deliver, for files whose columns differ. Values are cast
+            as by pyarrow with `safe=True`; a column is null in files that don't have it. None: the types in the files.
         shuffle: Whether to shuffle the shards, and the rows of each window of shards, by seed and epoch.
         seed: Any int in [0, 2**63).
         shard_bytes: Target size of a shard, the unit of reading, in memory: bytes, or a string such as "64MiB". Row
@@ -103,7 +106,8 @@ class StatefulShardedDataset(IterableDataset[Any]):
         ValueError: An argument is out of its range.
         TypeError: An argument has the wrong type.
         DataFileError: A data file is missing or can't be read, or no data file was found.
-        SchemaMismatchError: The data files differ in their columns, or a column doesn't exist.
+        SchemaMismatchError: The data files differ in the selected columns, a column doesn't exist, or its type can't be
+            cast to that of `schema`.
 
     Example:
         >>> import pyarrow as pa, pyarrow.parquet as pq, tempfile
@@ -126,6 +130,7 @@ class StatefulShardedDataset(IterableDataset[Any]):
         *,
         format: Literal["parquet", "arrow"] | None = None,  # noqa: A002 - the name that pyarrow gives it
         columns: Sequence[str] | None = None,
+        schema: pa.Schema | None = None,
         shuffle: bool = False,
         seed: int = 0,
         shard_bytes: int | str = "8MiB",
@@ -153,7 +158,7 @@ class StatefulShardedDataset(IterableDataset[Any]):
         check_choice("output", output, get_args(Output))
         check_callable("transform", transform)
         check_flag("shuffle", shuffle)
-        columns = check_columns(columns)
+        columns, schema = check_columns(columns), check_schema(schema)
         prefetch_windows = check_int("prefetch_windows", prefetch_windows, minimum=0)
         settings = Settings(
             seed=check_seed(seed),
@@ -174,6 +179,7 @@ class StatefulShardedDataset(IterableDataset[Any]):
             retries=retries,
             cache_dir=cache_dir,
         )
+        selected = select_columns(manifest, columns, schema)
         output = output or ("python" if batch_size is None else "torch")
         self.definition = Definition(
             identity=Identity(manifest.files, settings),
@@ -181,9 +187,9 @@ class StatefulShardedDataset(IterableDataset[Any]):
             place=place,
             manifest=manifest,
             storage=storage,
-            columns=columns,
+            schema=selected,
             output=output,
-            converter=BatchConverter(RowReader(manifest, storage, columns).schema, output, fill_null),
+            converter=BatchConverter(selected, output, fill_null),
             transform=transform,
             prefetch_windows=prefetch_windows,
         )

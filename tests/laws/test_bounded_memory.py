@@ -16,6 +16,7 @@ from laneway.convert.batches import BatchConverter
 from laneway.core.cursor import LaneRange
 from laneway.reading.lane_reader import LaneReader
 from laneway.reading.reader import RowReader
+from laneway.reading.selection import select_columns
 from tests.corpora import write_blocks
 from tests.memory import counted_memory
 from tests.unit.reading.plans import plan_of
@@ -84,7 +85,7 @@ def test_memory_stays_below_its_bound(
         window_bytes=8 * int(manifest.files.block_bytes.max()),
         block_memory_bytes=[block_bytes] * 24,
     )
-    reader = RowReader(manifest, storage)
+    reader = RowReader(manifest, storage, select_columns(manifest))
     largest_part = max(block_bytes, plan.identity.settings.shard_bytes)
     largest_window = int(plan.windows.rows.max()) * block_bytes // 1000 if shuffle else largest_part
     monkeypatch.setattr(os, "cpu_count", lambda: _NUM_THREADS)

@@ -22,6 +22,7 @@ import pytest
 from laneway import DataFileError, Manifest, RetryPolicy, SavableLoader, StatefulShardedDataset
 from laneway.catalog.manifest import scan_source
 from laneway.reading.reader import RowReader
+from laneway.reading.selection import select_columns
 from laneway.storage.filesystem import Storage
 from tests.storage.beds import BUCKET, flat, ids
 from tests.storage.fault_proxy import Fault, Kind
@@ -112,7 +113,7 @@ def test_adjacent_row_groups_are_fetched_as_few_ranges_and_a_footer_once(
     manifest, storage = scan_source(place(url, options), cache_dir=False, **options)
     for _ in range(2):
         s3.proxy.behave()
-        reader = RowReader(manifest, storage, ["c4", "c0"])
+        reader = RowReader(manifest, storage, select_columns(manifest, ["c4", "c0"]))
         assert reader.read(0, 0, len(table)).equals(table.select(["c4", "c0"]))
         seen = s3.proxy.requests()
         chunks = [request for request in seen if request.body_bytes > 64 * 1024]
@@ -221,7 +222,7 @@ def test_an_object_of_another_version_is_never_read(
     url, table = wide(s3, tmp_path / "wide")
     options = client(s3)
     manifest, storage = scan_source(place(url, options), cache_dir=False, **options)
-    reader = RowReader(manifest, storage, ["c0"])
+    reader = RowReader(manifest, storage, select_columns(manifest, ["c0"]))
     assert reader.read(0, 0, 10).equals(table.select(["c0"]).slice(0, 10))
     if isinstance(options.get("filesystem"), pyarrow.fs.FileSystem):
         # Apart from the size, pyarrow reports only a modification time, in seconds.
@@ -232,7 +233,7 @@ def test_an_object_of_another_version_is_never_read(
     with pytest.raises(DataFileError, match=r"part-0\.parquet changed since it was planned"):
         reader.read(0, GROUP_ROWS, GROUP_ROWS + 10)
     with pytest.raises(DataFileError, match=r"part-0\.parquet changed since it was planned"):
-        RowReader(manifest, storage, ["c0"]).read(0, GROUP_ROWS, GROUP_ROWS + 10)
+        RowReader(manifest, storage, select_columns(manifest, ["c0"])).read(0, GROUP_ROWS, GROUP_ROWS + 10)
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from laneway.arguments import (
@@ -16,6 +17,7 @@ from laneway.arguments import (
     check_count,
     check_flag,
     check_int,
+    check_schema,
     check_seed,
     check_size,
     parse_bytes,
@@ -158,6 +160,25 @@ def test_columns_that_are_no_sequence_are_refused(columns: Any) -> None:
 def test_columns_without_names_are_refused(columns: Any) -> None:
     message = f"columns must name at least one column, as strings, not {columns!r}"
     refused(partial(check_columns, columns), ValueError, message)
+
+
+def test_a_schema_is_none_or_one_of_pyarrow() -> None:
+    assert check_schema(None) is None
+    schema = pa.schema({"a": pa.int64()})
+    assert check_schema(schema) is schema
+
+
+@pytest.mark.parametrize("schema", [{"a": pa.int64()}, [("a", pa.int64())], ["a"], "a"])
+def test_a_schema_that_is_none_of_pyarrow_is_refused(schema: Any) -> None:
+    message = f"schema must be a pyarrow.Schema, or None for the types in the files, not {schema!r}"
+    refused(partial(check_schema, schema), TypeError, message)
+
+
+@pytest.mark.parametrize("names", [[], ["a", "b", "a"]])
+def test_a_schema_without_columns_or_with_one_twice_is_refused(names: list[str]) -> None:
+    fields: list[pa.Field[Any]] = [pa.field(name, pa.int64()) for name in names]
+    message = f"schema must have at least one column, and each only once, not {names}"
+    refused(partial(check_schema, pa.schema(fields)), ValueError, message)
 
 
 def test_a_choice_is_none_or_one_of_the_choices() -> None:

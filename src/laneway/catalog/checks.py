@@ -48,9 +48,15 @@ def check_contents(contents: ManifestContents) -> None:
 
 
 def _check_columns(contents: ManifestContents, num_files: int) -> None:
-    partitions = contents.partitions
-    names = [*contents.file_schema.names, *(field.name for field in partitions.fields)]
-    _require(len(set(names)) == len(names), "a column has the name of another")
+    partitions, schemas = contents.partitions, contents.schemas
+    _require(len(schemas.indices) == num_files, "the schemas of its files")
+    _require(schemas.indices.min() >= 0 and schemas.indices.max() < len(schemas.distinct), "the schemas of its files")
+    of_files = [schema.names for schema in schemas.distinct]
+    for names in (*of_files, [field.name for field in partitions.fields]):
+        _require(len(set(names)) == len(names), "a column has the name of another")
+    # A key that all files have as a column adds none.
+    in_all = set(of_files[0]).intersection(*of_files)
+    _require(not any(field.name in in_all for field in partitions.fields), "a column has the name of another")
     _require(len(partitions.values) == len(partitions.fields), "its partition keys")
     for field, values in zip(partitions.fields, partitions.values, strict=True):
         _require(field.type in {pa.int64(), pa.string()}, f"the type of the partition key {field.name!r:.40}")

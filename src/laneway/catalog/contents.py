@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from laneway.catalog.partitions import Partitions
+    from laneway.catalog.schemas import FileSchemas
     from laneway.core.files import FileTable
     from laneway.core.strings import Strings
     from laneway.storage.filesystem import Storage
@@ -33,8 +34,8 @@ class ManifestContents:
     """"parquet" or "arrow"."""
     files: FileTable
     """The files, sorted by path: the part that determines the fingerprint."""
-    file_schema: pa.Schema
-    """The columns in each file, without metadata and all nullable."""
+    schemas: FileSchemas
+    """The columns in each file."""
     partitions: Partitions
     """The columns derived from directory names."""
     layout: NDArray[np.int64]
@@ -51,8 +52,13 @@ class ManifestContents:
 
     @cached_property
     def schema(self) -> pa.Schema:
-        """The columns of the dataset: those in the files, then those derived from directory names."""
-        return pa.schema([*self.file_schema, *self.partitions.fields])
+        """The columns of the dataset: those in any file, then those derived from directory names.
+
+        A column that differs from file to file has its type in the first file that has it.
+        """
+        in_files = self.schemas.union
+        keys = (field for field in self.partitions.fields if in_files.get_field_index(field.name) < 0)
+        return pa.schema([*in_files, *keys])
 
     @property
     def num_rows(self) -> int:
@@ -87,7 +93,7 @@ class ManifestContents:
         files = self.files
         blocks = slice(files.block_starts[file_index], files.block_starts[file_index + 1])
         return FileScan(
-            schema=self.file_schema,
+            schema=self.schemas.of_file(file_index),
             block_rows=files.block_rows[blocks].tolist(),
             block_bytes=files.block_bytes[blocks].tolist(),
             block_memory_bytes=files.block_memory_bytes[blocks].tolist(),

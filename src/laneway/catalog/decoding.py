@@ -22,6 +22,7 @@ from laneway.catalog.encoding import (
     version_of,
 )
 from laneway.catalog.partitions import Partitions
+from laneway.catalog.schemas import FileSchemas
 from laneway.core.files import FileTable, digest
 from laneway.core.strings import Strings
 from laneway.errors import DataFileError
@@ -164,7 +165,7 @@ def _from_json(body: Mapping[str, Any]) -> ManifestContents:
             block_memory_bytes=_integers(body.get("block_memory_bytes", body["block_bytes"])),
             schema_digest=body["schema_digest"],
         ),
-        file_schema=decode_schema(body["schema"]),
+        schemas=FileSchemas.same(decode_schema(body["schema"]), len(body["paths"])),
         partitions=Partitions(
             fields, tuple(_partition_values(key, field) for key, field in zip(keys, fields, strict=True))
         ),

@@ -20,6 +20,7 @@ import pyarrow as pa
 from laneway.catalog.checks import check_codes, check_strings
 from laneway.catalog.contents import ManifestContents
 from laneway.catalog.partitions import Partitions
+from laneway.catalog.schemas import FileSchemas
 from laneway.catalog.sharing import HEAD_BYTES
 from laneway.core.files import FileTable
 from laneway.core.strings import Strings
@@ -39,7 +40,7 @@ HEAD: Final = struct.Struct("<8sI4xQ32s8x")
 """Magic, format version, length and SHA-256 of the rest."""
 _ALIGNMENT = 64
 _MAX_VALUES_BYTES = 64 << 20
-"""Limit of the JSON object: its schemas are short, and JSON takes many times its length in memory."""
+"""Limit of the JSON object: it is short, and JSON takes many times its length in memory."""
 
 
 @final
@@ -96,7 +97,6 @@ def _split(contents: ManifestContents) -> tuple[dict[str, Any], dict[str, NDArra
         "root": contents.root,
         "format": contents.format,
         "schema_digest": files.schema_digest,
-        "schema": encode_schema(contents.file_schema),
         "partition_schema": encode_schema(pa.schema(partitions.fields)),
         "layout_width": contents.layout.shape[1],
     }
@@ -110,7 +110,14 @@ def _split(contents: ManifestContents) -> tuple[dict[str, Any], dict[str, NDArra
     }
     if not np.array_equal(files.block_memory_bytes, files.block_bytes):
         columns["block_memory_bytes"] = files.block_memory_bytes
-    texts = {"paths": files.paths, "digests": files.digests, "versions": contents.versions}
+    if len(contents.schemas.distinct) > 1:
+        columns["schema_indices"] = contents.schemas.indices
+    texts = {
+        "paths": files.paths,
+        "digests": files.digests,
+        "versions": contents.versions,
+        "schemas": Strings.of(map(encode_schema, contents.schemas.distinct)),
+    }
     for index, (field, key) in enumerate(zip(partitions.fields, partitions.values, strict=True)):
         codes = {value: code for code, value in enumerate(dict.fromkeys(value for value in key if value is not None))}
         columns[f"partition_{index}"] = np.fromiter(
@@ -194,7 +201,7 @@ def _join(values: Mapping[str, Any], columns: _Columns) -> ManifestContents:
             else block_bytes,
             schema_digest=values["schema_digest"],
         ),
-        file_schema=decode_schema(values["schema"]),
+        schemas=columns.schemas(),
         partitions=Partitions(fields, tuple(columns.coded(index, field) for index, field in enumerate(fields))),
         layout=layout.reshape(len(layout) // width if width else 0, width),
         layout_starts=columns.integers("layout_starts"),
@@ -217,6 +224,12 @@ class _Columns:
 
     def strings(self, name: str) -> Strings:
         return Strings(self.integers(f"{name}.offsets"), self._view(f"{name}.data", np.dtype(np.uint8)))
+
+    def schemas(self) -> FileSchemas:
+        distinct = tuple(map(decode_schema, self._checked("schemas")))
+        if not self.has("schema_indices"):
+            return FileSchemas(distinct, np.zeros(len(self.integers("sizes")), np.int64))
+        return FileSchemas(distinct, self.integers("schema_indices"))
 
     def coded(self, index: int, field: pa.Field[Any]) -> Sequence[PartitionValue]:
         name = f"partition_{index}_values"

@@ -90,7 +90,7 @@ class Manifest(ManifestContents):
         Raises:
             DataFileError: A file or directory is missing, unreadable, damaged, of another format or given
                 twice, or there is no data file.
-            SchemaMismatchError: The files differ in their columns.
+            SchemaMismatchError: A file has a column twice, or the files are in directories of different keys.
         """
         return scan_source(
             source,

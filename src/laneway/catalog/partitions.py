@@ -15,6 +15,8 @@ from laneway.errors import SchemaMismatchError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from laneway.catalog.schemas import FileSchemas
+
 _NULL = "__HIVE_DEFAULT_PARTITION__"
 _CANONICAL_INT = re.compile(r"0|-?[1-9][0-9]*")
 _INT64 = range(-(2**63), 2**63)
@@ -33,19 +35,19 @@ class Partitions:
     """For each key, its value for each file."""
 
     @classmethod
-    def parse(cls, paths: Sequence[str], schema: pa.Schema) -> Partitions:
+    def parse(cls, paths: Sequence[str], schemas: FileSchemas) -> Partitions:
         """Parse the partition keys in paths.
 
         Names and values are URL-decoded; `__HIVE_DEFAULT_PARTITION__` is null. A key is int64 if all its values
         are integers as Python prints them, else a string. Unlike in `pyarrow.dataset`, `007` stays a string, so that
         no value changes, and integers are int64 rather than int32.
 
-        A key that is also a column of the files adds no column: the values in the files are delivered, after a check
-        that they are that of the directory.
+        A key that is also a column of all files adds no column: the values in the files are delivered, after a check
+        that they are that of the directory. So are those of a column that only some of the files have.
 
         Args:
             paths: Paths relative to the dataset's root, with forward slashes.
-            schema: The columns of the files.
+            schemas: The columns of the files.
 
         Raises:
             SchemaMismatchError: The keys of the files differ, a path has a key twice, or a key is also a column of
@@ -68,8 +70,10 @@ class Partitions:
         fields, columns = [], []
         for index, name in enumerate(names):
             values, type_ = _infer_type([pairs[index][1] for pairs in found])
-            if name in schema.names:
-                _check_column(name, type_, schema.field(name).type)
+            in_files = [schema.field(name) for schema in schemas.distinct if schema.get_field_index(name) >= 0]
+            for field in in_files:
+                _check_column(name, type_, field.type)
+            if len(in_files) == len(schemas.distinct):
                 continue
             fields.append(pa.field(name, type_))
             columns.append(values)

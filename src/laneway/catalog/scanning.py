@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
 
 from laneway.catalog.caching import CacheEntry
 from laneway.catalog.contents import ManifestContents, layout_table
@@ -15,11 +15,11 @@ from laneway.catalog.decoding import decode, pack
 from laneway.catalog.encoding import FORMAT_VERSION, encode, head_of, is_plain
 from laneway.catalog.footers import read_footers
 from laneway.catalog.partitions import Partitions
+from laneway.catalog.schemas import FileSchemas
 from laneway.catalog.sources import SETTLED_AFTER_NS
-from laneway.core.files import FileTable, digest
+from laneway.core.files import FileTable
 from laneway.core.strings import Strings
 from laneway.errors import DataFileError, SchemaMismatchError
-from laneway.formats.nested_types import storage_type
 from laneway.storage.redaction import redact
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def scan_files(found: DataFiles, *, progress: bool | None, cache_dir: CacheDir) 
 
     Raises:
         DataFileError: A file is missing, unreadable, damaged or of another format.
-        SchemaMismatchError: The files differ in their columns.
+        SchemaMismatchError: A file has a column twice, or the files are in directories of different keys.
     """
     key = (f"format {FORMAT_VERSION}", found.format.name, *found.sources)
     entry = CacheEntry.find(cache_dir, found.storage, key)
@@ -112,55 +112,31 @@ def _is_unchanged(found: DataFiles, cached: ManifestContents) -> bool:
 
 def _combine(found: DataFiles, scans: Sequence[FileScan]) -> ManifestContents:
     """Return the contents for data files and their scans."""
-    schema = _common_schema(found, scans)
-    # Not the extension types, which only processes know that have registered them.
-    lines = "\n".join(f"{field.name}: {storage_type(field.type)}" for field in schema)
+    schemas = FileSchemas.of(scan.schema for scan in scans)
+    _check_names(found, schemas)
     files = FileTable.build(
         found.paths,
         found.sizes,
         [scan.digest for scan in scans],
         [(scan.block_rows, scan.block_bytes) for scan in scans],
-        digest(lines.encode()),
+        schemas.digest,
         memory_bytes=[scan.block_memory_bytes for scan in scans],
     )
     return ManifestContents(
         root=found.storage.redact(found.storage.root),
         format=found.format.name,
         files=files,
-        file_schema=schema,
-        partitions=Partitions.parse(files.paths, schema),
+        schemas=schemas,
+        partitions=Partitions.parse(files.paths, schemas),
         layout=layout_table([entry for scan in scans for entry in scan.layout]),
         layout_starts=np.array([0, *accumulate(len(scan.layout) for scan in scans)], np.int64),
         versions=Strings.of(found.versions),
     )
 
 
-def _common_schema(found: DataFiles, scans: Sequence[FileScan]) -> pa.Schema:
-    """Return the columns that all files have, without metadata and nullability, which may differ."""
-    first = scans[0].schema
-    if len(set(first.names)) < len(first.names):
-        name = next(name for name in first.names if first.names.count(name) > 1)
-        message = f"{found.paths[0]} has the column {name!r} twice: rename one"
-        raise SchemaMismatchError(message)
-    expected = list(zip(first.names, first.types, strict=True))
-    for path, scan in zip(found.paths, scans, strict=True):
-        schema = scan.schema
-        if schema.equals(first) or list(zip(schema.names, schema.types, strict=True)) == expected:
-            continue
-        difference = _difference(first, schema)
-        message = f"the files have different columns: in {path} {difference}, unlike in {found.paths[0]}"
-        raise SchemaMismatchError(message)
-    return pa.schema(expected)
-
-
-def _difference(first: pa.Schema, other: pa.Schema) -> str:
-    """Describe the first difference of `other`."""
-    for name, type_ in zip(first.names, first.types, strict=True):
-        if name not in other.names:
-            return f"the column {name!r} ({type_}) is missing"
-        if other.names.count(name) == 1 and other.field(name).type != type_:
-            return f"the column {name!r} is {other.field(name).type} instead of {type_}"
-    extra = [name for name in other.names if name not in first.names]
-    if extra:
-        return f"there is an additional column {extra[0]!r} ({other.field(extra[0]).type})"
-    return f"the columns are in the order {', '.join(other.names)}"
+def _check_names(found: DataFiles, schemas: FileSchemas) -> None:
+    for index, schema in enumerate(schemas.distinct):
+        twice = [name for name, count in Counter(schema.names).items() if count > 1]
+        if twice:
+            message = f"{found.paths[schemas.first_file(index)]} has the column {twice[0]!r} twice: rename one"
+            raise SchemaMismatchError(message)

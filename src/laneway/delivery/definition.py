@@ -61,8 +61,8 @@ class Definition:
     """The data files and their metadata."""
     storage: Storage
     """Storage of the data files."""
-    columns: tuple[str, ...] | None
-    """Columns to deliver; None: all."""
+    schema: pa.Schema
+    """Names and Arrow types of the columns that are delivered."""
     output: Output
     """Type of the delivered columns."""
     converter: BatchConverter
@@ -81,14 +81,6 @@ class Definition:
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore the identity."""
         vars(self).update(state, identity=Identity(state["manifest"].files, state["identity"]))
-
-    @property
-    def schema(self) -> pa.Schema:
-        """Names and Arrow types of the columns that are delivered."""
-        return self._reader().schema
-
-    def _reader(self) -> RowReader:
-        return RowReader(self.manifest, self.storage, self.columns)
 
     def num_items(self, place: WorkerPlace) -> int:
         """Return the number of batches, or rows if there are no batches, that a rank delivers in a whole epoch.
@@ -113,5 +105,6 @@ class Definition:
         return BatchStream(Cursor(assignment), lambda: self._items(assignment))
 
     def _items(self, assignment: Assignment) -> ItemMaker:
-        lanes = LaneReader(assignment.plan, self._reader(), self.converter.vectorized, self.prefetch_windows)
+        rows = RowReader(self.manifest, self.storage, self.schema)
+        lanes = LaneReader(assignment.plan, rows, self.converter.vectorized, self.prefetch_windows)
         return ItemMaker(lanes, self.converter, self.transform, self.collate_fn)

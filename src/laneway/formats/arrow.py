@@ -17,7 +17,7 @@ from laneway.core.files import digest
 from laneway.errors import DataFileError
 from laneway.formats.arrow_checks import check_messages
 from laneway.formats.arrow_files import MAGIC, find_messages
-from laneway.formats.base import FileScan
+from laneway.formats.base import FileScan, name_error
 from laneway.formats.messages import (
     CONTINUATION,
     END_OF_STREAM,
@@ -91,8 +91,9 @@ class ArrowFormat:
             schema = found.schema.read()
             in_footer = schema if found.footer_schema is None else found.footer_schema.read()
             schema.types, schema.names  # noqa: B018 - read here, because they may raise
+        except UnicodeDecodeError as error:
+            raise name_error(storage, path, error) from storage.cause(error)
         except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-            # A KeyError is an interval of months, a ValueError a name that is not UTF-8.
             raise storage.error_for(path, "has a schema that pyarrow can't read", error) from storage.cause(error)
         if not schema.equals(in_footer):
             message = f"{storage.redact(path)} is damaged: its footer has another schema than its first message"
@@ -191,6 +192,8 @@ class ArrowBlocks:
             ValueError, pa.ArrowException: A batch is damaged.
         """
         names = list(columns)
+        is_all = names == self._names
+        schema = self._schema if is_all else pa.schema([self._schema.field(name) for name in names])
         indices = self._batches[first:stop]
         if self._needs_stream:
             batches = self._read_stream(self._with_dictionaries(indices))
@@ -200,8 +203,10 @@ class ArrowBlocks:
         if len(batches) != len(indices):
             text = f"it has {len(batches):,} record batches where {len(indices):,} were planned"
             raise ValueError(text)
-        is_all = names == self._names
         selected = batches if is_all else [batch.select(names) for batch in batches]
+        if self._needs_stream and names:
+            # After the selection: pyarrow can't read the columns of all types.
+            selected = [pa.RecordBatch.from_arrays(batch.columns, schema=schema) for batch in selected]
         for index, batch in zip(indices.tolist(), selected, strict=True):
             batch.validate()
             for name in self._to_validate.keys() & names:
@@ -209,7 +214,6 @@ class ArrowBlocks:
                 if (index, name) not in self._validated:
                     batch.column(name).view(self._to_validate[name]).validate(full=True)
                     self._validated.add((index, name))
-        schema = self._schema if is_all else pa.schema([self._schema.field(name) for name in names])
         return pa.Table.from_batches(selected, schema)
 
     def close(self) -> None:
@@ -260,7 +264,7 @@ class ArrowBlocks:
         return np.concatenate([schema, np.sort(np.concatenate([*needed, []])).astype(np.int64), between])
 
     def _read_stream(self, indices: NDArray[np.int64]) -> list[pa.RecordBatch]:
-        """Return the batches in a stream of these messages, with dictionaries applied."""
+        """Return the batches in a stream of these messages, with dictionaries applied and in the schema of the file."""
         stream = pa.BufferOutputStream()
         messages = list(self._messages(indices))
         value_types = self._write_schema(stream, messages[0])
@@ -270,7 +274,7 @@ class ArrowBlocks:
             stream.write(self._check(index, message))
         stream.write(END_OF_STREAM)
         with pa.ipc.open_stream(stream.getvalue()) as reader:
-            return [pa.RecordBatch.from_arrays(batch.columns, schema=self._schema) for batch in reader]
+            return list(reader)
 
     def _write_schema(self, stream: pa.BufferOutputStream, message: pa.Buffer) -> Mapping[int, pa.DataType]:
         """Write the schema message, and return the type of the values of each dictionary."""

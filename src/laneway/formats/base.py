@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from laneway.errors import DataFileError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -110,8 +112,14 @@ class Format(Protocol):
         Args:
             storage: Where the file is.
             planned: The file as the manifest describes it.
-            schema: The columns that all files of the dataset share.
+            schema: Its columns, without metadata.
 
         Raises:
             DataFileError: The file is missing or unreadable, or changed since it was planned.
         """
+
+
+def name_error(storage: Storage, path: str, error: UnicodeDecodeError) -> DataFileError:
+    """Return the error for a file whose schema has a name that can't be decoded."""
+    message = f"{storage.redact(path)} has a column, or a field of one, named {error.object!r}, which is not UTF-8"
+    return DataFileError(f"{message}: rename it")

@@ -27,6 +27,42 @@ def storage_type(type_: pa.DataType) -> pa.DataType:
     return _replace(type_, lambda each: each.storage_type if isinstance(each, pa.ExtensionType) else None)
 
 
+def unreadable_type(type_: pa.DataType) -> pa.DataType | None:
+    """Return the type, of this one and those inside of it, of which pyarrow has no arrays in Python; or None."""
+    if pa.types.is_integer(type_) or pa.types.is_floating(type_):
+        return None  # there may be thousands of columns of numbers
+    if pa.types.is_dictionary(type_):
+        return unreadable_type(type_.value_type)
+    if isinstance(type_, pa.BaseExtensionType):
+        return unreadable_type(type_.storage_type)
+    if pa.types.is_nested(type_):
+        return next((found for child in child_types(type_) if (found := unreadable_type(child)) is not None), None)
+    try:
+        _nulls(0, type_)
+    except KeyError:  # an interval of months, or of days and milliseconds
+        return type_
+    return None
+
+
+def nullable(type_: pa.DataType) -> pa.DataType:
+    """Return a type whose values inside of others may be null, at any depth."""
+    if pa.types.is_dictionary(type_):
+        return _dictionary(type_.index_type, nullable(type_.value_type), type_.ordered)
+    if pa.types.is_run_end_encoded(type_):
+        return _run_end_encoded(type_.run_end_type, nullable(type_.value_type))
+    if not pa.types.is_nested(type_):
+        return type_
+    if pa.types.is_map(type_):
+        # The keys of a map can't be null.
+        key, item = type_.key_field, _nullable_field(type_.item_field)
+        return _map(key.with_type(nullable(key.type)), item, type_.keys_sorted)
+    return _rebuild(type_, [_nullable_field(type_.field(i)) for i in range(type_.num_fields)])
+
+
+def _nullable_field(field: pa.Field[Any]) -> pa.Field[Any]:
+    return field.with_type(nullable(field.type)).with_nullable(True)  # noqa: FBT003
+
+
 def without_dictionaries(type_: pa.DataType) -> pa.DataType:
     """Return how a type is stored, at any depth, where a dictionary is replaced by its indices."""
 
@@ -61,6 +97,11 @@ def _replace(type_: pa.DataType, replacement: Callable[[pa.DataType], pa.DataTyp
     if pa.types.is_run_end_encoded(type_):
         return _run_end_encoded(*replaced)
     fields = [type_.field(i).with_type(child) for i, child in enumerate(replaced)]
+    return _rebuild(type_, fields)
+
+
+def _rebuild(type_: pa.DataType, fields: list[pa.Field[Any]]) -> pa.DataType:
+    """Return a nested type of the same kind with other fields."""
     return next(build(type_, fields) for is_kind, build in _BUILDERS if is_kind(type_))
 
 
@@ -70,6 +111,7 @@ _BYTES_OF_TEXT: Final[dict[pa.DataType, pa.DataType]] = {
     pa.string_view(): pa.binary_view(),
 }
 # The stubs of pyarrow accept fewer types here.
+_nulls = cast("Callable[..., Any]", pa.nulls)
 _dictionary = cast("Callable[..., pa.DataType]", pa.dictionary)
 _run_end_encoded = cast("Callable[..., pa.DataType]", pa.run_end_encoded)
 _map = cast("Callable[..., pa.DataType]", pa.map_)

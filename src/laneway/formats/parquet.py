@@ -15,7 +15,7 @@ from pyarrow.parquet.core import ParquetReader
 
 from laneway.core.files import digest
 from laneway.errors import DataFileError
-from laneway.formats.base import FileScan
+from laneway.formats.base import FileScan, name_error
 from laneway.formats.row_groups import check_chunks, check_row_counts, chunk_range, leaf_ranges, memory_bytes
 from laneway.storage.entries import file_size
 from laneway.storage.ranges import coalesce
@@ -35,6 +35,7 @@ _TRAILER_BYTES = 8  # the footer's length, then the magic
 _MAX_GAP_BYTES: Final = 1 << 20  # between two ranges: reading it is cheaper than another request
 _MAX_SPAN_BYTES: Final = 32 << 20  # of a merged range: a lost connection costs all of it
 _FOOTER_EXPANSION: Final = 8  # approximate size of a decoded footer, in multiples of its size in the file
+_MAX_SCHEMAS: Final = 16  # whose columns a process remembers
 _MAX_FOOTER_BYTES: Final = 64 << 20  # of all decoded footers that a process caches
 
 
@@ -63,8 +64,9 @@ class ParquetFormat:
         try:
             schema = reader.schema_arrow
             column_paths = reader.column_paths
+        except UnicodeDecodeError as error:
+            raise name_error(storage, path, error) from storage.cause(error)
         except (pa.ArrowException, OSError, ValueError) as error:
-            # A ValueError is a name that is not UTF-8.
             raise storage.error_for(path, "has columns that pyarrow can't read", error) from storage.cause(error)
         metadata = reader.metadata
         block_rows = _checked_rows(storage, path, metadata)
@@ -210,7 +212,7 @@ class FetchedFile:
 
 
 class _Columns:
-    """The columns that all files of a dataset share."""
+    """The columns of files."""
 
     def __init__(self, schema: pa.Schema) -> None:
         self.schema = schema
@@ -230,15 +232,16 @@ class _Columns:
         return table.select(list(names))
 
 
-_latest_columns = _Columns(pa.schema([]))
+_latest_columns: tuple[_Columns, ...] = ()
 
 
 def _columns_of(schema: pa.Schema) -> _Columns:
-    """Return the columns of a dataset, which are the same for each of its files."""
+    """Return the columns of a file; most files of a dataset have one of a few schemas."""
     global _latest_columns  # noqa: PLW0603 - computing them takes longer than opening a file of many columns
-    found = _latest_columns
-    if found.schema is not schema:
-        found = _latest_columns = _Columns(schema)
+    found = next((each for each in _latest_columns if each.schema is schema), None)
+    if found is None:
+        found = _Columns(schema)
+        _latest_columns = (found, *_latest_columns[: _MAX_SCHEMAS - 1])
     return found
 
 

@@ -2,29 +2,80 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import threading
-from collections import Counter, deque
-from typing import TYPE_CHECKING, Any, final
+from collections import deque
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 import numpy as np
 import pyarrow as pa
 
 from laneway.catalog.partitions import keys_of
-from laneway.convert.arrays import fit
-from laneway.errors import DataFileError, SchemaMismatchError
+from laneway.convert.casting import cast_column
+from laneway.errors import DataFileError
 from laneway.formats import FORMATS
 from laneway.storage.entries import file_size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from numpy.typing import NDArray
+
     from laneway.catalog.manifest import Manifest
     from laneway.formats import BlockReader
     from laneway.storage.filesystem import Storage
 
 _OPEN_FILES = 16
+# The stubs of pyarrow accept fewer types here.
+_nulls: Any = pa.nulls
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Sources:
+    """Where the columns come from, for files of one schema. Those that are in neither of these are null."""
+
+    columns: list[str]
+    """Those that are in the files."""
+    keys: dict[str, int]
+    """Those that are in the names of directories only -> index of the partition key."""
+    checked_keys: list[str]
+    """Those that are in both."""
+
+    @classmethod
+    def of(cls, manifest: Manifest, schema_index: int, names: Sequence[str]) -> _Sources:
+        in_files = set(manifest.schemas.distinct[schema_index].names)
+        keys = {field.name: index for index, field in enumerate(manifest.partitions.fields)}
+        columns = [name for name in names if name in in_files]
+        in_directories = {name for name, _ in keys_of(manifest.files.paths[0])}
+        return cls(
+            columns,
+            {name: keys[name] for name in names if name in keys and name not in in_files},
+            [name for name in columns if name in in_directories],
+        )
+
+
+class _Blocks(NamedTuple):
+    """The blocks of a file that rows come from."""
+
+    file_index: int
+    """The file."""
+    first: int
+    """The first block."""
+    bounds: NDArray[np.int64]
+    """Bounds of the blocks, counted from the first of the rows, shape (num_blocks + 1,)."""
+
+    def first_that_fails(self, column: pa.ChunkedArray[Any], data_type: pa.DataType) -> int:
+        """Return the first block whose values of a column can't be cast."""
+        bounds = np.clip(self.bounds, 0, len(column)).tolist()
+        for index, (start, stop) in enumerate(pairwise(bounds)):
+            try:
+                cast_column(column.slice(start, stop - start), data_type)
+            except pa.ArrowException:
+                return self.first + index
+        return self.first
 
 
 @final
@@ -35,32 +86,22 @@ class RowReader:
     and a thread that reads has an open file of its own.
     """
 
-    def __init__(self, manifest: Manifest, storage: Storage, columns: Sequence[str] | None = None) -> None:
+    def __init__(self, manifest: Manifest, storage: Storage, schema: pa.Schema) -> None:
         """Prepare to read; a file is opened when its rows are requested.
 
         Args:
             manifest: The files.
             storage: Where they are; its root is the dataset's.
-            columns: Names of the columns to read, in the order of the result, including columns from directory
-                names; None reads all columns.
-
-        Raises:
-            SchemaMismatchError: A column does not exist or is selected twice.
+            schema: Names and types of the columns, as `select_columns` returned them.
         """
         self._manifest = manifest
         self._storage = storage
         self._format = FORMATS[manifest.format]
-        names = list(manifest.schema.names if columns is None else columns)
-        _check_columns(names, manifest.schema)
-        self.schema = pa.schema([manifest.schema.field(name) for name in names])
+        self.schema = schema
         """Schema of the tables that `read` returns."""
-        self._file_schema = manifest.file_schema
-        in_files = set(manifest.file_schema.names)
-        self._file_columns = [name for name in names if name in in_files]
-        keys = [field.name for field in manifest.partitions.fields]
-        self._keys = {name: keys.index(name) for name in names if name in keys}
-        first_path = manifest.files.paths[0] if len(manifest.files.paths) else ""
-        self._keys_in_files = [name for name, _ in keys_of(first_path) if name in self._file_columns]
+        self._types = dict(zip(schema.names, schema.types, strict=True))
+        self._sources: dict[int, _Sources] = {}
+        """For each schema of files that were read, where the columns come from."""
         self._forget_files()
 
     def _forget_files(self) -> None:
@@ -122,9 +163,12 @@ class RowReader:
             return self.schema.empty_table()
         first = int(np.searchsorted(row_starts, start, side="right")) - 1
         end = int(np.searchsorted(row_starts, stop, side="left"))
-        offset = start - int(row_starts[first])
-        table = self._decode(file_index, first, end, int(row_starts[end] - row_starts[first]))
-        return self._complete(table.slice(offset, stop - start), file_index)
+        sources = self._sources_of(int(self._manifest.schemas.indices[file_index]))
+        table = self._decode(file_index, first, end, int(row_starts[end] - row_starts[first]), sources.columns)
+        table = table.slice(start - int(row_starts[first]), stop - start)
+        if sources.checked_keys:
+            self._check_keys(table, file_index, sources.checked_keys)
+        return self._complete(table, sources, _Blocks(file_index, first, row_starts[first : end + 1] - start))
 
     def close(self) -> None:
         """Close the files. The reader can still be used, and opens them again."""
@@ -132,18 +176,24 @@ class RowReader:
             while self._idle:
                 self._idle.popleft()[1].close()
 
-    def _decode(self, file_index: int, first: int, stop: int, num_rows: int) -> pa.Table:
+    def _sources_of(self, schema_index: int) -> _Sources:
+        found = self._sources.get(schema_index)
+        if found is None:
+            found = self._sources[schema_index] = _Sources.of(self._manifest, schema_index, self.schema.names)
+        return found
+
+    def _decode(self, file_index: int, first: int, stop: int, num_rows: int, columns: list[str]) -> pa.Table:
         reader = self._borrow(file_index)
         blocks = f"{self._format.block_name} {first}" + (f" to {stop - 1}" if stop - first > 1 else "")
         path = self._storage.join(self._manifest.files.paths[file_index])
         try:
-            table = self._read_blocks(reader, first, stop)
+            table = self._read_blocks(reader, first, stop, columns)
         except DataFileError:
             reader.close()
             self._check_unchanged(file_index)
             raise
         except (pa.ArrowException, OSError, ValueError) as error:
-            column = self._column_that_fails(reader, first, stop, error)
+            column = self._column_that_fails(reader, first, stop, columns, error)
             reader.close()
             self._check_unchanged(file_index)
             what = f"can't be decoded ({blocks}{f', column {column!r}' if column else ''})"
@@ -154,25 +204,27 @@ class RowReader:
             raise self._storage.change_error(path, difference)
         return table
 
-    def _read_blocks(self, reader: BlockReader, first: int, stop: int) -> pa.Table:
+    def _read_blocks(self, reader: BlockReader, first: int, stop: int, columns: list[str]) -> pa.Table:
         try:
-            return reader.read(first, stop, self._file_columns)
+            return reader.read(first, stop, columns)
         except pa.ArrowNotImplementedError:
             # Together they may be longer than an array of nested values can be.
             if stop - first == 1:
                 raise
-            return pa.concat_tables([reader.read(block, block + 1, self._file_columns) for block in range(first, stop)])
+            return pa.concat_tables([reader.read(block, block + 1, columns) for block in range(first, stop)])
 
-    def _column_that_fails(self, reader: BlockReader, first: int, stop: int, error: Exception) -> str | None:
+    def _column_that_fails(
+        self, reader: BlockReader, first: int, stop: int, names: list[str], error: Exception
+    ) -> str | None:
         """Return the column that can't be decoded, or None if it isn't a single one."""
         if self.is_remote and isinstance(error, OSError):
             return None  # perhaps the storage doesn't answer
-        columns = self._file_columns
+        columns = names
         while len(columns) > 1:
             half = len(columns) // 2
             can_read_half = self._can_read(reader, first, stop, columns[:half])
             columns = columns[half:] if can_read_half else columns[:half]
-        others = [name for name in self._file_columns if name not in columns]
+        others = [name for name in names if name not in columns]
         return columns[0] if columns and self._can_read(reader, first, stop, others) else None
 
     def _can_read(self, reader: BlockReader, first: int, stop: int, columns: list[str]) -> bool:
@@ -206,7 +258,7 @@ class RowReader:
         planned = self._manifest.planned(self._storage, file_index)
         # One at a time: the second open uses the metadata that the first one read.
         with opening:
-            return self._format.open(self._storage, planned, self._file_schema)
+            return self._format.open(self._storage, planned, self._manifest.schemas.of_file(file_index))
 
     def _release(self, file_index: int, reader: BlockReader) -> None:
         with self._lock:
@@ -214,24 +266,56 @@ class RowReader:
             if len(self._idle) > _OPEN_FILES:
                 self._idle.popleft()[1].close()
 
-    def _complete(self, table: pa.Table, file_index: int) -> pa.Table:
-        """Return the table with the columns from directory names, in the order of `schema`."""
-        if self._keys_in_files:
-            self._check_keys(table, file_index)
-        columns = dict(zip(table.column_names, table.columns, strict=True))
-        for name, key in self._keys.items():
-            value = self._manifest.partitions.values[key][file_index]
-            columns[name] = pa.repeat(pa.scalar(value, self.schema.field(name).type), table.num_rows)
-        if not columns:
+    def _complete(self, table: pa.Table, sources: _Sources, blocks: _Blocks) -> pa.Table:
+        """Return the table with the columns that are not in its file, all in the order and the types of `schema`."""
+        if not self.schema.names:
             return table
-        arrays = [_typed(columns[field.name], field.type) for field in self.schema]
+        columns: dict[str, Any] = dict(zip(table.column_names, table.columns, strict=True))
+        arrays = []
+        for name, type_ in self._types.items():
+            column = columns.get(name)
+            if column is None:
+                key = sources.keys.get(name)
+                num_rows = table.num_rows
+                column = _nulls(num_rows, type_) if key is None else self._key_column(name, key, blocks, num_rows)
+            elif not column.type.equals(type_):
+                column = self._cast(column, name, blocks)
+            arrays.append(column)
         return pa.Table.from_arrays(arrays, schema=self.schema)
 
-    def _check_keys(self, table: pa.Table, file_index: int) -> None:
+    def _key_column(self, name: str, key: int, blocks: _Blocks, num_rows: int) -> Any:  # noqa: ANN401
+        """Return the value that the directories of a file have for a partition key, for each row."""
+        partitions = self._manifest.partitions
+        value, key_type = partitions.values[key][blocks.file_index], partitions.fields[key].type
+        if value is None:
+            return _nulls(num_rows, self._types[name])
+        column: Any = pa.chunked_array([pa.array([value], key_type)])
+        try:
+            return pa.repeat(cast_column(column, self._types[name])[0], num_rows)
+        except pa.ArrowException as error:
+            path = self._storage.join(self._manifest.files.paths[blocks.file_index])
+            problem = f"lies in a directory {name}={value}, which doesn't fit the type {self._types[name]} in schema="
+            raise self._storage.error_for(path, problem, error) from self._storage.cause(error)
+
+    def _cast(self, column: pa.ChunkedArray[Any], name: str, blocks: _Blocks) -> pa.ChunkedArray[Any]:
+        """Return a column in the type that `schema` gives it."""
+        data_type = self._types[name]
+        try:
+            return cast_column(column, data_type)
+        except pa.ArrowException as error:
+            path = self._storage.join(self._manifest.files.paths[blocks.file_index])
+            place = f"{self._format.block_name} {blocks.first_that_fails(column, data_type)}, column {name!r}"
+            problem = (
+                f"has a value that doesn't fit the type in schema= ({place}: {column.type} as {data_type}; give it "
+                f"another type there, or leave it out)"
+            )
+            raise self._storage.error_for(path, problem, error) from self._storage.cause(error)
+
+    def _check_keys(self, table: pa.Table, file_index: int, names: Sequence[str]) -> None:
         """Check that columns that are also keys of directories have the values of the directories."""
         path = self._manifest.files.paths[file_index]
         for name, value in keys_of(path):
-            if name not in self._keys_in_files:
+            if name not in names:
                 continue
             texts = table[name].cast(pa.large_string()).unique().to_pylist()
             others = [text for text in texts if text != value]
@@ -242,26 +326,3 @@ class RowReader:
                     "the directory or the column"
                 )
                 raise DataFileError(message)
-
-
-def _typed(column: Any, data_type: pa.DataType) -> Any:  # noqa: ANN401 - a column or a single array of it
-    """Return a column in its type. An extension type may be registered here and not where the files were scanned."""
-    if column.type.equals(data_type) or not isinstance(column, pa.ChunkedArray):
-        return column
-    chunked: Any = pa.chunked_array
-    return chunked([fit(chunk, data_type) for chunk in column.chunks], data_type)
-
-
-def _check_columns(names: Sequence[str], schema: pa.Schema) -> None:
-    existing = schema.names
-    unknown = set(names).difference(existing)
-    for name in names:
-        if name in unknown:
-            close = difflib.get_close_matches(name, existing)
-            hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
-            message = f"there is no column {name!r}: {hint}the columns are {', '.join(existing)}"
-            raise SchemaMismatchError(message)
-    repeated = [name for name, count in Counter(names).items() if count > 1]
-    if repeated:
-        message = f"the column {repeated[0]!r} is selected twice: select each column once"
-        raise SchemaMismatchError(message)

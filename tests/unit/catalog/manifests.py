@@ -33,7 +33,7 @@ def as_json(contents: ManifestContents) -> dict[str, Any]:
         "block_bytes": files.block_bytes.tolist(),
         "block_memory_bytes": files.block_memory_bytes.tolist(),
         "schema_digest": files.schema_digest,
-        "schema": encode_schema(contents.file_schema),
+        "schema": encode_schema(contents.schemas.union),
         "partition_schema": encode_schema(pa.schema(contents.partitions.fields)),
         "partition_values": [list(values) for values in contents.partitions.values],
         "layout": contents.layout.tolist(),

@@ -65,7 +65,7 @@ def test_a_file_is_found_as_it_was_scanned(tmp_path: Path, kind: Kind) -> None:
         size = (tmp_path / path).stat().st_size
         expected = found.format.scan(storage, str(tmp_path / path), size)
         kept = contents.file_scan(index)
-        assert kept.schema.equals(contents.file_schema)
+        assert kept.schema.equals(contents.schemas.of_file(0))
         assert (kept.block_rows, kept.block_bytes) == (expected.block_rows, expected.block_bytes)
         assert (kept.digest, kept.layout) == (expected.digest, expected.layout)
         planned = contents.planned(storage, index)

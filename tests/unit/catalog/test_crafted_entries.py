@@ -48,7 +48,7 @@ def rows_of(source: Path | Manifest, **options: Any) -> list[int]:
         ({"root": "http://user:secret@host/x"}, "is of parquet files in http://host/x, not of"),
         ({"format": "arrow"}, "is of arrow files in"),
         ({"format": "nope"}, "the format 'nope'"),
-        ({"schema": 5}, "is malformed"),
+        ({"partition_schema": 5}, "is malformed"),
     ],
 )
 def test_an_entry_of_another_place_or_format_is_scanned_again_with_a_warning(

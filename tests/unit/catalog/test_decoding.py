@@ -7,6 +7,7 @@ import gzip
 import json
 import random
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from laneway import Manifest
 from laneway.catalog.decoding import decode, pack
 from laneway.catalog.encoding import encode, encode_schema
 from laneway.catalog.scanning import scan_files
+from laneway.catalog.schemas import FileSchemas
 from laneway.catalog.sources import find_data_files
 from laneway.core.shards import cut_shards
 from laneway.errors import DataFileError
@@ -238,6 +240,35 @@ def test_columns_of_a_file_are_views_of_it(contents: ManifestContents) -> None:
     memory = np.frombuffer(data, np.uint8)
     for column in (found.files.sizes, found.files.paths.data, found.files.block_rows, found.versions.offsets):
         assert np.shares_memory(column, memory)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"schema_indices": [0, 1]}, "the schemas of its files"),
+        ({"schema_indices": [0, 1, 2]}, "the schemas of its files"),
+        ({"schema_indices": [0, 1, -1]}, "the schemas of its files"),
+        ({"schemas.offsets": [0], "schemas.data": []}, "the schemas of its files"),
+        ({"schemas.data": b"a"}, "schemas"),
+        ({"schemas.offsets": [0, 4], "schemas.data": b"AAA\0"}, "m is malformed"),
+    ],
+)
+def test_schemas_that_contradict_the_files_are_refused(
+    contents: ManifestContents, change: dict[str, Any], reason: str
+) -> None:
+    other = pa.schema([("id", pa.int32())])
+    schemas = FileSchemas.of([contents.schemas.of_file(0), other, other])
+    data = encode(replace(contents, schemas=schemas))
+    assert load(data).schemas.indices.tolist() == [0, 1, 1]
+    values, columns = opened(data)
+    for name, column in change.items():
+        array = np.frombuffer(column, np.uint8) if isinstance(column, bytes) else np.array(column, np.int64)
+        columns[name] = array.astype(np.uint8) if name.endswith(".data") else array
+    assert reason in refusal(closed(values, columns))
+
+
+def test_only_files_that_differ_have_a_column_for_their_schemas(contents: ManifestContents) -> None:
+    assert "schema_indices" not in opened(encode(contents))[1]
 
 
 JUNK: list[Any] = [None, True, 1.5, "", "x", "../x", "/x", [], [1], ["a"], {}]

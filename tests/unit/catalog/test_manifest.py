@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -227,25 +228,21 @@ def test_the_first_of_several_failures_is_named_and_the_rest_are_counted(tmp_pat
         Manifest.scan(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("other", "message"),
-    [
-        (
-            pa.table({"id": [1], "text": ["a"]}),
-            r"in b\.parquet the column 'x' \(float\) is missing, unlike in a\.parquet",
-        ),
-        (rows(0, 1).append_column("y", [[1]]), r"there is an additional column 'y' \(int64\)"),
-        (rows(0, 1).select(["text", "id", "x"]), "the columns are in the order text, id, x"),
-        (rows(0, 1).set_column(2, "x", [[0.5]]), "the column 'x' is double instead of float"),
-    ],
-)
-def test_a_different_schema_is_an_error_that_names_file_and_field(
-    tmp_path: Path, other: pa.Table, message: str
-) -> None:
+def test_files_of_different_columns_have_a_schema_each(tmp_path: Path) -> None:
     _file(tmp_path / "a.parquet")
-    pq.write_table(other, tmp_path / "b.parquet")
-    with pytest.raises(SchemaMismatchError, match=message):
-        Manifest.scan(tmp_path)
+    other = rows(0, 3).select(["text", "id"]).append_column("y", [[1, 2, 3]]).set_column(1, "id", [["1", "2", "3"]])
+    for name in ("b.parquet", "c.parquet"):
+        pq.write_table(other, tmp_path / name)
+    manifest = Manifest.scan(tmp_path)
+    assert manifest.schemas.distinct == (rows(0, 0).schema, other.schema)
+    assert manifest.schemas.indices.tolist() == [0, 1, 1]
+    # All columns, of the type in the first file.
+    assert manifest.schema.equals(pa.schema([*rows(0, 0).schema, ("y", pa.int64())]))
+    manifest.save(tmp_path / "manifest")
+    for loaded in (Manifest.load(tmp_path / "manifest"), pickle.loads(pickle.dumps(manifest))):
+        assert loaded.fingerprint == manifest.fingerprint
+        assert loaded.schemas.distinct == manifest.schemas.distinct
+        assert loaded.schemas.indices.tolist() == [0, 1, 1]
 
 
 def test_metadata_and_nullability_may_differ(tmp_path: Path) -> None:

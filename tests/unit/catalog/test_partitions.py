@@ -6,13 +6,14 @@ import pyarrow as pa
 import pytest
 
 from laneway.catalog.partitions import Partitions
+from laneway.catalog.schemas import FileSchemas
 from laneway.errors import SchemaMismatchError
 
 SCHEMA = pa.schema([("id", pa.int64()), ("lang", pa.dictionary(pa.int8(), pa.string()))])
 
 
 def _parse(*paths: str) -> dict[str, tuple[str, tuple[int | str | None, ...]]]:
-    partitions = Partitions.parse(paths, SCHEMA)
+    partitions = Partitions.parse(paths, FileSchemas.same(SCHEMA, len(paths)))
     fields = zip(partitions.fields, partitions.values, strict=True)
     return {field.name: (str(field.type), tuple(values)) for field, values in fields}
 
@@ -60,3 +61,12 @@ def test_a_key_that_is_a_column_of_the_files_adds_nothing_if_the_types_agree() -
         match=r"'lang' is both a column of the files, of type string, and a partition key, .* int64",
     ):
         _parse("lang=7/a")
+
+
+def test_a_key_that_only_some_files_have_as_a_column_is_a_key() -> None:
+    without = pa.schema([("id", pa.int64())])
+    partitions = Partitions.parse(["lang=de/a", "lang=en/b"], FileSchemas.of([SCHEMA, without]))
+    assert partitions.fields == (pa.field("lang", pa.string()),)
+    assert partitions.values == (("de", "en"),)
+    with pytest.raises(SchemaMismatchError, match="'lang' is both a column of the files, of type string, and a part"):
+        Partitions.parse(["lang=1/a", "lang=2/b"], FileSchemas.of([without, SCHEMA]))

@@ -132,6 +132,33 @@ def test_a_version_that_was_unknown_when_it_was_cached_is_read_again(
     assert read_files == []
 
 
+def test_a_cached_scan_of_files_that_differ_is_that_of_a_new_one(tmp_path: Path, cache: Path) -> None:
+    corpus = tmp_path / "d"
+    write_corpus(corpus, files=FILES)
+    for name, each in (("part-003", "element"), ("part-004", "item"), ("part-005", "item")):
+        tokens = pa.array([[1]], pa.list_(pa.field(each, pa.int64())))
+        pq.write_table(
+            pa.table({"tokens": tokens, "id": [1]}), corpus / f"{name}.parquet", use_compliant_nested_type=False
+        )
+    names = [*NAMES, *(f"part-00{index}.parquet" for index in (3, 4, 5))]
+    found = replace(find_data_files(corpus), versions=list("abcdef"))
+    assert found.paths == names
+    scan(found, cache)
+    for kept in ([0, 3, 4], [4, 5], [3, 4], [5, 0, 3, 4]):
+        order = sorted(kept)
+        some = replace(
+            found,
+            paths=[names[index] for index in order],
+            sizes=[found.sizes[index] for index in order],
+            versions=[found.versions[index] for index in order],
+        )
+        cached, new = scan(some, cache), scan(some, False)  # noqa: FBT003 - no cache
+        assert cached.fingerprint == new.fingerprint
+        assert cached.schemas.distinct == new.schemas.distinct
+        assert cached.schemas.indices.tolist() == new.schemas.indices.tolist()
+        scan(found, cache)
+
+
 def test_files_may_come_and_go(found: DataFiles, cache: Path, read_files: list[str]) -> None:
     scan(replace(found, paths=NAMES[:2], sizes=found.sizes[:2], versions=["a", "b"]), cache)
     read_files.clear()
@@ -204,6 +231,6 @@ def test_the_fingerprint_does_not_depend_on_which_extension_types_are_registered
         known = scan_files(find_data_files(path), progress=False, cache_dir=False)
     finally:
         pa.unregister_extension_type("tests.scanned_type")
-    assert known.file_schema.field("m").type == _Four()
-    assert unknown.file_schema.field("m").type == pa.binary(4)
+    assert known.schemas.union.field("m").type == _Four()
+    assert unknown.schemas.union.field("m").type == pa.binary(4)
     assert known.files.fingerprint == unknown.files.fingerprint

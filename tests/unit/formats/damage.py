@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 from laneway.catalog.manifest import scan_source
 from laneway.errors import DataFileError
 from laneway.reading.reader import RowReader
+from laneway.reading.selection import select_columns
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -191,7 +192,7 @@ def read(path: Path, content: bytes, *, is_planned: bool) -> str:
         path.write_bytes(content)
         os.utime(path, _LONG_AGO)
         manifest, storage = planned or scan_source(path)
-        reader = RowReader(manifest, storage)
+        reader = RowReader(manifest, storage, select_columns(manifest))
         rows = 0
         starts = [0, *np.cumsum(manifest.files.block_rows).tolist()]
         for start, stop in pairwise(starts):

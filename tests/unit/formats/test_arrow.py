@@ -434,6 +434,15 @@ def test_text_that_is_not_utf_8_is_read_and_can_be_taken_as_bytes(tmp_path: Path
     assert column.cast(pa.binary()).to_pylist() == [b"some \xff\xfext", b"some text"]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_column_name_that_is_not_utf_8_is_named_in_an_error(tmp_path: Path, kind: Kind) -> None:
+    path = _write(tmp_path / "a.arrow", kind, [pa.record_batch({"id": [1], "caf--": [1]})])
+    path.write_bytes(path.read_bytes().replace(b"caf--", b"caf\xe9\xff"))
+    message = r"a\.arrow has a column, or a field of one, named b'caf\\xe9\\xff', which is not UTF-8: rename it$"
+    with pytest.raises(DataFileError, match=message):
+        _scan(path)
+
+
 @pytest.mark.parametrize("type_", [pa.json_(), pa.opaque(pa.list_(pa.string()), "a", "b"), pa.uuid()])
 def test_extension_types_are_read(tmp_path: Path, type_: Any) -> None:
     values: Any = {pa.json_(): ["{}", None], pa.uuid(): [b"0123456789abcdef", None]}.get(type_, [["a"], None])

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from laneway.formats.nested_types import storage_type, text_as_bytes, without_dictionaries
+from laneway.formats.nested_types import nullable, storage_type, text_as_bytes, unreadable_type, without_dictionaries
 
 
 class Matrix(pa.ExtensionType):
@@ -71,3 +71,27 @@ def test_text_becomes_bytes_in_every_container(index: int) -> None:
     assert found == (pa.map_(pa.binary(), pa.large_binary(), True) if index == 6 else expected)  # noqa: FBT003
     stored: Any = pa.json_(pa.string_view())
     assert text_as_bytes(pa.dictionary(pa.int8(), stored)) == pa.dictionary(pa.int8(), pa.binary_view())
+
+
+@pytest.mark.parametrize("index", range(9))
+def test_values_in_every_container_are_made_nullable(index: int) -> None:
+    required = pa.list_(pa.field("x", pa.int8(), nullable=False))
+    container = _containers(required)[index]
+    found = nullable(container)
+    assert found == nullable(_containers(pa.list_(pa.field("x", pa.int8())))[index])
+    assert "not null" not in str(found)
+    assert "not null" in str(container)
+    assert nullable(found) == found
+
+
+def test_the_values_of_a_dictionary_are_made_nullable_and_extension_types_stay() -> None:
+    required = pa.list_(pa.field("x", pa.int8(), nullable=False))
+    values = pa.list_(pa.field("x", pa.int8()))
+    dictionary: Any = pa.dictionary
+    assert nullable(dictionary(pa.int8(), required)) == dictionary(pa.int8(), values)
+    assert nullable(pa.fixed_shape_tensor(pa.int8(), [2])) == pa.fixed_shape_tensor(pa.int8(), [2])
+
+
+@pytest.mark.parametrize("type_", [pa.string(), pa.month_day_nano_interval(), pa.uuid(), *_containers(pa.time32("s"))])
+def test_pyarrow_can_read_all_types_that_it_can_make(type_: pa.DataType) -> None:
+    assert unreadable_type(type_) is None

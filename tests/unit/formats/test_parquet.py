@@ -184,3 +184,17 @@ def test_a_file_that_changed_since_the_scan_is_refused(tmp_path: Path) -> None:
 def test_suffixes_and_magic_are_those_of_parquet() -> None:
     assert FORMAT.recognises(b"PAR1\x15\x04")
     assert not FORMAT.recognises(b"ARROW1\0\0")
+
+
+@pytest.mark.parametrize("store_schema", [False, True])
+@pytest.mark.parametrize("column", [[1, 2], [{"caf--": 1}, {"caf--": 2}]], ids=["column", "field"])
+def test_a_name_that_is_not_utf_8_is_named_in_an_error(
+    tmp_path: Path, column: list[Any], *, store_schema: bool
+) -> None:
+    path = tmp_path / "a.parquet"
+    name = "caf--" if column[0] == 1 else "s"
+    pq.write_table(pa.table({"id": [1, 2], name: column}), path, store_schema=store_schema)
+    path.write_bytes(path.read_bytes().replace(b"caf--", b"caf\xe9\xff"))
+    message = r"a\.parquet has a column, or a field of one, named b'caf\\xe9\\xff', which is not UTF-8: rename it$"
+    with pytest.raises(DataFileError, match=message):
+        _scan(path)

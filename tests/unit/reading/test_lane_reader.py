@@ -17,6 +17,7 @@ from laneway.core.cursor import LaneRange
 from laneway.errors import DataFileError
 from laneway.reading.lane_reader import LaneReader
 from laneway.reading.reader import RowReader
+from laneway.reading.selection import select_columns
 from laneway.reading.windows import PendingWindow, WindowReader
 from tests.corpora import KINDS, Kind, write_corpus
 from tests.unit.reading.plans import ids_of, plan_of, reading_threads, segments_of
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 def open_source(source: Path, *, num_ahead: int = 0, **options: Any) -> tuple[Plan, LaneReader]:
     manifest, storage = scan_source(source)
-    plan, rows = plan_of(manifest, **options), RowReader(manifest, storage)
+    plan, rows = plan_of(manifest, **options), RowReader(manifest, storage, select_columns(manifest))
     return plan, LaneReader(plan, rows, BatchConverter(rows.schema, "numpy").vectorized, num_ahead)
 
 

@@ -17,7 +17,8 @@ from laneway.catalog.manifest import Manifest, scan_source
 from laneway.errors import DataFileError, SchemaMismatchError
 from laneway.formats import parquet
 from laneway.reading.reader import RowReader
-from tests.corpora import FORMAT_OF, KINDS, Kind, rows, write_blocks, write_corpus
+from laneway.reading.selection import select_columns
+from tests.corpora import FORMAT_OF, KINDS, SUFFIX_OF, Kind, rows, schema_of, write_blocks, write_corpus
 from tests.memory import counted_memory
 from tests.waiting import wait_until
 
@@ -28,14 +29,15 @@ BLOCK = {"parquet": "row group", "arrow": "record batch"}
 
 
 def _reader(source: Any, columns: list[str] | None = None) -> RowReader:
-    return RowReader(*scan_source(source), columns)
+    manifest, storage = scan_source(source)
+    return RowReader(manifest, storage, select_columns(manifest, columns))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_range_of_rows_of_every_file_is_read_exactly(tmp_path: Path, kind: Kind) -> None:
     write_corpus(tmp_path, kind)
     manifest, storage = scan_source(tmp_path)
-    reader = RowReader(manifest, storage)
+    reader = RowReader(manifest, storage, select_columns(manifest))
     before = 0
     for file_index, num_rows in enumerate(manifest.files.rows.tolist()):
         for start in range(num_rows + 1):
@@ -179,7 +181,7 @@ def test_a_block_that_cannot_be_decoded_is_named(tmp_path: Path, kind: Kind) -> 
     path.write_bytes(data)
     # A damaged disk leaves the modification time unchanged.
     os.utime(path, (10**9, 10**9))
-    reader = RowReader(manifest, storage)
+    reader = RowReader(manifest, storage, select_columns(manifest))
     assert reader.read(0, 0, 5).num_rows == 5
     block = BLOCK[FORMAT_OF[kind]]
     column = ", column 'id'" if kind == "parquet" else "(, column 'id')?"
@@ -259,10 +261,10 @@ def test_an_extension_type_may_be_registered_in_one_process_only(
             pa.unregister_extension_type("tests.matrix")
             manifest, storage = scan_source(path)
             pa.register_extension_type(_Matrix())  # type: ignore[arg-type]
-        with_it = RowReader(manifest, storage).read(0, 0, 2)
+        with_it = RowReader(manifest, storage, select_columns(manifest)).read(0, 0, 2)
     finally:
         pa.unregister_extension_type("tests.matrix")
-    without_it = RowReader(manifest, storage).read(0, 1, 2)
+    without_it = RowReader(manifest, storage, select_columns(manifest)).read(0, 1, 2)
     assert with_it.schema.equals(without_it.schema)
     assert with_it.to_pylist() == [{"m": [1.0]}, {"m": [2.0, 3.0]}]
     assert without_it.to_pylist() == [{"m": [2.0, 3.0]}]
@@ -296,7 +298,7 @@ def test_a_manifest_with_a_wrong_row_count_is_an_error(tmp_path: Path) -> None:
     manifest, storage = scan_source(tmp_path)
     manifest.files.block_rows[0] = 9
     with pytest.raises(DataFileError, match=r"a\.arrow changed .*: record batch 0 had 9 rows and now has 8"):
-        RowReader(manifest, storage).read(0, 0, 9)
+        RowReader(manifest, storage, select_columns(manifest)).read(0, 0, 9)
 
 
 def test_a_loaded_manifest_reads_without_a_scan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,7 +307,7 @@ def test_a_loaded_manifest_reads_without_a_scan(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "d").rename(tmp_path / "moved")
     monkeypatch.chdir(tmp_path)
     manifest = Manifest.load("m.json", root="moved")
-    reader = RowReader(manifest, manifest.storage())
+    reader = RowReader(manifest, manifest.storage(), select_columns(manifest))
     assert reader.read(0, 2, 7).equals(rows(2, 7))
 
 
@@ -320,8 +322,8 @@ def test_page_checksums_are_verified_if_a_file_has_them(tmp_path: Path) -> None:
     data[300_000] ^= 1
     path.write_bytes(data)
     with pytest.raises(DataFileError, match=r"a\.parquet can't be decoded \(row group 0, column 'x'\): .*CRC"):
-        RowReader(manifest, storage).read(0, 0, 25_000)
-    assert RowReader(manifest, storage).read(0, 25_000, 50_000).equals(table.slice(25_000))
+        RowReader(manifest, storage, select_columns(manifest)).read(0, 0, 25_000)
+    assert RowReader(manifest, storage, select_columns(manifest)).read(0, 25_000, 50_000).equals(table.slice(25_000))
 
 
 @pytest.mark.parametrize("values", [["en", "en"], ["en", "de"], ["en", None]])
@@ -335,3 +337,81 @@ def test_a_column_that_is_also_a_key_must_have_the_value_of_the_directory(tmp_pa
     with pytest.raises(DataFileError, match=f"lies in a directory lang=en, but has rows with 'lang' = {values[1]!r}"):
         reader.read(0, 0, 2)
     assert _reader(tmp_path, ["x"]).read(0, 0, 2)["x"].to_pylist() == [1, 2]
+
+
+@pytest.fixture(params=KINDS)
+def differing(request: pytest.FixtureRequest, tmp_path: Path) -> RowReader:
+    """Two files of rows of the corpus, and one with other columns."""
+    kind: Kind = request.param
+    write_corpus(tmp_path, kind, ((3,), (2, 2)), names=("lang=de/a", "lang=en/a"))
+    other = pa.table(
+        {"y": [True] * 4, "text": pa.array(["a", "b", None, "c"]).dictionary_encode(), "id": [7.0, 8, 9, 0.5]}
+    )
+    path = tmp_path / "lang=7" / f"a{SUFFIX_OF[kind]}"
+    path.parent.mkdir()
+    write_blocks(path, kind, [other.slice(0, 2), other.slice(2)], other.schema)
+    manifest, storage = scan_source(tmp_path)
+    schema = {
+        "lang": pa.dictionary(pa.int8(), pa.string()),
+        "text": pa.large_string(),
+        "id": pa.int16(),
+        "y": pa.bool_(),
+    }
+    return RowReader(manifest, storage, select_columns(manifest, None, schema_of(**schema)))
+
+
+def test_columns_of_other_types_are_cast_and_missing_ones_are_null(differing: RowReader) -> None:
+    text = ["row 4 ", "row 5 é"]
+    assert differing.read(2, 1, 3).schema.equals(differing.schema)
+    assert differing.read(2, 1, 3).to_pydict() == {"lang": ["en"] * 2, "text": text, "id": [4, 5], "y": [None] * 2}
+    found = differing.read(0, 0, 3)
+    assert found.schema.equals(differing.schema)
+    assert found.to_pydict() == {"lang": ["7"] * 3, "text": ["a", "b", None], "id": [7, 8, 9], "y": [True] * 3}
+    copy = pickle.loads(pickle.dumps(differing))
+    assert copy.read(0, 0, 3).equals(found)
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 4), (1, 4), (2, 4), (3, 4)])
+def test_a_value_that_does_not_fit_is_an_error_with_its_file_block_and_column(
+    differing: RowReader, start: int, stop: int
+) -> None:
+    message = (
+        r"lang=7/a\.\w+ has a value that doesn't fit the type in schema= \((row group|record batch) 1, column 'id': "
+        r"double as int16; give it another type there, or leave it out\): Float value 0.5.* was truncated"
+    )
+    with pytest.raises(DataFileError, match=message):
+        differing.read(0, start, stop)
+
+
+def test_a_key_that_does_not_fit_is_an_error_with_its_file(tmp_path: Path) -> None:
+    write_corpus(tmp_path, files=((2,), (2,), (2,)), names=("k=1/a", "k=__HIVE_DEFAULT_PARTITION__/a", "k=x/a"))
+    manifest, storage = scan_source(tmp_path)
+    reader = RowReader(manifest, storage, select_columns(manifest, None, schema_of(k=pa.int8())))
+    assert reader.read(0, 0, 2).to_pydict() == {"k": [1, 1]}
+    assert reader.read(1, 0, 2).to_pydict() == {"k": [None, None]}
+    with pytest.raises(
+        DataFileError, match=r"k=x/a\.parquet lies in a directory k=x, which .* type int8 in schema=: Failed"
+    ):
+        reader.read(2, 0, 2)
+
+
+def test_a_column_that_is_a_key_of_the_directories_of_other_files_is_read_and_checked(tmp_path: Path) -> None:
+    for name, table in (("k=1/a", {"x": [1]}), ("k=2/b", {"x": [2], "k": ["2"]}), ("k=3/c", {"x": [3], "k": ["4"]})):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        pq.write_table(pa.table(table), tmp_path / f"{name}.parquet")
+    (tmp_path / "k=x").mkdir()
+    pq.write_table(pa.table({"x": [4]}), tmp_path / "k=x" / "d.parquet")
+    reader = _reader(tmp_path, ["k", "x"])
+    assert [reader.read(index, 0, 1).to_pylist() for index in (0, 1)] == [[{"k": "1", "x": 1}], [{"k": "2", "x": 2}]]
+    with pytest.raises(DataFileError, match=r"c\.parquet lies in a directory k=3, but has rows with 'k' = '4'"):
+        reader.read(2, 0, 1)
+    assert reader.read(3, 0, 1).to_pylist() == [{"k": "x", "x": 4}]
+
+
+def test_columns_are_not_cast_when_the_files_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_corpus(tmp_path, "arrow-file")
+    manifest, storage = scan_source(tmp_path)
+    monkeypatch.setattr("laneway.reading.reader.cast_column", None)
+    for schema in (None, manifest.schema):
+        reader = RowReader(manifest, storage, select_columns(manifest, None, schema))
+        assert reader.read(0, 0, 5).equals(rows(0, 5))

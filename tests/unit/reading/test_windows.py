@@ -13,6 +13,7 @@ from laneway.convert.batches import BatchConverter, NullInColumnError
 from laneway.core.lanes import Segment
 from laneway.errors import ColumnConversionError, DataFileError
 from laneway.reading.reader import RowReader
+from laneway.reading.selection import select_columns
 from laneway.reading.windows import WindowReader
 from tests.corpora import KINDS, Kind, write_blocks, write_corpus
 from tests.unit.reading.plans import ids_of, plan_of, reading_threads, segments_of
@@ -34,7 +35,7 @@ def open_windows() -> Iterator[Open]:
 
     def open_source(source: Path, **options: Any) -> tuple[Plan, WindowReader]:
         manifest, storage = scan_source(source)
-        plan, rows = plan_of(manifest, **options), RowReader(manifest, storage)
+        plan, rows = plan_of(manifest, **options), RowReader(manifest, storage, select_columns(manifest))
         opened.append(WindowReader(plan, rows, BatchConverter(rows.schema, "numpy").vectorized))
         return plan, opened[-1]
 

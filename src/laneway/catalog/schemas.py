@@ -1,0 +1,117 @@
+"""The columns of the data files, which may differ: the distinct schemas, and which file has which."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Final, final
+
+import numpy as np
+import pyarrow as pa
+
+from laneway.core.files import digest
+from laneway.formats.nested_types import storage_type
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from numpy.typing import NDArray
+
+_NUM_RECENT: Final = 8
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Recent:
+    """A schema that the next files may have too."""
+
+    schema: pa.Schema
+    """As it is in a file."""
+    nested: list[tuple[int, pa.DataType]]
+    """Its types that have names in them, by column."""
+    index: int
+    """Index of the distinct schema."""
+
+    @classmethod
+    def of(cls, schema: pa.Schema, index: int) -> _Recent:
+        nested = [(i, type_) for i, type_ in enumerate(schema.types) if "<" in str(type_)]
+        return cls(schema, nested, index)
+
+    def is_same(self, schema: pa.Schema) -> bool:
+        """Return whether a schema is certainly the same: far faster than as text."""
+        if schema is self.schema:
+            return True
+        # Only with metadata, Arrow compares the names of the values of lists.
+        return schema.equals(self.schema) and all(
+            schema.field(i).type.equals(type_, check_metadata=True) for i, type_ in self.nested
+        )
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class FileSchemas:
+    """The distinct schemas of the data files, and which file has which: few schemas, however many files."""
+
+    distinct: tuple[pa.Schema, ...]
+    """Without metadata and all nullable, in the order of the first files that have them."""
+    indices: NDArray[np.int64]
+    """Index of the schema of each file, shape (num_files,)."""
+
+    @classmethod
+    def of(cls, schemas: Iterable[pa.Schema]) -> FileSchemas:
+        """Return them for the schema of each file."""
+        distinct: list[pa.Schema] = []
+        indices: list[int] = []
+        known: dict[tuple[str, ...], list[int]] = {}
+        recent: deque[_Recent] = deque(maxlen=_NUM_RECENT)
+        for schema in schemas:
+            index = next((each.index for each in recent if each.is_same(schema)), None)
+            if index is None:
+                plain = pa.schema(list(zip(schema.names, schema.types, strict=True)))
+                # As text, because not all types can be hashed, and because it has the names of the values of lists.
+                same = known.setdefault((*plain.names, *map(str, plain.types)), [])
+                index = next((i for i in same if distinct[i].equals(plain)), len(distinct))
+                if index == len(distinct):
+                    distinct.append(plain)
+                    same.append(index)
+                recent.appendleft(_Recent.of(schema, index))
+            indices.append(index)
+        return cls(tuple(distinct), np.array(indices, np.int64))
+
+    @classmethod
+    def same(cls, schema: pa.Schema, num_files: int) -> FileSchemas:
+        """Return them for files that all have the same schema."""
+        return cls((schema,), np.zeros(num_files, np.int64))
+
+    def of_file(self, file_index: int) -> pa.Schema:
+        """Return the schema of a file."""
+        return self.distinct[int(self.indices[file_index])]
+
+    def first_file(self, index: int) -> int:
+        """Return the index of the first file that has the schema at `index`."""
+        return int(np.argmax(self.indices == index))
+
+    @cached_property
+    def union(self) -> pa.Schema:
+        """All columns, in the order of the first file that has them, and of the type in that file."""
+        if len(self.distinct) == 1:
+            return self.distinct[0]
+        fields: dict[str, pa.Field[pa.DataType]] = {}
+        for schema in self.distinct:
+            for field in schema:
+                fields.setdefault(field.name, field)
+        return pa.schema(list(fields.values()))
+
+    @property
+    def digest(self) -> str:
+        """Digest of the names and types: of the columns that all files share, or of which file has which.
+
+        It depends neither on extension types, which only processes know that have registered them, nor on metadata.
+        """
+        stored = [[(field.name, storage_type(field.type)) for field in schema] for schema in self.distinct]
+        texts = ["\n".join(f"{name}: {type_}" for name, type_ in columns).encode() for columns in stored]
+        if all(columns == stored[0] for columns in stored):
+            return digest(texts[0])
+        numbers = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+        which = np.array([numbers[text] for text in texts], np.int64)[self.indices]
+        return digest(*numbers, np.ascontiguousarray(which, "<i8").tobytes())

@@ -1,0 +1,129 @@
+"""Which columns a dataset delivers, and in which types: what its files have in common, or a schema that users give."""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from laneway.convert.casting import cast_problem, common_type
+from laneway.errors import SchemaMismatchError
+from laneway.formats.nested_types import unreadable_type
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from laneway.catalog.manifest import Manifest
+
+
+def select_columns(
+    manifest: Manifest, columns: Sequence[str] | None = None, schema: pa.Schema | None = None
+) -> pa.Schema:
+    """Return the names and types of the columns to deliver, after checking them against the columns of all files.
+
+    Args:
+        manifest: The files.
+        columns: Names of the columns, in the order of the result, including those from directory names; None: all.
+        schema: Names and types that the columns are to have, whatever the types in the files; None: those in the files.
+
+    Raises:
+        SchemaMismatchError: A column does not exist or is selected twice; its types in the files differ, or can't be
+            cast to that of `schema`; or pyarrow can't read its type.
+    """
+    existing = manifest.schema if schema is None else schema
+    names = list(existing.names if columns is None else columns)
+    _check_names(names, existing, "the columns are" if schema is None else "schema has")
+    if schema is None:
+        types = [_type_in_files(manifest, name) for name in names]
+    else:
+        types = [schema.field(name).type for name in names]
+        for name, type_ in zip(names, types, strict=True):
+            _check_castable(manifest, name, type_)
+    return pa.schema(list(zip(names, types, strict=True)))
+
+
+def _check_names(names: Sequence[str], existing: pa.Schema, what: str) -> None:
+    repeated = next((name for name, count in Counter(names).items() if count > 1), None)
+    if repeated is not None:
+        message = f"the column {repeated!r} is selected twice: select each column once"
+        raise SchemaMismatchError(message)
+    unknown = set(names).difference(existing.names)
+    for name in names:
+        if name in unknown:
+            message = f"there is no column {name!r}: {_hint(name, existing)}{what} {', '.join(existing.names)}"
+            raise SchemaMismatchError(message)
+
+
+def _hint(name: str, existing: pa.Schema) -> str:
+    close = difflib.get_close_matches(name, existing.names)
+    return f"did you mean {' or '.join(map(repr, close))}? " if close else ""
+
+
+def _type_in_files(manifest: Manifest, name: str) -> pa.DataType:
+    """Return the type of a column that all files have."""
+    if len(manifest.schemas.distinct) == 1:
+        only: pa.DataType = manifest.schema.field(name).type
+        _check_readable(manifest, 0, name, only)
+        return only
+    found = [_type_in(manifest, index, name) for index in range(len(manifest.schemas.distinct))]
+    first, common = next((index, type_) for index, type_ in enumerate(found) if type_ is not None)
+    _check_readable(manifest, first, name, common)
+    for index, type_ in enumerate(found):
+        joined = None if type_ is None else common_type(common, type_)
+        if joined is None:
+            here, there = _path(manifest, first), _path(manifest, index)
+            message = (
+                f"the files have different columns: {name!r} is {found[first]} in {here} and "
+                f"{'missing' if type_ is None else type_} in {there}: pass schema= with the type that it is to have "
+                f"(it is null where it is missing), or columns= without it"
+            )
+            raise SchemaMismatchError(message)
+        common = joined
+    return common
+
+
+def _check_castable(manifest: Manifest, name: str, type_: pa.DataType) -> None:
+    """Check that a column can be cast to a type, as far as this doesn't depend on its values."""
+    found = [_type_in(manifest, index, name) for index in range(len(manifest.schemas.distinct))]
+    for index, source in enumerate(found):
+        if source is None or source.equals(type_):
+            continue
+        _check_readable(manifest, index, name, source)
+        problem = cast_problem(source, type_)
+        if problem is not None:
+            message = (
+                f"the column {name!r} is {source} in {_path(manifest, index)}, which can't be cast to {type_}, the "
+                f"type in schema= ({problem}): give it another type there, or leave it out"
+            )
+            raise SchemaMismatchError(message)
+    if all(source is None for source in found):
+        message = f"no file has the column {name!r} of schema=, so it is null in all rows"
+        hint = _hint(name, manifest.schema)
+        warnings.warn(f"{message}: {hint.strip()}" if hint else message, stacklevel=4)
+
+
+def _check_readable(manifest: Manifest, index: int, name: str, type_: pa.DataType) -> None:
+    unreadable = unreadable_type(type_)
+    if unreadable is not None:
+        message = (
+            f"the column {name!r} in {_path(manifest, index)} has the type {unreadable}, which pyarrow can't read in "
+            f"Python: select other columns with columns="
+        )
+        raise SchemaMismatchError(message)
+
+
+def _type_in(manifest: Manifest, index: int, name: str) -> pa.DataType | None:
+    """Return the type of a column in the files of one schema, or in the names of their directories."""
+    schema: pa.Schema = manifest.schemas.distinct[index]
+    if schema.get_field_index(name) >= 0:
+        in_files: pa.DataType = schema.field(name).type
+        return in_files
+    types: dict[str, pa.DataType] = {field.name: field.type for field in manifest.partitions.fields}
+    return types.get(name)
+
+
+def _path(manifest: Manifest, index: int) -> str:
+    return manifest.files.paths[manifest.schemas.first_file(index)]
