@@ -34,7 +34,7 @@ from laneway.delivery.schedule import EpochSchedule
 from laneway.delivery.workers import is_collated_by_caller, is_in_worker
 from laneway.distributed import check_rank, data_parallel_rank
 from laneway.errors import StateUnavailableError
-from laneway.reading.selection import select_columns
+from laneway.reading.projection import select_columns
 
 if TYPE_CHECKING:
     import os

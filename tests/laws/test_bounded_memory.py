@@ -15,8 +15,8 @@ from laneway.catalog.manifest import scan_source
 from laneway.convert.batches import BatchConverter
 from laneway.core.cursor import LaneRange
 from laneway.reading.lane_reader import LaneReader
+from laneway.reading.projection import select_columns
 from laneway.reading.reader import RowReader
-from laneway.reading.selection import select_columns
 from tests.corpora import write_blocks
 from tests.memory import counted_memory
 from tests.unit.reading.plans import plan_of

@@ -21,8 +21,8 @@ import pytest
 
 from laneway import DataFileError, Manifest, RetryPolicy, SavableLoader, StatefulShardedDataset
 from laneway.catalog.manifest import scan_source
+from laneway.reading.projection import select_columns
 from laneway.reading.reader import RowReader
-from laneway.reading.selection import select_columns
 from laneway.storage.filesystem import Storage
 from tests.storage.beds import BUCKET, flat, ids
 from tests.storage.fault_proxy import Fault, Kind

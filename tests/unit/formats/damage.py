@@ -27,8 +27,8 @@ import pyarrow.parquet as pq
 
 from laneway.catalog.manifest import scan_source
 from laneway.errors import DataFileError
+from laneway.reading.projection import select_columns
 from laneway.reading.reader import RowReader
-from laneway.reading.selection import select_columns
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -16,8 +16,8 @@ from laneway.convert.batches import BatchConverter
 from laneway.core.cursor import LaneRange
 from laneway.errors import DataFileError
 from laneway.reading.lane_reader import LaneReader
+from laneway.reading.projection import select_columns
 from laneway.reading.reader import RowReader
-from laneway.reading.selection import select_columns
 from laneway.reading.windows import PendingWindow, WindowReader
 from tests.corpora import KINDS, Kind, write_corpus
 from tests.unit.reading.plans import ids_of, plan_of, reading_threads, segments_of

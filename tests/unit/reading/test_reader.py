@@ -16,8 +16,8 @@ import pytest
 from laneway.catalog.manifest import Manifest, scan_source
 from laneway.errors import DataFileError, SchemaMismatchError
 from laneway.formats import parquet
+from laneway.reading.projection import select_columns
 from laneway.reading.reader import RowReader
-from laneway.reading.selection import select_columns
 from tests.corpora import FORMAT_OF, KINDS, SUFFIX_OF, Kind, rows, schema_of, write_blocks, write_corpus
 from tests.memory import counted_memory
 from tests.waiting import wait_until

@@ -12,8 +12,8 @@ from laneway.catalog.manifest import scan_source
 from laneway.convert.batches import BatchConverter, NullInColumnError
 from laneway.core.lanes import Segment
 from laneway.errors import ColumnConversionError, DataFileError
+from laneway.reading.projection import select_columns
 from laneway.reading.reader import RowReader
-from laneway.reading.selection import select_columns
 from laneway.reading.windows import WindowReader
 from tests.corpora import KINDS, Kind, write_blocks, write_corpus
 from tests.unit.reading.plans import ids_of, plan_of, reading_threads, segments_of

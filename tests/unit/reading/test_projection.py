@@ -11,8 +11,8 @@ import pytest
 
 from laneway.catalog.manifest import Manifest
 from laneway.errors import SchemaMismatchError
+from laneway.reading.projection import select_columns
 from laneway.reading.reader import RowReader
-from laneway.reading.selection import select_columns
 from tests.corpora import KINDS, SUFFIX_OF, Kind, schema_of, write_blocks
 
 if TYPE_CHECKING:
