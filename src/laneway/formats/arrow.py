@@ -172,7 +172,7 @@ class ArrowBlocks:
         self._dictionaries = np.flatnonzero(layout[:, _KIND] == MessageKind.DICTIONARY)
         self._layout = layout
         self._schema = schema
-        self._names = schema.names
+        self._positions = {name: position for position, name in enumerate(schema.names)}
         # Only a stream applies dictionaries and converts the byte order.
         self._needs_stream = len(self._dictionaries) > 0 or layout[0, _FLAG] != 0
         # As bytes: text that is not UTF-8 is safe to read, and checking it takes as long as decoding it does later.
@@ -192,7 +192,7 @@ class ArrowBlocks:
             ValueError, pa.ArrowException: A batch is damaged.
         """
         names = list(columns)
-        is_all = names == self._names
+        is_all = names == [*self._positions]
         schema = self._schema if is_all else pa.schema([self._schema.field(name) for name in names])
         indices = self._batches[first:stop]
         if self._needs_stream:
@@ -203,7 +203,9 @@ class ArrowBlocks:
         if len(batches) != len(indices):
             text = f"it has {len(batches):,} record batches where {len(indices):,} were planned"
             raise ValueError(text)
-        selected = batches if is_all else [batch.select(names) for batch in batches]
+        # By position: a file that was damaged since it was planned may have other names.
+        positions = [self._positions[name] for name in names]
+        selected = batches if is_all else [batch.select(positions) for batch in batches]
         if self._needs_stream and names:
             # After the selection: pyarrow can't read the columns of all types.
             selected = [pa.RecordBatch.from_arrays(batch.columns, schema=schema) for batch in selected]
