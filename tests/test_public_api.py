@@ -33,8 +33,8 @@ SIGNATURES = {
     "laneway.StatefulShardedDataset": (
         "(source, *, format=None, columns=None, schema=None, shuffle=False, seed=0, shard_bytes='8MiB', "
         "shard_rows=None, window_bytes='64MiB', prefetch_windows=1, lanes=None, turn_rows=None, remainder=None, "
-        "batch_size=None, drop_last=False, output=None, transform=None, fill_null=None, rank=None, world_size=None, "
-        "filesystem=None, storage_options=None, retries=None, cache_dir=None)"
+        "batch_size=None, drop_last=False, output=None, transform=None, fill_null=None, provenance=False, rank=None, "
+        "world_size=None, filesystem=None, storage_options=None, retries=None, cache_dir=None)"
     ),
     "laneway.SavableLoader": (
         "(dataset, *, num_workers=0, batch_size=None, collate_fn=None, pin_memory=False, prefetch_factor=None, "
@@ -70,7 +70,7 @@ MEMBERS = {
         "epoch": "attribute",
         "load_state_dict": "(state_dict)",
         "manifest": "attribute",
-        "map": "(fn)",
+        "map": "(fn, *, with_context=False)",
         "schema": "attribute",
         "set_epoch": "(epoch)",
         "shard": "(num_shards, index)",
@@ -138,7 +138,8 @@ def check(found: dict[str, str], frozen: dict[str, str]) -> None:
 
 
 def test_the_modules_export_what_they_did() -> None:
-    classes = {"Manifest", "RetryPolicy", "SavableLoader", "Shard", "StatefulShardedDataset"}
+    classes = {"BatchContext", "Manifest", "RetryPolicy", "RowContext", "SavableLoader", "Shard"}
+    classes |= {"StatefulShardedDataset"}
     assert laneway.__all__ == sorted({*ERRORS, *classes, "merge_states"})
     for module, names in ((dcp, ["GatheredState"]), (laneway, laneway.__all__)):
         assert [name for name in names if name not in vars(module)] == []

@@ -5,6 +5,7 @@ from laneway.convert.batches import NullInColumnError
 from laneway.core.merge import merge_states
 from laneway.core.shards import Shard
 from laneway.dataset import StatefulShardedDataset
+from laneway.delivery.context import BatchContext, RowContext
 from laneway.errors import (
     CheckpointMismatchError,
     CollectiveError,
@@ -20,6 +21,7 @@ from laneway.loader import SavableLoader
 from laneway.storage.retries import RetryPolicy
 
 __all__ = [
+    "BatchContext",
     "CheckpointMismatchError",
     "CollectiveError",
     "ColumnConversionError",
@@ -29,6 +31,7 @@ __all__ = [
     "ManifestCacheWarning",
     "NullInColumnError",
     "RetryPolicy",
+    "RowContext",
     "SavableLoader",
     "SchemaMismatchError",
     "Shard",

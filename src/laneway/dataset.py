@@ -28,13 +28,14 @@ from laneway.core.options import LaneOptions
 from laneway.core.plan import Identity, Settings
 from laneway.core.turns import WorkerPlace
 from laneway.delivery.dataset_state import dataset_state, load_dataset_state
-from laneway.delivery.definition import Definition, compose
+from laneway.delivery.definition import Definition
 from laneway.delivery.iterators import DatasetIterator
 from laneway.delivery.schedule import EpochSchedule
+from laneway.delivery.transforms import Transforms
 from laneway.delivery.workers import is_collated_by_caller, is_in_worker
 from laneway.distributed import check_rank, data_parallel_rank
 from laneway.errors import StateUnavailableError
-from laneway.reading.projection import select_columns
+from laneway.reading.projection import select_columns, with_provenance
 
 if TYPE_CHECKING:
     import os
@@ -91,6 +92,8 @@ class StatefulShardedDataset(IterableDataset[Any]):
         transform: Called in the worker on each row, or each batch, before it is delivered.
         fill_null: Value that replaces nulls in columns of numbers: one value, or column -> value. Without it, a null is
             an error if a tensor or an array can't represent it.
+        provenance: Whether to add the columns `_path` (the data file of the row, relative to the source), `_row` (its
+            number in the file) and `_epoch`.
         rank: Data-parallel rank, in [0, world_size). None: that of torch.distributed if it is initialised, else RANK
             and WORLD_SIZE of the environment, else 0 of 1.
         world_size: Number of data-parallel ranks.
@@ -145,6 +148,7 @@ class StatefulShardedDataset(IterableDataset[Any]):
         output: Output | None = None,
         transform: Callable[[Any], Any] | None = None,
         fill_null: FillNull | None = None,
+        provenance: bool = False,
         rank: int | None = None,
         world_size: int | None = None,
         filesystem: AbstractFileSystem | pyarrow.fs.FileSystem | None = None,
@@ -158,6 +162,7 @@ class StatefulShardedDataset(IterableDataset[Any]):
         check_choice("output", output, get_args(Output))
         check_callable("transform", transform)
         check_flag("shuffle", shuffle)
+        check_flag("provenance", provenance)
         columns, schema = check_columns(columns), check_schema(schema)
         prefetch_windows = check_int("prefetch_windows", prefetch_windows, minimum=0)
         settings = Settings(
@@ -180,6 +185,8 @@ class StatefulShardedDataset(IterableDataset[Any]):
             cache_dir=cache_dir,
         )
         selected = select_columns(manifest, columns, schema)
+        if provenance:
+            selected = with_provenance(selected)
         output = output or ("python" if batch_size is None else "torch")
         self.definition = Definition(
             identity=Identity(manifest.files, settings),
@@ -190,7 +197,8 @@ class StatefulShardedDataset(IterableDataset[Any]):
             schema=selected,
             output=output,
             converter=BatchConverter(selected, output, fill_null),
-            transform=transform,
+            transform=Transforms() if transform is None else Transforms().then(transform),
+            provenance=provenance,
             prefetch_windows=prefetch_windows,
         )
         """The files, order and conversion."""
@@ -270,13 +278,20 @@ class StatefulShardedDataset(IterableDataset[Any]):
         sharded._asks_rank = False  # noqa: SLF001 - a copy of this object
         return sharded
 
-    def map(self, fn: Callable[[Any], Any]) -> Self:
+    def map(self, fn: Callable[..., Any], *, with_context: bool = False) -> Self:
         """Return a copy that also calls `fn` on each row or batch; its next pass starts where that of this one would.
 
         Args:
             fn: Called in the worker with the result of `transform`, if there is one.
+            with_context: Whether `fn` is also passed where its rows come from, and seeds that are the same after any
+                resume: a `RowContext` for a row, a `BatchContext` for a batch.
         """
-        changed = self._changed(replace(self.definition, transform=compose(self.definition.transform, fn)))
+        if not callable(fn):
+            message = f"fn must be callable, not {fn!r}"
+            raise TypeError(message)
+        check_flag("with_context", with_context)
+        transform = self.definition.transform.then(fn, takes_context=with_context)
+        changed = self._changed(replace(self.definition, transform=transform))
         changed.schedule = self.schedule.copy()
         return changed
 

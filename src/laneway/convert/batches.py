@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, final, get_args
 
@@ -126,6 +127,20 @@ class BatchConverter:
         self._columns = tuple((f.name, column_converter(f.type, output, fills.get(f.name))) for f in fields)
         to_arrays = ((name, vectorize(convert)) for name, convert in self._columns)
         self._vectorized = {name: to_array for name, to_array in to_arrays if to_array is not None}
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Schema of the rows."""
+        return self._schema
+
+    def with_columns(self, extra: pa.Schema) -> BatchConverter:
+        """Return a converter of rows that have further columns, in which nothing is null."""
+        of_extra = BatchConverter(extra, self._output)
+        changed = copy(self)
+        changed._schema = pa.schema([*self._schema, *extra])  # noqa: SLF001 - a copy of this object
+        changed._columns = self._columns + of_extra._columns  # noqa: SLF001
+        changed._vectorized = {**self._vectorized, **of_extra._vectorized}  # noqa: SLF001
+        return changed
 
     @property
     def vectorized(self) -> Mapping[str, ToStored]:

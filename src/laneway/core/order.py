@@ -33,6 +33,16 @@ def _key(*parts: int | str) -> np.uint64:
     return np.uint64(int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little"))
 
 
+def _hash(key: np.uint64, counters: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return the keyed hash of counters, uint64 of the same shape: distinct for distinct counters."""
+    with np.errstate(over="ignore"):
+        bits = key + counters * _GAMMA
+        bits = (bits ^ (bits >> np.uint64(30))) * _MIX_1
+        bits = (bits ^ (bits >> np.uint64(27))) * _MIX_2
+        bits ^= bits >> np.uint64(31)
+    return bits
+
+
 def permutation(length: int, *key: int | str) -> NDArray[np.int64]:
     """Return the permutation of range(length) for a key.
 
@@ -43,11 +53,7 @@ def permutation(length: int, *key: int | str) -> NDArray[np.int64]:
     Returns:
         int64 array of shape (length,).
     """
-    with np.errstate(over="ignore"):
-        bits = _key(*key) + np.arange(1, length + 1, dtype=np.uint64) * _GAMMA
-        bits = (bits ^ (bits >> np.uint64(30))) * _MIX_1
-        bits = (bits ^ (bits >> np.uint64(27))) * _MIX_2
-        bits ^= bits >> np.uint64(31)
+    bits = _hash(_key(*key), np.arange(1, length + 1, dtype=np.uint64))
     return np.argsort(bits, kind="stable").astype(np.int64, copy=False)
 
 
@@ -81,6 +87,21 @@ def window_order(num_rows: int, *, seed: int, epoch: int, lane: int, window: int
         int64 array of shape (num_rows,): a permutation of range(num_rows).
     """
     return permutation(num_rows, "window", seed, epoch, lane, window)
+
+
+def row_seeds(rows: NDArray[np.int64], *, seed: int, epoch: int, path: str) -> NDArray[np.uint64]:
+    """Return a seed for each of some rows of a data file, whatever batch, worker or rank they are in.
+
+    Args:
+        rows: Row numbers in the file, int64 of shape (rows,).
+        seed: Any int in [0, 2**63).
+        epoch: Zero-based.
+        path: The file, relative to the dataset's root.
+
+    Returns:
+        uint64 array of shape (rows,), distinct for distinct rows.
+    """
+    return _hash(_key("row", seed, epoch, path), rows.astype(np.uint64) + np.uint64(1))
 
 
 def base_seed(*, seed: int, epoch: int, rank: int) -> int:

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 from laneway.core.assignment import resolve_cut
 from laneway.core.cursor import Cursor
 from laneway.core.plan import Identity
+from laneway.delivery.context import Contexts
 from laneway.delivery.stream import BatchStream, ItemMaker, RowStream
 from laneway.reading.lane_reader import LaneReader
+from laneway.reading.origin import HIDDEN, PROVENANCE, Origin
 from laneway.reading.reader import RowReader
 
 if TYPE_CHECKING:
@@ -25,26 +27,8 @@ if TYPE_CHECKING:
     from laneway.core.progress import Progress
     from laneway.core.turns import WorkerPlace
     from laneway.delivery.stream import Stream
+    from laneway.delivery.transforms import Transforms
     from laneway.storage.filesystem import Storage
-
-
-@dataclass(frozen=True, slots=True)
-class Composed:
-    """Two functions called in sequence; unlike a lambda, they can be pickled for a spawned worker."""
-
-    first: Callable[[Any], Any]
-    """Called first."""
-    second: Callable[[Any], Any]
-    """Called with the result of the first."""
-
-    def __call__(self, value: Any) -> Any:  # noqa: ANN401 - whatever the functions take and return
-        """Call both functions."""
-        return self.second(self.first(value))
-
-
-def compose(first: Callable[[Any], Any] | None, second: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Return a function that calls `first`, if there is one, and then `second`."""
-    return second if first is None else Composed(first, second)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,8 +51,10 @@ class Definition:
     """Type of the delivered columns."""
     converter: BatchConverter
     """Converts them."""
-    transform: Callable[[Any], Any] | None
+    transform: Transforms
     """Called on each row, or on each batch of columns."""
+    provenance: bool
+    """Whether the columns include those that tell where a row comes from."""
     prefetch_windows: int
     """Windows of each lane that are read ahead."""
     collate_fn: Callable[[list[Any]], Any] | None = None
@@ -105,6 +91,12 @@ class Definition:
         return BatchStream(Cursor(assignment), lambda: self._items(assignment))
 
     def _items(self, assignment: Assignment) -> ItemMaker:
-        rows = RowReader(self.manifest, self.storage, self.schema)
-        lanes = LaneReader(assignment.plan, rows, self.converter.vectorized, self.prefetch_windows)
-        return ItemMaker(lanes, self.converter, self.transform, self.collate_fn)
+        plan, seed = assignment.plan, self.identity.settings.seed
+        takes_context = self.transform.takes_context
+        made = (PROVENANCE.names if self.provenance else []) + (HIDDEN.names if takes_context else [])
+        converter = self.converter.with_columns(HIDDEN) if takes_context else self.converter
+        origin = Origin(plan.epoch, frozenset(made)) if made else None
+        rows = RowReader(self.manifest, self.storage, converter.schema, origin)
+        lanes = LaneReader(plan, rows, converter.vectorized, self.prefetch_windows)
+        contexts = Contexts(self.manifest.files.paths, seed=seed, epoch=plan.epoch) if takes_context else None
+        return ItemMaker(lanes, converter, self.transform, contexts, self.collate_fn)

@@ -9,7 +9,6 @@ from torch.utils.data import default_collate
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from laneway.arguments import check_callable, check_count, plain_int
-from laneway.delivery.definition import compose
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,7 +61,7 @@ class LoaderArguments(NamedTuple):
         if self.batch_size is None:
             if self.collate_fn is None:
                 return definition
-            return replace(definition, transform=compose(definition.transform, self.collate_fn))
+            return replace(definition, transform=definition.transform.then(self.collate_fn))
         options = definition.options
         if options.batch_size is not None:
             message = (

@@ -6,6 +6,7 @@ the slices and calls the user's functions.
 
 from __future__ import annotations
 
+from functools import partial
 from types import GeneratorType, NoneType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from laneway.convert.batches import BatchConverter
     from laneway.convert.open_rows import OpenRows
     from laneway.core.cursor import Cursor
+    from laneway.delivery.context import BatchContext, Contexts, RowContext
+    from laneway.delivery.transforms import Transforms
     from laneway.reading.lane_reader import LaneReader
 
 _ROWS_PER_CONVERSION = 1024
@@ -45,7 +48,8 @@ class ItemMaker:
         self,
         lanes: LaneReader,
         converter: BatchConverter,
-        transform: Callable[[Any], Any] | None,
+        transform: Transforms,
+        contexts: Contexts | None,
         collate_fn: Callable[[list[Any]], Any] | None,
     ) -> None:
         """Prepare to build items.
@@ -54,12 +58,14 @@ class ItemMaker:
             lanes: Reads the rows.
             converter: Converts them from Arrow.
             transform: Called on each row, or on each batch of columns.
+            contexts: Makes the contexts that it takes; None: it takes none.
             collate_fn: Builds a batch from a list of rows; None: batches are built column by column.
         """
         self._lanes = lanes
         self._converter = converter
         self.transform = transform
-        """The user's function, if any."""
+        """The user's functions."""
+        self._contexts = contexts
         self._collate_fn = collate_fn
         # A user's collate_fn may drop None, or read a generator.
         self._delivers_results = collate_fn in {None, unchanged, default_collate}
@@ -69,10 +75,13 @@ class ItemMaker:
     def batch(self, ranges: list[LaneRange]) -> Any:  # noqa: ANN401 - a user's function may return anything
         """Return the batch of these rows."""
         if self._collate_fn is None:
-            return self._call(self.transform, self._convert(self._converter.gather, ranges), ranges)
+            batch = self._convert(self._converter.gather, ranges)
+            if self._contexts is None:
+                return self._transform(batch, None, ranges)
+            return self._transform(*self._contexts.of_batch(batch), ranges)
         rows = self._convert(self._converter.gather_rows, ranges)
-        if self.transform is not None:
-            rows = [self._call(self.transform, row, ranges, index) for index, row in enumerate(rows)]
+        if self.transform:
+            rows = [self._transform(*self._with_context(row), ranges, index) for index, row in enumerate(rows)]
         return self._call(self._collate_fn, rows, ranges)
 
     def rows(self, ranges: list[LaneRange]) -> list[Any]:
@@ -84,7 +93,7 @@ class ItemMaker:
     def transform_row(self, row: Any) -> Any:  # noqa: ANN401 - a user's function may return anything
         """Return the result of `transform` for a row that `rows` returned."""
         try:
-            return self._call(self.transform, row)
+            return self._transform(*self._with_context(row))
         except Exception as error:
             for ranges, rows in self._latest_rows.values():
                 for index, each in enumerate(rows):
@@ -108,18 +117,34 @@ class ItemMaker:
                 raise
             raise error.at(self._lanes.locate(ranges, error.row_index)) from None
 
-    def _call(
+    def _with_context(self, row: Any) -> tuple[Any, RowContext | None]:  # noqa: ANN401 - a row in any output
+        return (row, None) if self._contexts is None else self._contexts.of_row(row)
+
+    def _transform(
         self,
-        function: Callable[[Any], Any] | None,
         item: Any,  # noqa: ANN401 - an item of the user
+        context: RowContext | BatchContext | None,
         ranges: list[LaneRange] | None = None,
         index: int | None = None,
     ) -> Any:  # noqa: ANN401 - a user's function may return anything
-        """Return the result of a user's function for the rows of `ranges`, or for row `index` of them."""
-        if function is None:
+        """Return the result of the user's functions for the rows of `ranges`, or for row `index` of them."""
+        if not self.transform:
             return item
+        transform = self.transform if context is None else partial(self.transform, context=context)
+        return self._call(transform, item, ranges, index, is_delivered=self._delivers_results)
+
+    def _call(
+        self,
+        function: Callable[[Any], Any],
+        item: Any,  # noqa: ANN401 - an item of the user
+        ranges: list[LaneRange] | None = None,
+        index: int | None = None,
+        *,
+        is_delivered: bool = False,
+    ) -> Any:  # noqa: ANN401 - a user's function may return anything
+        """Return the result of a user's function for the rows of `ranges`, or for row `index` of them."""
         try:
-            return self._checked(function(item), is_delivered=function is self.transform and self._delivers_results)
+            return self._checked(function(item), is_delivered=is_delivered)
         except StopIteration as error:
             self._lanes.close()
             message = "the transform or collate_fn raised StopIteration, which would end the epoch silently"
@@ -257,7 +282,7 @@ class RowStream(Stream):
             first, rows = start, self._items.rows([wanted])
             self._converted[lane] = (first, rows)
         rows = rows[start - first : stop - first]
-        is_ready = self._items.transform is None
+        is_ready = not self._items.transform
         return self._take_row(ReceivedRows(found.turn, place, rows, before=num_delivered, is_ready=is_ready))
 
     def _take_row(self, received: Received) -> Taken:

@@ -12,6 +12,7 @@ import pyarrow as pa
 from laneway.convert.casting import cast_problem, common_type
 from laneway.errors import SchemaMismatchError
 from laneway.formats.nested_types import unreadable_type
+from laneway.reading.origin import PROVENANCE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,6 +44,19 @@ def select_columns(
         for name, type_ in zip(names, types, strict=True):
             _check_castable(manifest, name, type_)
     return pa.schema(list(zip(names, types, strict=True)))
+
+
+def with_provenance(schema: pa.Schema) -> pa.Schema:
+    """Return a schema with the columns of `PROVENANCE` after its own.
+
+    Raises:
+        SchemaMismatchError: It has a column of that name.
+    """
+    taken = [name for name in PROVENANCE.names if name in schema.names]
+    if taken:
+        message = f"provenance=True adds a column {taken[0]!r}, but the files have one: leave it out with columns="
+        raise SchemaMismatchError(message)
+    return pa.schema([*schema, *PROVENANCE])
 
 
 def _check_names(names: Sequence[str], existing: pa.Schema, what: str) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from laneway.catalog.manifest import Manifest
     from laneway.formats import BlockReader
+    from laneway.reading.origin import Origin
     from laneway.storage.filesystem import Storage
 
 _OPEN_FILES = 16
@@ -86,13 +87,14 @@ class RowReader:
     and a thread that reads has an open file of its own.
     """
 
-    def __init__(self, manifest: Manifest, storage: Storage, schema: pa.Schema) -> None:
+    def __init__(self, manifest: Manifest, storage: Storage, schema: pa.Schema, origin: Origin | None = None) -> None:
         """Prepare to read; a file is opened when its rows are requested.
 
         Args:
             manifest: The files.
             storage: Where they are; its root is the dataset's.
-            schema: Names and types of the columns, as `select_columns` returned them.
+            schema: Names and types of the columns, as `select_columns` returned them, and those of `origin`.
+            origin: Makes the columns that tell where rows come from; None: there are none.
         """
         self._manifest = manifest
         self._storage = storage
@@ -100,6 +102,7 @@ class RowReader:
         self.schema = schema
         """Schema of the tables that `read` returns."""
         self._types = dict(zip(schema.names, schema.types, strict=True))
+        self._origin = origin
         self._sources: dict[int, _Sources] = {}
         """For each schema of files that were read, where the columns come from."""
         self._forget_files()
@@ -168,7 +171,7 @@ class RowReader:
         table = table.slice(start - int(row_starts[first]), stop - start)
         if sources.checked_keys:
             self._check_keys(table, file_index, sources.checked_keys)
-        return self._complete(table, sources, _Blocks(file_index, first, row_starts[first : end + 1] - start))
+        return self._complete(table, sources, _Blocks(file_index, first, row_starts[first : end + 1] - start), start)
 
     def close(self) -> None:
         """Close the files. The reader can still be used, and opens them again."""
@@ -179,7 +182,9 @@ class RowReader:
     def _sources_of(self, schema_index: int) -> _Sources:
         found = self._sources.get(schema_index)
         if found is None:
-            found = self._sources[schema_index] = _Sources.of(self._manifest, schema_index, self.schema.names)
+            made = frozenset[str]() if self._origin is None else self._origin.names
+            names = [name for name in self.schema.names if name not in made]
+            found = self._sources[schema_index] = _Sources.of(self._manifest, schema_index, names)
         return found
 
     def _decode(self, file_index: int, first: int, stop: int, num_rows: int, columns: list[str]) -> pa.Table:
@@ -266,11 +271,15 @@ class RowReader:
             if len(self._idle) > _OPEN_FILES:
                 self._idle.popleft()[1].close()
 
-    def _complete(self, table: pa.Table, sources: _Sources, blocks: _Blocks) -> pa.Table:
+    def _complete(self, table: pa.Table, sources: _Sources, blocks: _Blocks, start: int) -> pa.Table:
         """Return the table with the columns that are not in its file, all in the order and the types of `schema`."""
         if not self.schema.names:
             return table
         columns: dict[str, Any] = dict(zip(table.column_names, table.columns, strict=True))
+        if self._origin is not None:
+            path, rows = self._manifest.files.paths[blocks.file_index], np.arange(start, start + table.num_rows)
+            for name in self._origin.names:
+                columns[name] = self._origin.column(name, path, blocks.file_index, rows)
         arrays = []
         for name, type_ in self._types.items():
             column = columns.get(name)

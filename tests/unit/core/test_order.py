@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from laneway.core.order import permutation, shard_order, window_order
+from laneway.core.order import permutation, row_seeds, shard_order, window_order
 
 
 @given(st.integers(0, 2000), st.integers(0, 2**63 - 1), st.integers(0, 10**6))
@@ -26,3 +26,19 @@ def test_every_part_of_the_key_matters() -> None:
 
 def test_parts_of_a_key_do_not_run_together() -> None:
     assert permutation(50, "a", 1, 23).tolist() != permutation(50, "a", 12, 3).tolist()
+
+
+def test_the_seeds_of_rows_are_frozen() -> None:
+    seeds = row_seeds(np.array([0, 1, 1_000_000]), seed=7, epoch=3, path="part-0.parquet")
+    assert seeds.tolist() == [845572861425280829, 5791258208078485808, 14495300323894822782]
+
+
+@given(st.lists(st.integers(0, 2**62), unique=True), st.integers(0, 2**63 - 1), st.integers(0, 10**6), st.text())
+def test_the_seed_of_a_row_is_its_own(rows: list[int], seed: int, epoch: int, path: str) -> None:
+    seeds = row_seeds(np.array(rows, np.int64), seed=seed, epoch=epoch, path=path)
+    assert seeds.dtype == np.uint64
+    assert len({*seeds.tolist()}) == len(rows)
+    for row, found in zip(rows, seeds.tolist(), strict=True):
+        assert row_seeds(np.array([row]), seed=seed, epoch=epoch, path=path).tolist() == [found]
+    others = row_seeds(np.array(rows, np.int64), seed=seed, epoch=epoch + 1, path=path).tolist()
+    assert all(mine != other for mine, other in zip(seeds.tolist(), others, strict=True))

@@ -11,8 +11,8 @@ import pytest
 from laneway import StatefulShardedDataset
 from laneway.core.progress import Progress
 from laneway.core.turns import WorkerPlace
-from laneway.delivery.definition import compose
 from laneway.delivery.stream import BatchStream, RowStream
+from laneway.delivery.transforms import Transforms
 from tests.corpora import write_corpus
 from tests.unit.delivery.taking import take, take_all
 
@@ -33,13 +33,6 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def stream_of(definition: Definition) -> Stream:
     return definition.open(definition.resolve(Progress(0), definition.place))
-
-
-def test_composed_functions_are_called_in_order_and_can_be_pickled() -> None:
-    assert compose(None, str) is str
-    both = compose(abs, str)
-    assert both(-3) == "3"
-    assert pickle.loads(pickle.dumps(compose(both, len)))(-30) == 2
 
 
 def test_a_definition_is_opened_as_batches_or_rows(corpus: Path) -> None:
@@ -63,8 +56,8 @@ def test_a_definition_knows_its_columns_and_the_number_of_items_of_a_rank(corpus
 def test_a_pickled_definition_delivers_the_same(corpus: Path) -> None:
     definition = StatefulShardedDataset(corpus, shuffle=True, batch_size=6, output="python", transform=len).definition
     sent = pickle.loads(pickle.dumps(definition))
-    assert sent.transform is len
-    plain, again = replace(definition, transform=None), replace(sent, transform=None)
+    assert sent.transform == Transforms().then(len)
+    plain, again = replace(definition, transform=Transforms()), replace(sent, transform=Transforms())
     assert [batch["id"] for batch in take_all(stream_of(again))] == [
         batch["id"] for batch in take_all(stream_of(plain))
     ]

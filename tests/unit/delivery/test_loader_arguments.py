@@ -11,6 +11,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from laneway import StatefulShardedDataset
 from laneway.core.options import LaneOptions
 from laneway.delivery.loader_arguments import LoaderArguments, arguments_of, check_has_no_state
+from laneway.delivery.transforms import Transforms
 from tests.corpora import write_corpus
 
 if TYPE_CHECKING:
@@ -63,10 +64,9 @@ def test_without_a_batch_size_the_definition_is_unchanged(corpus: Path) -> None:
 def test_without_a_batch_size_collate_fn_is_called_on_each_item_after_the_transform(corpus: Path) -> None:
     definition = definition_of(corpus, batch_size=4, transform=list)
     applied = LoaderArguments(DEFAULTS, None, len).apply_to(definition)
-    assert applied.transform is not None
     assert applied.transform({"a": 1, "b": 2}) == 2
     assert applied.collate_fn is None
-    assert LoaderArguments(DEFAULTS, None, len).apply_to(definition_of(corpus)).transform is len
+    assert LoaderArguments(DEFAULTS, None, len).apply_to(definition_of(corpus)).transform == Transforms().then(len)
 
 
 def test_a_batch_size_makes_batches_of_the_rows_of_the_dataset(corpus: Path) -> None:
@@ -74,7 +74,7 @@ def test_a_batch_size_makes_batches_of_the_rows_of_the_dataset(corpus: Path) -> 
     applied = LoaderArguments(DEFAULTS, 6, None).apply_to(definition)
     assert applied.options == LaneOptions(2, 3, 6)
     assert applied.collate_fn is default_collate
-    assert applied.transform is None
+    assert not applied.transform
     assert LoaderArguments(DEFAULTS, 6, len).apply_to(definition).collate_fn is len
 
 

@@ -1,0 +1,48 @@
+"""The functions that a user has called on each row or batch, in sequence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from laneway.delivery.context import BatchContext, RowContext
+
+
+class _Step(NamedTuple):
+    function: Callable[..., Any]
+    takes_context: bool
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Transforms:
+    """Functions called in sequence; unlike a lambda, they can be pickled for a spawned worker."""
+
+    steps: tuple[_Step, ...] = ()
+    """The functions; none: rows and batches stay as they are."""
+
+    def then(self, function: Callable[..., Any], *, takes_context: bool = False) -> Transforms:
+        """Return these functions and one more.
+
+        Args:
+            function: Called with the result of the others and, if it takes one, with the context of the row or batch.
+            takes_context: Whether it takes one.
+        """
+        return Transforms((*self.steps, _Step(function, takes_context)))
+
+    def __bool__(self) -> bool:
+        return bool(self.steps)
+
+    @property
+    def takes_context(self) -> bool:
+        """Whether one of the functions takes a context."""
+        return any(step.takes_context for step in self.steps)
+
+    def __call__(self, item: Any, context: RowContext | BatchContext | None = None) -> Any:  # noqa: ANN401 - users'
+        """Call all functions on a row or batch."""
+        for function, takes_context in self.steps:
+            item = function(item, context) if takes_context else function(item)
+        return item
