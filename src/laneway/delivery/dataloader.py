@@ -179,7 +179,7 @@ class BatchSource:
         is_direct = not self._keywords["num_workers"] and not self._keywords.get("pin_memory")
         with holding_back_signals() if self._keywords["num_workers"] else nullcontext():
             batches: Iterator[TaggedBatch] = iter(self._dataset if is_direct else self._loader)
-        self._running = batches
+            self._running = batches
         return batches
 
 

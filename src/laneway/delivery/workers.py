@@ -7,8 +7,8 @@ import os
 import signal
 import sys
 import threading
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
 
 # DataLoader imports it in each worker; imported here, forked workers find it and need no import lock.
 import numpy.random  # noqa: F401
@@ -20,7 +20,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from laneway.core.turns import WorkerPlace
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from types import FrameType
 
 
@@ -93,21 +93,46 @@ def ignore_signals_of_the_group() -> None:
 _FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGCHLD}
 
 
+_replaced: dict[int, Callable[[int, FrameType | None], Any]] = {}
+"""Signal -> the handler that `holding_back_signals` has replaced meanwhile; a forked worker inherits it."""
+
+
 @contextmanager
 def holding_back_signals() -> Iterator[None]:
     """Hold signals back meanwhile: a handler that raises while workers are forked may leave a lock locked.
 
-    Workers inherit that, as do the threads that Arrow starts in a forked process; see `release_signals`.
+    Handlers in Python are replaced, and called afterwards. Holding back the signals themselves is not enough: another
+    thread of the process may receive one, and Python runs the handler in the main thread whichever did. Workers are
+    forked with all this, as are the threads that Arrow starts in a forked process; see `release_signals`.
     """
+    is_main = threading.current_thread() is threading.main_thread()
+    # A handler is only ever run in the main thread.
+    found = {each: signal.getsignal(each) for each in signal.valid_signals() - _FAULTS} if is_main else {}
+    handlers = {int(each): handler for each, handler in found.items() if callable(handler) and each not in _replaced}
+    received: list[int] = []
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _FAULTS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    with ExitStack() as stack:
+        _replaced.update(handlers)
+        for each in handlers:
+            signal.signal(each, lambda number, _: received.append(number))
+        try:
+            yield
+        finally:
+            for each, handler in handlers.items():
+                signal.signal(each, handler)
+                del _replaced[each]
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            # Each of them, even if the handler of one raises.
+            for number in reversed(received):
+                stack.callback(signal.raise_signal, number)
 
 
 def release_signals(*, shielded: bool) -> None:
     """Let signals reach this worker again, other than SIGTERM if it is shielded."""
+    for each, handler in _replaced.items():
+        if not (shielded and each == signal.SIGINT):
+            signal.signal(each, handler)
+    _replaced.clear()
     held_back = signal.valid_signals() - ({signal.SIGTERM} if shielded else set())
     signal.pthread_sigmask(signal.SIG_UNBLOCK, held_back)
 
@@ -124,4 +149,5 @@ def end_workers(batches: object) -> None:
     An exception that was kept holds such a reference. Does nothing for anything else, such as None.
     """
     if isinstance(batches, _MultiProcessingDataLoaderIter):
-        batches._shutdown_workers()  # noqa: SLF001 - tests/unit/delivery/test_workers.py fails if it changes
+        with holding_back_signals():
+            batches._shutdown_workers()  # noqa: SLF001 - tests/unit/delivery/test_workers.py fails if it changes
