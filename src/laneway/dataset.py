@@ -300,6 +300,12 @@ class StatefulShardedDataset(IterableDataset[Any]):
         changed.definition, changed.schedule = definition, EpochSchedule()
         return changed
 
+    def __copy__(self) -> Self:
+        """Return a copy with passes of its own; its next pass starts where that of this one would."""
+        copied = type(self).__new__(type(self))
+        vars(copied).update(vars(self), schedule=self.schedule.copy())
+        return copied
+
     # -- Epochs -------------------------------------------------------------------------------------------------------
 
     def set_epoch(self, epoch: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import warnings
 import weakref
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Self
 
 from laneway.core.cursor import Received
@@ -35,6 +36,8 @@ class PassIterator:
         self._pass: Pass | None = None
         self._received = Received()
         self._pid = os.getpid()
+        self._thread = 0
+        """The thread that is in `next`, also after a signal has ended that; 0: none."""
         _iterators.add(self)
 
     def __iter__(self) -> Self:
@@ -45,11 +48,20 @@ class PassIterator:
         """Return the next item, and count it as delivered. After an error, the next call retries the same item."""
         received = self._received
         taken = received.taken
-        if taken < received.num_ready and self._version == self._schedule.version:
+        if taken < received.num_ready and self._version == self._schedule.version and not self._thread:
             row = received.rows[taken]
             received.taken = taken + 1
             return row
-        found = self._take()
+        thread = get_ident()
+        if self._thread and self._thread != thread:
+            self._refuse_thread()
+        self._thread = thread
+        try:
+            found = self._take()
+        except BaseException:
+            self._thread = 0
+            raise
+        self._thread = 0
         if found is None:
             if self._pass is not None:
                 self._pass.is_over = True
@@ -59,6 +71,28 @@ class PassIterator:
         # Nothing but the return may come after this store: a signal handler may raise wherever a call ends.
         received.taken = taken
         return item
+
+    def _refuse_thread(self) -> None:
+        message = (
+            "another thread is in next() of this iterator, and both would get the same items: take items in one thread "
+            "and hand them to the others, through a queue.Queue for example"
+        )
+        raise LanewayError(message)
+
+    def __copy__(self) -> Self:
+        """Refuse to be copied: both would deliver the same items."""
+        raise self._copy_error()
+
+    def __reduce__(self) -> Any:  # noqa: ANN401 - see object
+        """Refuse to be pickled or copied."""
+        raise self._copy_error()
+
+    def _copy_error(self) -> LanewayError:
+        message = (
+            f"a {type(self).__name__} can't be copied or pickled: save state_dict() of its dataset or loader, and load "
+            "it into another one"
+        )
+        return LanewayError(message)
 
     def _take(self) -> Taken | None:
         """Return the next item, or None at the end; begin the pass first if it has not begun."""
