@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _MAX_TOTAL: Final = 1 << 62
 _LOOKED_AT_ONCE = 1 << 18
-_ABOVE_THE_ROOT = re.compile(r"(^|[/\\])\.\.([/\\]|$)|^[/\\]|^[A-Za-z][A-Za-z0-9+.-]*:(//|:)|^[A-Za-z]:[/\\]")
+_ABOVE_THE_ROOT = re.compile(r"(^|[/\\])\.\.([/\\]|$)|^[/\\]|(^|::)[A-Za-z][A-Za-z0-9+.-]*://|^[A-Za-z]:[/\\]")
 
 
 def check_contents(contents: ManifestContents) -> None:

@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 
-from laneway.errors import SchemaMismatchError
+from laneway.errors import DataFileError, SchemaMismatchError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -89,8 +89,16 @@ def keys_of(path: str) -> list[tuple[str, str | None]]:
         name = partition_key(directory)
         if name is not None:
             value = directory.partition("=")[2]
-            pairs.append((unquote(name), None if value == _NULL else unquote(value)))
+            pairs.append((_unquote(name, path), None if value == _NULL else _unquote(value, path)))
     return pairs
+
+
+def _unquote(text: str, path: str) -> str:
+    try:
+        return unquote(text, errors="strict")
+    except UnicodeDecodeError:
+        message = f"a directory of {path} has {text!r} in its name, which is not UTF-8 once it is decoded: rename it"
+        raise DataFileError(message) from None
 
 
 def partition_key(directory: str) -> str | None:

@@ -74,10 +74,11 @@ def find_data_files(
     if format is not None and format not in FORMATS:
         message = f"format is {format!r}: give one of {', '.join(map(repr, FORMATS))}, or None to detect it"
         raise ValueError(message)
-    if not isinstance(source, (str, os.PathLike, Sequence)):
-        message = f"source must be a path or URL, a sequence of them, or a Manifest, not {source!r}"
+    sources = [source] if isinstance(source, (str, os.PathLike)) else source
+    is_sequence = isinstance(sources, Sequence) and not isinstance(sources, (bytes, bytearray))
+    if not is_sequence or not all(isinstance(each, (str, os.PathLike)) for each in sources):
+        message = f"source must be a path or URL, a sequence of them, or a Manifest, not {source!r:.200}"
         raise TypeError(message)
-    sources = [source] if isinstance(source, (str, os.PathLike)) else list(source)
     if "" in sources and filesystem is None:
         message = "source is an empty path; give '.' for the working directory"
         raise ValueError(message)

@@ -316,6 +316,7 @@ def _upgrade(state: Mapping[str, Any], version: object) -> Mapping[str, Any]:
         raise StateFormatError(message)
     if version == FORMAT_VERSION:
         return state
+    require("digest" not in state, f"its version is {version}, but only later ones have a digest, so it was changed")
     upgraded = {**state, "digest": "", "over": False}
     earlier = state.get("earlier_cuts")
     if version == 1:

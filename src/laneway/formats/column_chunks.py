@@ -73,7 +73,8 @@ def find_chunks(footer: bytes, path: Sequence[str]) -> list[ChunkSizes]:
         try:
             values = _read_struct(footer, start + len(pattern) - 1, _PATH, 0)[0]
             found.append(_sizes(values))
-        except (LookupError, TypeError) as error:
+        except (AttributeError, LookupError, TypeError) as error:
+            # A field of another type than it should be.
             message = f"the column chunk of {path} is damaged"
             raise ValueError(message) from error
         start = footer.find(pattern, start + 1)
