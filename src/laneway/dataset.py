@@ -26,6 +26,7 @@ from laneway.core.lanes import MAX_LANES, Remainder
 from laneway.core.options import LaneOptions
 from laneway.core.plan import Identity, Settings
 from laneway.core.turns import WorkerPlace
+from laneway.delivery.callers import check_readers, check_resumes_with_state
 from laneway.delivery.dataset_state import dataset_state, load_dataset_state
 from laneway.delivery.definition import Definition, compose
 from laneway.delivery.iterators import DatasetIterator
@@ -220,6 +221,11 @@ class StatefulShardedDataset(IterableDataset[Any]):
         """
         return self.definition.num_items(self.definition.place)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Refuse to be sent to the workers of a framework that would lose rows: there, nobody can tell."""
+        check_readers(world_size=self.definition.place.world_size)
+        return vars(self)
+
     def __repr__(self) -> str:
         definition = self.definition
         settings, options, place = definition.identity.settings, definition.options, definition.place
@@ -291,7 +297,9 @@ class StatefulShardedDataset(IterableDataset[Any]):
 
         Raises:
             ValueError: `epoch` is not an int, or out of its range.
+            LanewayError: Called by a framework that would share out the rows again.
         """
+        check_readers(world_size=self.definition.place.world_size)
         self.schedule.set_epoch(epoch)
 
     def check_rank(self) -> None:
@@ -308,8 +316,14 @@ class StatefulShardedDataset(IterableDataset[Any]):
 
         The pass begins with its first item, so `set_epoch` and states that are loaded before that still apply. In a
         DataLoader worker, it begins at once.
+
+        Raises:
+            LanewayError: Called by a framework that would lose rows; the message says what to write instead.
         """
         self.check_rank()
+        check_readers(world_size=self.definition.place.world_size)
+        if self.schedule.pending is None:
+            check_resumes_with_state(self)
         if self.definition.options.batch_size is not None and is_collated_by_caller():
             message = (
                 "the DataLoader collates the batches of this dataset once more, to columns of shape [1, rows]: pass "
