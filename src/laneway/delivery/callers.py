@@ -99,7 +99,7 @@ def check_resumes_with_state(dataset: object) -> None:
                     "resume from checkpoints that were saved with it"
                 )
                 raise LanewayError(message)
-        elif name == "_run_epoch" and _is_of(trainer, ("transformers",), "Trainer"):
+        elif name == "_run_epoch" and "train_dataloader" in found and _is_of(trainer, ("transformers",), "Trainer"):
             is_resumed = found["resume_from_checkpoint"] is not None and found["epoch"] == found["epochs_trained"]
             is_mid_epoch = is_resumed and trainer.state.global_step % found["num_update_steps_per_epoch"]
             if is_mid_epoch and _starts_anew(found["train_dataloader"], dataset):
