@@ -26,7 +26,7 @@ from laneway.core.lanes import MAX_LANES, Remainder
 from laneway.core.options import LaneOptions
 from laneway.core.plan import Identity, Settings
 from laneway.core.turns import WorkerPlace
-from laneway.delivery.callers import check_readers, check_resumes_with_state
+from laneway.delivery.callers import check_readers
 from laneway.delivery.dataset_state import dataset_state, load_dataset_state
 from laneway.delivery.definition import Definition, compose
 from laneway.delivery.iterators import DatasetIterator
@@ -322,15 +322,13 @@ class StatefulShardedDataset(IterableDataset[Any]):
         """
         self.check_rank()
         check_readers(world_size=self.definition.place.world_size)
-        if self.schedule.pending is None:
-            check_resumes_with_state(self)
         if self.definition.options.batch_size is not None and is_collated_by_caller():
             message = (
                 "the DataLoader collates the batches of this dataset once more, to columns of shape [1, rows]: pass "
                 "batch_size=None to the DataLoader (its default is 1)"
             )
             warnings.warn(message, stacklevel=2)
-        return DatasetIterator(self.definition, self.schedule)
+        return DatasetIterator(self.definition, self.schedule, self)
 
     # -- States -------------------------------------------------------------------------------------------------------
 

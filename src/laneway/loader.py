@@ -13,7 +13,6 @@ from laneway.core.merge import merge_ranks
 from laneway.core.schema import parse_state, sealed, wrap_state
 from laneway.dataset import StatefulShardedDataset
 from laneway.delivery.accelerate import placement_of_caller
-from laneway.delivery.callers import check_resumes_with_state
 from laneway.delivery.dataloader import BatchSource
 from laneway.delivery.loader_arguments import LoaderArguments, check_has_no_state
 from laneway.delivery.loader_state import job_state, parse_job_state, parse_rank_state, rank_state, resume_point
@@ -65,6 +64,8 @@ class SavableLoader(DataLoader[Any]):
             world size. None: those of the dataset. Ranks that share a data-parallel rank, as in tensor parallelism,
             get the same rows.
         progress: Whether rank 0 shows a progress bar, which starts where the epoch resumes.
+        sampler: None, as for any DataLoader over an iterable dataset; Lightning passes it when it copies a loader.
+        batch_sampler: As `sampler`.
 
     Raises:
         ValueError: An argument is out of its range, or states could not be exact with it.
@@ -100,6 +101,8 @@ class SavableLoader(DataLoader[Any]):
         shield_workers: bool = False,
         process_group: ProcessGroup | None = None,
         progress: bool = False,
+        sampler: None = None,
+        batch_sampler: None = None,
     ) -> None:
         """See the class."""
         options = {
@@ -130,7 +133,7 @@ class SavableLoader(DataLoader[Any]):
         self._schedule = source.schedule.of_loader()
         self._runner = PassRunner(batches, self._schedule, shows_progress=progress)
         self._place = batches.place
-        super().__init__(source, **arguments.of_dataloader())
+        super().__init__(source, sampler=sampler, batch_sampler=batch_sampler, **arguments.of_dataloader())
         # A DataLoader refuses another sampler for an iterable dataset.
         vars(self)["sampler"] = EpochSampler(self._schedule)
 
@@ -225,9 +228,7 @@ class SavableLoader(DataLoader[Any]):
         self.dataset.check_rank()
         if self._user_loader is not None:
             check_has_no_state(self._user_loader)
-        if self._schedule.pending is None:
-            check_resumes_with_state(self.dataset)
-        return LoaderIterator(self._runner)
+        return LoaderIterator(self._runner, self.dataset)
 
     # -- States of the whole job, without communication ---------------------------------------------------------------
 

@@ -111,6 +111,31 @@ def check_resumes_with_state(dataset: object) -> None:
                 raise LanewayError(message)
 
 
+def check_batch_count(dataset: object, num_delivered: int) -> None:
+    """Check that Lightning, if it resumes now, counts as many batches of the epoch as the loader.
+
+    Args:
+        dataset: The dataset of the loader.
+        num_delivered: Number of batches of the epoch that the loader has delivered.
+
+    Raises:
+        LanewayError: It does not, so it would end the epoch too early or too late.
+    """
+    for _, found in _methods():
+        loop = found["self"]
+        if _is_of(loop, _LIGHTNING, "_TrainingEpochLoop") and loop.restarting:
+            num_counted = loop.batch_progress.current.ready
+            combined = loop.trainer.fit_loop._combined_loader  # noqa: SLF001 - as above
+            is_trained_on = any(getattr(loader, "dataset", None) is dataset for loader in combined.flattened)
+            if is_trained_on and num_counted != num_delivered:
+                message = (
+                    f"Lightning resumes this epoch after {num_counted:,} batches, and the loader after "
+                    f"{num_delivered:,}, since the number of ranks, their workers or the batch size has changed: add "
+                    "laneway.integrations.lightning.CorrectBatchCount() to the callbacks of the Trainer"
+                )
+                raise LanewayError(message)
+
+
 def _starts_anew(loader: object, dataset: object) -> bool:
     """Return whether a framework's loader reads `dataset`, and is not a StatefulDataLoader that has loaded a state."""
     return getattr(loader, "dataset", None) is dataset and getattr(loader, "next_iter_state", None) is None

@@ -11,7 +11,7 @@ from torch.utils.data import Sampler
 from tqdm.auto import tqdm
 
 from laneway.delivery.accelerate import AcceleratedPass
-from laneway.delivery.callers import check_resumes_with_state, is_counted_by_fabric
+from laneway.delivery.callers import check_batch_count, check_resumes_with_state, is_counted_by_fabric
 from laneway.delivery.dataloader import DataLoaderPass
 from laneway.delivery.iterators import PassIterator
 from laneway.errors import CheckpointMismatchError, LanewayError
@@ -141,10 +141,16 @@ class PassRunner:
 class LoaderIterator(PassIterator):
     """Iterates over a pass of a rank as long as it is the loader's last one."""
 
-    def __init__(self, runner: PassRunner) -> None:
-        """Prepare a pass."""
+    def __init__(self, runner: PassRunner, dataset: object) -> None:
+        """Prepare a pass.
+
+        Args:
+            runner: Runs the passes of the rank.
+            dataset: The dataset that the loader reads, by which a trainer's loader is recognised.
+        """
         super().__init__(runner.schedule)
         self._runner = runner
+        self._dataset = dataset
         self._running: DataLoaderPass | None = None
         self._bar: tqdm[Any] | None = None
         """Its progress bar, once the pass has begun."""
@@ -181,6 +187,9 @@ class LoaderIterator(PassIterator):
     def _begin(self) -> tuple[DataLoaderPass, tqdm[Any]]:
         running = self._running
         if running is None:
+            if self._schedule.pending is None:
+                check_resumes_with_state(self._dataset)
+            check_batch_count(self._dataset, self._runner.num_received())
             running = self._runner.next_pass()
             weakref.finalize(self, running.release).atexit = False
             self._running = self._pass = running
