@@ -219,7 +219,7 @@ class SavableLoader(DataLoader[Any]):
         self.dataset.check_rank()
         self._runner.start_workers()
 
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override] - a DataLoader promises a private class
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # DataLoader's is private
         """Return an iterator over an epoch: that of a restored state, or the next.
 
         The pass begins with its first batch, so `set_epoch` and states that are restored before that still apply. The

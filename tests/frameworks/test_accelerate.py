@@ -1,4 +1,4 @@
-"""Accelerate: `prepare` and `save_state` / `load_state` with a SavableLoader; a DataLoader over a dataset is refused."""
+"""Accelerate: `prepare`, `save_state` and `load_state` with a SavableLoader; what would lose rows is refused."""
 
 from __future__ import annotations
 
@@ -28,13 +28,11 @@ pytest.importorskip("accelerate", reason="needs accelerate")
 
 
 def train(run: Run) -> dict[str, Any]:
-    from accelerate import Accelerator  # noqa: PLC0415 - takes seconds, in the processes of the ranks only
+    from accelerate import Accelerator
 
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=run.per_step)
     model = torch.nn.Linear(1, 1)
-    model, optimizer, loader = accelerator.prepare(
-        model, torch.optim.SGD(model.parameters(), lr=0.001), run.loader()
-    )
+    model, optimizer, loader = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.001), run.loader())
     assert type(loader).__name__ == "SavableLoader"
     if run.resumes:
         accelerator.load_state(str(run.folder / "accelerate"))
@@ -59,9 +57,7 @@ def test_killed_training_resumes_exactly(tmp_path: Path, world_size: int) -> Non
     write_corpus(tmp_path / "corpus")
     per_epoch = NUM_ROWS // BATCH_ROWS // world_size
     save_at = per_epoch + 3
-    run = Run(
-        tmp_path / "corpus", tmp_path, "", save_at=save_at, die_at=save_at + 2, per_step=3, world_size=world_size
-    )
+    run = Run(tmp_path / "corpus", tmp_path, "", save_at=save_at, die_at=save_at + 2, per_step=3, world_size=world_size)
     whole, after = check_killed_and_resumed(train, run)
     # Each third batch makes a step, and so does the last one of an epoch.
     of_epoch = [(index + 1) % 3 == 0 or index + 1 == per_epoch for index in range(per_epoch)]
@@ -75,7 +71,7 @@ def test_killed_training_resumes_exactly(tmp_path: Path, world_size: int) -> Non
 
 def read_wrapped(run: Run) -> list[str]:
     """Return the errors of reading a dataset in ways that would lose rows."""
-    from accelerate import Accelerator, DataLoaderConfiguration  # noqa: PLC0415 - as above
+    from accelerate import Accelerator, DataLoaderConfiguration
 
     errors = []
     for dispatches in (None, False):
@@ -105,11 +101,11 @@ def test_a_dataset_of_ranks_that_would_be_shared_out_again_is_refused(tmp_path: 
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("context", ["fork", "spawn"])
 def test_skipping_batches_is_refused(tmp_path: Path, num_workers: int, context: str) -> None:
-    from accelerate import Accelerator, skip_first_batches  # noqa: PLC0415 - as above
+    from accelerate import Accelerator, skip_first_batches
 
     write_corpus(tmp_path / "corpus")
     run = Run(tmp_path / "corpus", tmp_path, "", num_workers=num_workers)
-    options = {"multiprocessing_context": context} if num_workers else {}
+    options: dict[str, Any] = {"multiprocessing_context": context} if num_workers else {}
     plain = DataLoader(run.dataset(), batch_size=None, num_workers=num_workers, **options)
     accelerator = Accelerator(cpu=True)
     for loader in (plain, accelerator.prepare(plain), accelerator.prepare(run.loader())):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import torch
@@ -20,11 +20,13 @@ from tests.frameworks.training import (
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from laneway import SavableLoader
+
 pytest.importorskip("lightning", reason="needs lightning")
 
 
 def train(run: Run) -> None:
-    from lightning.fabric import Fabric  # noqa: PLC0415 - takes seconds, in the processes of the ranks only
+    from lightning.fabric import Fabric
 
     strategy = "ddp" if run.world_size > 1 else "auto"
     fabric = Fabric(accelerator="cpu", devices=run.world_size, strategy=strategy)
@@ -37,7 +39,7 @@ def train(run: Run) -> None:
     if run.resumes:
         fabric.load(run.folder / "fabric.ckpt", state)
     for _ in range(loader.epoch, NUM_EPOCHS):
-        for batch in batches:
+        for batch in cast("SavableLoader", batches):
             run.record(batch["id"])
             optimizer.zero_grad()
             fabric.backward(model(batch["x"][:, None]).pow(2).mean())
@@ -58,7 +60,7 @@ def test_killed_training_resumes_exactly_in_a_later_epoch(tmp_path: Path, world_
 
 def test_fabric_counts_passes_and_not_epochs() -> None:
     """The reason to ignore the epoch that it passes to the sampler of a loader; see laneway.delivery.callers."""
-    from lightning.fabric.wrappers import _FabricDataLoader  # noqa: PLC0415 - as above
+    from lightning.fabric.wrappers import _FabricDataLoader
 
     epochs: list[int] = []
 

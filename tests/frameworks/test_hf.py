@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-import json
 import math
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -85,7 +82,13 @@ def test_killed_training_resumes_exactly_with_whole_steps(tmp_path: Path, world_
     assert write_corpus(tmp_path / "corpus") == NUM_ROWS
     per_epoch = NUM_ROWS // BATCH_ROWS // world_size
     run = Run(
-        tmp_path / "corpus", tmp_path, "", save_at=per_epoch + 4, die_at=per_epoch + 6, per_step=2, world_size=world_size
+        tmp_path / "corpus",
+        tmp_path,
+        "",
+        save_at=per_epoch + 4,
+        die_at=per_epoch + 6,
+        per_step=2,
+        world_size=world_size,
     )
     whole, after = check_killed_and_resumed(train, run)
     for one, two in zip(whole, after, strict=True):

@@ -32,7 +32,7 @@ def make_loader(corpus: Path) -> SavableLoader:
     return SavableLoader(dataset, num_workers=2, collate_fn=pair)
 
 
-class Recording(keras.Model):  # type: ignore[misc] - keras is not typed
+class Recording(keras.Model):
     """Records the row ids that it is trained on."""
 
     def __init__(self) -> None:
@@ -59,7 +59,9 @@ def fit(loader: SavableLoader, epochs: int, *callbacks: Any, initial_epoch: int 
 def test_each_epoch_of_fit_is_an_epoch(tmp_path: Path) -> None:
     write_corpus(tmp_path)
     found = fit(make_loader(tmp_path), 2)
-    assert found == [row for _, batches in zip(range(2), [make_loader(tmp_path)] * 2, strict=True) for row in ids(batches)]
+    assert found == [
+        row for _, batches in zip(range(2), [make_loader(tmp_path)] * 2, strict=True) for row in ids(batches)
+    ]
 
 
 def ids(loader: SavableLoader) -> list[int]:
@@ -71,8 +73,8 @@ def test_a_restored_epoch_is_completed_and_the_next_one_is_whole(tmp_path: Path)
     whole = fit(make_loader(tmp_path), 3)
     states: list[Any] = []
 
-    class Save(keras.callbacks.Callback):  # type: ignore[misc] - as above
-        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+    class Save(keras.callbacks.Callback):
+        def on_train_batch_end(self, *_: Any, **__: Any) -> None:
             states.append(loader.state_dict())
 
     loader = make_loader(tmp_path)

@@ -31,7 +31,7 @@ def _lightnings_own_warnings() -> Iterator[None]:
         yield
 
 
-class Model(pl.LightningModule):  # type: ignore[misc] - not typed without the package
+class Model(pl.LightningModule):
     """Records the row ids that it sees."""
 
     def __init__(self, stop_at: int | None = None) -> None:
@@ -47,7 +47,7 @@ class Model(pl.LightningModule):  # type: ignore[misc] - not typed without the p
         loss: torch.Tensor = self.weights(batch["x"].float()[:, None]).mean()
         return loss
 
-    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+    def predict_step(self, batch: dict[str, Any]) -> None:
         self.seen += batch["id"].tolist()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

@@ -11,7 +11,6 @@ import os
 import warnings
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from laneway import SavableLoader, StatefulShardedDataset
@@ -19,6 +18,7 @@ from tests.distributed.ranks import RankGroup
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 NUM_EPOCHS = 3
 NUM_ROWS = 48
@@ -114,7 +114,8 @@ def rows(ranks: list[Trained]) -> list[int]:
 
 def check_killed_and_resumed(train: Callable[[Run], Any], run: Run) -> tuple[list[Trained], list[Trained]]:
     """Check that killed training resumes exactly; return what was trained without interruption, and after it."""
-    assert run.save_at and run.die_at
+    assert run.save_at
+    assert run.die_at
     whole = run_all(train, replace(run, name="whole", save_at=None, die_at=None))
     for rank in whole:
         assert len(rank.batches) == NUM_EPOCHS * NUM_ROWS // (BATCH_ROWS * run.world_size)
@@ -130,9 +131,7 @@ def check_resumed_on_more_ranks(train: Callable[[Run], Any], run: Run, world_siz
     """Check that each row of each epoch comes once, or is repeated as padding; return what was trained after it."""
     killed = replace(run, name="killed")
     before = [Trained(read_log(killed, rank)[: run.save_at], None) for rank in range(run.world_size)]
-    after = run_all(
-        train, replace(run, name="more", save_at=None, die_at=None, resumes=True, world_size=world_size)
-    )
+    after = run_all(train, replace(run, name="more", save_at=None, die_at=None, resumes=True, world_size=world_size))
     counts = Counter(rows(before) + rows(after))
     assert sorted(counts) == list(range(NUM_ROWS))
     assert min(counts.values()) == NUM_EPOCHS

@@ -69,7 +69,11 @@ def check_readers(*, world_size: int) -> None:
                 "a dataset created with rank=0, world_size=1)"
             )
             raise LanewayError(message)
-        if name == "__iter__" and _is_of(reader, ("accelerate",), "DataLoaderAdapter") and vars(reader).get("skip_batches"):
+        if (
+            name == "__iter__"
+            and _is_of(reader, ("accelerate",), "DataLoaderAdapter")
+            and vars(reader).get("skip_batches")
+        ):
             message = (
                 f"Accelerate would read this epoch from its beginning and drop {reader.skip_batches:,} batches, which "
                 "are not those that were trained before if the number of ranks or workers differs: pass "

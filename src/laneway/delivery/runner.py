@@ -141,7 +141,7 @@ class PassRunner:
 class LoaderIterator(PassIterator):
     """Iterates over a pass of a rank as long as it is the loader's last one."""
 
-    def __init__(self, runner: PassRunner, dataset: object) -> None:
+    def __init__(self, runner: PassRunner, dataset: object = None) -> None:
         """Prepare a pass.
 
         Args:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _CALLBACK = "LoaderState"
 
 
-class LoaderState(TrainerCallback, ExportableState):  # type: ignore[misc] - transformers is not typed
+class LoaderState(TrainerCallback, ExportableState):
     """Keeps the state of the loader in `trainer_state.json`, which rank 0 writes with each checkpoint.
 
     `LanewayTrainerMixin` adds it.
@@ -103,7 +103,7 @@ class LanewayTrainerMixin:
     def num_examples(self, dataloader: Any) -> int:  # noqa: ANN401 - a DataLoader of any framework
         """Return the number of rows that all ranks read in an epoch."""
         if dataloader is self._train_loader:
-            return self._train_loader.dataset.manifest.num_rows
+            return int(self._train_loader.dataset.manifest.num_rows)
         return int(self._trainer.num_examples(dataloader))
 
     def set_initial_training_values(self, args: Any, dataloader: Any) -> tuple[Any, ...]:  # noqa: ANN401 - Trainer's

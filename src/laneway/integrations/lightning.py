@@ -11,8 +11,8 @@ class CorrectBatchCount(Callback):
     """Makes Lightning end a resumed epoch where its loader does.
 
     Lightning restores its own count of the batches of an epoch, even if they now have another size or number, as on
-    another number of ranks or workers. This sets the count to that of the SavableLoader. If nothing has changed, it does
-    nothing.
+    another number of ranks or workers. This sets the count to that of the SavableLoader; if nothing has changed, it
+    stays as it is.
     """
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ANN401, ARG002 - as Callback has them
