@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader
@@ -15,7 +13,15 @@ from laneway.dataset import StatefulShardedDataset
 from laneway.delivery.accelerate import placement_of_caller
 from laneway.delivery.dataloader import BatchSource
 from laneway.delivery.loader_arguments import LoaderArguments, check_has_no_state
-from laneway.delivery.loader_state import job_state, parse_job_state, parse_rank_state, rank_state, resume_point
+from laneway.delivery.loader_state import (
+    check_lockstep,
+    digest_of,
+    job_state,
+    parse_job_state,
+    parse_rank_state,
+    rank_state,
+    resume_point,
+)
 from laneway.delivery.runner import EpochSampler, LoaderIterator, PassRunner
 from laneway.distributed import Ranks, rank_in_group
 from laneway.errors import CheckpointMismatchError, LanewayError
@@ -232,14 +238,25 @@ class SavableLoader(DataLoader[Any]):
 
     # -- States of the whole job, without communication ---------------------------------------------------------------
 
-    def state_dict(self) -> State:
+    def state_dict(self, *, check: bool = False) -> State:
         """Return the state of the whole job, if all ranks have taken as many batches as this one, as plain JSON values.
 
         It is the same on every rank, so one rank can save it for all; nothing is communicated. Near the end of an epoch
         that keeps its remainder, ranks deliver different numbers of batches, so this can't be assumed: then it is the
         state of this rank, marked as such, and other ranks refuse it.
+
+        Args:
+            check: Whether to compare with all other ranks, which must all make this call then: for loops in which ranks
+                might take different numbers of batches, as when each packs its own.
+
+        Raises:
+            LanewayError: With `check`, on all ranks: they have taken different numbers of batches.
+            CollectiveError: With `check`: a rank could not be reached.
         """
-        return wrap_state(job_state(self._runner))
+        state = job_state(self._runner)
+        if check:
+            check_lockstep(self.ranks().gather(lambda: (digest_of(state), self.epoch, self.batches_delivered)) or [])
+        return wrap_state(state)
 
     def load_state_dict(self, state_dict: State) -> None:
         """Resume the next pass from a state of the whole job, or of this rank; a refused state changes nothing.
@@ -342,7 +359,7 @@ class SavableLoader(DataLoader[Any]):
             return saved, resume_point(self._runner, saved)
 
         saved, progress = ranks.agree(check, call)
-        digests = ranks.gather(lambda: _digest(saved)) or []
+        digests = ranks.gather(lambda: digest_of(saved.fields)) or []
         others = [rank for rank, each in enumerate(digests) if each != digests[0]]
         if others:
             message = (
@@ -361,10 +378,6 @@ class SavableLoader(DataLoader[Any]):
     @property
     def _identity(self) -> Identity:
         return self._runner.source.definition.identity
-
-
-def _digest(saved: SavedState) -> str:
-    return hashlib.blake2b(json.dumps(saved.fields, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def _of_rank(dataset: StatefulShardedDataset, rank: int, world_size: int) -> StatefulShardedDataset:
