@@ -223,7 +223,7 @@ class StatefulShardedDataset(IterableDataset[Any]):
 
     def __getstate__(self) -> dict[str, Any]:
         """Refuse to be sent to the workers of a framework that would lose rows: there, nobody can tell."""
-        check_readers(world_size=self.definition.place.world_size)
+        check_readers(self, world_size=self.definition.place.world_size)
         return vars(self)
 
     def __repr__(self) -> str:
@@ -299,7 +299,7 @@ class StatefulShardedDataset(IterableDataset[Any]):
             ValueError: `epoch` is not an int, or out of its range.
             LanewayError: Called by a framework that would share out the rows again.
         """
-        check_readers(world_size=self.definition.place.world_size)
+        check_readers(self, world_size=self.definition.place.world_size)
         self.schedule.set_epoch(epoch)
 
     def check_rank(self) -> None:
@@ -321,7 +321,7 @@ class StatefulShardedDataset(IterableDataset[Any]):
             LanewayError: Called by a framework that would lose rows; the message says what to write instead.
         """
         self.check_rank()
-        check_readers(world_size=self.definition.place.world_size)
+        check_readers(self, world_size=self.definition.place.world_size)
         if self.definition.options.batch_size is not None and is_collated_by_caller():
             message = (
                 "the DataLoader collates the batches of this dataset once more, to columns of shape [1, rows]: pass "

@@ -46,10 +46,11 @@ def is_counted_by_fabric() -> bool:
     return calling_method("lightning", "_FabricDataLoader", "__iter__") is not None
 
 
-def check_readers(*, world_size: int) -> None:
+def check_readers(dataset: object, *, world_size: int) -> None:
     """Check that nobody on the call stack would share out or drop what a dataset delivers.
 
     Args:
+        dataset: The dataset.
         world_size: Number of ranks of the dataset.
 
     Raises:
@@ -82,6 +83,15 @@ def check_readers(*, world_size: int) -> None:
                 "laneway.integrations.hf.LanewayTrainerMixin instead of train_dataset="
             )
             raise LanewayError(message)
+        if name == "_run_epoch" and "train_dataloader" in found and _is_of(reader, ("transformers",), "Trainer"):
+            loader = found["train_dataloader"]
+            if loader.dataset is dataset and loader.batch_size is not None and loader.num_workers > 1:
+                message = (
+                    f"each of the {loader.num_workers} workers makes batches of its own rows, so an epoch may have "
+                    "more batches than transformers.Trainer expects and trains: pass dataloader_num_workers=1, or use "
+                    "laneway.integrations.hf.LanewayTrainerMixin instead of train_dataset="
+                )
+                raise LanewayError(message)
 
 
 def check_resumes_with_state(dataset: object) -> None:
