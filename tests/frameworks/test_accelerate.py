@@ -17,6 +17,7 @@ from tests.frameworks.training import (
     Run,
     check_killed_and_resumed,
     check_resumed_on_more_ranks,
+    needs,
     rows,
     run_all,
 )
@@ -24,7 +25,7 @@ from tests.frameworks.training import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytest.importorskip("accelerate", reason="needs accelerate")
+pytestmark = needs("accelerate")
 
 
 def train(run: Run) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from tests.frameworks.training import (
     Run,
     check_killed_and_resumed,
     check_resumed_on_more_ranks,
+    needs,
 )
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from laneway import SavableLoader
 
-pytest.importorskip("lightning", reason="needs lightning")
+pytestmark = needs("lightning")
 
 
 def train(run: Run) -> None:

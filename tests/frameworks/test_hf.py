@@ -21,6 +21,7 @@ from tests.frameworks.training import (
     Trained,
     check_killed_and_resumed,
     check_resumed_on_more_ranks,
+    needs,
     read_log,
     rows,
     run_all,
@@ -29,9 +30,8 @@ from tests.frameworks.training import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytest.importorskip("transformers", reason="needs transformers")
-pytest.importorskip("accelerate", reason="needs accelerate")
-pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers, accelerate and torch about themselves
+# The warnings are those of transformers, accelerate and torch about themselves.
+pytestmark = [needs("transformers", "accelerate"), pytest.mark.filterwarnings("ignore")]
 
 
 class Model(torch.nn.Module):

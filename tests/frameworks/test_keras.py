@@ -5,18 +5,15 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-import pytest
-
 from laneway import SavableLoader, StatefulShardedDataset
 from tests.corpora import write_corpus
-from tests.frameworks.training import NUM_ROWS
+from tests.frameworks.training import NUM_ROWS, needs
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
-keras: Any = pytest.importorskip("keras", reason="needs keras")
-pytestmark = pytest.mark.skipif(keras.backend.backend() != "torch", reason="needs Keras on torch")
+pytestmark = needs("keras")
 
 SAVE_AT = 4
 """Batches of the second epoch after which the state is saved."""
@@ -32,28 +29,28 @@ def make_loader(corpus: Path) -> SavableLoader:
     return SavableLoader(dataset, num_workers=2, collate_fn=pair)
 
 
-class Recording(keras.Model):
-    """Records the row ids that it is trained on."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.dense = keras.layers.Dense(1)
-        self.rows: list[int] = []
-
-    def call(self, inputs: Any) -> Any:
-        if inputs.device.type == "cpu":
-            self.rows += inputs[:, 0].int().tolist()
-        return self.dense(inputs)
-
-
 def fit(loader: SavableLoader, epochs: int, *callbacks: Any, initial_epoch: int = 0) -> list[int]:
     """Fit a new model, and return the row ids in the order of training."""
+    import keras
+
+    seen: list[int] = []
+
+    class Recording(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.dense = keras.layers.Dense(1)
+
+        def call(self, inputs: Any) -> Any:
+            if inputs.device.type == "cpu":
+                seen.extend(inputs[:, 0].int().tolist())
+            return self.dense(inputs)
+
     model = Recording()
     model.compile(optimizer="sgd", loss="mse", run_eagerly=True)
     model.build((3, 1))
-    model.rows.clear()
+    seen.clear()
     model.fit(loader, epochs=epochs, initial_epoch=initial_epoch, verbose=0, callbacks=list(callbacks))
-    return model.rows
+    return seen
 
 
 def test_each_epoch_of_fit_is_an_epoch(tmp_path: Path) -> None:
@@ -70,6 +67,8 @@ def ids(loader: SavableLoader) -> list[int]:
 
 def test_a_restored_epoch_is_completed_and_the_next_one_is_whole(tmp_path: Path) -> None:
     write_corpus(tmp_path)
+    import keras
+
     whole = fit(make_loader(tmp_path), 3)
     states: list[Any] = []
 

@@ -12,12 +12,13 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from laneway import LanewayError, SavableLoader, StatefulShardedDataset
 from tests.corpora import write_corpus
+from tests.frameworks.training import needs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-pl: Any = pytest.importorskip("lightning.pytorch", reason="needs lightning")
+pytestmark = needs("lightning")
 
 
 class Stopped(Exception):  # noqa: N818 - it is not an error
@@ -31,32 +32,39 @@ def _lightnings_own_warnings() -> Iterator[None]:
         yield
 
 
-class Model(pl.LightningModule):
-    """Records the row ids that it sees."""
+def make_model(stop_at: int | None = None) -> Any:
+    """Return a model that records the row ids that it sees."""
+    from lightning.pytorch import LightningModule
 
-    def __init__(self, stop_at: int | None = None) -> None:
-        super().__init__()
-        self.weights = torch.nn.Linear(1, 1)
-        self.seen: list[int] = []
-        self.stop_at = stop_at
+    class Recording(LightningModule):
+        """Records the row ids that it sees."""
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
-        if batch_idx == self.stop_at:
-            raise Stopped
-        self.seen += batch["id"].tolist()
-        loss: torch.Tensor = self.weights(batch["x"].float()[:, None]).mean()
-        return loss
+        def __init__(self) -> None:
+            super().__init__()
+            self.weights = torch.nn.Linear(1, 1)
+            self.seen: list[int] = []
 
-    def predict_step(self, batch: dict[str, Any]) -> None:
-        self.seen += batch["id"].tolist()
+        def training_step(self, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
+            if batch_idx == stop_at:
+                raise Stopped
+            self.seen += batch["id"].tolist()
+            loss: torch.Tensor = self.weights(batch["x"].float()[:, None]).mean()
+            return loss
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.001)
+        def predict_step(self, batch: dict[str, Any]) -> None:
+            self.seen += batch["id"].tolist()
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.001)
+
+    return Recording()
 
 
 def make_trainer(folder: Path, **options: Any) -> Any:
+    import lightning.pytorch as pl
+
     saves = pl.callbacks.ModelCheckpoint(folder, save_last=True, every_n_train_steps=1)
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     return pl.Trainer(accelerator="cpu", devices=1, max_epochs=2, callbacks=[saves], **quiet, **options)
 
 
@@ -67,7 +75,7 @@ def make_dataset(corpus: Path, **options: Any) -> StatefulShardedDataset:
 @pytest.mark.parametrize("in_hook", [False, True])
 def test_predict_copies_the_loader_and_sees_every_row(tmp_path: Path, in_hook: bool) -> None:
     num_rows = write_corpus(tmp_path / "corpus")
-    model = Model()
+    model = make_model()
     rows = make_dataset(tmp_path / "corpus", batch_size=None)
     if in_hook:
         model.predict_dataloader = lambda: SavableLoader(rows, batch_size=3, num_workers=1)
@@ -89,10 +97,11 @@ def test_a_checkpoint_without_the_state_of_the_loader_is_not_resumed_in_mid_epoc
         return make(make_dataset(tmp_path / "corpus"), num_workers=num_workers, **batching)
 
     with pytest.raises(Stopped):
-        make_trainer(tmp_path).fit(Model(stop_at=5), loader(DataLoader))
+        make_trainer(tmp_path).fit(make_model(stop_at=5), loader(DataLoader))
+    last = tmp_path / "last.ckpt"
     # If it is raised while Lightning calls iter(), Lightning raises another one while it handles it.
     with pytest.raises((LanewayError, RuntimeError)) as failed:
-        make_trainer(tmp_path).fit(Model(), loader(make_loader), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+        make_trainer(tmp_path).fit(make_model(), loader(make_loader), ckpt_path=last, weights_only=True)
     error = failed.value if isinstance(failed.value, LanewayError) else failed.value.__context__
     assert isinstance(error, LanewayError)
     assert "Lightning resumes in the middle of an epoch" in str(error)
@@ -101,7 +110,7 @@ def test_a_checkpoint_without_the_state_of_the_loader_is_not_resumed_in_mid_epoc
 
 def test_a_stateful_dataloader_resumes(tmp_path: Path) -> None:
     num_rows = write_corpus(tmp_path / "corpus")
-    before, after = Model(stop_at=5), Model()
+    before, after = make_model(stop_at=5), make_model()
 
     def loader() -> Any:
         return StatefulDataLoader(make_dataset(tmp_path / "corpus"), batch_size=None, num_workers=2)
@@ -114,7 +123,7 @@ def test_a_stateful_dataloader_resumes(tmp_path: Path) -> None:
 
 def test_an_epoch_after_a_resumed_one_is_not_taken_for_it(tmp_path: Path) -> None:
     num_rows = write_corpus(tmp_path / "corpus")
-    before, after = Model(stop_at=5), Model()
+    before, after = make_model(stop_at=5), make_model()
     with pytest.raises(Stopped):
         make_trainer(tmp_path).fit(before, SavableLoader(make_dataset(tmp_path / "corpus")))
     model_loader = SavableLoader(make_dataset(tmp_path / "corpus"))

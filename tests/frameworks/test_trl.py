@@ -10,13 +10,13 @@ import torch
 
 from laneway import SavableLoader
 from tests.corpora import write_corpus
-from tests.frameworks.training import NUM_EPOCHS, NUM_ROWS, Run, Trained, read_log, rows
+from tests.frameworks.training import NUM_EPOCHS, NUM_ROWS, Run, Trained, needs, read_log, rows
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytest.importorskip("trl", reason="needs trl; make test-frameworks installs it")
-pytestmark = pytest.mark.filterwarnings("ignore")  # of the frameworks about themselves
+# The warnings are those of the frameworks about themselves.
+pytestmark = [needs("trl"), pytest.mark.filterwarnings("ignore")]
 
 
 class Stopped(Exception):  # noqa: N818 - it is not an error

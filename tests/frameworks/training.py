@@ -11,7 +11,10 @@ import os
 import warnings
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
 
 from laneway import SavableLoader, StatefulShardedDataset
 from tests.distributed.ranks import RankGroup
@@ -74,6 +77,12 @@ class Run:
     @property
     def saves_now(self) -> bool:
         return self.num_taken == self.save_at
+
+
+def needs(*packages: str) -> pytest.MarkDecorator:
+    """Skip the tests of a module where a package is missing; none is imported, since that takes seconds."""
+    missing = [name for name in packages if find_spec(name) is None]
+    return pytest.mark.skipif(bool(missing), reason=f"needs {', '.join(missing)}; make test-frameworks installs it")
 
 
 class Trained(NamedTuple):
