@@ -39,7 +39,7 @@ SIGNATURES = {
     "laneway.SavableLoader": (
         "(dataset, *, num_workers=0, batch_size=None, collate_fn=None, pin_memory=False, prefetch_factor=None, "
         "persistent_workers=False, multiprocessing_context=None, timeout=0, worker_init_fn=None, shield_workers=False, "
-        "process_group=None, progress=False)"
+        "process_group=None, progress=False, sampler=None, batch_sampler=None)"
     ),
     "laneway.Manifest.scan": (
         "(source, *, format=None, filesystem=None, storage_options=None, retries=None, progress=None, cache_dir=None)"
@@ -91,7 +91,7 @@ MEMBERS = {
         "save_state_global": "(dst_rank=0)",
         "save_state_rank": "()",
         "set_epoch": "(epoch)",
-        "state_dict": "()",
+        "state_dict": "(*, check=False)",
     },
     "gathered": {"load_state_dict": "(state_dict)", "state_dict": "()"},
     "manifest": {

@@ -27,6 +27,7 @@ from laneway.core.lanes import MAX_LANES, Remainder
 from laneway.core.options import LaneOptions
 from laneway.core.plan import Identity, Settings
 from laneway.core.turns import WorkerPlace
+from laneway.delivery.callers import check_readers
 from laneway.delivery.dataset_state import dataset_state, load_dataset_state
 from laneway.delivery.definition import Definition
 from laneway.delivery.iterators import DatasetIterator
@@ -234,6 +235,11 @@ class StatefulShardedDataset(IterableDataset[Any]):
         """
         return self.definition.num_items(self.definition.place)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Refuse to be sent to the workers of a framework that would lose rows: there, nobody can tell."""
+        check_readers(self, world_size=self.definition.place.world_size)
+        return vars(self)
+
     def __repr__(self) -> str:
         definition = self.definition
         settings, options, place = definition.identity.settings, definition.options, definition.place
@@ -318,7 +324,9 @@ class StatefulShardedDataset(IterableDataset[Any]):
 
         Raises:
             ValueError: `epoch` is not an int, or out of its range.
+            LanewayError: Called by a framework that would share out the rows again.
         """
+        check_readers(self, world_size=self.definition.place.world_size)
         self.schedule.set_epoch(epoch)
 
     def check_rank(self) -> None:
@@ -335,15 +343,19 @@ class StatefulShardedDataset(IterableDataset[Any]):
 
         The pass begins with its first item, so `set_epoch` and states that are loaded before that still apply. In a
         DataLoader worker, it begins at once.
+
+        Raises:
+            LanewayError: Called by a framework that would lose rows; the message says what to write instead.
         """
         self.check_rank()
+        check_readers(self, world_size=self.definition.place.world_size)
         if self.definition.options.batch_size is not None and is_collated_by_caller():
             message = (
                 "the DataLoader collates the batches of this dataset once more, to columns of shape [1, rows]: pass "
                 "batch_size=None to the DataLoader (its default is 1)"
             )
             warnings.warn(message, stacklevel=2)
-        return DatasetIterator(self.definition, self.schedule)
+        return DatasetIterator(self.definition, self.schedule, self)
 
     # -- States -------------------------------------------------------------------------------------------------------
 

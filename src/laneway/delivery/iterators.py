@@ -12,6 +12,7 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Any, Self
 
 from laneway.core.cursor import Received
+from laneway.delivery.callers import check_resumes_with_state
 from laneway.delivery.dataset_state import dataset_state, load_dataset_state, pass_state
 from laneway.delivery.workers import MAX_WORKERS, is_in_worker, worker_place
 from laneway.errors import LanewayError
@@ -130,10 +131,17 @@ class DatasetIterator(PassIterator):
     It has a state of its own, which StatefulDataLoader saves: other passes over the dataset don't affect it.
     """
 
-    def __init__(self, definition: Definition, schedule: EpochSchedule) -> None:
-        """Prepare a pass."""
+    def __init__(self, definition: Definition, schedule: EpochSchedule, dataset: object) -> None:
+        """Prepare a pass.
+
+        Args:
+            definition: The files, order and conversion of the dataset.
+            schedule: The epochs of the dataset.
+            dataset: The dataset itself, by which a trainer's loader is recognised.
+        """
         super().__init__(schedule)
         self._definition = definition
+        self._dataset = dataset
         self._place = worker_place(definition.place) or definition.place
         self._stream: Stream | None = None
         self._has_begun = False
@@ -162,6 +170,8 @@ class DatasetIterator(PassIterator):
                 None, (self._definition.options.warning_for(place), schedule.warning_at_start(place))
             ):
                 warnings.warn(warning, stacklevel=4)
+            if restored is None:
+                check_resumes_with_state(self._dataset)
             start = restored.start if restored else progress
             stream = self._definition.open(self._definition.resolve(start, place))
             weakref.finalize(self, stream.release).atexit = False

@@ -278,10 +278,15 @@ def test_each_signal_that_was_held_back_is_handled_even_if_the_handler_of_anothe
         called.append(number)
         raise KeyboardInterrupt
 
+    def kill_twice() -> None:
+        with holding_back_signals():
+            for number in before:
+                os.kill(os.getpid(), number)
+
     before = {number: signal.signal(number, handle) for number in (signal.SIGUSR1, signal.SIGUSR2)}
     try:
-        with pytest.raises(KeyboardInterrupt), holding_back_signals():
-            [os.kill(os.getpid(), number) for number in before]
+        with pytest.raises(KeyboardInterrupt):
+            kill_twice()
         assert sorted(called) == sorted(before)
         assert all(signal.getsignal(number) is handle for number in before)
     finally:
