@@ -41,24 +41,22 @@ def fit(loader: SavableLoader, epochs: int, *callbacks: Any, initial_epoch: int 
             self.dense = keras.layers.Dense(1)
 
         def call(self, inputs: Any) -> Any:
-            if inputs.device.type == "cpu":
-                seen.extend(inputs[:, 0].int().tolist())
             return self.dense(inputs)
+
+        def train_step(self, data: Any) -> Any:
+            seen.extend(data[0][:, 0].int().tolist())
+            return super().train_step(data)
 
     model = Recording()
     model.compile(optimizer="sgd", loss="mse", run_eagerly=True)
-    model.build((3, 1))
-    seen.clear()
-    model.fit(loader, epochs=epochs, initial_epoch=initial_epoch, verbose=0, callbacks=list(callbacks))
+    model.fit(loader, epochs=epochs, initial_epoch=initial_epoch, verbose=0, shuffle=False, callbacks=list(callbacks))
     return seen
 
 
 def test_each_epoch_of_fit_is_an_epoch(tmp_path: Path) -> None:
     write_corpus(tmp_path)
-    found = fit(make_loader(tmp_path), 2)
-    assert found == [
-        row for _, batches in zip(range(2), [make_loader(tmp_path)] * 2, strict=True) for row in ids(batches)
-    ]
+    loader = make_loader(tmp_path)
+    assert fit(make_loader(tmp_path), 2) == ids(loader) + ids(loader)
 
 
 def ids(loader: SavableLoader) -> list[int]:
