@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from laneway import SavableLoader, StatefulShardedDataset
 from tests.corpora import write_corpus
 from tests.frameworks.training import NUM_ROWS, needs
@@ -63,6 +65,7 @@ def ids(loader: SavableLoader) -> list[int]:
     return [row for inputs, _ in loader for row in inputs[:, 0].int().tolist()]
 
 
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")  # Keras expects as many batches in each epoch
 def test_a_restored_epoch_is_completed_and_the_next_one_is_whole(tmp_path: Path) -> None:
     write_corpus(tmp_path)
     import keras
