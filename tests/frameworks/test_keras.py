@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from laneway import SavableLoader, StatefulShardedDataset
 from tests.corpora import write_corpus
 from tests.frameworks.training import NUM_ROWS, needs
@@ -41,30 +43,29 @@ def fit(loader: SavableLoader, epochs: int, *callbacks: Any, initial_epoch: int 
             self.dense = keras.layers.Dense(1)
 
         def call(self, inputs: Any) -> Any:
-            if inputs.device.type == "cpu":
-                seen.extend(inputs[:, 0].int().tolist())
             return self.dense(inputs)
+
+        def train_step(self, data: Any) -> Any:
+            seen.extend(data[0][:, 0].int().tolist())
+            return super().train_step(data)
 
     model = Recording()
     model.compile(optimizer="sgd", loss="mse", run_eagerly=True)
-    model.build((3, 1))
-    seen.clear()
-    model.fit(loader, epochs=epochs, initial_epoch=initial_epoch, verbose=0, callbacks=list(callbacks))
+    model.fit(loader, epochs=epochs, initial_epoch=initial_epoch, verbose=0, shuffle=False, callbacks=list(callbacks))
     return seen
 
 
 def test_each_epoch_of_fit_is_an_epoch(tmp_path: Path) -> None:
     write_corpus(tmp_path)
-    found = fit(make_loader(tmp_path), 2)
-    assert found == [
-        row for _, batches in zip(range(2), [make_loader(tmp_path)] * 2, strict=True) for row in ids(batches)
-    ]
+    loader = make_loader(tmp_path)
+    assert fit(make_loader(tmp_path), 2) == ids(loader) + ids(loader)
 
 
 def ids(loader: SavableLoader) -> list[int]:
     return [row for inputs, _ in loader for row in inputs[:, 0].int().tolist()]
 
 
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")  # Keras expects as many batches in each epoch
 def test_a_restored_epoch_is_completed_and_the_next_one_is_whole(tmp_path: Path) -> None:
     write_corpus(tmp_path)
     import keras

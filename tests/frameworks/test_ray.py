@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from laneway import SavableLoader, StatefulShardedDataset
+from laneway import LanewayError, SavableLoader, StatefulShardedDataset
 from tests.corpora import write_corpus
 from tests.frameworks.training import needs
 
@@ -28,12 +28,14 @@ def train(config: dict[str, Any]) -> None:
     rank = get_context().get_world_rank()
     dataset = StatefulShardedDataset(config["corpus"], columns=["id"], shuffle=True, shard_rows=4, batch_size=3)
     loader, checkpoint = SavableLoader(dataset, num_workers=0), get_checkpoint()
-    batches = ray.train.torch.prepare_data_loader(loader)
+    if checkpoint is None:
+        with pytest.raises(LanewayError, match="takes one batch more than the training loop"):
+            next(iter(ray.train.torch.prepare_data_loader(loader)))
     if checkpoint is not None:
         with checkpoint.as_directory() as folder:
             loader.load_state_dict(json.loads(Path(folder, "loader.json").read_text()))
     attempt = "second" if checkpoint else "first"
-    for num_batches, batch in enumerate(batches, start=1):
+    for num_batches, batch in enumerate(loader, start=1):
         with Path(config["folder"], f"{attempt}-{rank}.jsonl").open("a") as log:
             log.write(json.dumps(batch["id"].tolist()) + "\n")
         if checkpoint is None and num_batches == SAVE_AT:

@@ -46,6 +46,11 @@ def is_counted_by_fabric() -> bool:
     return calling_method("lightning", "_FabricDataLoader", "__iter__") is not None
 
 
+def is_looked_at_by_keras() -> bool:
+    """Return whether Keras takes a batch only to learn its shape; it begins another pass to train."""
+    return calling_method("keras", "Trainer", "_symbolic_build") is not None
+
+
 def check_readers(dataset: object, *, world_size: int) -> None:
     """Check that nobody on the call stack would share out or drop what a dataset delivers.
 
@@ -123,6 +128,21 @@ def check_resumes_with_state(dataset: object) -> None:
                     "and resume from checkpoints that were saved with it"
                 )
                 raise LanewayError(message)
+
+
+def check_not_read_ahead() -> None:
+    """Check that nobody on the call stack takes a batch of a loader before the training loop asks for it.
+
+    Raises:
+        LanewayError: Somebody does, so a state would count a batch that was not trained.
+    """
+    if calling_method("ray", "_WrappedDataLoader", "__iter__") is not None:
+        message = (
+            "Ray's prepare_data_loader() takes one batch more than the training loop, and states would count it as "
+            "trained: iterate over the SavableLoader itself, which has the rows of this rank only, and move its "
+            "batches with to(ray.train.torch.get_device())"
+        )
+        raise LanewayError(message)
 
 
 def check_batch_count(dataset: object, num_delivered: int) -> None:

@@ -10,8 +10,15 @@ from typing import TYPE_CHECKING, Any
 from torch.utils.data import Sampler
 from tqdm.auto import tqdm
 
+from laneway.core.cursor import Received
 from laneway.delivery.accelerate import AcceleratedPass
-from laneway.delivery.callers import check_batch_count, check_resumes_with_state, is_counted_by_fabric
+from laneway.delivery.callers import (
+    check_batch_count,
+    check_not_read_ahead,
+    check_resumes_with_state,
+    is_counted_by_fabric,
+    is_looked_at_by_keras,
+)
 from laneway.delivery.dataloader import DataLoaderPass
 from laneway.delivery.iterators import PassIterator
 from laneway.errors import CheckpointMismatchError, LanewayError
@@ -156,6 +163,8 @@ class LoaderIterator(PassIterator):
         """Its progress bar, once the pass has begun."""
         self._accelerated: AcceleratedPass | None = None
         """The pass as Accelerate sees it, if an Accelerator has prepared the loader."""
+        self._is_look = False
+        """Whether its batches are only looked at, and not counted: they come again in the next pass."""
         self._num_items = 0
         """Then, the number of items that it delivers."""
 
@@ -177,6 +186,8 @@ class LoaderIterator(PassIterator):
         taken = running.take()
         if taken is None:
             bar.close()
+        if taken is not None and self._is_look:
+            return taken._replace(received=Received())
         if accelerated is None:
             return taken
         if taken is None:
@@ -189,6 +200,8 @@ class LoaderIterator(PassIterator):
         if running is None:
             if self._schedule.pending is None:
                 check_resumes_with_state(self._dataset)
+            check_not_read_ahead()
+            self._is_look = is_looked_at_by_keras()
             check_batch_count(self._dataset, self._runner.num_received())
             running = self._runner.next_pass()
             weakref.finalize(self, running.release).atexit = False
