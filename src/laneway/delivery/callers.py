@@ -17,13 +17,16 @@ if TYPE_CHECKING:
     from types import FrameType
 
 _LIGHTNING = ("lightning", "pytorch_lightning")
+_FRAMEWORKS = {"accelerate", "keras", "ray", "transformers", *_LIGHTNING}
 
 
 def _methods() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield name and local variables, with `self`, of the methods on the call stack, innermost first."""
+    """Yield name and local variables, with `self`, of the frameworks' methods on the call stack, innermost first."""
     frame: FrameType | None = sys._getframe(2)  # noqa: SLF001 - frameworks don't say who they are
     while frame is not None:
-        if "self" in frame.f_locals:
+        package = str(frame.f_globals.get("__name__")).partition(".")[0]
+        # Not of other functions: until these return, Python would keep all that their variables refer to now.
+        if package in _FRAMEWORKS and "self" in frame.f_locals:
             yield frame.f_code.co_name, frame.f_locals
         frame = frame.f_back
 
