@@ -48,8 +48,11 @@ def is_collated_by_caller() -> bool:
 
     A DataLoader does so by default, and doesn't tell its dataset.
     """
-    fetcher = sys._getframe(2).f_locals.get("self")  # noqa: SLF001 - as above; tested with both loaders
-    return isinstance(fetcher, _IterableDatasetFetcher) and bool(fetcher.auto_collation)
+    frame = sys._getframe(2)  # noqa: SLF001 - as above; tested with both loaders
+    # Not of other callers: until these return, Python would keep all that their variables refer to now.
+    if frame.f_code is not _IterableDatasetFetcher.__init__.__code__:
+        return False
+    return bool(frame.f_locals["self"].auto_collation)
 
 
 def is_loader_starting_again() -> bool:
