@@ -38,8 +38,6 @@ MAX_OFFSET: Final = 2**31 - 1
 """Largest 32-bit offset: texts and lists of more bytes or values need the large types."""
 
 _compute: Any = pc
-_map: Any = pa.map_
-_run_end_encoded: Any = pa.run_end_encoded
 _dictionary_array: Any = pa.DictionaryArray.from_arrays
 _views: Final[dict[_Type, _Type]] = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
 _large: Final[dict[_Type, _Type]] = {pa.string(): pa.large_string(), pa.binary(): pa.large_binary()}
@@ -126,23 +124,6 @@ def _cached_plain_type(data_type: _Type) -> _Type:
     if pa.types.is_nested(data_type):
         return with_children(data_type, [_plain_type(child.type) for child in child_fields(data_type)])
     return _views.get(data_type, data_type)
-
-
-def registered_as_storage(data_type: _Type) -> _Type:
-    """Return how a type is stored, at any depth, where it is an extension type that a user's code registered.
-
-    Only processes that have registered such a type know it. The extension types of pyarrow itself stay as they are.
-    """
-    if isinstance(data_type, pa.BaseExtensionType):
-        return registered_as_storage(data_type.storage_type) if isinstance(data_type, pa.ExtensionType) else data_type
-    if isinstance(data_type, pa.RunEndEncodedType):
-        return _run_end_encoded(data_type.run_end_type, registered_as_storage(data_type.value_type))
-    if isinstance(data_type, pa.DictionaryType):
-        value_type = registered_as_storage(data_type.value_type)
-        return pa.dictionary(data_type.index_type, value_type, data_type.ordered)
-    if not pa.types.is_nested(data_type):
-        return data_type
-    return with_children(data_type, [registered_as_storage(child.type) for child in child_fields(data_type)])
 
 
 def _is_fixed_width(data_type: _Type) -> bool:

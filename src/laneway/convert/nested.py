@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import numpy as np
 import pyarrow as pa
 
+from laneway.formats.nested_types import with_fields
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
     # pyarrow's classes are generic in its stubs only, which also lack some of them.
     _Array = Any
     _Type = Any
-
-_map: Any = pa.map_
 
 _OWN_BUFFERS: Final[Sequence[tuple[type, int]]] = (
     (pa.MapType, 2),
@@ -28,12 +28,6 @@ _OWN_BUFFERS: Final[Sequence[tuple[type, int]]] = (
     (pa.StructType, 1),
     (pa.DenseUnionType, 3),
     (pa.SparseUnionType, 2),
-)
-_MAKE_LIST: Final[Sequence[tuple[type, Callable[[_Type], _Type]]]] = (
-    (pa.ListType, pa.list_),
-    (pa.LargeListType, pa.large_list),
-    (pa.ListViewType, pa.list_view),
-    (pa.LargeListViewType, pa.large_list_view),
 )
 
 
@@ -88,17 +82,7 @@ def children_of(array: _Array) -> list[_Array]:
 def with_children(data_type: _Type, types: Sequence[_Type]) -> _Type:
     """Return a nested type with children of other types."""
     fields = [field.with_type(type_) for field, type_ in zip(child_fields(data_type), types, strict=True)]
-    if isinstance(data_type, pa.FixedSizeListType):
-        return pa.list_(fields[0], data_type.list_size)
-    if isinstance(data_type, pa.StructType):
-        return pa.struct(fields)
-    if isinstance(data_type, pa.MapType):
-        key, item = child_fields(types[0])
-        return _map(key, item, data_type.keys_sorted)
-    if isinstance(data_type, pa.UnionType):
-        return pa.union(fields, data_type.mode, data_type.type_codes)
-    (make,) = (make for class_, make in _MAKE_LIST if isinstance(data_type, class_))
-    return make(fields[0])
+    return with_fields(data_type, fields)
 
 
 def is_short_list(data_type: _Type) -> bool:

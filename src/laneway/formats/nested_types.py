@@ -56,7 +56,7 @@ def nullable(type_: pa.DataType) -> pa.DataType:
         # The keys of a map can't be null.
         key, item = type_.key_field, _nullable_field(type_.item_field)
         return _map(key.with_type(nullable(key.type)), item, type_.keys_sorted)
-    return _rebuild(type_, [_nullable_field(type_.field(i)) for i in range(type_.num_fields)])
+    return with_fields(type_, [_nullable_field(type_.field(i)) for i in range(type_.num_fields)])
 
 
 def _nullable_field(field: pa.Field[Any]) -> pa.Field[Any]:
@@ -83,6 +83,11 @@ def text_as_bytes(type_: pa.DataType) -> pa.DataType:
     return _replace(type_, replacement)
 
 
+def with_fields(type_: pa.DataType, fields: list[pa.Field[Any]]) -> pa.DataType:
+    """Return a nested type of the same kind with other fields."""
+    return next(build(type_, fields) for is_kind, build in _BUILDERS if is_kind(type_))
+
+
 def _replace(type_: pa.DataType, replacement: Callable[[pa.DataType], pa.DataType | None]) -> pa.DataType:
     found = replacement(type_)
     if found is not None:
@@ -97,12 +102,7 @@ def _replace(type_: pa.DataType, replacement: Callable[[pa.DataType], pa.DataTyp
     if pa.types.is_run_end_encoded(type_):
         return _run_end_encoded(*replaced)
     fields = [type_.field(i).with_type(child) for i, child in enumerate(replaced)]
-    return _rebuild(type_, fields)
-
-
-def _rebuild(type_: pa.DataType, fields: list[pa.Field[Any]]) -> pa.DataType:
-    """Return a nested type of the same kind with other fields."""
-    return next(build(type_, fields) for is_kind, build in _BUILDERS if is_kind(type_))
+    return with_fields(type_, fields)
 
 
 _BYTES_OF_TEXT: Final[dict[pa.DataType, pa.DataType]] = {
