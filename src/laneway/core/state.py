@@ -201,7 +201,7 @@ def read_progress(saved: SavedState, identity: Identity, place: WorkerPlace, *, 
     """Compare a state with a dataset, and return its progress.
 
     A complete state is also accepted if files were added since, because the next epoch has no progress to lose; see
-    `num_joined_files`.
+    `num_added_files`.
 
     Args:
         saved: The state.
@@ -218,15 +218,15 @@ def read_progress(saved: SavedState, identity: Identity, place: WorkerPlace, *, 
         CheckpointMismatchError: The state is of another dataset, order or rank; the message lists all differences.
     """
     fields = saved.fields
-    version, has_joined = fields["order_version"], False
+    version, has_new_files = fields["order_version"], False
     present = identity_fields(identity, version)
     lines = identity_differences(_SETTINGS, fields, present)
     if version not in ORDER_VERSIONS:
         known = " and ".join(map(str, ORDER_VERSIONS))
         lines.append(f"order_version: saved {version}, this release reads {known}")
     elif fields["fingerprint"] != present["fingerprint"]:
-        has_joined = num_joined_files(saved, identity) > 0
-        if not has_joined:
+        has_new_files = num_added_files(saved, identity) > 0
+        if not has_new_files:
             lines.append(_file_differences(saved, identity))
     if not is_worker:
         place = replace(place, worker=saved.place.worker, num_workers=saved.place.num_workers)
@@ -243,7 +243,7 @@ def read_progress(saved: SavedState, identity: Identity, place: WorkerPlace, *, 
         raise CheckpointMismatchError(message)
     if fields["lanes"] is None:
         return Progress(fields["epoch"], order_version=version)
-    return _completed(saved, identity) if has_joined else _locate(saved, identity)
+    return _completed(saved, identity) if has_new_files else _locate(saved, identity)
 
 
 _SETTINGS = [name for name in names_of(Role.IDENTITY) if name != "fingerprint"]
@@ -256,7 +256,7 @@ def _file_differences(saved: SavedState, identity: Identity) -> str:
     return f"files: saved those with fingerprint {prints[0]}, this run has {prints[1]} (a worker's state has no names)"
 
 
-def num_joined_files(saved: SavedState, identity: Identity) -> int:
+def num_added_files(saved: SavedState, identity: Identity) -> int:
     """Return how many files were added since a complete state was saved; 0 if a file is gone or was changed.
 
     Args:
@@ -280,7 +280,7 @@ def num_joined_files(saved: SavedState, identity: Identity) -> int:
 
 
 def _completed(saved: SavedState, identity: Identity) -> Progress:
-    """Return the progress of an epoch that is complete, whatever files have joined since."""
+    """Return the progress of an epoch that is complete, whatever files were added since."""
     place = None if saved.is_global else saved.place
     num_lanes, lane = (place.world_size, place.rank) if place else (1, 0)
     cut = CutProgress(num_lanes, saved.fields["turn_rows"], 0, {})
