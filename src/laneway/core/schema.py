@@ -35,7 +35,7 @@ offsets of all lanes, and states had no digest.
 """
 
 _MAX_INT = 2**64
-"""Bound of all numbers: larger ones are damage, and might not even be printed."""
+"""Bound of all numbers: larger ones are damage, and Python may refuse to print them."""
 
 
 class Role(Enum):
