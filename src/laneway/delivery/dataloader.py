@@ -136,7 +136,7 @@ class BatchSource:
         self.place = replace(definition.place, num_workers=max(1, keywords["num_workers"]))
         """Any worker of the rank."""
         self.in_order = self.place.num_workers == 1 or bool(keywords.get("in_order", True))
-        """Whether batches arrive in order."""
+        """Whether the loader returns batches in the order of their turns."""
         self._dataset = _WorkerDataset(definition)
         # Without its own generator, a DataLoader seeds workers from the global one, and a resumed run would then
         # draw other numbers for the model.

@@ -156,7 +156,7 @@ class EpochSchedule:
         return self._clock.chosen_epoch() is not None
 
     def warning_at_start(self, place: WorkerPlace) -> str | None:
-        """Return a warning if the next pass, read by the worker at `place`, delivers nothing and the loop may not know."""
+        """Return a warning if the next pass, read by the worker at `place`, delivers nothing, which may surprise."""
         restored = self.pending
         # One worker warns for all.
         if restored is None or restored.chosen is not None or restored.loaded is not Loaded.COMPLETE or place.worker:

@@ -31,9 +31,8 @@ if TYPE_CHECKING:
 
 _ROWS_PER_CONVERSION = 1024
 """Number of rows that are converted together if rows are yielded one by one."""
-
-
 _NO_ITEM = (NoneType, GeneratorType)
+"""Results of a user's function that are not a row or batch."""
 
 
 def unchanged(item: Any) -> Any:  # noqa: ANN401 - a user's transform may return anything
@@ -67,10 +66,10 @@ class ItemMaker:
         """The user's functions."""
         self._contexts = contexts
         self._collate_fn = collate_fn
-        # A user's collate_fn may drop None, or read a generator.
+        # Any other collate_fn may drop None, or consume a generator.
         self._delivers_results = collate_fn in {None, unchanged, default_collate}
         self._latest_rows: dict[int, tuple[list[LaneRange], list[Any]]] = {}
-        """Lane -> the rows that `rows` has returned last, which errors are about."""
+        """Lane -> the rows that `rows` returned last, so that an error can name its row."""
 
     def batch(self, ranges: list[LaneRange]) -> Any:  # noqa: ANN401 - a user's function may return anything
         """Return the batch of these rows."""
@@ -161,13 +160,13 @@ class ItemMaker:
 
     @staticmethod
     def _checked(result: Any, *, is_delivered: bool) -> Any:  # noqa: ANN401 - a user's function may return anything
-        """Return the result of a user's function; raise an error if it is delivered, but is no row or batch."""
+        """Return the result of a user's function; raise an error if it is delivered, but is not a row or batch."""
         if not is_delivered or not isinstance(result, _NO_ITEM):
             return result
         what = "None" if result is None else "a generator"
         message = (
-            f"transform returned {what}, but it must return the row or batch to deliver: it can't drop rows or make "
-            "several of one; write filtered or expanded data files, or pass a collate_fn that handles it"
+            f"transform returned {what}, but it must return the row or batch to deliver: it can't drop rows or "
+            "turn one into several; write filtered or expanded data files, or pass a collate_fn that handles it"
         )
         raise TypeError(message)
 
