@@ -10,8 +10,8 @@ import warnings
 import weakref
 from typing import TYPE_CHECKING, Any, Self
 
-from laneway.core.cursor import Received
 from laneway.delivery.dataset_state import dataset_state, load_dataset_state, pass_state
+from laneway.delivery.passes import Delivery
 from laneway.delivery.workers import MAX_WORKERS, is_in_worker, worker_place
 from laneway.errors import LanewayError
 
@@ -31,9 +31,9 @@ class PassIterator:
         """Prepare a pass of `schedule`."""
         self._schedule = schedule
         self._version = -1
-        """Version of the schedule in which the next row may be handed out without further checks."""
+        """Version of the schedule in which the next row may be delivered without further checks."""
         self._pass: Pass | None = None
-        self._received = Received()
+        self._delivery = Delivery()
         self._pid = os.getpid()
         _iterators.add(self)
 
@@ -43,21 +43,21 @@ class PassIterator:
 
     def __next__(self) -> Any:  # noqa: ANN401 - a user's transform may return anything
         """Return the next item, and count it as delivered. After an error, the next call retries the same item."""
-        received = self._received
-        taken = received.taken
-        if taken < received.num_ready and self._version == self._schedule.version:
-            row = received.rows[taken]
-            received.taken = taken + 1
+        delivery = self._delivery
+        taken = delivery.taken
+        if taken < delivery.num_ready and self._version == self._schedule.version:
+            row = delivery.rows[taken]
+            delivery.taken = taken + 1
             return row
         found = self._take()
         if found is None:
             if self._pass is not None:
                 self._pass.is_over = True
             raise StopIteration
-        received, taken, item = found
-        self._received = received
+        delivery, taken, item = found
+        self._delivery = delivery
         # Nothing but the return may come after this store: a signal handler may raise wherever a call ends.
-        received.taken = taken
+        delivery.taken = taken
         return item
 
     def _take(self) -> Taken | None:
@@ -78,7 +78,7 @@ class PassIterator:
             raise LanewayError(message)
 
     def expire(self) -> None:
-        """Check everything before the next row is handed out."""
+        """Check everything before the next row is delivered."""
         self._version = -1
 
 

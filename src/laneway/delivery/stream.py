@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch.utils.data import default_collate
 
 from laneway.convert.batches import NullInColumnError
-from laneway.core.cursor import LaneRange, Positions, Received, ReceivedRows
+from laneway.core.cursor import LaneRange, Positions
 from laneway.delivery.packing import SentItem, pack
-from laneway.delivery.passes import Pass, Taken
+from laneway.delivery.passes import Delivery, Pass, RowsDelivery, Taken
 from laneway.delivery.workers import is_in_worker
 from laneway.errors import ColumnConversionError
 
@@ -242,9 +242,9 @@ class BatchStream(Stream):
         taken = self.take()
         if taken is None:
             return None
-        received, num_taken, batch = taken
-        received.taken = num_taken
-        return TaggedBatch(received.turn, received.positions, SentItem(batch) if self._is_sent else batch)
+        delivery, num_taken, batch = taken
+        delivery.taken = num_taken
+        return TaggedBatch(delivery.turn, delivery.positions, SentItem(batch) if self._is_sent else batch)
 
     def _read(self, num_delivered: int) -> Taken | None:
         found = self._cursor.next_batch()
@@ -252,8 +252,8 @@ class BatchStream(Stream):
             self._items.close()
             return None
         batch = self._items.batch(found.ranges)
-        received = Received(found.turn, found.new_positions(), before=num_delivered)
-        return Taken(received, 1, pack(batch) if self._is_sent else batch)
+        delivery = Delivery(found.turn, found.new_positions(), before=num_delivered)
+        return Taken(delivery, 1, pack(batch) if self._is_sent else batch)
 
 
 class RowStream(Stream):
@@ -282,12 +282,12 @@ class RowStream(Stream):
             self._converted[lane] = (first, rows)
         rows = rows[start - first : stop - first]
         is_ready = not self._items.transform
-        return self._take_row(ReceivedRows(found.turn, place, rows, before=num_delivered, is_ready=is_ready))
+        return self._take_row(RowsDelivery(found.turn, place, rows, before=num_delivered, is_ready=is_ready))
 
-    def _take_row(self, received: Received) -> Taken:
-        index = received.taken
-        row = received.rows[index]
-        if not received.num_ready:
-            received.touched = index
+    def _take_row(self, delivery: Delivery) -> Taken:
+        index = delivery.taken
+        row = delivery.rows[index]
+        if not delivery.num_ready:
+            delivery.touched = index
             row = self._items.transform_row(row)
-        return Taken(received, index + 1, row)
+        return Taken(delivery, index + 1, row)
