@@ -1,4 +1,4 @@
-"""Decoding of manifests of every format version, compressed or not, with bounded memory; all else is refused."""
+"""Decoding of manifests of every format version, compressed or not, in bounded memory; anything else is refused."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 _JSON_VERSION: Final = 2
 _COMPRESSIONS: Final[Mapping[bytes, Compression]] = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
-# JSON takes up to twelve times its length in memory, so less of it may be unpacked. What `pack` returns is below.
+# JSON takes up to twelve times its length in memory, so less of it may be unpacked. `pack` stays within the limits.
 _MIN_UNPACKED_BYTES, _MAX_RATIO = 256 << 20, 100
 _MIN_UNPACKED_JSON_BYTES, _MAX_JSON_RATIO = 32 << 20, 32
 _CHARACTERS_PER_BRACKET = 8
