@@ -1,8 +1,8 @@
-"""Arrays of any Arrow type: decoded, joined, and with their rows in another order.
+"""Arrays of any Arrow type are decoded, joined, and put in another order.
 
-Arrow's functions stop at some sound columns: they take no rows from views inside lists, and overflow if joined texts
-need longer offsets, or joined dictionaries longer indices, than their type has. So arrays become *plain* first, which
-Arrow handles, and wider where their sum demands it. `fit` returns them to the type of their column.
+Arrow fails on some valid columns: it takes no rows from views inside lists, and joining overflows if strings need
+larger offsets, or dictionaries larger indices, than their type has. So arrays are first cast to *plain* types, which
+Arrow handles, and to wider ones if all of them together need that. `fit` casts them back to the type of their column.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     _Type = Any
 
 MAX_OFFSET: Final = 2**31 - 1
-"""Largest 32-bit offset: texts and lists of more bytes or values need the large types."""
+"""Largest 32-bit offset: strings of more bytes, and lists of more values, need the large types."""
 
 _compute: Any = pc
 _dictionary_array: Any = pa.DictionaryArray.from_arrays
@@ -53,7 +53,7 @@ def decode(array: pa.Array[Any]) -> pa.Array[Any]:
 
 
 def join(chunks: list[pa.Array[Any]], data_type: pa.DataType) -> pa.Array[Any]:
-    """Return the rows of all chunks as one array, of `data_type` or, where their sum demands it, of a wider type.
+    """Return the rows of all chunks as one array, of `data_type`, or of a wider type if together they need one.
 
     Args:
         chunks: The column. The list is emptied as soon as its values have been copied, so that no more than two copies
@@ -69,7 +69,7 @@ def join(chunks: list[pa.Array[Any]], data_type: pa.DataType) -> pa.Array[Any]:
 
 
 def take_rows(chunks: list[pa.Array[Any]], data_type: pa.DataType, order: pa.Int64Array) -> pa.Array[Any]:
-    """Return the rows of a column at the given indices, of `data_type` or, where demanded, of a wider type.
+    """Return the rows of a column at the given indices, of `data_type`, or of a wider type if they need one.
 
     Args:
         chunks: The column; the list is emptied, as `join` does.
@@ -135,7 +135,7 @@ def _is_fixed_width(data_type: _Type) -> bool:
 
 
 def _join_plain(chunks: list[_Array], data_type: _Type) -> _Array:
-    """Return all rows as one plain array, wider where their sum demands it; empties `chunks`."""
+    """Return all rows as one plain array, of a wider type if together they need one; empties `chunks`."""
     if not chunks:
         return pa.nulls(0, _plain_type(data_type))
     if not _is_fixed_width(data_type):
@@ -181,9 +181,9 @@ def _decode_runs(array: _Array) -> _Array:
 
 
 def _wide_type(data_type: _Type, arrays: Sequence[_Array]) -> _Type:
-    """Return the plain type that the rows of all arrays have together, with larger offsets and indices if needed."""
+    """Return the plain type that holds the rows of all arrays, with larger offsets and indices if needed."""
     arrays = [array for array in arrays if len(array)]
-    if len(arrays) < 2 or _is_fixed_width(data_type):  # noqa: PLR2004 - a single array has room for itself
+    if len(arrays) < 2 or _is_fixed_width(data_type):  # noqa: PLR2004 - a single array fits its own type
         return data_type
     if data_type in _large:
         return _large[data_type] if sum(extent_of(array) for array in arrays) > MAX_OFFSET else data_type
@@ -318,7 +318,7 @@ def _fit_dictionary(array: _Array, data_type: _Type) -> _Array:
 
 
 def _encode(values: _Array) -> _Array:
-    """Return values as a dictionary array, with each value as often as it occurs if Arrow can't compare them."""
+    """Return values as a dictionary array, without merging equal values if Arrow can't compare them."""
     try:
         return values.dictionary_encode()
     except pa.ArrowNotImplementedError:

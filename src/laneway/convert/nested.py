@@ -37,13 +37,13 @@ def copy_array(array: pa.Array[Any]) -> pa.Array[Any]:
 
 
 def offsets_of(array: _Array) -> NDArray[Any]:
-    """Return the offsets of a list, map, text or binary array, of rows before its own offset too."""
+    """Return the offsets of a list, map, string or binary array, including those before its own offset."""
     is_large = isinstance(array.type, pa.LargeListType) or array.type in {pa.large_string(), pa.large_binary()}
     return np.frombuffer(array.buffers()[1], np.int64 if is_large else np.int32)
 
 
 def extent_of(array: _Array) -> int:
-    """Return the bytes of an array of texts, or the number of values in an array of lists."""
+    """Return the bytes of an array of strings, or the number of values in an array of lists."""
     if not len(array):
         return 0
     if isinstance(array.type, (pa.ListViewType, pa.LargeListViewType)):
