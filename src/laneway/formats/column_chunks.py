@@ -1,6 +1,6 @@
 """The sizes of the column chunks of a Parquet file, read from its footer.
 
-pyarrow doesn't return `unencoded_byte_array_data_bytes`, the exact size of texts or byte strings once they are decoded,
+pyarrow doesn't return `unencoded_byte_array_data_bytes`, the exact size of strings once they are decoded,
 and it aborts the process when it is asked for a column chunk whose size statistics are damaged. The footer is in
 Thrift's compact protocol, whose structs can only be read from front to back. Here the footer is searched for the name
 of a column: parsing all of it in Python would take longer than pyarrow takes for everything else.
@@ -42,7 +42,7 @@ class ChunkSizes:
     encoded_bytes: int
     """Bytes of its pages, uncompressed."""
     decoded_bytes: int | None
-    """Bytes of its texts or byte strings, without offsets."""
+    """Bytes of its strings or byte strings, without offsets."""
     is_repetitive: bool
     """Whether a value, or a prefix of it, may be stored once for many values."""
     value_length: float | None
