@@ -1,4 +1,4 @@
-"""The workers of PyTorch's DataLoader: which one this process is, which signals reach it, and when it ends."""
+"""Facts about the workers of PyTorch's DataLoader."""
 
 from __future__ import annotations
 
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 
 MAX_WORKERS = 1024
 """Maximum number of workers of a rank."""
-_PR_SET_PDEATHSIG = 1
-_FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGCHLD}
-"""Signals that are never held back."""
 
 
 def is_in_worker() -> bool:
@@ -71,15 +68,18 @@ def is_loader_starting_again() -> bool:
 
 
 def end_with_parent() -> None:
-    """Have the kernel kill this worker when its parent ends, even while it starts; on Linux only.
+    """Have the kernel end this worker when its parent ends, also while it starts; on Linux only.
 
-    DataLoader workers check every few seconds whether their parent is alive, but only once they have started.
+    The workers of a DataLoader look for their parent every few seconds, but not before they have started.
     """
     if sys.platform == "linux":
         parent = os.getppid()
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(1)
+
+
+_PR_SET_PDEATHSIG = 1
 
 
 def ignore_signals_of_the_group() -> None:
@@ -90,11 +90,14 @@ def ignore_signals_of_the_group() -> None:
     threading.Thread(target=_wait_for_parent, args=(os.getppid(),), name="laneway-signals", daemon=True).start()
 
 
+_FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGCHLD}
+
+
 @contextmanager
 def holding_back_signals() -> Iterator[None]:
-    """Hold back signals: a handler that raises while workers are forked may leave a lock locked.
+    """Hold signals back meanwhile: a handler that raises while workers are forked may leave a lock locked.
 
-    Workers inherit the signal mask, and so do the threads that Arrow starts in a forked process; see `release_signals`.
+    Workers inherit that, as do the threads that Arrow starts in a forked process; see `release_signals`.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _FAULTS)
     try:
@@ -118,7 +121,7 @@ def _wait_for_parent(parent: int) -> None:
 def end_workers(batches: object) -> None:
     """Shut down the workers of a DataLoader's iterator now, rather than when the last reference to it is gone.
 
-    An exception that was kept holds such a reference. Any other object, such as None, is ignored.
+    An exception that was kept holds such a reference. Does nothing for anything else, such as None.
     """
     if isinstance(batches, _MultiProcessingDataLoaderIter):
         batches._shutdown_workers()  # noqa: SLF001 - tests/unit/delivery/test_workers.py fails if it changes
