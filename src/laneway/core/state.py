@@ -46,7 +46,15 @@ if TYPE_CHECKING:
     from laneway.core.turns import WorkerPlace
 
 
-_Listed = tuple[list[int] | None, list[int] | None, list[int] | None]
+class _Listed(NamedTuple):
+    """The fields of a state that list positions; all None if they follow from the next turn."""
+
+    lane_indices: list[int] | None = None
+    positions: list[int] | None = None
+    offsets: list[int] | None = None
+
+
+_IN_STEP = _Listed()
 
 
 class _IdentityPart(NamedTuple):
@@ -85,27 +93,25 @@ def write_state(
         complete: Whether that worker, rank or job has delivered all its rows of the epoch.
         over: Whether the training loop has been told so, and the next pass is the next epoch.
     """
-    scope = scope_of(progress.place)
-    if progress.cut is None:
-        return _write(identity, progress, place, scope, complete=complete, over=over, next_turn=0, part_rows=0)
-    next_turn, part_rows = progress.cut.next_turn, _part_in_step(progress)
-    is_job_complete = complete and progress.place is None and ends_follow(progress.order_version)
-    if part_rows is None and not is_job_complete:
-        positions = progress.cut.positions
-        lanes = sorted(positions)
-        rows, offsets = encode_positions([positions[lane] for lane in lanes])
-        listed: _Listed = (None if progress.place is None else lanes, rows, offsets)
-    else:
-        listed = (None, None, None)
+    next_turn, part_rows, listed = 0, 0, _IN_STEP
+    if progress.cut is not None:
+        next_turn, in_step = progress.cut.next_turn, _part_in_step(progress)
+        part_rows = in_step or 0
+        is_job_complete = complete and progress.place is None and ends_follow(progress.order_version)
+        if in_step is None and not is_job_complete:
+            positions = progress.cut.positions
+            lanes = sorted(positions)
+            rows, offsets = encode_positions([positions[lane] for lane in lanes])
+            listed = _Listed(None if progress.place is None else lanes, rows, offsets)
     return _write(
         identity,
         progress,
         place,
-        scope,
+        scope_of(progress.place),
         complete=complete,
         over=over,
         next_turn=next_turn,
-        part_rows=part_rows or 0,
+        part_rows=part_rows,
         listed=listed,
     )
 
@@ -162,9 +168,9 @@ def _write(
     over: bool,
     next_turn: int,
     part_rows: int,
-    listed: _Listed = (None, None, None),
+    listed: _Listed = _IN_STEP,
 ) -> dict[str, Any]:
-    """Return a state with a digest; `listed` are its lanes, their rows and their offsets, unless they are in step."""
+    """Return a state with a digest."""
     cut = progress.cut
     world_size, turns_per_batch, remainder = progress.sharing if cut else (None, None, None)
     fields, seal = _identity_part(identity, progress.order_version, is_worker=place.num_workers > 1)
@@ -188,9 +194,7 @@ def _write(
         "lane_remainder": remainder,
         "next_turn": next_turn,
         "part_rows": part_rows,
-        "lane_indices": listed[0],
-        "positions": listed[1],
-        "offsets": listed[2],
+        **listed._asdict(),
         "earlier_cuts": [encode_cut(earlier) for earlier in progress.earlier],
     }
     state["digest"] = digest_with(seal, state)
