@@ -20,8 +20,6 @@ from laneway.delivery.workers import is_in_worker, is_loader_starting_again
 from laneway.errors import StateFormatError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from laneway.core.schema import SavedState
     from laneway.core.turns import WorkerPlace
     from laneway.delivery.passes import Pass
@@ -206,11 +204,9 @@ class EpochSchedule:
         for warning in dict.fromkeys(filter(None, found)):
             warnings.warn(warning, stacklevel=3)
 
-    def _with_loaders(self) -> Iterator[EpochSchedule]:
-        """Yield this schedule and those of the loaders over this dataset."""
-        yield self
-        for each in list(self._loaders):
-            yield from each._with_loaders()  # noqa: SLF001 - the same class
+    def _with_loaders(self) -> list[EpochSchedule]:
+        """Return this schedule and those of the loaders over this dataset."""
+        return [self, *self._loaders]
 
     def choose(self, epoch: int) -> str | None:
         """Choose the epoch of the next pass here only, and return a warning if a loaded state is dropped."""
@@ -343,20 +339,26 @@ class EpochSchedule:
         self._clock.set(begun.epoch + 1, is_chosen=False)
         self._restored = None
         if self._dataset is not None:
-            self._dataset.leave_to_loader(place.num_workers, begun.epoch)
+            self._dataset.begin_in_loader(begun.epoch, place.num_workers)
 
-    def leave_to_loader(self, num_workers: int = 1, epoch: int | None = None) -> None:
+    def begin_in_loader(self, epoch: int, num_workers: int) -> None:
+        """Record that a loader over this dataset begins a pass, which counts here too.
+
+        Args:
+            epoch: The epoch that it delivers.
+            num_workers: Number of workers of the loader, at least 1.
+        """
+        self.version += 1
+        self._clock.set(epoch, is_chosen=False)
+        self._clock.begin(0, self._clock.generation, 0, epoch)
+        self._restored = self._begun = None
+        self.leave_to_loader(num_workers)
+
+    def leave_to_loader(self, num_workers: int = 1) -> None:
         """Record that a loader holds the progress, so that the dataset doesn't know its state.
 
         Args:
             num_workers: Number of workers of the loader, at least 1.
-            epoch: The epoch of the pass that it begins, if it begins one.
         """
         self.version += 1
-        if epoch is not None:
-            self._clock.set(epoch, is_chosen=False)
-            self._clock.begin(0, self._clock.generation, 0, epoch)
-            self._restored = self._begun = None
         self._clock.set_num_active_workers(num_workers)
-        if self._dataset is not None:
-            self._dataset.leave_to_loader(num_workers, epoch)

@@ -352,7 +352,7 @@ def test_the_version_changes_with_each_pass_state_and_chosen_epoch() -> None:
         lambda: begin(schedule),
         lambda: schedule.set_epoch(2),
         lambda: schedule.restore(*saved(2)),
-        lambda: schedule.leave_to_loader(1, 2),
+        lambda: schedule.begin_in_loader(2, 1),
     ):
         change()
         versions.append(schedule.version)
