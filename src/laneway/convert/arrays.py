@@ -39,8 +39,8 @@ MAX_OFFSET: Final = 2**31 - 1
 
 _compute: Any = pc
 _dictionary_array: Any = pa.DictionaryArray.from_arrays
-_views: Final[dict[_Type, _Type]] = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
-_large: Final[dict[_Type, _Type]] = {pa.string(): pa.large_string(), pa.binary(): pa.large_binary()}
+_LARGE_FOR_VIEWS: Final[dict[_Type, _Type]] = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
+_LARGE: Final[dict[_Type, _Type]] = {pa.string(): pa.large_string(), pa.binary(): pa.large_binary()}
 
 
 def decode(array: pa.Array[Any]) -> pa.Array[Any]:
@@ -123,7 +123,7 @@ def _cached_plain_type(data_type: _Type) -> _Type:
         return pa.dictionary(data_type.index_type, value_type, data_type.ordered)
     if pa.types.is_nested(data_type):
         return with_children(data_type, [_plain_type(child.type) for child in child_fields(data_type)])
-    return _views.get(data_type, data_type)
+    return _LARGE_FOR_VIEWS.get(data_type, data_type)
 
 
 def _is_fixed_width(data_type: _Type) -> bool:
@@ -185,8 +185,8 @@ def _wide_type(data_type: _Type, arrays: Sequence[_Array]) -> _Type:
     arrays = [array for array in arrays if len(array)]
     if len(arrays) < 2 or _is_fixed_width(data_type):  # noqa: PLR2004 - a single array fits its own type
         return data_type
-    if data_type in _large:
-        return _large[data_type] if sum(extent_of(array) for array in arrays) > MAX_OFFSET else data_type
+    if data_type in _LARGE:
+        return _LARGE[data_type] if sum(extent_of(array) for array in arrays) > MAX_OFFSET else data_type
     if isinstance(data_type, pa.DictionaryType):
         return _wide_dictionary_type(data_type, [array.dictionary for array in arrays])
     if not pa.types.is_nested(data_type):
@@ -206,7 +206,7 @@ def _wide_dictionary_type(data_type: _Type, dictionaries: Sequence[_Array]) -> _
     if not (has_nulls or is_too_long) or all(each.equals(dictionaries[0]) for each in dictionaries):
         return pa.dictionary(data_type.index_type, value_type, data_type.ordered)
     if has_nulls:  # Arrow can't unify dictionaries with nulls
-        return _large.get(value_type, value_type)
+        return _LARGE.get(value_type, value_type)
     return pa.dictionary(_index_type(num_values), value_type, data_type.ordered)
 
 
@@ -220,7 +220,7 @@ def _common_type(first: _Type, second: _Type) -> _Type:
     if isinstance(first, pa.DictionaryType) or isinstance(second, pa.DictionaryType):
         return _common_type(*(decoded_type(each) or each for each in (first, second)))
     if not pa.types.is_nested(first):
-        return _large.get(first, first)
+        return _LARGE.get(first, first)
     types = map(_common_type, *([field.type for field in child_fields(each)] for each in (first, second)))
     return with_children(second if is_short_list(first) else first, [*types])
 
@@ -267,7 +267,7 @@ def _fit(array: _Array, data_type: _Type) -> _Array:
         return _fit_dictionary(array if isinstance(array, pa.DictionaryArray) else _encode(array), data_type)
     if pa.types.is_nested(data_type):
         return _fit_nested(array, data_type)
-    is_too_long = data_type in _large and extent_of(array) > MAX_OFFSET
+    is_too_long = data_type in _LARGE and extent_of(array) > MAX_OFFSET
     return array if is_too_long else array.cast(data_type)
 
 

@@ -81,7 +81,11 @@ def find_chunks(footer: bytes, path: Sequence[str]) -> list[ChunkSizes]:
 
 
 def _sizes(values: dict[int, Any]) -> ChunkSizes:
-    """Return the sizes that the fields of a ColumnMetaData give; it lacks none of the required ones."""
+    """Return the sizes in the fields of a ColumnMetaData.
+
+    Raises:
+        LookupError: A required field is missing.
+    """
     statistics = values.get(_STATISTICS, {})
     lengths = [len(statistics[key]) for key in (_MIN_VALUE, _MAX_VALUE) if key in statistics]
     encodings = [each[_ENCODING] for each in values.get(_ENCODING_STATS, [])]

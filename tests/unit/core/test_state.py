@@ -135,7 +135,7 @@ GROWN = Identity(file_table([[6], [7], [8], [1]]), PLAIN)
 
 
 @pytest.mark.parametrize(("world_size", "rank"), [(1, 0), (3, 2)])
-def test_a_complete_state_is_taken_although_files_joined_since(world_size: int, rank: int) -> None:
+def test_a_complete_state_is_accepted_although_files_were_added(world_size: int, rank: int) -> None:
     saved = parse_state(completed(IDENTITY, world_size, rank))
     place = WorkerPlace(rank, world_size)
     assert num_added_files(saved, GROWN) == 2
@@ -147,7 +147,7 @@ def test_a_complete_state_is_taken_although_files_joined_since(world_size: int, 
     assert num_added_files(parse_state(again), GROWN) == 0
 
 
-def test_no_other_state_of_other_files_is_taken() -> None:
+def test_no_other_state_of_other_files_is_accepted() -> None:
     for files in ([[6], [8], [8]], [[6]], [[3, 3], [7]]):
         other = Identity(file_table(files), PLAIN)
         assert num_added_files(parse_state(completed(IDENTITY)), other) == 0
