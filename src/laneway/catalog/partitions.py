@@ -42,8 +42,8 @@ class Partitions:
         are integers as Python prints them, else a string. Unlike in `pyarrow.dataset`, `007` stays a string, so that
         no value changes, and integers are int64 rather than int32.
 
-        A key that is also a column of all files adds no column: the values in the files are delivered, after a check
-        that they are that of the directory. So are those of a column that only some of the files have.
+        A key that is also a column of all files adds no column: the values in the files are delivered, once they have
+        been checked against the directory. The same holds in each file for a column that only some of the files have.
 
         Args:
             paths: Paths relative to the dataset's root, with forward slashes.

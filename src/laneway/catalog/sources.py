@@ -125,9 +125,9 @@ def _check_names(paths: Sequence[str]) -> None:
 
 
 def _above_partitions(directory: str) -> str:
-    """Return the directory above those at the end of a path that are called `key=value`.
+    """Return the directory above those at the end of a path that are named `key=value`.
 
-    So a source that is a single partition, or lies in one, has the same columns as one of several.
+    So a source that is a single partition, or inside one, has the same columns as one of several.
     """
     top = "/" if directory.startswith("/") else ""
     while partition_key(directory.rpartition("/")[2]) is not None:

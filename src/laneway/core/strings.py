@@ -1,4 +1,4 @@
-"""A column of strings in two arrays: a million of them are no million objects, and can lie in a mapped file."""
+"""A column of strings in two arrays, which take no Python object per string and may be views of a mapped file."""
 
 from __future__ import annotations
 

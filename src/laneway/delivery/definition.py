@@ -54,7 +54,7 @@ class Definition:
     transform: Transforms
     """Called on each row, or on each batch of columns."""
     provenance: bool
-    """Whether the columns include those that tell where a row comes from."""
+    """Whether the columns include those of `PROVENANCE`."""
     prefetch_windows: int
     """Windows of each lane that are read ahead."""
     collate_fn: Callable[[list[Any]], Any] | None = None

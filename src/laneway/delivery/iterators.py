@@ -11,9 +11,9 @@ import weakref
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Self
 
-from laneway.core.cursor import Received
 from laneway.delivery.callers import check_resumes_with_state
 from laneway.delivery.dataset_state import dataset_state, load_dataset_state, pass_state
+from laneway.delivery.passes import Delivery
 from laneway.delivery.workers import MAX_WORKERS, is_in_worker, worker_place
 from laneway.errors import LanewayError
 
@@ -33,9 +33,9 @@ class PassIterator:
         """Prepare a pass of `schedule`."""
         self._schedule = schedule
         self._version = -1
-        """Version of the schedule in which the next row may be handed out without further checks."""
+        """Version of the schedule in which the next row may be delivered without further checks."""
         self._pass: Pass | None = None
-        self._received = Received()
+        self._delivery = Delivery()
         self._pid = os.getpid()
         self._thread = 0
         """The thread that is in `next`, also after a signal has ended that; 0: none."""
@@ -47,11 +47,11 @@ class PassIterator:
 
     def __next__(self) -> Any:  # noqa: ANN401 - a user's transform may return anything
         """Return the next item, and count it as delivered. After an error, the next call retries the same item."""
-        received = self._received
-        taken = received.taken
-        if taken < received.num_ready and self._version == self._schedule.version and not self._thread:
-            row = received.rows[taken]
-            received.taken = taken + 1
+        delivery = self._delivery
+        taken = delivery.taken
+        if taken < delivery.num_ready and self._version == self._schedule.version and not self._thread:
+            row = delivery.rows[taken]
+            delivery.taken = taken + 1
             return row
         thread = get_ident()
         if self._thread and self._thread != thread:
@@ -67,10 +67,10 @@ class PassIterator:
             if self._pass is not None:
                 self._pass.is_over = True
             raise StopIteration
-        received, taken, item = found
-        self._received = received
+        delivery, taken, item = found
+        self._delivery = delivery
         # Nothing but the return may come after this store: a signal handler may raise wherever a call ends.
-        received.taken = taken
+        delivery.taken = taken
         return item
 
     def _refuse_thread(self) -> None:
@@ -113,7 +113,7 @@ class PassIterator:
             raise LanewayError(message)
 
     def expire(self) -> None:
-        """Check everything before the next row is handed out."""
+        """Check everything before the next row is delivered."""
         self._version = -1
 
 

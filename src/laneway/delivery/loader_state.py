@@ -11,7 +11,7 @@ from laneway.core.cursor import Cursor
 from laneway.core.schema import parse_state
 from laneway.core.state import read_progress, write_job_state, write_state
 from laneway.core.turns import WorkerPlace
-from laneway.delivery.dataset_state import log_joined_files
+from laneway.delivery.dataset_state import log_added_files
 from laneway.errors import CheckpointMismatchError, LanewayError
 
 if TYPE_CHECKING:
@@ -133,5 +133,5 @@ def resume_point(runner: PassRunner, saved: SavedState) -> Progress:
     if progress.place is not None:
         # The lanes of a single rank can't be cut again, so its current workers must be able to share them.
         runner.resolve(progress)
-    log_joined_files(saved, runner.source.definition.identity)
+    log_added_files(saved, runner.source.definition.identity)
     return progress

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from torch.utils.data import Sampler
 from tqdm.auto import tqdm
 
-from laneway.core.cursor import Received
 from laneway.delivery.accelerate import AcceleratedPass
 from laneway.delivery.callers import (
     check_batch_count,
@@ -21,6 +20,7 @@ from laneway.delivery.callers import (
 )
 from laneway.delivery.dataloader import DataLoaderPass
 from laneway.delivery.iterators import PassIterator
+from laneway.delivery.passes import Delivery
 from laneway.errors import CheckpointMismatchError, LanewayError
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ class LoaderIterator(PassIterator):
         if taken is None:
             bar.close()
         if taken is not None and self._is_look:
-            return taken._replace(received=Received())
+            return taken._replace(delivery=Delivery())
         if accelerated is None:
             return taken
         if taken is None:

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     _Source = Callable[[Sequence[tuple[int, int]]], list[pa.Buffer]]
 
 _MAP_NORESERVE = 0x4000
-_MAX_CONFIRMED: Final = 1 << 16  # files whose contents this process remembers to have compared
+_MAX_CONFIRMED: Final = 1 << 16  # files whose contents this process remembers having compared
 
 # Columns of the layout, which has one entry per message in file order, the schema first. The last two are for
 # dictionaries; in the entry of the schema, the last one tells whether bodies are big-endian.
@@ -173,9 +173,9 @@ class ArrowBlocks:
         self._layout = layout
         self._schema = schema
         self._positions = {name: position for position, name in enumerate(schema.names)}
-        # Only a stream applies dictionaries and converts the byte order.
+        # Only pyarrow's stream reader applies dictionaries and converts the byte order.
         self._needs_stream = len(self._dictionaries) > 0 or layout[0, _FLAG] != 0
-        # As bytes: text that is not UTF-8 is safe to read, and checking it takes as long as decoding it does later.
+        # As bytes: strings that are not UTF-8 are safe to read, and checking them takes as long as decoding them later.
         self._to_validate = {field.name: text_as_bytes(field.type) for field in schema if needs_validation(field.type)}
         self._checked: set[int] = set()
         """Messages whose compressed lengths and dictionary values have been checked."""
@@ -297,7 +297,7 @@ class ArrowBlocks:
         if header.is_compressed:
             check_compressed_lengths(header, body)
         if self._layout[0, _FLAG]:
-            # Only a stream converts the byte order. It doesn't look at the values of a dictionary that it replaces.
+            # Only the stream reader converts the byte order. It ignores the values of a dictionary that is replaced.
             if header.is_delta:
                 text = "big-endian files whose dictionaries grow can't be read: rewrite them"
                 raise ValueError(text)

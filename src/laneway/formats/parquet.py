@@ -212,14 +212,14 @@ class FetchedFile:
 
 
 class _Columns:
-    """The columns of files."""
+    """The columns of the files of one schema."""
 
     def __init__(self, schema: pa.Schema) -> None:
         self.schema = schema
         self._leaves = leaf_ranges(schema)
 
     def check(self, metadata: pq.FileMetaData, first: int, stop: int, names: Sequence[str], size: int) -> list[int]:
-        """Return the indices of the leaf columns of some columns, after checking what the footer says of them."""
+        """Return the indices of the leaf columns of some columns, after checking what the footer says about them."""
         leaves = [leaf for name in names for leaf in self._leaves[name]]
         for group in range(first, stop):
             check_chunks(metadata, group, leaves, size)
@@ -306,7 +306,7 @@ def _planned_footer(storage: Storage, planned: PlannedFile) -> pq.FileMetaData:
 
 
 def _checked_rows(storage: Storage, path: str, metadata: pq.FileMetaData) -> list[int]:
-    """Return the rows of each row group, after checking that the footer agrees with itself."""
+    """Return the rows of each row group, after checking that the footer is consistent."""
     try:
         return check_row_counts(metadata)
     except ValueError as error:

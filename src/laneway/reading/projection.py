@@ -1,4 +1,4 @@
-"""Which columns a dataset delivers, and in which types: what its files have in common, or a schema that users give."""
+"""Which columns a dataset delivers, and in which types: those that its files have in common, or those of a schema."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def select_columns(
     Args:
         manifest: The files.
         columns: Names of the columns, in the order of the result, including those from directory names; None: all.
-        schema: Names and types that the columns are to have, whatever the types in the files; None: those in the files.
+        schema: Names and types to deliver, whatever the types in the files; None: the types in the files.
 
     Raises:
         SchemaMismatchError: A column does not exist or is selected twice; its types in the files differ, or can't be
@@ -91,8 +91,8 @@ def _type_in_files(manifest: Manifest, name: str) -> pa.DataType:
             here, there = _path(manifest, first), _path(manifest, index)
             message = (
                 f"the files have different columns: {name!r} is {found[first]} in {here} and "
-                f"{'missing' if type_ is None else type_} in {there}: pass schema= with the type that it is to have "
-                f"(it is null where it is missing), or columns= without it"
+                f"{'missing' if type_ is None else type_} in {there}: pass schema= with the type to deliver "
+                f"(the column is null where it is missing), or columns= without it"
             )
             raise SchemaMismatchError(message)
         common = joined
