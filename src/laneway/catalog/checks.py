@@ -23,7 +23,7 @@ _ABOVE_THE_ROOT = re.compile(r"(^|[/\\])\.\.([/\\]|$)|^[/\\]|(^|::)[A-Za-z][A-Za
 
 
 def check_contents(contents: ManifestContents) -> None:
-    """Check that the columns fit together, and that each path lies below the root.
+    """Check that the columns fit together, and that each path is below the root.
 
     Raises:
         ValueError: They don't; the message says what is wrong.

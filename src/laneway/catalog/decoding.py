@@ -121,7 +121,7 @@ def _unpack(data: memoryview, name: str) -> memoryview:
 
 
 def _read(stream: pa.NativeFile, limit: int) -> bytes:
-    """Return what is left of a stream, or somewhat more than `limit` bytes of it."""
+    """Return the rest of a stream, but stop soon after `limit` bytes."""
     parts, total = [], 0
     while total <= limit and (part := stream.read(_UNPACKED_AT_ONCE)):
         parts.append(part)

@@ -46,7 +46,7 @@ class DataFiles:
     sizes: list[int]
     """Bytes of each file."""
     versions: list[str]
-    """`Entry.version` of each file when it was listed, "" if unknown, or local and modified moments before."""
+    """`Entry.version` of each file when it was listed; "" if unknown, or if a local file was modified just before."""
     listed_at_ns: int
     """Time just before the listing, in ns since the epoch."""
 

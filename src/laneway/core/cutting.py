@@ -23,7 +23,7 @@ SHARED_WINDOW_SHARE = 8
 
 
 class _Pieces(NamedTuple):
-    """A line of items, cut into intervals: each piece lies in one item and in one interval."""
+    """A line of items, cut into intervals: each piece belongs to one item and one interval."""
 
     item: NDArray[np.int64]
     start: NDArray[np.int64]

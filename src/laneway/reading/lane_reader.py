@@ -165,7 +165,7 @@ class LaneReader:
                     path, row = self._plan.locate(segment, row_index)
                     return f"row {row:,} of {path}"
                 row_index -= segment.stop - segment.start
-        message = f"row {row_index} lies outside {wanted}"
+        message = f"row {row_index} is outside {wanted}"
         raise IndexError(message)
 
     def end(self) -> None:
