@@ -114,20 +114,27 @@ def holding_back_signals() -> Iterator[None]:
     handlers = {int(each): handler for each, handler in found.items() if callable(handler) and each not in _replaced}
     received: list[int] = []
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _FAULTS)
+    # All of these run in the end, the last one first, even if a handler raises.
     with ExitStack() as stack:
+        stack.callback(_raise_signals, received)
+        for each, handler in handlers.items():
+            stack.callback(_give_back_handler, each, handler)
+        stack.callback(signal.pthread_sigmask, signal.SIG_SETMASK, before)
         _replaced.update(handlers)
         for each in handlers:
             signal.signal(each, lambda number, _: received.append(number))
-        try:
-            yield
-        finally:
-            for each, handler in handlers.items():
-                signal.signal(each, handler)
-                del _replaced[each]
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-            # Each of them, even if the handler of one raises.
-            for number in reversed(received):
-                stack.callback(signal.raise_signal, number)
+        yield
+
+
+def _give_back_handler(number: int, handler: Callable[[int, FrameType | None], Any]) -> None:
+    _replaced.pop(number, None)
+    signal.signal(number, handler)
+
+
+def _raise_signals(numbers: list[int]) -> None:
+    with ExitStack() as stack:
+        for number in reversed(numbers):
+            stack.callback(signal.raise_signal, number)
 
 
 def release_signals(*, shielded: bool) -> None:
