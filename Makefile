@@ -7,7 +7,7 @@ export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-frameworks test-storage test-thorough bench check format clean
+.PHONY: help demo test test-frameworks test-storage test-thorough bench check docs site format clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -46,6 +46,13 @@ check: .venv/installed ## Run ruff, mypy and import-linter, as CI does
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: site ## Build the site of docs/, with its links checked, and run the code on its pages (a minute or two)
+	$(BIN)/python -m pytest -n 2 tests/test_readme.py tests/test_reference.py
+	@echo "Open build/site/index.html; for its search: python3 -m http.server -d build/site"
+
+site: .venv/installed-docs ## Build the site of docs/ into build/site: a broken link or a page outside the menu is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 format: .venv/installed ## Sort imports, fix what can be fixed, format
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
@@ -59,4 +66,8 @@ clean: ## Remove .venv, the demo's files and all caches
 	@echo "Installing into .venv; PyTorch is large, this takes a minute or more ..."
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+.venv/installed-docs: .venv/installed
+	@$(BIN)/python -m pip install --quiet --editable '.[dev,docs]'
 	@touch $@

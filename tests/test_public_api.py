@@ -91,6 +91,7 @@ MEMBERS = {
         "save_state_global": "(dst_rank=0)",
         "save_state_rank": "()",
         "set_epoch": "(epoch)",
+        "start": "()",
         "state_dict": "(*, check=False)",
     },
     "gathered": {"load_state_dict": "(state_dict)", "state_dict": "()"},

@@ -113,7 +113,7 @@ class StatefulShardedDataset(IterableDataset[Any]):
         SchemaMismatchError: The data files differ in the selected columns, a column doesn't exist, or its type can't be
             cast to that of `schema`.
 
-    Example:
+    Examples:
         >>> import pyarrow as pa, pyarrow.parquet as pq, tempfile
         >>> folder = tempfile.mkdtemp()
         >>> pq.write_table(pa.table({"x": range(10)}), f"{folder}/part-0.parquet")
@@ -157,7 +157,6 @@ class StatefulShardedDataset(IterableDataset[Any]):
         retries: RetryPolicy | None = None,
         cache_dir: CacheDir = None,
     ) -> None:
-        """See the class."""
         options = _lane_options(lanes, turn_rows, batch_size, drop_last=drop_last)
         check_choice("remainder", remainder, get_args(Remainder))
         check_choice("output", output, get_args(Output))

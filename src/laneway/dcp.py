@@ -23,7 +23,7 @@ class GatheredState:
     Args:
         loader: The loader to save and restore.
 
-    Example:
+    Examples:
         >>> import pyarrow as pa, pyarrow.parquet as pq, tempfile
         >>> from laneway import SavableLoader, StatefulShardedDataset
         >>> folder = tempfile.mkdtemp()
@@ -37,7 +37,6 @@ class GatheredState:
     """
 
     def __init__(self, loader: SavableLoader) -> None:
-        """See the class."""
         self._loader = loader
         self._ranks = loader.ranks().with_own_group()
 

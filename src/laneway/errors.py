@@ -2,7 +2,10 @@
 
 
 class LanewayError(Exception):
-    """Base class of all errors that laneway raises."""
+    """Base class of all errors that laneway raises.
+
+    Itself, it is raised for an iterator that another pass has replaced, and for workers that ended too early.
+    """
 
 
 class CheckpointMismatchError(LanewayError, ValueError):

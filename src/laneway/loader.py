@@ -77,7 +77,7 @@ class SavableLoader(DataLoader[Any]):
         ValueError: An argument is out of its range, or states could not be exact with it.
         TypeError: `dataset` or another argument has the wrong type.
 
-    Example:
+    Examples:
         >>> import pyarrow as pa, pyarrow.parquet as pq, tempfile
         >>> folder = tempfile.mkdtemp()
         >>> pq.write_table(pa.table({"x": range(10)}), f"{folder}/part-0.parquet")
@@ -110,7 +110,6 @@ class SavableLoader(DataLoader[Any]):
         sampler: None = None,
         batch_sampler: None = None,
     ) -> None:
-        """See the class."""
         options = {
             "num_workers": num_workers,
             "pin_memory": pin_memory,
@@ -147,6 +146,9 @@ class SavableLoader(DataLoader[Any]):
 
     dataset: StatefulShardedDataset
     """The dataset that is read: the one that was passed, or its copy for the rank in `process_group`."""
+
+    num_workers: int
+    """Number of worker processes; 0: the main process reads its own data."""
 
     sampler: EpochSampler
     """Frameworks such as Lightning call its `set_epoch(epoch)` before each epoch."""

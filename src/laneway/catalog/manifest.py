@@ -40,7 +40,7 @@ class Manifest(ManifestContents):
 
     Its `fingerprint` is the identity of the dataset. A saved manifest lets later runs skip the scan.
 
-    Example:
+    Examples:
         >>> import pyarrow as pa, pyarrow.parquet as pq, tempfile
         >>> directory = tempfile.mkdtemp()
         >>> pq.write_table(pa.table({"id": [1, 2, 3]}), f"{directory}/part-0.parquet")

@@ -34,7 +34,7 @@ def merge_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         StateFormatError: One of the values is not a state.
         CheckpointMismatchError: The states are of different runs or steps, or a rank is missing or occurs twice.
 
-    Example:
+    Examples:
         >>> import pyarrow as pa, pyarrow.parquet as pq, tempfile
         >>> from laneway import StatefulShardedDataset
         >>> folder = tempfile.mkdtemp()

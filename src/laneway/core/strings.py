@@ -22,7 +22,7 @@ class Strings(Sequence[str]):
 
     It equals any other sequence of the same strings, so that it can be compared with a list or a tuple.
 
-    Example:
+    Examples:
         >>> column = Strings.of(["a", "b/c"])
         >>> column[1], len(column), column == ("a", "b/c")
         ('b/c', 2, True)

@@ -73,7 +73,6 @@ class LanewayTrainerMixin:
     """
 
     def __init__(self, *args: Any, train_loader: SavableLoader, **kwargs: Any) -> None:  # noqa: ANN401 - Trainer's
-        """See the class."""
         kwargs.setdefault("train_dataset", train_loader.dataset)
         self._train_loader = train_loader
         self._resumed: _Resumed | None = None
