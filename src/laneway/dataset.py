@@ -295,12 +295,13 @@ class StatefulShardedDataset(IterableDataset[Any]):
             message = f"fn must be callable, not {fn!r}"
             raise TypeError(message)
         check_flag("with_context", with_context)
+        changed = copy.copy(self)
         transform = self.definition.transform.then(fn, takes_context=with_context)
-        changed = self._changed(replace(self.definition, transform=transform))
-        changed.schedule = self.schedule.copy()
+        changed.definition = replace(self.definition, transform=transform)
         return changed
 
     def _changed(self, definition: Definition) -> Self:
+        """Return a copy with another definition, at the start of epoch 0."""
         changed = copy.copy(self)
         changed.definition, changed.schedule = definition, EpochSchedule()
         return changed

@@ -22,7 +22,6 @@ from enum import IntEnum
 from multiprocessing.context import get_spawning_popen
 from typing import NamedTuple
 
-import torch
 from torch.utils.data import get_worker_info
 
 from laneway.delivery.cells import shared_cells
@@ -103,26 +102,20 @@ class _Setting(NamedTuple):
 class EpochClock:
     """Determines the epoch of the next pass of any loader over a dataset."""
 
-    def __init__(self, *, is_shared: bool = True) -> None:
-        """Start at epoch 0.
-
-        Args:
-            is_shared: Whether workers share the memory.
-        """
+    def __init__(self) -> None:
+        """Start at epoch 0."""
         self._owner_pid = os.getpid()
-        self._is_shared = is_shared
-        self._cells = self._new_cells()
+        self._cells = shared_cells(self, _NUM_CELLS)
 
     def __getstate__(self) -> dict[str, object]:
         """Share the memory with a worker that is being started; anything else gets a copy."""
-        is_shared = self._is_shared and get_spawning_popen() is not None
-        return {**vars(self), "_cells": self._cells if is_shared else self._cells.clone()}
+        return {**vars(self), "_cells": self._cells if get_spawning_popen() is not None else self._cells.clone()}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         """Share the copy of the memory with the workers of this process."""
         vars(self).update(state)
-        if self._is_shared and not self._cells.is_shared():  # type: ignore[no-untyped-call]
-            self._cells = self._new_cells().copy_(self._cells)
+        if not self._cells.is_shared():  # type: ignore[no-untyped-call]
+            self._cells = shared_cells(self, _NUM_CELLS).copy_(self._cells)
 
     def _own(self) -> None:
         """Allocate new memory in a forked process that is neither the owner of the memory nor one of its workers."""
@@ -131,11 +124,8 @@ class EpochClock:
         self._owner_pid = os.getpid()
         epoch = self.next()[1]
         # Marks are not copied: this process numbers its passes from the start.
-        self._cells = self._new_cells()
+        self._cells = shared_cells(self, _NUM_CELLS)
         self.set(epoch, is_chosen=False)
-
-    def _new_cells(self) -> torch.Tensor:
-        return shared_cells(self, _NUM_CELLS) if self._is_shared else torch.zeros(_NUM_CELLS, dtype=torch.int64)
 
     @property
     def _setting(self) -> _Setting:

@@ -87,14 +87,12 @@ class Contexts:
     def of_batch(self, batch: Any) -> tuple[Any, BatchContext]:  # noqa: ANN401 - columns in any output
         """Return a batch without the hidden columns, and its context."""
         rest, files, rows = _take(batch)
-        paths: list[str] = [""] * len(files)
+        path_of = {file_index: self._paths[file_index] for file_index in np.unique(files).tolist()}
         seeds = np.empty(len(files), np.uint64)
-        for file_index in np.unique(files):
-            places = np.flatnonzero(files == file_index)
-            path = self._paths[int(file_index)]
-            seeds[places] = row_seeds(rows[places], seed=self._seed, epoch=self._epoch, path=path)
-            for place in places.tolist():
-                paths[place] = path
+        for file_index, path in path_of.items():
+            is_in = files == file_index
+            seeds[is_in] = row_seeds(rows[is_in], seed=self._seed, epoch=self._epoch, path=path)
+        paths = [path_of[file_index] for file_index in files.tolist()]
         return rest, BatchContext(self._epoch, paths, rows, seeds)
 
     def of_row(self, row: Any) -> tuple[Any, RowContext]:  # noqa: ANN401 - a row in any output

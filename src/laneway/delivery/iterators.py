@@ -80,20 +80,13 @@ class PassIterator:
         )
         raise LanewayError(message)
 
-    def __copy__(self) -> Self:
-        """Refuse to be copied: both would deliver the same items."""
-        raise self._copy_error()
-
     def __reduce__(self) -> Any:  # noqa: ANN401 - see object
-        """Refuse to be pickled or copied."""
-        raise self._copy_error()
-
-    def _copy_error(self) -> LanewayError:
+        """Refuse to be pickled, or copied, which calls this too: both would deliver the same items."""
         message = (
             f"a {type(self).__name__} can't be copied or pickled: save state_dict() of its dataset or loader, and load "
             "it into another one"
         )
-        return LanewayError(message)
+        raise LanewayError(message)
 
     def _take(self) -> Taken | None:
         """Return the next item, or None at the end; begin the pass first if it has not begun."""

@@ -83,7 +83,7 @@ class EpochSchedule:
         self._dataset = dataset
         self._loaders: weakref.WeakSet[EpochSchedule] = weakref.WeakSet()
         # The workers of a SavableLoader never read its clock.
-        self._clock = EpochClock(is_shared=dataset is None)
+        self._clock = EpochClock()
         self._restored: Restored | None = None
         self._begun: _Begun | None = None
         self._starts_again = False
