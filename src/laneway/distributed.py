@@ -19,7 +19,7 @@ from laneway.arguments import plain_int
 from laneway.catalog.manifest import Manifest
 from laneway.catalog.offers import Offer
 from laneway.errors import CollectiveError, LanewayError
-from laneway.process_groups import as_group, cpu_group, is_initialised, new_gloo_group
+from laneway.process_groups import WeakGroup, as_group, cpu_group, is_initialised, new_gloo_group
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -211,8 +211,13 @@ class Ranks:
     """Data-parallel rank of this process."""
     world_size: int
     """Number of data-parallel ranks."""
-    group: dist.ProcessGroup | None
+    weak_group: WeakGroup | None
     """A process group with a CPU backend; None for a single process without torch.distributed."""
+
+    @property
+    def group(self) -> dist.ProcessGroup | None:
+        """The process group, or None as above."""
+        return None if self.weak_group is None else self.weak_group.get()
 
     @classmethod
     def of(cls, process_group: ProcessGroup | None, rank: int, world_size: int) -> Self:
@@ -237,14 +242,15 @@ class Ranks:
                 raise ValueError(message)
             return cls(rank, world_size, None)
         group = as_group(process_group)
-        return cls(dist.get_rank(group), dist.get_world_size(group), cpu_group(group))
+        return cls(dist.get_rank(group), dist.get_world_size(group), WeakGroup(cpu_group(group)))
 
     def with_own_group(self) -> Self:
         """Return the same ranks with a new group, for a thread that communicates at the same time as another one.
 
         All ranks must call it.
         """
-        return self if self.group is None else type(self)(self.rank, self.world_size, new_gloo_group(self.group))
+        group = self.group
+        return self if group is None else type(self)(self.rank, self.world_size, WeakGroup(new_gloo_group(group)))
 
     def check(self, rank: int, world_size: int) -> None:
         """Check that a dataset has the rank and world size of this process.

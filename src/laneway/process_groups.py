@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
+import weakref
+from typing import TYPE_CHECKING, TypeAlias, final
 
 import torch.distributed as dist
+
+from laneway.errors import LanewayError
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -48,3 +51,28 @@ def new_gloo_group(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
     # With local synchronisation only the members must call it, not the whole world.
     created: dist.ProcessGroup = dist.new_group(ranks, backend="gloo", use_local_synchronization=True)
     return created
+
+
+@final
+class WeakGroup:
+    """A process group that ends when the user destroys it.
+
+    A reference would keep its threads running after `destroy_process_group()`, and gloo's may abort a process that
+    exits meanwhile.
+    """
+
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        """Refer to a group, which torch.distributed holds until it is destroyed."""
+        self._reference = weakref.ref(group)
+
+    def get(self) -> dist.ProcessGroup:
+        """Return the group.
+
+        Raises:
+            LanewayError: It was destroyed.
+        """
+        group = self._reference()
+        if group is None:
+            message = "the process group was destroyed: create the loader after the last init_process_group()"
+            raise LanewayError(message)
+        return group
