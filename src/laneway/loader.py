@@ -16,8 +16,9 @@ from laneway.delivery.dataloader import BatchSource
 from laneway.delivery.loader_arguments import LoaderArguments, arguments_of, check_has_no_state
 from laneway.delivery.loader_state import job_state, parse_job_state, parse_rank_state, rank_state, resume_point
 from laneway.delivery.runner import LoaderIterator, PassRunner
-from laneway.distributed import Ranks, rank_in_group
+from laneway.distributed import rank_in_group
 from laneway.errors import CheckpointMismatchError, LanewayError
+from laneway.ranks import Ranks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -284,7 +285,7 @@ class SavableLoader:
             CollectiveError: A rank could not be reached.
             LanewayError: A rank failed; the same error is raised on all ranks.
         """
-        return self.gather_state(self.ranks(), dst_rank)
+        return self.gather_state(self.ranks(), f"save_state_global(dst_rank={dst_rank!r})", dst_rank)
 
     def restore_state_global(self, state: State | None, src_rank: int | None = 0) -> None:
         """Resume the next pass from a state of the whole job, on all ranks or on none.
@@ -302,43 +303,59 @@ class SavableLoader:
             CollectiveError: A rank could not be reached.
         """
         ranks = self.ranks()
+        call = f"restore_state_global(src_rank={src_rank!r})"
         if src_rank is not None:
-            state = ranks.broadcast(lambda: parse_job_state(state).original, src_rank)
-        self.restore_together(ranks, state, f"src_rank={src_rank!r}")
+            state = ranks.broadcast(call, lambda: parse_job_state(state).original, src_rank)
+        self.restore_together(ranks, call, state, is_sent=src_rank is not None)
 
-    def gather_state(self, ranks: Ranks, dst_rank: int | None) -> State | None:
-        """Gather the state of the whole job over `ranks`; see `save_state_global`."""
+    def gather_state(self, ranks: Ranks, call: str, dst_rank: int | None) -> State | None:
+        """Gather the state of the whole job over `ranks`, on one of them or on all; see `save_state_global`."""
 
         # The file table may be large, and is the same on all ranks, or else their fingerprints differ.
         def part() -> State:
             ranks.check(self._place.rank, self._place.world_size)
             return sealed({**self.save_state_rank(), "files": ""})
 
-        parts = ranks.gather(part, dst_rank)
+        parts = ranks.gather(call, part, 0 if dst_rank is None else dst_rank)
 
-        def merged(parts: list[State]) -> State:
-            return sealed({**merge_ranks(parts, same_step=False), "files": self._identity.files.encoded})
+        def merged() -> State | None:
+            return merge_ranks(parts, same_step=False) if parts else None
 
-        return ranks.agree(lambda: merged(parts) if parts else None)
+        call = f"{call}: merge"
+        state = ranks.agree(call, merged) if dst_rank is not None else ranks.broadcast(call, merged, src_rank=0)
+        return None if state is None else sealed({**state, "files": self._identity.files.encoded})
 
-    def restore_together(self, ranks: Ranks, state: object, call: str = "") -> None:
-        """Resume the next pass from a state that every rank of `ranks` passes; see `restore_state_global`."""
+    def restore_together(self, ranks: Ranks, call: str, state: object, *, is_sent: bool) -> None:
+        """Resume the next pass from a state that every rank of `ranks` has; see `restore_state_global`.
 
-        def check() -> tuple[SavedState, Progress]:
+        Args:
+            ranks: All of them must call it.
+            call: What they do, for errors.
+            state: The state.
+            is_sent: Whether one rank has sent it to all; otherwise they compare what they were given.
+        """
+        checked: list[tuple[SavedState, Progress]] = []
+
+        def check() -> str:
             ranks.check(self._place.rank, self._place.world_size)
             saved = parse_job_state(state)
-            return saved, resume_point(self._runner, saved)
+            checked.append((saved, resume_point(self._runner, saved)))
+            return "" if is_sent else _digest(saved)
 
-        saved, progress = ranks.agree(check, call)
-        digests = ranks.gather(lambda: _digest(saved)) or []
-        others = [rank for rank, each in enumerate(digests) if each != digests[0]]
-        if others:
-            message = (
-                f"rank {others[0]} was given another state than rank 0: pass the state of the same save on all ranks, "
-                "or on one rank, with its src_rank= on all of them"
-            )
-            raise CheckpointMismatchError(message)
-        self._schedule.restore(saved, progress)
+        digests = ranks.gather(f"{call}: check", check, dst_rank=0) or []
+
+        def compare() -> None:
+            others = [rank for rank, each in enumerate(digests) if each != digests[0]]
+            if others:
+                message = (
+                    f"rank {others[0]} was given another state than rank 0: pass the state of the same save on all "
+                    "ranks, or on one rank, with its src_rank= on all of them"
+                )
+                raise CheckpointMismatchError(message)
+
+        if not is_sent:
+            ranks.agree(f"{call}: compare", compare)
+        self._schedule.restore(*checked[0])
 
     def ranks(self) -> Ranks:
         """Return the ranks of the job, able to communicate. Must be called by all of them."""
