@@ -98,32 +98,47 @@ class Exchange:
             return self._report(keys, call, report)
 
     def _agree_on_session(self, call: str) -> str:
-        """Return a name that rank 0 chose, so that keys of an earlier process group on the same store don't count."""
+        """Return a name that rank 0 chose, so that keys of an earlier process group on the same store don't count.
+
+        A job that torchrun restarts may have the store of the start before. A rank that was killed while it joined has
+        left its key, so rank 0 answers to the key of each name, until all ranks have come.
+        """
         keys = _Keys("laneway")
         if self._rank == 0:
             session = uuid.uuid4().hex
-            names, lost = self._collect(keys, call)
-            welcome = _HEAD.pack(lost is not None, -1) + (lost or session).encode()
-            for each in filter(None, names):
-                self._put(keys.welcome(each.decode()), welcome)
-            if lost is not None:
-                raise CollectiveError(lost)
-            self._delete(keys.report(0))
+            joined, names = keys.reports(self._world_size)[1:], set[bytes]()
+
+            def welcome() -> None:
+                present = joined if self.store.check(joined) else [key for key in joined if self.store.check([key])]
+                for name in {*filter(None, self._find_each(present))} - names:
+                    self._put(keys.welcome(name.decode()), session.encode())
+                    names.add(name)
+
+            self._answer(_Keys(f"laneway/{session}/0"), call, b"", lambda _: Answer(b""), meanwhile=welcome)
+            for key in (*joined, *(keys.welcome(name.decode()) for name in names)):
+                self.store.delete_key(key)
             return session
         name = uuid.uuid4().hex
-        with self._reported(keys, name.encode()):
-            _, chosen = self._receive(keys.welcome(name), keys, call)
-            self._delete(keys.welcome(name))
-        return chosen.decode()
+        self._put(keys.report(self._rank), name.encode())
+        if not self._wait([keys.welcome(name)]):
+            raise CollectiveError(self._lost_ranks(call, keys))
+        session = self._get(keys.welcome(name)).decode()
+        self._report(_Keys(f"laneway/{session}/0"), call, b"")
+        return session
 
     def _answer(
-        self, keys: _Keys, call: str, report: bytes, answer: Callable[[list[bytes]], Answer]
+        self,
+        keys: _Keys,
+        call: str,
+        report: bytes,
+        answer: Callable[[list[bytes]], Answer],
+        meanwhile: Callable[[], None] | None = None,
     ) -> tuple[bytes, bytes | None]:
-        reports, lost = self._collect(keys, call)
+        reports, lost = self._collect(keys, call, meanwhile)
         if lost is not None:
             self._put(keys.answer, _HEAD.pack(True, -1) + lost.encode())  # noqa: FBT003 - a field of the struct
             raise CollectiveError(lost)
-        to_all, dst_rank, to_one = answer([report, *reports])
+        to_all, dst_rank, to_one = answer([report, *(each for each in reports if each is not None)])
         if dst_rank:
             self._put(keys.to_one, to_one)
         self._put(keys.answer, _HEAD.pack(False, -1 if dst_rank is None else dst_rank) + to_all)  # noqa: FBT003
@@ -135,16 +150,17 @@ class Exchange:
         self._delete(keys.answer, _HEAD.size + len(to_all))
         return to_all, to_one if dst_rank == 0 else None
 
-    def _collect(self, keys: _Keys, call: str) -> tuple[list[bytes], str | None]:
-        """Return the reports of the other ranks, empty where there is none, and the error if any is missing."""
+    def _collect(
+        self, keys: _Keys, call: str, meanwhile: Callable[[], None] | None
+    ) -> tuple[list[bytes | None], str | None]:
+        """Return the reports of the other ranks, or the error if any is missing."""
         # Other ranks look whether this one has come.
         self._put(keys.report(0), b"")
         reported = keys.reports(self._world_size)[1:]
-        if not self._wait(reported):
-            lost = self._lost_ranks(call, keys)
-            return [self._get(key) if self.store.check([key]) else b"" for key in reported], lost
-        reports = self._get_each(reported)
-        gone = [rank for rank, report in enumerate(reports, start=1) if not report]
+        if not self._wait(reported, meanwhile):
+            return [], self._lost_ranks(call, keys)
+        reports = self._find_each(reported)
+        gone = [rank for rank, report in enumerate(reports, start=1) if report is None]
         return reports, f"rank 0 called {call}, but rank(s) {_named(gone)} had waited in vain" if gone else None
 
     def _report(self, keys: _Keys, call: str, report: bytes) -> tuple[bytes, bytes | None]:
@@ -167,8 +183,7 @@ class Exchange:
             yield
         except BaseException:
             with suppress(RuntimeError):
-                self._delete(key, len(report))
-                self._put(key, b"")
+                self._put(key, None)
             raise
         self._delete(key, len(report))
 
@@ -207,7 +222,7 @@ class Exchange:
 
     # -- The store ----------------------------------------------------------------------------------------------------
 
-    def _wait(self, keys: list[str]) -> bool:
+    def _wait(self, keys: list[str], meanwhile: Callable[[], None] | None = None) -> bool:
         """Wait until all keys are in the store, and return whether they are within the timeout."""
         # Not `Store.wait`: other threads couldn't use the store in the meantime, nor would signals be handled.
         deadline = time.monotonic() + self._timeout_s
@@ -215,13 +230,18 @@ class Exchange:
         while not self.store.check(keys):
             if time.monotonic() > deadline:
                 return False
+            if meanwhile is not None:
+                meanwhile()
             time.sleep(pause_s)
             pause_s = min(pause_s * 1.5, last_pause_s)
         return True
 
-    def _put(self, key: str, value: bytes) -> None:
+    def _put(self, key: str, value: bytes | None) -> None:
         # torch's stubs know values of str only.
         put: Callable[[str, bytes], None] = self.store.set  # type: ignore[assignment]
+        if value is None:
+            put(key, _NUM_CHUNKS.pack(0))
+            return
         num_chunks = _num_chunks(len(value))
         for index in range(1, num_chunks):
             put(f"{key}/{index}", value[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES])
@@ -229,14 +249,15 @@ class Exchange:
         put(key, _NUM_CHUNKS.pack(num_chunks) + value[:CHUNK_BYTES])
 
     def _get(self, key: str) -> bytes:
-        return self._get_each([key])[0]
+        return self._find_each([key])[0] or b""
 
-    def _get_each(self, keys: list[str]) -> list[bytes]:
-        values = []
+    def _find_each(self, keys: list[str]) -> list[bytes | None]:
+        """Return the values of keys that exist, None for those put as None."""
+        values: list[bytes | None] = []
         for key, first in zip(keys, self.store.multi_get(keys), strict=True):
             (num_chunks,) = _NUM_CHUNKS.unpack_from(first)
             chunks = (self.store.get(f"{key}/{index}") for index in range(1, num_chunks))
-            values.append(b"".join([first[_NUM_CHUNKS.size :], *chunks]))
+            values.append(b"".join([first[_NUM_CHUNKS.size :], *chunks]) if num_chunks else None)
         return values
 
     def _delete(self, key: str, num_bytes: int = 0) -> None:
