@@ -124,9 +124,7 @@ class DatasetIterator(PassIterator):
         if stream is None:
             # A state of this pass, which another pass over the dataset has taken as its own, still applies.
             restored = schedule.pending or (None if schedule.is_chosen else self._restored)
-            for warning in filter(
-                None, (self._definition.options.warning_for(place), schedule.warning_at_start(place))
-            ):
+            for warning in filter(None, (*self._definition.warnings_for(place), schedule.warning_at_start(place))):
                 warnings.warn(warning, stacklevel=4)
             start = restored.start if restored else progress
             stream = self._definition.open(self._definition.resolve(start, place))
