@@ -17,8 +17,8 @@ class GatheredState:
     `torch.distributed.checkpoint.save` directly. GatheredState gathers the progress of every rank, so it is correct at
     any time: also near the end of an epoch with `remainder="keep"`, or with ranks at different batches.
 
-    All ranks must create, save and load it. It doesn't communicate over the process group, so it does not conflict with
-    `async_save`.
+    All ranks must create, save and load it. It communicates over the store of the process group, so it does not
+    conflict with `async_save`.
 
     Args:
         loader: The loader to save and restore.
