@@ -15,6 +15,7 @@ from laneway.delivery.dataloader import BatchSource
 from laneway.delivery.loader_arguments import LoaderArguments, check_has_no_state
 from laneway.delivery.loader_state import (
     check_lockstep,
+    check_same_state,
     digest_of,
     job_state,
     parse_job_state,
@@ -23,8 +24,9 @@ from laneway.delivery.loader_state import (
     resume_point,
 )
 from laneway.delivery.runner import EpochSampler, LoaderIterator, PassRunner
-from laneway.distributed import Ranks, rank_in_group
-from laneway.errors import CheckpointMismatchError, LanewayError
+from laneway.distributed import rank_in_group
+from laneway.errors import LanewayError
+from laneway.ranks import Ranks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -128,10 +130,11 @@ class SavableLoader(DataLoader[Any]):
         if not isinstance(source, StatefulShardedDataset):
             message = f"dataset must be a StatefulShardedDataset, or a DataLoader over one, not {dataset!r}"
             raise TypeError(message)
-        if process_group is not None:
-            source = _of_rank(source, *rank_in_group(process_group))
-        self._process_group = process_group
         self._ranks: Ranks | None = None
+        if process_group is not None:
+            rank, world_size = rank_in_group(process_group)
+            source = _of_rank(source, rank, world_size)
+            self._ranks = Ranks.of(process_group, rank, world_size)
         check_flag("shield_workers", shield_workers)
         definition = arguments.apply_to(source.definition)
         batches = BatchSource(definition, arguments.keywords, shields_workers=shield_workers)
@@ -257,7 +260,11 @@ class SavableLoader(DataLoader[Any]):
         """
         state = job_state(self._runner)
         if check:
-            check_lockstep(self.ranks().gather(lambda: (digest_of(state), self.epoch, self.batches_delivered)) or [])
+            self.ranks().compare(
+                "state_dict(check=True)",
+                lambda: (digest_of(state), self.epoch, self.batches_delivered),
+                check_lockstep,
+            )
         return wrap_state(state)
 
     def load_state_dict(self, state_dict: State) -> None:
@@ -315,7 +322,7 @@ class SavableLoader(DataLoader[Any]):
             CollectiveError: A rank could not be reached.
             LanewayError: A rank failed; the same error is raised on all ranks.
         """
-        return self.gather_state(self.ranks(), dst_rank)
+        return self.gather_state(self.ranks(), f"save_state_global(dst_rank={dst_rank!r})", dst_rank)
 
     def restore_state_global(self, state: State | None, src_rank: int | None = 0) -> None:
         """Resume the next pass from a state of the whole job, on all ranks or on none.
@@ -333,49 +340,51 @@ class SavableLoader(DataLoader[Any]):
             CollectiveError: A rank could not be reached.
         """
         ranks = self.ranks()
+        call = f"restore_state_global(src_rank={src_rank!r})"
         if src_rank is not None:
-            state = ranks.broadcast(lambda: parse_job_state(state).original, src_rank)
-        self.restore_together(ranks, state, f"src_rank={src_rank!r}")
+            state = ranks.broadcast(call, lambda: parse_job_state(state).original, src_rank)
+        self.restore_together(ranks, call, state, is_sent=src_rank is not None)
 
-    def gather_state(self, ranks: Ranks, dst_rank: int | None) -> State | None:
-        """Gather the state of the whole job over `ranks`; see `save_state_global`."""
+    def gather_state(self, ranks: Ranks, call: str, dst_rank: int | None) -> State | None:
+        """Gather the state of the whole job over `ranks`, on one of them or on all; see `save_state_global`."""
 
         # The file table may be large, and is the same on all ranks, or else their fingerprints differ.
         def part() -> State:
             ranks.check(self._place.rank, self._place.world_size)
             return sealed({**self.save_state_rank(), "files": ""})
 
-        parts = ranks.gather(part, dst_rank)
+        parts = ranks.gather(call, part, 0 if dst_rank is None else dst_rank)
 
-        def merged(parts: list[State]) -> State:
-            return sealed({**merge_ranks(parts, same_step=False), "files": self._identity.files.encoded})
+        def merged() -> State | None:
+            return merge_ranks(parts, same_step=False) if parts else None
 
-        return ranks.agree(lambda: merged(parts) if parts else None)
+        call = f"{call}: merge"
+        state = ranks.agree(call, merged) if dst_rank is not None else ranks.broadcast(call, merged, src_rank=0)
+        return None if state is None else sealed({**state, "files": self._identity.files.encoded})
 
-    def restore_together(self, ranks: Ranks, state: object, call: str = "") -> None:
-        """Resume the next pass from a state that every rank of `ranks` passes; see `restore_state_global`."""
+    def restore_together(self, ranks: Ranks, call: str, state: object, *, is_sent: bool) -> None:
+        """Resume the next pass from a state that every rank of `ranks` has; see `restore_state_global`.
 
-        def check() -> tuple[SavedState, Progress]:
+        Args:
+            ranks: All of them must call it.
+            call: What they do, for errors.
+            state: The state.
+            is_sent: Whether one rank has sent it to all; otherwise they compare what they were given.
+        """
+        checked: list[tuple[SavedState, Progress]] = []
+
+        def check() -> str:
             ranks.check(self._place.rank, self._place.world_size)
             saved = parse_job_state(state)
-            return saved, resume_point(self._runner, saved)
+            checked.append((saved, resume_point(self._runner, saved)))
+            return "" if is_sent else digest_of(saved.fields)
 
-        saved, progress = ranks.agree(check, call)
-        digests = ranks.gather(lambda: digest_of(saved.fields)) or []
-        others = [rank for rank, each in enumerate(digests) if each != digests[0]]
-        if others:
-            message = (
-                f"rank {others[0]} was given another state than rank 0: pass the state of the same save on all ranks, "
-                "or on one rank, with its src_rank= on all of them"
-            )
-            raise CheckpointMismatchError(message)
-        self._schedule.restore(saved, progress)
+        ranks.compare(f"{call}: check", check, check_same_state)
+        self._schedule.restore(*checked[0])
 
     def ranks(self) -> Ranks:
-        """Return the ranks of the job, able to communicate. Must be called by all of them."""
-        if self._ranks is None:
-            self._ranks = Ranks.of(self._process_group, self._place.rank, self._place.world_size)
-        return self._ranks
+        """Return the ranks of the job, able to communicate: those in `process_group`, or in the whole world."""
+        return self._ranks or Ranks.of(None, self._place.rank, self._place.world_size)
 
     @property
     def _identity(self) -> Identity:

@@ -4,48 +4,35 @@ from __future__ import annotations
 
 import gc
 import weakref
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch.distributed as dist
 
-from laneway import LanewayError, SavableLoader, StatefulShardedDataset
+from laneway import LanewayError
 from laneway.dcp import GatheredState
+from tests.distributed.ranks import RunRanks, make_loader
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-THREADS = Path("/proc/self/task")
+    from pathlib import Path
 
 
-@pytest.fixture
-def _group(tmp_path: Path) -> Iterator[None]:
-    """Initialise torch.distributed in this process, which is the only rank."""
-    assert not dist.is_initialized()
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
-        yield
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
-
-
-@pytest.mark.usefixtures("_group")
-def test_a_destroyed_group_ends_with_its_threads_though_a_loader_has_used_it(tmp_path: Path) -> None:
-    # A thread of gloo that is still running when the process exits may abort it.
-    before = len([*THREADS.iterdir()])
-    pq.write_table(pa.table({"id": range(8)}), tmp_path / "a.parquet")
-    loader = SavableLoader(StatefulShardedDataset(tmp_path / "a.parquet", batch_size=2))
+def destroy_group(rank: int, corpus: Path) -> None:
+    group = dist.new_group([0, 1])
+    loader = make_loader(corpus, process_group=group)
     gathered = GatheredState(loader)
-    assert loader.save_state_global() is not None
-    gathered.state_dict()
-    group = weakref.ref(dist.group.WORLD)
-    dist.destroy_process_group()
+    assert (loader.save_state_global() is None) == (rank != 0)
+    assert gathered.state_dict()
+    reference = weakref.ref(group)
+    dist.destroy_process_group(group)
+    del group
     gc.collect()
-    assert group() is None
-    assert len([*THREADS.iterdir()]) < before
-    with pytest.raises(LanewayError, match="the process group was destroyed: create the loader after"):
-        loader.save_state_global()
+    # A thread of gloo that is still running when the process exits may abort it.
+    assert reference() is None
+    for communicate in (loader.save_state_global, gathered.state_dict):
+        with pytest.raises(LanewayError, match="the process group was destroyed: create the loader after the last"):
+            communicate()
+
+
+def test_a_destroyed_group_ends_though_a_loader_has_used_it(run_ranks: RunRanks, corpus: Path) -> None:
+    run_ranks(destroy_group, 2, corpus)

@@ -76,6 +76,10 @@ class Definition:
         """
         return self.options.num_items(self.manifest.num_rows, place, self.identity.settings)
 
+    def warnings_for(self, place: WorkerPlace) -> list[str]:
+        """Return what to warn of when the worker at `place` starts to read."""
+        return self.options.warnings_for(self.manifest.num_rows, place, self.identity.settings)
+
     def resolve(self, progress: Progress, place: WorkerPlace) -> Assignment:
         """Return the assignment of the worker at `place`; see `laneway.core.assignment.resolve_cut`."""
         return resolve_cut(self.identity, progress, place, self.options)

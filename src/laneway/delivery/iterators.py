@@ -159,9 +159,7 @@ class DatasetIterator(PassIterator):
         if stream is None:
             # A state of this pass, which another pass over the dataset has taken as its own, still applies.
             restored = schedule.pending or (None if schedule.is_chosen else self._restored)
-            for warning in filter(
-                None, (self._definition.options.warning_for(place), schedule.warning_at_start(place))
-            ):
+            for warning in filter(None, (*self._definition.warnings_for(place), schedule.warning_at_start(place))):
                 warnings.warn(warning, stacklevel=4)
             if restored is None:
                 check_resumes_with_state(self._dataset)

@@ -58,6 +58,24 @@ def digest_of(state: Mapping[str, Any]) -> str:
     return hashlib.blake2b(json.dumps(state, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
+def check_same_state(digests: Sequence[str]) -> None:
+    """Check that all ranks were given the same state to restore.
+
+    Args:
+        digests: For each rank, the digest of its state.
+
+    Raises:
+        CheckpointMismatchError: They differ.
+    """
+    others = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
+    if others:
+        message = (
+            f"rank {others[0]} was given another state than rank 0: pass the state of the same save on all ranks, or "
+            "on one rank, with its src_rank= on all of them"
+        )
+        raise CheckpointMismatchError(message)
+
+
 def check_lockstep(ranks: Sequence[tuple[str, int, int]]) -> None:
     """Check that all ranks have the same state of the whole job.
 

@@ -88,8 +88,8 @@ class PassRunner:
             if version == self.schedule.version:
                 return running
             running.release()
-        options, schedule = self.source.definition.options, self.schedule
-        for warning in filter(None, (options.warning_for(self.place), schedule.warning_at_start(self.place))):
+        schedule, place = self.schedule, self.place
+        for warning in filter(None, (*self.source.definition.warnings_for(place), schedule.warning_at_start(place))):
             warnings.warn(warning, stacklevel=5)
         return DataLoaderPass(self.source, self.resolve(schedule.next_progress))
 
