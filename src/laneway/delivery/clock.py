@@ -196,6 +196,11 @@ class EpochClock:
         """Return the epoch that the user chose, unless workers other than those of `loader` have begun a pass since."""
         return self._setting.epoch if self._setting.is_chosen and self.is_untouched(self.generation, loader) else None
 
+    def chosen_epoch_after(self, generation: int) -> int | None:
+        """Return the epoch that the user chose since the clock had this generation, if any."""
+        setting = self._setting
+        return setting.epoch if setting.is_chosen and _generation(setting.times) != generation else None
+
     def next(self, loader: int | None = None) -> tuple[int, int]:
         """Return generation and epoch of a pass that begins now.
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from laneway.delivery.callers import check_resumes_with_state
 from laneway.delivery.dataset_state import dataset_state, load_dataset_state, pass_state
+from laneway.delivery.late_choice import LateChoice
 from laneway.delivery.passes import Delivery
 from laneway.delivery.workers import MAX_WORKERS, is_in_worker, worker_place
 from laneway.errors import LanewayError
@@ -140,6 +141,8 @@ class DatasetIterator(PassIterator):
         self._has_begun = False
         self._restored: Restored | None = None
         """The state that was loaded for this pass."""
+        # One worker warns for all.
+        self._late_choice = LateChoice(schedule) if is_in_worker() and not self._place.worker else None
         if is_in_worker():
             self._begin()
 
@@ -147,6 +150,9 @@ class DatasetIterator(PassIterator):
         self.check_process()
         stream = self._stream if self._stream is not None and self._has_begun else self._begin()
         self._version = self._schedule.version
+        if self._late_choice is not None and (warning := self._late_choice.warning(stream.epoch)):
+            self._late_choice = None
+            warnings.warn(warning, stacklevel=3)
         return stream.take()
 
     def _begin(self) -> Stream:
@@ -168,6 +174,8 @@ class DatasetIterator(PassIterator):
             weakref.finalize(self, stream.release).atexit = False
             self._restored, self._stream, self._pass = restored, stream, stream
         schedule.begin(stream, place, generation)
+        if self._late_choice is not None:
+            self._late_choice.begin(generation)
         self._has_begun = True
         return stream
 

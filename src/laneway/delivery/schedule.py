@@ -153,6 +153,10 @@ class EpochSchedule:
         """Whether the user chose the epoch of the next pass."""
         return self._clock.chosen_epoch() is not None
 
+    def epoch_chosen_after(self, generation: int) -> int | None:
+        """Return the epoch that the user chose since the clock had this generation, if any."""
+        return self._clock.chosen_epoch_after(generation)
+
     def warning_at_start(self, place: WorkerPlace) -> str | None:
         """Return a warning if the next pass, read by the worker at `place`, delivers nothing, which may surprise."""
         restored = self.pending
