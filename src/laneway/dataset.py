@@ -68,7 +68,8 @@ class StatefulShardedDataset(IterableDataset[Any]):
             opens by URL; or a `Manifest`, so that no footer needs to be read in advance.
         format: "parquet" or "arrow" (IPC file or stream format); None: detected by suffix, else by the first bytes.
         columns: Names of the columns to deliver, in this order; None: all. Keys of Hive-style directories
-            (`lang=en/part-0.parquet`) are columns too. Files may differ in other columns.
+            (`lang=en/part-0.parquet`) are columns too. A path such as "image.bytes" is a field of a struct, which is
+            read without the other fields. Files may differ in other columns.
         schema: Names and types of the columns to deliver, for files whose columns differ. Values are cast
             as by pyarrow with `safe=True`; a column is null in files that don't have it. None: the types in the files.
         shuffle: Whether to shuffle the shards, and the rows of each window of shards, by seed and epoch.

@@ -18,6 +18,7 @@ from laneway.errors import DataFileError
 from laneway.formats.arrow_checks import check_messages
 from laneway.formats.arrow_files import MAGIC, find_messages
 from laneway.formats.base import FileScan, name_error
+from laneway.formats.field_paths import find_field, select_fields
 from laneway.formats.messages import (
     CONTINUATION,
     END_OF_STREAM,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
     from laneway.formats.arrow_files import Message
     from laneway.formats.base import PlannedFile
+    from laneway.formats.field_paths import FieldPath
     from laneway.formats.messages import MessageHeader
     from laneway.storage.filesystem import Storage
 
@@ -191,7 +193,8 @@ class ArrowBlocks:
         Raises:
             ValueError, pa.ArrowException: A batch is damaged.
         """
-        names = list(columns)
+        fields = [(name, (name,) if name in self._positions else self._path_of(name)) for name in columns]
+        names = [*dict.fromkeys(path[0] for _, path in fields)]
         is_all = names == [*self._positions]
         schema = self._schema if is_all else pa.schema([self._schema.field(name) for name in names])
         indices = self._batches[first:stop]
@@ -216,11 +219,14 @@ class ArrowBlocks:
                 if (index, name) not in self._validated:
                     batch.column(name).view(self._to_validate[name]).validate(full=True)
                     self._validated.add((index, name))
-        return pa.Table.from_batches(selected, schema)
+        return select_fields(pa.Table.from_batches(selected, schema), fields)
 
     def close(self) -> None:
         """Release the file; a memory map lives as long as the last table that was read from it."""
         self._source = None
+
+    def _path_of(self, name: str) -> FieldPath:
+        return find_field(self._schema, name) or (name,)
 
     def _messages(self, indices: NDArray[np.int64]) -> Iterator[pa.Buffer]:
         """Yield these messages, read in one call, consecutive messages as one range."""

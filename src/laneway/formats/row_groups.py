@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING, Final, final
+from typing import TYPE_CHECKING, Any, Final, final
 
 import pyarrow as pa
 
@@ -43,11 +43,17 @@ class Leaf:
     """Whether it stays dictionary-encoded in memory."""
 
 
-def leaf_ranges(schema: pa.Schema) -> dict[str, range]:
-    """Return the range of leaf columns of each column."""
-    counts = (len(list(_leaves_of(field.type, 0, is_repeated=False))) for field in schema)
-    stops = [*accumulate(counts, initial=0)]
-    return {name: range(*bounds) for name, bounds in zip(schema.names, pairwise(stops), strict=True)}
+def leaf_ranges(fields: Iterable[pa.Field[Any]], start: int = 0) -> dict[str, range]:
+    """Return the range of leaf columns of each field.
+
+    Args:
+        fields: The columns of a schema, or the fields of a struct.
+        start: The first leaf column.
+    """
+    named = [*fields]
+    counts = (len(list(_leaves_of(field.type, 0, is_repeated=False))) for field in named)
+    stops = [*accumulate(counts, initial=start)]
+    return {field.name: range(*bounds) for field, bounds in zip(named, pairwise(stops), strict=True)}
 
 
 def check_row_counts(metadata: pq.FileMetaData) -> list[int]:
