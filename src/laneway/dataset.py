@@ -31,6 +31,7 @@ from laneway.delivery.callers import check_readers
 from laneway.delivery.dataset_state import dataset_state, load_dataset_state
 from laneway.delivery.definition import Definition
 from laneway.delivery.iterators import DatasetIterator
+from laneway.delivery.row_errors import OnError, RowErrors
 from laneway.delivery.schedule import EpochSchedule
 from laneway.delivery.transforms import Transforms
 from laneway.delivery.workers import is_collated_by_caller, is_in_worker
@@ -94,6 +95,12 @@ class StatefulShardedDataset(IterableDataset[Any]):
         transform: Called in the worker on each row, or each batch, before it is delivered.
         fill_null: Value that replaces nulls in columns of numbers: one value, or column -> value. Without it, a null is
             an error if a tensor or an array can't represent it.
+        on_error: What becomes of a single row for which `transform`, or a function given to `map`, raises an exception.
+            "raise": it is raised. "mask": a filler is delivered, so that ranks still deliver the same number of rows,
+            and each row has `_valid`, True or False. "skip": nothing is delivered; `len` counts the row nevertheless.
+            Both log such rows, at most once a minute.
+        filler: For "mask": what is delivered, such as a row that `transform` could return. None: a row as before
+            `transform`, with zeros and empty values.
         provenance: Whether to add the columns `_path` (the data file of the row, relative to the source), `_row` (its
             number in the file) and `_epoch`.
         rank: Data-parallel rank, in [0, world_size). None: that of torch.distributed if it is initialised, else RANK
@@ -150,6 +157,8 @@ class StatefulShardedDataset(IterableDataset[Any]):
         output: Output | None = None,
         transform: Callable[[Any], Any] | None = None,
         fill_null: FillNull | None = None,
+        on_error: OnError = "raise",
+        filler: Mapping[str, Any] | None = None,
         provenance: bool = False,
         rank: int | None = None,
         world_size: int | None = None,
@@ -189,6 +198,8 @@ class StatefulShardedDataset(IterableDataset[Any]):
         if provenance:
             selected = with_provenance(selected)
         output = output or ("python" if batch_size is None else "torch")
+        converter = BatchConverter(selected, output, fill_null)
+        functions = Transforms(errors=RowErrors.of(on_error, filler, batch_size, output, converter))
         self.definition = Definition(
             identity=Identity(manifest.files, settings),
             options=options,
@@ -197,8 +208,8 @@ class StatefulShardedDataset(IterableDataset[Any]):
             storage=storage,
             schema=selected,
             output=output,
-            converter=BatchConverter(selected, output, fill_null),
-            transform=Transforms() if transform is None else Transforms().then(transform),
+            converter=converter,
+            transform=functions if transform is None else functions.then(transform),
             provenance=provenance,
             prefetch_windows=prefetch_windows,
         )

@@ -60,6 +60,22 @@ class Definition:
     collate_fn: Callable[[list[Any]], Any] | None = None
     """Builds an item from the rows of a batch, or of a turn if there are no batches; None: columns, or single rows."""
 
+    def __post_init__(self) -> None:
+        """Check that no rank may deliver fewer rows than the others, unless they may anyway.
+
+        Raises:
+            ValueError: One may.
+        """
+        errors = self.transform.errors
+        if errors is not None and errors.skips and self.place.world_size > 1:
+            remainder = self.identity.settings.remainder
+            if remainder != "keep":
+                message = (
+                    f'on_error="skip" would let the {self.place.world_size} ranks deliver different numbers of rows: '
+                    'use "mask", or remainder="keep" if the training loop can end at another step on each rank'
+                )
+                raise ValueError(message)
+
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the file table of the identity: the manifest has it, and may travel as a file."""
         return {**vars(self), "identity": self.identity.settings}
