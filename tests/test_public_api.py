@@ -33,7 +33,8 @@ SIGNATURES = {
     "laneway.StatefulShardedDataset": (
         "(source, *, format=None, columns=None, schema=None, shuffle=False, seed=0, shard_bytes='8MiB', "
         "shard_rows=None, window_bytes='64MiB', prefetch_windows=1, lanes=None, turn_rows=None, remainder=None, "
-        "batch_size=None, drop_last=False, output=None, transform=None, fill_null=None, provenance=False, rank=None, "
+        "batch_size=None, drop_last=False, output=None, transform=None, fill_null=None, "
+        "on_error='raise', filler=None, provenance=False, rank=None, "
         "world_size=None, filesystem=None, storage_options=None, retries=None, cache_dir=None)"
     ),
     "laneway.SavableLoader": (
