@@ -10,7 +10,7 @@ from laneway.arguments import check_flag
 from laneway.core.apart import merge_gathered, state_of_rank
 from laneway.core.schema import parse_state, sealed, wrap_state
 from laneway.dataset import StatefulShardedDataset
-from laneway.delivery.accelerate import placement_of_caller
+from laneway.delivery.accelerate import check_checkpoint_of_caller, placement_of_caller
 from laneway.delivery.dataloader import BatchSource
 from laneway.delivery.loader_arguments import LoaderArguments, check_has_no_state
 from laneway.delivery.loader_state import (
@@ -156,8 +156,11 @@ class SavableLoader(DataLoader[Any]):
     sampler: EpochSampler
     """Frameworks such as Lightning call its `set_epoch(epoch)` before each epoch."""
 
-    use_stateful_dataloader = True
-    """Accelerate saves and restores the states of loaders that have this attribute."""
+    @property
+    def use_stateful_dataloader(self) -> bool:
+        """True: Accelerate saves and restores the states of loaders that have this attribute."""
+        check_checkpoint_of_caller(self)
+        return True
 
     @property
     def _is_accelerate_prepared(self) -> bool:

@@ -63,9 +63,7 @@ def test_epochs_may_have_begun_in_different_orders() -> None:
 
 
 def test_another_number_of_ranks_is_refused() -> None:
-    with pytest.raises(
-        CheckpointMismatchError, match=r"rank 1 in epoch 3, rank 0 in epoch 4.*on 3 ranks only.* 2:"
-    ):
+    with pytest.raises(CheckpointMismatchError, match=r"rank 1 in epoch 3, rank 0 in epoch 4.*on 3 ranks only.* 2:"):
         state_of_rank(apart(), WorkerPlace(0, 2))
 
 
