@@ -41,7 +41,9 @@ def merge_gathered(states: Sequence[State]) -> State:
     of_job = dict.fromkeys(("lanes", "turn_rows", "lane_world_size", "lane_batch_turns", "lane_remainder"))
     of_job |= dict.fromkeys(("lane_indices", "offsets")) | {"next_turn": 0, "part_rows": 0, "earlier_cuts": []}
     of_job |= {"scope": SCOPE_APART, "rank": 0, "epoch": min(epochs), "complete": False, "over": False}
-    return sealed({**states[0], **of_job, "positions": [json.dumps(state) for state in states]})
+    # The file table is the same for all ranks, and need not be in each of the strings.
+    own = [json.dumps(sealed({**state, "files": ""})) for state in states]
+    return sealed({**states[0], **of_job, "positions": own})
 
 
 def is_apart(state: object) -> bool:
