@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from laneway import SavableLoader, StatefulShardedDataset
 from tests.corpora import write_corpus
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 pytestmark = needs("jax")
 
 
-def make_loader(corpus: Path, **place: int) -> SavableLoader:
+def make_loader(corpus: Path, **place: Any) -> SavableLoader:
     dataset = StatefulShardedDataset(
         corpus, columns=["id", "x"], shuffle=True, shard_rows=4, batch_size=3, output="numpy", **place
     )
