@@ -173,6 +173,10 @@ class RowReader:
             self._check_keys(table, file_index, sources.checked_keys)
         return self._complete(table, sources, _Blocks(file_index, first, row_starts[first : end + 1] - start), start)
 
+    def row_in_file(self, file_index: int, row: int) -> int:  # noqa: ARG002 - rows of a selection depend on the file
+        """Return the number in its file of a row, counted as for `read`."""
+        return row
+
     def close(self) -> None:
         """Close the files. The reader can still be used, and opens them again."""
         with self._lock:

@@ -1,0 +1,42 @@
+"""Selections: how many rows of each block belong to a dataset, which is planned before anything else.
+
+Shards, lanes, windows and positions count selected rows only. Which rows of a block these are, only its reader knows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, final
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from laneway.core.files import FileTable
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """The rows that belong to a dataset, counted by block."""
+
+    text: str
+    """Which rows these are, for states and messages: equal texts over equal files select equal rows."""
+    block_rows: NDArray[np.int64]
+    """Selected rows of each block, shape (num_blocks,)."""
+
+    def files(self, files: FileTable) -> FileTable:
+        """Return the table of data files as if they had no other rows. Blocks without selected rows have no bytes."""
+        is_read = self.block_rows > 0
+        return replace(
+            files,
+            block_rows=self.block_rows,
+            block_bytes=np.where(is_read, files.block_bytes, 0),
+            block_memory_bytes=np.where(is_read, files.block_memory_bytes, 0),
+        )
+
+    def selected_bytes(self, files: FileTable, block_bytes: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the share of the bytes of each block that its selected rows have, shape (num_blocks,)."""
+        share = self.block_rows / np.maximum(files.block_rows, 1)
+        return np.ceil(block_bytes * share).astype(np.int64)
