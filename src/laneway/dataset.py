@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, Self, get_args
-
-from torch.utils.data import IterableDataset
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from laneway.arguments import (
     check_callable,
@@ -23,6 +19,7 @@ from laneway.arguments import (
 from laneway.catalog.manifest import open_source
 from laneway.convert.batches import BatchConverter
 from laneway.convert.columns import Output
+from laneway.copies import ChangeableDataset
 from laneway.core.lanes import MAX_LANES, Remainder
 from laneway.core.options import LaneOptions
 from laneway.core.plan import Identity, Settings
@@ -42,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import pyarrow as pa
+    import pyarrow.compute as pc
     import pyarrow.fs
     from fsspec import AbstractFileSystem
 
@@ -52,7 +50,7 @@ if TYPE_CHECKING:
     from laneway.storage.retries import RetryPolicy
 
 
-class StatefulShardedDataset(IterableDataset[Any]):
+class StatefulShardedDataset(ChangeableDataset):
     """The rows of Parquet or Arrow files as an iterable dataset that can stop anywhere and resume exactly there.
 
     Every rank and every DataLoader worker reads its own rows. Each pass is the next epoch, whether or not the previous
@@ -68,6 +66,7 @@ class StatefulShardedDataset(IterableDataset[Any]):
         format: "parquet" or "arrow" (IPC file or stream format); None: detected by suffix, else by the first bytes.
         columns: Names of the columns to deliver, in this order; None: all. Keys of Hive-style directories
             (`lang=en/part-0.parquet`) are columns too. Files may differ in other columns.
+        filter: Condition on the rows to deliver: an expression of pyarrow, or tuples; see the method `filter`.
         schema: Names and types of the columns to deliver, for files whose columns differ. Values are cast
             as by pyarrow with `safe=True`; a column is null in files that don't have it. None: the types in the files.
         shuffle: Whether to shuffle the shards, and the rows of each window of shards, by seed and epoch.
@@ -133,6 +132,7 @@ class StatefulShardedDataset(IterableDataset[Any]):
         *,
         format: Literal["parquet", "arrow"] | None = None,  # noqa: A002 - the name that pyarrow gives it
         columns: Sequence[str] | None = None,
+        filter: pc.Expression | Sequence[Any] | None = None,  # noqa: A002 - the name that users know
         schema: pa.Schema | None = None,
         shuffle: bool = False,
         seed: int = 0,
@@ -202,8 +202,18 @@ class StatefulShardedDataset(IterableDataset[Any]):
             prefetch_windows=prefetch_windows,
         )
         """The files, order and conversion."""
+        self._given_schema, self._cache_dir = schema, cache_dir
+        if filter is not None:
+            self.definition = self._with_filter(filter)
         self.schedule = EpochSchedule()
         """The epoch of the next pass, and the progress of the last one."""
+
+    def _with_filter(self, condition: object) -> Definition:
+        if callable(condition):
+            message = "filter= must be an expression or tuples: pass a function to the method, .filter(fn, columns=...)"
+            raise TypeError(message)
+        (changed,) = self._selected(*self._filter(condition, None, None))
+        return changed.definition
 
     # -- Properties ---------------------------------------------------------------------------------------------------
 
@@ -239,66 +249,18 @@ class StatefulShardedDataset(IterableDataset[Any]):
         settings, options, place = definition.identity.settings, definition.options, definition.place
         order = f"shuffled with seed {settings.seed}" if settings.shuffle else "in file order"
         unit = "rows" if options.batch_size is None else f"batches of {options.batch_size:,} rows"
+        rows = self.definition.identity.selection
+        selected = "" if rows is None else f"  {rows.num_rows:,} rows selected by {rows.text},\n"
         names = self.schema.names
         shown = ", ".join(names[:8]) + (f", ... ({len(names):,} columns)" if len(names) > 8 else "")  # noqa: PLR2004
         return (
             f"{type(self).__name__}(\n"
             f"  {definition.manifest!r},\n"
+            f"{selected}"
             f"  {len(self.shards):,} shards {order},\n"
             f"  {unit} as {definition.output}: {shown},\n"
             f"  rank {place.rank} of {place.world_size}, epoch {self.epoch}\n)"
         )
-
-    # -- Changed copies -----------------------------------------------------------------------------------------------
-
-    def shuffle(self, seed: int = 0) -> Self:
-        """Return a copy that is shuffled, at the start of epoch 0.
-
-        Args:
-            seed: Any int in [0, 2**63).
-
-        Raises:
-            ValueError: `seed` is out of its range.
-        """
-        identity = self.definition.identity
-        settings = replace(identity.settings, shuffle=True, seed=check_seed(seed))
-        return self._changed(replace(self.definition, identity=Identity(identity.files, settings)))
-
-    def shard(self, num_shards: int, index: int) -> Self:
-        """Return a copy that delivers part `index` of `num_shards`, at the start of epoch 0.
-
-        Args:
-            num_shards: Number of parts, >= 1: the world size of the copy.
-            index: Part of the copy, in [0, num_shards): its rank.
-
-        Raises:
-            ValueError: An argument is out of its range.
-        """
-        sharded = self._changed(replace(self.definition, place=WorkerPlace(*data_parallel_rank(index, num_shards))))
-        sharded._asks_rank = False  # noqa: SLF001 - a copy of this object
-        return sharded
-
-    def map(self, fn: Callable[..., Any], *, with_context: bool = False) -> Self:
-        """Return a copy that also calls `fn` on each row or batch; its next pass starts where that of this one would.
-
-        Args:
-            fn: Called in the worker with the result of `transform`, if there is one.
-            with_context: Whether `fn` is also passed where its rows come from, and seeds that are the same after any
-                resume: a `RowContext` for a row, a `BatchContext` for a batch.
-        """
-        if not callable(fn):
-            message = f"fn must be callable, not {fn!r}"
-            raise TypeError(message)
-        check_flag("with_context", with_context)
-        transform = self.definition.transform.then(fn, takes_context=with_context)
-        changed = self._changed(replace(self.definition, transform=transform))
-        changed.schedule = self.schedule.copy()
-        return changed
-
-    def _changed(self, definition: Definition) -> Self:
-        changed = copy.copy(self)
-        changed.definition, changed.schedule = definition, EpochSchedule()
-        return changed
 
     # -- Epochs -------------------------------------------------------------------------------------------------------
 

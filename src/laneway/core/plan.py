@@ -116,8 +116,9 @@ class Identity:
         )
 
     def fingerprint_in(self, order_version: int) -> str:
-        """Return the identity of the files in an order: it covers all that determines the place of a row."""
-        return self.files.fingerprint_v1 if order_version == 1 else self.files.fingerprint
+        """Return the identity of the rows in an order: it covers all that determines the place of a row."""
+        fingerprint = self.files.fingerprint_v1 if order_version == 1 else self.files.fingerprint
+        return fingerprint if self.selection is None else self.selection.fingerprint(fingerprint)
 
     def sharing(self, world_size: int, turns_per_batch: int) -> Sharing:
         """Return how ranks share lanes with these settings."""

@@ -205,13 +205,31 @@ def positions_of(saved: SavedState) -> dict[int, LanePosition]:
     return found
 
 
-_identity_of = itemgetter(*(name for name in names_of(Role.IDENTITY, Role.DETAIL) if name != "digest"))
+_IDENTITY = [each for each in FIELDS if each.role in {Role.IDENTITY, Role.DETAIL} and each.name != "digest"]
+_REQUIRED_OF_IDENTITY = [each.name for each in _IDENTITY if each.default is REQUIRED]
+_DEFAULTS_OF_IDENTITY = {each.name: each.default for each in _IDENTITY if each.default is not REQUIRED}
 _others_of = itemgetter(*names_of(Role.JOB, Role.OWN))
 
 
 def seal_of(identity: Mapping[str, Any]) -> Seal:
-    """Return the seal of states with these fields of the identity."""
-    return Seal((FORMAT, FORMAT_VERSION, *_identity_of(identity)))
+    """Return the seal of states with these fields of the identity; those that have their default may be missing."""
+    values = [identity[name] for name in _REQUIRED_OF_IDENTITY]
+    return Seal((FORMAT, FORMAT_VERSION, *values, *others_than_default(identity).items()))
+
+
+def others_than_default(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of some fields of the identity that have a default, and another value: states leave out the rest."""
+    return {
+        name: identity[name]
+        for name, default in _DEFAULTS_OF_IDENTITY.items()
+        if identity.get(name, default) != default
+    }
+
+
+def without_defaults(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Return some fields of the identity as a state holds them: without those that have their default."""
+    required = {name: value for name, value in identity.items() if name not in _DEFAULTS_OF_IDENTITY}
+    return required | others_than_default(identity)
 
 
 def digest_with(seal: Seal, fields: Mapping[str, Any]) -> str:

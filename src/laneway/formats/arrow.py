@@ -8,7 +8,7 @@ import sys
 import threading
 import warnings
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Final, final
+from typing import TYPE_CHECKING, Any, Final, final
 
 import numpy as np
 import pyarrow as pa
@@ -40,10 +40,11 @@ from laneway.storage.reading import open_local, read_ranges
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    import pyarrow.compute as pc
     from numpy.typing import NDArray
 
     from laneway.formats.arrow_files import Message
-    from laneway.formats.base import PlannedFile
+    from laneway.formats.base import BlockMatches, PlannedFile
     from laneway.formats.messages import MessageHeader
     from laneway.storage.filesystem import Storage
 
@@ -217,6 +218,10 @@ class ArrowBlocks:
                     batch.column(name).view(self._to_validate[name]).validate(full=True)
                     self._validated.add((index, name))
         return pa.Table.from_batches(selected, schema)
+
+    def matches(self, condition: pc.Expression, schema: pa.Schema, known: Mapping[str, Any]) -> BlockMatches | None:  # noqa: ARG002 - see BlockReader
+        """Return None: there are no statistics."""
+        return None
 
     def close(self) -> None:
         """Release the file; a memory map lives as long as the last table that was read from it."""

@@ -6,7 +6,7 @@ import os
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Final, cast, final
+from typing import TYPE_CHECKING, Any, Final, cast, final
 
 import numpy as np
 import pyarrow as pa
@@ -16,16 +16,19 @@ from pyarrow.parquet.core import ParquetReader
 from laneway.core.files import digest
 from laneway.errors import DataFileError
 from laneway.formats.base import FileScan, name_error
+from laneway.formats.row_group_matches import row_group_matches
 from laneway.formats.row_groups import check_chunks, check_row_counts, chunk_range, leaf_ranges, memory_bytes
 from laneway.storage.entries import file_size
 from laneway.storage.ranges import coalesce
 from laneway.storage.reading import read_range, read_ranges
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from io import IOBase
 
-    from laneway.formats.base import BlockReader, PlannedFile
+    import pyarrow.compute as pc
+
+    from laneway.formats.base import BlockMatches, BlockReader, PlannedFile
     from laneway.storage.filesystem import Storage
     from laneway.storage.ranges import Data
 
@@ -128,6 +131,10 @@ class ParquetBlocks:
         self._columns.check(self._file.metadata, first, stop, columns, self._planned.size)
         return table
 
+    def matches(self, condition: pc.Expression, schema: pa.Schema, known: Mapping[str, Any]) -> BlockMatches | None:
+        """See BlockReader."""
+        return row_group_matches(self._file.metadata, condition, schema, self._columns.leaves, known)
+
     def close(self) -> None:
         """Close the file."""
         self._file.close(force=True)
@@ -163,6 +170,10 @@ class RemoteParquetBlocks:
             pa.PythonFile(cast("IOBase", fetched), mode="r"), metadata=self._metadata, page_checksum_verification=True
         )
         return self._columns.decode(file, first, stop, columns)
+
+    def matches(self, condition: pc.Expression, schema: pa.Schema, known: Mapping[str, Any]) -> BlockMatches | None:
+        """See BlockReader."""
+        return row_group_matches(self._metadata, condition, schema, self._columns.leaves, known)
 
     def close(self) -> None:
         """Do nothing: no file is open."""
@@ -216,11 +227,11 @@ class _Columns:
 
     def __init__(self, schema: pa.Schema) -> None:
         self.schema = schema
-        self._leaves = leaf_ranges(schema)
+        self.leaves = leaf_ranges(schema)
 
     def check(self, metadata: pq.FileMetaData, first: int, stop: int, names: Sequence[str], size: int) -> list[int]:
         """Return the indices of the leaf columns of some columns, after checking what the footer says of them."""
-        leaves = [leaf for name in names for leaf in self._leaves[name]]
+        leaves = [leaf for name in names for leaf in self.leaves[name]]
         for group in range(first, stop):
             check_chunks(metadata, group, leaves, size)
         return leaves

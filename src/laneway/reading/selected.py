@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from laneway.catalog.manifest import Manifest
     from laneway.reading.origin import Origin
-    from laneway.reading.steps import RowSelection
+    from laneway.reading.selecting import RowSelection
     from laneway.storage.filesystem import Storage
 
 
@@ -69,7 +69,7 @@ class SelectedReader:
         self._manifest = manifest
         self._storage = storage
         self._selection = selection
-        self._files = selection.counts.files(manifest.files)
+        self._files = selection.rows.files(manifest.files)
         self.schema = schema
         """Schema of the tables that `read` returns."""
 
@@ -133,7 +133,7 @@ class SelectedReader:
         rows = run.rows
         if (planned != np.diff(run.bounds)).any():
             mask = select(self._selection.steps, table, run)
-            self._check_counts(run, first, planned, np.add.reduceat(mask, run.bounds[:-1]))
+            self._check_counts(run, first, planned, run.count(mask))
             table, rows = table.filter(pa.array(mask)), rows[mask]
         return table.select(self.schema.names), rows
 
@@ -142,7 +142,7 @@ class SelectedReader:
         if len(wrong):
             where = self._storage.redact(self._storage.join(run.path))
             message = (
-                f"{self._selection.counts.text} selected {planned[wrong[0]]:,} rows of block {first + wrong[0]} of "
+                f"{self._selection.rows.text} selected {planned[wrong[0]]:,} rows of block {first + wrong[0]} of "
                 f"{where} when it was planned, and now selects {found[wrong[0]]:,}: the file was changed, or a function "
                 "of the filter doesn't always return the same"
             )

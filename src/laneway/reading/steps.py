@@ -5,30 +5,30 @@ A step is a function of the rows and of their place in the files, so whoever rea
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as pads
 
 from laneway.core.order import split_bits
-from laneway.errors import DataFileError, SchemaMismatchError
+from laneway.errors import DataFileError
+from laneway.reading.hashing import bits_of_text, bits_of_values
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
     from laneway.catalog.manifest import Manifest
-    from laneway.core.selection import Selection
 
     Mask = NDArray[np.bool_]
+    Bound = int | float | None
 
-_in_memory: Any = pads.InMemoryDataset
-_SCAN_ERRORS = (pa.ArrowException, TypeError, ValueError, KeyError)
+# The stubs of pyarrow accept fewer types here.
+_array: Any = pa.array
 
 
 class Run(NamedTuple):
@@ -62,6 +62,12 @@ class Run(NamedTuple):
         """Number of each row in the file, int64 of shape (rows,)."""
         return np.arange(self.first_row, self.first_row + self.num_rows)
 
+    def count(self, mask: Mask) -> NDArray[np.int64]:
+        """Return how many rows of each block a mask selects, shape (num_blocks,)."""
+        before = np.zeros(len(mask) + 1, np.int64)
+        np.cumsum(mask, out=before[1:])
+        return np.diff(before[self.bounds])
+
 
 class Step(Protocol):
     """A step of a selection."""
@@ -74,36 +80,18 @@ class Step(Protocol):
     def columns(self) -> tuple[str, ...]:
         """The columns that it looks at."""
 
+    @property
+    def is_named(self) -> bool:
+        """Whether its text says all of it, so that what it selects may be cached."""
+
     def select(self, rows: pa.Table, run: Run, left: Mask) -> Mask:
         """Return which rows of a run belong to the dataset, bool of shape (rows,).
 
         Args:
-            rows: At least `columns`, of all rows of the run.
+            rows: At least `columns`, of all rows of the run; without columns, it need not have rows.
             run: Where the rows are.
             left: Which of them the earlier steps have left, bool of shape (rows,).
         """
-
-
-@final
-@dataclass(frozen=True)
-class Filter:
-    """Selects the rows for which an expression is true. It is not true where it is null."""
-
-    expression: pc.Expression
-    """The expression."""
-    columns: tuple[str, ...]
-    """The columns that it looks at."""
-
-    @property
-    def text(self) -> str:
-        """The expression, as pyarrow writes it."""
-        return f"filter {self.expression}"
-
-    def select(self, rows: pa.Table, run: Run, left: Mask) -> Mask:  # noqa: ARG002 - see Step
-        """See Step."""
-        dataset = _in_memory(rows.select(list(self.columns)))
-        found = dataset.scanner(columns={"mask": self.expression}, use_threads=False).to_table()["mask"]
-        return left & _mask_of(found)
 
 
 @final
@@ -119,6 +107,11 @@ class FunctionFilter:
     """Tells the function from earlier versions of it."""
 
     @property
+    def is_named(self) -> bool:
+        """Whether it has a version: a function that was edited may keep its name."""
+        return self.version is not None
+
+    @property
     def text(self) -> str:
         """Its name, version and columns."""
         function: Any = self.function
@@ -127,21 +120,30 @@ class FunctionFilter:
         return f"filter {name}{version} of {', '.join(self.columns)}"
 
     def select(self, rows: pa.Table, run: Run, left: Mask) -> Mask:
-        """See Step."""
-        batch = pa.RecordBatch.from_arrays(
-            [_one_array(rows[name]) for name in self.columns],
-            schema=pa.schema([rows.schema.field(name) for name in self.columns]),
-        )
+        """See Step. The function is called for each block: what it returns may depend on all rows of the batch."""
+        schema = pa.schema([rows.schema.field(name) for name in self.columns])
+        arrays = [one_array(rows[name]) for name in self.columns]
+        found = left.copy()
+        for start, stop in pairwise(run.bounds.tolist()):
+            if start < stop:
+                batch = pa.RecordBatch.from_arrays([each.slice(start, stop - start) for each in arrays], schema=schema)
+                found[start:stop] &= self._call(batch, run.path)
+        return found
+
+    def _call(self, batch: pa.RecordBatch, path: str) -> Mask:
         answer = self.function(batch)
         try:
-            found = _mask_of(answer if isinstance(answer, (pa.Array, pa.ChunkedArray)) else pa.array(answer))
-        except _SCAN_ERRORS as error:
+            values = answer if isinstance(answer, (pa.Array, pa.ChunkedArray)) else _array(answer)
+        except (pa.ArrowException, TypeError, ValueError) as error:
             message = f"{self.text} returned {type(answer).__name__}, not one bool for each row: {error}"
             raise TypeError(message) from error
-        if len(found) != run.num_rows:
-            message = f"{self.text} returned {len(found):,} bools for {run.num_rows:,} rows of {run.path}"
+        if not (pa.types.is_boolean(values.type) or pa.types.is_null(values.type)):
+            message = f"{self.text} returned values of type {values.type}, not one bool for each row"
+            raise TypeError(message)
+        if len(values) != len(batch):
+            message = f"{self.text} returned {len(values):,} bools for {len(batch):,} rows of {path}"
             raise ValueError(message)
-        return left & found
+        return mask_of(values)
 
 
 @final
@@ -149,8 +151,6 @@ class FunctionFilter:
 class Part:
     """Selects the rows whose hash, of a row, its file or the value of a column, lies in a range."""
 
-    name: str
-    """Name of the part."""
     start: int
     """First hash, in [0, 2**64]."""
     stop: int
@@ -161,27 +161,29 @@ class Part:
     """"row", "file" or "column"."""
     columns: tuple[str, ...] = ()
     """The column, if any."""
+    is_named: bool = field(default=True, init=False)
+    """See Step."""
 
     @property
     def text(self) -> str:
-        """The part, its share and what is hashed."""
+        """What is hashed, and the range."""
         what = f"column {self.columns[0]!r}" if self.columns else self.by
-        return f"split by {what} with seed {self.seed}, {self.start:x} to {self.stop:x}"
+        return f"part {self.start:016x} to {self.stop:016x} by {what} with seed {self.seed}"
+
+    def has_file(self, path: str) -> bool:
+        """Return whether the part has a data file, if files are split."""
+        return self.start <= bits_of_text(f"file/{self.seed}/{path}") < self.stop
 
     def select(self, rows: pa.Table, run: Run, left: Mask) -> Mask:
         """See Step."""
-        if self.by == "column":
-            encoded = _one_array(rows[self.columns[0]]).dictionary_encode("encode")
-            is_in = np.array([self._has(_bits_of(self.seed, value.as_py())) for value in encoded.dictionary], bool)
-            return left & (is_in[encoded.indices.to_numpy(zero_copy_only=False)] if len(is_in) else left)
         if self.by == "file":
-            return left & self._has(_bits_of(self.seed, run.path))
-        bits = split_bits(run.rows, seed=self.seed, path=run.path)
-        last = np.uint64(min(self.stop, 2**64) - 1)
-        return left & (bits >= np.uint64(self.start)) & (bits <= last) if self.start < self.stop else left & False
-
-    def _has(self, bits: int) -> bool:
-        return self.start <= bits < self.stop
+            return left & self.has_file(run.path)
+        if self.by == "row":
+            bits = split_bits(run.rows, seed=self.seed, path=run.path)
+        else:
+            bits = bits_of_values(one_array(rows[self.columns[0]]), seed=self.seed)
+        # 2**64 is not a uint64.
+        return left & (bits >= np.uint64(self.start)) & (bits <= np.uint64(self.stop - 1))
 
 
 @final
@@ -189,134 +191,119 @@ class Part:
 class Slice:
     """Selects consecutive rows of those that are left, in the order of the files."""
 
+    text: str
+    """The rows, as they were asked for."""
     start: int
     """First row, counted over all that are left."""
     stop: int
     """One past the last row."""
-    first: tuple[int, int] = field(compare=False)
+    first: tuple[int, int]
     """The block with the first row, and how many of the rows of it that are left come before."""
-    last: tuple[int, int] = field(compare=False)
-    """The block with the last row, and how many of the rows of it that are left are selected."""
-    columns: tuple[str, ...] = ()
+    last: tuple[int, int]
+    """The block with the last row, and how many of the rows of it that are left come up to it."""
+    columns: tuple[str, ...] = field(default=(), init=False)
     """None."""
+    is_named: bool = field(default=True, init=False)
+    """See Step."""
 
-    @property
-    def text(self) -> str:
-        """The rows."""
-        return f"rows {self.start:,} to {self.stop:,}"
+    @classmethod
+    def of(cls, block_rows: NDArray[np.int64], start: Bound, stop: Bound) -> Slice:
+        """Return the step that selects rows [start, stop).
+
+        Args:
+            block_rows: Rows of each block that are left, shape (num_blocks,).
+            start: First row; as a float, the share of the rows that come before.
+            stop: One past the last row, likewise; None: the end.
+        """
+        ends = np.cumsum(block_rows)
+        num_rows = int(ends[-1]) if len(ends) else 0
+        begin, end = (_row_of(bound, num_rows) for bound in (start, stop))
+        text = f"rows {_bound_text(start)} to {_bound_text(stop)}"
+        if begin >= end:
+            return cls(text, begin, begin, (len(ends), 0), (-1, 0))
+        starts = np.concatenate([[0], ends])
+        first = int(np.searchsorted(ends, begin, side="right"))
+        last = int(np.searchsorted(ends, end, side="left"))
+        return cls(text, begin, end, (first, begin - int(starts[first])), (last, end - int(starts[last])))
+
+    def counts(self, block_rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return how many rows of each block it selects of those that are left, shape (num_blocks,)."""
+        ends = np.cumsum(block_rows)
+        starts = ends - block_rows
+        found: NDArray[np.int64] = np.clip(ends, self.start, self.stop) - np.clip(starts, self.start, self.stop)
+        return found
 
     def select(self, rows: pa.Table, run: Run, left: Mask) -> Mask:  # noqa: ARG002 - see Step
         """See Step."""
         found = left.copy()
-        first, last = self.first[0] - run.first_block, self.last[0] - run.first_block
         num_blocks = len(run.bounds) - 1
-        if 0 <= last < num_blocks:
-            start, stop = run.bounds[last : last + 2].tolist()
-            places = start + np.flatnonzero(left[start:stop])
-            found[places[self.last[1] :]] = False
-        if 0 <= first < num_blocks:
-            start, stop = run.bounds[first : first + 2].tolist()
-            places = start + np.flatnonzero(left[start:stop])
-            found[places[: self.first[1]]] = False
+        first, last = self.first[0] - run.first_block, self.last[0] - run.first_block
         found[: run.bounds[min(max(first, 0), num_blocks)]] = False
         found[run.bounds[min(max(last + 1, 0), num_blocks)] :] = False
+        for block in {first, last}.intersection(range(num_blocks)):
+            start, stop = run.bounds[block : block + 2].tolist()
+            places = start + np.flatnonzero(left[start:stop])
+            found[places[self.last[1] if block == last else len(places) :]] = False
+            found[places[: self.first[1] if block == first else 0]] = False
         return found
 
 
-def select(steps: tuple[Step, ...], rows: pa.Table, run: Run) -> Mask:
+def _row_of(bound: Bound, num_rows: int) -> int:
+    if bound is None:
+        return num_rows
+    return min(round(bound * num_rows) if isinstance(bound, float) else bound, num_rows)
+
+
+def _bound_text(bound: Bound) -> str:
+    if bound is None:
+        return "the end"
+    return f"{bound:,}" if isinstance(bound, int) else f"the share {bound!r}"
+
+
+def parts_of(shares: Sequence[float], *, seed: int, by: str) -> list[Part]:
+    """Return a part for each share, disjoint and complete.
+
+    Args:
+        shares: Their sum is 1.
+        seed: Any int in [0, 2**63).
+        by: "row", "file" or the name of a column.
+    """
+    kind, columns = (by, ()) if by in {"row", "file"} else ("column", (by,))
+    ends = np.minimum(np.cumsum(shares), 1.0)
+    bounds = [0, *(int(end * 2**64) for end in ends[:-1].tolist()), 2**64]
+    return [Part(start, stop, seed, kind, columns) for start, stop in pairwise(bounds)]
+
+
+def select(steps: Sequence[Step], rows: pa.Table, run: Run, left: Mask | None = None) -> Mask:
     """Return which rows of a run all steps select, bool of shape (rows,).
+
+    Args:
+        steps: The steps.
+        rows: The columns that they look at, of all rows of the run.
+        run: Where the rows are.
+        left: Which rows earlier steps have left; None: all.
 
     Raises:
         DataFileError: A step can't be computed; the message names it and the file.
     """
-    found: Mask = np.ones(run.num_rows, bool)
+    found: Mask = np.ones(run.num_rows, bool) if left is None else left
     for step in steps:
         try:
             found = step.select(rows, run, found)
-        except _SCAN_ERRORS as error:
+        except pa.ArrowException as error:
             message = f"{step.text} fails for rows of {run.path}: {error}"
             raise DataFileError(message) from error
     return found
 
 
-def filter_of(expression: object, schema: pa.Schema) -> Filter:
-    """Return the step for an expression, or for tuples as pyarrow takes them, after checking it against a schema.
-
-    Raises:
-        TypeError: It is neither.
-        SchemaMismatchError: It names a column that doesn't exist, or compares what can't be compared.
-    """
-    if not isinstance(expression, pc.Expression):
-        expression = _expression_of(expression)
-    problem = _problem(expression, schema)
-    if problem is not None:
-        message = f"filter {expression} doesn't fit the columns {', '.join(schema.names)}: {problem}"
-        raise SchemaMismatchError(message)
-    return Filter(expression, tuple(_needed(expression, schema, schema.names)))
-
-
-def _expression_of(tuples: object) -> pc.Expression:
-    from pyarrow.parquet import filters_to_expression  # noqa: PLC0415 - slow to import, and few need it
-
-    try:
-        found: pc.Expression = filters_to_expression([tuples] if isinstance(tuples, tuple) else tuples)  # type: ignore[arg-type]
-    except (ValueError, TypeError, IndexError) as error:
-        message = (
-            f"filter must be a pyarrow expression, such as pc.field('price') > 10, or tuples, such as "
-            f"[('price', '>', 10)], not {tuples!r:.200} ({error})"
-        )
-        raise TypeError(message) from error
-    return found
-
-
-def _problem(expression: pc.Expression, schema: pa.Schema) -> str | None:
-    """Return why an expression can't be computed for a schema, or None if it is a condition on its columns."""
-    dataset = _in_memory(schema.empty_table())
-    try:
-        data_type = dataset.scanner(columns={"mask": expression}).projected_schema.field(0).type
-    except _SCAN_ERRORS as error:
-        return str(error).split("\n", 1)[0]
-    is_condition = pa.types.is_boolean(data_type) or pa.types.is_null(data_type)
-    return None if is_condition else f"its values are of type {data_type}, not bool"
-
-
-def _needed(expression: pc.Expression, schema: pa.Schema, names: list[str]) -> list[str]:
-    """Return which of some columns an expression looks at; pyarrow doesn't say, so they are left out by halves."""
-    rest = pa.schema([each for each in schema if each.name not in set(names)])
-    if _problem(expression, rest) is None:
-        return []
-    if len(names) == 1:
-        return names
-    half = len(names) // 2
-    return _needed(expression, schema, names[:half]) + _needed(expression, schema, names[half:])
-
-
-def _mask_of(values: Any) -> Mask:  # noqa: ANN401 - an array or a column
-    if not pa.types.is_boolean(values.type):
-        values = values.cast(pa.bool_())
-    values = pc.fill_null(values, False)  # noqa: FBT003 - the replacement
+def mask_of(values: Any) -> Mask:  # noqa: ANN401 - an array or a column
+    """Return bools as numpy, null as False."""
+    values = pc.fill_null(values.cast(pa.bool_()), False)  # noqa: FBT003 - the replacement
     found: Mask = values.to_numpy() if isinstance(values, pa.ChunkedArray) else values.to_numpy(zero_copy_only=False)
     return found
 
 
-def _one_array(column: Any) -> Any:  # noqa: ANN401 - a column, and its array
+def one_array(column: Any) -> Any:  # noqa: ANN401 - a column, and its array
+    """Return a column as one array."""
     combined = column.combine_chunks()
     return combined.chunk(0) if isinstance(combined, pa.ChunkedArray) else combined
-
-
-def _bits_of(seed: int, value: object) -> int:
-    text = f"split/{seed}/{type(value).__name__}/{value!r}"
-    return int.from_bytes(hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest(), "little")
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class RowSelection:
-    """The rows that belong to a dataset: how many of each block, and how to find them."""
-
-    steps: tuple[Step, ...]
-    """In this order."""
-    schema: pa.Schema
-    """The columns that they look at."""
-    counts: Selection
-    """Selected rows of each block."""
