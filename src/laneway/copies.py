@@ -161,7 +161,7 @@ class ChangeableDataset(IterableDataset[Any]):
                 message = f"the rows can't be split by column {field.name!r}, which is of type {field.type}"
                 raise SchemaMismatchError(message)
         # Fields have the names of the parts.
-        return namedtuple("Split", [*shares])(*self._selected(parts, schema))  # type: ignore[misc] # noqa: PYI024
+        return namedtuple("Split", [*shares])(*self._selected(parts, schema))  # noqa: PYI024 - the names are not known before
 
     def take(self, rows: int | float) -> Self:  # noqa: PYI041 - 1 and 1.0 differ
         """Return a copy with the first rows, in the order of the files, at the start of epoch 0.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 from tqdm import tqdm
 
@@ -12,7 +12,7 @@ _SHOW_AFTER_S: Final = 2.0
 class ProgressBar(tqdm):  # type: ignore[type-arg]
     """A progress bar without a monitor thread: it would outlive the work, and forking with threads is unsafe."""
 
-    monitor_interval: Any = 0
+    monitor_interval = 0
 
 
 def progress_bar(total: int, what: str, unit: str, *, progress: bool | None) -> ProgressBar:

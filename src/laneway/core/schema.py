@@ -214,22 +214,14 @@ _others_of = itemgetter(*names_of(Role.JOB, Role.OWN))
 def seal_of(identity: Mapping[str, Any]) -> Seal:
     """Return the seal of states with these fields of the identity; those that have their default may be missing."""
     values = [identity[name] for name in _REQUIRED_OF_IDENTITY]
-    return Seal((FORMAT, FORMAT_VERSION, *values, *others_than_default(identity).items()))
+    others = {name: identity.get(name, default) for name, default in _DEFAULTS_OF_IDENTITY.items()}
+    return Seal((FORMAT, FORMAT_VERSION, *values, *without_defaults(others).items()))
 
 
-def others_than_default(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of some fields of the identity that have a default, and another value: states leave out the rest."""
-    return {
-        name: identity[name]
-        for name, default in _DEFAULTS_OF_IDENTITY.items()
-        if identity.get(name, default) != default
-    }
-
-
-def without_defaults(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Return some fields of the identity as a state holds them: without those that have their default."""
-    required = {name: value for name, value in identity.items() if name not in _DEFAULTS_OF_IDENTITY}
-    return required | others_than_default(identity)
+def without_defaults(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return some fields as a state holds them: without those of the identity that have their default."""
+    defaults = _DEFAULTS_OF_IDENTITY
+    return {name: value for name, value in fields.items() if name not in defaults or value != defaults[name]}
 
 
 def digest_with(seal: Seal, fields: Mapping[str, Any]) -> str:
@@ -241,7 +233,7 @@ def sealed(state: Mapping[str, Any]) -> dict[str, Any]:
     """Return a state whose fields were changed with the digest that it needs; older versions have none."""
     if state["version"] != FORMAT_VERSION:
         return dict(state)
-    return {**state, "digest": digest_with(seal_of(state), state)}
+    return {**without_defaults(state), "digest": digest_with(seal_of(state), state)}
 
 
 _KEY = "laneway"

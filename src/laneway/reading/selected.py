@@ -122,7 +122,8 @@ class SelectedReader:
         """Return the number of selected rows of a file before each of its blocks, and of all."""
         first, stop = self._manifest.files.block_starts[file_index : file_index + 2]
         starts = self._files.block_row_starts[first : stop + 1]
-        return starts - starts[0]
+        counted: NDArray[np.int64] = starts - starts[0]
+        return counted
 
     def _select(self, file_index: int, first: int, stop: int) -> tuple[pa.Table, NDArray[np.int64]]:
         """Return the selected rows of the blocks [first, stop) of a file, and their numbers in the file."""
@@ -133,7 +134,7 @@ class SelectedReader:
         rows = run.rows
         if (planned != np.diff(run.bounds)).any():
             mask = select(self._selection.steps, table, run)
-            self._check_counts(run, first, planned, run.count(mask))
+            self._check_counts(run, first, planned, run.count_by_block(mask))
             table, rows = table.filter(pa.array(mask)), rows[mask]
         return table.select(self.schema.names), rows
 
@@ -143,7 +144,7 @@ class SelectedReader:
             where = self._storage.redact(self._storage.join(run.path))
             message = (
                 f"{self._selection.rows.text} selected {planned[wrong[0]]:,} rows of block {first + wrong[0]} of "
-                f"{where} when it was planned, and now selects {found[wrong[0]]:,}: the file was changed, or a function "
-                "of the filter doesn't always return the same"
+                f"{where} when it was planned, and now selects {found[wrong[0]]:,}: the file was changed, or a "
+                "function of the filter was changed or doesn't always return the same"
             )
             raise DataFileError(message)

@@ -236,4 +236,4 @@ class _Counting:
         names = dict.fromkeys(name for step in (*before, *steps) for name in step.columns)
         rows = self._reader(tuple(names)).read(file_index, run.first_row, run.first_row + run.num_rows)
         left = select(before, rows, run)
-        return [run.count(select((step,), rows, run, left)) for step in steps]
+        return [run.count_by_block(select((step,), rows, run, left)) for step in steps]

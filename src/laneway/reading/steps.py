@@ -62,11 +62,12 @@ class Run(NamedTuple):
         """Number of each row in the file, int64 of shape (rows,)."""
         return np.arange(self.first_row, self.first_row + self.num_rows)
 
-    def count(self, mask: Mask) -> NDArray[np.int64]:
+    def count_by_block(self, mask: Mask) -> NDArray[np.int64]:
         """Return how many rows of each block a mask selects, shape (num_blocks,)."""
         before = np.zeros(len(mask) + 1, np.int64)
         np.cumsum(mask, out=before[1:])
-        return np.diff(before[self.bounds])
+        found: NDArray[np.int64] = np.diff(before[self.bounds])
+        return found
 
 
 class Step(Protocol):

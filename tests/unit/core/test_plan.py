@@ -57,7 +57,7 @@ def test_a_pickled_identity_leaves_out_plans_and_shards_and_derives_the_same_pla
     identity = Identity(file_table([[5], [6]]), SHUFFLED)
     plan = identity.plan(cut_twice(3, 4))
     sent = pickle.loads(pickle.dumps(identity))
-    assert vars(sent).keys() == {"files", "settings", "_last_plan", "_derived"}
+    assert vars(sent).keys() == {"files", "settings", "selection", "_last_plan", "_derived"}
     assert not sent._last_plan
     assert not sent._derived
     other = sent.plan(cut_twice(3, 4))
