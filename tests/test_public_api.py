@@ -31,7 +31,7 @@ ERRORS = {
 
 SIGNATURES = {
     "laneway.StatefulShardedDataset": (
-        "(source, *, format=None, columns=None, schema=None, shuffle=False, seed=0, shard_bytes='8MiB', "
+        "(source, *, format=None, columns=None, filter=None, schema=None, shuffle=False, seed=0, shard_bytes='8MiB', "
         "shard_rows=None, window_bytes='64MiB', prefetch_windows=1, lanes=None, turn_rows=None, remainder=None, "
         "batch_size=None, drop_last=False, output=None, transform=None, fill_null=None, provenance=False, rank=None, "
         "world_size=None, filesystem=None, storage_options=None, retries=None, cache_dir=None)"
@@ -68,15 +68,21 @@ MEMBERS = {
         "__len__": "()",
         "completed_shards": "()",
         "epoch": "attribute",
+        "filter": "(condition, *, columns=None, version=None)",
         "load_state_dict": "(state_dict)",
         "manifest": "attribute",
         "map": "(fn, *, with_context=False)",
         "schema": "attribute",
+        "selection": "attribute",
         "set_epoch": "(epoch)",
         "shard": "(num_shards, index)",
         "shards": "attribute",
         "shuffle": "(seed=0)",
+        "skip": "(rows)",
+        "slice": "(start, stop=None)",
+        "split": "(shares, *, seed=0, by='row')",
         "state_dict": "()",
+        "take": "(rows)",
     },
     "loader": {
         "__iter__": "()",

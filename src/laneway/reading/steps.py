@@ -176,13 +176,15 @@ class Part:
         return self.start <= bits_of_text(f"file/{self.seed}/{path}") < self.stop
 
     def select(self, rows: pa.Table, run: Run, left: Mask) -> Mask:
-        """See Step."""
+        """See Step. A part may be empty."""
         if self.by == "file":
             return left & self.has_file(run.path)
         if self.by == "row":
             bits = split_bits(run.rows, seed=self.seed, path=run.path)
         else:
             bits = bits_of_values(one_array(rows[self.columns[0]]), seed=self.seed)
+        if self.start == self.stop:
+            return left & False
         # 2**64 is not a uint64.
         return left & (bits >= np.uint64(self.start)) & (bits <= np.uint64(self.stop - 1))
 
