@@ -172,6 +172,7 @@ class ChangeableDataset(IterableDataset[Any]):
         Raises:
             ValueError: `rows` is out of its range.
         """
+        _check_bound("rows", rows)
         return self.slice(0, rows)
 
     def skip(self, rows: int | float) -> Self:  # noqa: PYI041 - 1 and 1.0 differ
@@ -183,6 +184,7 @@ class ChangeableDataset(IterableDataset[Any]):
         Raises:
             ValueError: `rows` is out of its range.
         """
+        _check_bound("rows", rows)
         return self.slice(rows, None)
 
     def slice(self, start: int | float, stop: int | float | None = None) -> Self:  # noqa: PYI041 - 1 and 1.0 differ
