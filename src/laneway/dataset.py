@@ -219,8 +219,12 @@ class StatefulShardedDataset(ChangeableDataset):
 
     @property
     def manifest(self) -> Manifest:
-        """The data files, with their sizes, rows, row groups and schema."""
-        return self.definition.manifest
+        """The data files, with their sizes, rows, row groups and schema.
+
+        It remembers the selection of this dataset: a dataset of it with the same filters counts no rows.
+        """
+        manifest, selection = self.definition.manifest, self.definition.selection
+        return manifest if selection is None else manifest.with_selections(selection.known)
 
     @property
     def shards(self) -> ShardTable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -361,3 +362,16 @@ def test_counts_are_cached_and_a_damaged_entry_is_replaced(tmp_path: Path) -> No
         with pytest.warns(ManifestCacheWarning, match="a cached selection is unusable"):
             assert num_calls_of("1") + num_calls_of("2") == num_blocks
         assert first.read_bytes() == whole[0]
+
+
+def test_a_dataset_of_the_manifest_of_another_counts_nothing_again(tmp_path: Path) -> None:
+    write_corpus(tmp_path)
+    condition = pc.field("text") > "row 3"
+    parts = StatefulShardedDataset(tmp_path, batch_size=3, filter=condition).split({"a": 0.5, "b": 0.5})
+    manifest = pickle.loads(pickle.dumps(parts.b.manifest))
+    again = StatefulShardedDataset(manifest, batch_size=3, filter=condition).split({"a": 0.5, "b": 0.5})
+    assert again.b.selection.steps[0].blocks_by_rows == 0
+    assert again.b.selection.steps[1].blocks_by_rows == 0
+    assert again.a.selection.steps[1].blocks_by_rows > 0, "only the other part was counted"
+    assert ids(again.b) == ids(parts.b)
+    again.b.load_state_dict(parts.b.state_dict())

@@ -13,7 +13,7 @@ from laneway.catalog.progress_bar import progress_bar
 from laneway.core.selection import Selection
 from laneway.reading import pruning
 from laneway.reading.counts_cache import Counts, CountsCache
-from laneway.reading.expressions import Filter
+from laneway.reading.expressions import Filter, filter_of
 from laneway.reading.reader import RowReader
 from laneway.reading.steps import Part, Run, Slice, select
 
@@ -46,6 +46,16 @@ class RowSelection:
     """What was counted for each step: the rows that it leaves."""
     rows: Selection
     """Selected rows of each block."""
+
+    @property
+    def known(self) -> list[Selection]:
+        """What was counted for each step, as far as the texts of the steps say what they select."""
+        found = []
+        for stop in range(1, len(self.steps) + 1):
+            steps = self.steps[:stop]
+            if all(step.is_named for step in steps):
+                found.append(Selection(_text_of(steps), self.planned[stop - 1].block_rows))
+        return found
 
 
 class Planner:
@@ -82,7 +92,7 @@ class Planner:
         planned = () if selection is None else selection.planned
         fields = {each.name: each for each in (*(() if selection is None else selection.schema), *schema)}
         columns = pa.schema(list(fields.values()))
-        texts = [" | ".join(each.text for each in (*before, step)) for step in steps]
+        texts = [_text_of((*before, step)) for step in steps]
         is_named = [all(each.is_named for each in (*before, step)) for step in steps]
         found = [self._known(text) if named else None for text, named in zip(texts, is_named, strict=True)]
         missing = [index for index, counts in enumerate(found) if counts is None]
@@ -237,3 +247,29 @@ class _Counting:
         rows = self._reader(tuple(names)).read(file_index, run.first_row, run.first_row + run.num_rows)
         left = select(before, rows, run)
         return [run.count_by_block(select((step,), rows, run, left)) for step in steps]
+
+
+def plan_filter(
+    manifest: Manifest, storage: Storage, condition: object, cache_dir: CacheDir, *, progress: bool | None
+) -> Manifest:
+    """Return a manifest with the counts of a filter, which datasets with the same filter need not plan again.
+
+    Args:
+        manifest: The files.
+        storage: Where they are.
+        condition: An expression or tuples; see `filter_of`.
+        cache_dir: Where counts are cached; see `Manifest.scan`.
+        progress: True shows a progress bar, False does not, None does if counting takes longer than 2 s.
+
+    Raises:
+        TypeError: The condition is neither.
+        SchemaMismatchError: It doesn't fit the columns.
+        DataFileError: A file can't be read, or the condition can't be computed for its rows.
+    """
+    step = filter_of(condition, manifest, None)
+    (selection,) = Planner(manifest, storage, cache_dir, progress=progress).extend(None, [step], step.schema)
+    return manifest.with_selections(selection.known)
+
+
+def _text_of(steps: Sequence[Step]) -> str:
+    return " | ".join(step.text for step in steps)
