@@ -8,7 +8,7 @@ import sys
 import threading
 import warnings
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any, Final, final
+from typing import TYPE_CHECKING, Final, final
 
 import numpy as np
 import pyarrow as pa
@@ -40,7 +40,6 @@ from laneway.storage.reading import open_local, read_ranges
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    import pyarrow.compute as pc
     from numpy.typing import NDArray
 
     from laneway.formats.arrow_files import Message
@@ -219,7 +218,7 @@ class ArrowBlocks:
                     self._validated.add((index, name))
         return pa.Table.from_batches(selected, schema)
 
-    def matches(self, condition: pc.Expression, schema: pa.Schema, known: Mapping[str, Any]) -> BlockMatches | None:  # noqa: ARG002 - see BlockReader
+    def matches(self, *_: object) -> BlockMatches | None:
         """Return None: there are no statistics."""
         return None
 

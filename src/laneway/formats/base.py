@@ -56,14 +56,12 @@ class PlannedFile:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BlockMatches:
-    """What is known of a condition on the rows of each block of a file, without reading them."""
+    """What is known of conditions on the rows of each block of a file, without reading them."""
 
-    can_be_true: NDArray[np.bool_]
-    """Whether it may be true for a row, shape (num_blocks,)."""
-    can_be_false: NDArray[np.bool_]
-    """Whether it may be false for a row, shape (num_blocks,)."""
+    possible: list[NDArray[np.bool_]]
+    """For each condition, whether it may be true for a row of the block, shape (num_blocks,)."""
     has_nulls: NDArray[np.bool_]
-    """Whether a column that it looks at may have a null, shape (num_blocks,)."""
+    """Whether a column that they look at may have a null, shape (num_blocks,)."""
 
 
 class BlockReader(Protocol):
@@ -75,12 +73,14 @@ class BlockReader(Protocol):
         A table without columns still has the right number of rows. Damaged files raise exceptions of pyarrow.
         """
 
-    def matches(self, condition: pc.Expression, schema: pa.Schema, known: Mapping[str, Any]) -> BlockMatches | None:
-        """Return what statistics tell of a condition, or None if there are none. NaN is not in statistics.
+    def matches(
+        self, conditions: Sequence[pc.Expression], schema: pa.Schema, known: Mapping[str, Any]
+    ) -> BlockMatches | None:
+        """Return what statistics tell of conditions, or None if there are none. NaN is not in statistics.
 
         Args:
-            condition: The condition.
-            schema: The columns that it looks at, of the types that they have in the file.
+            conditions: The conditions.
+            schema: The columns that they look at, of the types that they have in the file.
             known: Column -> the scalar that is its value in all rows, for those that are not in the file.
         """
 

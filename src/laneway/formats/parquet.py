@@ -131,9 +131,11 @@ class ParquetBlocks:
         self._columns.check(self._file.metadata, first, stop, columns, self._planned.size)
         return table
 
-    def matches(self, condition: pc.Expression, schema: pa.Schema, known: Mapping[str, Any]) -> BlockMatches | None:
+    def matches(
+        self, conditions: Sequence[pc.Expression], schema: pa.Schema, known: Mapping[str, Any]
+    ) -> BlockMatches | None:
         """See BlockReader."""
-        return row_group_matches(self._file.metadata, condition, schema, self._columns.leaves, known)
+        return row_group_matches(self._file.metadata, conditions, schema, self._columns.leaves, known)
 
     def close(self) -> None:
         """Close the file."""
@@ -171,9 +173,11 @@ class RemoteParquetBlocks:
         )
         return self._columns.decode(file, first, stop, columns)
 
-    def matches(self, condition: pc.Expression, schema: pa.Schema, known: Mapping[str, Any]) -> BlockMatches | None:
+    def matches(
+        self, conditions: Sequence[pc.Expression], schema: pa.Schema, known: Mapping[str, Any]
+    ) -> BlockMatches | None:
         """See BlockReader."""
-        return row_group_matches(self._metadata, condition, schema, self._columns.leaves, known)
+        return row_group_matches(self._metadata, conditions, schema, self._columns.leaves, known)
 
     def close(self) -> None:
         """Do nothing: no file is open."""

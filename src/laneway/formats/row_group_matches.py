@@ -13,14 +13,14 @@ import pyarrow.dataset as pads
 from laneway.formats.base import BlockMatches
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import pyarrow.parquet as pq
 
 
 def row_group_matches(
     metadata: pq.FileMetaData,
-    condition: pc.Expression,
+    conditions: Sequence[pc.Expression],
     schema: pa.Schema,
     leaves: Mapping[str, range],
     known: Mapping[str, Any],
@@ -29,8 +29,8 @@ def row_group_matches(
 
     Args:
         metadata: The footer.
-        condition: The condition.
-        schema: The columns that it looks at.
+        conditions: The conditions.
+        schema: The columns that they look at.
         leaves: Indices of the leaf columns of each column in the file.
         known: See `BlockReader.matches`.
     """
@@ -54,7 +54,7 @@ def row_group_matches(
     has_nulls = [
         any(_may_have_nulls(metadata.row_group(group).column(leaf)) for leaf in indices) for group in range(num_groups)
     ]
-    return BlockMatches(possible(condition), possible(~condition), np.array(has_nulls, bool))
+    return BlockMatches([*map(possible, conditions)], np.array(has_nulls, bool))
 
 
 def _may_have_nulls(chunk: Any) -> bool:  # noqa: ANN401 - pyarrow does not export the class

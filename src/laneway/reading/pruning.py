@@ -99,11 +99,14 @@ def by_statistics(reader: RowReader, file_index: int, step: Filter) -> NDArray[n
     # Statistics leave NaN out. Where x is 1 to 3, a row with x != 2 may still be NaN.
     if step.has_nan and not step.is_monotone:
         return None
-    matches = reader.matches(file_index, step.expression, step.schema)
+    conditions = [step.expression]
+    if step.is_null_only_for_nulls and not step.has_nan:
+        conditions.append(~step.expression)
+    matches = reader.matches(file_index, conditions, step.schema)
     if matches is None:
         return None
-    found = np.full(len(matches.can_be_true), UNKNOWN, np.int8)
-    if step.is_null_only_for_nulls and not step.has_nan:
-        found[~matches.can_be_false & ~matches.has_nulls] = ALL
-    found[~matches.can_be_true] = NONE
+    found = np.full(len(matches.has_nulls), UNKNOWN, np.int8)
+    for can_be_false in matches.possible[1:]:
+        found[~can_be_false & ~matches.has_nulls] = ALL
+    found[~matches.possible[0]] = NONE
     return found

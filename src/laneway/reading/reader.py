@@ -178,13 +178,13 @@ class RowReader:
         """Return the number in its file of a row, counted as for `read`."""
         return row
 
-    def matches(self, file_index: int, condition: pc.Expression, schema: pa.Schema) -> BlockMatches | None:
-        """Return what statistics tell of a condition for each block of a file, or None if they tell nothing.
+    def matches(self, file_index: int, conditions: Sequence[pc.Expression], schema: pa.Schema) -> BlockMatches | None:
+        """Return what statistics tell of conditions for each block of a file, or None if they tell nothing.
 
         Args:
             file_index: Index of the file in the manifest.
-            condition: The condition.
-            schema: The columns that it looks at, of the types that they are delivered in.
+            conditions: The conditions.
+            schema: The columns that they look at, of the types that they are delivered in.
 
         Raises:
             DataFileError: The file is missing, unreadable or damaged, or changed since it was planned.
@@ -196,9 +196,9 @@ class RowReader:
         known = {each.name: self._manifest.partitions.value(each.name, file_index, each.type) for each in others}
         reader = self._borrow(file_index)
         try:
-            found = reader.matches(condition, schema, known)
+            found = reader.matches(conditions, schema, known)
         except (pa.ArrowException, OSError, ValueError):
-            # Statistics that can't be read, or for which the condition can't be computed, decide nothing.
+            # Statistics that can't be read, or for which a condition can't be computed, decide nothing.
             reader.close()
             return None
         self._release(file_index, reader)
