@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -71,7 +72,7 @@ def decode(folder: Path) -> None:
             file.read_row_group(group)
 
 
-def pyarrow_batches(folder: Path, condition: Any, *, shuffle: bool) -> int:
+def pyarrow_batches(folder: Path, condition: pc.Expression, *, shuffle: bool) -> int:
     """Read what a condition selects with pyarrow alone, as the same tensors, and return the number of rows."""
     generator = np.random.default_rng(0)
     num_rows = 0
@@ -93,6 +94,12 @@ def pyarrow_batches(folder: Path, condition: Any, *, shuffle: bool) -> int:
             batch = {"id": ids[start : start + BATCH_ROWS], "tokens": rows[start : start + BATCH_ROWS]}
             num_rows += len(batch["id"])
     return num_rows
+
+
+def read(dataset: StatefulShardedDataset) -> None:
+    """Read an epoch."""
+    for _ in dataset:
+        pass
 
 
 def ratio(ours: Callable[[], Any], theirs: Callable[[], Any]) -> tuple[float, float]:
@@ -120,10 +127,10 @@ def main() -> None:
         plain = StatefulShardedDataset(manifest, columns=COLUMNS, batch_size=BATCH_ROWS)
         print(f"{num_rows:,} rows of 1 KB in {len(manifest.files.block_rows)} row groups")
         print("\nplanning                                       seconds   of a full decode")
-        two = (pc.field("score") < 0.1) & (pc.field("length") > 100)
+        two = (pc.field("score") < SHARES[1]) & (pc.field("length") > BATCH_ROWS)
         ordered = pc.field("id") < num_rows // 10
         for title, condition in (("two columns of numbers", two), ("a sorted column, by statistics", ordered)):
-            seconds, times = ratio(lambda condition=condition: plain.filter(condition), lambda: decode(folder))
+            seconds, times = ratio(partial(plain.filter, condition), partial(decode, folder))
             print(f"{title:45} {seconds:8.4f}   {1 / times:8.2%}")
         print("\nreading what is selected                       rows/s    of pyarrow's filtered scan")
         for share in SHARES:
@@ -132,19 +139,14 @@ def main() -> None:
                 dataset = plain.filter(condition)
                 dataset = dataset.shuffle(0) if shuffle else dataset
                 count = dataset.selection.num_rows if dataset.selection else 0
-                assert count == pyarrow_batches(folder, condition, shuffle=shuffle)
-
-                def read(dataset: Any = dataset) -> None:
-                    for _ in dataset:
-                        pass
-
-                def scan(condition: Any = condition, shuffle: bool = shuffle) -> None:
-                    pyarrow_batches(folder, condition, shuffle=shuffle)
-
-                seconds, times = ratio(read, scan)
+                scan = partial(pyarrow_batches, folder, condition, shuffle=shuffle)
+                if scan() != count:
+                    message = "pyarrow selects other rows"
+                    raise RuntimeError(message)
+                seconds, times = ratio(partial(read, dataset), scan)
                 title = f"{share:.0%} {'shuffled' if shuffle else 'unshuffled'}"
                 print(f"{title:45} {count / seconds:9,.0f}   {times:6.2f}")
-        loader = SavableLoader(plain.filter(pc.field("score") < 0.1).shuffle(0), num_workers=2)
+        loader = SavableLoader(plain.filter(pc.field("score") < SHARES[1]).shuffle(0), num_workers=2)
         seconds = median(timed(lambda: [None for _ in loader]) for _ in range(3))
         print(f"{'10% shuffled, 2 workers, with their start':45} {num_rows / 10 / seconds:9,.0f}")
 

@@ -1,8 +1,8 @@
-"""Laws of selections: a filter selects the rows that pyarrow does, splits partition, and steps mean "of what is left"."""
+"""Laws: a filter selects the rows that pyarrow does, splits partition, and each step is "of what is left"."""
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import decimal
 import math
 import tempfile
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 FLOATS = st.sampled_from([math.nan, -0.0, 0.0, 1.5, -2.5, math.inf])
-MOMENTS = st.integers(0, 5).map(lambda day: datetime.datetime(2024, 1, 1 + day))  # noqa: DTZ001 - a type without zone
+MOMENTS = st.integers(0, 5).map(lambda day: dt.datetime(2024, 1, 1 + day))  # noqa: DTZ001 - a type without zone
 COLUMNS: dict[str, tuple[Any, st.SearchStrategy[Any]]] = {
     "number": (pa.int32(), st.integers(-2, 6)),
     "share": (pa.float32(), FLOATS),
@@ -35,7 +35,10 @@ COLUMNS: dict[str, tuple[Any, st.SearchStrategy[Any]]] = {
     "price": (pa.decimal128(7, 2), st.integers(-300, 300).map(lambda cents: decimal.Decimal(cents) / 100)),
     "time": (pa.timestamp("us"), MOMENTS),
     "flag": (pa.bool_(), st.booleans()),
-    "inner": (pa.struct({"a": pa.int64(), "b": pa.string()}), st.fixed_dictionaries({"a": st.integers(0, 4)})),
+    "inner": (
+        pa.struct([pa.field("a", pa.int64()), pa.field("b", pa.string())]),
+        st.fixed_dictionaries({"a": st.integers(0, 4)}),
+    ),
 }
 KEYS = {"country": st.sampled_from(["DE", "FR", "__HIVE_DEFAULT_PARTITION__"]), "year": st.sampled_from([2023, 2024])}
 COMPARISONS: tuple[Callable[[Any, Any], Any], ...] = (
@@ -96,37 +99,38 @@ def corpora(draw: st.DrawFn, *, with_keys: bool = False) -> Corpus:
     return Corpus(tuple(names[i] for i in order), tuple(blocks[i] for i in order))
 
 
+def _atom(draw: st.DrawFn, names: list[str]) -> pc.Expression:
+    """Draw a condition on one column."""
+    name = draw(st.sampled_from(names))
+    if name in KEYS:
+        key = pc.field(name)
+        return key == draw(KEYS[name]) if draw(st.booleans()) else key.is_null()
+    data_type, values = {**COLUMNS, "id": (pa.int64(), st.integers(0, 40))}[name]
+    column = pc.field(name)
+    if name == "inner":
+        column, data_type, values = pc.field("inner", "a"), pa.int64(), st.integers(0, 4)
+    if pa.types.is_dictionary(data_type):
+        data_type = data_type.value_type
+    ways = [
+        column.is_null(nan_is_null=draw(st.booleans())),
+        column.is_valid(),
+        *(draw(st.sampled_from(COMPARISONS))(column, pa.scalar(draw(values), data_type)) for _ in range(6)),
+    ]
+    if pa.types.is_boolean(data_type):
+        ways.append(column)
+    if not pa.types.is_decimal(data_type):
+        ways.append(column.isin(pa.array([draw(values), draw(values)], data_type)))
+    found: pc.Expression = draw(st.sampled_from(ways))
+    return found
+
+
 @st.composite
 def conditions(draw: st.DrawFn, *, with_keys: bool = False) -> pc.Expression:
     """Draw an expression over the columns."""
-
-    def atom() -> pc.Expression:
-        name = draw(st.sampled_from(["id", *COLUMNS, *(KEYS if with_keys else ())]))
-        if name == "id":
-            return pc.field("id") < draw(st.integers(0, 40))
-        if name in KEYS:
-            value = draw(KEYS[name])
-            return pc.field(name) == value if draw(st.booleans()) else pc.field(name).is_null()
-        data_type, values = COLUMNS[name]
-        column = pc.field(name)
-        if name == "inner":
-            column, data_type, values = pc.field("inner", "a"), pa.int64(), st.integers(0, 4)
-        if pa.types.is_dictionary(data_type):
-            data_type = data_type.value_type
-        choice = draw(st.integers(0, 9))
-        if choice == 0:
-            return column.is_null(nan_is_null=draw(st.booleans()))
-        if choice == 1:
-            return column.is_valid()
-        if choice == 2 and not pa.types.is_decimal(data_type):
-            return column.isin(pa.array([draw(values), draw(values)], data_type))
-        if name == "flag":
-            return column
-        return draw(st.sampled_from(COMPARISONS))(column, pa.scalar(draw(values), data_type))
-
-    found = atom()
+    names = ["id", *COLUMNS, *(KEYS if with_keys else ())]
+    found = _atom(draw, names)
     for _ in range(draw(st.integers(0, 2))):
-        other = atom()
+        other = _atom(draw, names)
         found = found & other if draw(st.booleans()) else found | other
         if draw(st.booleans()):
             found = ~found
@@ -136,12 +140,14 @@ def conditions(draw: st.DrawFn, *, with_keys: bool = False) -> pc.Expression:
 def _table(directory: Path, kind: Kind, corpus: Corpus) -> pa.Table:
     """Return all rows, in the order of the paths, with the keys of the directories."""
     paths = [str(directory / f"{name}{SUFFIX_OF[kind]}") for name in corpus.names]
-    hive = pa.dataset.partitioning(pa.schema({"country": pa.string(), "year": pa.int64()}), flavor="hive")
-    format_ = {"parquet": "parquet", "arrow-file": "ipc", "arrow-stream": "arrow"}[kind]
+    keys = pa.schema([pa.field("country", pa.string()), pa.field("year", pa.int64())])
+    hive = pa.dataset.partitioning(keys, flavor="hive")
+    format_: Any = {"parquet": "parquet", "arrow-file": "ipc", "arrow-stream": "arrow"}[kind]
     if kind == "arrow-stream":
         return pa.concat_tables([table for tables in corpus.blocks for table in tables])
-    dataset = pa.dataset.dataset(paths, format=format_, partitioning=hive, partition_base_dir=str(directory))
-    return dataset.to_table()
+    dataset: Any = pa.dataset.dataset(paths, format=format_, partitioning=hive, partition_base_dir=str(directory))
+    table: pa.Table = dataset.to_table()
+    return table
 
 
 def _ids(dataset: StatefulShardedDataset) -> list[int]:
@@ -156,7 +162,8 @@ def test_a_filter_selects_the_rows_that_pyarrow_does_in_their_order(kind: Kind, 
     with tempfile.TemporaryDirectory() as folder:
         corpus.write(Path(folder), kind)
         table = _table(Path(folder), kind, corpus)
-        plain = StatefulShardedDataset(folder, format=FORMAT_OF[kind], output="arrow", batch_size=3)
+        options: dict[str, Any] = {"format": FORMAT_OF[kind], "output": "arrow", "batch_size": 3}
+        plain = StatefulShardedDataset(folder, **options)
         for _ in range(4):
             condition = data.draw(conditions(with_keys=with_keys))
             # In memory: statistics leave out NaN, which pyarrow.dataset doesn't heed.

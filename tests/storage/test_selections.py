@@ -64,10 +64,10 @@ def test_planning_reads_the_columns_of_undecided_row_groups_only_and_a_second_st
     StatefulShardedDataset(url, **options)
     s3.proxy.behave()
     # Statistics exclude the second file and the last two row groups of the first one.
-    condition = (pc.field("id") < 2 * BLOCK_ROWS) & (pc.field("score") < 0.5)  # noqa: PLR2004
+    condition = (pc.field("id") < 2 * BLOCK_ROWS) & (pc.field("score") < 0.5)
     dataset = StatefulShardedDataset(url, filter=condition, **options)
     ranges = _ranges(s3.proxy.requests())
-    footers = [each for each in ranges if each[2] - each[1] > 60_000]  # noqa: PLR2004 - 64 KiB
+    footers = [each for each in ranges if each[2] - each[1] > 60_000]
     assert {name for name, *_ in footers} == {"0.parquet", "1.parquet"}
     chunks = [_chunk(tmp_path / "d", 0, group, column) for group in range(2) for column in (0, 2)]
     others = [each for each in ranges if each not in footers]
@@ -88,8 +88,8 @@ def test_planning_reads_the_columns_of_undecided_row_groups_only_and_a_second_st
     # Row groups without selected rows are not requested when they are read.
     rows = [row["id"] for row in again]
     scores = [pq.read_table(tmp_path / "d" / f"{index}.parquet")["score"].to_numpy() for index in range(2)]
-    assert rows == np.flatnonzero(scores[0][: 2 * BLOCK_ROWS] < 0.5).tolist()  # noqa: PLR2004
-    read = [each for each in _ranges(s3.proxy.requests()) if each[2] - each[1] <= 60_000]  # noqa: PLR2004
+    assert rows == np.flatnonzero(scores[0][: 2 * BLOCK_ROWS] < 0.5).tolist()
+    read = [each for each in _ranges(s3.proxy.requests()) if each[2] - each[1] <= 60_000]
     assert {name for name, *_ in read} == {"0.parquet"}
     assert max(stop for *_, stop in read) <= chunks[3][2]
 
