@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from laneway import StatefulShardedDataset
-from tests.corpora import FORMAT_OF, KINDS, SUFFIX_OF, Kind, write_blocks
+from tests.corpora import FORMAT_OF, KINDS, SUFFIX_OF, Kind, schema_of, write_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -140,7 +140,7 @@ def conditions(draw: st.DrawFn, *, with_keys: bool = False) -> pc.Expression:
 def _table(directory: Path, kind: Kind, corpus: Corpus) -> pa.Table:
     """Return all rows, in the order of the paths, with the keys of the directories."""
     paths = [str(directory / f"{name}{SUFFIX_OF[kind]}") for name in corpus.names]
-    keys = pa.schema([pa.field("country", pa.string()), pa.field("year", pa.int64())])
+    keys = schema_of(country=pa.string(), year=pa.int64())
     hive = pa.dataset.partitioning(keys, flavor="hive")
     format_: Any = {"parquet": "parquet", "arrow-file": "ipc", "arrow-stream": "arrow"}[kind]
     if kind == "arrow-stream":
