@@ -228,7 +228,10 @@ class StatefulShardedDataset(ChangeableDataset):
 
     @property
     def shards(self) -> ShardTable:
-        """All shards of the dataset in file order, including those of other ranks."""
+        """All shards of the dataset in file order, including those of other ranks.
+
+        Where rows are selected, offsets and lengths count the selected rows of a file.
+        """
         return self.definition.identity.shards
 
     @property

@@ -49,12 +49,11 @@ class Selection:
         return state.hexdigest()
 
     def files(self, files: FileTable) -> FileTable:
-        """Return the table of data files as if they had no other rows. Blocks without selected rows have no bytes."""
+        """Return the table of data files as if they had no other rows. Blocks without selected rows take no memory."""
         is_read = self.block_rows > 0
         return replace(
             files,
             block_rows=self.block_rows,
-            block_bytes=np.where(is_read, files.block_bytes, 0),
             block_memory_bytes=np.where(is_read, files.block_memory_bytes, 0),
         )
 

@@ -114,14 +114,14 @@ class Planner:
         """Return the counts of each step, without those of the cache."""
         files = self._manifest.files
         left = files.block_rows if selection is None else selection.rows.block_rows
-        counting = _Counting(self._manifest, self._storage, () if selection is None else selection.steps, left, columns)
+        before = () if selection is None else selection.steps
+        counting = _Counting(self._manifest, self._storage, before, left, columns, self._progress)
         found = []
         with ThreadPoolExecutor(_LOCAL_THREADS if self._storage.is_local else _REMOTE_THREADS) as pool:
             try:
                 found = [counting.decide(step, pool) for step in steps]
                 runs = [*counting.runs(np.logical_or.reduce([each.block_rows < 0 for each in found]))] if found else []
-                bar = progress_bar(len(runs), "counting rows", " runs of row groups", progress=self._progress)
-                with bar:
+                with progress_bar(len(runs), "counting rows", " reads", progress=self._progress) as bar:
                     counted = pool.map(lambda run: counting.read(steps, *run), runs)
                     for (file_index, first, stop), counts in zip(runs, counted, strict=True):
                         bar.update()
@@ -149,6 +149,8 @@ class _Counting:
     """The rows of each block that they leave, shape (num_blocks,)."""
     columns: pa.Schema
     """The columns that all steps look at."""
+    progress: bool | None
+    """Whether to show progress bars; None: only of work that takes longer than 2 s."""
     readers: dict[tuple[str, ...], RowReader] = field(default_factory=dict)
     """Readers of some of these columns."""
 
@@ -189,22 +191,22 @@ class _Counting:
         files = np.unique(np.searchsorted(starts, unknown, side="right") - 1).tolist()
         reader = self._reader(step.columns)
         found = pool.map(lambda file_index: pruning.by_statistics(reader, file_index, step), files)
-        for file_index, of_blocks in zip(files, found, strict=True):
-            if of_blocks is not None:
-                part = outcome[starts[file_index] : starts[file_index + 1]]
-                is_unknown = part == pruning.UNKNOWN
-                part[is_unknown] = of_blocks[is_unknown]
+        with progress_bar(len(files), "reading statistics", " files", progress=self.progress) as bar:
+            for file_index, of_blocks in zip(files, found, strict=True):
+                bar.update()
+                if of_blocks is not None:
+                    part = outcome[starts[file_index] : starts[file_index + 1]]
+                    is_unknown = part == pruning.UNKNOWN
+                    part[is_unknown] = of_blocks[is_unknown]
         return len(unknown) - int(np.count_nonzero(outcome == pruning.UNKNOWN))
 
     def _by_place(self, step: Step, counts: NDArray[np.int64]) -> None:
         """Count the rows of a step that looks at no column, in blocks of which all rows are left."""
         files = self.manifest.files
-        whole = np.flatnonzero((counts < 0) & (self.left == files.block_rows))
-        of_block = np.searchsorted(files.block_starts, whole, side="right") - 1
-        for block, file_index in zip(whole.tolist(), of_block.tolist(), strict=True):
-            first = block - int(files.block_starts[file_index])
-            run = Run.of(self.manifest, file_index, first, first + 1)
-            counts[block] = np.count_nonzero(select((step,), pa.table({}), run))
+        for file_index, first, stop in self.runs((counts < 0) & (self.left == files.block_rows)):
+            run = Run.of(self.manifest, file_index, first, stop)
+            blocks = slice(run.first_block, run.first_block + stop - first)
+            counts[blocks] = run.count_by_block(select((step,), pa.table({}), run))
 
     def runs(self, is_unknown: NDArray[np.bool_]) -> Iterator[tuple[int, int, int]]:
         """Yield file, first block and one past the last block of what is to be read at once."""
