@@ -137,17 +137,14 @@ def conditions(draw: st.DrawFn, *, with_keys: bool = False) -> pc.Expression:
     return found
 
 
-def _table(directory: Path, kind: Kind, corpus: Corpus) -> pa.Table:
-    """Return all rows, in the order of the paths, with the keys of the directories."""
-    paths = [str(directory / f"{name}{SUFFIX_OF[kind]}") for name in corpus.names]
-    keys = schema_of(country=pa.string(), year=pa.int64())
-    hive = pa.dataset.partitioning(keys, flavor="hive")
-    format_: Any = {"parquet": "parquet", "arrow-file": "ipc", "arrow-stream": "arrow"}[kind]
+def _dataset(directory: Path, kind: Kind, corpus: Corpus) -> Any:
+    """Return pyarrow's dataset of all rows, in the order of the paths, with the keys of the directories."""
     if kind == "arrow-stream":
-        return pa.concat_tables([table for tables in corpus.blocks for table in tables])
-    dataset: Any = pa.dataset.dataset(paths, format=format_, partitioning=hive, partition_base_dir=str(directory))
-    table: pa.Table = dataset.to_table()
-    return table
+        return pa.dataset.dataset(pa.concat_tables([table for tables in corpus.blocks for table in tables]))
+    paths: Any = [str(directory / f"{name}{SUFFIX_OF[kind]}") for name in corpus.names]
+    hive: Any = pa.dataset.partitioning(schema_of(country=pa.string(), year=pa.int64()), flavor="hive")
+    format_: Any = "parquet" if kind == "parquet" else "ipc"
+    return pa.dataset.dataset(paths, format=format_, partitioning=hive, partition_base_dir=str(directory))
 
 
 def _ids(dataset: StatefulShardedDataset) -> list[int]:
@@ -161,13 +158,16 @@ def test_a_filter_selects_the_rows_that_pyarrow_does_in_their_order(kind: Kind, 
     corpus = data.draw(corpora(with_keys=with_keys))
     with tempfile.TemporaryDirectory() as folder:
         corpus.write(Path(folder), kind)
-        table = _table(Path(folder), kind, corpus)
+        expected_of = _dataset(Path(folder), kind, corpus)
+        table = expected_of.to_table()
         options: dict[str, Any] = {"format": FORMAT_OF[kind], "output": "arrow", "batch_size": 3}
         plain = StatefulShardedDataset(folder, **options)
         for _ in range(4):
             condition = data.draw(conditions(with_keys=with_keys))
-            # In memory: statistics leave out NaN, which pyarrow.dataset doesn't heed.
             expected = table.filter(condition)["id"].to_pylist()
+            if "share" not in str(condition) and "exact" not in str(condition):
+                # Statistics leave out NaN, which pyarrow.dataset doesn't heed.
+                assert expected_of.to_table(filter=condition)["id"].to_pylist() == expected
             filtered = plain.filter(condition)
             selection = filtered.selection
             assert _ids(filtered) == expected, condition

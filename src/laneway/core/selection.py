@@ -49,13 +49,8 @@ class Selection:
         return state.hexdigest()
 
     def files(self, files: FileTable) -> FileTable:
-        """Return the table of data files as if they had no other rows. Blocks without selected rows take no memory."""
-        is_read = self.block_rows > 0
-        return replace(
-            files,
-            block_rows=self.block_rows,
-            block_memory_bytes=np.where(is_read, files.block_memory_bytes, 0),
-        )
+        """Return the table of data files as if they had no other rows; blocks keep their bytes."""
+        return replace(files, block_rows=self.block_rows)
 
     def selected_bytes(self, files: FileTable, block_bytes: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the share of the bytes of each block that its selected rows have, shape (num_blocks,)."""
