@@ -23,11 +23,12 @@ if TYPE_CHECKING:
 _scanner: Any = pads.Scanner
 _ERRORS = (pa.ArrowException, TypeError, ValueError, KeyError)
 _MAX_TEXT_LENGTH: Final = 300
-_MONOTONE: Final = frozenset(
-    {"and_kleene", "or_kleene", "equal", "greater", "greater_equal", "less", "less_equal", "is_in"}
-)
-"""Functions without negation: where a comparison is false, as those with NaN are, no more rows are selected."""
-_KNOWN: Final = _MONOTONE | {"not_equal", "invert", "is_valid", "is_null"}
+_MONOTONE: Final = frozenset({"and_kleene", "or_kleene", "equal", "greater", "greater_equal", "less", "less_equal"})
+"""Functions without negation: where a comparison is false, as those with NaN are, no more rows are selected.
+
+Not `is_in`, which finds NaN.
+"""
+_KNOWN: Final = _MONOTONE | {"is_in", "not_equal", "invert", "is_valid", "is_null"}
 """Functions that are null only where one of their arguments is."""
 
 

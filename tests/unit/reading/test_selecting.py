@@ -60,6 +60,7 @@ def test_statistics_decide_all_or_none_but_not_where_there_are_nulls(tmp_path: P
         (pc.field("x") > 9, [], 2),
         (pc.field("x") < 9, [0, 2, 3], 0),
         (pc.field("x") != 1, [1, 2, 3], 0),
+        (pc.field("x").isin([math.nan, 2.0]), [1, 2], 0),
         (~(pc.field("x") < 9), [1], 0),
         (pc.field("x").is_null(nan_is_null=True), [1], 0),
     ],
