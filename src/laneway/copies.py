@@ -109,8 +109,8 @@ class ChangeableDataset(IterableDataset[Any]):
         Args:
             condition: An expression of pyarrow, such as `pc.field("price") > 10`; tuples such as
                 `[("price", ">", 10)]`, of which all must be true, or lists of such lists, of which one must be; or a
-                function of a `pyarrow.RecordBatch`, which returns one bool for each row, depends on nothing else, and may
-                be called by several threads at once.
+                function of a `pyarrow.RecordBatch`, which returns one bool for each row, depends on nothing else, and
+                may be called by several threads at once.
                 Where a condition is null, the row is left out.
             columns: The columns of the batches that a function gets.
             version: Name of this version of a function. Change it whenever the function changes; without it, counts
