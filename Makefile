@@ -7,7 +7,7 @@ export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-storage test-thorough bench check format clean
+.PHONY: help demo test test-frameworks test-storage test-thorough bench check docs site format clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -19,6 +19,11 @@ demo: .venv/installed ## Train, get killed, resume (on more ranks too), and prov
 
 test: .venv/installed ## Run all tests, the doctests and the code in README.md
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-frameworks: .venv/installed ## Test in all frameworks: installs trl, ray and jax too, into a fresh .venv-frameworks (some minutes)
+	$(PYTHON) -m venv --clear .venv-frameworks
+	.venv-frameworks/bin/python -m pip install --quiet --editable '.[dev]' trl 'ray[train]' jax
+	.venv-frameworks/bin/python -m pytest -n 2 --dist loadfile tests/frameworks tests/compat/test_lightning.py
 
 test-storage: .venv/installed ## Test on real S3 servers, Ceph's included, over many more broken networks (some minutes)
 	$(BIN)/python scripts/ceph_rgw.py --install
@@ -41,12 +46,19 @@ check: .venv/installed ## Run ruff, mypy and import-linter, as CI does
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: site ## Build the site of docs/, with its links checked, and run the code on its pages (a minute or two)
+	$(BIN)/python -m pytest -n 2 tests/test_readme.py tests/test_reference.py
+	@echo "Open build/site/index.html; for its search: python3 -m http.server -d build/site"
+
+site: .venv/installed-docs ## Build the site of docs/ into build/site: a broken link or a page outside the menu is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 format: .venv/installed ## Sort imports, fix what can be fixed, format
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
 clean: ## Remove .venv, the demo's files and all caches
-	rm -rf .venv .demo dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-frameworks .demo dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/installed: pyproject.toml constraints.txt
@@ -54,4 +66,8 @@ clean: ## Remove .venv, the demo's files and all caches
 	@echo "Installing into .venv; PyTorch is large, this takes a minute or more ..."
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+.venv/installed-docs: .venv/installed
+	@$(BIN)/python -m pip install --quiet --editable '.[dev,docs]'
 	@touch $@

@@ -39,7 +39,7 @@ SIGNATURES = {
     "laneway.SavableLoader": (
         "(dataset, *, num_workers=0, batch_size=None, collate_fn=None, pin_memory=False, prefetch_factor=None, "
         "persistent_workers=False, multiprocessing_context=None, timeout=0, worker_init_fn=None, shield_workers=False, "
-        "process_group=None, progress=False)"
+        "process_group=None, progress=False, sampler=None, batch_sampler=None)"
     ),
     "laneway.Manifest.scan": (
         "(source, *, format=None, filesystem=None, storage_options=None, retries=None, progress=None, cache_dir=None)"
@@ -97,7 +97,8 @@ MEMBERS = {
         "save_state_global": "(dst_rank=0)",
         "save_state_rank": "()",
         "set_epoch": "(epoch)",
-        "state_dict": "()",
+        "start": "()",
+        "state_dict": "(*, check=False)",
     },
     "gathered": {"load_state_dict": "(state_dict)", "state_dict": "()"},
     "manifest": {
@@ -116,6 +117,16 @@ MEMBERS = {
             *("max_attempts", "max_delay_s", "read_timeout_s"),
         ],
         "attribute",
+    ),
+    "selection": dict.fromkeys(
+        [
+            *("num_empty_blocks", "num_partial_blocks", "num_rows", "num_rows_in_files", "num_whole_blocks"),
+            "steps",
+        ],
+        "attribute",
+    ),
+    "selection.steps": dict.fromkeys(
+        ["blocks_by_keys", "blocks_by_rows", "blocks_by_statistics", "num_rows", "text"], "attribute"
     ),
     "shard": {"path": "attribute", "row_length": "attribute", "row_offset": "attribute"},
 }
@@ -176,6 +187,8 @@ def test_public_members_are_what_they_were(tmp_path: Path, owner: str) -> None:
         "manifest": Manifest.scan(tmp_path),
         "manifest.files": Manifest.scan(tmp_path).files,
         "retries": RetryPolicy(),
+        "selection": dataset.selection,
+        "selection.steps": dataset.selection.steps[0] if dataset.selection else None,
         "shard": dataset.shards[0],
     }
     found = {}

@@ -88,9 +88,9 @@ class ChangeableDataset(IterableDataset[Any]):
             message = f"fn must be callable, not {fn!r}"
             raise TypeError(message)
         check_flag("with_context", with_context)
+        changed = copy.copy(self)
         transform = self.definition.transform.then(fn, takes_context=with_context)
-        changed = self._changed(replace(self.definition, transform=transform))
-        changed.schedule = self.schedule.copy()
+        changed.definition = replace(self.definition, transform=transform)
         return changed
 
     def filter(
@@ -145,7 +145,7 @@ class ChangeableDataset(IterableDataset[Any]):
             SchemaMismatchError: There is no such column, or its values have no hash.
             DataFileError: A file can't be read.
 
-        Example:
+        Examples:
             >>> import pyarrow as pa, pyarrow.parquet as pq, tempfile
             >>> from laneway import StatefulShardedDataset
             >>> folder = tempfile.mkdtemp()
@@ -226,15 +226,25 @@ class ChangeableDataset(IterableDataset[Any]):
 
     def _selected(self, steps: Sequence[Step], schema: pa.Schema) -> list[Self]:
         """Return a copy for each step."""
+        return [self._changed(definition) for definition in self._definitions(steps, schema)]
+
+    def _definitions(self, steps: Sequence[Step], schema: pa.Schema) -> list[Definition]:
+        """Return the definition of the rows that each step leaves."""
         definition = self.definition
         planner = Planner(definition.manifest, definition.storage, self._cache_dir)
-        found = planner.extend(definition.selection, steps, schema)
-        return [self._changed(definition.with_selection(each)) for each in found]
+        return [definition.with_selection(each) for each in planner.extend(definition.selection, steps, schema)]
 
     def _changed(self, definition: Definition) -> Self:
+        """Return a copy with another definition, at the start of epoch 0."""
         changed = copy.copy(self)
         changed.definition, changed.schedule = definition, EpochSchedule()
         return changed
+
+    def __copy__(self) -> Self:
+        """Return a copy with passes of its own; its next pass starts where that of this one would."""
+        copied = type(self).__new__(type(self))
+        vars(copied).update(vars(self), schedule=self.schedule.copy())
+        return copied
 
 
 def _check_shares(shares: Mapping[str, float]) -> None:

@@ -24,6 +24,7 @@ from laneway.core.lanes import MAX_LANES, Remainder
 from laneway.core.options import LaneOptions
 from laneway.core.plan import Identity, Settings
 from laneway.core.turns import WorkerPlace
+from laneway.delivery.callers import check_readers
 from laneway.delivery.dataset_state import dataset_state, load_dataset_state
 from laneway.delivery.definition import Definition
 from laneway.delivery.iterators import DatasetIterator
@@ -65,7 +66,8 @@ class StatefulShardedDataset(ChangeableDataset):
             opens by URL; or a `Manifest`, so that no footer needs to be read in advance.
         format: "parquet" or "arrow" (IPC file or stream format); None: detected by suffix, else by the first bytes.
         columns: Names of the columns to deliver, in this order; None: all. Keys of Hive-style directories
-            (`lang=en/part-0.parquet`) are columns too. Files may differ in other columns.
+            (`lang=en/part-0.parquet`) are columns too. A path such as "image.bytes" is a field of a struct, which is
+            read without the other fields. Files may differ in other columns.
         filter: Condition on the rows to deliver: an expression of pyarrow, or tuples; see the method `filter`.
         schema: Names and types of the columns to deliver, for files whose columns differ. Values are cast
             as by pyarrow with `safe=True`; a column is null in files that don't have it. None: the types in the files.
@@ -111,7 +113,7 @@ class StatefulShardedDataset(ChangeableDataset):
         SchemaMismatchError: The data files differ in the selected columns, a column doesn't exist, or its type can't be
             cast to that of `schema`.
 
-    Example:
+    Examples:
         >>> import pyarrow as pa, pyarrow.parquet as pq, tempfile
         >>> folder = tempfile.mkdtemp()
         >>> pq.write_table(pa.table({"x": range(10)}), f"{folder}/part-0.parquet")
@@ -156,7 +158,6 @@ class StatefulShardedDataset(ChangeableDataset):
         retries: RetryPolicy | None = None,
         cache_dir: CacheDir = None,
     ) -> None:
-        """See the class."""
         options = _lane_options(lanes, turn_rows, batch_size, drop_last=drop_last)
         check_choice("remainder", remainder, get_args(Remainder))
         check_choice("output", output, get_args(Output))
@@ -212,8 +213,8 @@ class StatefulShardedDataset(ChangeableDataset):
         if callable(condition):
             message = "filter= must be an expression or tuples: pass a function to the method, .filter(fn, columns=...)"
             raise TypeError(message)
-        (changed,) = self._selected(*self._filter(condition, None, None))
-        return changed.definition
+        (changed,) = self._definitions(*self._filter(condition, None, None))
+        return changed
 
     # -- Properties ---------------------------------------------------------------------------------------------------
 
@@ -251,6 +252,11 @@ class StatefulShardedDataset(ChangeableDataset):
         """
         return self.definition.num_items(self.definition.place)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Refuse to be sent to the workers of a framework that would lose rows: there, nobody can tell."""
+        check_readers(self, world_size=self.definition.place.world_size)
+        return vars(self)
+
     def __repr__(self) -> str:
         definition = self.definition
         settings, options, place = definition.identity.settings, definition.options, definition.place
@@ -281,7 +287,9 @@ class StatefulShardedDataset(ChangeableDataset):
 
         Raises:
             ValueError: `epoch` is not an int, or out of its range.
+            LanewayError: Called by a framework that would share out the rows again.
         """
+        check_readers(self, world_size=self.definition.place.world_size)
         self.schedule.set_epoch(epoch)
 
     def check_rank(self) -> None:
@@ -298,15 +306,19 @@ class StatefulShardedDataset(ChangeableDataset):
 
         The pass begins with its first item, so `set_epoch` and states that are loaded before that still apply. In a
         DataLoader worker, it begins at once.
+
+        Raises:
+            LanewayError: Called by a framework that would lose rows; the message says what to write instead.
         """
         self.check_rank()
+        check_readers(self, world_size=self.definition.place.world_size)
         if self.definition.options.batch_size is not None and is_collated_by_caller():
             message = (
                 "the DataLoader collates the batches of this dataset once more, to columns of shape [1, rows]: pass "
                 "batch_size=None to the DataLoader (its default is 1)"
             )
             warnings.warn(message, stacklevel=2)
-        return DatasetIterator(self.definition, self.schedule)
+        return DatasetIterator(self.definition, self.schedule, self)
 
     # -- States -------------------------------------------------------------------------------------------------------
 

@@ -17,13 +17,13 @@ class GatheredState:
     `torch.distributed.checkpoint.save` directly. GatheredState gathers the progress of every rank, so it is correct at
     any time: also near the end of an epoch with `remainder="keep"`, or with ranks at different batches.
 
-    All ranks must create, save and load it. It communicates over its own process group, so it does not conflict with
-    `async_save`.
+    All ranks must create, save and load it. It communicates over the store of the process group, so it does not
+    conflict with `async_save`.
 
     Args:
         loader: The loader to save and restore.
 
-    Example:
+    Examples:
         >>> import pyarrow as pa, pyarrow.parquet as pq, tempfile
         >>> from laneway import SavableLoader, StatefulShardedDataset
         >>> folder = tempfile.mkdtemp()
@@ -37,9 +37,8 @@ class GatheredState:
     """
 
     def __init__(self, loader: SavableLoader) -> None:
-        """See the class."""
         self._loader = loader
-        self._ranks = loader.ranks().with_own_group()
+        self._ranks = loader.ranks().with_own_exchange("GatheredState()")
 
     def state_dict(self) -> dict[str, Any]:
         """Gather the state of the whole job from all ranks, and return it on all of them.
@@ -48,7 +47,7 @@ class GatheredState:
             LanewayError: A rank failed; the same error is raised on all ranks.
             CollectiveError: A rank could not be reached.
         """
-        state = self._loader.gather_state(self._ranks, None)
+        state = self._loader.gather_state(self._ranks, "GatheredState.state_dict()", None)
         return wrap_state(state or {})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -59,4 +58,4 @@ class GatheredState:
             CheckpointMismatchError: The state does not belong to the dataset of a rank; raised on all ranks.
             CollectiveError: A rank could not be reached.
         """
-        self._loader.restore_together(self._ranks, state_dict)
+        self._loader.restore_together(self._ranks, "GatheredState.load_state_dict()", state_dict, is_sent=False)

@@ -1,25 +1,19 @@
-"""The rank of this process, and communication between ranks: the only module with collectives.
-
-Ranks agree before they raise: a call that fails on one rank fails on all ranks with the same error, and no rank is left
-waiting for another.
-"""
+"""The rank of this process, and manifests that rank 0 shares with all ranks."""
 
 from __future__ import annotations
 
 import os
-import pickle
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch.distributed as dist
 
-from laneway import errors
 from laneway.arguments import plain_int
 from laneway.catalog.manifest import Manifest, scan_source
 from laneway.catalog.offers import Offer
-from laneway.errors import CollectiveError, LanewayError
-from laneway.process_groups import as_group, cpu_group, is_initialised, new_gloo_group
+from laneway.errors import LanewayError
+from laneway.process_groups import as_group, is_initialised
+from laneway.ranks import Ranks
 from laneway.reading.selecting import plan_filter
 
 if TYPE_CHECKING:
@@ -33,8 +27,6 @@ if TYPE_CHECKING:
     from laneway.process_groups import ProcessGroup
     from laneway.storage.filesystem import FileSystem
     from laneway.storage.retries import RetryPolicy
-
-Value = TypeVar("Value")
 
 
 def data_parallel_rank(rank: int | None = None, world_size: int | None = None) -> tuple[int, int]:
@@ -166,7 +158,7 @@ def scan_once(
         )
         return manifest if filter is None else plan_filter(manifest, storage, filter, cache_dir, progress=progress)
 
-    return _ranks_for("scan_once", process_group).share(scan)
+    return _share("scan_once", process_group, scan)
 
 
 def load_once(
@@ -199,10 +191,11 @@ def load_once(
     load = partial(
         Manifest.load, path, root=root, filesystem=filesystem, storage_options=storage_options, retries=retries
     )
-    return _ranks_for("load_once", process_group).share(load)
+    return _share("load_once", process_group, load)
 
 
-def _ranks_for(function: str, process_group: ProcessGroup | None) -> Ranks:
+def _share(function: str, process_group: ProcessGroup | None, work: Callable[[], Manifest]) -> Manifest:
+    """Call `work` on rank 0 and return its manifest on all ranks, mapped from a file by those that can open it."""
     rank, world_size = data_parallel_rank()
     if world_size > 1 and not is_initialised():
         message = (
@@ -210,202 +203,31 @@ def _ranks_for(function: str, process_group: ProcessGroup | None) -> Ranks:
             f"manifest to the others: call init_process_group() before {function}()"
         )
         raise ValueError(message)
-    return Ranks.of(process_group, rank, world_size)
+    ranks = Ranks.of(process_group, rank, world_size)
+    if ranks.world_size == 1:
+        return work()
+    made: list[Manifest] = []
+    offers: list[Offer] = []
+    accepted: list[Manifest] = []
 
+    def make() -> tuple[Offer | None, Manifest | None, tuple[Selection, ...]]:
+        made.append(work())
+        offers.extend(filter(None, [Offer.of(made[0])]))
+        return (offers[0], None, made[0].selections) if offers else (None, made[0], ())
 
-@dataclass(frozen=True, slots=True)
-class Ranks:
-    """The data-parallel ranks of a job, with a process group to communicate over."""
+    def accept() -> bool:
+        found = cast("Offer", offer).accept()
+        accepted.extend([found.with_selections(selections)] if found else [])
+        return bool(accepted)
 
-    rank: int
-    """Data-parallel rank of this process."""
-    world_size: int
-    """Number of data-parallel ranks."""
-    group: dist.ProcessGroup | None
-    """A process group with a CPU backend; None for a single process without torch.distributed."""
-
-    @classmethod
-    def of(cls, process_group: ProcessGroup | None, rank: int, world_size: int) -> Self:
-        """Return the ranks of a group, or by default of the whole world.
-
-        All ranks must call it: if the group has no CPU backend, a gloo group of the same ranks is created.
-
-        Args:
-            process_group: Process group or one-dimensional DeviceMesh of the data-parallel ranks.
-            rank: Data-parallel rank of this process, used without torch.distributed.
-            world_size: Number of data-parallel ranks, used without torch.distributed.
-
-        Raises:
-            ValueError: There are several ranks, but torch.distributed is not initialised.
-        """
-        if process_group is None and not is_initialised():
-            if world_size > 1:
-                message = (
-                    f"this is rank {rank} of {world_size}, but torch.distributed is not initialised, so ranks can't "
-                    "communicate: call init_process_group(), or save_state_rank() on each rank and merge_states()"
-                )
-                raise ValueError(message)
-            return cls(rank, world_size, None)
-        group = as_group(process_group)
-        return cls(dist.get_rank(group), dist.get_world_size(group), cpu_group(group))
-
-    def with_own_group(self) -> Self:
-        """Return the same ranks with a new group, for a thread that communicates at the same time as another one.
-
-        All ranks must call it.
-        """
-        return self if self.group is None else type(self)(self.rank, self.world_size, new_gloo_group(self.group))
-
-    def check(self, rank: int, world_size: int) -> None:
-        """Check that a dataset has the rank and world size of this process.
-
-        Args:
-            rank: Data-parallel rank of the dataset.
-            world_size: Number of data-parallel ranks of the dataset.
-
-        Raises:
-            ValueError: They differ from those in the process group.
-        """
-        if (self.rank, self.world_size) != (rank, world_size):
-            message = (
-                f"the dataset was created for rank {rank} of {world_size}, but this process is rank {self.rank} of "
-                f"{self.world_size} in the process group: give process_group= the group of the data-parallel ranks"
-            )
-            raise ValueError(message)
-
-    def gather(self, work: Callable[[], Value], dst_rank: int | None = None) -> list[Value] | None:
-        """Return the results of `work` on all ranks, in the order of ranks.
-
-        All ranks must call it. An error on one rank is raised on all ranks.
-
-        Args:
-            work: Called on every rank.
-            dst_rank: The rank that receives the results; the others get None. None: all ranks receive them.
-        """
-
-        # Pickled before the collective: a value that can't be pickled must not leave other ranks waiting.
-        def pickle_result() -> bytes:
-            if dst_rank is not None:
-                self._check_rank("dst_rank", dst_rank)
-            return pickle.dumps(work())
-
-        value = self.agree(pickle_result, f"dst_rank={dst_rank!r}")
-        if self.group is None:
-            return [pickle.loads(value)]  # noqa: S301 - pickled above
-        gathered: list[Any] = [None] * self.world_size
-        if dst_rank is None:
-            self._run_collective(lambda: dist.all_gather_object(gathered, value, group=self.group))
-        else:
-            mine = gathered if self.rank == dst_rank else None
-            self._run_collective(lambda: dist.gather_object(value, mine, group=self.group, group_dst=dst_rank))
-            if mine is None:
-                return None
-        return [pickle.loads(each) for each in gathered]  # noqa: S301 - pickled by ranks of the same job
-
-    def broadcast(self, work: Callable[[], Value], src_rank: int) -> Value:
-        """Call `work` on rank `src_rank` and return its result on all ranks.
-
-        All ranks must call it. An error on that rank is raised on all ranks.
-        """
-
-        def pickle_result() -> bytes:
-            self._check_rank("src_rank", src_rank)
-            return pickle.dumps(work() if self.rank == src_rank else None)
-
-        values: list[Any] = [self.agree(pickle_result, f"src_rank={src_rank!r}")]
-        if self.group is not None:
-            self._run_collective(lambda: dist.broadcast_object_list(values, group=self.group, group_src=src_rank))
-        value: Value = pickle.loads(values[0])  # noqa: S301 - pickled by a rank of the same job
-        return value
-
-    def share(self, work: Callable[[], Manifest]) -> Manifest:
-        """Call `work` on rank 0 and return its manifest on all ranks, mapped from a file by those that can open it.
-
-        All ranks must call it. An error on rank 0 is raised on all ranks.
-        """
-        if self.group is None:
-            return work()
-        made: list[Manifest] = []
-        offers: list[Offer] = []
-        accepted: list[Manifest] = []
-
-        def make() -> tuple[Offer | None, Manifest | None, tuple[Selection, ...]]:
-            made.append(work())
-            offers.extend(filter(None, [Offer.of(made[0])]))
-            return (offers[0], None, made[0].selections) if offers else (None, made[0], ())
-
-        def accept() -> bool:
-            found = cast("Offer", offer).accept()
-            accepted.extend([found.with_selections(selections)] if found else [])
-            return bool(accepted)
-
-        try:
-            offer, sent, selections = self.broadcast(make, src_rank=0)
-            # All ranks learn which of them could open the file, so all of them send and receive it, or none.
-            if offer is not None and not all(self.gather(accept) or ()):
-                sent = self.broadcast(lambda: made[0], src_rank=0)
-        finally:
-            for each in offers:
-                each.withdraw()
-        return (accepted or made or [cast("Manifest", sent)])[0]
-
-    def agree(self, work: Callable[[], Value], call: str = "") -> Value:
-        """Return the result of `work` on this rank; if it raises on any rank, raise that error on all ranks.
-
-        All ranks must call it.
-
-        Args:
-            work: Called on every rank.
-            call: The arguments that must be the same on all ranks, as shown in the error.
-
-        Raises:
-            LanewayError: The ranks passed different arguments. If `work` raised, the error has the class of the error
-                on the first rank that failed.
-            CollectiveError: A rank could not be reached.
-        """
-        if self.group is None:
-            return work()
-        value, failure = None, None
-        try:
-            value = work()
-        except Exception as error:  # noqa: BLE001 - the other ranks must learn of any error
-            failure = error
-        reports: list[Any] = [None] * self.world_size
-        report = (call, None if failure is None else (type(failure).__name__, str(failure)))
-        self._run_collective(lambda: dist.all_gather_object(reports, report, group=self.group))
-        failed = [rank for rank, (_, error) in enumerate(reports) if error is not None]
-        if failed:
-            class_name, reason = reports[failed[0]][1]
-            others = f" (and on {len(failed) - 1} more)" if len(failed) > 1 else ""
-            message = f"on rank {failed[0]}{others}: {reason}"
-            raise _error_class(class_name)(message) from failure
-        for rank, (other, _) in enumerate(reports):
-            if other != reports[0][0]:
-                message = (
-                    f"all ranks must pass the same arguments: rank 0 passed {reports[0][0] or 'none'}, rank {rank} "
-                    f"passed {other or 'none'}"
-                )
-                raise LanewayError(message)
-        return value  # type: ignore[return-value]
-
-    def _check_rank(self, name: str, rank: int) -> None:
-        if plain_int(rank) is None or not 0 <= rank < self.world_size:
-            message = f"{name} must be a data-parallel rank in [0, {self.world_size}), not {rank!r}"
-            raise ValueError(message)
-
-    def _run_collective(self, collective: Callable[[], object]) -> None:
-        try:
-            collective()
-        except RuntimeError as error:
-            message = (
-                f"rank {self.rank} of {self.world_size} could not reach the other ranks: one of them died or did not "
-                f"make the same call: {error}"
-            )
-            raise CollectiveError(message) from error
-
-
-def _error_class(name: str) -> type[Exception]:
-    if name in {"TypeError", "ValueError"}:
-        return TypeError if name == "TypeError" else ValueError
-    found = getattr(errors, name, None)
-    return found if isinstance(found, type) and issubclass(found, LanewayError) else LanewayError
+    call = f"{function}()"
+    try:
+        offer, sent, selections = ranks.broadcast(call, make, src_rank=0)
+        if offer is not None:
+            # All ranks learn whether one of them could not open the file, so all of them receive it, or none.
+            have_accepted = ranks.gather(f"{call}: offer", accept, dst_rank=0)
+            sent = ranks.broadcast(f"{call}: sent", lambda: None if all(have_accepted or ()) else made[0], src_rank=0)
+    finally:
+        for each in offers:
+            each.withdraw()
+    return (accepted or made or [cast("Manifest", sent)])[0]

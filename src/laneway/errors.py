@@ -2,7 +2,10 @@
 
 
 class LanewayError(Exception):
-    """Base class of all errors that laneway raises."""
+    """Base class of all errors that laneway raises.
+
+    Itself, it is raised for an iterator that another pass has replaced, and for workers that ended too early.
+    """
 
 
 class CheckpointMismatchError(LanewayError, ValueError):
@@ -14,7 +17,7 @@ class StateFormatError(LanewayError, ValueError):
 
 
 class StateUnavailableError(LanewayError, RuntimeError):
-    """DataLoader workers hold the progress, so this dataset does not know it."""
+    """A loader or its workers hold the progress, so the dataset does not know it."""
 
 
 class DataFileError(LanewayError, OSError):
@@ -22,7 +25,7 @@ class DataFileError(LanewayError, OSError):
 
 
 class SchemaMismatchError(LanewayError, ValueError):
-    """The columns of the data files differ, or a requested column does not exist."""
+    """The selected columns differ from file to file, can't be cast to `schema`, or don't exist."""
 
 
 class ColumnConversionError(LanewayError, TypeError):
@@ -34,4 +37,4 @@ class CollectiveError(LanewayError, RuntimeError):
 
 
 class ManifestCacheWarning(UserWarning):
-    """The cache of manifests could not be used: the data is correct, but the next start has to read it again."""
+    """The cache of manifests could not be used: the data is correct, but the next start must scan again."""

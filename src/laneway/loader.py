@@ -1,9 +1,7 @@
-"""SavableLoader: a loader whose state can be saved from any rank, and restored on any number of ranks and workers."""
+"""SavableLoader: a DataLoader whose state is saved on any rank, and restored on any number of ranks and workers."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader
@@ -12,12 +10,23 @@ from laneway.arguments import check_flag
 from laneway.core.merge import merge_ranks
 from laneway.core.schema import parse_state, sealed, wrap_state
 from laneway.dataset import StatefulShardedDataset
+from laneway.delivery.accelerate import placement_of_caller
 from laneway.delivery.dataloader import BatchSource
-from laneway.delivery.loader_arguments import LoaderArguments, arguments_of, check_has_no_state
-from laneway.delivery.loader_state import job_state, parse_job_state, parse_rank_state, rank_state, resume_point
-from laneway.delivery.runner import LoaderIterator, PassRunner
-from laneway.distributed import Ranks, rank_in_group
-from laneway.errors import CheckpointMismatchError, LanewayError
+from laneway.delivery.loader_arguments import LoaderArguments, check_has_no_state
+from laneway.delivery.loader_state import (
+    check_lockstep,
+    check_same_state,
+    digest_of,
+    job_state,
+    parse_job_state,
+    parse_rank_state,
+    rank_state,
+    resume_point,
+)
+from laneway.delivery.runner import EpochSampler, LoaderIterator, PassRunner
+from laneway.distributed import rank_in_group
+from laneway.errors import LanewayError
+from laneway.ranks import Ranks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,12 +39,15 @@ if TYPE_CHECKING:
     State = dict[str, Any]
 
 
-class SavableLoader:
-    """A loader whose state can be saved from any rank, and restored on any number of ranks and workers.
+class SavableLoader(DataLoader[Any]):
+    """A DataLoader whose state can be saved from any rank, and restored on any number of ranks and workers.
 
     Each pass delivers one epoch, and the next pass the next epoch; `set_epoch` chooses another. The state counts the
     batches that the training loop has received, however far workers have read ahead. The main process counts them, so
     saving does not involve the workers.
+
+    It is a `torch.utils.data.DataLoader`, so frameworks take it where they take one. None of them needs to share out
+    its batches, which are those of this rank only.
 
     If all ranks have taken the same number of batches of the epoch, as they do when they train together, the
     `state_dict()` of any rank is the state of the whole job. `save_state_rank` and `save_state_global` make no such
@@ -60,12 +72,14 @@ class SavableLoader:
             world size. None: those of the dataset. Ranks that share a data-parallel rank, as in tensor parallelism,
             get the same rows.
         progress: Whether rank 0 shows a progress bar, which starts where the epoch resumes.
+        sampler: None, as for any DataLoader over an iterable dataset; Lightning passes it when it copies a loader.
+        batch_sampler: As `sampler`.
 
     Raises:
         ValueError: An argument is out of its range, or states could not be exact with it.
         TypeError: `dataset` or another argument has the wrong type.
 
-    Example:
+    Examples:
         >>> import pyarrow as pa, pyarrow.parquet as pq, tempfile
         >>> folder = tempfile.mkdtemp()
         >>> pq.write_table(pa.table({"x": range(10)}), f"{folder}/part-0.parquet")
@@ -95,8 +109,9 @@ class SavableLoader:
         shield_workers: bool = False,
         process_group: ProcessGroup | None = None,
         progress: bool = False,
+        sampler: None = None,
+        batch_sampler: None = None,
     ) -> None:
-        """See the class."""
         options = {
             "num_workers": num_workers,
             "pin_memory": pin_memory,
@@ -111,40 +126,48 @@ class SavableLoader:
         source: object = dataset
         self._user_loader = dataset if isinstance(dataset, DataLoader) else None
         if isinstance(dataset, DataLoader):
-            arguments.check_unset()
-            check_has_no_state(dataset)
-            arguments, source = arguments_of(dataset), dataset.dataset
+            arguments, source = arguments.of_loader(dataset), dataset.dataset
         if not isinstance(source, StatefulShardedDataset):
             message = f"dataset must be a StatefulShardedDataset, or a DataLoader over one, not {dataset!r}"
             raise TypeError(message)
-        if process_group is not None:
-            source = _of_rank(source, *rank_in_group(process_group))
-        self._dataset = source
-        self._process_group = process_group
         self._ranks: Ranks | None = None
+        if process_group is not None:
+            rank, world_size = rank_in_group(process_group)
+            source = _of_rank(source, rank, world_size)
+            self._ranks = Ranks.of(process_group, rank, world_size)
         check_flag("shield_workers", shield_workers)
         definition = arguments.apply_to(source.definition)
         batches = BatchSource(definition, arguments.keywords, shields_workers=shield_workers)
         self._schedule = source.schedule.of_loader()
         self._runner = PassRunner(batches, self._schedule, shows_progress=progress)
         self._place = batches.place
+        super().__init__(source, sampler=sampler, batch_sampler=batch_sampler, **arguments.of_dataloader())
+        # A DataLoader refuses another sampler for an iterable dataset.
+        vars(self)["sampler"] = EpochSampler(self._schedule)
 
     # -- Properties ---------------------------------------------------------------------------------------------------
 
-    @property
-    def dataset(self) -> StatefulShardedDataset:
-        """The dataset that is read: the one that was passed, or its copy for the rank in `process_group`."""
-        return self._dataset
+    dataset: StatefulShardedDataset
+    """The dataset that is read: the one that was passed, or its copy for the rank in `process_group`."""
+
+    num_workers: int
+    """Number of worker processes; 0: the main process reads its own data."""
+
+    sampler: EpochSampler
+    """Frameworks such as Lightning call its `set_epoch(epoch)` before each epoch."""
+
+    use_stateful_dataloader = True
+    """Accelerate saves and restores the states of loaders that have this attribute."""
 
     @property
-    def sampler(self) -> SavableLoader:
-        """The loader itself: frameworks such as Lightning call `loader.sampler.set_epoch(epoch)` before each epoch."""
-        return self
+    def _is_accelerate_prepared(self) -> bool:
+        # Accelerator.prepare() wraps a loader that says no, and a wrapper would share out batches again.
+        self._runner.placement = placement_of_caller() or self._runner.placement
+        return True
 
-    @property
-    def num_workers(self) -> int:
-        """Number of workers, at least 1: a main process that reads its own data counts as one."""
-        return self._place.num_workers
+    @_is_accelerate_prepared.setter
+    def _is_accelerate_prepared(self, _: bool) -> None:
+        """Ignore that Accelerate says so."""
 
     @property
     def epoch(self) -> int:
@@ -177,7 +200,7 @@ class SavableLoader:
     def __repr__(self) -> str:
         reader = f"{self._place.num_workers} worker(s)"
         return (
-            f"{type(self).__name__}({self._dataset!r}, {reader}, {self.batches_delivered:,} of {len(self):,} delivered)"
+            f"{type(self).__name__}({self.dataset!r}, {reader}, {self.batches_delivered:,} of {len(self):,} delivered)"
         )
 
     # -- Passes -------------------------------------------------------------------------------------------------------
@@ -204,30 +227,45 @@ class SavableLoader:
         Raises:
             LanewayError: The last pass is still being read.
         """
-        self._dataset.check_rank()
+        self.dataset.check_rank()
         self._runner.start_workers()
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # DataLoader's is private
         """Return an iterator over an epoch: that of a restored state, or the next.
 
         The pass begins with its first batch, so `set_epoch` and states that are restored before that still apply. The
         workers start then too, unless `start` started them.
         """
-        self._dataset.check_rank()
+        self.dataset.check_rank()
         if self._user_loader is not None:
             check_has_no_state(self._user_loader)
-        return LoaderIterator(self._runner)
+        return LoaderIterator(self._runner, self.dataset)
 
     # -- States of the whole job, without communication ---------------------------------------------------------------
 
-    def state_dict(self) -> State:
+    def state_dict(self, *, check: bool = False) -> State:
         """Return the state of the whole job, if all ranks have taken as many batches as this one, as plain JSON values.
 
         It is the same on every rank, so one rank can save it for all; nothing is communicated. Near the end of an epoch
         that keeps its remainder, ranks deliver different numbers of batches, so this can't be assumed: then it is the
         state of this rank, marked as such, and other ranks refuse it.
+
+        Args:
+            check: Whether to compare with all other ranks, which must all make this call then: for loops in which ranks
+                might take different numbers of batches, as when each packs its own.
+
+        Raises:
+            LanewayError: With `check`, on all ranks: they have taken different numbers of batches.
+            CollectiveError: With `check`: a rank could not be reached.
         """
-        return wrap_state(job_state(self._runner))
+        state = job_state(self._runner)
+        if check:
+            self.ranks().compare(
+                "state_dict(check=True)",
+                lambda: (digest_of(state), self.epoch, self.batches_delivered),
+                check_lockstep,
+            )
+        return wrap_state(state)
 
     def load_state_dict(self, state_dict: State) -> None:
         """Resume the next pass from a state of the whole job, or of this rank; a refused state changes nothing.
@@ -284,7 +322,7 @@ class SavableLoader:
             CollectiveError: A rank could not be reached.
             LanewayError: A rank failed; the same error is raised on all ranks.
         """
-        return self.gather_state(self.ranks(), dst_rank)
+        return self.gather_state(self.ranks(), f"save_state_global(dst_rank={dst_rank!r})", dst_rank)
 
     def restore_state_global(self, state: State | None, src_rank: int | None = 0) -> None:
         """Resume the next pass from a state of the whole job, on all ranks or on none.
@@ -302,57 +340,55 @@ class SavableLoader:
             CollectiveError: A rank could not be reached.
         """
         ranks = self.ranks()
+        call = f"restore_state_global(src_rank={src_rank!r})"
         if src_rank is not None:
-            state = ranks.broadcast(lambda: parse_job_state(state).original, src_rank)
-        self.restore_together(ranks, state, f"src_rank={src_rank!r}")
+            state = ranks.broadcast(call, lambda: parse_job_state(state).original, src_rank)
+        self.restore_together(ranks, call, state, is_sent=src_rank is not None)
 
-    def gather_state(self, ranks: Ranks, dst_rank: int | None) -> State | None:
-        """Gather the state of the whole job over `ranks`; see `save_state_global`."""
+    def gather_state(self, ranks: Ranks, call: str, dst_rank: int | None) -> State | None:
+        """Gather the state of the whole job over `ranks`, on one of them or on all; see `save_state_global`."""
 
         # The file table may be large, and is the same on all ranks, or else their fingerprints differ.
         def part() -> State:
             ranks.check(self._place.rank, self._place.world_size)
             return sealed({**self.save_state_rank(), "files": ""})
 
-        parts = ranks.gather(part, dst_rank)
+        parts = ranks.gather(call, part, 0 if dst_rank is None else dst_rank)
 
-        def merged(parts: list[State]) -> State:
-            return sealed({**merge_ranks(parts, same_step=False), "files": self._identity.files.encoded})
+        def merged() -> State | None:
+            return merge_ranks(parts, same_step=False) if parts else None
 
-        return ranks.agree(lambda: merged(parts) if parts else None)
+        call = f"{call}: merge"
+        state = ranks.agree(call, merged) if dst_rank is not None else ranks.broadcast(call, merged, src_rank=0)
+        return None if state is None else sealed({**state, "files": self._identity.files.encoded})
 
-    def restore_together(self, ranks: Ranks, state: object, call: str = "") -> None:
-        """Resume the next pass from a state that every rank of `ranks` passes; see `restore_state_global`."""
+    def restore_together(self, ranks: Ranks, call: str, state: object, *, is_sent: bool) -> None:
+        """Resume the next pass from a state that every rank of `ranks` has; see `restore_state_global`.
 
-        def check() -> tuple[SavedState, Progress]:
+        Args:
+            ranks: All of them must call it.
+            call: What they do, for errors.
+            state: The state.
+            is_sent: Whether one rank has sent it to all; otherwise they compare what they were given.
+        """
+        checked: list[tuple[SavedState, Progress]] = []
+
+        def check() -> str:
             ranks.check(self._place.rank, self._place.world_size)
             saved = parse_job_state(state)
-            return saved, resume_point(self._runner, saved)
+            checked.append((saved, resume_point(self._runner, saved)))
+            return "" if is_sent else digest_of(saved.fields)
 
-        saved, progress = ranks.agree(check, call)
-        digests = ranks.gather(lambda: _digest(saved)) or []
-        others = [rank for rank, each in enumerate(digests) if each != digests[0]]
-        if others:
-            message = (
-                f"rank {others[0]} was given another state than rank 0: pass the state of the same save on all ranks, "
-                "or on one rank, with its src_rank= on all of them"
-            )
-            raise CheckpointMismatchError(message)
-        self._schedule.restore(saved, progress)
+        ranks.compare(f"{call}: check", check, check_same_state)
+        self._schedule.restore(*checked[0])
 
     def ranks(self) -> Ranks:
-        """Return the ranks of the job, able to communicate. Must be called by all of them."""
-        if self._ranks is None:
-            self._ranks = Ranks.of(self._process_group, self._place.rank, self._place.world_size)
-        return self._ranks
+        """Return the ranks of the job, able to communicate: those in `process_group`, or in the whole world."""
+        return self._ranks or Ranks.of(None, self._place.rank, self._place.world_size)
 
     @property
     def _identity(self) -> Identity:
         return self._runner.source.definition.identity
-
-
-def _digest(saved: SavedState) -> str:
-    return hashlib.blake2b(json.dumps(saved.fields, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def _of_rank(dataset: StatefulShardedDataset, rank: int, world_size: int) -> StatefulShardedDataset:

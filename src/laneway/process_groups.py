@@ -1,4 +1,4 @@
-"""Process groups and device meshes of torch.distributed: the group of the ranks, with a CPU backend."""
+"""Process groups and device meshes of torch.distributed: the group of the ranks, and its store."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch.distributed as dist
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.distributed_c10d import Store
 
     ProcessGroup: TypeAlias = dist.ProcessGroup | DeviceMesh
 
@@ -17,13 +18,16 @@ def is_initialised() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
-def as_group(process_group: ProcessGroup | None) -> dist.ProcessGroup | None:
-    """Return the process group of a one-dimensional DeviceMesh, and any other value as it is.
+def as_group(process_group: ProcessGroup | None) -> dist.ProcessGroup:
+    """Return the process group of a one-dimensional DeviceMesh, a process group as it is, and the world for None.
 
     Raises:
         ValueError: The DeviceMesh has several dimensions.
     """
-    if process_group is None or isinstance(process_group, dist.ProcessGroup):
+    if process_group is None:
+        world: dist.ProcessGroup = dist.group.WORLD  # type: ignore[assignment]
+        return world
+    if isinstance(process_group, dist.ProcessGroup):
         return process_group
     if process_group.ndim != 1:
         names = process_group.mesh_dim_names
@@ -35,16 +39,20 @@ def as_group(process_group: ProcessGroup | None) -> dist.ProcessGroup | None:
     return process_group.get_group()
 
 
-def cpu_group(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
-    """Return a group of the same ranks with a CPU backend: the group itself if it has one."""
-    world = dist.group.WORLD if group is None else group
-    config = dist.get_backend_config(world)
-    return world if "cpu:" in config or config == "gloo" else new_gloo_group(world)  # type: ignore[return-value]
+def store_of(group: dist.ProcessGroup) -> Store:
+    """Return the store that the members of a group met in; keys of other groups don't collide with theirs.
 
+    torch.distributed holds it until the group is destroyed.
 
-def new_gloo_group(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
-    """Create a gloo group of the same ranks; all of them must call it."""
-    ranks = dist.get_process_group_ranks(group)
-    # With local synchronisation only the members must call it, not the whole world.
-    created: dist.ProcessGroup = dist.new_group(ranks, backend="gloo", use_local_synchronization=True)
-    return created
+    Raises:
+        ValueError: The group has no store, as with MPI.
+    """
+    # torch 2.6 has no public way to it.
+    store: Store | None = dist.distributed_c10d._get_process_group_store(group)  # noqa: SLF001
+    if store is None:
+        message = (
+            f"the process group of backend {dist.get_backend(group)!r} has no store, over which ranks communicate: "
+            "call save_state_rank() on each rank and merge_states(), or use another backend"
+        )
+        raise ValueError(message)
+    return store

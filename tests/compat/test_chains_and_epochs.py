@@ -11,7 +11,7 @@ import pytest
 from torch.utils.data import DataLoader, get_worker_info
 
 from laneway import StatefulShardedDataset, StateUnavailableError
-from tests.compat.loaders import FORKSERVER, flat, ids, make_loader, run_with_states, saved
+from tests.compat.loaders import FORKSERVER, flat, ids, loader_raises, make_loader, run_with_states, saved
 from tests.corpora import write_corpus
 from tests.waiting import CountedTransform
 
@@ -25,6 +25,9 @@ WAYS: list[dict[str, Any]] = [
     {"num_workers": 2},
     {"num_workers": 2, "persistent_workers": True},
 ]
+
+
+LATE_CHOICE = pytest.mark.filterwarnings("ignore:set_epoch.* applies to the next pass")
 
 
 @pytest.fixture
@@ -193,6 +196,7 @@ def test_two_loaders_over_one_dataset_deliver_consecutive_epochs(corpus: Path) -
     assert found == [ids(single) for _ in range(5)]
 
 
+@LATE_CHOICE
 @pytest.mark.parametrize("options", WAYS)
 def test_set_epoch_before_a_save_does_not_change_the_saved_progress(corpus: Path, options: dict[str, Any]) -> None:
     whole = loader(corpus, **options)
@@ -280,6 +284,29 @@ def test_set_epoch_during_a_pass_applies_to_the_next(corpus: Path, options: dict
     assert found + ids(batches) == expected
     assert ids(plain) == expected
     assert ids(plain) != expected
+
+
+@pytest.mark.parametrize("epoch", [0, 5])
+@pytest.mark.parametrize("options", WAYS)
+@LATE_CHOICE
+def test_set_epoch_after_a_state_was_taken_before_the_first_batch(
+    corpus: Path, options: dict[str, Any], epoch: int
+) -> None:
+    delivered = 0 if options["num_workers"] else epoch
+    expected, late = loader(corpus, **options), loader(corpus, **options)
+    expected.dataset.set_epoch(delivered)
+    late.state_dict()
+    late.dataset.set_epoch(epoch)
+    assert ids(late) == ids(expected)
+
+
+@pytest.mark.parametrize("options", WAYS[1:])
+def test_set_epoch_after_workers_have_begun_a_pass_gives_a_warning(corpus: Path, options: dict[str, Any]) -> None:
+    late = loader(corpus, **options)
+    late.state_dict()
+    late.dataset.set_epoch(5)
+    with loader_raises(UserWarning, match=r"set_epoch\(5\) applies to the next pass, .* this one, over epoch 0"):
+        ids(late)
 
 
 @pytest.mark.parametrize("options", WAYS)

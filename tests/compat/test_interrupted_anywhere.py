@@ -7,6 +7,7 @@ iterator, CPython never runs one; anywhere else, the item counts as not delivere
 from __future__ import annotations
 
 import dis
+import gc
 import multiprocessing
 import random
 import signal
@@ -27,6 +28,7 @@ from tests.fuzzing import num_cases
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
     from types import FrameType
 
 PACKAGE = str(Path(laneway.__file__).parent)
@@ -100,24 +102,28 @@ class Interruption:
 
 
 @contextmanager
-def interrupted_after(num_steps: int) -> Iterator[None]:
-    """Raise an InterruptError at a place, counted from now."""
+def traced(trace: Interruption) -> Iterator[None]:
+    """Trace this thread, without the garbage collector: Python ignores an error in a finalizer that it runs."""
     before = sys.gettrace()
-    sys.settrace(Interruption(num_steps))
+    gc.disable()
+    sys.settrace(trace)
     try:
         yield
     finally:
         sys.settrace(before)
+        gc.enable()
+
+
+def interrupted_after(num_steps: int) -> AbstractContextManager[None]:
+    """Raise an InterruptError at a place, counted from now."""
+    return traced(Interruption(num_steps))
 
 
 def num_steps_of(work: Callable[[], object]) -> int:
     """Return the number of places where `work` can be interrupted."""
-    counting, before = Interruption(-1), sys.gettrace()
-    sys.settrace(counting)
-    try:
+    counting = Interruption(-1)
+    with traced(counting):
         work()
-    finally:
-        sys.settrace(before)
     return -1 - counting.steps_left
 
 

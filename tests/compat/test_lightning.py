@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 import torch
 
-from laneway import SavableLoader, StatefulShardedDataset
+from laneway import LanewayError, SavableLoader, StatefulShardedDataset
 from tests.compat.loaders import FORKSERVER, flat
 from tests.corpora import write_corpus
 from tests.distributed.ranks import run_ranks
@@ -86,6 +86,8 @@ def train(
     from lightning.pytorch import Callback, LightningModule, Trainer  # noqa: PLC0415 - as above
     from lightning.pytorch.callbacks import ModelCheckpoint  # noqa: PLC0415 - as above
 
+    from laneway.integrations.lightning import CorrectBatchCount  # noqa: PLC0415 - as above
+
     steps: list[Step] = []
 
     class Model(LightningModule):
@@ -109,19 +111,12 @@ def train(
             if trainer.global_step == stop_at:
                 raise Stopped
 
-    class CorrectBatchCount(Callback):
-        def on_train_start(self, trainer: Trainer, _: LightningModule) -> None:
-            loader: Any = trainer.train_dataloader
-            batches = trainer.fit_loop.epoch_loop.batch_progress.current
-            if corrects_batch_count:
-                batches.completed += loader.batches_delivered - batches.ready
-
     when: dict[str, Any] = {"every_n_epochs": 1} if saves_epochs else {"every_n_train_steps": 1}
     saves = ModelCheckpoint(checkpoints, filename="{step}", auto_insert_metric_name=False, save_top_k=-1, **when)
     trainer = Trainer(
         **{"max_epochs": NUM_EPOCHS, "devices": 1, **trainer_options},
         accelerator="cpu",
-        callbacks=[saves, CorrectBatchCount(), Stop()],
+        callbacks=[saves, Stop(), *([CorrectBatchCount()] if corrects_batch_count else [])],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -205,6 +200,8 @@ def test_with_other_workers_the_epoch_is_completed_if_the_batch_count_is_correct
     num_rows = write_corpus(tmp_path / "corpus")
     before = train(tmp_path / "corpus", tmp_path / "before", num_workers=3, stop_at=11)[:10]
     last = tmp_path / "before" / "10.ckpt"
+    with pytest.raises(LanewayError, match=r"after \d+ batches, and the loader after 6, since"):
+        train(tmp_path / "corpus", tmp_path / "refused", batch_size=5, resume_from=last)
     after = train(tmp_path / "corpus", tmp_path / "after", batch_size=5, resume_from=last, corrects_batch_count=True)
     for epoch in range(NUM_EPOCHS):
         found = [step.row_ids for step in before + after if step.epoch == epoch]

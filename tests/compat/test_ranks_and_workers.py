@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from typing import TYPE_CHECKING, get_args
 
 import pytest
 from torch.utils.data import DataLoader
 
-from laneway import StatefulShardedDataset
+from laneway import SavableLoader, StatefulShardedDataset
 from laneway.core.lanes import Remainder
 from tests.compat.loaders import flat, ids
 from tests.corpora import write_corpus
@@ -103,3 +104,15 @@ def test_a_number_of_lanes_that_the_workers_cannot_share_raises_a_warning(tmp_pa
         batches = ids(dataset)
     assert len(flat(batches)) == num_rows // 3
     assert len(dataset) == len(batches)
+
+
+def test_rank_0_warns_if_there_is_no_whole_batch_for_each_rank(tmp_path: Path) -> None:
+    write_corpus(tmp_path, files=((1,), (), (2,)))
+    first, second = (StatefulShardedDataset(tmp_path, batch_size=2, rank=rank, world_size=2) for rank in range(2))
+    message = "3 rows are fewer than a batch of 2 for each of 2 ranks, so no batch is whole: use fewer ranks"
+    for source in (first, SavableLoader(first)):
+        with pytest.warns(UserWarning, match=message):
+            list(source)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(flat(ids(second))) == 2

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.distributed.ranks import WAYS, Ids, RunRanks, ids, make_loader, restore, save
+from tests.distributed.ranks import WAYS, Ids, RunRanks, ids, make_loader, refusal, restore, save
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -89,3 +89,26 @@ def test_ten_times_one_batch_save_and_restore(
 ) -> None:
     for expected, found in run_ranks(restore_ten_times, world_size, corpus, num_workers, rows):
         assert found == expected
+
+
+def check_lockstep(rank: int, corpus: Path, counts: list[int]) -> tuple[str, str]:
+    """Return the refusal of a checked state after each rank has taken its number of batches."""
+    loader = make_loader(corpus)
+    taken = 0
+    while taken < counts[rank]:
+        taken += len([*islice(loader, counts[rank] - taken)])
+    return refusal(lambda: loader.state_dict(check=True))
+
+
+def test_a_checked_state_is_refused_on_all_ranks_that_are_not_in_lockstep(run_ranks: RunRanks, corpus: Path) -> None:
+    assert run_ranks(check_lockstep, 2, corpus, [5, 5]) == [("", "")] * 2
+    for counts, place in (([5, 3], "batch 3 of epoch 0"), ([5, 12], "batch 4 of epoch 1")):
+        for name, message in run_ranks(check_lockstep, 2, corpus, counts):
+            assert name == "LanewayError"
+            assert f"rank 0 is at batch 5 of epoch 0, rank 1 at {place}" in message
+            assert "call save_state_global() on all ranks" in message
+
+
+def test_a_checked_state_needs_the_other_ranks(corpus: Path) -> None:
+    loader = make_loader(corpus, rank=0, world_size=2)
+    assert "torch.distributed is not initialised" in refusal(lambda: loader.state_dict(check=True))[1]

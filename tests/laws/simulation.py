@@ -101,6 +101,9 @@ class Job:
         }
         self.first_turn = current_cut(self.cursors[0, 0].progress()).next_turn
         self.batches_taken = 0
+        self.turns_per_batch = self.options.turns_per_batch(current_cut(self.cursors[0, 0].progress()).turn_rows) or 1
+        self.turns_skipped = 0
+        """Turns before the last batch that no rank had rows for, with which a loader takes the next batch instead."""
 
     @property
     def plan(self) -> Plan:
@@ -118,7 +121,15 @@ class Job:
             batches.append([row for lanes in batch.ranges for row in rows_of(self.plan, *lanes)] if batch else [])
             if batch:
                 deliver(cursor, batch)
+                first = batch.turn - rank * self.turns_per_batch
+                self.turns_skipped = max(self.turns_skipped, first + self._turns(1) - self._next_turn_if_none_skipped())
         return batches
+
+    def _turns(self, num_batches: int) -> int:
+        return num_batches * self.world_size * self.turns_per_batch
+
+    def _next_turn_if_none_skipped(self) -> int:
+        return self.first_turn + self._turns(self.batches_taken)
 
     def run(self, steps: int | None = None) -> list[list[int]]:
         """Take `steps` steps, or all that are left, and return the rows of all ranks for each step."""
@@ -134,6 +145,5 @@ class Job:
         for part in parts:
             positions.update(current_cut(part).positions)
         cut = current_cut(parts[0])
-        turns_per_batch = self.options.turns_per_batch(cut.turn_rows) or 1
-        job_turn = self.first_turn + self.batches_taken * self.world_size * turns_per_batch
+        job_turn = self._next_turn_if_none_skipped() + self.turns_skipped
         return replace(parts[0], cut=CutProgress(cut.num_lanes, cut.turn_rows, job_turn, positions), place=None)

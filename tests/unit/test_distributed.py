@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from laneway.distributed import Ranks, data_parallel_rank, rank_in_group
+from laneway.distributed import data_parallel_rank, rank_in_group
+from laneway.ranks import Ranks
 
 
 @pytest.fixture(autouse=True)
@@ -95,11 +96,11 @@ def test_several_ranks_need_torch_distributed_to_communicate() -> None:
 
 def test_without_a_group_a_rank_gathers_and_receives_its_own_results() -> None:
     ranks = Ranks.of(None, 0, 1)
-    assert ranks.with_own_group() is ranks
-    assert ranks.gather(lambda: {"x": 1}) == [{"x": 1}]
-    assert ranks.gather(lambda: 2, dst_rank=0) == [2]
-    assert ranks.broadcast(lambda: 3, src_rank=0) == 3
-    assert ranks.agree(lambda: 4) == 4
+    assert ranks.with_own_exchange("call") is ranks
+    assert ranks.gather("call", lambda: {"x": 1}, dst_rank=0) == [{"x": 1}]
+    assert ranks.gather("call", lambda: 2, dst_rank=0) == [2]
+    assert ranks.broadcast("call", lambda: 3, src_rank=0) == 3
+    assert ranks.agree("call", lambda: 4) == 4
 
 
 @pytest.mark.parametrize("rank", [1, -1, "0", True])
@@ -109,15 +110,15 @@ def test_a_rank_that_does_not_exist_is_refused_before_any_work(rank: Any) -> Non
 
     ranks = Ranks.of(None, 0, 1)
     with pytest.raises(ValueError, match=r"dst_rank must be a data-parallel rank in \[0, 1\), not"):
-        ranks.gather(fail, dst_rank=rank)
+        ranks.gather("call", fail, dst_rank=rank)
     with pytest.raises(ValueError, match=r"src_rank must be a data-parallel rank in \[0, 1\), not"):
-        ranks.broadcast(fail, src_rank=rank)
+        ranks.broadcast("call", fail, src_rank=rank)
 
 
 def test_a_result_that_can_not_be_sent_is_an_error_without_a_group_too() -> None:
     ranks = Ranks.of(None, 0, 1)
     with pytest.raises((pickle.PicklingError, AttributeError)):
-        ranks.gather(lambda: lambda: 1)
+        ranks.gather("call", lambda: lambda: 1, dst_rank=0)
 
 
 def test_a_dataset_of_another_rank_is_refused() -> None:

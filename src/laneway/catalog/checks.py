@@ -1,4 +1,4 @@
-"""Checks of a manifest that was read from a file: it may be damaged, or made by someone to read other files."""
+"""Checks of a manifest that was read from a file: it may be damaged, or crafted to have other files read."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 _MAX_TOTAL: Final = 1 << 62
 _LOOKED_AT_ONCE = 1 << 18
-_ABOVE_THE_ROOT = re.compile(r"(^|[/\\])\.\.([/\\]|$)|^[/\\]|^[A-Za-z][A-Za-z0-9+.-]*:(//|:)|^[A-Za-z]:[/\\]")
+_ABOVE_THE_ROOT = re.compile(r"(^|[/\\])\.\.([/\\]|$)|^[/\\]|(^|::)[A-Za-z][A-Za-z0-9+.-]*://|^[A-Za-z]:[/\\]")
 
 
 def check_contents(contents: ManifestContents) -> None:
-    """Check that the columns fit together, and that each path lies below the root.
+    """Check that the columns fit together, and that each path is below the root.
 
     Raises:
         ValueError: They don't; the message says what is wrong.
@@ -73,10 +73,10 @@ def check_codes(codes: NDArray[np.int64], num_values: int) -> None:
 
 
 def check_strings(column: Strings, name: str) -> None:
-    """Check that each string of a column is UTF-8 that a NUL byte follows.
+    """Check that each string of a column is UTF-8, followed by a NUL byte.
 
     Raises:
-        ValueError: They aren't.
+        ValueError: One is not.
     """
     _check_starts(column.offsets, len(column), len(column.data), name)
     if len(column) == 0:
@@ -133,7 +133,7 @@ def _check_counts(counts: NDArray[np.int64], name: str) -> None:
         return
     largest = int(counts.max())
     _require(int(counts.min()) >= 0, f"{name} has a negative number")
-    # Few sums need more than the largest number times their count to be known to fit.
+    # The largest number times the count nearly always shows that the sum fits.
     fits = largest * len(counts) < _MAX_TOTAL or float(counts.sum(dtype=np.float64)) < _MAX_TOTAL
     _require(fits, f"the sum of {name} is too large")
 

@@ -1,4 +1,4 @@
-"""Decoding of manifests of every format version, compressed or not, with bounded memory; all else is refused."""
+"""Decoding of manifests of every format version, compressed or not, in bounded memory; anything else is refused."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from laneway.core.strings import Strings
 from laneway.errors import DataFileError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 _JSON_VERSION: Final = 2
 _COMPRESSIONS: Final[Mapping[bytes, Compression]] = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
-# JSON takes up to twelve times its length in memory, so less of it may be unpacked. What `pack` returns is below.
+# JSON takes up to twelve times its length in memory, so less of it may be unpacked. `pack` stays within the limits.
 _MIN_UNPACKED_BYTES, _MAX_RATIO = 256 << 20, 100
 _MIN_UNPACKED_JSON_BYTES, _MAX_JSON_RATIO = 32 << 20, 32
 _CHARACTERS_PER_BRACKET = 8
@@ -84,11 +84,17 @@ def decode(data: memoryview, name: str) -> ManifestContents:
     except _MALFORMED as error:
         raise _no_manifest(name, error) from error
     _check_digest(found, expected, name)
+    return _checked(lambda: decode_columns(data), name)
+
+
+def _checked(read: Callable[[], ManifestContents], name: str) -> ManifestContents:
+    """Return the contents that `read` returns, after checking them."""
     try:
-        contents = decode_columns(data)
+        contents = read()
         check_contents(contents)
     except _MALFORMED as error:
-        raise _malformed(name, error) from error
+        message = f"{name} is malformed ({type(error).__name__}: {error!s:.300}): scan the dataset again"
+        raise DataFileError(message) from error
     return contents
 
 
@@ -115,7 +121,7 @@ def _unpack(data: memoryview, name: str) -> memoryview:
 
 
 def _read(stream: pa.NativeFile, limit: int) -> bytes:
-    """Return what is left of a stream, or somewhat more than `limit` bytes of it."""
+    """Return the rest of a stream, but stop soon after `limit` bytes."""
     parts, total = [], 0
     while total <= limit and (part := stream.read(_UNPACKED_AT_ONCE)):
         parts.append(part)
@@ -138,12 +144,7 @@ def _decode_json(data: memoryview, name: str) -> ManifestContents:
         _check_version(version, name)
     body = document.get("body")
     _check_digest(digest(json.dumps(body, separators=(",", ":")).encode()), document.get("digest"), name)
-    try:
-        contents = _from_json(body)
-        check_contents(contents)
-    except _MALFORMED as error:
-        raise _malformed(name, error) from error
-    return contents
+    return _checked(lambda: _from_json(body), name)
 
 
 def _from_json(body: Mapping[str, Any]) -> ManifestContents:
@@ -219,7 +220,3 @@ def _check_digest(found: str, expected: object, name: str) -> None:
 def _no_manifest(name: str, error: BaseException) -> DataFileError:
     reason = type(error).__name__
     return DataFileError(f"{name} is not a laneway manifest, or it is damaged ({reason}): scan the dataset again")
-
-
-def _malformed(name: str, error: BaseException) -> DataFileError:
-    return DataFileError(f"{name} is malformed ({type(error).__name__}: {error!s:.300}): scan the dataset again")

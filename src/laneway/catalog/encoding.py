@@ -1,8 +1,8 @@
 """The encoding of a manifest: columns of a file that can be mapped into memory, without a Python object per file.
 
 A head of 64 bytes holds the format version and the digest of the rest. A JSON object follows: short values, and the
-offset and length of each column. The columns are little-endian integers of 64 bits, or the bytes of strings. Nothing
-is allocated because of what a file claims: each column is a view of it. Manifests of format 2 were JSON.
+offset and length of each column. The columns are little-endian integers of 64 bits, or the bytes of strings. A damaged
+length allocates nothing, because each column is a view of the file. Manifests of format 2 were JSON.
 """
 
 from __future__ import annotations
@@ -135,12 +135,12 @@ def _split(contents: ManifestContents) -> tuple[dict[str, Any], dict[str, NDArra
 
 
 def is_plain(data: memoryview) -> bool:
-    """Return whether data is an encoded manifest as it is, not compressed."""
+    """Return whether data is an encoded manifest that is not compressed."""
     return bytes(data[: len(MAGIC)]) == MAGIC
 
 
 def head_of(data: memoryview) -> bytes:
-    """Return the head of a manifest: another manifest has another one."""
+    """Return the head of a manifest, which identifies it."""
     return bytes(data[:HEAD_BYTES])
 
 
@@ -148,7 +148,7 @@ def digests_of(data: memoryview) -> tuple[str, str]:
     """Return the digest of an encoded manifest, and the one that its head says it should have, both as hexadecimal.
 
     Raises:
-        ValueError or struct.error: It is cut off.
+        ValueError or struct.error: It is truncated.
     """
     head, rest = head_of(data), data[HEAD_BYTES:]
     magic, version, length, expected = HEAD.unpack(head)
@@ -248,9 +248,9 @@ class _Columns:
     def _view(self, name: str, dtype: np.dtype[Any]) -> NDArray[Any]:
         start, length = self._spans[name]
         if not 0 <= start <= start + length <= len(self._data) or start % _ALIGNMENT or length % dtype.itemsize:
-            message = f"the column {name} has a wrong place"
+            message = f"the column {name} is out of bounds, or misaligned"
             raise ValueError(message)
-        # numpy takes no empty buffer.
+        # np.frombuffer refuses an empty buffer.
         return np.frombuffer(self._data[start : start + length], dtype) if length else np.zeros(0, dtype)
 
 

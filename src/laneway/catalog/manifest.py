@@ -41,7 +41,7 @@ class Manifest(ManifestContents):
 
     Its `fingerprint` is the identity of the dataset. A saved manifest lets later runs skip the scan.
 
-    Example:
+    Examples:
         >>> import pyarrow as pa, pyarrow.parquet as pq, tempfile
         >>> directory = tempfile.mkdtemp()
         >>> pq.write_table(pa.table({"id": [1, 2, 3]}), f"{directory}/part-0.parquet")
@@ -113,7 +113,7 @@ class Manifest(ManifestContents):
         storage_options: Mapping[str, Any] | None = None,
         retries: RetryPolicy | None = None,
     ) -> Manifest:
-        """Load a manifest written by `save`, also by an earlier release.
+        """Load a manifest written by `save`, of this or an earlier release.
 
         A large local file is mapped into memory, which the processes of a host share; it must not be overwritten while
         it is used, other than by `save`, which replaces it.
@@ -172,7 +172,7 @@ class Manifest(ManifestContents):
         storage_options: Mapping[str, Any] | None = None,
         retries: RetryPolicy | None = None,
     ) -> Storage:
-        """Return the storage of the files, created from `root`: credentials have to be given again."""
+        """Return the storage of the files, created from `root`: credentials must be given again."""
         return Storage(self.root, filesystem, storage_options, retries)
 
     def with_selections(self, selections: Iterable[Selection]) -> Manifest:
@@ -271,7 +271,7 @@ def _read(storage: Storage) -> ManifestContents:
 def _check_root(root: str, storage: Storage, *, given: FileSystem | None) -> None:
     """Check that the root that a manifest names is on the storage of the manifest.
 
-    Otherwise, a manifest of someone else could have any file read, or credentials sent to any server.
+    Otherwise, a manifest from someone else could make laneway read any file, or send credentials to any server.
     """
     protocol, mark, _ = root.partition("://")
     if given is None:

@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 
-from laneway.errors import SchemaMismatchError
+from laneway.errors import DataFileError, SchemaMismatchError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,8 +50,8 @@ class Partitions:
         are integers as Python prints them, else a string. Unlike in `pyarrow.dataset`, `007` stays a string, so that
         no value changes, and integers are int64 rather than int32.
 
-        A key that is also a column of all files adds no column: the values in the files are delivered, after a check
-        that they are that of the directory. So are those of a column that only some of the files have.
+        A key that is also a column of all files adds no column: the values in the files are delivered, once they have
+        been checked against the directory. The same holds in each file for a column that only some of the files have.
 
         Args:
             paths: Paths relative to the dataset's root, with forward slashes.
@@ -97,8 +97,16 @@ def keys_of(path: str) -> list[tuple[str, str | None]]:
         name = partition_key(directory)
         if name is not None:
             value = directory.partition("=")[2]
-            pairs.append((unquote(name), None if value == _NULL else unquote(value)))
+            pairs.append((_unquote(name, path), None if value == _NULL else _unquote(value, path)))
     return pairs
+
+
+def _unquote(text: str, path: str) -> str:
+    try:
+        return unquote(text, errors="strict")
+    except UnicodeDecodeError:
+        message = f"a directory of {path} has {text!r} in its name, which is not UTF-8 once it is decoded: rename it"
+        raise DataFileError(message) from None
 
 
 def partition_key(directory: str) -> str | None:

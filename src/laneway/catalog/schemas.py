@@ -28,7 +28,7 @@ class _Recent:
     schema: pa.Schema
     """As it is in a file."""
     nested: list[tuple[int, pa.DataType]]
-    """Its types that have names in them, by column."""
+    """Its nested types, by column."""
     index: int
     """Index of the distinct schema."""
 
@@ -38,10 +38,10 @@ class _Recent:
         return cls(schema, nested, index)
 
     def is_same(self, schema: pa.Schema) -> bool:
-        """Return whether a schema is certainly the same: far faster than as text."""
+        """Return whether a schema is certainly the same: far faster than comparing text."""
         if schema is self.schema:
             return True
-        # Only with metadata, Arrow compares the names of the values of lists.
+        # Arrow compares the names of list items only if it also compares metadata.
         return schema.equals(self.schema) and all(
             schema.field(i).type.equals(type_, check_metadata=True) for i, type_ in self.nested
         )
@@ -59,7 +59,7 @@ class FileSchemas:
 
     @classmethod
     def of(cls, schemas: Iterable[pa.Schema]) -> FileSchemas:
-        """Return them for the schema of each file."""
+        """Return the distinct schemas, given that of each file."""
         distinct: list[pa.Schema] = []
         indices: list[int] = []
         known: dict[tuple[str, ...], list[int]] = {}
@@ -68,7 +68,7 @@ class FileSchemas:
             index = next((each.index for each in recent if each.is_same(schema)), None)
             if index is None:
                 plain = pa.schema(list(zip(schema.names, schema.types, strict=True)))
-                # As text, because not all types can be hashed, and because it has the names of the values of lists.
+                # As text, because not all types can be hashed, and because text includes the names of list items.
                 same = known.setdefault((*plain.names, *map(str, plain.types)), [])
                 index = next((i for i in same if distinct[i].equals(plain)), len(distinct))
                 if index == len(distinct):
@@ -80,7 +80,7 @@ class FileSchemas:
 
     @classmethod
     def same(cls, schema: pa.Schema, num_files: int) -> FileSchemas:
-        """Return them for files that all have the same schema."""
+        """Return the distinct schema of files that all have the same one."""
         return cls((schema,), np.zeros(num_files, np.int64))
 
     def of_file(self, file_index: int) -> pa.Schema:
@@ -106,7 +106,7 @@ class FileSchemas:
     def digest(self) -> str:
         """Digest of the names and types: of the columns that all files share, or of which file has which.
 
-        It depends neither on extension types, which only processes know that have registered them, nor on metadata.
+        It depends neither on extension types, which are known only where they are registered, nor on metadata.
         """
         stored = [[(field.name, storage_type(field.type)) for field in schema] for schema in self.distinct]
         texts = ["\n".join(f"{name}: {type_}" for name, type_ in columns).encode() for columns in stored]

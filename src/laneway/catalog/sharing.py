@@ -40,8 +40,8 @@ class SharedFile:
     def descriptor(self, encode: Callable[[], bytes]) -> int:
         """Return a descriptor of the file, which stays open as long as this object lives.
 
-        It is that of the local file if this is unchanged, or else that of a temporary file without a name, which
-        disappears with the last process that uses it.
+        It is the local file if that is unchanged, else a temporary file without a name, which disappears with the last
+        process that uses it.
 
         Args:
             encode: Returns the encoding of the manifest.
@@ -55,7 +55,7 @@ class SharedFile:
         return cast("int", self._descriptor)
 
     def adopt(self, descriptor: int) -> None:
-        """Take over the descriptor of a file that may have no name any more."""
+        """Take ownership of the descriptor of a file that may have no name any more."""
         self._descriptor = descriptor
         weakref.finalize(self, os.close, descriptor)
 
@@ -73,7 +73,7 @@ class SharedFile:
 
 
 def read_local(path: str) -> memoryview:
-    """Return the content of a local file; that of a large one is mapped, and read when it is looked at.
+    """Return the content of a local file; that of a large one is mapped, and read when it is accessed.
 
     Raises:
         OSError: The file can't be read.

@@ -46,7 +46,7 @@ class DataFiles:
     sizes: list[int]
     """Bytes of each file."""
     versions: list[str]
-    """`Entry.version` of each file when it was listed, "" if unknown, or local and modified moments before."""
+    """`Entry.version` of each file when it was listed; "" if unknown, or if a local file was modified just before."""
     listed_at_ns: int
     """Time just before the listing, in ns since the epoch."""
 
@@ -74,10 +74,11 @@ def find_data_files(
     if format is not None and format not in FORMATS:
         message = f"format is {format!r}: give one of {', '.join(map(repr, FORMATS))}, or None to detect it"
         raise ValueError(message)
-    if not isinstance(source, (str, os.PathLike, Sequence)):
-        message = f"source must be a path or URL, a sequence of them, or a Manifest, not {source!r}"
+    sources = [source] if isinstance(source, (str, os.PathLike)) else source
+    is_sequence = isinstance(sources, Sequence) and not isinstance(sources, (bytes, bytearray))
+    if not is_sequence or not all(isinstance(each, (str, os.PathLike)) for each in sources):
+        message = f"source must be a path or URL, a sequence of them, or a Manifest, not {source!r:.200}"
         raise TypeError(message)
-    sources = [source] if isinstance(source, (str, os.PathLike)) else list(source)
     if "" in sources and filesystem is None:
         message = "source is an empty path; give '.' for the working directory"
         raise ValueError(message)
@@ -124,9 +125,9 @@ def _check_names(paths: Sequence[str]) -> None:
 
 
 def _above_partitions(directory: str) -> str:
-    """Return the directory above those at the end of a path that are called `key=value`.
+    """Return the directory above those at the end of a path that are named `key=value`.
 
-    So a source that is a single partition, or lies in one, has the same columns as one of several.
+    So a source that is a single partition, or inside one, has the same columns as one of several.
     """
     top = "/" if directory.startswith("/") else ""
     while partition_key(directory.rpartition("/")[2]) is not None:

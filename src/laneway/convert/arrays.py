@@ -1,8 +1,8 @@
-"""Arrays of any Arrow type: decoded, joined, and with their rows in another order.
+"""Arrays of any Arrow type are decoded, joined, and put in another order.
 
-Arrow's functions stop at some sound columns: they take no rows from views inside lists, and overflow if joined texts
-need longer offsets, or joined dictionaries longer indices, than their type has. So arrays become *plain* first, which
-Arrow handles, and wider where their sum demands it. `fit` returns them to the type of their column.
+Arrow fails on some valid columns: it takes no rows from views inside lists, and joining overflows if strings need
+larger offsets, or dictionaries larger indices, than their type has. So arrays are first cast to *plain* types, which
+Arrow handles, and to wider ones if all of them together need that. `fit` casts them back to the type of their column.
 """
 
 from __future__ import annotations
@@ -35,14 +35,12 @@ if TYPE_CHECKING:
     _Type = Any
 
 MAX_OFFSET: Final = 2**31 - 1
-"""Largest 32-bit offset: texts and lists of more bytes or values need the large types."""
+"""Largest 32-bit offset: strings of more bytes, and lists of more values, need the large types."""
 
 _compute: Any = pc
-_map: Any = pa.map_
-_run_end_encoded: Any = pa.run_end_encoded
 _dictionary_array: Any = pa.DictionaryArray.from_arrays
-_views: Final[dict[_Type, _Type]] = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
-_large: Final[dict[_Type, _Type]] = {pa.string(): pa.large_string(), pa.binary(): pa.large_binary()}
+_LARGE_FOR_VIEWS: Final[dict[_Type, _Type]] = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
+_LARGE: Final[dict[_Type, _Type]] = {pa.string(): pa.large_string(), pa.binary(): pa.large_binary()}
 
 
 def decode(array: pa.Array[Any]) -> pa.Array[Any]:
@@ -55,7 +53,7 @@ def decode(array: pa.Array[Any]) -> pa.Array[Any]:
 
 
 def join(chunks: list[pa.Array[Any]], data_type: pa.DataType) -> pa.Array[Any]:
-    """Return the rows of all chunks as one array, of `data_type` or, where their sum demands it, of a wider type.
+    """Return the rows of all chunks as one array, of `data_type`, or of a wider type if together they need one.
 
     Args:
         chunks: The column. The list is emptied as soon as its values have been copied, so that no more than two copies
@@ -71,7 +69,7 @@ def join(chunks: list[pa.Array[Any]], data_type: pa.DataType) -> pa.Array[Any]:
 
 
 def take_rows(chunks: list[pa.Array[Any]], data_type: pa.DataType, order: pa.Int64Array) -> pa.Array[Any]:
-    """Return the rows of a column at the given indices, of `data_type` or, where demanded, of a wider type.
+    """Return the rows of a column at the given indices, of `data_type`, or of a wider type if they need one.
 
     Args:
         chunks: The column; the list is emptied, as `join` does.
@@ -125,24 +123,7 @@ def _cached_plain_type(data_type: _Type) -> _Type:
         return pa.dictionary(data_type.index_type, value_type, data_type.ordered)
     if pa.types.is_nested(data_type):
         return with_children(data_type, [_plain_type(child.type) for child in child_fields(data_type)])
-    return _views.get(data_type, data_type)
-
-
-def registered_as_storage(data_type: _Type) -> _Type:
-    """Return how a type is stored, at any depth, where it is an extension type that a user's code registered.
-
-    Only processes that have registered such a type know it. The extension types of pyarrow itself stay as they are.
-    """
-    if isinstance(data_type, pa.BaseExtensionType):
-        return registered_as_storage(data_type.storage_type) if isinstance(data_type, pa.ExtensionType) else data_type
-    if isinstance(data_type, pa.RunEndEncodedType):
-        return _run_end_encoded(data_type.run_end_type, registered_as_storage(data_type.value_type))
-    if isinstance(data_type, pa.DictionaryType):
-        value_type = registered_as_storage(data_type.value_type)
-        return pa.dictionary(data_type.index_type, value_type, data_type.ordered)
-    if not pa.types.is_nested(data_type):
-        return data_type
-    return with_children(data_type, [registered_as_storage(child.type) for child in child_fields(data_type)])
+    return _LARGE_FOR_VIEWS.get(data_type, data_type)
 
 
 def _is_fixed_width(data_type: _Type) -> bool:
@@ -154,7 +135,7 @@ def _is_fixed_width(data_type: _Type) -> bool:
 
 
 def _join_plain(chunks: list[_Array], data_type: _Type) -> _Array:
-    """Return all rows as one plain array, wider where their sum demands it; empties `chunks`."""
+    """Return all rows as one plain array, of a wider type if together they need one; empties `chunks`."""
     if not chunks:
         return pa.nulls(0, _plain_type(data_type))
     if not _is_fixed_width(data_type):
@@ -200,12 +181,12 @@ def _decode_runs(array: _Array) -> _Array:
 
 
 def _wide_type(data_type: _Type, arrays: Sequence[_Array]) -> _Type:
-    """Return the plain type that the rows of all arrays have together, with larger offsets and indices if needed."""
+    """Return the plain type that holds the rows of all arrays, with larger offsets and indices if needed."""
     arrays = [array for array in arrays if len(array)]
-    if len(arrays) < 2 or _is_fixed_width(data_type):  # noqa: PLR2004 - a single array has room for itself
+    if len(arrays) < 2 or _is_fixed_width(data_type):  # noqa: PLR2004 - a single array fits its own type
         return data_type
-    if data_type in _large:
-        return _large[data_type] if sum(extent_of(array) for array in arrays) > MAX_OFFSET else data_type
+    if data_type in _LARGE:
+        return _LARGE[data_type] if sum(extent_of(array) for array in arrays) > MAX_OFFSET else data_type
     if isinstance(data_type, pa.DictionaryType):
         return _wide_dictionary_type(data_type, [array.dictionary for array in arrays])
     if not pa.types.is_nested(data_type):
@@ -225,7 +206,7 @@ def _wide_dictionary_type(data_type: _Type, dictionaries: Sequence[_Array]) -> _
     if not (has_nulls or is_too_long) or all(each.equals(dictionaries[0]) for each in dictionaries):
         return pa.dictionary(data_type.index_type, value_type, data_type.ordered)
     if has_nulls:  # Arrow can't unify dictionaries with nulls
-        return _large.get(value_type, value_type)
+        return _LARGE.get(value_type, value_type)
     return pa.dictionary(_index_type(num_values), value_type, data_type.ordered)
 
 
@@ -239,7 +220,7 @@ def _common_type(first: _Type, second: _Type) -> _Type:
     if isinstance(first, pa.DictionaryType) or isinstance(second, pa.DictionaryType):
         return _common_type(*(decoded_type(each) or each for each in (first, second)))
     if not pa.types.is_nested(first):
-        return _large.get(first, first)
+        return _LARGE.get(first, first)
     types = map(_common_type, *([field.type for field in child_fields(each)] for each in (first, second)))
     return with_children(second if is_short_list(first) else first, [*types])
 
@@ -286,7 +267,7 @@ def _fit(array: _Array, data_type: _Type) -> _Array:
         return _fit_dictionary(array if isinstance(array, pa.DictionaryArray) else _encode(array), data_type)
     if pa.types.is_nested(data_type):
         return _fit_nested(array, data_type)
-    is_too_long = data_type in _large and extent_of(array) > MAX_OFFSET
+    is_too_long = data_type in _LARGE and extent_of(array) > MAX_OFFSET
     return array if is_too_long else array.cast(data_type)
 
 
@@ -337,7 +318,7 @@ def _fit_dictionary(array: _Array, data_type: _Type) -> _Array:
 
 
 def _encode(values: _Array) -> _Array:
-    """Return values as a dictionary array, with each value as often as it occurs if Arrow can't compare them."""
+    """Return values as a dictionary array, without merging equal values if Arrow can't compare them."""
     try:
         return values.dictionary_encode()
     except pa.ArrowNotImplementedError:

@@ -98,7 +98,7 @@ class BatchConverter:
         ColumnConversionError: A fill value does not fit its column; `fill_null` is given with "arrow";
             `output` is unknown; or two columns share a name, and a dict can hold only one of them.
 
-    Example:
+    Examples:
         >>> from laneway.convert.open_rows import OpenRows
         >>> batch = pa.record_batch({"x": [1, None], "name": ["a", "b"]})
         >>> converter = BatchConverter(batch.schema, "torch", fill_null={"x": -1})

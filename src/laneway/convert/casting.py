@@ -1,4 +1,4 @@
-"""Columns of one type as another, where pyarrow calls the cast safe."""
+"""Casts of columns to other types, as pyarrow's with `safe=True`, for more types."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def cast_column(column: _Column, data_type: pa.DataType) -> _Column:
 
 
 def cast_problem(source: pa.DataType, target: pa.DataType) -> str | None:
-    """Return why no column of one type can be cast to another, or None if its values decide."""
+    """Return why no column of one type can be cast to another, or None if it depends on the values."""
     try:
-        # A null, since Arrow casts an array without rows to types to which it casts nothing else.
+        # A null, because Arrow casts an empty array even to types to which it can't cast a value.
         _cast(_nulls(1, source), nullable(target))
     except pa.ArrowException as error:
         return str(error)
@@ -42,8 +42,8 @@ def cast_problem(source: pa.DataType, target: pa.DataType) -> str | None:
 def common_type(first: pa.DataType, second: pa.DataType) -> pa.DataType | None:
     """Return the type of a column that has either type in the files, or None if they differ.
 
-    Whether values inside of others may be null is no difference, and neither are extension types: only processes that
-    have registered them know them.
+    Whether nested values may be null makes no difference, and neither do extension types, which are known only to
+    processes that have registered them.
     """
     if first.equals(second):
         return first

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from laneway.convert.arrays import decode, fit, registered_as_storage
+from laneway.convert.arrays import decode, fit
 from laneway.convert.column_types import (
     decoded_type,
     innermost_type,
@@ -25,6 +25,7 @@ from laneway.convert.column_types import (
     value_type,
 )
 from laneway.convert.fill import fill_nulls, stored_number
+from laneway.formats.nested_types import storage_type
 
 Output = Literal["python", "numpy", "torch", "arrow"]
 
@@ -65,9 +66,9 @@ def column_converter(data_type: pa.DataType, output: Output, fill: _Scalar | Non
         A callable that can be pickled. It raises NullFoundError for a null where a tensor or an array needs a
         value, and one of CONVERSION_ERRORS for a value that Python can't represent.
     """
-    storage_type = registered_as_storage(data_type)
-    if not storage_type.equals(data_type):
-        return _ToStorage(storage_type, column_converter(storage_type, output, fill))
+    stored_type = storage_type(data_type)
+    if not stored_type.equals(data_type):
+        return _ToStorage(stored_type, column_converter(stored_type, output, fill))
     inner = decoded_type(data_type)
     # As Python values, pyarrow's own extension types have classes: a UUID, for example.
     if inner is not None and not (output == "python" and isinstance(data_type, pa.BaseExtensionType)):

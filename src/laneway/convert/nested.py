@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import numpy as np
 import pyarrow as pa
 
+from laneway.formats.nested_types import with_fields
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
     # pyarrow's classes are generic in its stubs only, which also lack some of them.
     _Array = Any
     _Type = Any
-
-_map: Any = pa.map_
 
 _OWN_BUFFERS: Final[Sequence[tuple[type, int]]] = (
     (pa.MapType, 2),
@@ -29,12 +29,6 @@ _OWN_BUFFERS: Final[Sequence[tuple[type, int]]] = (
     (pa.DenseUnionType, 3),
     (pa.SparseUnionType, 2),
 )
-_MAKE_LIST: Final[Sequence[tuple[type, Callable[[_Type], _Type]]]] = (
-    (pa.ListType, pa.list_),
-    (pa.LargeListType, pa.large_list),
-    (pa.ListViewType, pa.list_view),
-    (pa.LargeListViewType, pa.large_list_view),
-)
 
 
 def copy_array(array: pa.Array[Any]) -> pa.Array[Any]:
@@ -43,13 +37,13 @@ def copy_array(array: pa.Array[Any]) -> pa.Array[Any]:
 
 
 def offsets_of(array: _Array) -> NDArray[Any]:
-    """Return the offsets of a list, map, text or binary array, of rows before its own offset too."""
+    """Return the offsets of a list, map, string or binary array, including those before its own offset."""
     is_large = isinstance(array.type, pa.LargeListType) or array.type in {pa.large_string(), pa.large_binary()}
     return np.frombuffer(array.buffers()[1], np.int64 if is_large else np.int32)
 
 
 def extent_of(array: _Array) -> int:
-    """Return the bytes of an array of texts, or the number of values in an array of lists."""
+    """Return the bytes of an array of strings, or the number of values in an array of lists."""
     if not len(array):
         return 0
     if isinstance(array.type, (pa.ListViewType, pa.LargeListViewType)):
@@ -88,17 +82,7 @@ def children_of(array: _Array) -> list[_Array]:
 def with_children(data_type: _Type, types: Sequence[_Type]) -> _Type:
     """Return a nested type with children of other types."""
     fields = [field.with_type(type_) for field, type_ in zip(child_fields(data_type), types, strict=True)]
-    if isinstance(data_type, pa.FixedSizeListType):
-        return pa.list_(fields[0], data_type.list_size)
-    if isinstance(data_type, pa.StructType):
-        return pa.struct(fields)
-    if isinstance(data_type, pa.MapType):
-        key, item = child_fields(types[0])
-        return _map(key, item, data_type.keys_sorted)
-    if isinstance(data_type, pa.UnionType):
-        return pa.union(fields, data_type.mode, data_type.type_codes)
-    (make,) = (make for class_, make in _MAKE_LIST if isinstance(data_type, class_))
-    return make(fields[0])
+    return with_fields(data_type, fields)
 
 
 def is_short_list(data_type: _Type) -> bool:

@@ -149,7 +149,7 @@ def resolve_cut(identity: Identity, progress: Progress, place: WorkerPlace, opti
 
 
 def _without_cut(progress: Progress) -> Progress:
-    """Return the progress of an epoch whose undelivered rows are to be cut again.
+    """Return the progress of an epoch whose current cut has ended, so that its undelivered rows can be cut again.
 
     Raises:
         CheckpointMismatchError: The epoch was cut too often for a state to hold another cut.

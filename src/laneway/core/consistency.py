@@ -129,7 +129,7 @@ def _check_cut(  # noqa: PLR0917 - the items of an earlier cut, in its order
     require(is_shared, f"{num_lanes:,} lanes are shared by {world_size:,} ranks with {batch_turns:,} turns a batch")
     require(0 <= next_turn < MAX_COUNT, f"next_turn is {next_turn}")
     is_counted = max(next_turn // num_lanes + 2, batch_turns) * turn_rows < _MAX_ROWS
-    require(is_counted, f"turn {next_turn:,} of turns of {turn_rows:,} rows lies beyond any dataset")
+    require(is_counted, f"turn {next_turn:,} of turns of {turn_rows:,} rows is beyond any dataset")
     require(0 <= part_rows < (turn_rows if positions is None else 1), f"part_rows is {part_rows}")
     if positions is None:
         require(offsets is None, "it has offsets, but no positions")

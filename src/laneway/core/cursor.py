@@ -1,9 +1,9 @@
-"""The cursor: the position of one worker in an epoch, and the rows that it delivers next; items to be handed out."""
+"""The cursor: the position of one worker in an epoch, and the rows that it delivers next."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from laneway.core.progress import CutProgress, LanePosition, Progress
 
@@ -173,65 +173,3 @@ class Cursor:
             # Counting was interrupted.
             self._rows_left = sum(max(end - self._positions[lane].rows, 0) for lane, end in self._ends.items())
         return self._rows_left
-
-
-class Received:
-    """A batch that was read, and whether it was handed out.
-
-    Storing `taken` delivers an item. It is a single store, so that an iterator can make it right before it returns the
-    item: a signal handler that raises can come before it, but not in between. The batch itself is with the iterator.
-    """
-
-    __slots__ = ("before", "num_ready", "positions", "rows", "taken", "touched", "turn")
-
-    def __init__(self, turn: int = 0, positions: Positions = (), *, taken: int = 0, before: int = 0) -> None:
-        """Describe a batch, or nothing if it has no positions; see the attributes."""
-        self.turn = turn
-        """The first turn of the batch."""
-        self.positions = positions
-        """(lane, new position) for each of its lanes."""
-        self.taken = taken
-        """Number of items that were handed out: 0 or 1, or more of several rows."""
-        self.before = before
-        """Number of items that were handed out before these."""
-        self.rows: Sequence[Any] = ()
-        """The items, if they are single rows."""
-        self.num_ready = 0
-        """Number of `rows` if they can be handed out as they are, since that must be cheap; else 0."""
-        self.touched = -1
-        """Index of the last of the rows that a user's function was called on, which may have changed it."""
-
-    @property
-    def num_delivered(self) -> int:
-        """Number of items that were handed out up to now."""
-        return self.before + self.taken
-
-    def count(self, cursor: Cursor) -> None:
-        """Count what was handed out as delivered; counting it again changes nothing."""
-        if self.taken and self.positions:
-            cursor.deliver_batch(self.turn, self.positions)
-
-
-class ReceivedRows(Received):
-    """Consecutive rows of a lane that were read, and how many of them were handed out."""
-
-    __slots__ = ("_place",)
-
-    def __init__(self, turn: int, place: LaneRange, rows: Sequence[Any], *, before: int = 0, is_ready: bool) -> None:
-        """Describe rows.
-
-        Args:
-            turn: The turn of the first row.
-            place: Where the rows are in their lane.
-            rows: The rows.
-            before: Number of items that were handed out before these.
-            is_ready: Whether the rows can be handed out as they are.
-        """
-        super().__init__(turn, before=before)
-        self.rows, self.num_ready = rows, len(rows) if is_ready else 0
-        self._place = place
-
-    def count(self, cursor: Cursor) -> None:
-        """Count the rows that were handed out as delivered; counting them again changes nothing."""
-        lane, start, _ = self._place
-        cursor.deliver_rows(self.turn, LaneRange(lane, start, start + self.taken))

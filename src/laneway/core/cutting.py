@@ -23,7 +23,7 @@ SHARED_WINDOW_SHARE = 8
 
 
 class _Pieces(NamedTuple):
-    """A line of items, cut into intervals: each piece lies in one item and in one interval."""
+    """A line of items, cut into intervals: each piece belongs to one item and one interval."""
 
     item: NDArray[np.int64]
     start: NDArray[np.int64]
@@ -96,8 +96,8 @@ def cut_epoch(
         # A window of thousands of small files would take seconds to open, and the permuted line mixes them anyway.
         sizes = np.maximum(sizes, window_bytes // MAX_WINDOW_SHARDS)
         if division.bounds[division.num_lanes] > 0:
-            # Each lane reads all pieces of a shared window for one turn of rows. Without lanes of their own, the shared
-            # windows are the whole epoch, and are to be shuffled as well as any.
+            # Each lane reads all pieces of a shared window for one turn of rows. If no lane has rows of its own, the
+            # shared windows are the whole epoch, and must be shuffled as well as any other.
             sizes[piece_owner == division.num_lanes] *= SHARED_WINDOW_SHARE
         first_pieces = group_by_size(sizes, piece_owner, window_bytes)
     else:

@@ -7,7 +7,15 @@ from collections import deque
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from laneway.core.saved_files import FileFacts, decode_files, decode_parts, names_files, part_digests, part_starts
+from laneway.core.saved_files import (
+    FILES_PER_PART,
+    FileFacts,
+    decode_files,
+    decode_parts,
+    names_files,
+    part_digests,
+    part_starts,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,6 +31,7 @@ _REPR = reprlib.Repr()
 """Doesn't write out a large value only to truncate it."""
 _REPR.maxlevel, _REPR.maxlist, _REPR.maxstring, _REPR.maxother = 3, 20, 80, 80
 _MAX_PATH_LENGTH = 300
+_OTHER_CONTENTS = "the same files had other row groups, or other columns, when this state was saved"
 
 
 def identity_differences(names: Iterable[str], saved: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:
@@ -59,7 +68,7 @@ def file_differences(encoded: str, files: FileTable, saved: FileTable | None = N
     shown = list(islice(lines, _MAX_NAMED))
     num_more = sum(1 for _ in lines)
     if not shown:
-        shown = ["the same files had other row groups, or other columns, when this state was saved"]
+        shown = [_OTHER_CONTENTS]
     if num_more:
         shown.append(f"and {num_more:,} more difference{'s' if num_more > 1 else ''}")
     return "files: " + "; ".join(shown)
@@ -114,8 +123,8 @@ def _part_differences(saved: SavedParts, files: FileTable) -> str:
     if len(changed) > _MAX_NAMED:
         found.append(f"and {len(changed) - _MAX_NAMED:,} more of {len(digests):,} such ranges")
     elif num_gone and not changed:
-        found.append(f"about {num_gone * 1024:,} files in a row are gone")
-    return "; ".join(found) or "the same files had other row groups, or other columns, when this state was saved"
+        found.append(f"about {num_gone * FILES_PER_PART:,} files in a row are gone")
+    return "; ".join(found) or _OTHER_CONTENTS
 
 
 def _name(path: str) -> str:

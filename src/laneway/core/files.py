@@ -144,7 +144,7 @@ class FileTable:
         return vars(self).get("fingerprint")
 
     def adopt_fingerprint(self, fingerprint: str | None) -> None:
-        """Take over the fingerprint that another process has computed of the same table, if it has."""
+        """Use the fingerprint that another process has computed for the same table, if it has."""
         if fingerprint is not None:
             vars(self)["fingerprint"] = fingerprint
 

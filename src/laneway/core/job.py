@@ -35,8 +35,8 @@ class JobInference:
         """Whether no other rank reaches its end after this one."""
         if cut.num_lanes % (place.world_size * group) == 0:
             of_ranks = (-1, place.world_size, group)
+            # Number of batches of each rank (second axis) from each of its groups of lanes (first axis).
             batches = turns.reshape(of_ranks).max(axis=2)
-            """Number of batches of each rank (second axis) from each of its groups of lanes (first axis)."""
             common = batches.min(axis=1)
             if yields_rows:
                 # A last turn that is shorter on some ranks than on others would end after other numbers of rows.

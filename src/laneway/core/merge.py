@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from laneway.core.schema import Role, encode_positions, names_of, parse_state, p
 from laneway.errors import CheckpointMismatchError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
 
 MAX_PROBLEMS = 10
 """Number of problems that an error lists."""
@@ -29,10 +30,11 @@ def merge_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         The state of the whole job, for `restore_state_global` or `load_state_dict`.
 
     Raises:
+        TypeError: `states` is not a sequence.
         StateFormatError: One of the values is not a state.
         CheckpointMismatchError: The states are of different runs or steps, or a rank is missing or occurs twice.
 
-    Example:
+    Examples:
         >>> import pyarrow as pa, pyarrow.parquet as pq, tempfile
         >>> from laneway import StatefulShardedDataset
         >>> folder = tempfile.mkdtemp()
@@ -45,6 +47,9 @@ def merge_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         >>> [batch["x"].tolist() for batch in single]
         [[2, 3], [8, 9], [4, 5], [10, 11]]
     """
+    if isinstance(states, (str, bytes)) or not isinstance(states, Sequence):
+        message = f"states must be a list of the states of all ranks, not {type(states).__name__}"
+        raise TypeError(message)
     if not states:
         message = "there is nothing to merge: pass the states of all ranks"
         raise CheckpointMismatchError(message)

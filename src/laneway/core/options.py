@@ -85,12 +85,27 @@ class LaneOptions:
         num_batches, num_rows = division.num_items(place.rank, remainder, drop_last=settings.drop_last)
         return num_rows if self.batch_size is None else num_batches
 
-    def warning_for(self, place: WorkerPlace) -> str | None:
-        """Return a warning if the workers can't share the requested number of lanes, else None."""
-        num_lanes = self.num_lanes(place)
-        if self.lanes in {None, num_lanes}:
-            return None
-        return (
-            f"{self.lanes} lanes can't be shared by {place.world_size} rank(s) with {place.num_workers} worker(s): "
-            f"epochs are cut into {num_lanes} lanes instead, in another order; set lanes to a multiple of {num_lanes}"
-        )
+    def warnings_for(self, num_rows: int, place: WorkerPlace, settings: Settings) -> list[str]:
+        """Return warnings: the workers can't share the requested lanes, or there are too few rows for the ranks.
+
+        Args:
+            num_rows: Rows of the dataset.
+            place: The worker that is about to read.
+            settings: The settings of the dataset.
+        """
+        found = []
+        num_lanes, ranks = self.num_lanes(place), place.world_size
+        if self.lanes not in {None, num_lanes}:
+            found.append(
+                f"{self.lanes} lanes can't be shared by {ranks} rank(s) with {place.num_workers} worker(s): epochs are "
+                f"cut into {num_lanes} lanes instead, in another order; set lanes to a multiple of {num_lanes}"
+            )
+        size = self.batch_size or 0
+        # One rank warns for all, and a single one is free to have one short batch.
+        if ranks > 1 and place.rank == place.worker == 0 and 0 < num_rows < ranks * size:
+            effect = "drop_last drops all of them" if settings.drop_last else "no batch is whole"
+            found.append(
+                f"{num_rows:,} rows are fewer than a batch of {size:,} for each of {ranks:,} ranks, so {effect}: use "
+                "fewer ranks, or a smaller batch_size"
+            )
+        return found

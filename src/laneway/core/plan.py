@@ -212,7 +212,7 @@ class Plan:
             if row < stop - start:
                 return file_index, start + row
             row -= stop - start
-        message = f"row {index} lies outside {segment}"
+        message = f"row {index} is outside {segment}"
         raise IndexError(message)
 
     def completed_shards(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -74,10 +74,10 @@ class CutProgress:
     def part_in_step(self, taking: Collection[int]) -> int | None:
         """Return how many rows were taken of the next turns, if all known lanes are in step, else None.
 
-        They are in step if all turns before the next one were whole, and no others have been taken but the next ones.
+        They are in step if they have taken all turns before the next one, an equal part of each next turn, and no more.
 
         Args:
-            taking: The lanes of the next turns of those whose lanes are known.
+            taking: The lanes of the next turns, as `lanes_of_next_turns` returns them.
         """
         next_turn, num_lanes, turn_rows, positions = self.next_turn, self.num_lanes, self.turn_rows, self.positions
         part_rows = None
@@ -186,7 +186,7 @@ def ended_cut(progress: Progress) -> EarlierCut:
 
 
 def lanes_of_next_turns(progress: Progress) -> Collection[int]:
-    """Return the lanes of the next turns of those whose lanes are known: of one worker or rank, or of every rank."""
+    """Return the lanes of the next turns: that of the worker or rank whose lanes are known, or one for every rank."""
     cut, place, (world_size, turns_per_batch, _) = current_cut(progress), progress.place, progress.sharing
     if place is not None:
         return (place.first_turn(cut.next_turn, turns_per_batch) % cut.num_lanes,)

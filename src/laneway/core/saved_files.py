@@ -1,8 +1,7 @@
 """The file table as states hold it: each file if it is short, else a digest of each part of about 1,024 files.
 
-Both forms are strings of ASCII, of which only the second one begins with `parts:`. The parts are cut at certain paths,
-which a hash of each path selects. So a file that is added, removed or changed changes the part that it is in, and no
-other.
+Both forms are ASCII strings; only the second one begins with `parts:`. A part begins at each path that a hash of the
+path selects. So a file that is added, removed or changed changes the part that it is in, and no other.
 """
 
 from __future__ import annotations
@@ -37,6 +36,8 @@ _MIN_INFLATED_BYTES = 64 << 10
 _PARTS = re.compile(r"parts:(\d{1,15}):(\d{1,19}):([!-~]*)")
 _DIGEST_BYTES = 8
 _PART_BITS = 10
+FILES_PER_PART: Final = 1 << _PART_BITS
+"""Mean number of files of a part."""
 _MULTIPLIER, _MIXER = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9
 _HASHED_AT_ONCE = 1 << 20
 
@@ -109,7 +110,7 @@ def decode_files(encoded: str) -> dict[str, FileFacts]:
     unpacker = zlib.decompressobj()
     try:
         text = unpacker.decompress(base64.b85decode(encoded), limit)
-        # Looked at here, since a text that is cut off is no JSON, and says less.
+        # Before the JSON is parsed, whose error would say less.
         reason = "" if unpacker.eof else f"it is cut off, or unpacks to more than {limit:,} bytes"
         found = {} if reason else _facts(json.loads(text))
     except (ValueError, TypeError, RecursionError, zlib.error) as error:
@@ -157,7 +158,7 @@ def part_starts(paths: Strings) -> NDArray[np.int64]:
 
 
 def part_digests(files: FileColumns, starts: NDArray[np.int64]) -> list[bytes]:
-    """Return a digest of each part, in which the name and the metadata of each of its files count."""
+    """Return a digest of each part, over the names and the metadata of its files."""
     stops = [*starts[1:].tolist(), len(files.paths)]
     return [_digest_of_part(files, start, stop) for start, stop in zip(starts.tolist(), stops, strict=True)]
 

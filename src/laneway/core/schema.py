@@ -35,7 +35,7 @@ offsets of all lanes, and states had no digest.
 """
 
 _MAX_INT = 2**64
-"""Bound of all numbers: larger ones are damage, and might not even be printed."""
+"""Bound of all numbers: larger ones are damage, and Python may refuse to print them."""
 
 
 class Role(Enum):
@@ -263,20 +263,8 @@ def parse_state(state: object) -> SavedState:
     Raises:
         StateFormatError: The value is not a state, or it is damaged.
     """
-    state = _unwrap(state)
-    if not isinstance(state, dict):
-        message = f"a state must be the dict that state_dict() returned, not {type(state).__name__}"
-        raise StateFormatError(message)
+    state = _checked_format(_unwrap(state))
     version = state.get("version")
-    if type(state.get("format")) is not str or state["format"] != FORMAT:
-        keys = ", ".join(map(shorten, list(state)[:5])) or "none"
-        hint = ""
-        if "_snapshot" in state or "_iterator_finished" in state:
-            hint = "; it is a state of StatefulDataLoader, which only a StatefulDataLoader can load"
-        message = (
-            f"this dict is not a state of a laneway dataset: its 'format' is not {FORMAT!r}, its keys are {keys}{hint}"
-        )
-        raise StateFormatError(message)
     fields = {each.name: each.default for each in FIELDS if each.default is not REQUIRED}
     fields |= _upgrade(state, version)
     missing = [each.name for each in FIELDS if each.name not in fields]
@@ -305,6 +293,23 @@ def parse_state(state: object) -> SavedState:
     return parsed
 
 
+def _checked_format(state: object) -> dict[str, Any]:
+    """Return a value that is a state of laneway, of any version."""
+    if not isinstance(state, dict):
+        message = f"a state must be the dict that state_dict() returned, not {type(state).__name__}"
+        raise StateFormatError(message)
+    if type(state.get("format")) is not str or state["format"] != FORMAT:
+        keys = ", ".join(map(shorten, list(state)[:5])) or "none"
+        hint = ""
+        if "_snapshot" in state or "_iterator_finished" in state:
+            hint = "; it is a state of StatefulDataLoader, which only a StatefulDataLoader can load"
+        message = (
+            f"this dict is not a state of a laneway dataset: its 'format' is not {FORMAT!r}, its keys are {keys}{hint}"
+        )
+        raise StateFormatError(message)
+    return state
+
+
 def _check_types(fields: Mapping[str, Any]) -> None:
     """Check that each field has one of its types, and that numbers can be printed."""
     for each in FIELDS:
@@ -326,6 +331,7 @@ def _upgrade(state: Mapping[str, Any], version: object) -> Mapping[str, Any]:
         raise StateFormatError(message)
     if version == FORMAT_VERSION:
         return state
+    require("digest" not in state, f"its version is {version}, but only later ones have a digest, so it was changed")
     upgraded = {**state, "digest": "", "over": False}
     earlier = state.get("earlier_cuts")
     if version == 1:

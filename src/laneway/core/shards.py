@@ -103,7 +103,7 @@ def cut_shards(
 
     Args:
         files: The data files.
-        block_bytes: Size of each of their blocks in bytes, as shards and windows are to be measured.
+        block_bytes: Size of each of their blocks in bytes, by which shards and windows are measured.
         shard_bytes: Target size of a shard in bytes.
         shard_rows: Target number of rows of a shard; replaces `shard_bytes` if given.
 

@@ -47,7 +47,15 @@ if TYPE_CHECKING:
     from laneway.core.turns import WorkerPlace
 
 
-_Listed = tuple[list[int] | None, list[int] | None, list[int] | None]
+class _Listed(NamedTuple):
+    """The fields of a state that list positions; all None if they follow from the next turn."""
+
+    lane_indices: list[int] | None = None
+    positions: list[int] | None = None
+    offsets: list[int] | None = None
+
+
+_IN_STEP = _Listed()
 
 
 class _IdentityPart(NamedTuple):
@@ -86,27 +94,25 @@ def write_state(
         complete: Whether that worker, rank or job has delivered all its rows of the epoch.
         over: Whether the training loop has been told so, and the next pass is the next epoch.
     """
-    scope = scope_of(progress.place)
-    if progress.cut is None:
-        return _write(identity, progress, place, scope, complete=complete, over=over, next_turn=0, part_rows=0)
-    next_turn, part_rows = progress.cut.next_turn, _part_in_step(progress)
-    is_job_complete = complete and progress.place is None and ends_follow(progress.order_version)
-    if part_rows is None and not is_job_complete:
-        positions = progress.cut.positions
-        lanes = sorted(positions)
-        rows, offsets = encode_positions([positions[lane] for lane in lanes])
-        listed: _Listed = (None if progress.place is None else lanes, rows, offsets)
-    else:
-        listed = (None, None, None)
+    next_turn, part_rows, listed = 0, 0, _IN_STEP
+    if progress.cut is not None:
+        next_turn, in_step = progress.cut.next_turn, _part_in_step(progress)
+        part_rows = in_step or 0
+        is_job_complete = complete and progress.place is None and ends_follow(progress.order_version)
+        if in_step is None and not is_job_complete:
+            positions = progress.cut.positions
+            lanes = sorted(positions)
+            rows, offsets = encode_positions([positions[lane] for lane in lanes])
+            listed = _Listed(None if progress.place is None else lanes, rows, offsets)
     return _write(
         identity,
         progress,
         place,
-        scope,
+        scope_of(progress.place),
         complete=complete,
         over=over,
         next_turn=next_turn,
-        part_rows=part_rows or 0,
+        part_rows=part_rows,
         listed=listed,
     )
 
@@ -163,9 +169,9 @@ def _write(
     over: bool,
     next_turn: int,
     part_rows: int,
-    listed: _Listed = (None, None, None),
+    listed: _Listed = _IN_STEP,
 ) -> dict[str, Any]:
-    """Return a state with a digest; `listed` are its lanes, their rows and their offsets, unless they are in step."""
+    """Return a state with a digest."""
     cut = progress.cut
     world_size, turns_per_batch, remainder = progress.sharing if cut else (None, None, None)
     fields, seal = _identity_part(identity, progress.order_version, is_worker=place.num_workers > 1)
@@ -189,9 +195,7 @@ def _write(
         "lane_remainder": remainder,
         "next_turn": next_turn,
         "part_rows": part_rows,
-        "lane_indices": listed[0],
-        "positions": listed[1],
-        "offsets": listed[2],
+        **listed._asdict(),
         "earlier_cuts": [encode_cut(earlier) for earlier in progress.earlier],
     }
     state["digest"] = digest_with(seal, state)
@@ -202,7 +206,7 @@ def read_progress(saved: SavedState, identity: Identity, place: WorkerPlace, *, 
     """Compare a state with a dataset, and return its progress.
 
     A complete state is also accepted if files were added since, because the next epoch has no progress to lose; see
-    `num_joined_files`.
+    `num_added_files`.
 
     Args:
         saved: The state.
@@ -219,15 +223,15 @@ def read_progress(saved: SavedState, identity: Identity, place: WorkerPlace, *, 
         CheckpointMismatchError: The state is of another dataset, order or rank; the message lists all differences.
     """
     fields = saved.fields
-    version, has_joined = fields["order_version"], False
+    version, has_new_files = fields["order_version"], False
     present = identity_fields(identity, version)
     lines = identity_differences(_SETTINGS, fields, present)
     if version not in ORDER_VERSIONS:
         known = " and ".join(map(str, ORDER_VERSIONS))
         lines.append(f"order_version: saved {version}, this release reads {known}")
     elif fields["fingerprint"] != present["fingerprint"]:
-        has_joined = num_joined_files(saved, identity) > 0
-        if not has_joined and (fields["selection"] == present["selection"] or not _has_same_files(saved, identity)):
+        has_new_files = num_added_files(saved, identity) > 0
+        if not has_new_files and (fields["selection"] == present["selection"] or not _has_same_files(saved, identity)):
             lines.append(_file_differences(saved, identity))
     if not is_worker:
         place = replace(place, worker=saved.place.worker, num_workers=saved.place.num_workers)
@@ -244,7 +248,7 @@ def read_progress(saved: SavedState, identity: Identity, place: WorkerPlace, *, 
         raise CheckpointMismatchError(message)
     if fields["lanes"] is None:
         return Progress(fields["epoch"], order_version=version)
-    return _completed(saved, identity) if has_joined else _locate(saved, identity)
+    return _completed(saved, identity) if has_new_files else _locate(saved, identity)
 
 
 _SETTINGS = [name for name in names_of(Role.IDENTITY) if name != "fingerprint"]
@@ -266,7 +270,7 @@ def _file_differences(saved: SavedState, identity: Identity) -> str:
     return f"files: saved those with fingerprint {prints[0]}, this run has {prints[1]} (a worker's state has no names)"
 
 
-def num_joined_files(saved: SavedState, identity: Identity) -> int:
+def num_added_files(saved: SavedState, identity: Identity) -> int:
     """Return how many files were added since a complete state was saved; 0 if a file is gone or was changed.
 
     Args:
@@ -290,7 +294,7 @@ def num_joined_files(saved: SavedState, identity: Identity) -> int:
 
 
 def _completed(saved: SavedState, identity: Identity) -> Progress:
-    """Return the progress of an epoch that is complete, whatever files have joined since."""
+    """Return the progress of an epoch that is complete, whatever files were added since."""
     place = None if saved.is_global else saved.place
     num_lanes, lane = (place.world_size, place.rank) if place else (1, 0)
     cut = CutProgress(num_lanes, saved.fields["turn_rows"], 0, {})

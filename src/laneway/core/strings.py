@@ -1,4 +1,4 @@
-"""A column of strings in two arrays: a million of them are no million objects, and can lie in a mapped file."""
+"""A column of strings in two arrays, which take no Python object per string and may be views of a mapped file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Strings(Sequence[str]):
 
     It equals any other sequence of the same strings, so that it can be compared with a list or a tuple.
 
-    Example:
+    Examples:
         >>> column = Strings.of(["a", "b/c"])
         >>> column[1], len(column), column == ("a", "b/c")
         ('b/c', 2, True)

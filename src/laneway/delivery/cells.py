@@ -12,20 +12,20 @@ _NUM_AT_ONCE: Final = 32
 """Number of owners that share a file descriptor."""
 
 _free: dict[tuple[int, int], list[torch.Tensor]] = {}
-"""Per process and number of cells: shared memory that nobody owns any more, or yet."""
+"""(pid, number of cells) -> shared memory that has no owner."""
 
 
 def shared_cells(owner: object, num_cells: int) -> torch.Tensor:
     """Return zeros, int64 `[num_cells]`, in memory shared with all processes that are started from now on.
 
     Args:
-        owner: The memory is used again when this object is gone. Workers that use it must have ended before.
+        owner: The memory is reused when this object is gone. Workers that use it must have ended by then.
         num_cells: Number of integers; owners with equal numbers share memory.
     """
     key = os.getpid(), num_cells
     free = _free.setdefault(key, [])
     if not free:
-        # New, and so zeros. `share_memory_` would copy some in several threads, which a forked process has lost.
+        # New shared memory is zeroed. `share_memory_` would copy zeros, in threads that a forked process has lost.
         storage = torch.UntypedStorage._new_shared(_NUM_AT_ONCE * num_cells * 8)  # type: ignore[no-untyped-call]  # noqa: SLF001
         block = torch.empty(0, dtype=torch.int64).set_(storage, 0, (_NUM_AT_ONCE, num_cells), (num_cells, 1))
         free.extend(block.unbind())

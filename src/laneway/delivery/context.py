@@ -1,6 +1,6 @@
-"""The context of rows: what a function that is called on them may know of each, the same after any resume.
+"""The context of rows: where each comes from, and a seed for it, for the user's functions; the same after any resume.
 
-It is made from hidden columns, which the reader adds to the rows and which are taken off before anyone sees them.
+It is made from hidden columns, which the reader adds to the rows, and which are removed before the user sees them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True, eq=False)
 class BatchContext:
-    """Where the rows of a batch come from, and a seed for each: nothing of it depends on what else is in the batch."""
+    """Where the rows of a batch come from, and a seed for each, which doesn't depend on the other rows."""
 
     epoch: int
     """The epoch, zero-based."""
@@ -70,7 +70,7 @@ class RowContext:
 
 @final
 class Contexts:
-    """Takes the hidden columns off batches and rows of an epoch, and makes contexts of them."""
+    """Removes the hidden columns from batches and rows of an epoch, and makes contexts from them."""
 
     def __init__(self, paths: Sequence[str], *, seed: int, epoch: int) -> None:
         """Make contexts.
@@ -87,14 +87,12 @@ class Contexts:
     def of_batch(self, batch: Any) -> tuple[Any, BatchContext]:  # noqa: ANN401 - columns in any output
         """Return a batch without the hidden columns, and its context."""
         rest, files, rows = _take(batch)
-        paths: list[str] = [""] * len(files)
+        path_of = {file_index: self._paths[file_index] for file_index in np.unique(files).tolist()}
         seeds = np.empty(len(files), np.uint64)
-        for file_index in np.unique(files):
-            places = np.flatnonzero(files == file_index)
-            path = self._paths[int(file_index)]
-            seeds[places] = row_seeds(rows[places], seed=self._seed, epoch=self._epoch, path=path)
-            for place in places.tolist():
-                paths[place] = path
+        for file_index, path in path_of.items():
+            is_in = files == file_index
+            seeds[is_in] = row_seeds(rows[is_in], seed=self._seed, epoch=self._epoch, path=path)
+        paths = [path_of[file_index] for file_index in files.tolist()]
         return rest, BatchContext(self._epoch, paths, rows, seeds)
 
     def of_row(self, row: Any) -> tuple[Any, RowContext]:  # noqa: ANN401 - a row in any output

@@ -15,23 +15,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from laneway.core.cursor import Cursor, LaneRange, Received, ReceivedRows
+from laneway.core.cursor import Cursor, LaneRange
 from laneway.core.job import JobInference
 from laneway.core.order import base_seed
 from laneway.core.progress import Progress
 from laneway.delivery.buffers import forget_ended_workers
 from laneway.delivery.cells import shared_cells
 from laneway.delivery.packing import raise_if_unsent
-from laneway.delivery.passes import Pass, Taken
+from laneway.delivery.passes import Delivery, Pass, RowsDelivery, Taken
+from laneway.delivery.signals import holding_back_signals, ignore_signals_of_the_group, release_signals
 from laneway.delivery.stream import BatchStream, TaggedBatch, unchanged
-from laneway.delivery.workers import (
-    end_with_parent,
-    end_workers,
-    holding_back_signals,
-    ignore_signals_of_the_group,
-    release_signals,
-    worker_place,
-)
+from laneway.delivery.workers import end_with_parent, end_workers, worker_place
 from laneway.errors import LanewayError
 
 if TYPE_CHECKING:
@@ -136,7 +130,7 @@ class BatchSource:
         self.place = replace(definition.place, num_workers=max(1, keywords["num_workers"]))
         """Any worker of the rank."""
         self.in_order = self.place.num_workers == 1 or bool(keywords.get("in_order", True))
-        """Whether batches arrive in order."""
+        """Whether the loader returns batches in the order of their turns."""
         self._dataset = _WorkerDataset(definition)
         # Without its own generator, a DataLoader seeds workers from the global one, and a resumed run would then
         # draw other numbers for the model.
@@ -179,7 +173,7 @@ class BatchSource:
         is_direct = not self._keywords["num_workers"] and not self._keywords.get("pin_memory")
         with holding_back_signals() if self._keywords["num_workers"] else nullcontext():
             batches: Iterator[TaggedBatch] = iter(self._dataset if is_direct else self._loader)
-        self._running = batches
+            self._running = batches
         return batches
 
 
@@ -233,10 +227,10 @@ class DataLoaderPass(Pass):
         if tagged is None:
             return None
         if not self._source.yields_rows:
-            return Taken(Received(tagged.turn, tagged.positions, before=num_delivered), 1, tagged.batch)
+            return Taken(Delivery(tagged.turn, tagged.positions, before=num_delivered), 1, tagged.batch)
         ((lane, (stop, _)),) = tagged.positions
         place = LaneRange(lane, stop - len(tagged.batch), stop)
-        return self._take_row(ReceivedRows(tagged.turn, place, tagged.batch, before=num_delivered, is_ready=True))
+        return self._take_row(RowsDelivery(tagged.turn, place, tagged.batch, before=num_delivered, is_ready=True))
 
     def _next_batch(self) -> TaggedBatch | None:
         """Return the next batch that is not empty, or None at the end."""

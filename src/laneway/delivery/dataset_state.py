@@ -7,7 +7,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from laneway.core.schema import parse_state
-from laneway.core.state import num_joined_files, read_progress, write_state
+from laneway.core.state import num_added_files, read_progress, write_state
 from laneway.delivery.workers import worker_place
 
 if TYPE_CHECKING:
@@ -51,13 +51,13 @@ def load_dataset_state(definition: Definition, schedule: EpochSchedule, state: o
     if progress.place is not None and worker is None and progress.place.num_workers == 1:
         # If not even a single worker could read the lanes of the rank, every pass would refuse the state.
         definition.resolve(progress, progress.place)
-    log_joined_files(saved, definition.identity)
+    log_added_files(saved, definition.identity)
     schedule.restore(saved, progress)
 
 
-def log_joined_files(saved: SavedState, identity: Identity) -> None:
-    """Log how many files have joined the dataset since a complete state was saved."""
-    num_joined = num_joined_files(saved, identity)
-    if num_joined:
+def log_added_files(saved: SavedState, identity: Identity) -> None:
+    """Log how many files were added since a complete state was saved."""
+    num_added = num_added_files(saved, identity)
+    if num_added:
         epoch = saved.fields["epoch"]
-        _log.info("%d files were added since the checkpoint at the end of epoch %d was saved", num_joined, epoch)
+        _log.info("%d files were added since the checkpoint at the end of epoch %d was saved", num_added, epoch)

@@ -55,7 +55,7 @@ class Definition:
     transform: Transforms
     """Called on each row, or on each batch of columns."""
     provenance: bool
-    """Whether the columns include those that tell where a row comes from."""
+    """Whether the columns include those of `PROVENANCE`."""
     prefetch_windows: int
     """Windows of each lane that are read ahead."""
     selection: RowSelection | None = None
@@ -84,6 +84,10 @@ class Definition:
             place: Any worker of the rank.
         """
         return self.options.num_items(self.identity.selected.num_rows, place, self.identity.settings)
+
+    def warnings_for(self, place: WorkerPlace) -> list[str]:
+        """Return what to warn of when the worker at `place` starts to read."""
+        return self.options.warnings_for(self.identity.selected.num_rows, place, self.identity.settings)
 
     def resolve(self, progress: Progress, place: WorkerPlace) -> Assignment:
         """Return the assignment of the worker at `place`; see `laneway.core.assignment.resolve_cut`."""

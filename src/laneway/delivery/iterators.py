@@ -8,10 +8,13 @@ from __future__ import annotations
 import os
 import warnings
 import weakref
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Self
 
-from laneway.core.cursor import Received
+from laneway.delivery.callers import check_resumes_with_state
 from laneway.delivery.dataset_state import dataset_state, load_dataset_state, pass_state
+from laneway.delivery.late_choice import LateChoice
+from laneway.delivery.passes import Delivery
 from laneway.delivery.workers import MAX_WORKERS, is_in_worker, worker_place
 from laneway.errors import LanewayError
 
@@ -31,10 +34,12 @@ class PassIterator:
         """Prepare a pass of `schedule`."""
         self._schedule = schedule
         self._version = -1
-        """Version of the schedule in which the next row may be handed out without further checks."""
+        """Version of the schedule in which the next row may be delivered without further checks."""
         self._pass: Pass | None = None
-        self._received = Received()
+        self._delivery = Delivery()
         self._pid = os.getpid()
+        self._thread = 0
+        """The thread that is in `next`, also after a signal has ended that; 0: none."""
         _iterators.add(self)
 
     def __iter__(self) -> Self:
@@ -43,22 +48,46 @@ class PassIterator:
 
     def __next__(self) -> Any:  # noqa: ANN401 - a user's transform may return anything
         """Return the next item, and count it as delivered. After an error, the next call retries the same item."""
-        received = self._received
-        taken = received.taken
-        if taken < received.num_ready and self._version == self._schedule.version:
-            row = received.rows[taken]
-            received.taken = taken + 1
+        delivery = self._delivery
+        taken = delivery.taken
+        if taken < delivery.num_ready and self._version == self._schedule.version and not self._thread:
+            row = delivery.rows[taken]
+            delivery.taken = taken + 1
             return row
-        found = self._take()
+        thread = get_ident()
+        if self._thread and self._thread != thread:
+            self._refuse_thread()
+        self._thread = thread
+        try:
+            found = self._take()
+        except BaseException:
+            self._thread = 0
+            raise
+        self._thread = 0
         if found is None:
             if self._pass is not None:
                 self._pass.is_over = True
             raise StopIteration
-        received, taken, item = found
-        self._received = received
+        delivery, taken, item = found
+        self._delivery = delivery
         # Nothing but the return may come after this store: a signal handler may raise wherever a call ends.
-        received.taken = taken
+        delivery.taken = taken
         return item
+
+    def _refuse_thread(self) -> None:
+        message = (
+            "another thread is in next() of this iterator, and both would get the same items: take items in one thread "
+            "and hand them to the others, through a queue.Queue for example"
+        )
+        raise LanewayError(message)
+
+    def __reduce__(self) -> Any:  # noqa: ANN401 - see object
+        """Refuse to be pickled, or copied, which calls this too: both would deliver the same items."""
+        message = (
+            f"a {type(self).__name__} can't be copied or pickled: save state_dict() of its dataset or loader, and load "
+            "it into another one"
+        )
+        raise LanewayError(message)
 
     def _take(self) -> Taken | None:
         """Return the next item, or None at the end; begin the pass first if it has not begun."""
@@ -78,7 +107,7 @@ class PassIterator:
             raise LanewayError(message)
 
     def expire(self) -> None:
-        """Check everything before the next row is handed out."""
+        """Check everything before the next row is delivered."""
         self._version = -1
 
 
@@ -96,15 +125,24 @@ class DatasetIterator(PassIterator):
     It has a state of its own, which StatefulDataLoader saves: other passes over the dataset don't affect it.
     """
 
-    def __init__(self, definition: Definition, schedule: EpochSchedule) -> None:
-        """Prepare a pass."""
+    def __init__(self, definition: Definition, schedule: EpochSchedule, dataset: object) -> None:
+        """Prepare a pass.
+
+        Args:
+            definition: The files, order and conversion of the dataset.
+            schedule: The epochs of the dataset.
+            dataset: The dataset itself, by which a trainer's loader is recognised.
+        """
         super().__init__(schedule)
         self._definition = definition
+        self._dataset = dataset
         self._place = worker_place(definition.place) or definition.place
         self._stream: Stream | None = None
         self._has_begun = False
         self._restored: Restored | None = None
         """The state that was loaded for this pass."""
+        # One worker warns for all.
+        self._late_choice = LateChoice(schedule) if is_in_worker() and not self._place.worker else None
         if is_in_worker():
             self._begin()
 
@@ -112,6 +150,9 @@ class DatasetIterator(PassIterator):
         self.check_process()
         stream = self._stream if self._stream is not None and self._has_begun else self._begin()
         self._version = self._schedule.version
+        if self._late_choice is not None and (warning := self._late_choice.warning(stream.epoch)):
+            self._late_choice = None
+            warnings.warn(warning, stacklevel=3)
         return stream.take()
 
     def _begin(self) -> Stream:
@@ -124,15 +165,17 @@ class DatasetIterator(PassIterator):
         if stream is None:
             # A state of this pass, which another pass over the dataset has taken as its own, still applies.
             restored = schedule.pending or (None if schedule.is_chosen else self._restored)
-            for warning in filter(
-                None, (self._definition.options.warning_for(place), schedule.warning_at_start(place))
-            ):
+            for warning in filter(None, (*self._definition.warnings_for(place), schedule.warning_at_start(place))):
                 warnings.warn(warning, stacklevel=4)
+            if restored is None:
+                check_resumes_with_state(self._dataset)
             start = restored.start if restored else progress
             stream = self._definition.open(self._definition.resolve(start, place))
             weakref.finalize(self, stream.release).atexit = False
             self._restored, self._stream, self._pass = restored, stream, stream
         schedule.begin(stream, place, generation)
+        if self._late_choice is not None:
+            self._late_choice.begin(generation)
         self._has_begun = True
         return stream
 

@@ -9,6 +9,7 @@ from torch.utils.data import default_collate
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from laneway.arguments import check_callable, check_count, plain_int
+from laneway.delivery.stream import unchanged
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,17 +41,31 @@ class LoaderArguments(NamedTuple):
         check_callable("collate_fn", self.collate_fn)
         check_callable("worker_init_fn", self.keywords["worker_init_fn"])
 
-    def check_unset(self) -> None:
-        """Check that a user who passed a DataLoader passed none of its arguments.
+    def of_loader(self, loader: DataLoader[Any]) -> LoaderArguments:
+        """Return the arguments of a loader that a user passed instead of a dataset.
 
         Raises:
-            ValueError: An argument was passed.
+            ValueError: Arguments were passed as well, or states could not be exact with those of the loader.
+            TypeError: The loader is a SavableLoader.
         """
         arguments = {**self.keywords, "batch_size": self.batch_size, "collate_fn": self.collate_fn}
         given = [name for name, value in arguments.items() if value]
         if given:
             message = f"{', '.join(given)} can't be passed together with a DataLoader: pass it to the DataLoader"
             raise ValueError(message)
+        check_has_no_state(loader)
+        if loader.drop_last:
+            message = (
+                "drop_last=True of a DataLoader makes states inexact: pass batch_size and drop_last to the dataset"
+            )
+            raise ValueError(message)
+        keywords = {name: getattr(loader, name) for name in _KEYWORDS}
+        return LoaderArguments(keywords, loader.batch_size, loader.collate_fn)
+
+    def of_dataloader(self) -> dict[str, Any]:
+        """Return the arguments of a DataLoader over the same dataset, which frameworks read from its attributes."""
+        collate_fn = self.collate_fn or (default_collate if self.batch_size else unchanged)
+        return {**self.keywords, "batch_size": self.batch_size, "collate_fn": collate_fn}
 
     def apply_to(self, definition: Definition) -> Definition:
         """Return a definition that builds batches as the loader would.
@@ -82,18 +97,6 @@ _KEYWORDS = (
     *("num_workers", "pin_memory", "prefetch_factor", "persistent_workers", "multiprocessing_context", "timeout"),
     *("worker_init_fn", "generator", "in_order"),
 )
-
-
-def arguments_of(loader: DataLoader[Any]) -> LoaderArguments:
-    """Return the arguments of a user's DataLoader or StatefulDataLoader.
-
-    Raises:
-        ValueError: With these arguments, states could not be exact.
-    """
-    if loader.drop_last:
-        message = "drop_last=True of a DataLoader makes states inexact: pass batch_size and drop_last to the dataset"
-        raise ValueError(message)
-    return LoaderArguments({name: getattr(loader, name) for name in _KEYWORDS}, loader.batch_size, loader.collate_fn)
 
 
 def check_has_no_state(loader: DataLoader[Any]) -> None:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 from typing import TYPE_CHECKING, Any
 
 from laneway.core.cursor import Cursor
 from laneway.core.schema import parse_state
 from laneway.core.state import read_progress, write_job_state, write_state
 from laneway.core.turns import WorkerPlace
-from laneway.delivery.dataset_state import log_joined_files
-from laneway.errors import CheckpointMismatchError
+from laneway.delivery.dataset_state import log_added_files
+from laneway.errors import CheckpointMismatchError, LanewayError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from laneway.core.progress import Progress
     from laneway.core.schema import SavedState
     from laneway.delivery.runner import PassRunner
@@ -47,6 +51,48 @@ def rank_state(runner: PassRunner) -> dict[str, Any]:
         return _write(runner, assignment.progress, complete=True, over=is_over)
     cursor = Cursor(assignment.of_rank())
     return _write(runner, cursor.progress(), complete=cursor.is_at_end)
+
+
+def digest_of(state: Mapping[str, Any]) -> str:
+    """Return a digest by which ranks compare states."""
+    return hashlib.blake2b(json.dumps(state, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def check_same_state(digests: Sequence[str]) -> None:
+    """Check that all ranks were given the same state to restore.
+
+    Args:
+        digests: For each rank, the digest of its state.
+
+    Raises:
+        CheckpointMismatchError: They differ.
+    """
+    others = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
+    if others:
+        message = (
+            f"rank {others[0]} was given another state than rank 0: pass the state of the same save on all ranks, or "
+            "on one rank, with its src_rank= on all of them"
+        )
+        raise CheckpointMismatchError(message)
+
+
+def check_lockstep(ranks: Sequence[tuple[str, int, int]]) -> None:
+    """Check that all ranks have the same state of the whole job.
+
+    Args:
+        ranks: For each rank, the digest of its state, its epoch, and how many batches of it were delivered.
+
+    Raises:
+        LanewayError: They differ, as ranks have taken different numbers of batches.
+    """
+    for rank, (digest, epoch, num_batches) in enumerate(ranks):
+        if digest != ranks[0][0]:
+            message = (
+                f"ranks are not in lockstep: rank 0 is at batch {ranks[0][2]:,} of epoch {ranks[0][1]}, rank {rank} at "
+                f"batch {num_batches:,} of epoch {epoch}, so no rank knows the state of the job: call "
+                "save_state_global() on all ranks instead of state_dict()"
+            )
+            raise LanewayError(message)
 
 
 def _write(runner: PassRunner, progress: Progress, *, complete: bool, over: bool = False) -> dict[str, Any]:
@@ -105,5 +151,5 @@ def resume_point(runner: PassRunner, saved: SavedState) -> Progress:
     if progress.place is not None:
         # The lanes of a single rank can't be cut again, so its current workers must be able to share them.
         runner.resolve(progress)
-    log_joined_files(saved, runner.source.definition.identity)
+    log_added_files(saved, runner.source.definition.identity)
     return progress

@@ -1,7 +1,7 @@
-"""A pass over an epoch, by a worker or by a whole rank: hands out items, and knows which of them were delivered.
+"""A pass over an epoch, by a worker or by a whole rank: returns items, and knows which of them were delivered.
 
 A signal handler may raise between any two steps of the main thread. So an item is delivered by one store to
-`Received.taken`, which an iterator makes right before it returns the item. After a call that a signal or an error ended
+`Delivery.taken`, which an iterator makes right before it returns the item. After a call that a signal or an error ended
 earlier, the next call reads the item again.
 """
 
@@ -9,17 +9,81 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from laneway.core.cursor import Received
+from laneway.core.cursor import LaneRange
 
 if TYPE_CHECKING:
-    from laneway.core.cursor import Cursor
+    from collections.abc import Sequence
+
+    from laneway.core.cursor import Cursor, Positions
     from laneway.core.progress import Progress
 
 
-class Taken(NamedTuple):
-    """An item that is about to be delivered: by storing `num_taken` in `received.taken`."""
+class Delivery:
+    """The delivery of a batch that was read. The batch itself is in `Taken`.
 
-    received: Received
+    Storing `taken` delivers an item. It is a single store, so that an iterator can make it right before it returns the
+    item: a signal handler that raises can come before it, but not in between.
+    """
+
+    __slots__ = ("before", "num_ready", "positions", "rows", "taken", "touched", "turn")
+
+    def __init__(self, turn: int = 0, positions: Positions = (), *, taken: int = 0, before: int = 0) -> None:
+        """Describe a batch, or nothing if it has no positions; see the attributes."""
+        self.turn = turn
+        """The first turn of the batch."""
+        self.positions = positions
+        """(lane, new position) for each of its lanes."""
+        self.taken = taken
+        """Number of items that were delivered: 0 or 1, or more of several rows."""
+        self.before = before
+        """Number of items that the pass delivered before these."""
+        self.rows: Sequence[Any] = ()
+        """The items, if they are single rows."""
+        self.num_ready = 0
+        """Number of `rows` if they can be delivered as they are, which must be cheap; else 0."""
+        self.touched = -1
+        """Index of the last of the rows that a user's function was called on, which may have changed it."""
+
+    @property
+    def num_delivered(self) -> int:
+        """Number of items that the pass has delivered up to now."""
+        return self.before + self.taken
+
+    def count(self, cursor: Cursor) -> None:
+        """Move a cursor past what was delivered; doing it again changes nothing."""
+        if self.taken and self.positions:
+            cursor.deliver_batch(self.turn, self.positions)
+
+
+class RowsDelivery(Delivery):
+    """The delivery, one by one, of consecutive rows of a lane that were read."""
+
+    __slots__ = ("_place",)
+
+    def __init__(self, turn: int, place: LaneRange, rows: Sequence[Any], *, before: int = 0, is_ready: bool) -> None:
+        """Describe rows.
+
+        Args:
+            turn: The turn of the first row.
+            place: Where the rows are in their lane.
+            rows: The rows.
+            before: Number of items that the pass delivered before these.
+            is_ready: Whether the rows can be delivered as they are.
+        """
+        super().__init__(turn, before=before)
+        self.rows, self.num_ready = rows, len(rows) if is_ready else 0
+        self._place = place
+
+    def count(self, cursor: Cursor) -> None:
+        """Move a cursor past the rows that were delivered; doing it again changes nothing."""
+        lane, start, _ = self._place
+        cursor.deliver_rows(self.turn, LaneRange(lane, start, start + self.taken))
+
+
+class Taken(NamedTuple):
+    """An item that is about to be delivered: by storing `num_taken` in `delivery.taken`."""
+
+    delivery: Delivery
     num_taken: int
     item: Any
 
@@ -30,10 +94,10 @@ class Pass:
     def __init__(self, cursor: Cursor) -> None:
         """Start where `cursor` is."""
         self._cursor = cursor
-        self.received = Received(taken=1, before=-1)
+        self.delivery = Delivery(taken=1, before=-1)
         """What was read last; at first, as if an item before the first one had been delivered."""
         self.is_over = False
-        """Whether the training loop was told that there is no further item; its iterator stores it, as for items."""
+        """Whether the training loop was told that there is no further item; set by the iterator, as for items."""
         self._is_at_end = False
 
     @property
@@ -44,13 +108,13 @@ class Pass:
     @property
     def cursor(self) -> Cursor:
         """The position in the epoch."""
-        self.received.count(self._cursor)
+        self.delivery.count(self._cursor)
         return self._cursor
 
     @property
     def num_delivered(self) -> int:
         """Number of items that this pass has delivered."""
-        return self.received.num_delivered
+        return self.delivery.num_delivered
 
     @property
     def is_complete(self) -> bool:
@@ -63,30 +127,30 @@ class Pass:
 
     def take(self) -> Taken | None:
         """Return the next item, or None at the end of the epoch. If the last item was not delivered, it comes again."""
-        received = self.received
-        is_touched = received.touched == received.taken
-        if received.taken < len(received.rows) and not is_touched:
-            return self._take_row(received)
+        delivery = self.delivery
+        is_touched = delivery.touched == delivery.taken
+        if delivery.taken < len(delivery.rows) and not is_touched:
+            return self._take_row(delivery)
         if self._is_at_end:
             return None
-        if is_touched or not received.taken:
+        if is_touched or not delivery.taken:
             self._recover()
-        received.count(self._cursor)
-        self.received = Received(before=received.num_delivered)
-        taken = self._read(received.num_delivered)
+        delivery.count(self._cursor)
+        self.delivery = Delivery(before=delivery.num_delivered)
+        taken = self._read(delivery.num_delivered)
         if taken is None:
             self._is_at_end = True
         else:
-            self.received = taken.received
+            self.delivery = taken.delivery
         return taken
 
     def release(self) -> None:
         """Release what reads the rows; the progress stays."""
         raise NotImplementedError
 
-    def _take_row(self, received: Received) -> Taken:
+    def _take_row(self, delivery: Delivery) -> Taken:
         """Return the next of several rows."""
-        return Taken(received, received.taken + 1, received.rows[received.taken])
+        return Taken(delivery, delivery.taken + 1, delivery.rows[delivery.taken])
 
     def _read(self, num_delivered: int) -> Taken | None:
         """Read the next batch or rows, and return the first item, or None at the end of the epoch.

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 import weakref
 from typing import TYPE_CHECKING, Any
 
+from torch.utils.data import Sampler
 from tqdm.auto import tqdm
 
+from laneway.delivery.accelerate import AcceleratedPass
+from laneway.delivery.callers import (
+    check_batch_count,
+    check_not_read_ahead,
+    check_resumes_with_state,
+    is_counted_by_fabric,
+    is_looked_at_by_keras,
+)
 from laneway.delivery.dataloader import DataLoaderPass
 from laneway.delivery.iterators import PassIterator
+from laneway.delivery.passes import Delivery
 from laneway.errors import CheckpointMismatchError, LanewayError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from laneway.core.assignment import Assignment
     from laneway.core.progress import Progress
     from laneway.core.turns import WorkerPlace
+    from laneway.delivery.accelerate import Placement
     from laneway.delivery.dataloader import BatchSource
     from laneway.delivery.passes import Taken
     from laneway.delivery.schedule import EpochSchedule
@@ -39,6 +53,8 @@ class PassRunner:
         self._prepared: tuple[DataLoaderPass, int] | None = None
         """A pass whose workers were started early, and the version of the schedule at that time."""
         self._shows_progress = shows_progress
+        self.placement: Placement | None = None
+        """Where an Accelerator puts the items, if one has prepared the loader."""
 
     @property
     def place(self) -> WorkerPlace:
@@ -72,8 +88,8 @@ class PassRunner:
             if version == self.schedule.version:
                 return running
             running.release()
-        options, schedule = self.source.definition.options, self.schedule
-        for warning in filter(None, (options.warning_for(self.place), schedule.warning_at_start(self.place))):
+        schedule, place = self.schedule, self.place
+        for warning in filter(None, (*self.source.definition.warnings_for(place), schedule.warning_at_start(place))):
             warnings.warn(warning, stacklevel=5)
         return DataLoaderPass(self.source, self.resolve(schedule.next_progress))
 
@@ -86,7 +102,7 @@ class PassRunner:
 
     def open_bar(self, running: DataLoaderPass) -> tqdm[Any]:
         """Return the progress bar of a pass, which starts where the epoch resumes."""
-        num_left = self._num_left(running.assignment())
+        num_left = self.num_left(running)
         num_received = max(0, len(self) - num_left)
         return tqdm(
             total=num_received + num_left,
@@ -113,9 +129,13 @@ class PassRunner:
     def num_received(self) -> int:
         """Return the number of items of the current epoch that the training loop has received on this rank."""
         if self.described is not None:
-            return max(0, len(self) - self._num_left(self.described.assignment()))
+            return max(0, len(self) - self.num_left(self.described))
         progress = self.schedule.next_progress
         return 0 if progress.cut is None else max(0, len(self) - self._num_left(self.resolve(progress)))
+
+    def num_left(self, running: DataLoaderPass) -> int:
+        """Return the number of items of a pass that the training loop has not received yet."""
+        return self._num_left(running.assignment())
 
     def _num_left(self, assignment: Assignment) -> int:
         return assignment.num_items_left(self.source.definition.options.batch_size)
@@ -128,13 +148,25 @@ class PassRunner:
 class LoaderIterator(PassIterator):
     """Iterates over a pass of a rank as long as it is the loader's last one."""
 
-    def __init__(self, runner: PassRunner) -> None:
-        """Prepare a pass."""
+    def __init__(self, runner: PassRunner, dataset: object = None) -> None:
+        """Prepare a pass.
+
+        Args:
+            runner: Runs the passes of the rank.
+            dataset: The dataset that the loader reads, by which a trainer's loader is recognised.
+        """
         super().__init__(runner.schedule)
         self._runner = runner
+        self._dataset = dataset
         self._running: DataLoaderPass | None = None
         self._bar: tqdm[Any] | None = None
         """Its progress bar, once the pass has begun."""
+        self._accelerated: AcceleratedPass | None = None
+        """The pass as Accelerate sees it, if an Accelerator has prepared the loader."""
+        self._is_look = False
+        """Whether its batches are only looked at, and not counted: they come again in the next pass."""
+        self._num_items = 0
+        """Then, the number of items that it delivers."""
 
     def _take(self) -> Taken | None:
         self.check_process()
@@ -146,21 +178,56 @@ class LoaderIterator(PassIterator):
         elif self._schedule.last is not running:
             message = "this iterator has ended: another pass over its SavableLoader has begun, or a state was restored"
             raise LanewayError(message)
-        if bar.disable:
+        accelerated = self._accelerated
+        if bar.disable and accelerated is None:
             self._version = self._schedule.version
-        else:
+        elif not bar.disable:
             bar.update(bar.initial + running.num_delivered - bar.n)
         taken = running.take()
         if taken is None:
             bar.close()
-        return taken
+        if taken is not None and self._is_look:
+            return taken._replace(delivery=Delivery())
+        if accelerated is None:
+            return taken
+        if taken is None:
+            accelerated.end()
+            return None
+        return accelerated.place(taken, is_last=running.num_delivered + 1 == self._num_items)
 
     def _begin(self) -> tuple[DataLoaderPass, tqdm[Any]]:
         running = self._running
         if running is None:
+            if self._schedule.pending is None:
+                check_resumes_with_state(self._dataset)
+            check_not_read_ahead()
+            self._is_look = is_looked_at_by_keras()
+            check_batch_count(self._dataset, self._runner.num_received())
             running = self._runner.next_pass()
             weakref.finalize(self, running.release).atexit = False
             self._running = self._pass = running
         self._runner.begin(running)
-        bar = self._bar = self._runner.open_bar(running)
+        bar = self._runner.open_bar(running)
+        if self._runner.placement is not None:
+            self._accelerated = AcceleratedPass(self._runner.placement)
+            self._accelerated.begin()
+            self._num_items = self._runner.num_left(running)
+        self._bar = bar
         return running, bar
+
+
+class EpochSampler(Sampler[None]):
+    """Stands where a DataLoader has its sampler, through which frameworks choose the epoch of the next pass."""
+
+    def __init__(self, schedule: EpochSchedule) -> None:
+        """Choose epochs of `schedule`."""
+        self._schedule = schedule
+
+    def __iter__(self) -> Iterator[None]:
+        """Return what the sampler of any DataLoader over an iterable dataset does: it has no indices."""
+        return itertools.repeat(None)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next pass, unless it is just Fabric's count of passes since the process started."""
+        if not is_counted_by_fabric():
+            self._schedule.set_epoch(epoch)

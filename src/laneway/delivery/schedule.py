@@ -20,8 +20,6 @@ from laneway.delivery.workers import is_in_worker, is_loader_starting_again
 from laneway.errors import StateFormatError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from laneway.core.schema import SavedState
     from laneway.core.turns import WorkerPlace
     from laneway.delivery.passes import Pass
@@ -36,7 +34,7 @@ class Restored:
     progress: Progress
     """Its progress."""
     loaded: Loaded
-    """How far it is; in a worker, the least of all workers."""
+    """How far it is; in a worker, how far the least complete state of all workers is."""
     chosen: int | None
     """The epoch that the user chose for the next pass: that of the state, or the one after it if it is complete."""
     generation: int
@@ -85,7 +83,7 @@ class EpochSchedule:
         self._dataset = dataset
         self._loaders: weakref.WeakSet[EpochSchedule] = weakref.WeakSet()
         # The workers of a SavableLoader never read its clock.
-        self._clock = EpochClock(is_shared=dataset is None)
+        self._clock = EpochClock()
         self._restored: Restored | None = None
         self._begun: _Begun | None = None
         self._starts_again = False
@@ -126,7 +124,7 @@ class EpochSchedule:
 
     def set_next(self, epoch: int, restored: Restored | None = None) -> None:
         """Make the next pass start at an epoch, or resume from a loaded state of this epoch."""
-        self._clock.set(epoch, asked=False)
+        self._clock.set(epoch, is_chosen=False)
         self._restored = replace(restored, generation=self._clock.generation) if restored else None
 
     # -- The next pass ------------------------------------------------------------------------------------------------
@@ -134,9 +132,9 @@ class EpochSchedule:
     @property
     def epoch(self) -> int:
         """The epoch of the last pass, or the one that was chosen or loaded since."""
-        asked, last = self._clock.asked_epoch(), self._clock.last_epoch
-        if asked is not None:
-            return asked
+        chosen, last = self._clock.chosen_epoch(), self._clock.last_epoch
+        if chosen is not None:
+            return chosen
         if self.last is not None:
             return self.last.epoch
         return self._clock.setting_epoch if last is None else last
@@ -153,10 +151,14 @@ class EpochSchedule:
     @property
     def is_chosen(self) -> bool:
         """Whether the user chose the epoch of the next pass."""
-        return self._clock.asked_epoch() is not None
+        return self._clock.chosen_epoch() is not None
+
+    def epoch_chosen_after(self, generation: int) -> int | None:
+        """Return the epoch that the user chose since the clock had this generation, if any."""
+        return self._clock.chosen_epoch_after(generation)
 
     def warning_at_start(self, place: WorkerPlace) -> str | None:
-        """Return a warning if the next pass, read by the worker at `place`, delivers nothing unless the loop knows."""
+        """Return a warning if the next pass, read by the worker at `place`, delivers nothing, which may surprise."""
         restored = self.pending
         # One worker warns for all.
         if restored is None or restored.chosen is not None or restored.loaded is not Loaded.COMPLETE or place.worker:
@@ -206,18 +208,16 @@ class EpochSchedule:
         for warning in dict.fromkeys(filter(None, found)):
             warnings.warn(warning, stacklevel=3)
 
-    def _with_loaders(self) -> Iterator[EpochSchedule]:
-        """Yield this schedule and those of the loaders over this dataset."""
-        yield self
-        for each in list(self._loaders):
-            yield from each._with_loaders()  # noqa: SLF001 - the same class
+    def _with_loaders(self) -> list[EpochSchedule]:
+        """Return this schedule and those of the loaders over this dataset."""
+        return [self, *self._loaders]
 
     def choose(self, epoch: int) -> str | None:
         """Choose the epoch of the next pass here only, and return a warning if a loaded state is dropped."""
         self.version += 1
         restored, warning = self.pending, None
         self._num_at_choice = self.last.num_delivered if self.last else 0
-        self._clock.set(epoch, asked=True)
+        self._clock.set(epoch, is_chosen=True)
         if restored is not None:
             of_state, is_complete = restored.progress.epoch, restored.loaded is not Loaded.INCOMPLETE
             if epoch == of_state or (is_complete and epoch == of_state + 1):
@@ -256,32 +256,32 @@ class EpochSchedule:
         """Make the next pass here only resume from a state, and return a warning if it overrides a chosen epoch."""
         clock, epoch = self._clock, progress.epoch
         loaded = self._loaded(saved)
-        asked, is_follower = clock.asked_epoch(loader_number()), loaded is not Loaded.INCOMPLETE
-        chosen = asked if asked == epoch or (is_follower and asked == epoch + 1) else None
+        chosen, is_complete = clock.chosen_epoch(loader_number()), loaded is not Loaded.INCOMPLETE
+        kept = chosen if chosen == epoch or (is_complete and chosen == epoch + 1) else None
         if loaded is Loaded.OVER and is_in_worker():
             # The workers that the loader starts next begin the next epoch.
-            chosen = epoch
+            kept = epoch
         self.version += 1
         self._begun = None
         if not is_in_worker():
             clock.set_num_active_workers(0)
-            clock.set(epoch if chosen is None else chosen, asked=chosen is not None)
+            clock.set(epoch if kept is None else kept, is_chosen=kept is not None)
         saved = replace(saved, original=copy.deepcopy(saved.original))
-        self._restored = Restored(saved, progress, loaded, chosen, clock.generation, os.getpid())
-        if is_in_worker() and loaded is Loaded.OVER and asked == epoch:
+        self._restored = Restored(saved, progress, loaded, kept, clock.generation, os.getpid())
+        if is_in_worker() and loaded is Loaded.OVER and chosen == epoch:
             return (
-                f"set_epoch({asked}) was called, but that epoch has ended, so the next pass of the StatefulDataLoader "
+                f"set_epoch({chosen}) was called, but that epoch has ended, so the next pass of the StatefulDataLoader "
                 f"delivers epoch {epoch + 1}; start the loop over epochs at {epoch + 1}"
             )
-        if asked is None or chosen is not None:
+        if chosen is None or kept is not None:
             return None
         return (
-            f"set_epoch({asked}) was called, but the loaded state is of epoch {epoch}, which the next pass resumes; "
+            f"set_epoch({chosen}) was called, but the loaded state is of epoch {epoch}, which the next pass resumes; "
             f"start the loop over epochs at {epoch}"
         )
 
     def _loaded(self, saved: SavedState) -> Loaded:
-        """Return how far a state is, or the least of those that a worker and its siblings load."""
+        """Return how far a state is; in a worker, how far the least complete one of it and its siblings is."""
         number = loader_number()
         if number is None:
             return Loaded.of(complete=saved.is_complete, over=saved.is_over)
@@ -313,7 +313,7 @@ class EpochSchedule:
             last is not None
             and (last.is_over or last.num_delivered == self._num_at_choice)
             and not is_in_worker()
-            and self._clock.asked_epoch() is not None
+            and self._clock.chosen_epoch() is not None
         )
         return None if is_superseded else last
 
@@ -340,23 +340,29 @@ class EpochSchedule:
         # Until the clock is set, a loaded state is still what a state describes.
         self._clock.set_num_active_workers(0)
         self._begun = _Begun(begun, place, self._clock.next_generation, os.getpid())
-        self._clock.set(begun.epoch + 1, asked=False)
+        self._clock.set(begun.epoch + 1, is_chosen=False)
         self._restored = None
         if self._dataset is not None:
-            self._dataset.leave_to_loader(place.num_workers, begun.epoch)
+            self._dataset.begin_in_loader(begun.epoch, place.num_workers)
 
-    def leave_to_loader(self, num_workers: int = 1, epoch: int | None = None) -> None:
+    def begin_in_loader(self, epoch: int, num_workers: int) -> None:
+        """Record that a loader over this dataset begins a pass, which counts here too.
+
+        Args:
+            epoch: The epoch that it delivers.
+            num_workers: Number of workers of the loader, at least 1.
+        """
+        self.version += 1
+        self._clock.set(epoch, is_chosen=False)
+        self._clock.begin(0, self._clock.generation, 0, epoch)
+        self._restored = self._begun = None
+        self.leave_to_loader(num_workers)
+
+    def leave_to_loader(self, num_workers: int = 1) -> None:
         """Record that a loader holds the progress, so that the dataset doesn't know its state.
 
         Args:
             num_workers: Number of workers of the loader, at least 1.
-            epoch: The epoch of the pass that it begins, if it begins one.
         """
         self.version += 1
-        if epoch is not None:
-            self._clock.set(epoch, asked=False)
-            self._clock.begin(0, self._clock.generation, 0, epoch)
-            self._restored = self._begun = None
         self._clock.set_num_active_workers(num_workers)
-        if self._dataset is not None:
-            self._dataset.leave_to_loader(num_workers, epoch)

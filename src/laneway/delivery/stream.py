@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch.utils.data import default_collate
 
 from laneway.convert.batches import NullInColumnError
-from laneway.core.cursor import LaneRange, Positions, Received, ReceivedRows
+from laneway.core.cursor import LaneRange, Positions
 from laneway.delivery.packing import SentItem, pack
-from laneway.delivery.passes import Pass, Taken
+from laneway.delivery.passes import Delivery, Pass, RowsDelivery, Taken
 from laneway.delivery.workers import is_in_worker
 from laneway.errors import ColumnConversionError
 
@@ -31,9 +31,8 @@ if TYPE_CHECKING:
 
 _ROWS_PER_CONVERSION = 1024
 """Number of rows that are converted together if rows are yielded one by one."""
-
-
 _NO_ITEM = (NoneType, GeneratorType)
+"""Results of a user's function that are not a row or batch."""
 
 
 def unchanged(item: Any) -> Any:  # noqa: ANN401 - a user's transform may return anything
@@ -67,10 +66,10 @@ class ItemMaker:
         """The user's functions."""
         self._contexts = contexts
         self._collate_fn = collate_fn
-        # A user's collate_fn may drop None, or read a generator.
+        # Any other collate_fn may drop None, or consume a generator.
         self._delivers_results = collate_fn in {None, unchanged, default_collate}
         self._latest_rows: dict[int, tuple[list[LaneRange], list[Any]]] = {}
-        """Lane -> the rows that `rows` has returned last, which errors are about."""
+        """Lane -> the rows that `rows` returned last, so that an error can name its row."""
 
     def batch(self, ranges: list[LaneRange]) -> Any:  # noqa: ANN401 - a user's function may return anything
         """Return the batch of these rows."""
@@ -161,13 +160,13 @@ class ItemMaker:
 
     @staticmethod
     def _checked(result: Any, *, is_delivered: bool) -> Any:  # noqa: ANN401 - a user's function may return anything
-        """Return the result of a user's function; raise an error if it is delivered, but is no row or batch."""
+        """Return the result of a user's function; raise an error if it is delivered, but is not a row or batch."""
         if not is_delivered or not isinstance(result, _NO_ITEM):
             return result
         what = "None" if result is None else "a generator"
         message = (
-            f"transform returned {what}, but it must return the row or batch to deliver: it can't drop rows or make "
-            "several of one; write filtered or expanded data files, or pass a collate_fn that handles it"
+            f"transform returned {what}, but it must return the row or batch to deliver: it can't drop rows or "
+            "turn one into several; write filtered or expanded data files, or pass a collate_fn that handles it"
         )
         raise TypeError(message)
 
@@ -243,9 +242,9 @@ class BatchStream(Stream):
         taken = self.take()
         if taken is None:
             return None
-        received, num_taken, batch = taken
-        received.taken = num_taken
-        return TaggedBatch(received.turn, received.positions, SentItem(batch) if self._is_sent else batch)
+        delivery, num_taken, batch = taken
+        delivery.taken = num_taken
+        return TaggedBatch(delivery.turn, delivery.positions, SentItem(batch) if self._is_sent else batch)
 
     def _read(self, num_delivered: int) -> Taken | None:
         found = self._cursor.next_batch()
@@ -253,8 +252,8 @@ class BatchStream(Stream):
             self._items.close()
             return None
         batch = self._items.batch(found.ranges)
-        received = Received(found.turn, found.new_positions(), before=num_delivered)
-        return Taken(received, 1, pack(batch) if self._is_sent else batch)
+        delivery = Delivery(found.turn, found.new_positions(), before=num_delivered)
+        return Taken(delivery, 1, pack(batch) if self._is_sent else batch)
 
 
 class RowStream(Stream):
@@ -283,12 +282,12 @@ class RowStream(Stream):
             self._converted[lane] = (first, rows)
         rows = rows[start - first : stop - first]
         is_ready = not self._items.transform
-        return self._take_row(ReceivedRows(found.turn, place, rows, before=num_delivered, is_ready=is_ready))
+        return self._take_row(RowsDelivery(found.turn, place, rows, before=num_delivered, is_ready=is_ready))
 
-    def _take_row(self, received: Received) -> Taken:
-        index = received.taken
-        row = received.rows[index]
-        if not received.num_ready:
-            received.touched = index
+    def _take_row(self, delivery: Delivery) -> Taken:
+        index = delivery.taken
+        row = delivery.rows[index]
+        if not delivery.num_ready:
+            delivery.touched = index
             row = self._items.transform_row(row)
-        return Taken(received, index + 1, row)
+        return Taken(delivery, index + 1, row)

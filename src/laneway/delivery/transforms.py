@@ -19,7 +19,7 @@ class _Step(NamedTuple):
 @final
 @dataclass(frozen=True, slots=True)
 class Transforms:
-    """Functions called in sequence; unlike a lambda, they can be pickled for a spawned worker."""
+    """Functions called in sequence. Unlike a closure that calls them, this can be pickled for a spawned worker."""
 
     steps: tuple[_Step, ...] = ()
     """The functions; none: rows and batches stay as they are."""

@@ -6,8 +6,6 @@ import ctypes
 import os
 import signal
 import sys
-import threading
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 # DataLoader imports it in each worker; imported here, forked workers find it and need no import lock.
@@ -18,14 +16,15 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from laneway.core.turns import WorkerPlace
+from laneway.delivery.signals import holding_back_signals
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from types import FrameType
 
 
 MAX_WORKERS = 1024
 """Maximum number of workers of a rank."""
+_PR_SET_PDEATHSIG = 1
 
 
 def is_in_worker() -> bool:
@@ -48,8 +47,11 @@ def is_collated_by_caller() -> bool:
 
     A DataLoader does so by default, and doesn't tell its dataset.
     """
-    fetcher = sys._getframe(2).f_locals.get("self")  # noqa: SLF001 - as above; tested with both loaders
-    return isinstance(fetcher, _IterableDatasetFetcher) and bool(fetcher.auto_collation)
+    frame = sys._getframe(2)  # noqa: SLF001 - as above; tested with both loaders
+    # Not of other callers: until these return, Python would keep all that their variables refer to now.
+    if frame.f_code is not _IterableDatasetFetcher.__init__.__code__:
+        return False
+    return bool(frame.f_locals["self"].auto_collation)
 
 
 def is_loader_starting_again() -> bool:
@@ -79,49 +81,11 @@ def end_with_parent() -> None:
             os._exit(1)
 
 
-_PR_SET_PDEATHSIG = 1
-
-
-def ignore_signals_of_the_group() -> None:
-    """Ignore SIGINT, and SIGTERM unless this worker's parent sends it, so that the parent can save a checkpoint."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # SIGTERM is held back in all threads, so it reaches only the one below, which can ask who sent it.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_wait_for_parent, args=(os.getppid(),), name="laneway-signals", daemon=True).start()
-
-
-_FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGCHLD}
-
-
-@contextmanager
-def holding_back_signals() -> Iterator[None]:
-    """Hold signals back meanwhile: a handler that raises while workers are forked may leave a lock locked.
-
-    Workers inherit that, as do the threads that Arrow starts in a forked process; see `release_signals`.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _FAULTS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def release_signals(*, shielded: bool) -> None:
-    """Let signals reach this worker again, other than SIGTERM if it is shielded."""
-    held_back = signal.valid_signals() - ({signal.SIGTERM} if shielded else set())
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, held_back)
-
-
-def _wait_for_parent(parent: int) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-        pass
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 def end_workers(batches: object) -> None:
     """Shut down the workers of a DataLoader's iterator now, rather than when the last reference to it is gone.
 
     An exception that was kept holds such a reference. Does nothing for anything else, such as None.
     """
     if isinstance(batches, _MultiProcessingDataLoaderIter):
-        batches._shutdown_workers()  # noqa: SLF001 - tests/unit/delivery/test_workers.py fails if it changes
+        with holding_back_signals():
+            batches._shutdown_workers()  # noqa: SLF001 - tests/unit/delivery/test_workers.py fails if it changes

@@ -18,6 +18,7 @@ from laneway.errors import DataFileError
 from laneway.formats.arrow_checks import check_messages
 from laneway.formats.arrow_files import MAGIC, find_messages
 from laneway.formats.base import FileScan, name_error
+from laneway.formats.field_paths import find_field, select_fields
 from laneway.formats.messages import (
     CONTINUATION,
     END_OF_STREAM,
@@ -44,13 +45,14 @@ if TYPE_CHECKING:
 
     from laneway.formats.arrow_files import Message
     from laneway.formats.base import BlockMatches, PlannedFile
+    from laneway.formats.field_paths import FieldPath
     from laneway.formats.messages import MessageHeader
     from laneway.storage.filesystem import Storage
 
     _Source = Callable[[Sequence[tuple[int, int]]], list[pa.Buffer]]
 
 _MAP_NORESERVE = 0x4000
-_MAX_CONFIRMED: Final = 1 << 16  # files whose contents this process remembers to have compared
+_MAX_CONFIRMED: Final = 1 << 16  # files whose contents this process remembers having compared
 
 # Columns of the layout, which has one entry per message in file order, the schema first. The last two are for
 # dictionaries; in the entry of the schema, the last one tells whether bodies are big-endian.
@@ -173,9 +175,9 @@ class ArrowBlocks:
         self._layout = layout
         self._schema = schema
         self._positions = {name: position for position, name in enumerate(schema.names)}
-        # Only a stream applies dictionaries and converts the byte order.
+        # Only pyarrow's stream reader applies dictionaries and converts the byte order.
         self._needs_stream = len(self._dictionaries) > 0 or layout[0, _FLAG] != 0
-        # As bytes: text that is not UTF-8 is safe to read, and checking it takes as long as decoding it does later.
+        # As bytes: strings that are not UTF-8 are safe to read, and checking them takes as long as decoding them later.
         self._to_validate = {field.name: text_as_bytes(field.type) for field in schema if needs_validation(field.type)}
         self._checked: set[int] = set()
         """Messages whose compressed lengths and dictionary values have been checked."""
@@ -191,7 +193,8 @@ class ArrowBlocks:
         Raises:
             ValueError, pa.ArrowException: A batch is damaged.
         """
-        names = list(columns)
+        fields = [(name, (name,) if name in self._positions else self._path_of(name)) for name in columns]
+        names = [*dict.fromkeys(path[0] for _, path in fields)]
         is_all = names == [*self._positions]
         schema = self._schema if is_all else pa.schema([self._schema.field(name) for name in names])
         indices = self._batches[first:stop]
@@ -216,7 +219,7 @@ class ArrowBlocks:
                 if (index, name) not in self._validated:
                     batch.column(name).view(self._to_validate[name]).validate(full=True)
                     self._validated.add((index, name))
-        return pa.Table.from_batches(selected, schema)
+        return select_fields(pa.Table.from_batches(selected, schema), fields)
 
     def matches(self, *_: object) -> BlockMatches | None:
         """Return None: there are no statistics."""
@@ -225,6 +228,9 @@ class ArrowBlocks:
     def close(self) -> None:
         """Release the file; a memory map lives as long as the last table that was read from it."""
         self._source = None
+
+    def _path_of(self, name: str) -> FieldPath:
+        return find_field(self._schema, name) or (name,)
 
     def _messages(self, indices: NDArray[np.int64]) -> Iterator[pa.Buffer]:
         """Yield these messages, read in one call, consecutive messages as one range."""
@@ -301,7 +307,7 @@ class ArrowBlocks:
         if header.is_compressed:
             check_compressed_lengths(header, body)
         if self._layout[0, _FLAG]:
-            # Only a stream converts the byte order. It doesn't look at the values of a dictionary that it replaces.
+            # Only the stream reader converts the byte order. It ignores the values of a dictionary that is replaced.
             if header.is_delta:
                 text = "big-endian files whose dictionaries grow can't be read: rewrite them"
                 raise ValueError(text)

@@ -44,7 +44,7 @@ def check_messages(storage: Storage, path: str, found: FoundMessages, schema: pa
 
 @final
 class _Columns:
-    """What the columns of a file say of its messages."""
+    """What the columns of a file require of its messages."""
 
     _latest: _Columns | None = None
 
@@ -56,7 +56,7 @@ class _Columns:
 
     @classmethod
     def of(cls, schema: pa.Schema, version: int) -> _Columns:
-        """Return it for a schema, which is mostly that of the file before."""
+        """Return it for a schema, which is usually that of the previous file."""
         found = cls._latest
         if found is None or found.key[1] != version or not found.key[0].equals(schema):
             found = cls._latest = cls(schema, version)

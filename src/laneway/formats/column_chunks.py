@@ -1,9 +1,9 @@
 """The sizes of the column chunks of a Parquet file, read from its footer.
 
-pyarrow doesn't return `unencoded_byte_array_data_bytes`, the exact size of texts or byte strings once they are decoded,
+pyarrow doesn't return `unencoded_byte_array_data_bytes`, the exact size of strings once they are decoded,
 and it aborts the process when it is asked for a column chunk whose size statistics are damaged. The footer is in
-Thrift's compact protocol, whose structs have to be read from front to back. Here the chunks of one column are searched
-by its name: reading the whole footer in Python would take longer than pyarrow takes for everything else.
+Thrift's compact protocol, whose structs can only be read from front to back. Here the footer is searched for the name
+of a column: parsing all of it in Python would take longer than pyarrow takes for everything else.
 Format: https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift and
 https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md
 """
@@ -42,7 +42,7 @@ class ChunkSizes:
     encoded_bytes: int
     """Bytes of its pages, uncompressed."""
     decoded_bytes: int | None
-    """Bytes of its texts or byte strings, without offsets."""
+    """Bytes of its strings or byte strings, without offsets."""
     is_repetitive: bool
     """Whether a value, or a prefix of it, may be stored once for many values."""
     value_length: float | None
@@ -73,7 +73,8 @@ def find_chunks(footer: bytes, path: Sequence[str]) -> list[ChunkSizes]:
         try:
             values = _read_struct(footer, start + len(pattern) - 1, _PATH, 0)[0]
             found.append(_sizes(values))
-        except (LookupError, TypeError) as error:
+        except (AttributeError, LookupError, TypeError) as error:
+            # A field of another type than it should be.
             message = f"the column chunk of {path} is damaged"
             raise ValueError(message) from error
         start = footer.find(pattern, start + 1)
@@ -81,7 +82,11 @@ def find_chunks(footer: bytes, path: Sequence[str]) -> list[ChunkSizes]:
 
 
 def _sizes(values: dict[int, Any]) -> ChunkSizes:
-    """Return the sizes that the fields of a ColumnMetaData give; it lacks none of the required ones."""
+    """Return the sizes in the fields of a ColumnMetaData.
+
+    Raises:
+        LookupError: A required field is missing.
+    """
     statistics = values.get(_STATISTICS, {})
     lengths = [len(statistics[key]) for key in (_MIN_VALUE, _MAX_VALUE) if key in statistics]
     encodings = [each[_ENCODING] for each in values.get(_ENCODING_STATS, [])]
@@ -96,7 +101,7 @@ def _sizes(values: dict[int, Any]) -> ChunkSizes:
 
 
 def _read_struct(data: bytes, position: int, field: int, depth: int) -> tuple[dict[int, Any], int]:
-    """Return the fields of a struct after number `field`, and the position behind the struct."""
+    """Return the fields of a struct after number `field`, and the position after the struct."""
     values: dict[int, Any] = {}
     while data[position]:
         field, type_, position = _read_field(data, position, field)
@@ -105,7 +110,7 @@ def _read_struct(data: bytes, position: int, field: int, depth: int) -> tuple[di
 
 
 def _read_value(data: bytes, position: int, type_: int, depth: int) -> tuple[Any, int]:
-    """Return a value and the position behind it; None for a value that is not needed."""
+    """Return a value and the position after it; None for a value that is not needed."""
     if type_ in _INTEGERS:
         return _read_integer(data, position)
     if type_ == _BINARY:
@@ -138,36 +143,6 @@ def _read_field(data: bytes, position: int, previous: int) -> tuple[int, int, in
         return previous + (header >> 4), header & 15, position + 1
     number, position = _read_integer(data, position + 1)
     return number, header & 15, position
-
-
-def _skip(data: bytes, position: int, type_: int, depth: int) -> int:
-    """Return the position behind a value."""
-    if depth > _MAX_DEPTH:
-        message = "structs are nested too deeply"
-        raise ValueError(message)
-    if type_ in _INTEGERS:
-        while data[position] >= _MORE_FOLLOWS:
-            position += 1
-        return position + 1
-    if type_ == _BINARY:
-        length, position = _read_varint(data, position)
-        return position + length
-    if type_ == _STRUCT:
-        while data[position]:
-            _, inner, position = _read_field(data, position, 0)
-            position = _skip(data, position, inner, depth + 1)
-        return position + 1
-    if type_ in {_LIST, _SET}:
-        length, element = data[position] >> 4, data[position] & 15
-        position += 1
-        if length == _LONG_LIST:
-            length, position = _read_varint(data, position)
-        # A boolean takes a byte in a list, and none in a struct.
-        element = _BYTE if element in {_TRUE, _FALSE} else element
-        for _ in range(length):
-            position = _skip(data, position, element, depth + 1)
-        return position
-    return position + _SIZES[type_]
 
 
 def _encode_varint(value: int) -> bytes:

@@ -99,7 +99,7 @@ class _Table:
         (back,) = struct.unpack_from("<i", data, start)
         self._vtable = start - back
         if self._vtable < 0:
-            message = "the table's vtable lies outside of the message"
+            message = "the table's vtable is outside the message"
             raise ValueError(message)
         (self._vtable_bytes,) = struct.unpack_from("<H", data, self._vtable)
 

@@ -1,4 +1,4 @@
-"""The types inside a type of Arrow: listing them, and replacing some of them at any depth."""
+"""The types inside an Arrow type: listing them, and replacing some of them at any depth."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def storage_type(type_: pa.DataType) -> pa.DataType:
 
 
 def unreadable_type(type_: pa.DataType) -> pa.DataType | None:
-    """Return the type, of this one and those inside of it, of which pyarrow has no arrays in Python; or None."""
+    """Return this type, or one inside it, if pyarrow has no Python arrays of it; None if it has."""
     if pa.types.is_integer(type_) or pa.types.is_floating(type_):
         return None  # there may be thousands of columns of numbers
     if pa.types.is_dictionary(type_):
@@ -45,7 +45,7 @@ def unreadable_type(type_: pa.DataType) -> pa.DataType | None:
 
 
 def nullable(type_: pa.DataType) -> pa.DataType:
-    """Return a type whose values inside of others may be null, at any depth."""
+    """Return a type whose nested values may be null, at any depth."""
     if pa.types.is_dictionary(type_):
         return _dictionary(type_.index_type, nullable(type_.value_type), type_.ordered)
     if pa.types.is_run_end_encoded(type_):
@@ -56,7 +56,7 @@ def nullable(type_: pa.DataType) -> pa.DataType:
         # The keys of a map can't be null.
         key, item = type_.key_field, _nullable_field(type_.item_field)
         return _map(key.with_type(nullable(key.type)), item, type_.keys_sorted)
-    return _rebuild(type_, [_nullable_field(type_.field(i)) for i in range(type_.num_fields)])
+    return with_fields(type_, [_nullable_field(type_.field(i)) for i in range(type_.num_fields)])
 
 
 def _nullable_field(field: pa.Field[Any]) -> pa.Field[Any]:
@@ -75,12 +75,17 @@ def without_dictionaries(type_: pa.DataType) -> pa.DataType:
 
 
 def text_as_bytes(type_: pa.DataType) -> pa.DataType:
-    """Return how a type is stored, at any depth, where text is bytes: an array can be viewed as this type."""
+    """Return how a type is stored, at any depth, where strings are bytes: an array can be viewed as this type."""
 
     def replacement(each: pa.DataType) -> pa.DataType | None:
         return each.storage_type if isinstance(each, pa.BaseExtensionType) else _BYTES_OF_TEXT.get(each)
 
     return _replace(type_, replacement)
+
+
+def with_fields(type_: pa.DataType, fields: list[pa.Field[Any]]) -> pa.DataType:
+    """Return a nested type of the same kind with other fields."""
+    return next(build(type_, fields) for is_kind, build in _BUILDERS if is_kind(type_))
 
 
 def _replace(type_: pa.DataType, replacement: Callable[[pa.DataType], pa.DataType | None]) -> pa.DataType:
@@ -97,12 +102,7 @@ def _replace(type_: pa.DataType, replacement: Callable[[pa.DataType], pa.DataTyp
     if pa.types.is_run_end_encoded(type_):
         return _run_end_encoded(*replaced)
     fields = [type_.field(i).with_type(child) for i, child in enumerate(replaced)]
-    return _rebuild(type_, fields)
-
-
-def _rebuild(type_: pa.DataType, fields: list[pa.Field[Any]]) -> pa.DataType:
-    """Return a nested type of the same kind with other fields."""
-    return next(build(type_, fields) for is_kind, build in _BUILDERS if is_kind(type_))
+    return with_fields(type_, fields)
 
 
 _BYTES_OF_TEXT: Final[dict[pa.DataType, pa.DataType]] = {

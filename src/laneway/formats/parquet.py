@@ -16,6 +16,7 @@ from pyarrow.parquet.core import ParquetReader
 from laneway.core.files import digest
 from laneway.errors import DataFileError
 from laneway.formats.base import FileScan, name_error
+from laneway.formats.field_paths import find_field, select_fields
 from laneway.formats.row_group_matches import row_group_matches
 from laneway.formats.row_groups import check_chunks, check_row_counts, chunk_range, leaf_ranges, memory_bytes
 from laneway.storage.entries import file_size
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     import pyarrow.compute as pc
 
     from laneway.formats.base import BlockMatches, BlockReader, PlannedFile
+    from laneway.formats.field_paths import FieldPath
     from laneway.storage.filesystem import Storage
     from laneway.storage.ranges import Data
 
@@ -227,24 +229,34 @@ class FetchedFile:
 
 
 class _Columns:
-    """The columns of files."""
+    """The columns of the files of one schema."""
 
     def __init__(self, schema: pa.Schema) -> None:
         self.schema = schema
         self.leaves = leaf_ranges(schema)
 
     def check(self, metadata: pq.FileMetaData, first: int, stop: int, names: Sequence[str], size: int) -> list[int]:
-        """Return the indices of the leaf columns of some columns, after checking what the footer says of them."""
-        leaves = [leaf for name in names for leaf in self.leaves[name]]
+        """Return the indices of the leaf columns of some columns, after checking what the footer says about them."""
+        leaves = [leaf for name in names for leaf in self._leaves_of(name)]
         for group in range(first, stop):
             check_chunks(metadata, group, leaves, size)
         return leaves
 
     def decode(self, file: pq.ParquetFile, first: int, stop: int, names: Sequence[str]) -> pa.Table:
         """Decode the row groups [first, stop) of some columns."""
+        # pyarrow interprets names as paths into structs too, but returns these structs, in file order.
         table: pa.Table = file.read_row_groups(list(range(first, stop)), columns=list(names))
-        # pyarrow interprets names as paths into nested columns, and returns columns in file order.
-        return table.select(list(names))
+        return select_fields(table, [(name, self._path_of(name)) for name in names])
+
+    def _path_of(self, name: str) -> FieldPath:
+        return (name,) if name in self.leaves else find_field(self.schema, name) or (name,)
+
+    def _leaves_of(self, name: str) -> range:
+        path = self._path_of(name)
+        found, type_ = self.leaves[path[0]], self.schema.field(path[0]).type
+        for each in path[1:]:
+            found, type_ = leaf_ranges(type_, found.start)[each], type_.field(each).type
+        return found
 
 
 _latest_columns: tuple[_Columns, ...] = ()
@@ -321,7 +333,7 @@ def _planned_footer(storage: Storage, planned: PlannedFile) -> pq.FileMetaData:
 
 
 def _checked_rows(storage: Storage, path: str, metadata: pq.FileMetaData) -> list[int]:
-    """Return the rows of each row group, after checking that the footer agrees with itself."""
+    """Return the rows of each row group, after checking that the footer is consistent."""
     try:
         return check_row_counts(metadata)
     except ValueError as error:

@@ -1,7 +1,7 @@
-"""The arrays and buffers that make up a record batch of Arrow IPC: which there must be, and how large.
+"""The arrays and buffers of a record batch of Arrow IPC: which ones there must be, and their minimum sizes.
 
 A record batch lists its arrays in depth-first order, and the buffers of each array. The columns decide how many there
-are, and rows how large they must be at least, so a damaged header contradicts its columns or the length of its body.
+are, and the rows how large they must be, so a damaged header contradicts its columns or the length of its body.
 Format: https://arrow.apache.org/docs/format/Columnar.html#recordbatch-message
 """
 

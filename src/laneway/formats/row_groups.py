@@ -1,10 +1,10 @@
-"""The row groups of a Parquet file in numbers: whether the footer agrees with itself, and how much memory they take."""
+"""The row groups of a Parquet file: whether the footer is consistent, and how much memory they take."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING, Final, final
+from typing import TYPE_CHECKING, Any, Final, final
 
 import pyarrow as pa
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from laneway.formats.column_chunks import ChunkSizes
 
-# Where nothing but the encoded size is known of values that repeat: how many different ones there may be, and how long
-# a value may be.
+# Assumptions where only the encoded size of repetitive values is known: how many distinct ones there are, and the
+# maximum length of a value.
 _ASSUMED_VALUES: Final = 4
 _ASSUMED_LENGTH: Final = 4096
 _INDEX_BITS: Final = 32
@@ -38,16 +38,22 @@ class Leaf:
     is_repeated: bool
     """Whether it is in a list of any kind, so that a row may have any number of values."""
     is_variable: bool = False
-    """Whether its values are texts or byte strings."""
+    """Whether its values are strings or byte strings."""
     is_dictionary: bool = False
     """Whether it stays dictionary-encoded in memory."""
 
 
-def leaf_ranges(schema: pa.Schema) -> dict[str, range]:
-    """Return the range of leaf columns of each column."""
-    counts = (len(list(_leaves_of(field.type, 0, is_repeated=False))) for field in schema)
-    stops = [*accumulate(counts, initial=0)]
-    return {name: range(*bounds) for name, bounds in zip(schema.names, pairwise(stops), strict=True)}
+def leaf_ranges(fields: Iterable[pa.Field[Any]], start: int = 0) -> dict[str, range]:
+    """Return the range of leaf columns of each field.
+
+    Args:
+        fields: The columns of a schema, or the fields of a struct.
+        start: The first leaf column.
+    """
+    named = [*fields]
+    counts = (len(list(_leaves_of(field.type, 0, is_repeated=False))) for field in named)
+    stops = [*accumulate(counts, initial=start)]
+    return {field.name: range(*bounds) for field, bounds in zip(named, pairwise(stops), strict=True)}
 
 
 def check_row_counts(metadata: pq.FileMetaData) -> list[int]:
@@ -70,7 +76,7 @@ def check_row_counts(metadata: pq.FileMetaData) -> list[int]:
 
 
 def check_chunks(metadata: pq.FileMetaData, group_index: int, indices: Iterable[int], size: int) -> None:
-    """Raise unless what the footer gives of some column chunks of a row group agrees with its rows and with the file.
+    """Raise unless the footer's numbers for some column chunks of a row group agree with its rows and with the file.
 
     Args:
         metadata: The footer.
@@ -79,7 +85,7 @@ def check_chunks(metadata: pq.FileMetaData, group_index: int, indices: Iterable[
         size: Bytes of the file.
 
     Raises:
-        ValueError: It does not.
+        ValueError: They don't.
     """
     group = metadata.row_group(group_index)
     rows = group.num_rows
@@ -109,8 +115,8 @@ def memory_bytes(
 ) -> list[int]:
     """Return an estimate of the bytes of each row group once it is decoded.
 
-    It follows from the numbers of rows and values, and for texts and byte strings from the size statistics. Without
-    these, it is the encoded size, or for values that repeat an estimate that is rather too high than too low.
+    It follows from the numbers of rows and values, and for strings and byte strings from the size statistics. Without
+    these, it is the encoded size, or for repetitive values an estimate that errs on the high side.
 
     Args:
         metadata: The footer.
@@ -153,7 +159,7 @@ class _Leaves:
 
     @classmethod
     def of(cls, schema: pa.Schema) -> _Leaves:
-        """Return them for a schema, which is mostly that of the file before."""
+        """Return them for a schema, which is usually that of the previous file."""
         found = cls._latest
         if found is None or not found.schema.equals(schema):
             found = cls._latest = cls(schema)
@@ -172,7 +178,7 @@ def _chunk_memory(sizes: ChunkSizes, leaf: Leaf, num_rows: int) -> int:
 
 
 def _variable_bytes(sizes: ChunkSizes) -> int:
-    """Return the bytes of all texts or byte strings of a column chunk."""
+    """Return the bytes of all strings or byte strings of a column chunk."""
     if sizes.decoded_bytes is not None and sizes.decoded_bytes >= 0:
         return sizes.decoded_bytes
     if not sizes.is_repetitive:

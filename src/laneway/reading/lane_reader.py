@@ -53,7 +53,7 @@ class _PendingLane:
         """Position in the lane at which the next window begins."""
 
     def next_window(self, ahead: ReadAhead) -> _OpenWindow:
-        """Return the next window, and have those after it read meanwhile."""
+        """Return the next window, after starting to read those that follow it."""
         if not self._pending:
             self._begin()
         num_bytes = sum(size for _, size in self._pending) - self._pending[0][1]
@@ -167,7 +167,7 @@ class LaneReader:
                     row = self._rows.row_in_file(file_index, row)
                     return f"row {row:,} of {self._plan.identity.files.paths[file_index]}"
                 row_index -= segment.stop - segment.start
-        message = f"row {row_index} lies outside {wanted}"
+        message = f"row {row_index} is outside {wanted}"
         raise IndexError(message)
 
     def end(self) -> None:

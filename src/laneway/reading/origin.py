@@ -27,7 +27,7 @@ HIDDEN: Final[pa.Schema] = _schema({FILE_INDEX: pa.int64(), FILE_ROW: pa.int64()
 @final
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Makes these columns."""
+    """Makes the columns above, for the rows of an epoch."""
 
     epoch: int
     """The epoch that is read."""

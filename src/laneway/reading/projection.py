@@ -1,4 +1,4 @@
-"""Which columns a dataset delivers, and in which types: what its files have in common, or a schema that users give."""
+"""Which columns a dataset delivers, and in which types: those that its files have in common, or those of a schema."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from laneway.convert.casting import cast_problem, common_type
 from laneway.errors import SchemaMismatchError
+from laneway.formats.field_paths import field_type, fields_inside, find_field
 from laneway.formats.nested_types import unreadable_type
 from laneway.reading.origin import PROVENANCE
 
@@ -27,8 +28,9 @@ def select_columns(
 
     Args:
         manifest: The files.
-        columns: Names of the columns, in the order of the result, including those from directory names; None: all.
-        schema: Names and types that the columns are to have, whatever the types in the files; None: those in the files.
+        columns: Names of the columns, in the order of the result, including those from directory names, and paths of
+            fields inside of structs; None: all.
+        schema: Names and types to deliver, whatever the types in the files; None: the types in the files.
 
     Raises:
         SchemaMismatchError: A column does not exist or is selected twice; its types in the files differ, or can't be
@@ -66,20 +68,20 @@ def _check_names(names: Sequence[str], existing: pa.Schema, what: str) -> None:
         raise SchemaMismatchError(message)
     unknown = set(names).difference(existing.names)
     for name in names:
-        if name in unknown:
+        if name in unknown and find_field(existing, name) is None:
             message = f"there is no column {name!r}: {_hint(name, existing)}{what} {', '.join(existing.names)}"
             raise SchemaMismatchError(message)
 
 
 def _hint(name: str, existing: pa.Schema) -> str:
-    close = difflib.get_close_matches(name, existing.names)
+    close = difflib.get_close_matches(name, [*fields_inside(existing)])
     return f"did you mean {' or '.join(map(repr, close))}? " if close else ""
 
 
 def _type_in_files(manifest: Manifest, name: str) -> pa.DataType:
     """Return the type of a column that all files have."""
     if len(manifest.schemas.distinct) == 1:
-        only: pa.DataType = manifest.schema.field(name).type
+        only = field_type(manifest.schema, find_field(manifest.schema, name) or (name,))
         _check_readable(manifest, 0, name, only)
         return only
     found = [_type_in(manifest, index, name) for index in range(len(manifest.schemas.distinct))]
@@ -91,8 +93,8 @@ def _type_in_files(manifest: Manifest, name: str) -> pa.DataType:
             here, there = _path(manifest, first), _path(manifest, index)
             message = (
                 f"the files have different columns: {name!r} is {found[first]} in {here} and "
-                f"{'missing' if type_ is None else type_} in {there}: pass schema= with the type that it is to have "
-                f"(it is null where it is missing), or columns= without it"
+                f"{'missing' if type_ is None else type_} in {there}: pass schema= with the type to deliver "
+                f"(the column is null where it is missing), or columns= without it"
             )
             raise SchemaMismatchError(message)
         common = joined
@@ -132,9 +134,9 @@ def _check_readable(manifest: Manifest, index: int, name: str, type_: pa.DataTyp
 def _type_in(manifest: Manifest, index: int, name: str) -> pa.DataType | None:
     """Return the type of a column in the files of one schema, or in the names of their directories."""
     schema: pa.Schema = manifest.schemas.distinct[index]
-    if schema.get_field_index(name) >= 0:
-        in_files: pa.DataType = schema.field(name).type
-        return in_files
+    path = find_field(schema, name)
+    if path is not None:
+        return field_type(schema, path)
     types: dict[str, pa.DataType] = {field.name: field.type for field in manifest.partitions.fields}
     return types.get(name)
 

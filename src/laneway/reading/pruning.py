@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.fs
 
+from laneway.formats.field_paths import find_field
 from laneway.reading.steps import Run
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ UNKNOWN: Final = 2
 def keys_only(manifest: Manifest, step: Step) -> bool:
     """Return whether a step looks only at columns that are in the names of directories, and in no file."""
     return bool(step.columns) and not any(
-        name in schema.names for schema in manifest.schemas.distinct for name in step.columns
+        find_field(schema, name) for schema in manifest.schemas.distinct for name in step.columns
     )
 
 
@@ -68,7 +69,7 @@ def by_known_keys(manifest: Manifest, step: Filter) -> NDArray[np.int8]:
     if not keys:
         return found
     # Some files may have the column itself.
-    in_files = [any(each.name in schema.names for _, each in keys) for schema in manifest.schemas.distinct]
+    in_files = [any(find_field(schema, each.name) for _, each in keys) for schema in manifest.schemas.distinct]
     values = zip(*(manifest.partitions.values[index] for index, _ in keys), strict=True)
     is_excluded: dict[tuple[PartitionValue, ...], bool] = {}
     for file_index, (each, schema_index) in enumerate(zip(values, manifest.schemas.indices.tolist(), strict=True)):

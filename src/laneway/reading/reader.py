@@ -16,6 +16,7 @@ from laneway.catalog.partitions import keys_of
 from laneway.convert.casting import cast_column
 from laneway.errors import DataFileError
 from laneway.formats import FORMATS
+from laneway.formats.field_paths import find_field
 from laneway.storage.entries import file_size
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ class _Sources:
 
     @classmethod
     def of(cls, manifest: Manifest, schema_index: int, names: Sequence[str]) -> _Sources:
-        in_files = set(manifest.schemas.distinct[schema_index].names)
+        schema = manifest.schemas.distinct[schema_index]
+        in_files = {name for name in names if find_field(schema, name)}
         keys = {field.name: index for index, field in enumerate(manifest.partitions.fields)}
         columns = [name for name in names if name in in_files]
         in_directories = {name for name, _ in keys_of(manifest.files.paths[0])}

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from laneway.reading.selected import Rows
 
 _REQUEST_BYTES: Final = 32 << 20
-"""Most bytes that are read at once from remote storage: neighbouring small pieces are read together."""
+"""Maximum bytes to read at once from remote storage: neighbouring small pieces are read together."""
 _MAX_THREADS: Final = 4
 
 
@@ -39,9 +39,9 @@ class ReadAhead(NamedTuple):
     num_segments: int
     """Segments that are always read ahead."""
     num_bytes: int
-    """Further segments are read ahead while all of them together have no more bytes."""
+    """Further segments are read ahead while all segments that are read ahead have at most this many bytes."""
     max_segments: int
-    """Most segments that are read ahead."""
+    """Maximum number of segments that are read ahead."""
 
 
 class SizedSegment(NamedTuple):
@@ -50,7 +50,7 @@ class SizedSegment(NamedTuple):
     segment: Segment
     """The segment."""
     num_bytes: int
-    """Estimated bytes of its decoded blocks; 0 if nobody needs to know."""
+    """Estimated bytes of its decoded blocks; 0 if they don't matter."""
 
 
 class _Piece(NamedTuple):
@@ -112,8 +112,8 @@ class WindowReader:
     def read_ahead(self, num_windows: int) -> ReadAhead:
         """Return how much to read ahead for `num_windows` windows.
 
-        Without shuffle, a segment is a few blocks. On remote storage, where each of them is a request, as many of them
-        are read ahead as have the bytes of the windows.
+        Without shuffle, a segment is a few blocks. On remote storage, where each segment takes a request, as many are
+        read ahead as fit into `num_windows` windows.
         """
         settings = self._plan.identity.settings
         if settings.shuffle or not self._rows.is_remote:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+from collections.abc import Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias, TypeVar, cast, final
@@ -23,7 +24,7 @@ from laneway.storage.redaction import redact, reveals_secret
 from laneway.storage.retries import GaveUpError, RetryPolicy, retry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
 
     from fsspec import AbstractFileSystem
 
@@ -75,7 +76,14 @@ class Storage:
 
         Raises:
             ValueError: Both `filesystem` and `storage_options` are given, or the protocol of the URL is unknown.
+            TypeError: An argument has the wrong type.
         """
+        if storage_options is not None and not isinstance(storage_options, Mapping):
+            message = f"storage_options must be a mapping, not a {type(storage_options).__name__}"
+            raise TypeError(message)
+        if retries is not None and not isinstance(retries, RetryPolicy):
+            message = f"retries must be a RetryPolicy or None, not {retries!r}"
+            raise TypeError(message)
         if filesystem is not None and storage_options:
             message = "storage_options configure the filesystem of a URL: give them or filesystem, not both"
             raise ValueError(message)
@@ -84,6 +92,8 @@ class Storage:
         self._url = os.fspath(source)
         self._options = dict(storage_options or {})
         self._arguments = _add_timeouts(self._url, self._options, self.retries)
+        if filesystem is None and isinstance(source, os.PathLike) and "::" in self._url:
+            filesystem = LocalFileSystem()  # a path, which fsspec would take for a chain of URLs
         self._given = _as_fsspec(filesystem)
         self._connection: _Connection | None = None
         if self._given is not None:

@@ -63,7 +63,7 @@ def find_files(storage: Storage, directory: str, prefix: str = "") -> list[Entry
 
 
 def glob_files(storage: Storage, pattern: str) -> list[Entry]:
-    """Return all files that currently match a glob, or lie below a directory that matches, in any order.
+    """Return all files that currently match a glob, or are below a directory that matches, in any order.
 
     The wildcards are those of fsspec: `*`, `?`, `[...]`, and `**` for any number of directories.
 
@@ -144,7 +144,7 @@ def _local_entry(storage: Storage, entry: os.DirEntry[str]) -> Entry:
         raise
     found = entry_of_stat(entry.path, status)
     if found.kind == "other" and not is_hidden(entry.name):
-        _log.warning("%s is passed over: it is a pipe, a socket or a device", storage.redact(entry.path))
+        _log.warning("%s is skipped: it is a pipe, a socket or a device", storage.redact(entry.path))
     return found
 
 

@@ -89,7 +89,7 @@ class RetryPolicy:
     at the maximum number of attempts or at the deadline, whichever comes first. The limits apply to one read: a
     window's part of one data file, a footer, a listing.
 
-    Example:
+    Examples:
         >>> patient = RetryPolicy(max_attempts=20, deadline_s=600)
     """
 

@@ -133,7 +133,20 @@ def test_another_format_version_is_refused(contents: ManifestContents) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["../a", "a/../b", "a/..", "..", "/etc/a", "", "\\a", "a\\..\\b", "http://host/a", "file:///a", "C:\\a", "s3::a"],
+    [
+        "../a",
+        "a/../b",
+        "a/..",
+        "..",
+        "/etc/a",
+        "",
+        "\\a",
+        "a\\..\\b",
+        "http://host/a",
+        "file:///a",
+        "C:\\a",
+        "zip::s3://b/a",
+    ],
 )
 def test_a_path_that_is_not_below_the_root_is_refused(contents: ManifestContents, path: str) -> None:
     body = as_json(contents)
@@ -142,7 +155,7 @@ def test_a_path_that_is_not_below_the_root_is_refused(contents: ManifestContents
 
 
 @pytest.mark.parametrize(
-    "path", ["a..b/..c", "a/...", "x=1:2/a.parquet", "t=12:00:00/b", ".hidden", "a b\u00e9", "aa:/b"]
+    "path", ["a..b/..c", "a/...", "x=1:2/a.parquet", "t=12:00:00/b", ".hidden", "a b\u00e9", "aa:/b", "a::b.parquet"]
 )
 def test_other_paths_are_below_the_root(contents: ManifestContents, path: str) -> None:
     body = as_json(contents)

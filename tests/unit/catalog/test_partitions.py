@@ -7,7 +7,7 @@ import pytest
 
 from laneway.catalog.partitions import Partitions
 from laneway.catalog.schemas import FileSchemas
-from laneway.errors import SchemaMismatchError
+from laneway.errors import DataFileError, SchemaMismatchError
 
 SCHEMA = pa.schema([("id", pa.int64()), ("lang", pa.dictionary(pa.int8(), pa.string()))])
 
@@ -33,6 +33,12 @@ def test_the_hive_default_is_null_and_names_and_values_are_decoded() -> None:
     assert _parse("k=1/a", "k=__HIVE_DEFAULT_PARTITION__/b") == {"k": ("int64", (1, None))}
     assert _parse("k=__HIVE_DEFAULT_PARTITION__/b") == {"k": ("string", (None,))}
     assert _parse("my%20key=a%2Fb%3Dc=d/x") == {"my key": ("string", ("a/b=c=d",))}
+
+
+@pytest.mark.parametrize("path", ["k=%ff/a", "k%fe=1/a"])
+def test_a_name_that_is_not_utf8_once_it_is_decoded_is_refused(path: str) -> None:
+    with pytest.raises(DataFileError, match=r"a directory of .* has '[^']*%f[ef]' in its name, which is not UTF-8"):
+        _parse(path)
 
 
 def test_other_directories_and_the_file_name_are_not_keys() -> None:

@@ -240,3 +240,21 @@ def test_a_local_file_that_may_change_without_a_new_modification_time_has_no_ver
     os.utime(tmp_path / "a.parquet", ns=(old, old))
     os.utime(tmp_path / "b.parquet", ns=(recent, recent))
     assert find_data_files(tmp_path).versions == [str(old), ""]
+
+
+def test_a_path_with_two_colons_is_a_path_and_no_chain_of_urls(tmp_path: Path) -> None:
+    _write(tmp_path, "a::b/c::d.parquet")
+    for source in (tmp_path / "a::b", tmp_path / "a::b" / "c::d.parquet"):
+        assert find_data_files(source).paths == ["c::d.parquet"]
+
+
+@pytest.mark.parametrize("source", [5, b"x", [1], [b"x"], None, ["a", 1]])
+def test_a_source_that_is_no_path_is_a_type_error(source: Any) -> None:
+    with pytest.raises(TypeError, match="source must be a path or URL, a sequence of them, or a Manifest, not"):
+        find_data_files(source)
+
+
+@pytest.mark.parametrize("arguments", [{"retries": 5}, {"storage_options": 5}, {"storage_options": ["key"]}])
+def test_options_of_the_wrong_type_are_type_errors(tmp_path: Path, arguments: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match=next(iter(arguments))):
+        find_data_files(tmp_path, **arguments)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from laneway.core.assignment import assign_whole_job
-from laneway.core.cursor import BatchRanges, Cursor, LaneRange, Received, ReceivedRows
+from laneway.core.cursor import BatchRanges, Cursor, LaneRange
 from laneway.core.division import Sharing
 from laneway.core.options import LaneOptions
 from laneway.core.order import ORDER_VERSION
@@ -184,27 +184,3 @@ def test_rows_left_are_counted_anew_after_an_interruption() -> None:
         cursor.deliver_batch(0, Interrupting(positions))
     cursor.deliver_batch(0, positions)
     assert cursor.is_at_end
-
-
-def test_a_received_batch_counts_once_it_is_taken() -> None:
-    cursor = cursor_of(8, lanes=2, turn_rows=4, batch_size=4)
-    received = Received(0, [(0, LanePosition(4))], before=7)
-    received.count(cursor)
-    assert (current_cut(cursor.progress()).rows().tolist(), received.num_delivered) == ([0, 0], 7)
-    received.taken = 1
-    received.count(cursor)
-    assert (current_cut(cursor.progress()).rows().tolist(), received.num_delivered) == ([4, 0], 8)
-    Received(taken=1).count(cursor)
-    assert current_cut(cursor.progress()).rows().tolist() == [4, 0]
-
-
-def test_received_rows_count_as_far_as_they_are_taken() -> None:
-    cursor = cursor_of(8, lanes=2, turn_rows=4, batch_size=None)
-    cursor.deliver_rows(0, LaneRange(0, 0, 1))
-    received = ReceivedRows(0, LaneRange(0, 1, 4), ["b", "c", "d"], is_ready=True)
-    assert received.num_ready == 3
-    for taken, turn in ((0, 0), (2, 0), (3, 1)):
-        received.taken = taken
-        received.count(cursor)
-        assert (current_cut(cursor.progress()).rows().tolist(), cursor.next_turn) == ([1 + taken, 0], turn)
-    assert ReceivedRows(0, LaneRange(0, 1, 4), ["b", "c", "d"], is_ready=False).num_ready == 0

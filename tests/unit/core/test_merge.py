@@ -152,6 +152,12 @@ def test_equal_states_of_a_whole_job_merge_and_different_ones_are_refused() -> N
             merge_states([states[0], other])
 
 
+@pytest.mark.parametrize("states", [5, "states", {}, None])
+def test_what_is_no_list_of_states_is_a_type_error(states: Any) -> None:
+    with pytest.raises(TypeError, match="states must be a list of the states of all ranks, not"):
+        merge_states(states)
+
+
 def test_messages_stay_short_however_many_ranks_lanes_and_cuts_there_are() -> None:
     states = job_of(LanePosition(2, 1), LanePosition(2, 1))
     cut = [500, 1, 1, 1, 0, 0, [1] * 500, None]

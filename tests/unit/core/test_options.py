@@ -49,9 +49,9 @@ def test_the_requested_number_of_lanes_is_used_if_the_workers_can_share_it(
 
 def test_a_number_of_lanes_that_the_workers_can_not_share_gives_a_warning() -> None:
     place = WorkerPlace(0, 2, 0, 3)
-    assert LaneOptions(None, None, 4).warning_for(place) is None
-    assert LaneOptions(12, None, 4).warning_for(place) is None
-    warning = LaneOptions(8, None, 4).warning_for(place)
+    assert LaneOptions(None, None, 4).warnings_for(100, place, PLAIN) == []
+    assert LaneOptions(12, None, 4).warnings_for(100, place, PLAIN) == []
+    (warning,) = LaneOptions(8, None, 4).warnings_for(100, place, PLAIN)
     assert warning is not None
     assert "8 lanes can't be shared by 2 rank(s) with 3 worker(s)" in warning
     assert "a multiple of 6" in warning
@@ -62,6 +62,23 @@ def test_only_single_rows_or_a_single_rank_are_resumed_within_a_turn() -> None:
     assert LaneOptions(None, 4, None).num_ranks_mid_turn(ranks) == 4
     assert LaneOptions(None, 4, 4).num_ranks_mid_turn(ranks) == 0
     assert LaneOptions(None, 4, 4).num_ranks_mid_turn(WorkerPlace()) == 1
+
+
+def test_one_rank_warns_of_fewer_rows_than_a_batch_for_each_rank() -> None:
+    options, place, drop = LaneOptions(None, None, 4), WorkerPlace(0, 64), replace(PLAIN, drop_last=True)
+    hint = "use fewer ranks, or a smaller batch_size"
+    message = f"10 rows are fewer than a batch of 4 for each of 64 ranks, so no batch is whole: {hint}"
+    assert options.warnings_for(10, place, PLAIN) == [message]
+    assert options.warnings_for(255, place, drop) == [
+        f"255 rows are fewer than a batch of 4 for each of 64 ranks, so drop_last drops all of them: {hint}"
+    ]
+    assert options.warnings_for(256, place, drop) == []
+    assert options.warnings_for(10, WorkerPlace(1, 64), PLAIN) == []
+    assert options.warnings_for(10, WorkerPlace(0, 64, 1, 2), PLAIN) == []
+    # A single rank, single rows, or no rows at all.
+    assert options.warnings_for(3, WorkerPlace(), PLAIN) == []
+    assert LaneOptions(None, None, None).warnings_for(10, place, PLAIN) == []
+    assert options.warnings_for(0, place, PLAIN) == []
 
 
 def test_more_lanes_than_a_state_can_hold_are_refused_before_anything_is_read() -> None:

@@ -83,7 +83,7 @@ def test_a_row_of_a_shuffled_segment_is_located_in_its_file() -> None:
 
 def test_a_row_outside_its_segment_is_an_error_that_names_both() -> None:
     plan = Identity(file_table([[4]]), PLAIN).plan(Progress(0, cut=fresh_cut(1, 1)))
-    with pytest.raises(IndexError, match=r"row 4 lies outside Segment\(window=0"):
+    with pytest.raises(IndexError, match=r"row 4 is outside Segment\(window=0"):
         plan.locate(Segment(0, 0, 4), 4)
 
 

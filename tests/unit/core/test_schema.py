@@ -127,6 +127,13 @@ def test_any_field_that_was_changed_is_damage() -> None:
     assert parse_state(sealed({**state, "seed": 8})).fields["seed"] == 8
 
 
+def test_an_older_version_is_not_a_way_around_the_digest() -> None:
+    state = a_state(BEFORE)
+    for version in (1, 2):
+        with pytest.raises(StateFormatError, match="only later ones have a digest, so it was changed"):
+            parse_state({**state, "version": version})
+
+
 # -- Versions ---------------------------------------------------------------------------------------------------------
 
 

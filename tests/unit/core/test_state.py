@@ -16,7 +16,7 @@ from laneway.core.options import LaneOptions
 from laneway.core.plan import Identity, Settings
 from laneway.core.progress import CutProgress, EarlierCut, JobTurn, LanePosition, Progress
 from laneway.core.schema import Role, names_of, parse_state, sealed, without_defaults
-from laneway.core.state import identity_fields, num_joined_files, write_job_state, write_state
+from laneway.core.state import identity_fields, num_added_files, write_job_state, write_state
 from laneway.core.turns import WorkerPlace
 from laneway.errors import CheckpointMismatchError, StateFormatError
 from tests.laws.simulation import PLAIN, file_table, load
@@ -145,25 +145,25 @@ GROWN = Identity(file_table([[6], [7], [8], [1]]), PLAIN)
 
 
 @pytest.mark.parametrize(("world_size", "rank"), [(1, 0), (3, 2)])
-def test_a_complete_state_is_taken_although_files_joined_since(world_size: int, rank: int) -> None:
+def test_a_complete_state_is_accepted_although_files_were_added(world_size: int, rank: int) -> None:
     saved = parse_state(completed(IDENTITY, world_size, rank))
     place = WorkerPlace(rank, world_size)
-    assert num_joined_files(saved, GROWN) == 2
+    assert num_added_files(saved, GROWN) == 2
     progress = load(saved.original, GROWN, place)
     resumed = resolve_cut(GROWN, progress, place, LaneOptions(None, None, 2))
     assert (resumed.is_complete, resumed.progress.epoch) == (True, 3)
     again = write_state(GROWN, resumed.progress, place, complete=True)
     assert load(again, GROWN, place) == progress
-    assert num_joined_files(parse_state(again), GROWN) == 0
+    assert num_added_files(parse_state(again), GROWN) == 0
 
 
-def test_no_other_state_of_other_files_is_taken() -> None:
+def test_no_other_state_of_other_files_is_accepted() -> None:
     for files in ([[6], [8], [8]], [[6]], [[3, 3], [7]]):
         other = Identity(file_table(files), PLAIN)
-        assert num_joined_files(parse_state(completed(IDENTITY)), other) == 0
+        assert num_added_files(parse_state(completed(IDENTITY)), other) == 0
         with pytest.raises(CheckpointMismatchError, match="files: "):
             load(completed(IDENTITY), other)
-    assert num_joined_files(parse_state(a_state()), GROWN) == 0
+    assert num_added_files(parse_state(a_state()), GROWN) == 0
     with pytest.raises(CheckpointMismatchError, match=r"files: part-002\.parquet is new"):
         load(a_state(), GROWN)
     with pytest.raises(CheckpointMismatchError, match="seed: saved 7, this run has 8"):

@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     import pytest
 
 
-def begin(clock: EpochClock, worker: int, pass_number: int) -> int:
-    generation, epoch = clock.next(pass_number)
-    clock.begin(worker, generation, pass_number, epoch)
+def begin(clock: EpochClock, worker: int, loader: int) -> int:
+    generation, epoch = clock.next(loader)
+    clock.begin(worker, generation, loader, epoch)
     return epoch
 
 
 def test_every_pass_is_the_next_epoch() -> None:
     clock = EpochClock()
-    assert [begin(clock, 0, pass_number) for pass_number in (3, 8, 9)] == [0, 1, 2]
+    assert [begin(clock, 0, loader) for loader in (3, 8, 9)] == [0, 1, 2]
     assert clock.next()[1] == 3
 
 
@@ -40,9 +40,9 @@ def test_all_workers_of_a_pass_read_the_same_epoch_even_if_one_starts_late() -> 
 
 def test_a_late_worker_ignores_an_epoch_that_was_set_after_its_siblings_began() -> None:
     clock = EpochClock()
-    clock.set(5, asked=True)
+    clock.set(5, is_chosen=True)
     assert begin(clock, 0, 1) == 5
-    clock.set(9, asked=True)
+    clock.set(9, is_chosen=True)
     assert begin(clock, 1, 1) == 5
     assert begin(clock, 0, 3) == 9
 
@@ -83,21 +83,21 @@ def test_a_worker_of_an_earlier_pass_ignores_a_later_one() -> None:
 def test_a_pass_from_before_the_clock_was_set_does_not_count() -> None:
     clock = EpochClock()
     generation, epoch = clock.next(1)
-    clock.set(7, asked=True)
+    clock.set(7, is_chosen=True)
     clock.begin(0, generation, 1, epoch)
     assert clock.next(2)[1] == 7
 
 
 def test_a_chosen_epoch_is_remembered_until_it_begins() -> None:
     clock = EpochClock()
-    assert clock.asked_epoch() is None
-    clock.set(3, asked=True)
-    assert clock.asked_epoch() == 3
+    assert clock.chosen_epoch() is None
+    clock.set(3, is_chosen=True)
+    assert clock.chosen_epoch() == 3
     begin(clock, 0, 6)
-    assert clock.asked_epoch(6) == 3, "other workers of this pass have yet to begin it"
-    assert clock.asked_epoch() is None
-    clock.set(2, asked=False)
-    assert clock.asked_epoch() is None
+    assert clock.chosen_epoch(6) == 3, "other workers of this pass have yet to begin it"
+    assert clock.chosen_epoch() is None
+    clock.set(2, is_chosen=False)
+    assert clock.chosen_epoch() is None
 
 
 def test_a_generation_is_fresh_until_another_pass_begins_or_the_clock_is_set() -> None:
@@ -107,7 +107,7 @@ def test_a_generation_is_fresh_until_another_pass_begins_or_the_clock_is_set() -
     begin(clock, 1, 6)
     assert clock.is_untouched(generation, 6)
     assert not clock.is_untouched(generation)
-    clock.set(0, asked=False)
+    clock.set(0, is_chosen=False)
     assert not clock.is_untouched(generation, 6)
 
 
@@ -132,9 +132,9 @@ def test_workers_share_the_clock_of_their_loader() -> None:
 
 def test_copies_start_at_the_same_epoch_and_are_independent() -> None:
     clock = EpochClock()
-    clock.set(6, asked=True)
+    clock.set(6, is_chosen=True)
     copies: list[EpochClock] = [pickle.loads(pickle.dumps(clock)), copy.deepcopy(clock)]
-    clock.set(7, asked=True)
+    clock.set(7, is_chosen=True)
     for other in copies:
         assert other.next()[1] == 6
         assert other._cells.is_shared()  # type: ignore[no-untyped-call]
@@ -146,7 +146,7 @@ def test_a_forked_process_that_is_not_a_worker_has_its_own_clock() -> None:
     child = os.fork()
     if child == 0:
         found = [clock.next()[1], begin(clock, 0, 4)]
-        clock.set(5, asked=True)
+        clock.set(5, is_chosen=True)
         os._exit(0 if [*found, clock.next()[1]] == [1, 1, 5] else 1)
     assert os.waitpid(child, 0)[1] == 0
     assert clock.next()[1] == 1
@@ -154,10 +154,10 @@ def test_a_forked_process_that_is_not_a_worker_has_its_own_clock() -> None:
 
 def test_a_cell_holds_the_largest_epoch_the_last_worker_and_many_generations() -> None:
     clock = EpochClock()
-    clock.set(MAX_EPOCHS - 1, asked=True)
+    clock.set(MAX_EPOCHS - 1, is_chosen=True)
     assert begin(clock, MAX_WORKERS - 1, 2**22 - 1) == MAX_EPOCHS - 1
     assert clock.next()[1] == MAX_EPOCHS
     for times in range(2**15 + 3):
-        clock.set(times, asked=False)
+        clock.set(times, is_chosen=False)
     assert clock.next(5) == (clock.generation, 2**15 + 2)
     assert 0 < clock.generation < 2**15

@@ -92,8 +92,8 @@ def test_rows_are_sent_by_turns_and_counted_one_by_one(corpus: Path) -> None:
     running = begin(source, Progress(0))
     assert [take(running)[0] for _ in range(5)] == [0, 1, 2, 3, 24]
     assert positions(running) == [4, 1]
-    assert [row[0] for row in running.received.rows[running.received.taken :]] == [25, 26, 27]
-    running.received.taken += 1
+    assert [row[0] for row in running.delivery.rows[running.delivery.taken :]] == [25, 26, 27]
+    running.delivery.taken += 1
     assert positions(running) == [4, 2]
     while positions(running) != [24, 23]:
         take(running)

@@ -10,7 +10,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from laneway import StatefulShardedDataset
 from laneway.core.options import LaneOptions
-from laneway.delivery.loader_arguments import LoaderArguments, arguments_of, check_has_no_state
+from laneway.delivery.loader_arguments import LoaderArguments, check_has_no_state
 from laneway.delivery.transforms import Transforms
 from tests.corpora import write_corpus
 
@@ -49,11 +49,11 @@ def test_arguments_of_the_wrong_type_are_refused_by_name(options: LoaderArgument
         options.check()
 
 
-def test_arguments_given_together_with_a_loader_are_all_named() -> None:
-    LoaderArguments(DEFAULTS, None, None).check_unset()
+def test_arguments_given_together_with_a_loader_are_all_named(corpus: Path) -> None:
+    loader = DataLoader(StatefulShardedDataset(corpus))
     given = LoaderArguments({**DEFAULTS, "num_workers": 2, "timeout": 1}, 3, len)
     with pytest.raises(ValueError, match="num_workers, timeout, batch_size, collate_fn can't be passed together with"):
-        given.check_unset()
+        given.of_loader(loader)
 
 
 def test_without_a_batch_size_the_definition_is_unchanged(corpus: Path) -> None:
@@ -92,12 +92,14 @@ def test_a_batch_size_that_does_not_fit_the_dataset_is_refused(corpus: Path) -> 
 def test_the_arguments_of_a_users_loader_are_used(corpus: Path, loader_type: Any) -> None:
     given = {"num_workers": 1, "timeout": 9, "prefetch_factor": 3, "persistent_workers": True, "in_order": False}
     loader = loader_type(StatefulShardedDataset(corpus), batch_size=7, collate_fn=len, **given)
-    found = arguments_of(loader)
+    found = LoaderArguments(DEFAULTS, None, None).of_loader(loader)
     assert (found.batch_size, found.collate_fn) == (7, len)
     assert given.items() <= found.keywords.items()
     DataLoader(StatefulShardedDataset(corpus), **found.keywords)
     with pytest.raises(ValueError, match="drop_last=True of a DataLoader makes states inexact"):
-        arguments_of(loader_type(StatefulShardedDataset(corpus), batch_size=7, drop_last=True))
+        LoaderArguments(DEFAULTS, None, None).of_loader(
+            loader_type(StatefulShardedDataset(corpus), batch_size=7, drop_last=True)
+        )
 
 
 def test_a_loader_into_which_a_state_was_loaded_is_refused(corpus: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from torch.utils.data import DataLoader, IterableDataset
 
 from laneway.core.assignment import resolve_cut
-from laneway.core.cursor import Cursor, Received
+from laneway.core.cursor import Cursor
 from laneway.core.options import LaneOptions
 from laneway.core.plan import Identity
 from laneway.core.progress import CutProgress, LanePosition, Progress
@@ -18,7 +18,7 @@ from laneway.core.schema import SavedState, parse_state
 from laneway.core.state import write_state
 from laneway.core.turns import WorkerPlace
 from laneway.delivery.clock import MAX_EPOCHS
-from laneway.delivery.passes import Pass
+from laneway.delivery.passes import Delivery, Pass
 from laneway.delivery.schedule import EpochSchedule
 from laneway.delivery.workers import worker_place
 from laneway.errors import StateFormatError
@@ -39,7 +39,7 @@ def begin(schedule: EpochSchedule, *, num_delivered: int = 1, is_over: bool = Fa
     progress, generation = schedule.next_start()
     running = reading(progress)
     schedule.begin(running, WorkerPlace(), generation)
-    running.received = Received(before=num_delivered)
+    running.delivery = Delivery(before=num_delivered)
     running.is_over = is_over
     return running
 
@@ -103,7 +103,7 @@ def test_a_state_describes_the_chosen_epoch_until_the_running_pass_delivers_more
     schedule.set_epoch(7)
     assert schedule.described is None
     assert schedule.last is running
-    running.received = Received(before=5)
+    running.delivery = Delivery(before=5)
     assert schedule.described is running
     running.is_over = True
     assert schedule.described is None
@@ -352,7 +352,7 @@ def test_the_version_changes_with_each_pass_state_and_chosen_epoch() -> None:
         lambda: begin(schedule),
         lambda: schedule.set_epoch(2),
         lambda: schedule.restore(*saved(2)),
-        lambda: schedule.leave_to_loader(1, 2),
+        lambda: schedule.begin_in_loader(2, 1),
     ):
         change()
         versions.append(schedule.version)

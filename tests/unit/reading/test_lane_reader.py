@@ -256,7 +256,7 @@ def test_a_row_is_located_in_its_file(tmp_path: Path, open_lanes: Open) -> None:
     ranges = [LaneRange(0, 2, 4), LaneRange(0, 1100, 1104)]
     assert lanes.locate(ranges, 1) == "row 3 of part-000.parquet"
     assert lanes.locate(ranges, 3) == "row 1,097 of part-001.parquet"
-    with pytest.raises(IndexError, match="row 0 lies outside"):
+    with pytest.raises(IndexError, match="row 0 is outside"):
         lanes.locate(ranges, 6)
 
 

@@ -51,7 +51,7 @@ def test_pipes_and_sockets_are_passed_over_and_named_in_the_log_also_through_a_l
         assert {entry.path for entry in find(Storage(data), path)} == expected
         named = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
         assert sorted(named) == [
-            f"{data}/{name} is passed over: it is a pipe, a socket or a device"
+            f"{data}/{name} is skipped: it is a pipe, a socket or a device"
             for name in ("device.parquet", "link.parquet", "pipe.parquet", "socket.parquet")
         ]
         caplog.clear()

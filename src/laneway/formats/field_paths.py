@@ -1,0 +1,66 @@
+"""Columns inside structs, which are selected by a path of names such as "image.bytes"."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+FieldPath = tuple[str, ...]
+"""The names of a column and, inside of it, of fields of structs."""
+
+# The stubs of pyarrow accept fewer types here.
+_struct_field: Any = pc.struct_field
+
+
+def find_field(schema: pa.Schema, name: str) -> FieldPath | None:
+    """Return the path of a column, or of a field of a struct that is written as a path; None if there is none.
+
+    A column whose own name has dots comes before a path.
+    """
+    if schema.get_field_index(name) >= 0:
+        return (name,)
+    return _find(schema, name) if "." in name else None
+
+
+def field_type(schema: pa.Schema, path: FieldPath) -> pa.DataType:
+    """Return the type of a field."""
+    found: Any = schema.field(path[0]).type
+    for name in path[1:]:
+        found = found.field(name).type
+    type_: pa.DataType = found
+    return type_
+
+
+def select_fields(table: pa.Table, fields: Sequence[tuple[str, FieldPath]]) -> pa.Table:
+    """Return a table of fields, each under the name that it is given. Where a struct is null, its fields are."""
+    if all(len(path) == 1 for _, path in fields):
+        return table.select([path[0] for _, path in fields])
+    columns = [table[path[0]] if len(path) == 1 else _struct_field(table[path[0]], [*path[1:]]) for _, path in fields]
+    return pa.table(columns, names=[name for name, _ in fields])
+
+
+def fields_inside(fields: Iterable[pa.Field[Any]], prefix: str = "") -> Iterator[str]:
+    """Yield the names of columns and the paths of the fields inside of their structs."""
+    for field in fields:
+        yield prefix + field.name
+        if pa.types.is_struct(field.type):
+            yield from fields_inside(field.type, f"{prefix}{field.name}.")
+
+
+def _find(parent: Any, name: str) -> FieldPath | None:  # noqa: ANN401 - a schema or a struct
+    if parent.get_field_index(name) >= 0:
+        return (name,)
+    stop = name.find(".")
+    while stop >= 0:
+        first, rest = name[:stop], name[stop + 1 :]
+        if parent.get_field_index(first) >= 0 and pa.types.is_struct(parent.field(first).type):
+            found = _find(parent.field(first).type, rest)
+            if found is not None:
+                return (first, *found)
+        stop = name.find(".", stop + 1)
+    return None

@@ -1,0 +1,1 @@
+"""What a framework needs beyond a SavableLoader: one module for each, which imports it."""
