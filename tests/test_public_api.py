@@ -82,6 +82,7 @@ MEMBERS = {
         "slice": "(start, stop=None)",
         "split": "(shares, *, seed=0, by='row')",
         "state_dict": "()",
+        "statistics": "(columns=None, *, max_distinct=10000, progress=None)",
         "take": "(rows)",
     },
     "loader": {
@@ -129,6 +130,7 @@ MEMBERS = {
         ["blocks_by_keys", "blocks_by_rows", "blocks_by_statistics", "num_rows", "text"], "attribute"
     ),
     "shard": {"path": "attribute", "row_length": "attribute", "row_offset": "attribute"},
+    "statistics": dict.fromkeys(["count", "distinct", "max", "mean", "min", "nans", "nulls", "std"], "attribute"),
 }
 """An object -> its public members: the parameters of a method, or "attribute"."""
 
@@ -190,6 +192,7 @@ def test_public_members_are_what_they_were(tmp_path: Path, owner: str) -> None:
         "selection": dataset.selection,
         "selection.steps": dataset.selection.steps[0] if dataset.selection else None,
         "shard": dataset.shards[0],
+        "statistics": next(iter(dataset.statistics().values())),
     }
     found = {}
     for name in MEMBERS[owner]:

@@ -15,6 +15,7 @@ import laneway
 from laneway import BatchContext, Manifest, RetryPolicy, RowContext, SavableLoader, Shard, StatefulShardedDataset
 from laneway.core.files import FileTable
 from laneway.dcp import GatheredState
+from laneway.reading.column_statistics import ColumnStatistics
 from laneway.reading.selection_summary import SelectionStep, SelectionSummary
 from tests.test_public_api import ERRORS, MEMBERS, SIGNATURES
 
@@ -37,6 +38,7 @@ CLASSES: dict[str, type] = {
     "selection": SelectionSummary,
     "selection.steps": SelectionStep,
     "shard": Shard,
+    "statistics": ColumnStatistics,
 }
 """Key of `MEMBERS` -> its class."""
 

@@ -33,7 +33,11 @@ from laneway.delivery.transforms import Transforms
 from laneway.delivery.workers import is_collated_by_caller, is_in_worker
 from laneway.distributed import check_rank, data_parallel_rank
 from laneway.errors import StateUnavailableError
+from laneway.reading.column_statistics import ColumnStatistics, column_statistics
+from laneway.reading.expressions import columns_of
+from laneway.reading.origin import PROVENANCE
 from laneway.reading.projection import select_columns, with_provenance
+from laneway.reading.selected import open_rows
 
 if TYPE_CHECKING:
     import os
@@ -239,6 +243,36 @@ class StatefulShardedDataset(ChangeableDataset):
     def schema(self) -> pa.Schema:
         """Names and Arrow types of the columns that are delivered."""
         return self.definition.schema
+
+    def statistics(
+        self, columns: Sequence[str] | None = None, *, max_distinct: int = 10_000, progress: bool | None = None
+    ) -> dict[str, ColumnStatistics]:
+        """Return statistics of columns over all rows of the dataset, those of all ranks, from one pass over the files.
+
+        Args:
+            columns: Names of the columns; None: those that are delivered.
+            max_distinct: How many distinct values are counted at most.
+            progress: True shows a progress bar, False does not, None does if it takes longer than 2 s.
+
+        Raises:
+            ValueError: `max_distinct` is not an int >= 0.
+            SchemaMismatchError: A column doesn't exist, or its types in the files differ.
+            DataFileError: A file can't be read.
+
+        Example:
+            >>> import pyarrow as pa, pyarrow.parquet as pq, tempfile
+            >>> folder = tempfile.mkdtemp()
+            >>> pq.write_table(pa.table({"x": [1, 3, None]}), f"{folder}/part-0.parquet")
+            >>> StatefulShardedDataset(folder).statistics()["x"]
+            ColumnStatistics(count=2, nulls=1, nans=0, min=1, max=3, mean=2.0, std=1.0, distinct=2)
+        """
+        definition = self.definition
+        delivered = [name for name in definition.schema.names if name not in PROVENANCE.names]
+        names = check_columns(delivered if columns is None else columns) or ()
+        schema = columns_of(definition.manifest, [*names], self._given_schema)
+        rows = open_rows(definition.manifest, definition.storage, schema, None, definition.selection)
+        most = check_int("max_distinct", max_distinct, minimum=0)
+        return column_statistics(rows, schema, definition.identity.selected, max_distinct=most, progress=progress)
 
     @property
     def epoch(self) -> int:
