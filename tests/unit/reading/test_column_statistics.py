@@ -35,6 +35,9 @@ BOOLS = (False, True)
 DAY = dt.date(2024, 2, 29)
 
 
+# The stubs of pyarrow accept fewer types here.
+run_end_encoded: Any = pa.RunEndEncodedArray.from_arrays
+
 ONE_SECOND = dt.timedelta(seconds=1)
 
 
@@ -50,7 +53,7 @@ ONE_SECOND = dt.timedelta(seconds=1)
         (pa.array([pa.MonthDayNano([1, 2, 3])]), ColumnStatistics(2, 0, 0, None, None, None, None, None)),
         (pa.array([{"a": 1}, None]), ColumnStatistics(2, 2, 0, None, None, None, None, None)),
         (
-            pa.RunEndEncodedArray.from_arrays(pa.array([3, 4], pa.int32()), [0, 4]),
+            run_end_encoded([3, 4], [0, 4]),
             ColumnStatistics(8, 0, 0, 0, 4, 1.0, math.sqrt(3), 2),
         ),
     ],
