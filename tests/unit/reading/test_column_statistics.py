@@ -36,6 +36,7 @@ DAY = dt.date(2024, 2, 29)
 
 
 # The stubs of pyarrow accept fewer types here.
+array: Any = pa.array
 run_end_encoded: Any = pa.RunEndEncodedArray.from_arrays
 
 ONE_SECOND = dt.timedelta(seconds=1)
@@ -47,11 +48,11 @@ ONE_SECOND = dt.timedelta(seconds=1)
         (pa.array(["a", None], pa.string_view()), ColumnStatistics(2, 2, 0, "a", "a", None, None, 1)),
         (pa.array([b"a"], pa.binary_view()), ColumnStatistics(2, 0, 0, b"a", b"a", None, None, 1)),
         (pa.array([1], pa.duration("s")), ColumnStatistics(2, 0, 0, ONE_SECOND, ONE_SECOND, None, None, 1)),
-        (pa.array([1.0, math.nan], pa.float16()), ColumnStatistics(2, 0, 2, 1.0, 1.0, 1.0, 0.0, 1)),
+        (array([1.0, math.nan], pa.float16()), ColumnStatistics(2, 0, 2, 1.0, 1.0, 1.0, 0.0, 1)),
         (pa.array([2**64 - 1], pa.uint64()), ColumnStatistics(2, 0, 0, 2**64 - 1, 2**64 - 1, 2.0**64, 0.0, 1)),
         (pa.array([b"a" * 16], pa.uuid()), ColumnStatistics(2, 0, 0, b"a" * 16, b"a" * 16, None, None, 1)),
-        (pa.array([pa.MonthDayNano([1, 2, 3])]), ColumnStatistics(2, 0, 0, None, None, None, None, None)),
-        (pa.array([{"a": 1}, None]), ColumnStatistics(2, 2, 0, None, None, None, None, None)),
+        (array([(1, 2, 3)], pa.month_day_nano_interval()), ColumnStatistics(2, 0, 0, None, None, None, None, None)),
+        (array([{"a": 1}, None]), ColumnStatistics(2, 2, 0, None, None, None, None, None)),
         (
             run_end_encoded([3, 4], [0, 4]),
             ColumnStatistics(8, 0, 0, 0, 4, 1.0, math.sqrt(3), 2),
