@@ -33,8 +33,9 @@ SIGNATURES = {
     "laneway.StatefulShardedDataset": (
         "(source, *, format=None, columns=None, filter=None, schema=None, shuffle=False, seed=0, shard_bytes='8MiB', "
         "shard_rows=None, window_bytes='64MiB', prefetch_windows=1, lanes=None, turn_rows=None, remainder=None, "
-        "batch_size=None, drop_last=False, output=None, transform=None, fill_null=None, provenance=False, rank=None, "
-        "world_size=None, filesystem=None, storage_options=None, retries=None, cache_dir=None)"
+        "batch_size=None, drop_last=False, output=None, transform=None, fill_null=None, categories=None, "
+        "provenance=False, rank=None, world_size=None, filesystem=None, storage_options=None, retries=None, "
+        "cache_dir=None)"
     ),
     "laneway.SavableLoader": (
         "(dataset, *, num_workers=0, batch_size=None, collate_fn=None, pin_memory=False, prefetch_factor=None, "
@@ -66,6 +67,7 @@ MEMBERS = {
     "dataset": {
         "__iter__": "()",
         "__len__": "()",
+        "categories": "attribute",
         "completed_shards": "()",
         "epoch": "attribute",
         "filter": "(condition, *, columns=None, version=None)",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from laneway.arguments import (
@@ -33,6 +34,7 @@ from laneway.delivery.transforms import Transforms
 from laneway.delivery.workers import is_collated_by_caller, is_in_worker
 from laneway.distributed import check_rank, data_parallel_rank
 from laneway.errors import StateUnavailableError
+from laneway.reading.categories import find_categories
 from laneway.reading.column_statistics import ColumnStatistics, column_statistics
 from laneway.reading.expressions import columns_of
 from laneway.reading.origin import PROVENANCE
@@ -97,6 +99,9 @@ class StatefulShardedDataset(ChangeableDataset):
         transform: Called in the worker on each row, or each batch, before it is delivered.
         fill_null: Value that replaces nulls in columns of numbers: one value, or column -> value. Without it, a null is
             an error if a tensor or an array can't represent it.
+        categories: Columns to deliver as int64 ids: column -> its values, whose places in the sequence are the ids;
+            None: all values that the files have, sorted, which are collected now and cached as in `cache_dir`. Nulls
+            stay null. A value that is not listed is an error.
         provenance: Whether to add the columns `_path` (the data file of the row, relative to the source), `_row` (its
             number in the file) and `_epoch`.
         rank: Data-parallel rank, in [0, world_size). None: that of torch.distributed if it is initialised, else RANK
@@ -154,6 +159,7 @@ class StatefulShardedDataset(ChangeableDataset):
         output: Output | None = None,
         transform: Callable[[Any], Any] | None = None,
         fill_null: FillNull | None = None,
+        categories: Mapping[str, Sequence[Any] | None] | None = None,
         provenance: bool = False,
         rank: int | None = None,
         world_size: int | None = None,
@@ -189,7 +195,11 @@ class StatefulShardedDataset(ChangeableDataset):
             retries=retries,
             cache_dir=cache_dir,
         )
-        selected = select_columns(manifest, columns, schema)
+        selected, vocabularies = select_columns(manifest, columns, schema), None
+        if categories:
+            vocabularies = find_categories(categories, manifest, storage, selected, cache_dir)
+            selected = vocabularies.as_delivered(selected)
+            settings = replace(settings, categories=vocabularies.text)
         if provenance:
             selected = with_provenance(selected)
         output = output or ("python" if batch_size is None else "torch")
@@ -205,6 +215,7 @@ class StatefulShardedDataset(ChangeableDataset):
             transform=Transforms() if transform is None else Transforms().then(transform),
             provenance=provenance,
             prefetch_windows=prefetch_windows,
+            categories=vocabularies,
         )
         """The files, order and conversion."""
         self._given_schema, self._cache_dir = schema, cache_dir
@@ -270,9 +281,15 @@ class StatefulShardedDataset(ChangeableDataset):
         delivered = [name for name in definition.schema.names if name not in PROVENANCE.names]
         names = check_columns(delivered if columns is None else columns) or ()
         schema = columns_of(definition.manifest, [*names], self._given_schema)
-        rows = open_rows(definition.manifest, definition.storage, schema, None, definition.selection)
+        rows = open_rows(definition.manifest, definition.storage, schema, selection=definition.selection)
         most = check_int("max_distinct", max_distinct, minimum=0)
         return column_statistics(rows, schema, definition.identity.selected, max_distinct=most, progress=progress)
+
+    @property
+    def categories(self) -> dict[str, list[Any]]:
+        """Column that is delivered as ids -> its values, in the order of their ids."""
+        found = self.definition.categories
+        return {} if found is None else {name: values.to_pylist() for name, values in found.vocabularies.items()}
 
     @property
     def epoch(self) -> int:

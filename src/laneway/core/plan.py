@@ -52,6 +52,8 @@ class Settings:
     """Whether the last global batch is dropped if it is incomplete."""
     selection: str | None = None
     """Which rows of the files belong to the dataset; None: all. See `Selection.text`."""
+    categories: str | None = None
+    """The vocabularies of columns that are delivered as ids; None: there are none."""
 
     def remainder_for(self, world_size: int) -> Remainder:
         """Return how `world_size` ranks handle the one row by which they differ."""

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from laneway.core.turns import WorkerPlace
     from laneway.delivery.stream import Stream
     from laneway.delivery.transforms import Transforms
+    from laneway.reading.categories import Categories
     from laneway.reading.selecting import RowSelection
     from laneway.storage.filesystem import Storage
 
@@ -58,6 +59,8 @@ class Definition:
     """Whether the columns include those of `PROVENANCE`."""
     prefetch_windows: int
     """Windows of each lane that are read ahead."""
+    categories: Categories | None = None
+    """The vocabularies of columns that are delivered as ids; None: there are none."""
     selection: RowSelection | None = None
     """The rows that belong to the dataset; None: all."""
     collate_fn: Callable[[list[Any]], Any] | None = None
@@ -109,7 +112,14 @@ class Definition:
         made = (PROVENANCE.names if self.provenance else []) + (HIDDEN.names if takes_context else [])
         converter = self.converter.with_columns(HIDDEN) if takes_context else self.converter
         origin = Origin(plan.epoch, frozenset(made)) if made else None
-        rows = open_rows(self.manifest, self.storage, converter.schema, origin, self.selection)
+        rows = open_rows(
+            self.manifest,
+            self.storage,
+            converter.schema,
+            origin,
+            selection=self.selection,
+            categories=self.categories,
+        )
         lanes = LaneReader(plan, rows, converter.vectorized, self.prefetch_windows)
         contexts = Contexts(self.manifest.files.paths, seed=seed, epoch=plan.epoch) if takes_context else None
         return ItemMaker(lanes, converter, self.transform, contexts, self.collate_fn)

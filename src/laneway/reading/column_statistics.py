@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as kinds
 
-from laneway.catalog.progress_bar import progress_bar
+from laneway.catalog.progress_bar import ProgressBar, progress_bar
 from laneway.convert.arrays import decode
 from laneway.convert.column_types import decoded_type
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from laneway.core.files import FileTable
-    from laneway.reading.selected import Rows
+    from laneway.reading.rows import Rows
 
 _PIECE_BYTES: Final = 64 << 20
 """Most bytes of neighbouring blocks that are read at once, if all their columns were."""
@@ -92,7 +93,7 @@ class Moments(NamedTuple):
         return Moments(num_values, self.mean + gap * other.num_values / num_values, squares)
 
 
-def _compared_type(type_: pa.DataType) -> pa.DataType | None:
+def compared_type(type_: pa.DataType) -> pa.DataType | None:
     """Return a type with the same values which pyarrow can compare, or None if there is none."""
     plain = decoded_type(type_) or type_
     stands_for = next((other for is_kind, other in _STAND_INS if is_kind(plain)), plain)
@@ -103,7 +104,7 @@ class _Part:
     """The statistics of a column in some of the rows."""
 
     def __init__(self, type_: pa.DataType, max_distinct: int) -> None:
-        self._type = _compared_type(type_)
+        self._type = compared_type(type_)
         self._max_distinct = max_distinct
         self.count = self.nulls = self.nans = 0
         self.bounds: tuple[Any, Any] | None = None
@@ -184,6 +185,29 @@ def column_statistics(
     Raises:
         DataFileError: A file can't be read.
     """
+    bar = progress_bar(files.num_rows, "statistics", " rows", progress=progress)
+    total = _collect(rows, schema, files, max_distinct, bar)
+    return {name: column.statistics() for name, column in zip(schema.names, total, strict=True)}
+
+
+def distinct_values(rows: Rows, schema: pa.Schema, files: FileTable) -> dict[str, Any]:
+    """Return the distinct values of each column as an array, in no order; neither null nor NaN is among them.
+
+    Args:
+        rows: Reads the rows.
+        schema: Their columns, for which `compared_type` returns a type.
+        files: The data files.
+
+    Raises:
+        DataFileError: A file can't be read.
+    """
+    bar = progress_bar(files.num_rows, "collecting categories", " rows", progress=None)
+    total = _collect(rows, schema, files, sys.maxsize, bar)
+    return {name: column.distinct for name, column in zip(schema.names, total, strict=True)}
+
+
+def _collect(rows: Rows, schema: pa.Schema, files: FileTable, max_distinct: int, bar: ProgressBar) -> list[_Part]:
+    """Return the statistics of each column in all rows."""
 
     def parts(piece: tuple[int, int, int] | None) -> list[_Part]:
         found = [_Part(field.type, max_distinct) for field in schema]
@@ -195,7 +219,6 @@ def column_statistics(
 
     total, pieces = parts(None), [*_pieces(files)]
     num_threads = _REMOTE_THREADS if rows.is_remote else _LOCAL_THREADS
-    bar = progress_bar(files.num_rows, "statistics", " rows", progress=progress)
     with ThreadPoolExecutor(num_threads) as pool, bar:
         try:
             for (_, start, stop), found in zip(pieces, pool.map(parts, pieces), strict=True):
@@ -205,7 +228,7 @@ def column_statistics(
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
             rows.close()
-    return {name: column.statistics() for name, column in zip(schema.names, total, strict=True)}
+    return total
 
 
 def _pieces(files: FileTable) -> Iterator[tuple[int, int, int]]:

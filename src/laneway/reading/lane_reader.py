@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from laneway.core.cursor import LaneRange
     from laneway.core.lanes import Segment
     from laneway.core.plan import Plan
-    from laneway.reading.selected import Rows
+    from laneway.reading.rows import Rows
     from laneway.reading.windows import PendingWindow, ReadAhead
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, final
+from typing import TYPE_CHECKING, final
 
 import numpy as np
 import pyarrow as pa
 
 from laneway.errors import DataFileError
+from laneway.reading.categories import CategoryReader
 from laneway.reading.reader import RowReader
 from laneway.reading.steps import Run, select
 
@@ -15,39 +16,38 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from laneway.catalog.manifest import Manifest
+    from laneway.reading.categories import Categories
     from laneway.reading.origin import Origin
+    from laneway.reading.rows import Rows
     from laneway.reading.selecting import RowSelection
     from laneway.storage.filesystem import Storage
 
 
-class Rows(Protocol):
-    """Reads rows of data files."""
-
-    @property
-    def is_remote(self) -> bool:
-        """Whether each read is a request to a storage."""
-
-    @property
-    def is_instant(self) -> bool:
-        """Whether a read only looks up addresses."""
-
-    def read(self, file_index: int, start: int, stop: int) -> pa.Table:
-        """Return the rows [start, stop) of a data file, of those that there are."""
-
-    def row_in_file(self, file_index: int, row: int) -> int:
-        """Return the number in its file of a row, counted as for `read`."""
-
-    def close(self) -> None:
-        """Close the files. The reader can still be used, and opens them again."""
-
-
 def open_rows(
-    manifest: Manifest, storage: Storage, schema: pa.Schema, origin: Origin | None, selection: RowSelection | None
+    manifest: Manifest,
+    storage: Storage,
+    schema: pa.Schema,
+    origin: Origin | None = None,
+    *,
+    selection: RowSelection | None = None,
+    categories: Categories | None = None,
 ) -> Rows:
-    """Return a reader of the rows of a selection; None: of all rows. See `RowReader` for the other arguments."""
+    """Return a reader of the rows of a selection, with ids in the place of categories.
+
+    Args:
+        manifest: The files.
+        storage: Where they are.
+        schema: The columns as they are delivered.
+        origin: Makes the columns that tell where rows come from; None: there are none.
+        selection: The rows; None: all.
+        categories: The vocabularies of some columns; None: there are none.
+    """
+    in_files = schema if categories is None else categories.as_read(schema)
     if selection is None:
-        return RowReader(manifest, storage, schema, origin)
-    return SelectedReader(manifest, storage, schema, origin, selection)
+        rows: Rows = RowReader(manifest, storage, in_files, origin)
+    else:
+        rows = SelectedReader(manifest, storage, in_files, origin, selection)
+    return rows if categories is None else CategoryReader(rows, categories, manifest)
 
 
 @final

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from laneway.convert.columns import ToStored
     from laneway.core.plan import FileRange, Plan
     from laneway.reading.parts import Part
-    from laneway.reading.selected import Rows
+    from laneway.reading.rows import Rows
 
 _REQUEST_BYTES: Final = 32 << 20
 """Maximum bytes to read at once from remote storage: neighbouring small pieces are read together."""

@@ -27,6 +27,7 @@ OTHER: dict[str, Any] = {
     "remainder": None,
     "drop_last": True,
     "selection": "filter (x > 3)",
+    "categories": "x: 3 values 0123456789abcdef",
     "order_version": 1,
     "fingerprint": "0",
     "world_size": 3,
