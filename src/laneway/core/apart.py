@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING, Any
 from laneway.core.consistency import require
 from laneway.core.differences import shorten
 from laneway.core.merge import differing_fields, merge_ranks, rank_problems, refuse_to_merge
-from laneway.core.schema import FIELDS, FORMAT_VERSION, SCOPE_APART, Role, names_of, parse_state, sealed, unwrap_state
+from laneway.core.schema import (
+    FIELDS,
+    FORMAT_VERSION,
+    REQUIRED,
+    SCOPE_APART,
+    Role,
+    names_of,
+    parse_state,
+    sealed,
+    unwrap_state,
+)
 from laneway.errors import CheckpointMismatchError
 
 if TYPE_CHECKING:
@@ -80,7 +90,7 @@ def state_of_rank(state: object, place: WorkerPlace) -> object:
 
 def _decode(state: State) -> list[State]:
     """Return the states of all ranks, in their order, checked to be those of one job."""
-    missing = [each.name for each in FIELDS if each.name not in state]
+    missing = [each.name for each in FIELDS if each.name not in state and each.default is REQUIRED]
     require(not missing, f"{', '.join(missing)} missing")
     version = state.get("version")
     is_known = type(version) is int and version <= FORMAT_VERSION

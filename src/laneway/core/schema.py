@@ -208,13 +208,23 @@ def positions_of(saved: SavedState) -> dict[int, LanePosition]:
     return found
 
 
-_identity_of = itemgetter(*(name for name in names_of(Role.IDENTITY, Role.DETAIL) if name != "digest"))
+_IDENTITY = [each for each in FIELDS if each.role in {Role.IDENTITY, Role.DETAIL} and each.name != "digest"]
+_REQUIRED_OF_IDENTITY = [each.name for each in _IDENTITY if each.default is REQUIRED]
+_DEFAULTS_OF_IDENTITY = {each.name: each.default for each in _IDENTITY if each.default is not REQUIRED}
 _others_of = itemgetter(*names_of(Role.JOB, Role.OWN))
 
 
 def seal_of(identity: Mapping[str, Any]) -> Seal:
-    """Return the seal of states with these fields of the identity."""
-    return Seal((FORMAT, FORMAT_VERSION, *_identity_of(identity)))
+    """Return the seal of states with these fields of the identity; those that have their default may be missing."""
+    values = [identity[name] for name in _REQUIRED_OF_IDENTITY]
+    others = {name: identity.get(name, default) for name, default in _DEFAULTS_OF_IDENTITY.items()}
+    return Seal((FORMAT, FORMAT_VERSION, *values, *without_defaults(others).items()))
+
+
+def without_defaults(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return some fields as a state holds them: without those of the identity that have their default."""
+    defaults = _DEFAULTS_OF_IDENTITY
+    return {name: value for name, value in fields.items() if name not in defaults or value != defaults[name]}
 
 
 def digest_with(seal: Seal, fields: Mapping[str, Any]) -> str:
@@ -226,7 +236,7 @@ def sealed(state: Mapping[str, Any]) -> dict[str, Any]:
     """Return a state whose fields were changed with the digest that it needs; older versions have none."""
     if state["version"] != FORMAT_VERSION:
         return dict(state)
-    return {**state, "digest": digest_with(seal_of(state), state)}
+    return {**without_defaults(state), "digest": digest_with(seal_of(state), state)}
 
 
 _KEY = "laneway"

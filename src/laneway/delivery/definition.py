@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Self
 
 from laneway.core.assignment import resolve_cut
 from laneway.core.cursor import Cursor
@@ -12,7 +12,7 @@ from laneway.delivery.context import Contexts
 from laneway.delivery.stream import BatchStream, ItemMaker, RowStream
 from laneway.reading.lane_reader import LaneReader
 from laneway.reading.origin import HIDDEN, PROVENANCE, Origin
-from laneway.reading.reader import RowReader
+from laneway.reading.selected import open_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from laneway.core.turns import WorkerPlace
     from laneway.delivery.stream import Stream
     from laneway.delivery.transforms import Transforms
+    from laneway.reading.categories import Categories
+    from laneway.reading.selecting import RowSelection
     from laneway.storage.filesystem import Storage
 
 
@@ -57,6 +59,10 @@ class Definition:
     """Whether the columns include those of `PROVENANCE`."""
     prefetch_windows: int
     """Windows of each lane that are read ahead."""
+    categories: Categories | None = None
+    """The vocabularies of columns that are delivered as ids; None: there are none."""
+    selection: RowSelection | None = None
+    """The rows that belong to the dataset; None: all."""
     collate_fn: Callable[[list[Any]], Any] | None = None
     """Builds an item from the rows of a batch, or of a turn if there are no batches; None: columns, or single rows."""
 
@@ -82,7 +88,13 @@ class Definition:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore the identity."""
-        vars(self).update(state, identity=Identity(state["manifest"].files, state["identity"]))
+        rows = None if state["selection"] is None else state["selection"].rows
+        vars(self).update(state, identity=Identity(state["manifest"].files, state["identity"], rows))
+
+    def with_selection(self, selection: RowSelection) -> Self:
+        """Return the definition of the rows of a selection."""
+        settings = replace(self.identity.settings, selection=selection.rows.text)
+        return replace(self, identity=Identity(self.manifest.files, settings, selection.rows), selection=selection)
 
     def num_items(self, place: WorkerPlace) -> int:
         """Return the number of batches, or rows if there are no batches, that a rank delivers in a whole epoch.
@@ -90,11 +102,11 @@ class Definition:
         Args:
             place: Any worker of the rank.
         """
-        return self.options.num_items(self.manifest.num_rows, place, self.identity.settings)
+        return self.options.num_items(self.identity.selected.num_rows, place, self.identity.settings)
 
     def warnings_for(self, place: WorkerPlace) -> list[str]:
         """Return what to warn of when the worker at `place` starts to read."""
-        return self.options.warnings_for(self.manifest.num_rows, place, self.identity.settings)
+        return self.options.warnings_for(self.identity.selected.num_rows, place, self.identity.settings)
 
     def resolve(self, progress: Progress, place: WorkerPlace) -> Assignment:
         """Return the assignment of the worker at `place`; see `laneway.core.assignment.resolve_cut`."""
@@ -116,7 +128,14 @@ class Definition:
         made = (PROVENANCE.names if self.provenance else []) + (HIDDEN.names if takes_context else [])
         converter = self.converter.with_columns(HIDDEN) if takes_context else self.converter
         origin = Origin(plan.epoch, frozenset(made)) if made else None
-        rows = RowReader(self.manifest, self.storage, converter.schema, origin)
+        rows = open_rows(
+            self.manifest,
+            self.storage,
+            converter.schema,
+            origin,
+            selection=self.selection,
+            categories=self.categories,
+        )
         lanes = LaneReader(plan, rows, converter.vectorized, self.prefetch_windows)
         contexts = Contexts(self.manifest.files.paths, seed=seed, epoch=plan.epoch) if takes_context else None
         return ItemMaker(lanes, converter, self.transform, contexts, self.collate_fn)

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from laneway.formats.arrow_files import Message
-    from laneway.formats.base import PlannedFile
+    from laneway.formats.base import BlockMatches, PlannedFile
     from laneway.formats.field_paths import FieldPath
     from laneway.formats.messages import MessageHeader
     from laneway.storage.filesystem import Storage
@@ -220,6 +220,10 @@ class ArrowBlocks:
                     batch.column(name).view(self._to_validate[name]).validate(full=True)
                     self._validated.add((index, name))
         return select_fields(pa.Table.from_batches(selected, schema), fields)
+
+    def matches(self, *_: object) -> BlockMatches | None:
+        """Return None: there are no statistics."""
+        return None
 
     def close(self) -> None:
         """Release the file; a memory map lives as long as the last table that was read from it."""
