@@ -18,7 +18,6 @@ from laneway.arguments import (
     check_size,
 )
 from laneway.catalog.manifest import open_source
-from laneway.convert.batches import BatchConverter
 from laneway.convert.columns import Output
 from laneway.copies import ChangeableDataset
 from laneway.core.lanes import MAX_LANES, Remainder
@@ -28,6 +27,7 @@ from laneway.core.turns import WorkerPlace
 from laneway.delivery.callers import check_readers
 from laneway.delivery.dataset_state import dataset_state, load_dataset_state
 from laneway.delivery.definition import Definition
+from laneway.delivery.delivered_columns import DeliveredColumns
 from laneway.delivery.iterators import DatasetIterator
 from laneway.delivery.row_errors import OnError, RowErrors
 from laneway.delivery.schedule import EpochSchedule
@@ -35,11 +35,8 @@ from laneway.delivery.transforms import Transforms
 from laneway.delivery.workers import is_collated_by_caller, is_in_worker
 from laneway.distributed import check_rank, data_parallel_rank
 from laneway.errors import StateUnavailableError
-from laneway.reading.categories import find_categories
 from laneway.reading.column_statistics import ColumnStatistics, column_statistics
 from laneway.reading.expressions import columns_of
-from laneway.reading.origin import PROVENANCE
-from laneway.reading.projection import select_columns, with_provenance
 from laneway.reading.selected import open_rows
 
 if TYPE_CHECKING:
@@ -204,29 +201,30 @@ class StatefulShardedDataset(ChangeableDataset):
             retries=retries,
             cache_dir=cache_dir,
         )
-        selected, vocabularies = select_columns(manifest, columns, schema), None
-        if categories:
-            vocabularies = find_categories(categories, manifest, storage, selected, cache_dir)
-            selected = vocabularies.as_delivered(selected)
-            settings = replace(settings, categories=vocabularies.text)
-        if provenance:
-            selected = with_provenance(selected)
         output = output or ("python" if batch_size is None else "torch")
-        converter = BatchConverter(selected, output, fill_null)
-        functions = Transforms(errors=RowErrors.of(on_error, filler, batch_size, output, converter))
+        delivered = DeliveredColumns.of(
+            manifest,
+            storage,
+            names=columns,
+            schema=schema,
+            categories=categories,
+            provenance=provenance,
+            output=output,
+            fill_null=fill_null,
+            cache_dir=cache_dir,
+        )
+        if delivered.categories is not None:
+            settings = replace(settings, categories=delivered.categories.text)
+        functions = Transforms(errors=RowErrors.of(on_error, filler, batch_size, output, delivered.converter))
         self.definition = Definition(
             identity=Identity(manifest.files, settings),
             options=options,
             place=place,
             manifest=manifest,
             storage=storage,
-            schema=selected,
-            output=output,
-            converter=converter,
+            columns=delivered,
             transform=functions if transform is None else functions.then(transform),
-            provenance=provenance,
             prefetch_windows=prefetch_windows,
-            categories=vocabularies,
         )
         """The files, order and conversion."""
         self._given_schema, self._cache_dir = schema, cache_dir
@@ -264,7 +262,7 @@ class StatefulShardedDataset(ChangeableDataset):
     @property
     def schema(self) -> pa.Schema:
         """Names and Arrow types of the columns that are delivered."""
-        return self.definition.schema
+        return self.definition.columns.schema
 
     def statistics(
         self, columns: Sequence[str] | None = None, *, max_distinct: int = 10_000, progress: bool | None = None
@@ -289,8 +287,7 @@ class StatefulShardedDataset(ChangeableDataset):
             ColumnStatistics(count=2, nulls=1, nans=0, min=1, max=3, mean=2.0, std=1.0, distinct=2)
         """
         definition = self.definition
-        delivered = [name for name in definition.schema.names if name not in PROVENANCE.names]
-        names = check_columns(delivered if columns is None else columns) or ()
+        names = check_columns(definition.columns.names_in_files if columns is None else columns) or ()
         schema = columns_of(definition.manifest, [*names], self._given_schema)
         rows = open_rows(definition.manifest, definition.storage, schema, selection=definition.selection)
         most = check_int("max_distinct", max_distinct, minimum=0)
@@ -299,7 +296,7 @@ class StatefulShardedDataset(ChangeableDataset):
     @property
     def categories(self) -> dict[str, list[Any]]:
         """Column that is delivered as ids -> its values, in the order of their ids."""
-        found = self.definition.categories
+        found = self.definition.columns.categories
         return {} if found is None else {name: values.to_pylist() for name, values in found.vocabularies.items()}
 
     @property
@@ -333,7 +330,7 @@ class StatefulShardedDataset(ChangeableDataset):
             f"  {definition.manifest!r},\n"
             f"{selected}"
             f"  {len(self.shards):,} shards {order},\n"
-            f"  {unit} as {definition.output}: {shown},\n"
+            f"  {unit} as {definition.columns.output}: {shown},\n"
             f"  rank {place.rank} of {place.world_size}, epoch {self.epoch}\n)"
         )
 

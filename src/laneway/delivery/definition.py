@@ -11,24 +11,18 @@ from laneway.core.plan import Identity
 from laneway.delivery.context import Contexts
 from laneway.delivery.stream import BatchStream, ItemMaker, RowStream
 from laneway.reading.lane_reader import LaneReader
-from laneway.reading.origin import HIDDEN, PROVENANCE, Origin
-from laneway.reading.selected import open_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import pyarrow as pa
-
     from laneway.catalog.manifest import Manifest
-    from laneway.convert.batches import BatchConverter
-    from laneway.convert.columns import Output
     from laneway.core.assignment import Assignment
     from laneway.core.options import LaneOptions
     from laneway.core.progress import Progress
     from laneway.core.turns import WorkerPlace
+    from laneway.delivery.delivered_columns import DeliveredColumns
     from laneway.delivery.stream import Stream
     from laneway.delivery.transforms import Transforms
-    from laneway.reading.categories import Categories
     from laneway.reading.selecting import RowSelection
     from laneway.storage.filesystem import Storage
 
@@ -47,20 +41,12 @@ class Definition:
     """The data files and their metadata."""
     storage: Storage
     """Storage of the data files."""
-    schema: pa.Schema
-    """Names and Arrow types of the columns that are delivered."""
-    output: Output
-    """Type of the delivered columns."""
-    converter: BatchConverter
-    """Converts them."""
+    columns: DeliveredColumns
+    """The columns that are delivered."""
     transform: Transforms
     """Called on each row, or on each batch of columns."""
-    provenance: bool
-    """Whether the columns include those of `PROVENANCE`."""
     prefetch_windows: int
     """Windows of each lane that are read ahead."""
-    categories: Categories | None = None
-    """The vocabularies of columns that are delivered as ids; None: there are none."""
     selection: RowSelection | None = None
     """The rows that belong to the dataset; None: all."""
     collate_fn: Callable[[list[Any]], Any] | None = None
@@ -125,16 +111,12 @@ class Definition:
     def _items(self, assignment: Assignment) -> ItemMaker:
         plan, seed = assignment.plan, self.identity.settings.seed
         takes_context = self.transform.takes_context
-        made = (PROVENANCE.names if self.provenance else []) + (HIDDEN.names if takes_context else [])
-        converter = self.converter.with_columns(HIDDEN) if takes_context else self.converter
-        origin = Origin(plan.epoch, frozenset(made)) if made else None
-        rows = open_rows(
+        rows, converter = self.columns.open(
             self.manifest,
             self.storage,
-            converter.schema,
-            origin,
+            epoch=plan.epoch,
             selection=self.selection,
-            categories=self.categories,
+            with_hidden=takes_context,
         )
         lanes = LaneReader(plan, rows, converter.vectorized, self.prefetch_windows)
         contexts = Contexts(self.manifest.files.paths, seed=seed, epoch=plan.epoch) if takes_context else None
