@@ -301,7 +301,7 @@ class StatefulShardedDataset(ChangeableDataset):
 
     @property
     def epoch(self) -> int:
-        """The epoch of the last pass, or the one chosen with `set_epoch` or loaded since."""
+        """The epoch of the last pass, or that of the next one if it was chosen with `set_epoch` or loaded since."""
         return self.schedule.epoch
 
     def __len__(self) -> int:

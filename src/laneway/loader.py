@@ -174,7 +174,7 @@ class SavableLoader(DataLoader[Any]):
 
     @property
     def epoch(self) -> int:
-        """The epoch of the last pass, or the one chosen with `set_epoch` or restored since."""
+        """The epoch of the last pass, or that of the next one if it was chosen with `set_epoch` or restored since."""
         return self._schedule.epoch
 
     @property

@@ -189,8 +189,8 @@ class ItemMaker:
             return result
         what = "None" if result is None else "a generator"
         message = (
-            f"transform returned {what}, but it must return the row or batch to deliver: drop rows with filter=, which "
-            "is planned, or on_error=; to turn one into several, pass a collate_fn that handles it"
+            f"transform returned {what}, but it must return the row or batch to deliver (is a return missing?): it "
+            "can't drop rows, as .filter() can, or turn one into several"
         )
         raise TypeError(message)
 
