@@ -16,7 +16,7 @@ from pyarrow.parquet.core import ParquetReader
 from laneway.core.files import digest
 from laneway.errors import DataFileError
 from laneway.formats.base import FileScan, name_error
-from laneway.formats.field_paths import find_field, select_fields
+from laneway.formats.field_paths import path_of, select_fields
 from laneway.formats.row_group_matches import row_group_matches
 from laneway.formats.row_groups import check_chunks, check_row_counts, chunk_range, leaf_ranges, memory_bytes
 from laneway.storage.entries import file_size
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     import pyarrow.compute as pc
 
     from laneway.formats.base import BlockMatches, BlockReader, PlannedFile
-    from laneway.formats.field_paths import FieldPath
     from laneway.storage.filesystem import Storage
     from laneway.storage.ranges import Data
 
@@ -246,13 +245,10 @@ class _Columns:
         """Decode the row groups [first, stop) of some columns."""
         # pyarrow interprets names as paths into structs too, but returns these structs, in file order.
         table: pa.Table = file.read_row_groups(list(range(first, stop)), columns=list(names))
-        return select_fields(table, [(name, self._path_of(name)) for name in names])
-
-    def _path_of(self, name: str) -> FieldPath:
-        return (name,) if name in self.leaves else find_field(self.schema, name) or (name,)
+        return select_fields(table, [(name, path_of(self.schema, name)) for name in names])
 
     def _leaves_of(self, name: str) -> range:
-        path = self._path_of(name)
+        path = path_of(self.schema, name)
         found, type_ = self.leaves[path[0]], self.schema.field(path[0]).type
         for each in path[1:]:
             found, type_ = leaf_ranges(type_, found.start)[each], type_.field(each).type
