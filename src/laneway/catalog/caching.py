@@ -9,7 +9,7 @@ import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, final
 
 import fsspec
 import pyarrow.fs
@@ -23,12 +23,14 @@ from laneway.storage.redaction import redact
 from laneway.storage.writing import write_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from laneway.storage.filesystem import Storage
 
     CacheDir: TypeAlias = str | os.PathLike[str] | bool | None
     """A directory or URL; True: the user's cache directory; None: the same for remote storage only; False: none."""
+
+Value = TypeVar("Value")
 
 _IDENTIFYING_OPTIONS: Final = frozenset(
     {"account_name", "endpoint", "endpoint_override", "endpoint_url", "fo", "host", "port"}
@@ -102,6 +104,21 @@ class CacheEntry:
             self._warn_once(f"the {self.kind} cache can't be read: {error}; {_HINT}")
             return None
 
+    def load(self, decode: Callable[[memoryview], Value]) -> Value | None:
+        """Return what the entry holds, or None if there is none, or, with a warning, if it is damaged.
+
+        Args:
+            decode: Called with the data of the entry; it raises DataFileError if they are damaged.
+        """
+        data = self.read()
+        if data is None:
+            return None
+        try:
+            return decode(data)
+        except DataFileError as error:
+            self._warn_damaged(error)
+            return None
+
     def write(self, data: bytes) -> None:
         """Replace the data of the entry atomically."""
         try:
@@ -111,10 +128,10 @@ class CacheEntry:
         except OSError as error:
             self._warn_once(f"the {self.kind} can't be cached, so the next run will scan again: {error}; {_HINT}")
 
-    def warn_damaged(self, reason: DataFileError) -> None:
-        """Warn that the entry is damaged and will be replaced."""
+    def _warn_damaged(self, reason: DataFileError) -> None:
+        """Warn that the entry will be replaced."""
         message = f"a cached {self.kind} is unusable, scanning again: {reason}; if this repeats, {_HINT}"
-        warnings.warn(message, ManifestCacheWarning, stacklevel=2)
+        warnings.warn(message, ManifestCacheWarning, stacklevel=3)
 
     @property
     def _path(self) -> str:

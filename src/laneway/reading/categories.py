@@ -11,7 +11,6 @@ import pyarrow.compute as pc
 
 from laneway.catalog.caching import CacheEntry
 from laneway.convert.arrays import decode
-from laneway.convert.column_types import decoded_type
 from laneway.errors import ColumnConversionError, DataFileError, SchemaMismatchError
 from laneway.reading.column_statistics import compared_type, distinct_values
 from laneway.reading.reader import RowReader
@@ -158,7 +157,7 @@ def find_categories(
     if missing.names:
         rows = RowReader(manifest, storage, missing)
         for name, values in distinct_values(rows, missing, manifest.files).items():
-            found[name] = values.take(_compute.array_sort_indices(values))
+            found[name] = values.sort()
             entry = entries[name]
             if entry is not None:
                 entry.write(_encode(found[name]))
@@ -190,8 +189,7 @@ def _vocabulary_type(field: pa.Field[Any]) -> pa.DataType:
 
 
 def _ids(values: Any, vocabulary: Any) -> Any:  # noqa: ANN401 - arrays
-    plain = values if decoded_type(values.type) is None else decode(values)
-    return _compute.index_in(plain.cast(vocabulary.type), value_set=vocabulary).cast(pa.int64())
+    return _compute.index_in(decode(values).cast(vocabulary.type), value_set=vocabulary).cast(pa.int64())
 
 
 def _digest(values: Any) -> str:  # noqa: ANN401 - an array
@@ -213,22 +211,18 @@ def _entry(manifest: Manifest, storage: Storage, cache_dir: CacheDir, field: pa.
 
 def _cached(entry: CacheEntry | None, type_: pa.DataType) -> Any:  # noqa: ANN401 - an array
     """Return a cached vocabulary, or None."""
-    data = None if entry is None else entry.read()
-    if entry is None or data is None:
-        return None
+    return None if entry is None else entry.load(lambda data: _decode(data, type_, entry.redacted_path))
+
+
+def _decode(data: memoryview, type_: pa.DataType, name: str) -> Any:  # noqa: ANN401 - an array
     try:
-        return _decode_vocabulary(data, type_)
+        table = pa.ipc.open_stream(pa.py_buffer(data)).read_all()
+        table.validate(full=True)
+        (values,) = table["values"].chunks
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-        message = f"{entry.redacted_path} is damaged: {error}"
-        entry.warn_damaged(DataFileError(message))
-        return None
-
-
-def _decode_vocabulary(data: memoryview, type_: pa.DataType) -> Any:  # noqa: ANN401 - an array
-    table = pa.ipc.open_stream(pa.py_buffer(data)).read_all()
-    table.validate(full=True)
-    (values,) = table["values"].chunks
+        message = f"{name} is damaged: {error}"
+        raise DataFileError(message) from error
     if not values.type.equals(type_) or values.null_count or len(_compute.unique(values)) < len(values):
-        message = f"it is no vocabulary of type {type_}"
-        raise ValueError(message)
+        message = f"{name} is damaged: it is no vocabulary of type {type_}"
+        raise DataFileError(message)
     return values

@@ -52,14 +52,7 @@ class CountsCache:
     def read(self, text: str) -> Counts | None:
         """Return the counts of a selection, or None if they are not cached."""
         entry = self._entry(text)
-        data = None if entry is None else entry.read()
-        if entry is None or data is None:
-            return None
-        try:
-            return self._decode(data, text, entry.redacted_path)
-        except DataFileError as error:
-            entry.warn_damaged(error)
-            return None
+        return None if entry is None else entry.load(lambda data: self._decode(data, text, entry.redacted_path))
 
     def write(self, text: str, counts: Counts) -> None:
         """Cache the counts of a selection."""
