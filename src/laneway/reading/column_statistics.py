@@ -6,7 +6,6 @@ import math
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, final
 
 import numpy as np
@@ -17,17 +16,13 @@ import pyarrow.types as kinds
 from laneway.catalog.progress_bar import ProgressBar, progress_bar
 from laneway.convert.arrays import decode
 from laneway.convert.column_types import decoded_type
+from laneway.reading.block_runs import block_runs, num_reading_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from laneway.core.files import FileTable
     from laneway.reading.rows import Rows
-
-_PIECE_BYTES: Final = 64 << 20
-"""Most bytes of neighbouring blocks that are read at once, if all their columns were."""
-_REMOTE_THREADS: Final = 16
-_LOCAL_THREADS: Final = 4
 
 _STAND_INS: Final[tuple[tuple[Callable[[pa.DataType], bool], pa.DataType], ...]] = (
     (kinds.is_float16, pa.float32()),
@@ -114,7 +109,7 @@ class _Part:
 
     def add(self, column: Any) -> None:  # noqa: ANN401 - an array
         """Add rows."""
-        values = column if decoded_type(column.type) is None else decode(column)
+        values = decode(column)
         self.nulls += values.null_count
         type_ = self._type
         if type_ is None:
@@ -209,39 +204,27 @@ def distinct_values(rows: Rows, schema: pa.Schema, files: FileTable) -> dict[str
 def _collect(rows: Rows, schema: pa.Schema, files: FileTable, max_distinct: int, bar: ProgressBar) -> list[_Part]:
     """Return the statistics of each column in all rows."""
 
-    def parts(piece: tuple[int, int, int] | None) -> list[_Part]:
-        found = [_Part(field.type, max_distinct) for field in schema]
-        if piece is not None:
-            for part, column in zip(found, rows.read(*piece).columns, strict=True):
-                for chunk in column.chunks:
-                    part.add(chunk)
-        return found
+    def empty() -> list[_Part]:
+        return [_Part(field.type, max_distinct) for field in schema]
 
-    total, pieces = parts(None), [*_pieces(files)]
-    num_threads = _REMOTE_THREADS if rows.is_remote else _LOCAL_THREADS
-    with ThreadPoolExecutor(num_threads) as pool, bar:
+    def read(run: tuple[int, int, int]) -> tuple[int, list[_Part]]:
+        file_index, first, stop = run
+        base = files.block_starts[file_index]
+        starts = files.block_row_starts[base : base + stop + 1] - files.block_row_starts[base]
+        table, found = rows.read(file_index, int(starts[first]), int(starts[stop])), empty()
+        for part, column in zip(found, table.columns, strict=True):
+            for chunk in column.chunks:
+                part.add(chunk)
+        return table.num_rows, found
+
+    total, runs = empty(), [*block_runs(files, files.block_rows > 0)]
+    with ThreadPoolExecutor(num_reading_threads(is_remote=rows.is_remote)) as pool, bar:
         try:
-            for (_, start, stop), found in zip(pieces, pool.map(parts, pieces), strict=True):
+            for num_rows, found in pool.map(read, runs):
                 for column, part in zip(total, found, strict=True):
                     column.merge(part)
-                bar.update(stop - start)
+                bar.update(num_rows)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
             rows.close()
     return total
-
-
-def _pieces(files: FileTable) -> Iterator[tuple[int, int, int]]:
-    """Yield file, first row and one past the last row of what is read at once."""
-    for file_index, (first, stop) in enumerate(pairwise(files.block_starts.tolist())):
-        start, end, num_bytes = 0, 0, 0
-        for rows, size in zip(
-            files.block_rows[first:stop].tolist(), files.block_memory_bytes[first:stop].tolist(), strict=True
-        ):
-            if num_bytes and num_bytes + size > _PIECE_BYTES:
-                if end > start:
-                    yield file_index, start, end
-                start, num_bytes = end, 0
-            end, num_bytes = end + rows, num_bytes + size
-        if end > start:
-            yield file_index, start, end

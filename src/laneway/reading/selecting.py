@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, final
+from typing import TYPE_CHECKING, final
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +12,7 @@ import pyarrow as pa
 from laneway.catalog.progress_bar import progress_bar
 from laneway.core.selection import Selection
 from laneway.reading import pruning
+from laneway.reading.block_runs import block_runs, num_reading_threads
 from laneway.reading.counts_cache import Counts, CountsCache
 from laneway.reading.expressions import Filter, filter_of
 from laneway.reading.reader import RowReader
@@ -26,11 +27,6 @@ if TYPE_CHECKING:
     from laneway.catalog.manifest import Manifest
     from laneway.reading.steps import Step
     from laneway.storage.filesystem import Storage
-
-_RUN_BYTES: Final = 64 << 20
-"""Most bytes of neighbouring blocks that are read at once, if all their columns were."""
-_REMOTE_THREADS: Final = 16
-_LOCAL_THREADS: Final = 4
 
 
 @final
@@ -117,7 +113,7 @@ class Planner:
         before = () if selection is None else selection.steps
         counting = _Counting(self._manifest, self._storage, before, left, columns, self._progress)
         found = []
-        with ThreadPoolExecutor(_LOCAL_THREADS if self._storage.is_local else _REMOTE_THREADS) as pool:
+        with ThreadPoolExecutor(num_reading_threads(is_remote=not self._storage.is_local)) as pool:
             try:
                 found = [counting.decide(step, pool) for step in steps]
                 runs = [*counting.runs(np.logical_or.reduce([each.block_rows < 0 for each in found]))] if found else []
@@ -209,30 +205,16 @@ class _Counting:
             counts[blocks] = run.count_by_block(select((step,), pa.table({}), run))
 
     def runs(self, is_unknown: NDArray[np.bool_]) -> Iterator[tuple[int, int, int]]:
-        """Yield file, first block and one past the last block of what is to be read at once."""
+        """Return what is to be read at once: blocks of which all rows are left, or blocks of which some are."""
         files = self.manifest.files
-        blocks = np.flatnonzero(is_unknown)
-        file_of = np.searchsorted(files.block_starts, blocks, side="right") - 1
-        is_whole = self.left[blocks] == files.block_rows[blocks]
-        start, num_bytes = 0, 0
-        for i in range(1, len(blocks) + 1):
-            num_bytes += int(files.block_memory_bytes[blocks[i - 1]])
-            if (
-                i == len(blocks)
-                or blocks[i] != blocks[i - 1] + 1
-                or file_of[i] != file_of[start]
-                or is_whole[i] != is_whole[start]
-                or num_bytes + int(files.block_memory_bytes[blocks[i]]) > _RUN_BYTES
-            ):
-                file_index = int(file_of[start])
-                base = int(files.block_starts[file_index])
-                yield file_index, int(blocks[start]) - base, int(blocks[i - 1]) + 1 - base
-                start, num_bytes = i, 0
+        return block_runs(files, is_unknown, self.left == files.block_rows)
 
     def _reader(self, names: tuple[str, ...]) -> RowReader:
         """Return the reader of some columns, which all threads share."""
-        schema = pa.schema([self.columns.field(name) for name in names])
-        return self.readers.setdefault(names, RowReader(self.manifest, self.storage, schema))
+        if names not in self.readers:
+            schema = pa.schema([self.columns.field(name) for name in names])
+            self.readers.setdefault(names, RowReader(self.manifest, self.storage, schema))
+        return self.readers[names]
 
     def close(self) -> None:
         """Close the files."""
