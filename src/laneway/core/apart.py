@@ -43,10 +43,11 @@ def merge_gathered(states: Sequence[State]) -> State:
         StateFormatError: One of the values is not a state.
         CheckpointMismatchError: The states are of different jobs, or a rank is missing or occurs twice.
     """
-    fields = [parse_state(state).fields for state in states]
+    saved = [*map(parse_state, states)]
+    fields = [each.fields for each in saved]
     epochs = {each["epoch"] for each in fields}
     if len(epochs) == 1:
-        return merge_ranks(states, same_step=False)
+        return merge_ranks(saved, same_step=False)
     refuse_to_merge(_problems(fields))
     of_job = dict.fromkeys(("lanes", "turn_rows", "lane_world_size", "lane_batch_turns", "lane_remainder"))
     of_job |= dict.fromkeys(("lane_indices", "offsets")) | {"next_turn": 0, "part_rows": 0, "earlier_cuts": []}

@@ -15,6 +15,8 @@ from laneway.errors import CheckpointMismatchError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from laneway.core.schema import SavedState
+
 MAX_PROBLEMS = 10
 """Number of problems that an error lists."""
 
@@ -53,18 +55,17 @@ def merge_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if not states:
         message = "there is nothing to merge: pass the states of all ranks"
         raise CheckpointMismatchError(message)
-    return merge_ranks(states, same_step=True)
+    return merge_ranks([*map(parse_state, states)], same_step=True)
 
 
-def merge_ranks(states: Sequence[Mapping[str, Any]], *, same_step: bool) -> dict[str, Any]:
+def merge_ranks(saved: Sequence[SavedState], *, same_step: bool) -> dict[str, Any]:
     """Merge the states of all ranks; see `merge_states`.
 
     Args:
-        states: One state per rank, in any order.
+        saved: One state per rank, in any order.
         same_step: Whether to refuse states of different steps. States that all ranks took at the same time are
             consistent at any steps.
     """
-    saved = [parse_state(state) for state in states]
     parsed = [state.fields for state in saved]
     first = parsed[0]
     problems = _few(differing_fields(parsed, names_of(Role.IDENTITY, Role.JOB)))

@@ -71,7 +71,7 @@ def test_states_that_differ_in_any_shared_field_are_refused_and_the_field_is_nam
         merge_states(states)
     assert f"  {name}: rank 0 has " in str(refused.value)
     with pytest.raises(CheckpointMismatchError, match=f"{name}: rank 0 has"):
-        merge_ranks(states, same_step=False)
+        merge_ranks([*map(parse_state, states)], same_step=False)
 
 
 def test_merged_positions_are_in_lane_order_with_their_offsets() -> None:
@@ -130,7 +130,7 @@ def test_ranks_at_different_steps_are_merged_only_if_requested() -> None:
     states = [rank_state(0, LanePosition(2), next_turn=2), rank_state(1, LanePosition(6), next_turn=6)]
     with pytest.raises(CheckpointMismatchError, match="step: rank 0 has delivered 2 rows, rank 1 has delivered 6"):
         merge_states(states)
-    merged = merge_ranks(states, same_step=False)
+    merged = merge_ranks([*map(parse_state, states)], same_step=False)
     assert (merged["positions"], merged["next_turn"]) == ([2, 6], 6)
 
 
