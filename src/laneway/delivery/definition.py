@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from laneway.core.progress import Progress
     from laneway.core.turns import WorkerPlace
     from laneway.delivery.delivered_columns import DeliveredColumns
+    from laneway.delivery.schedule import EpochSchedule
     from laneway.delivery.stream import Stream
     from laneway.delivery.transforms import Transforms
     from laneway.reading.selecting import RowSelection
@@ -90,9 +91,10 @@ class Definition:
         """
         return self.options.num_items(self.identity.selected.num_rows, place, self.identity.settings)
 
-    def warnings_for(self, place: WorkerPlace) -> list[str]:
-        """Return what to warn of when the worker at `place` starts to read."""
-        return self.options.warnings_for(self.identity.selected.num_rows, place, self.identity.settings)
+    def warnings_at_start(self, schedule: EpochSchedule, place: WorkerPlace) -> list[str]:
+        """Return what to warn of when the worker at `place` starts to read the next pass of `schedule`."""
+        of_options = self.options.warnings_for(self.identity.selected.num_rows, place, self.identity.settings)
+        return [*of_options, *filter(None, [schedule.warning_at_start(place)])]
 
     def resolve(self, progress: Progress, place: WorkerPlace) -> Assignment:
         """Return the assignment of the worker at `place`; see `laneway.core.assignment.resolve_cut`."""

@@ -112,6 +112,11 @@ class ItemMaker:
                     return ranges, index
         return None
 
+    def _name_of(self, row: Any, ranges: list[LaneRange] | None, index: int | None) -> str:  # noqa: ANN401 - see above
+        """Return the file and number of a row; without its place, of one that `rows` returned."""
+        place = self._latest_place(row) if ranges is None or index is None else (ranges, index)
+        return self._lanes.locate(*place) if place else "unknown"
+
     def _row(self, row: Any, ranges: list[LaneRange] | None = None, index: int | None = None) -> Any:  # noqa: ANN401
         """Return the result of the user's functions for a row, or what is delivered instead."""
         errors = self.transform.errors
@@ -121,8 +126,7 @@ class ItemMaker:
         try:
             result = self.transform(item, context)
         except Exception as error:  # noqa: BLE001 - the user's functions may raise any
-            place = self._latest_place(row) if ranges is None or index is None else (ranges, index)
-            return errors.hide(error, item, lambda: self._lanes.locate(*place) if place else "unknown")
+            return errors.hide(error, item, lambda: self._name_of(row, ranges, index))
         return errors.accept(self._checked(result, is_delivered=self._delivers_results))
 
     def close(self) -> None:
