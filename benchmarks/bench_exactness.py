@@ -1,4 +1,4 @@
-"""Which rows does a job lose or repeat when it stops in mid-epoch and resumes, on the same or other ranks and workers?
+"""Which rows does a job lose or repeat when it stops mid-epoch and resumes, on the same or other ranks and workers?
 
 A job of two ranks with two workers each reads a shuffled epoch, and stops after some batches. Another job loads what it
 saved and reads the rest: on as many ranks and workers, with three workers per rank, or on three ranks. Every rank is a

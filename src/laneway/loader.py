@@ -191,7 +191,7 @@ class SavableLoader(DataLoader[Any]):
         return len(self._runner)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Refuse to copy or pickle a loader in mid-pass: its workers stay in this process."""
+        """Refuse to copy or pickle a loader in the middle of a pass: its workers stay in this process."""
         if self._runner.last is not None:
             message = (
                 "a SavableLoader that has begun a pass can't be copied or pickled: save its state_dict(), and load it "

@@ -1,4 +1,4 @@
-"""Files whose columns differ, read with torchdata's StatefulDataLoader and resumed in mid-epoch."""
+"""Files whose columns differ, read with torchdata's StatefulDataLoader and resumed mid-epoch."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ class Row(NamedTuple):
     order: str
     """What the script does before it iterates."""
     mid_epoch: str
-    """What the next pass delivers after a state in mid-epoch."""
+    """What the next pass delivers after a state that was saved mid-epoch."""
     last_batch: str
     """After a state of the last batch."""
     after_loop: str

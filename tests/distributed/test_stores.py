@@ -62,7 +62,7 @@ def test_saving_opens_no_connection_and_leaves_no_key_in_the_store(run_ranks: Ru
 
 
 def check_round_trip(corpus: Path) -> None:
-    """Save and restore in mid-epoch, and check that the epoch goes on where it was."""
+    """Save and restore mid-epoch, and check that the epoch goes on where it was."""
     loader = make_loader(corpus)
     batches = iter(loader)
     list(islice(batches, 2))

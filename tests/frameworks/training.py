@@ -1,4 +1,4 @@
-"""What the tests with real frameworks share: training that is killed in mid-epoch, and resumed by other processes.
+"""What the tests with real frameworks share: training that is killed mid-epoch, and resumed by other processes.
 
 Each framework has a function `train(run)` that trains on the batches of `run.loader()`, calls `run.record(batch)` on
 each of them, saves a checkpoint after batch `run.save_at` and dies after batch `run.die_at`.

@@ -103,7 +103,7 @@ def check_readers(dataset: object, *, world_size: int) -> None:
 
 
 def check_resumes_with_state(dataset: object) -> None:
-    """Check that no trainer on the call stack resumes in mid-epoch, as `dataset` is about to start with the first row.
+    """Check that no trainer on the call stack resumes mid-epoch, as `dataset` is about to start with the first row.
 
     Raises:
         LanewayError: One does, and the dataset is the one it trains on.
