@@ -57,8 +57,8 @@ def make_dataset(corpus: Path, world_size: int) -> StatefulShardedDataset:
         batch_size=GLOBAL_BATCH // world_size,
         lanes=6,
         turn_rows=16,
-        # DDP waits forever for a rank that has no batch left, so all lanes must be equally long. The 57,600 rows of
-        # the demo divide by 6, so "pad" adds nothing here; otherwise it repeats up to one row per lane.
+        # DDP waits forever for a rank that has no batch left, so all ranks must have as many. The 57,600 rows of the
+        # demo are a multiple of the global batch, so "pad" adds nothing here; otherwise each rank repeats up to one row.
         remainder="pad",
         # Small shards and windows for a small corpus; use the defaults for data of a usual size.
         shard_rows=500,

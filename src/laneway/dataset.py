@@ -87,8 +87,9 @@ class StatefulShardedDataset(ChangeableDataset):
         lanes: Number of independent streams that an epoch is cut into. With a multiple of the total number of workers,
             the global order depends on neither ranks nor workers. None: one for each worker.
         turn_rows: Rows taken from a lane before it is the next lane's turn; divides `batch_size`. None: one batch.
-        remainder: How to handle the one row by which ranks differ: "pad" repeats a row, "drop" omits one, so that
-            ranks deliver the same number of batches; "keep" does neither. None: "keep" on one rank, else "pad".
+        remainder: How to handle the one row by which ranks differ: "pad" repeats a row at the end of the epoch,
+            "drop" omits one, so that ranks deliver the same number of batches; "keep" does neither. None: "keep" on
+            one rank, else "pad".
         batch_size: Rows of a batch; None: single rows. Only the last batch of each rank may be shorter.
         drop_last: Whether to drop that batch on all ranks, unless all of them have a whole one.
         output: Type of the columns: "python", "numpy", "torch" or "arrow". None: "torch" for batches, "python" for
