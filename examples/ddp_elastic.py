@@ -58,7 +58,7 @@ def make_dataset(corpus: Path, world_size: int) -> StatefulShardedDataset:
         lanes=6,
         turn_rows=16,
         # DDP waits forever for a rank that has no batch left, so all ranks must have as many. The 57,600 rows of the
-        # demo are a multiple of the global batch, so "pad" adds nothing here; otherwise each rank repeats up to one row.
+        # demo are a multiple of the global batch, so "pad" adds nothing here; otherwise a rank may repeat one row.
         remainder="pad",
         # Small shards and windows for a small corpus; use the defaults for data of a usual size.
         shard_rows=500,

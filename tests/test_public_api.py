@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import pickle
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -174,6 +175,17 @@ def test_errors_can_be_caught_as_what_they_were() -> None:
     too_wide = {object, BaseException, Exception}
     found = {name: ", ".join(base.__name__ for base in bases[name] if base not in too_wide) for name in ERRORS}
     check(found, ERRORS)
+
+
+def test_tracebacks_name_errors_as_they_are_imported() -> None:
+    found = [getattr(laneway, name) for name in ERRORS]
+    assert {each.__module__ for each in found} == {"laneway"}
+    assert pickle.loads(pickle.dumps(found)) == found
+
+
+def test_the_source_of_public_classes_is_found() -> None:
+    classes = [getattr(laneway, name) for name in laneway.__all__ if name not in {*ERRORS, "merge_states"}]
+    assert [each for each in classes if f"class {each.__name__}" not in inspect.getsource(each)] == []
 
 
 def test_functions_and_constructors_take_what_they_did() -> None:

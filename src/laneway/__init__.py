@@ -1,7 +1,6 @@
 """Stateful iterable datasets for PyTorch: stop after any batch and resume exactly there, on any number of machines."""
 
 from laneway.catalog.manifest import Manifest
-from laneway.convert.batches import NullInColumnError
 from laneway.core.merge import merge_states
 from laneway.core.shards import Shard
 from laneway.dataset import StatefulShardedDataset
@@ -13,6 +12,7 @@ from laneway.errors import (
     DataFileError,
     LanewayError,
     ManifestCacheWarning,
+    NullInColumnError,
     SchemaMismatchError,
     StateFormatError,
     StateUnavailableError,
@@ -41,3 +41,8 @@ __all__ = [
     "merge_states",
 ]
 __version__ = "0.1.0"
+
+# Tracebacks say where an exception can be imported from. The other classes name the module that has their source.
+for _name in __all__:
+    if isinstance(_found := globals()[_name], type) and issubclass(_found, Exception):
+        _found.__module__ = __name__

@@ -1,5 +1,7 @@
 """The exceptions of laneway: each derives from LanewayError and from the closest builtin."""
 
+from __future__ import annotations
+
 
 class LanewayError(Exception):
     """Base class of all errors that laneway raises.
@@ -30,6 +32,44 @@ class SchemaMismatchError(LanewayError, ValueError):
 
 class ColumnConversionError(LanewayError, TypeError):
     """A column can't be converted to `output` without loss."""
+
+
+class NullInColumnError(ColumnConversionError):
+    """A column has a null, which a tensor or an array can't represent."""
+
+    # The message alone is enough: DataLoader re-raises a worker's exception from its message.
+    def __init__(
+        self,
+        message: str,
+        *,
+        column: str | None = None,
+        type_name: str | None = None,
+        row_index: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.column = column
+        """Name of the column."""
+        self.type_name = type_name
+        """The column's Arrow type as a string."""
+        self.row_index = row_index
+        """Index of the row within the batch that was converted."""
+
+    @classmethod
+    def found(cls, column: str, type_name: str, row_index: int, row_name: str | None = None) -> NullInColumnError:
+        """Return the error for a null in row `row_index` of a batch, which the message calls `row_name`."""
+        row_name = row_name or f"row {row_index} of this batch"
+        message = (
+            f"column {column!r} of type {type_name} has a null in {row_name}, and numbers in a tensor or an "
+            f"array can't be null: give a replacement, such as fill_null={{{column!r}: 0}}, "
+            f'or use output="python" or "arrow", which keep nulls'
+        )
+        return cls(message, column=column, type_name=type_name, row_index=row_index)
+
+    def at(self, row_name: str) -> NullInColumnError:
+        """Return the same error with a message that calls the row `row_name`, such as "row 7 of part-0.parquet"."""
+        if self.column is None or self.type_name is None or self.row_index is None:
+            return self
+        return self.found(self.column, self.type_name, self.row_index, row_name)
 
 
 class CollectiveError(LanewayError, RuntimeError):

@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch.utils.data import default_collate
 
-from laneway.convert.batches import NullInColumnError
 from laneway.core.cursor import LaneRange, Positions
 from laneway.delivery.packing import SentItem, pack
 from laneway.delivery.passes import Delivery, Pass, RowsDelivery, Taken
 from laneway.delivery.row_errors import SKIPPED
 from laneway.delivery.workers import is_in_worker
-from laneway.errors import ColumnConversionError
+from laneway.errors import ColumnConversionError, NullInColumnError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

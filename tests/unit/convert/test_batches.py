@@ -21,10 +21,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, IterableDataset
 
-from laneway.convert.batches import BatchConverter, NullInColumnError
+from laneway.convert.batches import BatchConverter
 from laneway.convert.columns import Output
 from laneway.convert.open_rows import OpenRows
-from laneway.errors import ColumnConversionError, LanewayError, SchemaMismatchError
+from laneway.errors import ColumnConversionError, LanewayError, NullInColumnError, SchemaMismatchError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pytest
 
 from laneway.catalog.manifest import scan_source
-from laneway.convert.batches import BatchConverter, NullInColumnError
+from laneway.convert.batches import BatchConverter
 from laneway.core.lanes import Segment
-from laneway.errors import ColumnConversionError, DataFileError
+from laneway.errors import ColumnConversionError, DataFileError, NullInColumnError
 from laneway.reading.projection import select_columns
 from laneway.reading.reader import RowReader
 from laneway.reading.windows import WindowReader
