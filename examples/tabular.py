@@ -188,7 +188,7 @@ def main() -> None:
         set(trained) | set(evaluated) == wanted
         and not set(trained) & set(evaluated)
         and len(evaluated) == len(set(evaluated))
-        and repeated <= 2
+        and repeated < len(second)
     )
     print(f"      trained on {len(set(trained)):,} rows, {repeated} of them twice to keep ranks equal")
     print(f"      {'every wanted row was trained on or evaluated, none both' if is_right else 'WRONG ROWS'}")
