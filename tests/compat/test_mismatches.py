@@ -56,9 +56,12 @@ def refusal(
         ({"shuffle": False}, "shuffle: saved True, this run has False"),
         ({"shard_rows": 5}, "shard_rows: saved 4, this run has 5"),
         ({"shard_rows": None}, "shard_rows: saved 4, this run has None"),
-        ({"shard_bytes": "1MiB"}, "shard_bytes: saved 8388608, this run has 1048576"),
-        ({"window_bytes": 401}, "window_bytes: saved 400, this run has 401"),
-        ({"remainder": "drop"}, "remainder: saved None, this run has 'drop'"),
+        ({"shard_bytes": "1MiB"}, "shard_bytes: saved 8 MiB, this run has 1 MiB"),
+        ({"window_bytes": 401}, "window_bytes: saved 400 bytes, this run has 401 bytes"),
+        (
+            {"remainder": "drop"},
+            """remainder: saved None, this run has 'drop' (None: "keep" on one rank, "pad" on several)""",
+        ),
         ({"drop_last": True}, "drop_last: saved False, this run has True"),
     ],
 )

@@ -16,6 +16,7 @@ from laneway.core.saved_files import (
     part_digests,
     part_starts,
 )
+from laneway.wording import size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -31,20 +32,27 @@ _REPR = reprlib.Repr()
 """Doesn't write out a large value only to truncate it."""
 _REPR.maxlevel, _REPR.maxlist, _REPR.maxstring, _REPR.maxother = 3, 20, 80, 80
 _MAX_PATH_LENGTH = 300
+_DEFAULTS = {"remainder": 'None: "keep" on one rank, "pad" on several'}
+"""Setting -> what its default means."""
 _OTHER_CONTENTS = "the same files had other row groups, or other columns, when this state was saved"
 
 
 def identity_differences(names: Iterable[str], saved: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:
     """Return a line for each of these fields that differs between a saved state and the current run."""
-    return [
-        f"{name}: saved {_whole(saved[name])}, this run has {_whole(present[name])}"
-        for name in names
-        if saved[name] != present[name]
-    ]
+    found = []
+    for name in names:
+        values = saved[name], present[name]
+        if values[0] != values[1]:
+            was, now = (_shown(name, value) for value in values)
+            note = _DEFAULTS.get(name) if None in values else None
+            found.append(f"{name}: saved {was}, this run has {now}" + (f" ({note})" if note else ""))
+    return found
 
 
-def _whole(value: object) -> str:
-    """Return the repr of a setting, of a text up to 400 characters."""
+def _shown(name: str, value: object) -> str:
+    """Return a setting as a message shows it: bytes with a unit, a text up to 400 characters."""
+    if name.endswith("_bytes") and type(value) is int:
+        return size(value)
     if isinstance(value, str):
         return repr(value) if len(value) <= _MAX_TEXT_LENGTH else f"{value[:_MAX_TEXT_LENGTH]!r}..."
     return shorten(value)

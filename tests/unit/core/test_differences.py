@@ -36,6 +36,11 @@ def test_different_fields_are_listed_with_both_values() -> None:
     assert identity_differences(["rest"], saved, present) == []
 
 
+def test_sizes_have_units() -> None:
+    lines = identity_differences(["shard_bytes"], {"shard_bytes": 2**23}, {"shard_bytes": 10**9 + 1})
+    assert lines == ["shard_bytes: saved 8 MiB, this run has 1,000,000,001 bytes"]
+
+
 def changed(files: FileTable, index: int, **values: int | str) -> FileTable:
     """Return a table in which one file is different."""
     columns: dict[str, object] = {}

@@ -1,0 +1,27 @@
+"""Numbers as messages say them: counts with their noun, sizes with their unit."""
+
+from __future__ import annotations
+
+from typing import Final
+
+_UNITS: Final = {"TiB": 2**40, "TB": 10**12, "GiB": 2**30, "GB": 10**9, "MiB": 2**20, "MB": 10**6, "KiB": 2**10}
+"""Largest first."""
+
+
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """Return a number with its noun, such as "1 file" or "1,200 files".
+
+    Args:
+        number: The number.
+        noun: The noun, in the singular.
+        plural: Its plural; None: with an "s".
+    """
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+
+
+def size(num_bytes: int) -> str:
+    """Return a size in the largest unit of which it is a whole number, such as "8 MiB", "1 GB" or "401 bytes"."""
+    for unit, factor in _UNITS.items():
+        if num_bytes and num_bytes % factor == 0:
+            return f"{num_bytes // factor:,} {unit}"
+    return counted(num_bytes, "byte")
