@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from laneway import CheckpointMismatchError, StateFormatError, StatefulShardedDataset
+from laneway import CheckpointMismatchError, SavableLoader, StateFormatError, StatefulShardedDataset
 from laneway.core.schema import sealed
 from tests.compat.loaders import ids, loader_raises, make_loader, saved
 from tests.corpora import rows as corpus_rows
@@ -18,6 +18,8 @@ from tests.corpora import write_blocks, write_corpus
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from laneway.core.lanes import Remainder
 
 ARGUMENTS: dict[str, Any] = {"batch_size": 4, "shuffle": True, "seed": 42, "shard_rows": 4, "window_bytes": 400}
 
@@ -34,6 +36,29 @@ def state_of(corpus: Path, num_batches: int = 3, **arguments: Any) -> dict[str, 
     for _ in range(num_batches):
         next(batches)
     return dataset.state_dict()
+
+
+def job_state_of(corpus: Path, remainder: Remainder | None, world_size: int) -> dict[str, Any]:
+    """Return the state of a job after two batches of each rank."""
+    loader = SavableLoader(
+        StatefulShardedDataset(corpus, **ARGUMENTS, remainder=remainder, rank=0, world_size=world_size)
+    )
+    batches = iter(loader)
+    for _ in range(2):
+        next(batches)
+    return saved(loader.state_dict())
+
+
+def resumed(corpus: Path, state: dict[str, Any], remainder: Remainder | None, world_size: int) -> list[list[list[int]]]:
+    """Return the rest of the epoch: the batches of each rank."""
+    found = []
+    for rank in range(world_size):
+        loader = SavableLoader(
+            StatefulShardedDataset(corpus, **ARGUMENTS, remainder=remainder, rank=rank, world_size=world_size)
+        )
+        loader.load_state_dict(state)
+        found.append(ids(loader))
+    return found
 
 
 def refusal(
@@ -71,6 +96,36 @@ def test_a_changed_setting_is_named_with_both_values(corpus: Path, changed: dict
     assert message.splitlines()[0] == "this checkpoint does not belong to this dataset"
     assert f"  {line}" in message.splitlines()
     assert "set_epoch()" in message
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ((None, 2), ("pad", 2)),
+        (("pad", 2), (None, 2)),
+        ((None, 2), ("pad", 3)),
+        ((None, 1), ("keep", 1)),
+        (("keep", 1), (None, 1)),
+    ],
+)
+def test_a_default_equals_the_same_choice(
+    corpus: Path, before: tuple[Remainder | None, int], after: tuple[Remainder | None, int]
+) -> None:
+    state = job_state_of(corpus, *before)
+    assert resumed(corpus, state, *after) == resumed(corpus, state, before[0], after[1])
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [((None, 1), ("keep", 2)), (("keep", 1), (None, 2)), ((None, 1), ("pad", 1)), ((None, 2), ("keep", 1))],
+)
+def test_a_default_differs_from_a_choice_that_other_ranks_would_not_make(
+    corpus: Path, before: tuple[Remainder | None, int], after: tuple[Remainder | None, int]
+) -> None:
+    state = job_state_of(corpus, *before)
+    line = rf"remainder: saved {before[0]!r}, this run has {after[0]!r} \(None: "
+    with pytest.raises(CheckpointMismatchError, match=line):
+        resumed(corpus, state, *after)
 
 
 def add(corpus: Path) -> None:
@@ -164,7 +219,7 @@ def test_a_dataset_that_was_moved_or_is_listed_in_another_order_is_accepted(corp
 def test_the_state_of_another_rank_is_refused(corpus: Path) -> None:
     state = state_of(corpus, rank=1, world_size=2)
     message = refusal(StatefulShardedDataset(corpus, **ARGUMENTS, rank=0, world_size=2), state)
-    assert message.splitlines()[0] == "this checkpoint does not belong to this worker"
+    assert message.splitlines()[0] == "this checkpoint does not belong to this rank"
     assert "rank: saved 1, this is 0" in message
     message = refusal(StatefulShardedDataset(corpus, **ARGUMENTS, rank=1, world_size=3), state)
     assert "world_size: saved 2, this is 3" in message
@@ -226,8 +281,11 @@ def test_a_single_rank_with_another_batch_size_delivers_every_row_once(corpus: P
     [
         (lambda _: None, "not NoneType"),
         (lambda _: [], "not list"),
-        (lambda _: {}, "its keys are none"),
-        (lambda _: {"epoch": 1, "model": 2}, "its keys are 'epoch', 'model'"),
+        (lambda _: {}, "an empty dict is not a state: pass what state_dict() returned"),
+        (
+            lambda _: {"epoch": 1, "model": 2},
+            "its keys are 'epoch', 'model'; pass the part of the checkpoint that state_dict() returned",
+        ),
         (lambda _: {"_snapshot": {}, "_iterator_finished": False}, "which only a StatefulDataLoader can load"),
         (lambda s: {**s, "version": 99}, "format version 99"),
         (lambda s: {k: v for k, v in s.items() if k != "positions"}, "truncated: positions missing"),

@@ -144,5 +144,5 @@ def test_states_that_do_not_belong_together_are_refused_with_the_cause(
 
 
 def test_a_value_that_is_not_a_state_is_refused() -> None:
-    with pytest.raises(StateFormatError, match="its keys are none"):
+    with pytest.raises(StateFormatError, match="an empty dict is not a state"):
         merge_states([*ranks_after(2)[:2], {}])

@@ -173,7 +173,8 @@ def mismatch_message(identity_lines: Sequence[str], place_lines: Sequence[str], 
         place_lines: Differences between the worker that saved the state and the one that loads it.
         is_of_rank: Whether the state is that of a single rank.
     """
-    subject = "dataset" if identity_lines else "worker"
+    is_other_rank = any(line.startswith(("rank:", "world_size:")) for line in place_lines)
+    subject = "dataset" if identity_lines else "rank" if is_other_rank else "worker"
     ways_out = []
     if identity_lines:
         names = list(dict.fromkeys(line.split(":", 1)[0] for line in identity_lines))
@@ -182,8 +183,9 @@ def mismatch_message(identity_lines: Sequence[str], place_lines: Sequence[str], 
         )
     if place_lines and is_of_rank:
         ways_out.append(
-            "this state holds the lanes of a single rank; to resume on any number of ranks, save the whole job with "
-            "SavableLoader.save_state_global(), or load merge_states() of the states of all ranks"
+            "this state is that of a single rank: load it on that rank, in a job of as many ranks, or load "
+            "merge_states() of the states of all ranks, which any number of them can resume, as they can what "
+            "SavableLoader.save_state_global() saves"
         )
     lines = (f"  {line}" for line in (*identity_lines, *place_lines))
     return "\n".join([f"this checkpoint does not belong to this {subject}", *lines, *ways_out])

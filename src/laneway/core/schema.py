@@ -308,9 +308,12 @@ def _checked_format(state: object) -> dict[str, Any]:
     if not isinstance(state, dict):
         message = f"a state must be the dict that state_dict() returned, not {type(state).__name__}"
         raise StateFormatError(message)
+    if not state:
+        message = "an empty dict is not a state: pass what state_dict() returned, or load none to start anew"
+        raise StateFormatError(message)
     if type(state.get("format")) is not str or state["format"] != FORMAT:
-        keys = ", ".join(map(shorten, list(state)[:5])) or "none"
-        hint = ""
+        keys = ", ".join(map(shorten, list(state)[:5]))
+        hint = "; pass the part of the checkpoint that state_dict() returned"
         if "_snapshot" in state or "_iterator_finished" in state:
             hint = "; it is a state of StatefulDataLoader, which only a StatefulDataLoader can load"
         message = (

@@ -225,6 +225,8 @@ def read_progress(saved: SavedState, identity: Identity, place: WorkerPlace, *, 
     fields = saved.fields
     version, has_new_files = fields["order_version"], False
     present = identity_fields(identity, version)
+    if _handles_remainder_alike(saved, identity, place):
+        present["remainder"] = fields["remainder"]
     lines = identity_differences(_SETTINGS, fields, present)
     if version not in ORDER_VERSIONS:
         known = " and ".join(map(str, ORDER_VERSIONS))
@@ -249,6 +251,14 @@ def read_progress(saved: SavedState, identity: Identity, place: WorkerPlace, *, 
     if fields["lanes"] is None:
         return Progress(fields["epoch"], order_version=version)
     return _completed(saved, identity) if has_new_files else _locate(saved, identity)
+
+
+def _handles_remainder_alike(saved: SavedState, identity: Identity, place: WorkerPlace) -> bool:
+    """Return whether both settings of the remainder, given or by default, mean the same on both numbers of ranks."""
+    present = identity.settings
+    before = replace(present, remainder=saved.fields["remainder"])
+    world_sizes = saved.place.world_size, place.world_size
+    return all(before.remainder_for(size) == present.remainder_for(size) for size in world_sizes)
 
 
 _SETTINGS = [name for name in names_of(Role.IDENTITY) if name != "fingerprint"]

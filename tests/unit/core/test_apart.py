@@ -98,7 +98,7 @@ def without(state: State, name: str) -> State:
         (lambda state: sealed({**state, "positions": []}), "it holds no rank"),
         (lambda state: sealed({**state, "positions": state["positions"][:2]}), "rank 2 is missing"),
         (lambda state: sealed({**state, "positions": state["positions"][::-1]}), "not in their order"),
-        (lambda state: sealed({**state, "positions": ["{}"] * 3}), "this dict is not a state"),
+        (lambda state: sealed({**state, "positions": ["{}"] * 3}), "an empty dict is not a state"),
         (lambda state: without(state, "offsets"), "offsets missing"),
         (lambda state: {**state, "version": 99}, "version is 99, and this release reads versions up to"),
         (lambda state: {**state, "version": "3"}, "version is '3', and"),

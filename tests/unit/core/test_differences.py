@@ -187,9 +187,12 @@ def test_a_message_lists_the_differences_and_the_ways_out() -> None:
     assert "save_state_global()" in message[6]
 
 
-def test_a_message_about_the_place_alone_is_about_the_worker() -> None:
+def test_a_message_about_the_place_alone_is_about_the_rank_or_the_worker() -> None:
     message = mismatch_message([], ["worker: d"], is_of_rank=False)
     assert message == "this checkpoint does not belong to this worker\n  worker: d"
+    for lines in (["rank: d"], ["world_size: d"], ["rank: d", "num_workers: e"]):
+        message = mismatch_message([], lines, is_of_rank=True)
+        assert message.splitlines()[0] == "this checkpoint does not belong to this rank"
 
 
 def test_only_long_values_are_shortened() -> None:

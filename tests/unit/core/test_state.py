@@ -190,7 +190,7 @@ def test_a_rank_reads_its_own_state_only() -> None:
     for place, problem in ((WorkerPlace(0, 2), "rank: saved 1, this is 0"), (WorkerPlace(1, 3), "world_size: saved 2")):
         with pytest.raises(CheckpointMismatchError, match=problem) as refused:
             load(state, IDENTITY, place)
-        assert "this checkpoint does not belong to this worker" in str(refused.value)
+        assert "this checkpoint does not belong to this rank" in str(refused.value)
         assert "merge_states()" in str(refused.value)
 
 
