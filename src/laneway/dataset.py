@@ -38,6 +38,7 @@ from laneway.errors import StateUnavailableError
 from laneway.reading.column_statistics import ColumnStatistics, column_statistics
 from laneway.reading.expressions import columns_of
 from laneway.reading.selected import open_rows
+from laneway.wording import counted
 
 if TYPE_CHECKING:
     import os
@@ -321,16 +322,16 @@ class StatefulShardedDataset(ChangeableDataset):
         definition = self.definition
         settings, options, place = definition.identity.settings, definition.options, definition.place
         order = f"shuffled with seed {settings.seed}" if settings.shuffle else "in file order"
-        unit = "rows" if options.batch_size is None else f"batches of {options.batch_size:,} rows"
+        unit = "rows" if options.batch_size is None else f"batches of {counted(options.batch_size, 'row')}"
         rows = self.definition.identity.selection
-        selected = "" if rows is None else f"  {rows.num_rows:,} rows selected by {rows.text},\n"
+        selected = "" if rows is None else f"  {counted(rows.num_rows, 'row')} selected by {rows.text},\n"
         names = self.schema.names
         shown = ", ".join(names[:8]) + (f", ... ({len(names):,} columns)" if len(names) > 8 else "")  # noqa: PLR2004
         return (
             f"{type(self).__name__}(\n"
             f"  {definition.manifest!r},\n"
             f"{selected}"
-            f"  {len(self.shards):,} shards {order},\n"
+            f"  {counted(len(self.shards), 'shard')} {order},\n"
             f"  {unit} as {definition.columns.output}: {shown},\n"
             f"  rank {place.rank} of {place.world_size}, epoch {self.epoch}\n)"
         )

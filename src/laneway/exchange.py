@@ -174,7 +174,7 @@ class Exchange:
             return [], self._lost_ranks(call, keys)
         reports = self._find_each(reported)
         gone = [rank for rank, report in enumerate(reports, start=1) if report is None]
-        return reports, f"rank 0 called {call}, but rank(s) {_named(gone)} had waited in vain" if gone else None
+        return reports, f"rank 0 called {call}, but {_named(gone)} had waited in vain" if gone else None
 
     def _report(self, keys: _Keys, call: str, report: bytes) -> tuple[bytes, bytes | None]:
         with self._reported(keys, report):
@@ -223,7 +223,7 @@ class Exchange:
         ranks = missing(0, self._world_size) or [0]
         return (
             f"rank {self._rank} of {self._world_size} called {call}, but within {self._timeout_s:g} s, "
-            f"the timeout of the process group, rank(s) {_named(ranks)} did not: they died, or are slow, or made "
+            f"the timeout of the process group, {_named(ranks)} did not: they died, or are slow, or made "
             "another call"
         )
 
@@ -326,7 +326,8 @@ class _Keys(NamedTuple):
 
 def _named(ranks: list[int]) -> str:
     others = f" and {len(ranks) - _MOST_NAMED} more" if len(ranks) > _MOST_NAMED else ""
-    return ", ".join(map(str, ranks[:_MOST_NAMED])) + others
+    named = ", ".join(map(str, ranks[:_MOST_NAMED])) + others
+    return f"{'rank' if len(ranks) == 1 else 'ranks'} {named}"
 
 
 def _num_chunks(num_bytes: int) -> int:

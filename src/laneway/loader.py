@@ -27,6 +27,7 @@ from laneway.delivery.runner import EpochSampler, LoaderIterator, PassRunner
 from laneway.distributed import rank_in_group
 from laneway.errors import LanewayError
 from laneway.ranks import Ranks
+from laneway.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -201,7 +202,7 @@ class SavableLoader(DataLoader[Any]):
         return vars(self)
 
     def __repr__(self) -> str:
-        reader = f"{self._place.num_workers} worker(s)"
+        reader = counted(self.num_workers, "worker")
         return (
             f"{type(self).__name__}({self.dataset!r}, {reader}, {self.batches_delivered:,} of {len(self):,} delivered)"
         )

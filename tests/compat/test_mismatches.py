@@ -197,7 +197,7 @@ def test_many_changed_files_are_counted_after_the_first_three(tmp_path: Path) ->
     write_corpus(tmp_path / "a", files=((1,),) * 20)
     write_corpus(tmp_path / "b", files=((2,),) * 20)
     message = refusal(StatefulShardedDataset(tmp_path / "b", **ARGUMENTS), state_of(tmp_path / "a"))
-    assert "part-000.parquet had 1 rows, now 2" in message
+    assert "part-000.parquet had 1 row, now 2" in message
     assert "and 17 more differences" in message
 
 

@@ -165,8 +165,8 @@ def test_rows_are_logged_once_a_minute_with_their_places(
         now[0] = 61.0
         assert len([*rows]) == NUM_ROWS - len(SOME) - 1
     first, second = caplog.messages
-    assert first == "1 row(s) skipped, the last one row 0 of part-000.parquet: OSError: bad image in 0"
-    assert second.startswith("5 row(s) skipped, the last one row ")
+    assert first == "1 row skipped, the last one row 0 of part-000.parquet: OSError: bad image in 0"
+    assert second.startswith("5 rows skipped, the last one row ")
     assert second.endswith("OSError: bad image in 17")
 
 

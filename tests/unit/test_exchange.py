@@ -115,7 +115,7 @@ def test_a_rank_that_does_not_come_is_named_on_all_others(tmp_path: Path, absent
 
     found = on_ranks(call)
     assert all(
-        f"called save, but within 0.3 s, the timeout of the process group, rank(s) {absent} did not" in text
+        f"called save, but within 0.3 s, the timeout of the process group, rank {absent} did not" in text
         for rank, text in enumerate(found)
         if rank != absent
     ), found
@@ -130,7 +130,7 @@ def test_a_rank_that_comes_late_learns_at_once_that_the_others_gave_up(tmp_path:
         store.set_timeout(timedelta(hours=1))
     late = on_ranks(lambda rank: ranks[rank + 2].run("save", b"", to_all), range(2))
     message = (
-        "rank 0 of 4 called save, but within 0.3 s, the timeout of the process group, rank(s) 2, 3 did not: they died, "
+        "rank 0 of 4 called save, but within 0.3 s, the timeout of the process group, ranks 2, 3 did not: they died, "
         "or are slow, or made another call"
     )
     assert late == [message] * 2
@@ -145,9 +145,9 @@ def test_rank_0_does_not_count_on_a_rank_that_gave_up(tmp_path: Path) -> None:
     run(ranks, "call", [b""] * WORLD_SIZE, to_all)
     stores[1].set_timeout(timedelta(seconds=0.1))
     (given_up,) = on_ranks(lambda _: ranks[1].run("save", b"", to_all), range(1))
-    assert "rank(s) 0, 2, 3 did not" in given_up
+    assert "ranks 0, 2, 3 did not" in given_up
     found = on_ranks(lambda rank: "" if rank == 1 else ranks[rank].run("save", b"", to_all))
-    message = "rank 0 called save, but rank(s) 1 had waited in vain"
+    message = "rank 0 called save, but rank 1 had waited in vain"
     assert found == [message, "", message, message]
 
 

@@ -22,6 +22,7 @@ from laneway.storage.listing import find_files
 from laneway.storage.reading import read_range
 from laneway.storage.redaction import redact
 from laneway.storage.writing import write_file
+from laneway.wording import counted
 
 if TYPE_CHECKING:
     import os
@@ -194,7 +195,13 @@ class Manifest(ManifestContents):
         return _of_bytes, (pack(encode(self), "zstd"), fingerprint, self.selections)
 
     def __repr__(self) -> str:
-        summary = f"{self.files.num_files:,} files, {self.num_rows:,} rows, {len(self.schema):,} columns"
+        summary = ", ".join(
+            [
+                counted(self.files.num_files, "file"),
+                counted(self.num_rows, "row"),
+                counted(len(self.schema), "column"),
+            ]
+        )
         return f"<Manifest of {self.root}: {self.format}, {summary}, fingerprint {self.fingerprint[:8]}>"
 
 

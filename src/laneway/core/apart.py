@@ -25,6 +25,7 @@ from laneway.core.schema import (
     unwrap_state,
 )
 from laneway.errors import CheckpointMismatchError
+from laneway.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -79,11 +80,12 @@ def state_of_rank(state: object, place: WorkerPlace) -> object:
     states = _decode(state)
     epochs = [each["epoch"] for each in states]
     if len(states) != place.world_size:
+        num_ranks = counted(len(states), "rank")
         behind, ahead = epochs.index(min(epochs)), epochs.index(max(epochs))
         message = (
             f"this state was saved while ranks were in different epochs (rank {behind} in epoch {epochs[behind]}, rank "
-            f"{ahead} in epoch {epochs[ahead]}), so it resumes on {len(states)} ranks only, and this job has "
-            f"{place.world_size}: resume on {len(states)} ranks, and save again when all of them are in the same epoch"
+            f"{ahead} in epoch {epochs[ahead]}), so it resumes on {num_ranks} only, and this job has "
+            f"{place.world_size}: resume on {num_ranks}, and save again when all of them are in the same epoch"
         )
         raise CheckpointMismatchError(message)
     return sealed({**states[place.rank], "files": state["files"]})

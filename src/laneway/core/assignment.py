@@ -18,6 +18,7 @@ from laneway.core.lanes import MAX_EARLIER_LANES
 from laneway.core.progress import CutProgress, LanePosition, Progress, current_cut, ended_cut
 from laneway.core.turns import WorkerPlace, has_one_owner_per_lane, turns_taken
 from laneway.errors import CheckpointMismatchError
+from laneway.wording import counted
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -162,8 +163,9 @@ def _without_cut(progress: Progress) -> Progress:
     num_lanes = sum(each.num_lanes for each in earlier)
     if num_lanes > MAX_EARLIER_LANES:
         message = (
-            f"this epoch was cut {len(earlier):,} times, into {num_lanes:,} lanes in all, and a state can hold "
-            f"{MAX_EARLIER_LANES:,}: resume it with ranks, workers and batches that can share its {cut.num_lanes:,}"
+            f"this epoch was cut {counted(len(earlier), 'time')}, into {num_lanes:,} lanes in all, and a state can "
+            f"hold {MAX_EARLIER_LANES:,}: resume it with ranks, workers and batches that can share its "
+            f"{cut.num_lanes:,}"
         )
         raise CheckpointMismatchError(message)
     return replace(progress, cut=None, earlier=earlier)
@@ -207,8 +209,10 @@ def _check_is_own(cut: CutProgress, saved: WorkerPlace, place: WorkerPlace, opti
 
 
 def _not_shared(cut: CutProgress, place: WorkerPlace) -> CheckpointMismatchError:
-    known = f"lanes: this state holds {len(cut.positions)} of {cut.num_lanes}, in turns of {cut.turn_rows:,} rows"
-    problem = f"{place.num_workers} worker(s) with batches of this size can't share them"
+    known = (
+        f"lanes: this state holds {len(cut.positions)} of {cut.num_lanes}, in turns of {counted(cut.turn_rows, 'row')}"
+    )
+    problem = f"{counted(place.num_workers, 'worker')} with batches of this size can't share them"
     way_out = "use the batch_size and num_workers of the run that saved it, or load merge_states() of all ranks"
     return _not_of_worker(f"{known}: {problem} ({way_out})")
 

@@ -16,7 +16,7 @@ from laneway.core.saved_files import (
     part_digests,
     part_starts,
 )
-from laneway.wording import size
+from laneway.wording import counted, size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -78,7 +78,7 @@ def file_differences(encoded: str, files: FileTable, saved: FileTable | None = N
     if not shown:
         shown = [_OTHER_CONTENTS]
     if num_more:
-        shown.append(f"and {num_more:,} more difference{'s' if num_more > 1 else ''}")
+        shown.append(f"and {counted(num_more, 'more difference')}")
     return "files: " + "; ".join(shown)
 
 
@@ -121,8 +121,8 @@ def _part_differences(saved: SavedParts, files: FileTable) -> str:
     found = []
     if (saved.num_files, saved.num_rows) != (files.num_files, files.num_rows):
         found.append(
-            f"saved {saved.num_files:,} files with {saved.num_rows:,} rows, this run has {files.num_files:,} files "
-            f"with {files.num_rows:,} rows"
+            f"saved {counted(saved.num_files, 'file')} with {counted(saved.num_rows, 'row')}, this run has "
+            f"{counted(files.num_files, 'file')} with {counted(files.num_rows, 'row')}"
         )
     ends = [*starts[1:].tolist(), files.num_files]
     for index in changed[:_MAX_NAMED]:
@@ -143,9 +143,9 @@ def _name(path: str) -> str:
 
 def _change(saved: FileFacts, present: FileFacts) -> str:
     if saved.rows != present.rows:
-        return f"had {saved.rows:,} rows, now {present.rows:,}"
+        return f"had {counted(saved.rows, 'row')}, now {present.rows:,}"
     if saved.size != present.size:
-        return f"had {saved.size:,} bytes, now {present.size:,}"
+        return f"had {counted(saved.size, 'byte')}, now {present.size:,}"
     return f"was rewritten with the same size ({saved.size:,} bytes)"
 
 

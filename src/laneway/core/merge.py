@@ -11,6 +11,7 @@ from laneway.core.differences import shorten
 from laneway.core.progress import CutProgress, LanePosition, Progress, ends_follow, lanes_of_next_turns
 from laneway.core.schema import Role, encode_positions, names_of, parse_state, positions_of, sealed
 from laneway.errors import CheckpointMismatchError
+from laneway.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -167,7 +168,8 @@ def _step_problems(
     if first["lane_remainder"] == "keep":
         most = first["lanes"] // first["world_size"] if first["order_version"] == 1 else 1
     apart = [
-        f"step: rank {first['rank']} has delivered {rows[0]:,} rows, rank {state['rank']} has delivered {count:,}"
+        f"step: rank {first['rank']} has delivered {counted(rows[0], 'row')}, "
+        f"rank {state['rank']} has delivered {count:,}"
         for state, count in zip(states[1:], rows[1:], strict=True)
         if abs(count - rows[0]) > most
     ]

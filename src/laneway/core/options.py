@@ -9,6 +9,7 @@ from laneway.core.division import TurnDivision
 from laneway.core.lanes import MAX_LANES
 from laneway.core.progress import CutProgress, fresh_cut
 from laneway.core.turns import WorkerPlace, has_one_owner_per_lane
+from laneway.wording import counted
 
 if TYPE_CHECKING:
     from laneway.core.plan import Settings
@@ -49,8 +50,8 @@ class LaneOptions:
         num_lanes = place.stride(turns_per_batch)
         if num_lanes > MAX_LANES:
             message = (
-                f"{place.world_size:,} rank(s) with {place.num_workers:,} worker(s) need a lane for each of the "
-                f"{turns_per_batch:,} turn(s) of a batch, {num_lanes:,} in all, but {MAX_LANES:,} is the maximum: use "
+                f"{_readers(place)} need a lane for each of the {counted(turns_per_batch, 'turn')} of a batch, "
+                f"{num_lanes:,} in all, but {MAX_LANES:,} is the maximum: use "
                 "a larger turn_rows or fewer workers"
             )
             raise ValueError(message)
@@ -97,15 +98,20 @@ class LaneOptions:
         num_lanes, ranks = self.num_lanes(place), place.world_size
         if self.lanes not in {None, num_lanes}:
             found.append(
-                f"{self.lanes} lanes can't be shared by {ranks} rank(s) with {place.num_workers} worker(s): epochs are "
+                f"{self.lanes} lanes can't be shared by {_readers(place)}: epochs are "
                 f"cut into {num_lanes} lanes instead, in another order; set lanes to a multiple of {num_lanes}"
             )
         size = self.batch_size or 0
         # One rank warns for all, and a single one is free to have one short batch.
         if ranks > 1 and place.rank == place.worker == 0 and 0 < num_rows < ranks * size:
             effect = "drop_last drops all of them" if settings.drop_last else "no batch is whole"
+            are = "row is" if num_rows == 1 else "rows are"
             found.append(
-                f"{num_rows:,} rows are fewer than a batch of {size:,} for each of {ranks:,} ranks, so {effect}: use "
+                f"{num_rows:,} {are} fewer than a batch of {size:,} for each of {ranks:,} ranks, so {effect}: use "
                 "fewer ranks, or a smaller batch_size"
             )
         return found
+
+
+def _readers(place: WorkerPlace) -> str:
+    return f"{counted(place.world_size, 'rank')} with {counted(place.num_workers, 'worker')}"

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
+from laneway.wording import counted
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -63,7 +65,7 @@ class ShardTable(Sequence[Shard]):
         return (self[i] for i in range(len(self)))
 
     def __repr__(self) -> str:
-        return f"<{len(self):,} shards of {len(self.paths):,} files>"
+        return f"<{counted(len(self), 'shard')} of {counted(len(self.paths), 'file')}>"
 
 
 def group_by_size(sizes: NDArray[np.int64], owner: NDArray[np.int64], target: int) -> NDArray[np.int64]:

@@ -11,6 +11,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from laneway.errors import LanewayError
+from laneway.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -84,8 +85,9 @@ def check_readers(dataset: object, *, world_size: int) -> None:
             and vars(reader).get("skip_batches")
         ):
             message = (
-                f"Accelerate would read this epoch from its beginning and drop {reader.skip_batches:,} batches, which "
-                "are not those that were trained before if the number of ranks or workers differs: pass "
+                "Accelerate would read this epoch from its beginning and drop "
+                f"{counted(reader.skip_batches, 'batch', 'batches')}, which are not those that were "
+                "trained before if the number of ranks or workers differs: pass "
                 "SavableLoader(dataset) to Accelerator.prepare(), save and load it with save_state() and load_state(), "
                 "and don't call skip_first_batches(); for transformers.Trainer, use "
                 "laneway.integrations.hf.LanewayTrainerMixin instead of train_dataset="
@@ -166,9 +168,9 @@ def check_batch_count(dataset: object, num_delivered: int) -> None:
             is_trained_on = any(getattr(loader, "dataset", None) is dataset for loader in combined.flattened)
             if is_trained_on and num_counted != num_delivered:
                 message = (
-                    f"Lightning resumes this epoch after {num_counted:,} batches, and the loader after "
-                    f"{num_delivered:,}, since the number of ranks, their workers or the batch size has changed: add "
-                    "laneway.integrations.lightning.CorrectBatchCount() to the callbacks of the Trainer"
+                    f"Lightning resumes this epoch after {counted(num_counted, 'batch', 'batches')}, and the loader "
+                    f"after {num_delivered:,}, since the number of ranks, their workers or the batch size has changed: "
+                    "add laneway.integrations.lightning.CorrectBatchCount() to the callbacks of the Trainer"
                 )
                 raise LanewayError(message)
 

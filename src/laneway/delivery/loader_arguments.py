@@ -10,6 +10,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from laneway.arguments import check_callable, check_count, plain_int
 from laneway.delivery.stream import unchanged
+from laneway.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,9 +81,9 @@ class LoaderArguments(NamedTuple):
         options = definition.options
         if options.batch_size is not None:
             message = (
-                f"the dataset already yields batches of {options.batch_size:,} rows, and the loader would batch them "
-                f"again (its batch_size is {self.batch_size}): pass batch_size to the dataset only, and None to the "
-                "loader (the default of a DataLoader is 1)"
+                f"the dataset already yields batches of {counted(options.batch_size, 'row')}, and the loader would "
+                f"batch them again (its batch_size is {self.batch_size}): pass batch_size to the dataset only, and "
+                "None to the loader (the default of a DataLoader is 1)"
             )
             raise ValueError(message)
         batch_size = check_count("batch_size", self.batch_size)

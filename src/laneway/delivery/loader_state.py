@@ -14,6 +14,7 @@ from laneway.core.state import read_progress, write_job_state, write_state
 from laneway.core.turns import WorkerPlace
 from laneway.delivery.dataset_state import log_added_files
 from laneway.errors import CheckpointMismatchError, LanewayError
+from laneway.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -145,8 +146,8 @@ def parse_rank_state(state: object, place: WorkerPlace) -> SavedState:
     is_shared = place.world_size > 1 and saved.fields["lanes"] is not None and not saved.is_complete
     if saved.is_global and (saved.place.world_size != place.world_size or is_shared):
         message = (
-            f"this is the state of a whole job of {saved.place.world_size} rank(s), not of rank {place.rank} of "
-            f"{place.world_size}: call restore_state_global() or load_state_dict()"
+            f"this is the state of a whole job of {counted(saved.place.world_size, 'rank')}, not of rank {place.rank} "
+            f"of {place.world_size}: call restore_state_global() or load_state_dict()"
         )
         raise CheckpointMismatchError(message)
     return saved

@@ -12,6 +12,7 @@ from laneway.arguments import check_choice
 from laneway.convert.open_rows import OpenRows
 from laneway.convert.zero_rows import zero_row
 from laneway.reading.origin import PROVENANCE
+from laneway.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -134,7 +135,8 @@ class RowErrors:
             self._next_log_s = time.monotonic() + _LOG_INTERVAL_S
             action = "skipped" if self.skips else "masked"
             kind = type(error).__name__
-            _log.warning("%s row(s) %s, the last one %s: %s: %s", f"{self._num_hidden:,}", action, place(), kind, error)
+            hidden = counted(self._num_hidden, "row")
+            _log.warning("%s %s, the last one %s: %s: %s", hidden, action, place(), kind, error)
         if self._filler is None:
             return SKIPPED
         kept = {name: row[name] for name in self._kept if name in row}

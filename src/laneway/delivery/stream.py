@@ -18,6 +18,7 @@ from laneway.delivery.passes import Delivery, Pass, RowsDelivery, Taken
 from laneway.delivery.row_errors import SKIPPED
 from laneway.delivery.workers import is_in_worker
 from laneway.errors import ColumnConversionError, NullInColumnError
+from laneway.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -218,7 +219,7 @@ class ItemMaker:
         if index is not None:
             return f"the transform failed for {self._lanes.locate(ranges, index)}"
         num_rows = sum(stop - start for _, start, stop in ranges)
-        return f"this batch has {num_rows:,} rows; the first one is {self._lanes.locate(ranges, 0)}"
+        return f"this batch has {counted(num_rows, 'row')}; the first one is {self._lanes.locate(ranges, 0)}"
 
 
 class Stream(Pass):

@@ -22,6 +22,7 @@ from laneway.formats.row_groups import check_chunks, check_row_counts, chunk_ran
 from laneway.storage.entries import file_size
 from laneway.storage.ranges import coalesce
 from laneway.storage.reading import read_range, read_ranges
+from laneway.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -319,8 +320,8 @@ def _planned_footer(storage: Storage, planned: PlannedFile) -> pq.FileMetaData:
         raise storage.change_error(planned.path, difference) from None
     rows = _checked_rows(storage, planned.path, metadata)
     if not np.array_equal(rows, planned.block_rows):
-        had, num_groups = int(planned.block_rows.sum()), len(planned.block_rows)
-        difference = f"it had {had:,} rows in {num_groups:,} row groups and now has {sum(rows):,} in {len(rows):,}"
+        had, groups = int(planned.block_rows.sum()), counted(len(planned.block_rows), "row group")
+        difference = f"it had {counted(had, 'row')} in {groups} and now has {sum(rows):,} in {len(rows):,}"
         raise storage.change_error(planned.path, difference)
     if tail_digest != planned.digest:
         difference = f"its footer had the digest {planned.digest} and now has {tail_digest}"

@@ -14,6 +14,7 @@ from laneway.convert.arrays import decode
 from laneway.errors import ColumnConversionError, DataFileError, SchemaMismatchError
 from laneway.reading.column_statistics import compared_type, distinct_values
 from laneway.reading.reader import RowReader
+from laneway.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -174,7 +175,7 @@ def _listed(field: pa.Field[Any], values: Sequence[Any]) -> Any:  # noqa: ANN401
         raise ValueError(message) from error
     num_repeated = len(array) - len(_compute.unique(array))
     if array.null_count or num_repeated:
-        what = "a null" if array.null_count else f"{num_repeated:,} value(s) more than once"
+        what = "a null" if array.null_count else f"{counted(num_repeated, 'value')} more than once"
         message = f"categories={{{field.name!r}: ...}} has {what}: list each value once; a null in the files stays null"
         raise ValueError(message)
     return array

@@ -18,6 +18,7 @@ from laneway.errors import DataFileError
 from laneway.formats import FORMATS
 from laneway.formats.field_paths import find_field
 from laneway.storage.entries import file_size
+from laneway.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -163,7 +164,9 @@ class RowReader:
         row_starts = files.block_row_starts[first_block : end_block + 1]
         row_starts = row_starts - row_starts[0]
         if not 0 <= start <= stop <= row_starts[-1]:
-            message = f"rows {start:,} to {stop:,} of {files.paths[file_index]}: it has {row_starts[-1]:,} rows"
+            message = (
+                f"rows {start:,} to {stop:,} of {files.paths[file_index]}: it has {counted(int(row_starts[-1]), 'row')}"
+            )
             raise IndexError(message)
         if start == stop:
             return self.schema.empty_table()
@@ -238,7 +241,7 @@ class RowReader:
             raise self._storage.error_for(path, what, error) from self._storage.cause(error)
         self._release(file_index, reader)
         if table.num_rows != num_rows:
-            difference = f"{blocks} had {num_rows:,} rows and now has {table.num_rows:,}"
+            difference = f"{blocks} had {counted(num_rows, 'row')} and now has {table.num_rows:,}"
             raise self._storage.change_error(path, difference)
         return table
 

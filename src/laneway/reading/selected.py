@@ -11,6 +11,7 @@ from laneway.errors import DataFileError
 from laneway.reading.categories import CategoryReader
 from laneway.reading.reader import RowReader
 from laneway.reading.steps import Run, select
+from laneway.wording import counted
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -143,8 +144,8 @@ class SelectedReader:
         if len(wrong):
             where = self._storage.redact(self._storage.join(run.path))
             message = (
-                f"{self._selection.rows.text} selected {planned[wrong[0]]:,} rows of block {first + wrong[0]} of "
-                f"{where} when it was planned, and now selects {found[wrong[0]]:,}: the file was changed, or a "
-                "function of the filter was changed or doesn't always return the same"
+                f"{self._selection.rows.text} selected {counted(int(planned[wrong[0]]), 'row')} of block "
+                f"{first + wrong[0]} of {where} when it was planned, and now selects {found[wrong[0]]:,}: the file was "
+                "changed, or a function of the filter was changed or doesn't always return the same"
             )
             raise DataFileError(message)

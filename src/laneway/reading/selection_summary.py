@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple, final
 
 import numpy as np
 
+from laneway.wording import counted
+
 if TYPE_CHECKING:
     from laneway.catalog.manifest import Manifest
     from laneway.reading.selecting import RowSelection
@@ -59,10 +61,10 @@ class SelectionSummary:
         return cls(tuple(steps), int(rows.sum()), manifest.num_rows, num_whole, num_partial, num_empty)
 
     def __repr__(self) -> str:
-        lines = [f"{self.num_rows:,} of {self.num_rows_in_files:,} rows"]
-        lines += [f"{step.text}: {step.num_rows:,} rows" for step in self.steps]
+        lines = [f"{self.num_rows:,} of {counted(self.num_rows_in_files, 'row')}"]
+        lines += [f"{step.text}: {counted(step.num_rows, 'row')}" for step in self.steps]
         lines.append(
-            f"{self.num_whole_blocks:,} row groups as a whole, {self.num_partial_blocks:,} in part, "
+            f"{counted(self.num_whole_blocks, 'row group')} as a whole, {self.num_partial_blocks:,} in part, "
             f"{self.num_empty_blocks:,} not at all"
         )
         return "SelectionSummary(\n  " + ",\n  ".join(lines) + "\n)"

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from laneway.core.order import split_bits
 from laneway.errors import DataFileError
 from laneway.reading.hashing import bits_of_text, bits_of_values
+from laneway.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -142,7 +143,7 @@ class FunctionFilter:
             message = f"{self.text} returned values of type {values.type}, not one bool for each row"
             raise TypeError(message)
         if len(values) != len(batch):
-            message = f"{self.text} returned {len(values):,} bools for {len(batch):,} rows of {path}"
+            message = f"{self.text} returned {counted(len(values), 'bool')} for {counted(len(batch), 'row')} of {path}"
             raise ValueError(message)
         return mask_of(values)
 

@@ -18,6 +18,7 @@ from laneway.errors import ColumnConversionError
 from laneway.reading.assembler import NotVectorizableError, WindowAssembler
 from laneway.reading.parts import cut_at_blocks
 from laneway.reading.threads import DaemonThreads, NoThreads
+from laneway.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -224,7 +225,7 @@ def _group_neighbours(pieces: list[_Piece]) -> list[list[_Piece]]:
 
 def _names(paths: list[str]) -> str:
     num_more = len(set(paths)) - 1
-    return paths[0] + (f" and {num_more} more file{'s' * (num_more > 1)}" if num_more else "")
+    return paths[0] + (f" and {counted(num_more, 'more file')}" if num_more else "")
 
 
 def _copied(table: pa.Table) -> pa.Table:

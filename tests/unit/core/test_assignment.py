@@ -205,8 +205,8 @@ def test_progress_that_lacks_lanes_of_the_reader_is_refused() -> None:
     [
         (OF_RANK, WorkerPlace(1, 2), 2, "rank: saved 0, this is 1"),
         (OF_RANK, WorkerPlace(0, 4), 2, "world_size: saved 2, this is 4"),
-        (OF_RANK, replace(RANK, num_workers=3), 2, r"3 worker\(s\) with batches of this size can't share them"),
-        (OF_RANK, RANK, 3, r"1 worker\(s\) with batches of this size can't share them"),
+        (OF_RANK, replace(RANK, num_workers=3), 2, r"3 workers with batches of this size can't share them"),
+        (OF_RANK, RANK, 3, r"1 worker with batches of this size can't share them"),
         (of_rank({1: 0}, 2, 2, WorkerPlace(0, 1, 1, 2)), WorkerPlace(0, 1, 0, 2), 2, "worker: saved 1, this is 0"),
         (of_rank({1: 0}, 2, 2, WorkerPlace(0, 1, 1, 2)), WorkerPlace(), 2, "num_workers: saved 2, this is 1"),
     ],

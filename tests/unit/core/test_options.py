@@ -53,7 +53,7 @@ def test_a_number_of_lanes_that_the_workers_can_not_share_gives_a_warning() -> N
     assert LaneOptions(12, None, 4).warnings_for(100, place, PLAIN) == []
     (warning,) = LaneOptions(8, None, 4).warnings_for(100, place, PLAIN)
     assert warning is not None
-    assert "8 lanes can't be shared by 2 rank(s) with 3 worker(s)" in warning
+    assert "8 lanes can't be shared by 2 ranks with 3 workers" in warning
     assert "a multiple of 6" in warning
 
 
@@ -83,7 +83,7 @@ def test_one_rank_warns_of_fewer_rows_than_a_batch_for_each_rank() -> None:
 
 def test_more_lanes_than_a_state_can_hold_are_refused_before_anything_is_read() -> None:
     assert LaneOptions(None, 1, 2**10).num_lanes(WorkerPlace(0, 2**6, 0, 2**4)) == MAX_LANES
-    with pytest.raises(ValueError, match=r"64 rank\(s\) with 17 worker\(s\) need .* 1,114,112 in all, but 1,048,576"):
+    with pytest.raises(ValueError, match=r"64 ranks with 17 workers need .* 1,114,112 in all, but 1,048,576"):
         LaneOptions(None, 1, 2**10).fresh_cut(WorkerPlace(0, 2**6, 0, 17))
 
 

@@ -235,7 +235,7 @@ def test_a_loader_refuses_the_state_of_a_worker(corpus: Path) -> None:
 
 def test_lanes_that_can_not_be_shared_give_a_warning_when_a_pass_begins(corpus: Path) -> None:
     runner = runner_of(corpus, lanes=3, rank=0, world_size=2)
-    with pytest.warns(UserWarning, match=r"3 lanes can't be shared by 2 rank\(s\)"):
+    with pytest.warns(UserWarning, match=r"3 lanes can't be shared by 2 ranks"):
         next(LoaderIterator(runner))
 
 

@@ -174,7 +174,7 @@ def test_a_file_that_changed_since_the_scan_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataFileError, match=rf"a\.parquet changed since it was planned: it had {size:,} bytes"):
         _open(path, scan, size)
     pq.write_table(rows(0, 10), path, row_group_size=5)
-    with pytest.raises(DataFileError, match="it had 10 rows in 1 row groups and now has 10 in 2"):
+    with pytest.raises(DataFileError, match="it had 10 rows in 1 row group and now has 10 in 2"):
         _open(path, scan)
     pq.write_table(rows(1, 11), path)
     with pytest.raises(DataFileError, match=f"its footer had the digest {scan.digest}"):
