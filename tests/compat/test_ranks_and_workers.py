@@ -106,10 +106,20 @@ def test_a_number_of_lanes_that_the_workers_cannot_share_raises_a_warning(tmp_pa
     assert len(dataset) == len(batches)
 
 
+def test_a_pass_that_drops_every_row_raises_a_warning(tmp_path: Path) -> None:
+    write_corpus(tmp_path, files=((1,), (), (2,)))
+    dataset = StatefulShardedDataset(tmp_path, batch_size=4, drop_last=True)
+    for source in (dataset, SavableLoader(dataset), SavableLoader(dataset, num_workers=2)):
+        with pytest.warns(UserWarning, match="3 rows, fewer than a batch of 4, so drop_last drops all of them"):
+            assert list(source) == []
+
+
 def test_rank_0_warns_if_there_is_no_whole_batch_for_each_rank(tmp_path: Path) -> None:
     write_corpus(tmp_path, files=((1,), (), (2,)))
     first, second = (StatefulShardedDataset(tmp_path, batch_size=2, rank=rank, world_size=2) for rank in range(2))
-    message = "3 rows are fewer than a batch of 2 for each of 2 ranks, so no batch is whole: use fewer ranks"
+    message = (
+        "the dataset has 3 rows, fewer than a batch of 2 for each of 2 ranks, so no batch is whole: use fewer ranks"
+    )
     for source in (first, SavableLoader(first)):
         with pytest.warns(UserWarning, match=message):
             list(source)

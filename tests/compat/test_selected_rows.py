@@ -237,7 +237,7 @@ def test_a_filter_that_is_none_is_refused(tmp_path: Path, condition: Any, error:
         (odd, {"columns": ["id"], "version": 3}, TypeError, "version must be a string, not 3"),
         (lambda batch: batch["id"], {"columns": ["id"]}, TypeError, "returned values of type int64, not one bool"),
         (lambda _: True, {"columns": ["id"]}, TypeError, "returned bool, not one bool for each row"),
-        (lambda _: [True], {"columns": ["id"]}, ValueError, r"returned 1 bools for 5 rows of part-000\.parquet"),
+        (lambda _: [True], {"columns": ["id"]}, ValueError, r"returned 1 bool for 5 rows of part-000\.parquet"),
         (pc.field("x") > 1, {"columns": ["x"]}, ValueError, "columns= and version= are for filters that are functions"),
     ],
 )

@@ -181,7 +181,7 @@ def _run_rank(calls: Any, store: str, rank: int, world_size: int, group_timeout_
     # Python 3.12 warns of every fork beside threads, and gloo has threads; so do the ranks of every user.
     warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
     warnings.filterwarnings("ignore", "This DataLoader will create .* worker processes in total", UserWarning)
-    warnings.filterwarnings("ignore", ".* rows are fewer than a batch of", UserWarning)
+    warnings.filterwarnings("ignore", "the dataset has .*, fewer than a batch of", UserWarning)
     warnings.filterwarnings("ignore", "the loaded state is of the last batch of epoch", UserWarning)
     try:
         dist.init_process_group(

@@ -101,16 +101,30 @@ class LaneOptions:
                 f"{self.lanes} lanes can't be shared by {_readers(place)}: epochs are "
                 f"cut into {num_lanes} lanes instead, in another order; set lanes to a multiple of {num_lanes}"
             )
-        size = self.batch_size or 0
-        # One rank warns for all, and a single one is free to have one short batch.
-        if ranks > 1 and place.rank == place.worker == 0 and 0 < num_rows < ranks * size:
-            effect = "drop_last drops all of them" if settings.drop_last else "no batch is whole"
-            are = "row is" if num_rows == 1 else "rows are"
-            found.append(
-                f"{num_rows:,} {are} fewer than a batch of {size:,} for each of {ranks:,} ranks, so {effect}: use "
-                "fewer ranks, or a smaller batch_size"
-            )
+        # One worker warns for all.
+        if num_rows and place.rank == place.worker == 0:
+            found += self._warnings_of_few_rows(num_rows, ranks, settings)
         return found
+
+    def _warnings_of_few_rows(self, num_rows: int, world_size: int, settings: Settings) -> list[str]:
+        is_short = num_rows < world_size * (self.batch_size or 0)
+        if is_short and settings.drop_last:
+            effect = "drop_last drops all of them"
+        elif settings.remainder == "drop" and num_rows < world_size:
+            effect = 'remainder="drop" leaves out all of them'
+        elif is_short and world_size > 1:
+            # A single rank is free to have one short batch.
+            effect = "no batch is whole"
+        else:
+            return []
+        share = "a row" if self.batch_size is None else f"a batch of {self.batch_size:,}"
+        ways_out = [] if self.batch_size is None else ["a smaller batch_size"]
+        if world_size > 1:
+            share = f"{share} for each of {world_size:,} ranks"
+            ways_out.insert(0, "fewer ranks")
+        return [
+            f"the dataset has {counted(num_rows, 'row')}, fewer than {share}, so {effect}: use {', or '.join(ways_out)}"
+        ]
 
 
 def _readers(place: WorkerPlace) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -64,21 +65,46 @@ def test_only_single_rows_or_a_single_rank_are_resumed_within_a_turn() -> None:
     assert LaneOptions(None, 4, 4).num_ranks_mid_turn(WorkerPlace()) == 1
 
 
-def test_one_rank_warns_of_fewer_rows_than_a_batch_for_each_rank() -> None:
-    options, place, drop = LaneOptions(None, None, 4), WorkerPlace(0, 64), replace(PLAIN, drop_last=True)
-    hint = "use fewer ranks, or a smaller batch_size"
-    message = f"10 rows are fewer than a batch of 4 for each of 64 ranks, so no batch is whole: {hint}"
-    assert options.warnings_for(10, place, PLAIN) == [message]
-    assert options.warnings_for(255, place, drop) == [
-        f"255 rows are fewer than a batch of 4 for each of 64 ranks, so drop_last drops all of them: {hint}"
-    ]
-    assert options.warnings_for(256, place, drop) == []
-    assert options.warnings_for(10, WorkerPlace(1, 64), PLAIN) == []
-    assert options.warnings_for(10, WorkerPlace(0, 64, 1, 2), PLAIN) == []
+@pytest.mark.parametrize(
+    ("num_rows", "batch_size", "world_size", "changes", "warning"),
+    [
+        (10, 4, 64, {}, "10 rows, fewer than a batch of 4 for each of 64 ranks, so no batch is whole"),
+        (1, 4, 2, {}, "1 row, fewer than a batch of 4 for each of 2 ranks, so no batch is whole"),
+        (
+            *(255, 4, 64, {"drop_last": True}),
+            "255 rows, fewer than a batch of 4 for each of 64 ranks, so drop_last drops all of them",
+        ),
+        (3, 4, 1, {"drop_last": True}, "3 rows, fewer than a batch of 4, so drop_last drops all of them"),
+        (
+            *(2, 4, 3, {"remainder": "drop"}),
+            '2 rows, fewer than a batch of 4 for each of 3 ranks, so remainder="drop" leaves out all of them',
+        ),
+        (
+            *(2, None, 3, {"remainder": "drop"}),
+            '2 rows, fewer than a row for each of 3 ranks, so remainder="drop" leaves out all of them',
+        ),
+    ],
+)
+def test_one_worker_warns_of_too_few_rows(
+    num_rows: int, batch_size: int | None, world_size: int, changes: dict[str, Any], warning: str
+) -> None:
+    options, settings = LaneOptions(None, None, batch_size), replace(PLAIN, **changes)
+    ways_out = ["fewer ranks"] * (world_size > 1) + ["a smaller batch_size"] * (batch_size is not None)
+    message = f"the dataset has {warning}: use {', or '.join(ways_out)}"
+    assert options.warnings_for(num_rows, WorkerPlace(0, world_size, 0, 2), settings) == [message]
+    assert options.warnings_for(num_rows, WorkerPlace(world_size - 1, world_size, 1, 2), settings) == []
+    if changes:
+        assert options.num_items(num_rows, WorkerPlace(0, world_size), settings) == 0
+
+
+def test_enough_rows_give_no_warning() -> None:
+    options, drop = LaneOptions(None, None, 4), replace(PLAIN, drop_last=True)
+    assert options.warnings_for(256, WorkerPlace(0, 64), drop) == []
+    assert options.warnings_for(4, WorkerPlace(), drop) == []
     # A single rank, single rows, or no rows at all.
     assert options.warnings_for(3, WorkerPlace(), PLAIN) == []
-    assert LaneOptions(None, None, None).warnings_for(10, place, PLAIN) == []
-    assert options.warnings_for(0, place, PLAIN) == []
+    assert LaneOptions(None, None, None).warnings_for(10, WorkerPlace(0, 64), PLAIN) == []
+    assert options.warnings_for(0, WorkerPlace(0, 64), drop) == []
 
 
 def test_more_lanes_than_a_state_can_hold_are_refused_before_anything_is_read() -> None:
