@@ -175,7 +175,10 @@ class SavableLoader(DataLoader[Any]):
 
     @property
     def epoch(self) -> int:
-        """The epoch of the last pass, or that of the next one if it was chosen with `set_epoch` or restored since."""
+        """The epoch of the last pass, or that of the next one if it was chosen with `set_epoch` or restored since.
+
+        It is the epoch of `state_dict()`: a pass that goes on after `set_epoch` keeps its own until it ends.
+        """
         return self._schedule.epoch
 
     @property

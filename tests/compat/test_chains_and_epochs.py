@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from torch.utils.data import DataLoader, get_worker_info
 
-from laneway import StatefulShardedDataset, StateUnavailableError
+from laneway import SavableLoader, StatefulShardedDataset, StateUnavailableError
+from laneway.core.schema import unwrap_state
 from tests.compat.loaders import FORKSERVER, flat, ids, loader_raises, make_loader, run_with_states, saved
 from tests.corpora import write_corpus
 from tests.waiting import CountedTransform
@@ -284,6 +285,31 @@ def test_set_epoch_during_a_pass_applies_to_the_next(corpus: Path, options: dict
     assert found + ids(batches) == expected
     assert ids(plain) == expected
     assert ids(plain) != expected
+
+
+@pytest.mark.parametrize("num_workers", [None, 0, 2])
+def test_an_epoch_chosen_during_a_pass_is_the_epoch_once_the_pass_has_ended(
+    corpus: Path, num_workers: int | None
+) -> None:
+    dataset = StatefulShardedDataset(corpus, shuffle=True, batch_size=2, shard_rows=4)
+    source = dataset if num_workers is None else SavableLoader(dataset, num_workers=num_workers)
+
+    def epochs() -> tuple[int, int]:
+        state = unwrap_state(source.state_dict())
+        assert isinstance(state, dict)
+        return source.epoch, state["epoch"]
+
+    batches = iter(source)
+    next(batches)
+    source.set_epoch(5)
+    assert epochs() == (5, 5)
+    next(batches)
+    assert epochs() == (0, 0), "the pass goes on"
+    for _ in batches:
+        assert epochs() == (0, 0)
+    assert epochs() == (5, 5)
+    next(iter(source))
+    assert epochs() == (5, 5)
 
 
 @pytest.mark.parametrize("epoch", [0, 5])

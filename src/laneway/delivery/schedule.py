@@ -131,9 +131,9 @@ class EpochSchedule:
 
     @property
     def epoch(self) -> int:
-        """The epoch of the last pass, or that of the next one if it was chosen or loaded since."""
+        """The epoch of the last pass, or that of the next one if it was chosen or loaded since: that of a state."""
         chosen, last, restored = self._clock.chosen_epoch(), self._clock.last_epoch, self.pending
-        if chosen is not None:
+        if chosen is not None and self.described is None:
             return chosen
         if restored is not None:
             return restored.start.epoch
