@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 # DataLoader imports it in each worker; imported here, forked workers find it and need no import lock.
 import numpy.random  # noqa: F401
+from torch._C import _remove_worker_pids
 from torch.utils.data import get_worker_info
 from torch.utils.data._utils.fetch import _IterableDatasetFetcher
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
@@ -88,4 +89,9 @@ def end_workers(batches: object) -> None:
     """
     if isinstance(batches, _MultiProcessingDataLoaderIter):
         with holding_back_signals():
-            batches._shutdown_workers()  # noqa: SLF001 - tests/unit/delivery/test_workers.py fails if it changes
+            # Private, so tests/unit/delivery/test_workers.py fails if one of these changes.
+            if batches._worker_pids_set:  # noqa: SLF001
+                # How a worker ends doesn't matter any more. Otherwise torch raises an error if a signal ends it.
+                _remove_worker_pids(id(batches))
+                batches._worker_pids_set = False  # noqa: SLF001
+            batches._shutdown_workers()  # noqa: SLF001

@@ -59,6 +59,37 @@ def test_workers_are_ended_at_once() -> None:
     assert multiprocessing.active_children() == []
 
 
+class Waiting(torch.utils.data.IterableDataset[Any]):
+    """A dataset that waits for a signal that ends its process."""
+
+    def __init__(self) -> None:
+        self.is_waiting = multiprocessing.Event()
+
+    def __iter__(self) -> Iterator[Any]:
+        self.is_waiting.set()
+        while True:
+            signal.pause()
+            yield 0
+
+
+def test_a_signal_that_ends_a_worker_while_it_is_shut_down_raises_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = Waiting()
+    batches: Any = iter(torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=1))
+    assert dataset.is_waiting.wait(60)
+    (worker,) = batches._workers
+    joined = worker.join
+
+    def join(timeout: float | None = None) -> None:
+        worker.kill()
+        # Its parent is told of its end, and has not asked how it ended yet.
+        os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)
+        joined(timeout)
+
+    monkeypatch.setattr(worker, "join", join)
+    end_workers(batches)
+    assert worker.exitcode == -signal.SIGKILL
+
+
 @pytest.mark.parametrize("loader_type", LOADERS)
 def test_a_loader_that_collates_batches_again_gives_a_warning(corpus: Path, loader_type: Any) -> None:
     batches, rows = StatefulShardedDataset(corpus, batch_size=8), StatefulShardedDataset(corpus)
