@@ -12,7 +12,7 @@ from laneway.core.schema import parse_state, sealed, wrap_state
 from laneway.dataset import StatefulShardedDataset
 from laneway.delivery.accelerate import check_checkpoint_of_caller, placement_of_caller
 from laneway.delivery.dataloader import BatchSource
-from laneway.delivery.loader_arguments import LoaderArguments, check_has_no_state
+from laneway.delivery.loader_arguments import LoaderArguments, check_has_no_state, naming_the_way_out
 from laneway.delivery.loader_state import (
     check_lockstep,
     check_same_state,
@@ -94,6 +94,7 @@ class SavableLoader(DataLoader[Any]):
         [[4, 5, 6, 7], [8, 9]]
     """
 
+    @naming_the_way_out
     def __init__(
         self,
         dataset: StatefulShardedDataset | DataLoader[Any],

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Concatenate, Final, NamedTuple, ParamSpec, TypeVar
 
 from torch.utils.data import default_collate
 from torchdata.stateful_dataloader import StatefulDataLoader
@@ -92,6 +93,46 @@ class LoaderArguments(NamedTuple):
             raise ValueError(message)
         options = replace(options, batch_size=batch_size)
         return replace(definition, options=options, collate_fn=self.collate_fn or default_collate)
+
+
+_ELSEWHERE: Final = {
+    "shuffle": "pass shuffle=True, and a seed, to the StatefulShardedDataset",
+    "drop_last": "pass drop_last and batch_size to the StatefulShardedDataset",
+    "generator": "pass shuffle=True, and a seed, to the StatefulShardedDataset",
+    "sampler": "the StatefulShardedDataset decides the order: see its shuffle, seed, filter, split and slice",
+    "batch_sampler": "the StatefulShardedDataset decides the order: see its shuffle, seed, batch_size and drop_last",
+    "in_order": "pass a DataLoader(dataset, in_order=False) instead of the dataset",
+}
+"""Argument of a DataLoader that a SavableLoader doesn't take -> what to pass instead."""
+
+Self_ = TypeVar("Self_")
+Arguments = ParamSpec("Arguments")
+
+
+def naming_the_way_out(
+    init: Callable[Concatenate[Self_, Arguments], None],
+) -> Callable[Concatenate[Self_, Arguments], None]:
+    """Have the `__init__` of a loader say where to pass what a DataLoader would take.
+
+    Raises:
+        TypeError: An argument of a DataLoader is one of the dataset's here, or is passed by position.
+    """
+
+    @wraps(init)
+    def checked(self: Self_, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
+        for name, way_out in _ELSEWHERE.items():
+            if kwargs.get(name) is not None:
+                message = f"SavableLoader takes no {name}: {way_out}"
+                raise TypeError(message)
+        if len(args) > 1:
+            message = (
+                "SavableLoader takes only the dataset by position: pass the other arguments by name, and batch_size to "
+                "the StatefulShardedDataset"
+            )
+            raise TypeError(message)
+        init(self, *args, **kwargs)
+
+    return checked
 
 
 _KEYWORDS = (

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 from torch.utils.data import DataLoader, default_collate
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from laneway import StatefulShardedDataset
+from laneway import SavableLoader, StatefulShardedDataset
 from laneway.core.options import LaneOptions
 from laneway.delivery.loader_arguments import LoaderArguments, check_has_no_state
 from laneway.delivery.transforms import Transforms
@@ -47,6 +48,37 @@ def test_arguments_of_the_wrong_type_are_refused_by_name(options: LoaderArgument
     LoaderArguments(DEFAULTS, 3, len).check()
     with pytest.raises(TypeError, match=problem):
         options.check()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "way_out"),
+    [
+        (
+            {"shuffle": True},
+            "SavableLoader takes no shuffle: pass shuffle=True, and a seed, to the StatefulShardedDataset",
+        ),
+        ({"shuffle": False}, "takes no shuffle: "),
+        ({"drop_last": True}, "takes no drop_last: pass drop_last and batch_size to the StatefulShardedDataset"),
+        ({"generator": torch.Generator()}, "takes no generator: pass shuffle=True, and a seed, to the Stateful"),
+        ({"sampler": [0]}, "takes no sampler: the StatefulShardedDataset decides the order"),
+        ({"batch_sampler": [[0]]}, "takes no batch_sampler: the StatefulShardedDataset decides the order"),
+        ({"in_order": False}, r"takes no in_order: pass a DataLoader\(dataset, in_order=False\)"),
+        ({"pin_memory_device": ""}, "unexpected keyword argument 'pin_memory_device'"),
+    ],
+)
+def test_an_argument_of_a_dataloader_that_belongs_elsewhere_is_refused_with_the_way_out(
+    corpus: Path, arguments: dict[str, Any], way_out: str
+) -> None:
+    with pytest.raises(TypeError, match=way_out):
+        SavableLoader(StatefulShardedDataset(corpus), **arguments)
+
+
+def test_arguments_by_position_are_refused_with_the_way_out(corpus: Path) -> None:
+    make: Any = SavableLoader
+    with pytest.raises(TypeError, match="pass the other arguments by name, and batch_size to the S"):
+        make(StatefulShardedDataset(corpus), 32)
+    with pytest.raises(TypeError, match="dataset"):
+        make()
 
 
 def test_arguments_given_together_with_a_loader_are_all_named(corpus: Path) -> None:
