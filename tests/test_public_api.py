@@ -86,6 +86,7 @@ MEMBERS = {
         "state_dict": "()",
         "statistics": "(columns=None, *, max_distinct=10000, progress=None)",
         "take": "(rows)",
+        "without": "(rows)",
     },
     "loader": {
         "__iter__": "()",

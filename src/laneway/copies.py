@@ -5,17 +5,19 @@ from __future__ import annotations
 import copy
 import math
 from collections import namedtuple
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 import pyarrow as pa
 from torch.utils.data import IterableDataset
 
-from laneway.arguments import check_columns, check_flag, check_seed
+from laneway.arguments import check_columns, check_flag, check_seed, plain_int
+from laneway.core.gaps import EpochGap, overlap, parse_gaps
 from laneway.core.turns import WorkerPlace
 from laneway.delivery.schedule import EpochSchedule
 from laneway.distributed import data_parallel_rank
-from laneway.errors import SchemaMismatchError
+from laneway.errors import LanewayError, SchemaMismatchError
 from laneway.reading.expressions import columns_of, filter_of
 from laneway.reading.hashing import is_hashable
 from laneway.reading.selecting import Planner
@@ -23,7 +25,7 @@ from laneway.reading.selection_summary import SelectionSummary
 from laneway.reading.steps import FunctionFilter, Slice, parts_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable
 
     from laneway.catalog.caching import CacheDir
     from laneway.core.plan import Identity
@@ -56,6 +58,7 @@ class ChangeableDataset(IterableDataset[Any]):
             ValueError: `seed` is out of its range.
         """
         identity: Identity = self.definition.identity
+        self._check_has_no_gaps("shuffle")
         settings = replace(identity.settings, shuffle=True, seed=check_seed(seed))
         return self._changed(replace(self.definition, identity=replace(identity, settings=settings)))
 
@@ -204,6 +207,28 @@ class ChangeableDataset(IterableDataset[Any]):
         (changed,) = self._selected([Slice.of(block_rows, start, stop)], pa.schema([]))
         return changed
 
+    def without(self, rows: Sequence[tuple[int, int, int]]) -> Self:
+        """Return a copy that leaves out some rows of the order of some epochs, at the start of epoch 0.
+
+        The rows of an epoch are numbered from 0 in the order in which the job delivers them: row `n` is delivered after
+        `n` others, on whatever rank. So with batches of `batch_size` rows on `world_size` ranks, step `s` of an epoch
+        delivers rows [s * batch_size * world_size, (s + 1) * batch_size * world_size). Rows that are left out keep
+        their numbers: those after them have the numbers that they would have otherwise.
+
+        The rest keeps its order. States know what was left out: a state that was saved with other rows is refused,
+        unless they come later than it. So a run can go back to a checkpoint, and pass over what spoilt it.
+
+        Args:
+            rows: Any number of (epoch, start, stop): rows [start, stop) of that epoch. Both are multiples of
+                `turn_rows`, which is by default the batch size; or `stop` is the end of the epoch.
+
+        Raises:
+            TypeError: `rows` is something else.
+            ValueError: Some of the rows don't exist, are given twice, or are all rows of an epoch.
+        """
+        gaps = _checked_gaps(rows, self.definition.identity)
+        return self._changed(self.definition.with_gaps(gaps))
+
     def _filter(
         self, condition: object, columns: Sequence[str] | None, version: str | None
     ) -> tuple[list[Step], pa.Schema]:
@@ -231,8 +256,15 @@ class ChangeableDataset(IterableDataset[Any]):
     def _definitions(self, steps: Sequence[Step], schema: pa.Schema) -> list[Definition]:
         """Return the definition of the rows that each step leaves."""
         definition = self.definition
+        self._check_has_no_gaps("a filter, split or slice")
         planner = Planner(definition.manifest, definition.storage, self._cache_dir)
         return [definition.with_selection(each) for each in planner.extend(definition.selection, steps, schema)]
+
+    def _check_has_no_gaps(self, change: str) -> None:
+        text = self.definition.identity.settings.without
+        if text is not None:
+            message = f"{change} would give other numbers to the rows that without() left out, {text}: call it last"
+            raise LanewayError(message)
 
     def _changed(self, definition: Definition) -> Self:
         """Return a copy with another definition, at the start of epoch 0."""
@@ -245,6 +277,32 @@ class ChangeableDataset(IterableDataset[Any]):
         copied = type(self).__new__(type(self))
         vars(copied).update(vars(self), schedule=self.schedule.copy())
         return copied
+
+
+def _checked_gaps(rows: object, identity: Identity) -> list[EpochGap]:
+    """Return the rows that a user wants to leave out, with those that are left out already."""
+    gaps = [*parse_gaps(identity.settings.without)]
+    num_rows = identity.selected.num_rows
+    for each in rows if isinstance(rows, Iterable) and not isinstance(rows, (str, Mapping)) else [rows]:
+        triple = [*each] if isinstance(each, Sequence) and not isinstance(each, str) else []
+        numbers = [number for number in map(plain_int, triple) if number is not None]
+        if len(triple) != 3 or len(numbers) != 3:  # noqa: PLR2004 - epoch, start and stop
+            message = f"rows must be a list of (epoch, start, stop), three ints each, not {each!r}"
+            raise TypeError(message)
+        gap = EpochGap(*numbers)
+        if gap.epoch < 0 or not 0 <= gap.start < gap.stop <= num_rows:
+            message = f"there are no {gap.text}: an epoch has rows 0 to {num_rows}"
+            raise ValueError(message)
+        gaps.append(gap)
+    both = overlap(gaps)
+    if both is not None:
+        message = f"{both[0].text} and {both[1].text} overlap: give each row once"
+        raise ValueError(message)
+    for epoch in {gap.epoch for gap in gaps}:
+        if sum(gap.stop - gap.start for gap in gaps if gap.epoch == epoch) == num_rows:
+            message = f"no row of epoch {epoch} would be left: choose another epoch with set_epoch() instead"
+            raise ValueError(message)
+    return gaps
 
 
 def _check_shares(shares: Mapping[str, float]) -> None:

@@ -307,9 +307,9 @@ class StatefulShardedDataset(ChangeableDataset):
     def __len__(self) -> int:
         """Return the number of batches, or rows if there are no batches, that this rank delivers in a whole epoch.
 
-        It depends on neither lanes nor workers.
+        It depends on neither lanes nor workers. If `without` takes out rows, it is that of the epoch that `epoch` says.
         """
-        return self.definition.num_items(self.definition.place)
+        return self.definition.num_items(self.definition.place, self.epoch)
 
     def __getstate__(self) -> dict[str, Any]:
         """Refuse to be sent to the workers of a framework that would lose rows: there, nobody can tell."""
@@ -323,6 +323,7 @@ class StatefulShardedDataset(ChangeableDataset):
         unit = "rows" if options.batch_size is None else f"batches of {options.batch_size:,} rows"
         rows = self.definition.identity.selection
         selected = "" if rows is None else f"  {rows.num_rows:,} rows selected by {rows.text},\n"
+        selected += "" if settings.without is None else f"  without {settings.without},\n"
         names = self.schema.names
         shown = ", ".join(names[:8]) + (f", ... ({len(names):,} columns)" if len(names) > 8 else "")  # noqa: PLR2004
         return (
