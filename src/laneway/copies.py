@@ -10,43 +10,29 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 import pyarrow as pa
-from torch.utils.data import IterableDataset
 
 from laneway.arguments import check_columns, check_flag, check_seed, plain_int
 from laneway.core.gaps import EpochGap, overlap, parse_gaps
 from laneway.core.turns import WorkerPlace
 from laneway.delivery.schedule import EpochSchedule
+from laneway.described import DescribedDataset
 from laneway.distributed import data_parallel_rank
 from laneway.errors import LanewayError, SchemaMismatchError
 from laneway.reading.expressions import columns_of, filter_of
 from laneway.reading.hashing import is_hashable
 from laneway.reading.selecting import Planner
-from laneway.reading.selection_summary import SelectionSummary
 from laneway.reading.steps import FunctionFilter, Slice, parts_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from laneway.catalog.caching import CacheDir
     from laneway.core.plan import Identity
     from laneway.delivery.definition import Definition
     from laneway.reading.steps import Step
 
 
-class ChangeableDataset(IterableDataset[Any]):
+class ChangeableDataset(DescribedDataset):
     """A dataset of which there can be changed copies."""
-
-    definition: Definition
-    schedule: EpochSchedule
-    _asks_rank: bool
-    _given_schema: pa.Schema | None
-    _cache_dir: CacheDir
-
-    @property
-    def selection(self) -> SelectionSummary | None:
-        """The filters, splits and slices that select the rows of this dataset; None: it has all rows of its files."""
-        selection = self.definition.selection
-        return None if selection is None else SelectionSummary.of(self.definition.manifest, selection)
 
     def shuffle(self, seed: int = 0) -> Self:
         """Return a copy that is shuffled, at the start of epoch 0.
