@@ -113,6 +113,7 @@ MEMBERS = {
         "root": "attribute",
         "save": "(path, *, filesystem=None, storage_options=None, retries=None)",
         "schema": "attribute",
+        "select": "(condition, *, filesystem=None, storage_options=None, retries=None, progress=None, cache_dir=None)",
     },
     "manifest.files": {"paths": "attribute", "rows": "attribute", "sizes": "attribute"},
     "retries": dict.fromkeys(

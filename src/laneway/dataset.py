@@ -17,7 +17,6 @@ from laneway.arguments import (
     check_seed,
     check_size,
 )
-from laneway.catalog.manifest import open_source
 from laneway.convert.columns import Output
 from laneway.copies import ChangeableDataset
 from laneway.core.lanes import MAX_LANES, Remainder
@@ -35,6 +34,7 @@ from laneway.delivery.transforms import Transforms
 from laneway.delivery.workers import is_collated_by_caller, is_in_worker
 from laneway.distributed import check_rank, data_parallel_rank
 from laneway.errors import StateUnavailableError
+from laneway.manifest import open_source
 
 if TYPE_CHECKING:
     import os
@@ -46,9 +46,9 @@ if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
     from laneway.catalog.caching import CacheDir
-    from laneway.catalog.manifest import Manifest
     from laneway.convert.fill import FillNull
     from laneway.core.shards import Shard
+    from laneway.manifest import Manifest
     from laneway.storage.retries import RetryPolicy
 
 

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from laneway.catalog.caching import CacheDir
-    from laneway.catalog.manifest import Manifest
     from laneway.core.shards import ShardTable
     from laneway.delivery.definition import Definition
     from laneway.delivery.schedule import EpochSchedule
+    from laneway.manifest import Manifest
 
 
 class DescribedDataset(IterableDataset[Any]):

@@ -16,7 +16,6 @@ from laneway.reading.lane_reader import LaneReader
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from laneway.catalog.manifest import Manifest
     from laneway.core.assignment import Assignment
     from laneway.core.gaps import EpochGap
     from laneway.core.options import LaneOptions
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from laneway.delivery.schedule import EpochSchedule
     from laneway.delivery.stream import Stream
     from laneway.delivery.transforms import Transforms
+    from laneway.manifest import Manifest
     from laneway.reading.selecting import RowSelection
     from laneway.storage.filesystem import Storage
 

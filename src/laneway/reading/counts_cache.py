@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from laneway.catalog.caching import CacheDir
-    from laneway.catalog.manifest import Manifest
+    from laneway.catalog.contents import ManifestContents
     from laneway.storage.filesystem import Storage
 
 _VERSION: Final = "1"
@@ -37,7 +37,7 @@ class Counts(NamedTuple):
 class CountsCache:
     """The cached counts of selections of the rows of one manifest."""
 
-    def __init__(self, manifest: Manifest, storage: Storage, cache_dir: CacheDir) -> None:
+    def __init__(self, manifest: ManifestContents, storage: Storage, cache_dir: CacheDir) -> None:
         """Prepare to look for entries.
 
         Args:

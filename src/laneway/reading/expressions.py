@@ -17,7 +17,7 @@ from laneway.reading.projection import select_columns
 from laneway.reading.steps import mask_of
 
 if TYPE_CHECKING:
-    from laneway.catalog.manifest import Manifest
+    from laneway.catalog.contents import ManifestContents
     from laneway.reading.steps import Mask, Run
 
 _scanner: Any = pads.Scanner
@@ -107,7 +107,7 @@ class Filter:
         return found if left.all() else left & found
 
 
-def filter_of(expression: object, manifest: Manifest, schema: pa.Schema | None) -> Filter:
+def filter_of(expression: object, manifest: ManifestContents, schema: pa.Schema | None) -> Filter:
     """Return the step for an expression, or for tuples as pyarrow takes them.
 
     Args:
@@ -136,7 +136,7 @@ def filter_of(expression: object, manifest: Manifest, schema: pa.Schema | None) 
     return Filter(expression, needed)
 
 
-def columns_of(manifest: Manifest, names: list[str], schema: pa.Schema | None) -> pa.Schema:
+def columns_of(manifest: ManifestContents, names: list[str], schema: pa.Schema | None) -> pa.Schema:
     """Return the types of columns that a step looks at: those that the user gave, else those in the files.
 
     Raises:

@@ -15,7 +15,7 @@ from laneway.reading.steps import Run, select
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from laneway.catalog.manifest import Manifest
+    from laneway.catalog.contents import ManifestContents
     from laneway.reading.categories import Categories
     from laneway.reading.origin import Origin
     from laneway.reading.rows import Rows
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def open_rows(
-    manifest: Manifest,
+    manifest: ManifestContents,
     storage: Storage,
     schema: pa.Schema,
     origin: Origin | None = None,
@@ -56,7 +56,7 @@ class SelectedReader:
 
     def __init__(
         self,
-        manifest: Manifest,
+        manifest: ManifestContents,
         storage: Storage,
         schema: pa.Schema,
         origin: Origin | None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, final
 import numpy as np
 
 if TYPE_CHECKING:
-    from laneway.catalog.manifest import Manifest
+    from laneway.catalog.contents import ManifestContents
     from laneway.reading.selecting import RowSelection
 
 
@@ -46,7 +46,7 @@ class SelectionSummary:
     """Those of which none are: they are never read."""
 
     @classmethod
-    def of(cls, manifest: Manifest, selection: RowSelection) -> SelectionSummary:
+    def of(cls, manifest: ManifestContents, selection: RowSelection) -> SelectionSummary:
         """Return the summary of a selection."""
         rows, most = selection.rows.block_rows, manifest.files.block_rows
         steps = [

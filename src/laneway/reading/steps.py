@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from laneway.catalog.manifest import Manifest
+    from laneway.catalog.contents import ManifestContents
 
     Mask = NDArray[np.bool_]
     Bound = int | float | None
@@ -44,7 +44,7 @@ class Run(NamedTuple):
     """Bounds of the blocks, counted from that row, shape (num_blocks + 1,)."""
 
     @classmethod
-    def of(cls, manifest: Manifest, file_index: int, first: int, stop: int) -> Run:
+    def of(cls, manifest: ManifestContents, file_index: int, first: int, stop: int) -> Run:
         """Return the blocks [first, stop) of a data file."""
         files = manifest.files
         base = int(files.block_starts[file_index])
