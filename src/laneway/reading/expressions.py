@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, final
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
+from pyarrow import acero
 
 from laneway.errors import SchemaMismatchError
 from laneway.reading.projection import select_columns
@@ -99,11 +100,9 @@ class Filter:
 
     def select(self, rows: pa.Table, run: Run, left: Mask) -> Mask:  # noqa: ARG002 - see Step
         """See Step."""
-        batches = rows.select(self.schema.names).to_batches()
-        scanner = _scanner.from_batches(
-            iter(batches), schema=self.schema, columns={"mask": self.expression}, use_threads=False
-        )
-        found = mask_of(scanner.to_table()["mask"])
+        source = acero.Declaration("table_source", acero.TableSourceNodeOptions(rows.select(self.schema.names)))
+        project = acero.Declaration("project", acero.ProjectNodeOptions([self.expression], ["mask"]), [source])
+        found = mask_of(project.to_table(use_threads=False)["mask"])
         return found if left.all() else left & found
 
 
