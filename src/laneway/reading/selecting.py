@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from laneway.catalog.progress_bar import progress_bar
-from laneway.core.selection import Selection
+from laneway.core.selection import Selection, compact
 from laneway.reading import pruning
 from laneway.reading.block_runs import block_runs, num_reading_threads
 from laneway.reading.counts_cache import Counts, CountsCache
@@ -128,7 +128,7 @@ class Planner:
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
                 counting.close()
-        return found
+        return [counts._replace(block_rows=compact(counts.block_rows)) for counts in found]
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +141,7 @@ class _Counting:
     """Where they are."""
     before: tuple[Step, ...]
     """The steps before these."""
-    left: NDArray[np.int64]
+    left: NDArray[np.integer]
     """The rows of each block that they leave, shape (num_blocks,)."""
     columns: pa.Schema
     """The columns that all steps look at."""
@@ -207,7 +207,7 @@ class _Counting:
     def runs(self, is_unknown: NDArray[np.bool_]) -> Iterator[tuple[int, int, int]]:
         """Return what is to be read at once: blocks of which all rows are left, or blocks of which some are."""
         files = self.manifest.files
-        return block_runs(files, is_unknown, self.left == files.block_rows)
+        return block_runs(files, self.columns, is_unknown, self.left == files.block_rows)
 
     def _reader(self, names: tuple[str, ...]) -> RowReader:
         """Return the reader of some columns, which all threads share."""

@@ -210,7 +210,7 @@ class Slice:
     """See Step."""
 
     @classmethod
-    def of(cls, block_rows: NDArray[np.int64], start: Bound, stop: Bound) -> Slice:
+    def of(cls, block_rows: NDArray[np.integer], start: Bound, stop: Bound) -> Slice:
         """Return the step that selects rows [start, stop).
 
         Args:
@@ -218,7 +218,7 @@ class Slice:
             start: First row; as a float, the share of the rows that come before.
             stop: One past the last row, likewise; None: the end.
         """
-        ends = np.cumsum(block_rows)
+        ends = np.cumsum(block_rows, dtype=np.int64)
         num_rows = int(ends[-1]) if len(ends) else 0
         begin, end = (_row_of(bound, num_rows) for bound in (start, stop))
         text = f"rows {_bound_text(start)} to {_bound_text(stop)}"
@@ -229,9 +229,9 @@ class Slice:
         last = int(np.searchsorted(ends, end, side="left"))
         return cls(text, begin, end, (first, begin - int(starts[first])), (last, end - int(starts[last])))
 
-    def counts(self, block_rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    def counts(self, block_rows: NDArray[np.integer]) -> NDArray[np.int64]:
         """Return how many rows of each block it selects of those that are left, shape (num_blocks,)."""
-        ends = np.cumsum(block_rows)
+        ends = np.cumsum(block_rows, dtype=np.int64)
         starts = ends - block_rows
         found: NDArray[np.int64] = np.clip(ends, self.start, self.stop) - np.clip(starts, self.start, self.stop)
         return found
