@@ -87,6 +87,7 @@ MEMBERS = {
         "state_dict": "()",
         "statistics": "(columns=None, *, max_distinct=10000, progress=None)",
         "take": "(rows)",
+        "without": "(rows)",
     },
     "loader": {
         "__iter__": "()",
@@ -113,6 +114,7 @@ MEMBERS = {
         "root": "attribute",
         "save": "(path, *, filesystem=None, storage_options=None, retries=None)",
         "schema": "attribute",
+        "select": "(condition, *, filesystem=None, storage_options=None, retries=None, progress=None, cache_dir=None)",
     },
     "manifest.files": {"paths": "attribute", "rows": "attribute", "sizes": "attribute"},
     "retries": dict.fromkeys(

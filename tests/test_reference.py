@@ -47,7 +47,7 @@ NOT_PUBLIC = {
     "loader": {"gather_state", "ranks", "restore_together", "sampler", "use_stateful_dataloader"},
     "manifest": {
         *("file_scan", "layout", "layout_starts", "num_bytes", "of", "partitions", "planned", "schemas", "selections"),
-        *("shared_file", "storage", "versions", "with_selections"),
+        *("shared_file", "storage", "versions", "shared_with", "with_selections"),
     },
     "retries": {"attempts"},
     "selection": {"of"},

@@ -1,6 +1,5 @@
 """Stateful iterable datasets for PyTorch: stop after any batch and resume exactly there, on any number of machines."""
 
-from laneway.catalog.manifest import Manifest
 from laneway.core.merge import merge_states
 from laneway.core.shards import Shard
 from laneway.dataset import StatefulShardedDataset
@@ -18,6 +17,7 @@ from laneway.errors import (
     StateUnavailableError,
 )
 from laneway.loader import SavableLoader
+from laneway.manifest import Manifest
 from laneway.storage.retries import RetryPolicy
 
 __all__ = [

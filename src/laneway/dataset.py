@@ -17,7 +17,6 @@ from laneway.arguments import (
     check_seed,
     check_size,
 )
-from laneway.catalog.manifest import open_source
 from laneway.convert.columns import Output
 from laneway.copies import ChangeableDataset
 from laneway.core.lanes import MAX_LANES, Remainder
@@ -35,10 +34,7 @@ from laneway.delivery.transforms import Transforms
 from laneway.delivery.workers import is_collated_by_caller, is_in_worker
 from laneway.distributed import check_rank, data_parallel_rank
 from laneway.errors import StateUnavailableError
-from laneway.reading.column_statistics import ColumnStatistics, column_statistics
-from laneway.reading.expressions import columns_of
-from laneway.reading.selected import open_rows
-from laneway.wording import counted
+from laneway.manifest import open_source
 
 if TYPE_CHECKING:
     import os
@@ -50,9 +46,9 @@ if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
     from laneway.catalog.caching import CacheDir
-    from laneway.catalog.manifest import Manifest
     from laneway.convert.fill import FillNull
-    from laneway.core.shards import Shard, ShardTable
+    from laneway.core.shards import Shard
+    from laneway.manifest import Manifest
     from laneway.storage.retries import RetryPolicy
 
 
@@ -245,63 +241,6 @@ class StatefulShardedDataset(ChangeableDataset):
     # -- Properties ---------------------------------------------------------------------------------------------------
 
     @property
-    def manifest(self) -> Manifest:
-        """The data files, with their sizes, rows, row groups and schema.
-
-        It remembers the selection of this dataset: a dataset of it with the same filters counts no rows.
-        """
-        manifest, selection = self.definition.manifest, self.definition.selection
-        return manifest if selection is None else manifest.with_selections(selection.known)
-
-    @property
-    def shards(self) -> ShardTable:
-        """All shards of the dataset in file order, including those of other ranks.
-
-        Where rows are selected, offsets and lengths count the selected rows of a file.
-        """
-        return self.definition.identity.shards
-
-    @property
-    def schema(self) -> pa.Schema:
-        """Names and Arrow types of the columns that are delivered."""
-        return self.definition.columns.schema
-
-    def statistics(
-        self, columns: Sequence[str] | None = None, *, max_distinct: int = 10_000, progress: bool | None = None
-    ) -> dict[str, ColumnStatistics]:
-        """Return statistics of columns over all rows of the dataset, those of all ranks, from one pass over the files.
-
-        Args:
-            columns: Names of the columns; None: those that are delivered.
-            max_distinct: How many distinct values are counted at most.
-            progress: True shows a progress bar, False does not, None does if it takes longer than 2 s.
-
-        Raises:
-            ValueError: `max_distinct` is not an int >= 0.
-            SchemaMismatchError: A column doesn't exist, or its types in the files differ.
-            DataFileError: A file can't be read.
-
-        Example:
-            >>> import pyarrow as pa, pyarrow.parquet as pq, tempfile
-            >>> folder = tempfile.mkdtemp()
-            >>> pq.write_table(pa.table({"x": [1, 3, None]}), f"{folder}/part-0.parquet")
-            >>> StatefulShardedDataset(folder).statistics()["x"]
-            ColumnStatistics(count=2, nulls=1, nans=0, min=1, max=3, mean=2.0, std=1.0, distinct=2)
-        """
-        definition = self.definition
-        names = check_columns(definition.columns.names_in_files if columns is None else columns) or ()
-        schema = columns_of(definition.manifest, [*names], self._given_schema)
-        rows = open_rows(definition.manifest, definition.storage, schema, selection=definition.selection)
-        most = check_int("max_distinct", max_distinct, minimum=0)
-        return column_statistics(rows, schema, definition.identity.selected, max_distinct=most, progress=progress)
-
-    @property
-    def categories(self) -> dict[str, list[Any]]:
-        """Column that is delivered as ids -> its values, in the order of their ids."""
-        found = self.definition.columns.categories
-        return {} if found is None else {name: values.to_pylist() for name, values in found.vocabularies.items()}
-
-    @property
     def epoch(self) -> int:
         """The epoch of the last pass, or that of the next one if it was chosen with `set_epoch` or loaded since."""
         return self.schedule.epoch
@@ -309,32 +248,14 @@ class StatefulShardedDataset(ChangeableDataset):
     def __len__(self) -> int:
         """Return the number of batches, or rows if there are no batches, that this rank delivers in a whole epoch.
 
-        It depends on neither lanes nor workers.
+        It depends on neither lanes nor workers. If `without` takes out rows, it is that of the epoch that `epoch` says.
         """
-        return self.definition.num_items(self.definition.place)
+        return self.definition.num_items(self.definition.place, self.epoch)
 
     def __getstate__(self) -> dict[str, Any]:
         """Refuse to be sent to the workers of a framework that would lose rows: there, nobody can tell."""
         check_readers(self, world_size=self.definition.place.world_size)
         return vars(self)
-
-    def __repr__(self) -> str:
-        definition = self.definition
-        settings, options, place = definition.identity.settings, definition.options, definition.place
-        order = f"shuffled with seed {settings.seed}" if settings.shuffle else "in file order"
-        unit = "rows" if options.batch_size is None else f"batches of {counted(options.batch_size, 'row')}"
-        rows = self.definition.identity.selection
-        selected = "" if rows is None else f"  {counted(rows.num_rows, 'row')} selected by {rows.text},\n"
-        names = self.schema.names
-        shown = ", ".join(names[:8]) + (f", ... ({len(names):,} columns)" if len(names) > 8 else "")  # noqa: PLR2004
-        return (
-            f"{type(self).__name__}(\n"
-            f"  {definition.manifest!r},\n"
-            f"{selected}"
-            f"  {counted(len(self.shards), 'shard')} {order},\n"
-            f"  {unit} as {definition.columns.output}: {shown},\n"
-            f"  rank {place.rank} of {place.world_size}, epoch {self.epoch}\n)"
-        )
 
     # -- Epochs -------------------------------------------------------------------------------------------------------
 

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any, cast
 import torch.distributed as dist
 
 from laneway.arguments import plain_int
-from laneway.catalog.manifest import Manifest, scan_source
 from laneway.catalog.offers import Offer
 from laneway.errors import LanewayError
+from laneway.manifest import Manifest, scan_source, select_rows
 from laneway.process_groups import as_group, is_initialised
 from laneway.ranks import Ranks
-from laneway.reading.selecting import plan_filter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -22,8 +21,8 @@ if TYPE_CHECKING:
     import pyarrow.compute as pc
 
     from laneway.catalog.caching import CacheDir
-    from laneway.catalog.manifest import Source
     from laneway.core.selection import Selection
+    from laneway.manifest import Source
     from laneway.process_groups import ProcessGroup
     from laneway.storage.filesystem import FileSystem
     from laneway.storage.retries import RetryPolicy
@@ -156,7 +155,7 @@ def scan_once(
             progress=progress,
             cache_dir=cache_dir,
         )
-        return manifest if filter is None else plan_filter(manifest, storage, filter, cache_dir, progress=progress)
+        return manifest if filter is None else select_rows(manifest, storage, filter, cache_dir, progress=progress)
 
     return _share("scan_once", process_group, scan)
 
@@ -217,7 +216,7 @@ def _share(function: str, process_group: ProcessGroup | None, work: Callable[[],
 
     def accept() -> bool:
         found = cast("Offer", offer).accept()
-        accepted.extend([found.with_selections(selections)] if found else [])
+        accepted.extend([Manifest.of(found).with_selections(selections)] if found else [])
         return bool(accepted)
 
     call = f"{function}()"

@@ -20,10 +20,12 @@ WAYS: tuple[Way, ...] = get_args(Way)
 
 
 def make_dataset(path: Path, **arguments: Any) -> StatefulShardedDataset:
-    """Return a shuffled dataset of small shards and windows."""
-    return StatefulShardedDataset(
+    """Return a shuffled dataset of small shards and windows; `without` is an argument of the method."""
+    gaps = arguments.pop("without", ())
+    dataset = StatefulShardedDataset(
         path, **{"shard_rows": 4, "window_bytes": 200, "seed": 5, "shuffle": True, **arguments}
     )
+    return dataset.without(gaps) if gaps else dataset
 
 
 def make_savable(

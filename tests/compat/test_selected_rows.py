@@ -15,6 +15,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from laneway import (
     CheckpointMismatchError,
     DataFileError,
+    Manifest,
     ManifestCacheWarning,
     NullInColumnError,
     SavableLoader,
@@ -362,6 +363,22 @@ def test_counts_are_cached_and_a_damaged_entry_is_replaced(tmp_path: Path) -> No
         with pytest.warns(ManifestCacheWarning, match="a cached selection is unusable"):
             assert num_calls_of("1") + num_calls_of("2") == num_blocks
         assert first.read_bytes() == whole[0]
+
+
+def test_a_manifest_that_has_counted_a_filter_spares_datasets_from_it(tmp_path: Path) -> None:
+    write_corpus(tmp_path)
+    condition = pc.field("text") > "row 3"
+    first, second = [("text", ">", "row 3")], [("id", "<", 9)]
+    manifest = Manifest.scan(tmp_path).select(first).select(second)
+    for counted, expected in ((condition, 0), (second, 0), ([("id", "<", 9), ("text", ">", "row 3")], 1)):
+        dataset = StatefulShardedDataset(manifest, batch_size=3, filter=counted)
+        assert dataset.selection is not None
+        assert (dataset.selection.steps[0].blocks_by_rows > 0) == expected
+    assert flat(ids(StatefulShardedDataset(manifest, batch_size=3))) == list(range(NUM_ROWS))
+    with pytest.raises(SchemaMismatchError, match="color"):
+        manifest.select(pc.field("color") == "red")
+    with pytest.raises(TypeError, match="expression"):
+        manifest.select(odd)  # type: ignore[arg-type]
 
 
 def test_a_dataset_of_the_manifest_of_another_counts_nothing_again(tmp_path: Path) -> None:

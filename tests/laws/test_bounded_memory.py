@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from laneway.catalog.manifest import scan_source
 from laneway.convert.batches import BatchConverter
 from laneway.core.cursor import LaneRange
+from laneway.manifest import scan_source
 from laneway.reading.lane_reader import LaneReader
 from laneway.reading.projection import select_columns
 from laneway.reading.reader import RowReader

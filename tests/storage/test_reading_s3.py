@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from laneway import DataFileError, Manifest, RetryPolicy, SavableLoader, StatefulShardedDataset
-from laneway.catalog.manifest import scan_source
+from laneway.manifest import scan_source
 from laneway.reading.projection import select_columns
 from laneway.reading.reader import RowReader
 from laneway.storage.filesystem import Storage

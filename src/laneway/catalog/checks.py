@@ -128,7 +128,7 @@ def _check_starts(starts: NDArray[np.int64], num_owners: int, total: int, name: 
     _require(bool(is_whole and (starts[1:] >= starts[:-1]).all()), name)
 
 
-def _check_counts(counts: NDArray[np.int64], name: str) -> None:
+def _check_counts(counts: NDArray[np.integer], name: str) -> None:
     if len(counts) == 0:
         return
     largest = int(counts.max())

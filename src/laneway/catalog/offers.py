@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 
 from laneway.catalog.decoding import decode
 from laneway.catalog.encoding import encode, head_of
-from laneway.catalog.manifest import Manifest
 from laneway.catalog.sharing import MIN_SHARED_BYTES, map_descriptor
 from laneway.errors import DataFileError
 
 if TYPE_CHECKING:
     from typing import Self
+
+    from laneway.catalog.contents import ManifestContents
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class Offer:
     """Whether the file was created for the offer."""
 
     @classmethod
-    def of(cls, manifest: Manifest) -> Self | None:
+    def of(cls, manifest: ManifestContents) -> Self | None:
         """Return an offer of a manifest; None if it is small, or if no file can be written."""
         if manifest.num_bytes < MIN_SHARED_BYTES or sys.platform == "win32":
             return None
@@ -53,7 +54,7 @@ class Offer:
             return None
         return offer
 
-    def accept(self) -> Manifest | None:
+    def accept(self) -> ManifestContents | None:
         """Return the manifest, mapped into memory; None if this process can't read the file that was offered."""
         try:
             descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
@@ -61,7 +62,7 @@ class Offer:
             return None
         try:
             data = map_descriptor(os.dup(descriptor))
-            manifest = Manifest.of(decode(data, self.path)) if head_of(data) == self.head else None
+            manifest = decode(data, self.path) if head_of(data) == self.head else None
         except (OSError, ValueError, DataFileError):
             manifest = None
         if manifest is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args
 
 from laneway.core.differences import shorten
@@ -62,6 +63,16 @@ def _are_counts(numbers: list[Any]) -> bool:
     return {*map(type, numbers)} <= {int} and 0 <= min(numbers, default=0) <= max(numbers, default=0) < MAX_COUNT
 
 
+def _has_gaps_or_none(items: list[Any]) -> bool:
+    """Return whether what follows an earlier cut is a list of gaps, or nothing."""
+    if not items:
+        return True
+    gaps = items[0]
+    if len(items) > 1 or not isinstance(gaps, list) or len(gaps) % 2 or not _are_counts(gaps):
+        return False
+    return all(start <= stop for start, stop in pairwise(gaps))
+
+
 def check_lanes(fields: Mapping[str, Any], place: WorkerPlace) -> None:
     """Check that the fields for lanes and positions are consistent.
 
@@ -83,9 +94,11 @@ def check_lanes(fields: Mapping[str, Any], place: WorkerPlace) -> None:
     if fields["lane_remainder"] not in _REMAINDERS:
         refuse(f"lane_remainder is {shorten(fields['lane_remainder'])}")
     for cut in fields["earlier_cuts"]:
-        if not (isinstance(cut, list) and len(cut) == len(_CUT) and {*map(type, cut[:6])} == {int}):
+        if not (isinstance(cut, list) and len(cut) >= len(_CUT) and {*map(type, cut[:6])} == {int}):
             refuse(f"an earlier cut is {shorten(cut)}")
-    cuts = [*fields["earlier_cuts"], [fields[name] for name in _CUT]]
+        if not _has_gaps_or_none(cut[len(_CUT) :]):
+            refuse(f"an earlier cut is {shorten(cut)}")
+    cuts = [*(cut[: len(_CUT)] for cut in fields["earlier_cuts"]), [fields[name] for name in _CUT]]
     for cut in cuts:
         _check_cut(fields["order_version"], *cut)
     num_earlier = sum(cut[0] for cut in cuts[:-1])

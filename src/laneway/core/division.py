@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -43,6 +43,14 @@ class Division(Protocol):
     @property
     def num_lanes(self) -> int:
         """Number of lanes."""
+
+    @property
+    def turn_rows(self) -> int:
+        """Rows of a turn."""
+
+    @property
+    def has_turns(self) -> bool:
+        """Whether the line is divided so that its turns have an order of their own."""
 
     @property
     def bounds(self) -> NDArray[np.int64]:
@@ -96,6 +104,8 @@ class EvenDivision:
     """Number of lanes."""
     turn_rows: int
     """Rows of a turn."""
+    has_turns: bool = field(default=False, init=False)
+    """See Division."""
 
     @cached_property
     def bounds(self) -> NDArray[np.int64]:
@@ -146,6 +156,8 @@ class TurnDivision:
     """Number of ranks."""
     turns_per_batch: int
     """Turns of the batch of one rank."""
+    has_turns: bool = field(default=True, init=False)
+    """See Division."""
 
     @property
     def lane_rows(self) -> int:

@@ -48,7 +48,7 @@ class FileTable:
     """Digest of each file's footer or message headers, to detect a file that was rewritten with the same size."""
     block_starts: NDArray[np.int64]
     """Index of each file's first block, shape (num_files + 1,)."""
-    block_rows: NDArray[np.int64]
+    block_rows: NDArray[np.integer]
     """Rows of each block, shape (num_blocks,)."""
     block_bytes: NDArray[np.int64]
     """Uncompressed size of each block in bytes, as it is encoded in the file, shape (num_blocks,)."""
@@ -116,7 +116,7 @@ class FileTable:
         has_blocks = self.block_starts[1:] > starts
         rows = np.zeros(self.num_files, np.int64)
         if has_blocks.any():
-            rows[has_blocks] = np.add.reduceat(self.block_rows, starts[has_blocks])
+            rows[has_blocks] = np.add.reduceat(self.block_rows, starts[has_blocks], dtype=np.int64)
         return rows
 
     @cached_property

@@ -7,20 +7,23 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from laneway.core.closing import close_gaps
 from laneway.core.cutting import cut_again, cut_epoch
 from laneway.core.division import Sharing, divide
+from laneway.core.gaps import gaps_in
 from laneway.core.lanes import Lanes, Remainder, Segment, Windows
 from laneway.core.order import ORDER_VERSION, window_order
 from laneway.core.progress import EarlierCut, Progress, current_cut
 from laneway.core.shards import cut_shards
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
     from laneway.core.division import Division
     from laneway.core.files import FileTable
+    from laneway.core.gaps import Gap
     from laneway.core.selection import Selection
     from laneway.core.shards import ShardTable
 
@@ -54,6 +57,8 @@ class Settings:
     """Which rows of the files belong to the dataset; None: all. See `Selection.text`."""
     categories: str | None = None
     """The vocabularies of columns that are delivered as ids; None: there are none."""
+    without: str | None = None
+    """The rows that are taken out of the order of epochs; None: there are none. See `core.gaps`."""
 
     def remainder_for(self, world_size: int) -> Remainder:
         """Return how `world_size` ranks handle the one row by which they differ."""
@@ -122,6 +127,15 @@ class Identity:
         fingerprint = self.files.fingerprint_v1 if order_version == 1 else self.files.fingerprint
         return fingerprint if self.selection is None else self.selection.fingerprint(fingerprint)
 
+    def gaps(self, epoch: int) -> tuple[Gap, ...]:
+        """Return the rows that are taken out of the order of an epoch, by their numbers."""
+        text = self.settings.without
+        return () if text is None else self.derived(("gaps", epoch), lambda: gaps_in(text, epoch))
+
+    def num_rows(self, epoch: int) -> int:
+        """Return the number of rows of an epoch."""
+        return self.selected.num_rows - sum(gap.num_rows for gap in self.gaps(epoch))
+
     def sharing(self, world_size: int, turns_per_batch: int) -> Sharing:
         """Return how ranks share lanes with these settings."""
         return Sharing(world_size, turns_per_batch, self.settings.remainder_for(world_size))
@@ -144,6 +158,7 @@ class Identity:
 
     def _replay(self, version: int, epoch: int, cuts: tuple[EarlierCut, ...]) -> Plan:
         settings, shards, num_rows = self.settings, self.shards_in(version), self.selected.num_rows
+        gaps, num_delivered = self.gaps(epoch), 0
         first, *others = cuts
         division = divide(version, num_rows, first.num_lanes, first.turn_rows, first.sharing)
         windows, lanes = cut_epoch(
@@ -155,12 +170,17 @@ class Identity:
             epoch=epoch,
         )
         lanes_before, rows_before = [], [cut.rows() for cut in cuts[:-1]]
-        for rows, cut in zip(rows_before, others, strict=True):
+        known = [gaps if cut.gaps is None else cut.gaps for cut in cuts]
+        lanes, division, places = close_gaps(lanes, division, known[0])
+        for rows, cut, gaps_before, gaps in zip(rows_before, others, known[:-1], known[1:], strict=True):
             lanes_before.append(lanes)
             rest = lanes.undelivered(rows)
+            num_delivered += lanes.num_rows - rest.num_rows
             division = divide(version, rest.num_rows, cut.num_lanes, cut.turn_rows, cut.sharing)
             lanes = cut_again(rest, division)
-        return Plan(self, epoch, shards, windows, lanes, division, tuple(lanes_before), tuple(rows_before))
+            lanes, division, places = close_gaps(lanes, division, gaps, gaps_before, num_delivered)
+        before = tuple(lanes_before), tuple(rows_before)
+        return Plan(self, epoch, shards, windows, lanes, division, places, *before)
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,7 +198,9 @@ class Plan:
     lanes: Lanes
     """The lanes of the current cut."""
     division: Division
-    """How the current cut divides what the earlier ones left."""
+    """How the current cut divides what the earlier ones left, without its gaps."""
+    gaps: Mapping[Gap, Gap]
+    """Each gap of the current cut, and where it was in its order, counted from the first row of the cut."""
     lanes_before: tuple[Lanes, ...]
     """The lanes of each earlier cut, oldest first."""
     rows_before: tuple[NDArray[np.int64], ...]

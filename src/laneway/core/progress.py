@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from laneway.core.gaps import Gap
     from laneway.core.turns import WorkerPlace
 
 
@@ -111,6 +112,8 @@ class EarlierCut:
     """Rows that each rank had taken of its next turn, if rows were delivered one by one and lanes were in step."""
     positions: LanePositions | None = None
     """Last position of each lane; None: all lanes were in step."""
+    gaps: tuple[Gap, ...] | None = None
+    """The gaps of the epoch that were known then; None: all."""
 
     def rows(self) -> NDArray[np.int64]:
         """Return the number of rows delivered from each lane, shape (num_lanes,)."""

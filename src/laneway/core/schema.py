@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get
 from laneway.core.consistency import MAX_COUNT, check_lanes, refuse, require
 from laneway.core.differences import shorten
 from laneway.core.division import Sharing
+from laneway.core.gaps import Gap
 from laneway.core.plan import Settings
 from laneway.core.progress import EarlierCut, LanePosition
 from laneway.core.sealing import Seal
@@ -151,7 +152,7 @@ class SavedState:
     @property
     def has_offsets(self) -> bool:
         """Whether a lane stopped within a row that becomes several items."""
-        return any([self.fields["offsets"], *(cut[-1] for cut in self.fields["earlier_cuts"])])
+        return any([self.fields["offsets"], *(cut[7] for cut in self.fields["earlier_cuts"])])
 
     @property
     def sharing(self) -> Sharing:
@@ -178,17 +179,20 @@ def decode_positions(rows: list[int], offsets: list[int] | None) -> list[LanePos
 def encode_cut(cut: EarlierCut) -> list[Any]:
     """Return a cut as a list: lanes, rows of a turn, ranks, turns of a batch, next turn, part of it, positions.
 
-    The positions are the last two items, as `encode_positions` returns them, or two Nones if all lanes were in step.
+    The positions are two items, as `encode_positions` returns them, or two Nones if all lanes were in step. A last item
+    lists the gaps that were known, start and stop of each, if more are known now.
     """
     positions = [None, None] if cut.positions is None else encode_positions(cut.positions)
-    return [cut.num_lanes, cut.turn_rows, *cut.sharing[:2], cut.next_turn, cut.part_rows, *positions]
+    gaps = [] if cut.gaps is None else [[edge for gap in cut.gaps for edge in gap]]
+    return [cut.num_lanes, cut.turn_rows, *cut.sharing[:2], cut.next_turn, cut.part_rows, *positions, *gaps]
 
 
 def decode_cut(encoded: list[Any]) -> EarlierCut:
     """Return the cut from the list that `encode_cut` returned."""
-    num_lanes, turn_rows, world_size, batch_turns, next_turn, part_rows, rows, offsets = encoded
+    num_lanes, turn_rows, world_size, batch_turns, next_turn, part_rows, rows, offsets, *known = encoded
     positions = None if rows is None else (*decode_positions(rows, offsets),)
-    return EarlierCut(num_lanes, turn_rows, Sharing(world_size, batch_turns), next_turn, part_rows, positions)
+    gaps = (*map(Gap, known[0][::2], known[0][1::2]),) if known else None
+    return EarlierCut(num_lanes, turn_rows, Sharing(world_size, batch_turns), next_turn, part_rows, positions, gaps)
 
 
 def positions_of(saved: SavedState) -> dict[int, LanePosition]:

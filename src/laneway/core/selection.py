@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from laneway.core.files import FileTable
 
 
+def compact(counts: NDArray[np.integer]) -> NDArray[np.integer]:
+    """Return counts in 32 bits if they fit: a million row groups of several selections shall take little memory."""
+    return counts.astype(np.int32) if counts.max(initial=0) < 2**31 else counts
+
+
 @final
 @dataclass(frozen=True, eq=False)
 class Selection:
@@ -24,7 +29,7 @@ class Selection:
 
     text: str
     """Which rows these are, for states and messages: equal texts over equal files select equal rows."""
-    block_rows: NDArray[np.int64]
+    block_rows: NDArray[np.integer]
     """Selected rows of each block, shape (num_blocks,)."""
 
     def __post_init__(self) -> None:
@@ -55,4 +60,5 @@ class Selection:
     def selected_bytes(self, files: FileTable, block_bytes: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the share of the bytes of each block that its selected rows have, shape (num_blocks,)."""
         share = self.block_rows / np.maximum(files.block_rows, 1)
-        return np.ceil(block_bytes * share).astype(np.int64)
+        found: NDArray[np.int64] = np.ceil(block_bytes * share).astype(np.int64)
+        return found

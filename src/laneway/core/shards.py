@@ -113,10 +113,11 @@ def cut_shards(
         The shards, without empty ones. A block is never cut: a block larger than the target is a shard of its own.
     """
     file_of_block = np.repeat(np.arange(files.num_files), np.diff(files.block_starts))
-    sizes = block_bytes if shard_rows is None else files.block_rows
+    sizes = block_bytes if shard_rows is None else files.block_rows.astype(np.int64)
     starts = group_by_size(sizes, file_of_block, shard_bytes if shard_rows is None else shard_rows)
     file_index = file_of_block[starts]
-    bounds = files.block_row_starts
+    # Not `block_row_starts`, which a table of selected rows would keep for nothing else.
+    bounds = np.concatenate([[0], np.cumsum(files.block_rows, dtype=np.int64)])
     row_start = bounds[starts]
     row_length = np.diff(np.append(row_start, bounds[-1]))
     kept = row_length > 0

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from laneway.core.assignment import assign_whole_job
+from laneway.core.closing import check_undelivered
 from laneway.core.consistency import require, scope_of
 from laneway.core.differences import file_differences, identity_differences, mismatch_message, place_differences
+from laneway.core.gaps import gap_difference, gaps_in
 from laneway.core.order import ORDER_VERSIONS
 from laneway.core.progress import (
     CutProgress,
@@ -38,10 +40,13 @@ from laneway.core.turns import turns_taken
 from laneway.errors import CheckpointMismatchError, StateFormatError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from laneway.core.assignment import Assignment
     from laneway.core.consistency import Scope
+    from laneway.core.gaps import Gap
     from laneway.core.plan import Identity
-    from laneway.core.progress import JobTurn
+    from laneway.core.progress import EarlierCut, JobTurn
     from laneway.core.schema import SavedState
     from laneway.core.sealing import Seal
     from laneway.core.turns import WorkerPlace
@@ -228,6 +233,8 @@ def read_progress(saved: SavedState, identity: Identity, place: WorkerPlace, *, 
     if _handles_remainder_alike(saved, identity, place):
         present["remainder"] = fields["remainder"]
     lines = identity_differences(_SETTINGS, fields, present)
+    of_gaps = gap_difference(fields["without"], present["without"], fields["epoch"], complete=saved.is_complete)
+    lines += [] if of_gaps is None else [f"without: {of_gaps}"]
     if version not in ORDER_VERSIONS:
         known = " and ".join(map(str, ORDER_VERSIONS))
         lines.append(f"order_version: saved {version}, this release reads {known}")
@@ -261,7 +268,7 @@ def _handles_remainder_alike(saved: SavedState, identity: Identity, place: Worke
     return all(before.remainder_for(size) == present.remainder_for(size) for size in world_sizes)
 
 
-_SETTINGS = [name for name in names_of(Role.IDENTITY) if name != "fingerprint"]
+_SETTINGS = [name for name in names_of(Role.IDENTITY) if name not in {"fingerprint", "without"}]
 
 
 def _has_same_files(saved: SavedState, identity: Identity) -> bool:
@@ -321,11 +328,14 @@ def _locate(saved: SavedState, identity: Identity) -> Progress:
     is_job_in_step = saved.is_global and fields["positions"] is None
     positions = {} if is_job_in_step else positions_of(saved)
     cut = CutProgress(fields["lanes"], fields["turn_rows"], fields["next_turn"], positions)
+    epoch = fields["epoch"]
+    known = gaps_in(fields["without"], epoch)
+    new_gaps = [gap for gap in identity.gaps(epoch) if gap not in known]
     progress = Progress(
-        epoch=fields["epoch"],
+        epoch=epoch,
         sharing=saved.sharing,
         cut=cut,
-        earlier=tuple(map(decode_cut, fields["earlier_cuts"])),
+        earlier=tuple(_with_known_gaps(fields["earlier_cuts"], known if new_gaps else None)),
         place=None if saved.is_global else saved.place,
         order_version=fields["order_version"],
     )
@@ -346,10 +356,17 @@ def _locate(saved: SavedState, identity: Identity) -> Progress:
                 f"this state is damaged: lane {lane} is at position {delivered[lane]:,}, but has {rows[lane]:,} rows"
             )
             raise StateFormatError(message)
+    check_undelivered(new_gaps, found.plan.gaps, found.plan.division, found.cut.rows())
     require(fields["complete"] == found.is_complete, f"complete={fields['complete']} contradicts its positions")
     if not is_job_in_step:
         _check_next_turn(found, fields["scope"])
     return found.progress
+
+
+def _with_known_gaps(encoded: Iterable[list[Any]], known: tuple[Gap, ...] | None) -> Iterator[EarlierCut]:
+    """Yield the earlier cuts of a state; `known`: the gaps that they have, if more are known now."""
+    for cut in map(decode_cut, encoded):
+        yield cut if known is None or cut.gaps is not None else replace(cut, gaps=known)
 
 
 def _check_next_turn(found: Assignment, scope: Scope) -> None:

@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING, Any, Self
 
 from laneway.core.assignment import resolve_cut
 from laneway.core.cursor import Cursor
+from laneway.core.gaps import text_of
 from laneway.core.plan import Identity
 from laneway.delivery.context import Contexts
 from laneway.delivery.stream import BatchStream, ItemMaker, RowStream
 from laneway.reading.lane_reader import LaneReader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
-    from laneway.catalog.manifest import Manifest
     from laneway.core.assignment import Assignment
+    from laneway.core.gaps import EpochGap
     from laneway.core.options import LaneOptions
     from laneway.core.progress import Progress
     from laneway.core.turns import WorkerPlace
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from laneway.delivery.schedule import EpochSchedule
     from laneway.delivery.stream import Stream
     from laneway.delivery.transforms import Transforms
+    from laneway.manifest import Manifest
     from laneway.reading.selecting import RowSelection
     from laneway.storage.filesystem import Storage
 
@@ -83,13 +85,19 @@ class Definition:
         settings = replace(self.identity.settings, selection=selection.rows.text)
         return replace(self, identity=Identity(self.manifest.files, settings, selection.rows), selection=selection)
 
-    def num_items(self, place: WorkerPlace) -> int:
+    def with_gaps(self, gaps: Iterable[EpochGap]) -> Self:
+        """Return the definition of the same rows, without some of the order of some epochs."""
+        settings = replace(self.identity.settings, without=text_of(gaps))
+        return replace(self, identity=replace(self.identity, settings=settings))
+
+    def num_items(self, place: WorkerPlace, epoch: int) -> int:
         """Return the number of batches, or rows if there are no batches, that a rank delivers in a whole epoch.
 
         Args:
             place: Any worker of the rank.
+            epoch: The epoch.
         """
-        return self.options.num_items(self.identity.selected.num_rows, place, self.identity.settings)
+        return self.options.num_items(self.identity.num_rows(epoch), place, self.identity.settings)
 
     def warnings_at_start(self, schedule: EpochSchedule, place: WorkerPlace) -> list[str]:
         """Return what to warn of when the worker at `place` starts to read the next pass of `schedule`."""

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from laneway.catalog.caching import CacheDir
-    from laneway.catalog.manifest import Manifest
     from laneway.convert.columns import Output
     from laneway.convert.fill import FillNull
+    from laneway.manifest import Manifest
     from laneway.reading.categories import Categories
     from laneway.reading.rows import Rows
     from laneway.reading.selecting import RowSelection

@@ -129,9 +129,11 @@ class PassRunner:
     def num_received(self) -> int:
         """Return the number of items of the current epoch that the training loop has received on this rank."""
         if self.described is not None:
-            return max(0, len(self) - self.num_left(self.described))
+            return max(0, self._num_items(self.described.epoch) - self.num_left(self.described))
         progress = self.schedule.next_progress
-        return 0 if progress.cut is None else max(0, len(self) - self._num_left(self.resolve(progress)))
+        if progress.cut is None:
+            return 0
+        return max(0, self._num_items(progress.epoch) - self._num_left(self.resolve(progress)))
 
     def num_left(self, running: DataLoaderPass) -> int:
         """Return the number of items of a pass that the training loop has not received yet."""
@@ -142,7 +144,10 @@ class PassRunner:
 
     def __len__(self) -> int:
         """Return the number of items that this rank delivers in a whole epoch."""
-        return self.source.definition.num_items(self.place)
+        return self._num_items(self.schedule.epoch)
+
+    def _num_items(self, epoch: int) -> int:
+        return self.source.definition.num_items(self.place, epoch)
 
 
 class LoaderIterator(PassIterator):

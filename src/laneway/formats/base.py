@@ -46,7 +46,7 @@ class PlannedFile:
     """Bytes."""
     digest: str
     """`FileScan.digest`."""
-    block_rows: NDArray[np.int64]
+    block_rows: NDArray[np.integer]
     """Rows of each block, shape (num_blocks,)."""
     layout: NDArray[np.int64]
     """`FileScan.layout`, shape (entries, values per entry)."""

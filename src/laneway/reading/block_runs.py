@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+import pyarrow as pa
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -14,7 +15,9 @@ if TYPE_CHECKING:
     from laneway.core.files import FileTable
 
 _RUN_BYTES: Final = 64 << 20
-"""Most bytes of a run, if all columns of its blocks were read."""
+"""Most bytes of a run, as if all columns of its blocks were read."""
+_KNOWN_RUN_BYTES: Final = 16 << 20
+"""Most bytes of a run if the widths of its columns are known: enough that what a run costs by itself is little."""
 _REMOTE_THREADS: Final = 16
 _LOCAL_THREADS: Final = 4
 
@@ -24,19 +27,33 @@ def num_reading_threads(*, is_remote: bool) -> int:
     return _REMOTE_THREADS if is_remote else _LOCAL_THREADS
 
 
+def _row_bits(schema: pa.Schema) -> int | None:
+    """Return the bits of a row, or None if a column has values of any length."""
+    num_bits = 0
+    for field in schema:
+        data_type: Any = field.type
+        if not (pa.types.is_primitive(data_type) or pa.types.is_decimal(data_type)):
+            return None
+        num_bits += data_type.bit_width + 1
+    return num_bits
+
+
 def block_runs(
-    files: FileTable, is_wanted: NDArray[np.bool_], kinds: NDArray[np.bool_] | None = None
+    files: FileTable, schema: pa.Schema, is_wanted: NDArray[np.bool_], kinds: NDArray[np.bool_] | None = None
 ) -> Iterator[tuple[int, int, int]]:
     """Yield file, first block and one past the last block, counted in the file, of each run.
 
     Args:
         files: The data files.
+        schema: The columns that are read.
         is_wanted: The blocks to read, bool of shape (num_blocks,).
         kinds: Of each block, a kind; a run has blocks of one kind only. None: all are of one.
     """
     blocks = np.flatnonzero(is_wanted)
     file_of = np.searchsorted(files.block_starts, blocks, side="right") - 1
-    sizes = files.block_memory_bytes[blocks]
+    row_bits = _row_bits(schema)
+    sizes = files.block_memory_bytes[blocks] if row_bits is None else files.block_rows[blocks] * row_bits // 8
+    most = _RUN_BYTES if row_bits is None else _KNOWN_RUN_BYTES
     is_cut = (np.diff(blocks) != 1) | (np.diff(file_of) != 0)
     if kinds is not None:
         is_cut |= kinds[blocks[1:]] != kinds[blocks[:-1]]
@@ -44,7 +61,7 @@ def block_runs(
     start, num_bytes = 0, 0
     for stop, is_last in enumerate(cuts[: len(blocks)], start=1):
         num_bytes += bytes_of[stop - 1]
-        if is_last or num_bytes + bytes_of[stop] > _RUN_BYTES:
+        if is_last or num_bytes + bytes_of[stop] > most:
             file_index = int(file_of[start])
             base = int(files.block_starts[file_index])
             yield file_index, int(blocks[start]) - base, int(blocks[stop - 1]) + 1 - base

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from laneway.catalog.caching import CacheDir
-    from laneway.catalog.manifest import Manifest
+    from laneway.catalog.contents import ManifestContents
     from laneway.reading.rows import Rows
     from laneway.storage.filesystem import Storage
 
@@ -60,7 +60,7 @@ class Categories:
 class CategoryReader:
     """Reads rows with ids in the place of categories. It may be shared by threads."""
 
-    def __init__(self, rows: Rows, categories: Categories, manifest: Manifest) -> None:
+    def __init__(self, rows: Rows, categories: Categories, manifest: ManifestContents) -> None:
         """Prepare to read.
 
         Args:
@@ -123,7 +123,7 @@ class CategoryReader:
 
 def find_categories(
     given: Mapping[str, Sequence[Any] | None],
-    manifest: Manifest,
+    manifest: ManifestContents,
     storage: Storage,
     schema: pa.Schema,
     cache_dir: CacheDir,
@@ -205,7 +205,9 @@ def _encode(values: Any) -> bytes:  # noqa: ANN401 - an array
     return sink.getvalue().to_pybytes()
 
 
-def _entry(manifest: Manifest, storage: Storage, cache_dir: CacheDir, field: pa.Field[Any]) -> CacheEntry | None:
+def _entry(
+    manifest: ManifestContents, storage: Storage, cache_dir: CacheDir, field: pa.Field[Any]
+) -> CacheEntry | None:
     key = (f"version {_VERSION}", manifest.fingerprint, field.name, str(field.type))
     return CacheEntry.find(cache_dir, storage, key, "vocabulary")
 

@@ -217,7 +217,7 @@ def _collect(rows: Rows, schema: pa.Schema, files: FileTable, max_distinct: int,
                 part.add(chunk)
         return table.num_rows, found
 
-    total, runs = empty(), [*block_runs(files, files.block_rows > 0)]
+    total, runs = empty(), [*block_runs(files, schema, files.block_rows > 0)]
     with ThreadPoolExecutor(num_reading_threads(is_remote=rows.is_remote)) as pool, bar:
         try:
             for num_rows, found in pool.map(read, runs):

@@ -8,13 +8,14 @@ import numpy as np
 import pyarrow as pa
 
 from laneway.catalog.caching import CacheEntry
+from laneway.core.selection import compact
 from laneway.errors import DataFileError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from laneway.catalog.caching import CacheDir
-    from laneway.catalog.manifest import Manifest
+    from laneway.catalog.contents import ManifestContents
     from laneway.storage.filesystem import Storage
 
 _VERSION: Final = "1"
@@ -24,7 +25,7 @@ _VERSION: Final = "1"
 class Counts(NamedTuple):
     """How many rows a selection has."""
 
-    block_rows: NDArray[np.int64]
+    block_rows: NDArray[np.integer]
     """Selected rows of each block, shape (num_blocks,)."""
     by_keys: int
     """Blocks of which the names of directories told enough."""
@@ -37,7 +38,7 @@ class Counts(NamedTuple):
 class CountsCache:
     """The cached counts of selections of the rows of one manifest."""
 
-    def __init__(self, manifest: Manifest, storage: Storage, cache_dir: CacheDir) -> None:
+    def __init__(self, manifest: ManifestContents, storage: Storage, cache_dir: CacheDir) -> None:
         """Prepare to look for entries.
 
         Args:
@@ -76,7 +77,8 @@ class CountsCache:
             table = pa.ipc.open_stream(pa.py_buffer(data)).read_all()
             facts = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
             counts = Counts(
-                np.array(table["block_rows"].to_numpy(), np.int64), *(int(facts[name]) for name in Counts._fields[1:])
+                compact(np.array(table["block_rows"].to_numpy(), np.int64)),
+                *(int(facts[name]) for name in Counts._fields[1:]),
             )
         except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
             message = f"{name} is damaged: {error}"

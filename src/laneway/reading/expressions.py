@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any, Final, final
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
+from pyarrow import acero
 
 from laneway.errors import SchemaMismatchError
 from laneway.reading.projection import select_columns
 from laneway.reading.steps import mask_of
 
 if TYPE_CHECKING:
-    from laneway.catalog.manifest import Manifest
+    from laneway.catalog.contents import ManifestContents
     from laneway.reading.steps import Mask, Run
 
 _scanner: Any = pads.Scanner
@@ -99,15 +100,13 @@ class Filter:
 
     def select(self, rows: pa.Table, run: Run, left: Mask) -> Mask:  # noqa: ARG002 - see Step
         """See Step."""
-        batches = rows.select(self.schema.names).to_batches()
-        scanner = _scanner.from_batches(
-            iter(batches), schema=self.schema, columns={"mask": self.expression}, use_threads=False
-        )
-        found = mask_of(scanner.to_table()["mask"])
+        source = acero.Declaration("table_source", acero.TableSourceNodeOptions(rows.select(self.schema.names)))
+        project = acero.Declaration("project", acero.ProjectNodeOptions([self.expression], ["mask"]), [source])
+        found = mask_of(project.to_table(use_threads=False)["mask"])
         return found if left.all() else left & found
 
 
-def filter_of(expression: object, manifest: Manifest, schema: pa.Schema | None) -> Filter:
+def filter_of(expression: object, manifest: ManifestContents, schema: pa.Schema | None) -> Filter:
     """Return the step for an expression, or for tuples as pyarrow takes them.
 
     Args:
@@ -136,7 +135,7 @@ def filter_of(expression: object, manifest: Manifest, schema: pa.Schema | None) 
     return Filter(expression, needed)
 
 
-def columns_of(manifest: Manifest, names: list[str], schema: pa.Schema | None) -> pa.Schema:
+def columns_of(manifest: ManifestContents, names: list[str], schema: pa.Schema | None) -> pa.Schema:
     """Return the types of columns that a step looks at: those that the user gave, else those in the files.
 
     Raises:

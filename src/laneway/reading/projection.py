@@ -18,11 +18,11 @@ from laneway.reading.origin import PROVENANCE
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from laneway.catalog.manifest import Manifest
+    from laneway.catalog.contents import ManifestContents
 
 
 def select_columns(
-    manifest: Manifest, columns: Sequence[str] | None = None, schema: pa.Schema | None = None
+    manifest: ManifestContents, columns: Sequence[str] | None = None, schema: pa.Schema | None = None
 ) -> pa.Schema:
     """Return the names and types of the columns to deliver, after checking them against the columns of all files.
 
@@ -78,7 +78,7 @@ def _hint(name: str, existing: pa.Schema) -> str:
     return f"did you mean {' or '.join(map(repr, close))}? " if close else ""
 
 
-def _type_in_files(manifest: Manifest, name: str) -> pa.DataType:
+def _type_in_files(manifest: ManifestContents, name: str) -> pa.DataType:
     """Return the type of a column that all files have."""
     if len(manifest.schemas.distinct) == 1:
         only = field_type(manifest.schema, path_of(manifest.schema, name))
@@ -101,7 +101,7 @@ def _type_in_files(manifest: Manifest, name: str) -> pa.DataType:
     return common
 
 
-def _check_castable(manifest: Manifest, name: str, type_: pa.DataType) -> None:
+def _check_castable(manifest: ManifestContents, name: str, type_: pa.DataType) -> None:
     """Check that a column can be cast to a type, as far as this doesn't depend on its values."""
     found = [_type_in(manifest, index, name) for index in range(len(manifest.schemas.distinct))]
     for index, source in enumerate(found):
@@ -121,7 +121,7 @@ def _check_castable(manifest: Manifest, name: str, type_: pa.DataType) -> None:
         warnings.warn(f"{message}: {hint.strip()}" if hint else message, stacklevel=4)
 
 
-def _check_readable(manifest: Manifest, index: int, name: str, type_: pa.DataType) -> None:
+def _check_readable(manifest: ManifestContents, index: int, name: str, type_: pa.DataType) -> None:
     unreadable = unreadable_type(type_)
     if unreadable is not None:
         message = (
@@ -131,7 +131,7 @@ def _check_readable(manifest: Manifest, index: int, name: str, type_: pa.DataTyp
         raise SchemaMismatchError(message)
 
 
-def _type_in(manifest: Manifest, index: int, name: str) -> pa.DataType | None:
+def _type_in(manifest: ManifestContents, index: int, name: str) -> pa.DataType | None:
     """Return the type of a column in the files of one schema, or in the names of their directories."""
     schema: pa.Schema = manifest.schemas.distinct[index]
     path = find_field(schema, name)
@@ -141,5 +141,5 @@ def _type_in(manifest: Manifest, index: int, name: str) -> pa.DataType | None:
     return types.get(name)
 
 
-def _path(manifest: Manifest, index: int) -> str:
+def _path(manifest: ManifestContents, index: int) -> str:
     return manifest.files.paths[manifest.schemas.first_file(index)]

@@ -16,7 +16,7 @@ from laneway.reading.steps import Run
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from laneway.catalog.manifest import Manifest
+    from laneway.catalog.contents import ManifestContents
     from laneway.catalog.partitions import PartitionValue
     from laneway.reading.expressions import Filter
     from laneway.reading.reader import RowReader
@@ -32,14 +32,14 @@ UNKNOWN: Final = 2
 """Only its rows tell."""
 
 
-def keys_only(manifest: Manifest, step: Step) -> bool:
+def keys_only(manifest: ManifestContents, step: Step) -> bool:
     """Return whether a step looks only at columns that are in the names of directories, and in no file."""
     return bool(step.columns) and not any(
         find_field(schema, name) for schema in manifest.schemas.distinct for name in step.columns
     )
 
 
-def by_keys(manifest: Manifest, step: Step, schema: pa.Schema) -> NDArray[np.int8]:
+def by_keys(manifest: ManifestContents, step: Step, schema: pa.Schema) -> NDArray[np.int8]:
     """Return for each file whether a step that looks only at keys of directories selects all its rows or none.
 
     Args:
@@ -62,7 +62,7 @@ def by_keys(manifest: Manifest, step: Step, schema: pa.Schema) -> NDArray[np.int
     return step.select(table, run, np.ones(num_files, bool)).astype(np.int8)
 
 
-def by_known_keys(manifest: Manifest, step: Filter) -> NDArray[np.int8]:
+def by_known_keys(manifest: ManifestContents, step: Filter) -> NDArray[np.int8]:
     """Return for each file whether a filter selects none of its rows, since the keys of its directories exclude it."""
     found = np.full(manifest.files.num_files, UNKNOWN, np.int8)
     keys = [(index, each) for index, each in enumerate(manifest.partitions.fields) if each.name in step.columns]
@@ -82,7 +82,7 @@ def by_known_keys(manifest: Manifest, step: Filter) -> NDArray[np.int8]:
     return found
 
 
-def _excludes(manifest: Manifest, step: Filter, names: list[str], file_index: int) -> bool:
+def _excludes(manifest: ManifestContents, step: Filter, names: list[str], file_index: int) -> bool:
     """Return whether a filter selects no row of a file, whatever its other columns are."""
     facts: Any = pc.scalar(True)  # noqa: FBT003 - a value
     for name in names:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import pyarrow.compute as pc
     from numpy.typing import NDArray
 
-    from laneway.catalog.manifest import Manifest
+    from laneway.catalog.contents import ManifestContents
     from laneway.formats import BlockMatches, BlockReader
     from laneway.reading.origin import Origin
     from laneway.storage.filesystem import Storage
@@ -49,7 +49,7 @@ class _Sources:
     """Those that are in both."""
 
     @classmethod
-    def of(cls, manifest: Manifest, schema_index: int, names: Sequence[str]) -> _Sources:
+    def of(cls, manifest: ManifestContents, schema_index: int, names: Sequence[str]) -> _Sources:
         schema = manifest.schemas.distinct[schema_index]
         in_files = {name for name in names if find_field(schema, name)}
         keys = {field.name: index for index, field in enumerate(manifest.partitions.fields)}
@@ -91,7 +91,9 @@ class RowReader:
     and a thread that reads has an open file of its own.
     """
 
-    def __init__(self, manifest: Manifest, storage: Storage, schema: pa.Schema, origin: Origin | None = None) -> None:
+    def __init__(
+        self, manifest: ManifestContents, storage: Storage, schema: pa.Schema, origin: Origin | None = None
+    ) -> None:
         """Prepare to read; a file is opened when its rows are requested.
 
         Args:

@@ -16,7 +16,7 @@ from laneway.wording import counted
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from laneway.catalog.manifest import Manifest
+    from laneway.catalog.contents import ManifestContents
     from laneway.reading.categories import Categories
     from laneway.reading.origin import Origin
     from laneway.reading.rows import Rows
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def open_rows(
-    manifest: Manifest,
+    manifest: ManifestContents,
     storage: Storage,
     schema: pa.Schema,
     origin: Origin | None = None,
@@ -57,7 +57,7 @@ class SelectedReader:
 
     def __init__(
         self,
-        manifest: Manifest,
+        manifest: ManifestContents,
         storage: Storage,
         schema: pa.Schema,
         origin: Origin | None,
@@ -122,9 +122,9 @@ class SelectedReader:
     def _starts(self, file_index: int) -> NDArray[np.int64]:
         """Return the number of selected rows of a file before each of its blocks, and of all."""
         first, stop = self._manifest.files.block_starts[file_index : file_index + 2]
-        starts = self._files.block_row_starts[first : stop + 1]
-        counted: NDArray[np.int64] = starts - starts[0]
-        return counted
+        starts = np.zeros(stop - first + 1, np.int64)
+        np.cumsum(self._files.block_rows[first:stop], out=starts[1:])
+        return starts
 
     def _select(self, file_index: int, first: int, stop: int) -> tuple[pa.Table, NDArray[np.int64]]:
         """Return the selected rows of the blocks [first, stop) of a file, and their numbers in the file."""
@@ -139,7 +139,7 @@ class SelectedReader:
             table, rows = table.filter(pa.array(mask)), rows[mask]
         return table.select(self.schema.names), rows
 
-    def _check_counts(self, run: Run, first: int, planned: NDArray[np.int64], found: NDArray[np.int64]) -> None:
+    def _check_counts(self, run: Run, first: int, planned: NDArray[np.integer], found: NDArray[np.int64]) -> None:
         wrong = np.flatnonzero(found != planned)
         if len(wrong):
             where = self._storage.redact(self._storage.join(run.path))

@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow as pa
 
 from laneway.catalog.progress_bar import progress_bar
-from laneway.core.selection import Selection
+from laneway.core.selection import Selection, compact
 from laneway.reading import pruning
 from laneway.reading.block_runs import block_runs, num_reading_threads
 from laneway.reading.counts_cache import Counts, CountsCache
-from laneway.reading.expressions import Filter, filter_of
+from laneway.reading.expressions import Filter
 from laneway.reading.reader import RowReader
 from laneway.reading.steps import Part, Run, Slice, select
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from laneway.catalog.caching import CacheDir
-    from laneway.catalog.manifest import Manifest
+    from laneway.catalog.contents import ManifestContents
     from laneway.reading.steps import Step
     from laneway.storage.filesystem import Storage
 
@@ -58,7 +58,7 @@ class Planner:
     """Counts the rows of selections of one manifest."""
 
     def __init__(
-        self, manifest: Manifest, storage: Storage, cache_dir: CacheDir = None, *, progress: bool | None = None
+        self, manifest: ManifestContents, storage: Storage, cache_dir: CacheDir = None, *, progress: bool | None = None
     ) -> None:
         """Prepare to count.
 
@@ -128,20 +128,20 @@ class Planner:
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
                 counting.close()
-        return found
+        return [counts._replace(block_rows=compact(counts.block_rows)) for counts in found]
 
 
 @dataclass(frozen=True, eq=False)
 class _Counting:
     """Counts what some steps select."""
 
-    manifest: Manifest
+    manifest: ManifestContents
     """The files."""
     storage: Storage
     """Where they are."""
     before: tuple[Step, ...]
     """The steps before these."""
-    left: NDArray[np.int64]
+    left: NDArray[np.integer]
     """The rows of each block that they leave, shape (num_blocks,)."""
     columns: pa.Schema
     """The columns that all steps look at."""
@@ -207,7 +207,7 @@ class _Counting:
     def runs(self, is_unknown: NDArray[np.bool_]) -> Iterator[tuple[int, int, int]]:
         """Return what is to be read at once: blocks of which all rows are left, or blocks of which some are."""
         files = self.manifest.files
-        return block_runs(files, is_unknown, self.left == files.block_rows)
+        return block_runs(files, self.columns, is_unknown, self.left == files.block_rows)
 
     def _reader(self, names: tuple[str, ...]) -> RowReader:
         """Return the reader of some columns, which all threads share."""
@@ -231,28 +231,6 @@ class _Counting:
         rows = self._reader(tuple(names)).read(file_index, run.first_row, run.first_row + run.num_rows)
         left = select(before, rows, run)
         return [run.count_by_block(select((step,), rows, run, left)) for step in steps]
-
-
-def plan_filter(
-    manifest: Manifest, storage: Storage, condition: object, cache_dir: CacheDir, *, progress: bool | None
-) -> Manifest:
-    """Return a manifest with the counts of a filter, which datasets with the same filter need not plan again.
-
-    Args:
-        manifest: The files.
-        storage: Where they are.
-        condition: An expression or tuples; see `filter_of`.
-        cache_dir: Where counts are cached; see `Manifest.scan`.
-        progress: True shows a progress bar, False does not, None does if counting takes longer than 2 s.
-
-    Raises:
-        TypeError: The condition is neither.
-        SchemaMismatchError: It doesn't fit the columns.
-        DataFileError: A file can't be read, or the condition can't be computed for its rows.
-    """
-    step = filter_of(condition, manifest, None)
-    (selection,) = Planner(manifest, storage, cache_dir, progress=progress).extend(None, [step], step.schema)
-    return manifest.with_selections(selection.known)
 
 
 def _text_of(steps: Sequence[Step]) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from laneway.wording import counted
 
 if TYPE_CHECKING:
-    from laneway.catalog.manifest import Manifest
+    from laneway.catalog.contents import ManifestContents
     from laneway.reading.selecting import RowSelection
 
 
@@ -48,7 +48,7 @@ class SelectionSummary:
     """Those of which none are: they are never read."""
 
     @classmethod
-    def of(cls, manifest: Manifest, selection: RowSelection) -> SelectionSummary:
+    def of(cls, manifest: ManifestContents, selection: RowSelection) -> SelectionSummary:
         """Return the summary of a selection."""
         rows, most = selection.rows.block_rows, manifest.files.block_rows
         steps = [

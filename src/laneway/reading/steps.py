@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from laneway.catalog.manifest import Manifest
+    from laneway.catalog.contents import ManifestContents
 
     Mask = NDArray[np.bool_]
     Bound = int | float | None
@@ -45,7 +45,7 @@ class Run(NamedTuple):
     """Bounds of the blocks, counted from that row, shape (num_blocks + 1,)."""
 
     @classmethod
-    def of(cls, manifest: Manifest, file_index: int, first: int, stop: int) -> Run:
+    def of(cls, manifest: ManifestContents, file_index: int, first: int, stop: int) -> Run:
         """Return the blocks [first, stop) of a data file."""
         files = manifest.files
         base = int(files.block_starts[file_index])
@@ -211,7 +211,7 @@ class Slice:
     """See Step."""
 
     @classmethod
-    def of(cls, block_rows: NDArray[np.int64], start: Bound, stop: Bound) -> Slice:
+    def of(cls, block_rows: NDArray[np.integer], start: Bound, stop: Bound) -> Slice:
         """Return the step that selects rows [start, stop).
 
         Args:
@@ -219,7 +219,7 @@ class Slice:
             start: First row; as a float, the share of the rows that come before.
             stop: One past the last row, likewise; None: the end.
         """
-        ends = np.cumsum(block_rows)
+        ends = np.cumsum(block_rows, dtype=np.int64)
         num_rows = int(ends[-1]) if len(ends) else 0
         begin, end = (_row_of(bound, num_rows) for bound in (start, stop))
         text = f"rows {_bound_text(start)} to {_bound_text(stop)}"
@@ -230,9 +230,9 @@ class Slice:
         last = int(np.searchsorted(ends, end, side="left"))
         return cls(text, begin, end, (first, begin - int(starts[first])), (last, end - int(starts[last])))
 
-    def counts(self, block_rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    def counts(self, block_rows: NDArray[np.integer]) -> NDArray[np.int64]:
         """Return how many rows of each block it selects of those that are left, shape (num_blocks,)."""
-        ends = np.cumsum(block_rows)
+        ends = np.cumsum(block_rows, dtype=np.int64)
         starts = ends - block_rows
         found: NDArray[np.int64] = np.clip(ends, self.start, self.stop) - np.clip(starts, self.start, self.stop)
         return found

@@ -12,10 +12,10 @@ import fsspec
 import pytest
 from fsspec.implementations.dirfs import DirFileSystem
 
-from laneway.catalog import manifest as manifest_module
+from laneway import manifest as manifest_module
 from laneway.catalog.encoding import encode
-from laneway.catalog.manifest import Manifest
 from laneway.errors import DataFileError
+from laneway.manifest import Manifest
 from laneway.storage.listing import find_files
 from tests.corpora import rows, write_blocks, write_corpus
 

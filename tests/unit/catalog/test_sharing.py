@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from laneway import Manifest, StatefulShardedDataset
-from laneway.catalog import manifest as manifest_module
+from laneway import manifest as manifest_module
 from laneway.catalog import sharing
 from laneway.catalog.decoding import pack
 from laneway.catalog.encoding import encode

@@ -28,6 +28,7 @@ OTHER: dict[str, Any] = {
     "drop_last": True,
     "selection": "filter (x > 3)",
     "categories": "x: 3 values 0123456789abcdef",
+    "without": "rows 4 to 6 of epoch 3",
     "order_version": 1,
     "fingerprint": "0",
     "world_size": 3,

@@ -25,8 +25,8 @@ import pyarrow.compute as pc
 import pyarrow.ipc
 import pyarrow.parquet as pq
 
-from laneway.catalog.manifest import scan_source
 from laneway.errors import DataFileError
+from laneway.manifest import scan_source
 from laneway.reading.projection import select_columns
 from laneway.reading.reader import RowReader
 

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from laneway import SchemaMismatchError, StatefulShardedDataset
-from laneway.catalog.manifest import Manifest
 from laneway.formats.field_paths import field_type, fields_inside, find_field, select_fields
+from laneway.manifest import Manifest
 from laneway.reading.projection import select_columns
 from tests.corpora import KINDS, SUFFIX_OF, Kind, schema_of, write_blocks
 from tests.unit.formats.test_parquet import CountingMemory

@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from laneway.catalog.manifest import Manifest
 from laneway.errors import DataFileError
 from laneway.formats import ParquetFormat
 from laneway.formats.column_chunks import ChunkSizes, find_chunks
 from laneway.formats.row_groups import leaf_ranges
+from laneway.manifest import Manifest
 from laneway.storage.filesystem import Storage
 from tests.unit.formats.damage import columns
 

@@ -14,8 +14,8 @@ from laneway.core.plan import Identity, Plan, Settings
 from laneway.core.progress import Progress, fresh_cut
 
 if TYPE_CHECKING:
-    from laneway.catalog.manifest import Manifest
     from laneway.core.lanes import Segment
+    from laneway.manifest import Manifest
 
 
 def plan_of(

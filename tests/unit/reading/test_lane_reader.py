@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from laneway.catalog.manifest import scan_source
 from laneway.convert.batches import BatchConverter
 from laneway.core.cursor import LaneRange
 from laneway.errors import DataFileError
+from laneway.manifest import scan_source
 from laneway.reading.lane_reader import LaneReader
 from laneway.reading.projection import select_columns
 from laneway.reading.reader import RowReader

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.ipc
 import pytest
 
-from laneway.catalog.manifest import Manifest
 from laneway.errors import SchemaMismatchError
+from laneway.manifest import Manifest
 from laneway.reading.projection import select_columns
 from laneway.reading.reader import RowReader
 from tests.corpora import KINDS, SUFFIX_OF, Kind, schema_of, write_blocks

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from laneway.catalog.manifest import Manifest, scan_source
 from laneway.errors import DataFileError, SchemaMismatchError
 from laneway.formats import parquet
+from laneway.manifest import Manifest, scan_source
 from laneway.reading.projection import select_columns
 from laneway.reading.reader import RowReader
 from tests.corpora import FORMAT_OF, KINDS, SUFFIX_OF, Kind, rows, schema_of, write_blocks, write_corpus

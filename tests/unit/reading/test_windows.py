@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pytest
 
-from laneway.catalog.manifest import scan_source
 from laneway.convert.batches import BatchConverter
 from laneway.core.lanes import Segment
 from laneway.errors import ColumnConversionError, DataFileError, NullInColumnError
+from laneway.manifest import scan_source
 from laneway.reading.projection import select_columns
 from laneway.reading.reader import RowReader
 from laneway.reading.windows import WindowReader

@@ -16,6 +16,8 @@ from laneway.catalog.sharing import MIN_SHARED_BYTES, map_descriptor, read_local
 from laneway.catalog.sources import find_data_files
 from laneway.core.strings import Strings
 from laneway.errors import DataFileError
+from laneway.reading.expressions import filter_of
+from laneway.reading.selecting import Planner
 from laneway.storage.entries import file_size
 from laneway.storage.filesystem import Storage
 from laneway.storage.listing import find_files
@@ -27,6 +29,8 @@ from laneway.wording import counted
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    import pyarrow.compute as pc
 
     from laneway.catalog.caching import CacheDir
     from laneway.core.selection import Selection
@@ -55,8 +59,7 @@ class Manifest(ManifestContents):
     def of(cls, contents: ManifestContents) -> Manifest:
         """Return the manifest that has these contents."""
         manifest = cls(**{field.name: getattr(contents, field.name) for field in fields(contents) if field.init})
-        manifest.shared_file.remember(contents.shared_file.path, contents.shared_file.head)
-        return manifest
+        return manifest.shared_with(contents)
 
     @classmethod
     def scan(
@@ -176,11 +179,44 @@ class Manifest(ManifestContents):
         """Return the storage of the files, created from `root`: credentials must be given again."""
         return Storage(self.root, filesystem, storage_options, retries)
 
+    def select(
+        self,
+        condition: pc.Expression | Sequence[Any],
+        *,
+        filesystem: FileSystem | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+        retries: RetryPolicy | None = None,
+        progress: bool | None = None,
+        cache_dir: CacheDir = None,
+    ) -> Manifest:
+        """Return the manifest with the counts of a filter, so that datasets of it with this `filter=` count nothing.
+
+        It still has all rows. `save` doesn't save the counts: to count only once for several runs, use `cache_dir`.
+
+        Args:
+            condition: An expression of pyarrow, or tuples, as for `StatefulShardedDataset`.
+            filesystem: The filesystem, of fsspec or pyarrow, of the files.
+            storage_options: Arguments for the filesystem of the files: credentials, endpoints.
+            retries: Limits of the retries when the storage fails; None: `RetryPolicy()`.
+            progress: True shows a progress bar, False does not, None does if counting takes longer than 2 s.
+            cache_dir: Directory or URL where the counts are cached, as for `scan`.
+
+        Raises:
+            TypeError: The condition is neither.
+            SchemaMismatchError: A column doesn't exist, or the condition doesn't fit its type.
+            DataFileError: A file can't be read, or the condition can't be computed for its rows.
+        """
+        storage = self.storage(filesystem=filesystem, storage_options=storage_options, retries=retries)
+        return select_rows(self, storage, condition, cache_dir, progress=progress)
+
     def with_selections(self, selections: Iterable[Selection]) -> Manifest:
         """Return the manifest with selections that were planned; datasets that select the same rows count nothing."""
-        manifest = replace(self, selections=tuple(selections))
-        manifest.shared_file.remember(self.shared_file.path, self.shared_file.head)
-        return manifest
+        return replace(self, selections=tuple(selections)).shared_with(self)
+
+    def shared_with(self, contents: ManifestContents) -> Manifest:
+        """Return this manifest, which has the same encoding as some contents, with their file."""
+        object.__setattr__(self, "shared_file", contents.shared_file)
+        return self
 
     def __reduce__(self) -> tuple[Callable[..., Manifest], tuple[object, ...]]:
         """Pickle the encoding; a spawned worker of this host maps the file of a large manifest instead."""
@@ -220,6 +256,17 @@ def scan_source(
         source, format=format, filesystem=filesystem, storage_options=storage_options, retries=retries
     )
     return Manifest.of(scan_files(found, progress=progress, cache_dir=cache_dir)), found.storage
+
+
+def select_rows(
+    manifest: Manifest, storage: Storage, condition: object, cache_dir: CacheDir, *, progress: bool | None
+) -> Manifest:
+    """Return the result of `Manifest.select`, for files whose storage is known."""
+    step = filter_of(condition, manifest, None)
+    planner = Planner(manifest, storage, cache_dir, progress=progress)
+    (selection,) = planner.extend(None, [step], step.schema)
+    others = [each for each in manifest.selections if each.text != selection.rows.text]
+    return manifest.with_selections([*others, *selection.known])
 
 
 def open_source(

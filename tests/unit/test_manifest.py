@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.dirfs import DirFileSystem
 
-from laneway.catalog.manifest import Manifest, scan_source
 from laneway.errors import DataFileError, SchemaMismatchError
+from laneway.manifest import Manifest, scan_source
 from tests.corpora import FORMAT_OF, KINDS, UNEQUAL_FILES, Kind, rows, write_blocks, write_corpus
 
 if TYPE_CHECKING:

@@ -1,0 +1,117 @@
+"""What a dataset consists of: its files, rows and columns, and facts about them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch.utils.data import IterableDataset
+
+from laneway.arguments import check_columns, check_int
+from laneway.reading.column_statistics import ColumnStatistics, column_statistics
+from laneway.reading.expressions import columns_of
+from laneway.reading.selected import open_rows
+from laneway.reading.selection_summary import SelectionSummary
+from laneway.wording import counted
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pyarrow as pa
+
+    from laneway.catalog.caching import CacheDir
+    from laneway.core.shards import ShardTable
+    from laneway.delivery.definition import Definition
+    from laneway.delivery.schedule import EpochSchedule
+    from laneway.manifest import Manifest
+
+
+class DescribedDataset(IterableDataset[Any]):
+    """A dataset that tells what it consists of."""
+
+    definition: Definition
+    schedule: EpochSchedule
+    _asks_rank: bool
+    _given_schema: pa.Schema | None
+    _cache_dir: CacheDir
+
+    @property
+    def selection(self) -> SelectionSummary | None:
+        """The filters, splits and slices that select the rows of this dataset; None: it has all rows of its files."""
+        selection = self.definition.selection
+        return None if selection is None else SelectionSummary.of(self.definition.manifest, selection)
+
+    @property
+    def manifest(self) -> Manifest:
+        """The data files, with their sizes, rows, row groups and schema.
+
+        It remembers the selection of this dataset: a dataset of it with the same filters counts no rows.
+        """
+        manifest, selection = self.definition.manifest, self.definition.selection
+        return manifest if selection is None else manifest.with_selections(selection.known)
+
+    @property
+    def shards(self) -> ShardTable:
+        """All shards of the dataset in file order, including those of other ranks.
+
+        Where rows are selected, offsets and lengths count the selected rows of a file.
+        """
+        return self.definition.identity.shards
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Names and Arrow types of the columns that are delivered."""
+        return self.definition.columns.schema
+
+    def statistics(
+        self, columns: Sequence[str] | None = None, *, max_distinct: int = 10_000, progress: bool | None = None
+    ) -> dict[str, ColumnStatistics]:
+        """Return statistics of columns over all rows of the dataset, those of all ranks, from one pass over the files.
+
+        Args:
+            columns: Names of the columns; None: those that are delivered.
+            max_distinct: How many distinct values are counted at most.
+            progress: True shows a progress bar, False does not, None does if it takes longer than 2 s.
+
+        Raises:
+            ValueError: `max_distinct` is not an int >= 0.
+            SchemaMismatchError: A column doesn't exist, or its types in the files differ.
+            DataFileError: A file can't be read.
+
+        Example:
+            >>> import pyarrow as pa, pyarrow.parquet as pq, tempfile
+            >>> folder = tempfile.mkdtemp()
+            >>> pq.write_table(pa.table({"x": [1, 3, None]}), f"{folder}/part-0.parquet")
+            >>> StatefulShardedDataset(folder).statistics()["x"]
+            ColumnStatistics(count=2, nulls=1, nans=0, min=1, max=3, mean=2.0, std=1.0, distinct=2)
+        """
+        definition = self.definition
+        names = check_columns(definition.columns.names_in_files if columns is None else columns) or ()
+        schema = columns_of(definition.manifest, [*names], self._given_schema)
+        rows = open_rows(definition.manifest, definition.storage, schema, selection=definition.selection)
+        most = check_int("max_distinct", max_distinct, minimum=0)
+        return column_statistics(rows, schema, definition.identity.selected, max_distinct=most, progress=progress)
+
+    @property
+    def categories(self) -> dict[str, list[Any]]:
+        """Column that is delivered as ids -> its values, in the order of their ids."""
+        found = self.definition.columns.categories
+        return {} if found is None else {name: values.to_pylist() for name, values in found.vocabularies.items()}
+
+    def __repr__(self) -> str:
+        definition = self.definition
+        settings, options, place = definition.identity.settings, definition.options, definition.place
+        order = f"shuffled with seed {settings.seed}" if settings.shuffle else "in file order"
+        unit = "rows" if options.batch_size is None else f"batches of {counted(options.batch_size, 'row')}"
+        rows = self.definition.identity.selection
+        selected = "" if rows is None else f"  {counted(rows.num_rows, 'row')} selected by {rows.text},\n"
+        selected += "" if settings.without is None else f"  without {settings.without},\n"
+        names = self.schema.names
+        shown = ", ".join(names[:8]) + (f", ... ({len(names):,} columns)" if len(names) > 8 else "")  # noqa: PLR2004
+        return (
+            f"{type(self).__name__}(\n"
+            f"  {definition.manifest!r},\n"
+            f"{selected}"
+            f"  {counted(len(self.shards), 'shard')} {order},\n"
+            f"  {unit} as {definition.columns.output}: {shown},\n"
+            f"  rank {place.rank} of {place.world_size}, epoch {self.schedule.epoch}\n)"
+        )
