@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.state_dict_loader import load
-
 from laneway.checkpoint.content import decode
-from laneway.checkpoint.files import CheckpointFiles, open_verified
+from laneway.checkpoint.files import open_verified
 from laneway.checkpoint.layout import JOB, rank_file
-from laneway.errors import CheckpointError, CheckpointMismatchError, LanewayError
+from laneway.checkpoint.torch_calls import load_states
+from laneway.errors import CheckpointError, LanewayError
 
 if TYPE_CHECKING:
     import torch.distributed as dist
@@ -71,16 +68,7 @@ def read_sharded(
     states = {name: state for name, state in objects.sharded().items() if name in checkpoint.parts}
     if not states:
         return
-    reader = FileSystemReader(checkpoint.name)
-    reader.fs = CheckpointFiles(folder, checkpoint.name, checkpoint.files, verify=verify)
-    try:
-        load(states, storage_reader=reader, process_group=group, no_dist=group is None)
-    except CheckpointException as error:
-        rank, (cause, _) = next(iter(error.failures.items()))
-        message = f"{checkpoint.name} can't be loaded: on rank {rank}: {cause}"
-        if isinstance(cause, LanewayError):
-            raise type(cause)(message) from error
-        raise CheckpointMismatchError(message) from error
+    load_states(folder, checkpoint, states, group, verify=verify)
     objects.set_sharded(states)
 
 

@@ -7,18 +7,11 @@ import zlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemWriter
-from torch.distributed.checkpoint.state_dict_saver import save
-
-from laneway.checkpoint.files import CheckpointFiles
 from laneway.checkpoint.layout import BLOCK_BYTES, JOB, Checkpoint, FileRecord, rank_file
-from laneway.errors import CheckpointError
+from laneway.checkpoint.torch_calls import save_states
 from laneway.storage.writing import write_file
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     import torch.distributed as dist
 
     from laneway.checkpoint.folder import CheckpointFolder
@@ -62,7 +55,7 @@ def write_snapshot(
             records[JOB] = _write(folder, name, JOB, snapshot.job)
         return records
 
-    files = _write_sharded(folder, name, snapshot.sharded, group) if snapshot.sharded else {}
+    files = save_states(folder, name, snapshot.sharded, group) if snapshot.sharded else {}
     gathered = ranks.gather(f"write {name}", lambda: {**files, **written()}, dst_rank=0)
 
     def published() -> Checkpoint:
@@ -72,24 +65,6 @@ def write_snapshot(
         return found
 
     return ranks.broadcast(f"publish {name}", published, src_rank=0)
-
-
-def _write_sharded(
-    folder: CheckpointFolder, name: str, states: dict[str, Any], group: dist.ProcessGroup | None
-) -> Mapping[str, FileRecord]:
-    files = CheckpointFiles(folder, name)
-    writer = FileSystemWriter(name, sync_files=folder.storage.is_local)
-    writer.fs = files
-    try:
-        save(states, storage_writer=writer, process_group=group, no_dist=group is None)
-    except CheckpointException as error:
-        raise _error_of(name, "written", error) from error
-    return files.written
-
-
-def _error_of(name: str, done: str, error: CheckpointException) -> CheckpointError:
-    rank, (cause, _) = next(iter(error.failures.items()))
-    return CheckpointError(f"{name} can't be {done}: on rank {rank}: {cause}")
 
 
 def _write(folder: CheckpointFolder, name: str, file: str, data: bytes) -> FileRecord:
