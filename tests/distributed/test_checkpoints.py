@@ -1,4 +1,4 @@
-"""Checkpoints of several ranks: saved together, resumed on other numbers of ranks and with other shards of the model."""
+"""Checkpoints of several ranks: saved together, resumed on other numbers of ranks and by other ways to shard."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Job:
         self.optimizer.step()
         self.scheduler.step()
         self.optimizer.zero_grad()
-        return float(loss)
+        return float(loss.detach())
 
     def weights(self) -> list[float]:
         parameters = [each.full_tensor() if hasattr(each, "full_tensor") else each for each in self.model.parameters()]
