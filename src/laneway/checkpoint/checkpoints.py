@@ -17,7 +17,7 @@ from laneway.checkpoint.folder import CheckpointFolder
 from laneway.checkpoint.housekeeping import Housekeeping
 from laneway.checkpoint.layout import Checkpoint
 from laneway.checkpoint.preemption import Polls, SignalFlag
-from laneway.checkpoint.reading import read_job_values, read_rank_values, read_sharded, verify_files
+from laneway.checkpoint.reading import read_job_values, read_rank_values, read_sharded, verify_files, verify_metadata
 from laneway.checkpoint.rng import rng_state, set_rng_state
 from laneway.checkpoint.writing import Snapshot, write_snapshot
 from laneway.errors import CheckpointError
@@ -374,6 +374,8 @@ class Checkpoints:
                 objects.check_parts(checkpoint.parts, name)
             if verify == "all":
                 verify_files(folder, checkpoint, ranks.rank, ranks.world_size)
+            elif verify == "read":
+                verify_metadata(folder, checkpoint)
             job = read_job_values(folder, checkpoint)
             return job, read_rank_values(folder, checkpoint, ranks.rank if is_same_size else None)
 

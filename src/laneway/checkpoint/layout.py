@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 FORMAT, VERSION = "laneway-checkpoint", 1
-INDEX, WRITER, JOB = "index.json", "writer.json", "job.pt"
+INDEX, WRITER, JOB, METADATA = "index.json", "writer.json", "job.pt", ".metadata"
 BLOCK_BYTES = 16 << 20
 """Bytes of which each checksum is taken, so that reading a part of a file verifies that part."""
 _NAME = re.compile(r"(\d{6,})-step-(\d+)")

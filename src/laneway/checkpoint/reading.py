@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from laneway.checkpoint.content import decode
 from laneway.checkpoint.files import open_verified
-from laneway.checkpoint.layout import JOB, rank_file
+from laneway.checkpoint.layout import JOB, METADATA, rank_file
 from laneway.checkpoint.torch_calls import load_states
 from laneway.errors import CheckpointError, LanewayError
 
@@ -72,6 +72,16 @@ def read_sharded(
     objects.set_sharded(states)
 
 
+def verify_metadata(folder: CheckpointFolder, checkpoint: Checkpoint) -> None:
+    """Verify the file that says where tensors are: torch would not tell damage from a file that is missing.
+
+    Raises:
+        CheckpointError: It is damaged.
+    """
+    if METADATA in checkpoint.files:
+        _verify(folder, checkpoint, METADATA)
+
+
 def verify_files(folder: CheckpointFolder, checkpoint: Checkpoint, first: int = 0, step: int = 1) -> None:
     """Read files of a checkpoint and compare all checksums.
 
@@ -88,12 +98,16 @@ def verify_files(folder: CheckpointFolder, checkpoint: Checkpoint, first: int = 
         message = f"{checkpoint.name} is damaged: {problem}"
         raise CheckpointError(message)
     for file in sorted(checkpoint.files)[first::step]:
-        try:
-            with open_verified(folder, checkpoint.name, file, checkpoint.files[file]) as opened:
-                while opened.read(READ_BYTES):
-                    pass
-        except CheckpointError:
-            raise
-        except LanewayError as error:
-            message = f"{checkpoint.name}/{file} can't be read: {error}"
-            raise CheckpointError(message) from error
+        _verify(folder, checkpoint, file)
+
+
+def _verify(folder: CheckpointFolder, checkpoint: Checkpoint, file: str) -> None:
+    try:
+        with open_verified(folder, checkpoint.name, file, checkpoint.files[file]) as opened:
+            while opened.read(READ_BYTES):
+                pass
+    except CheckpointError:
+        raise
+    except LanewayError as error:
+        message = f"{checkpoint.name}/{file} can't be read: {error}"
+        raise CheckpointError(message) from error
