@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from laneway import Checkpoints, SavableLoader, StatefulShardedDataset
-from laneway.checkpoint import KeepBest, KeepEvery, KeepLatest, housekeeping
+from laneway.checkpoint import KeepBest, KeepEvery, KeepLatest, Policy, housekeeping, lock
 from laneway.errors import CheckpointError, CheckpointMismatchError, DataFileError
 from tests.corpora import write_corpus
 
@@ -32,7 +32,7 @@ class Job:
         torch.manual_seed(0)
         model: nn.Module = nn.Sequential(nn.Linear(1, 4), nn.Dropout(0.5), nn.Linear(4, 4), nn.Linear(4, 4))
         if tied:
-            model[3].weight = model[2].weight  # type: ignore[index, union-attr]
+            model[3].weight = model[2].weight  # type: ignore[index]
         self.model: nn.Module = torch.compile(model, backend="eager") if compiled else model  # type: ignore[assignment]
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.01)
         self.scheduler = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, 0.1, total_steps=100)
