@@ -226,7 +226,7 @@ class Checkpoints:
         )
         if checkpoint is None:
             return False
-        self._wait()
+        self.wait()
         snapshot = self._snapshot(checkpoint, objects, user, rank_user)
         if self._executor is None:
             self._write(snapshot)
@@ -267,7 +267,7 @@ class Checkpoints:
             )
         return self._own_group
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
         """Wait for the checkpoint that is being written.
 
         Raises:
@@ -283,7 +283,7 @@ class Checkpoints:
 
     def _raise_failure(self) -> None:
         if self._writing is not None and self._writing.done():
-            self._wait()
+            self.wait()
 
     # -- Restoring ----------------------------------------------------------------------------------------------------
 
@@ -448,7 +448,7 @@ class Checkpoints:
             CheckpointError: It could not be written.
         """
         try:
-            self._wait()
+            self.wait()
         finally:
             if self._executor is not None:
                 self._executor.shutdown()

@@ -77,10 +77,24 @@ class _Reader(io.RawIOBase):
 
     def __init__(self, folder: CheckpointFolder, name: str, file: str, record: FileRecord, *, verify: bool) -> None:
         super().__init__()
-        self._verify = verify
-        self._folder, self._name, self._file, self._record = folder, name, file, record
+        self._storage, self._path = folder.storage, folder.path(name, file)
+        self._name, self._record, self._verify = f"{name}/{file}", record, verify
         self._position = 0
-        self._block = (-1, b"")
+        self._index = -1
+        """Index of the block that is kept."""
+        self._block = memoryview(b"")
+        self._file: io.RawIOBase | None = None
+        if self._storage.is_local:
+            with self._storage.translate_errors(self._path):
+                self._file = Path(self._path).open("rb", buffering=0)  # noqa: SIM115 - closed with this file
+            # Memory that is used again and again is much faster to fill than new memory.
+            self._buffer = memoryview(bytearray(min(BLOCK_BYTES, record.size)))
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+        super().close()
 
     def readable(self) -> bool:
         """Return True."""
@@ -106,24 +120,33 @@ class _Reader(io.RawIOBase):
         if self._position >= self._record.size or not len(view):
             return 0
         index, first = divmod(self._position, BLOCK_BYTES)
-        part = memoryview(self._read_block(index))[first : first + len(view)]
+        if index != self._index:
+            self._read_block(index)
+        part = self._block[first : first + len(view)]
         view[: len(part)] = part
         self._position += len(part)
         return len(part)
 
-    def _read_block(self, index: int) -> bytes:
-        if self._block[0] != index:
-            start = index * BLOCK_BYTES
-            stop = min(start + BLOCK_BYTES, self._record.size)
-            path = self._folder.path(self._name, self._file)
-            data = read_range(self._folder.storage, path, start, stop)
-            if self._verify and zlib.crc32(data) != self._record.checksums[index]:
-                message = (
-                    f"{self._name}/{self._file} is damaged: the checksum of its bytes {start:,} to {stop:,} differs"
-                )
-                raise CheckpointError(message)
-            self._block = (index, data)
-        return self._block[1]
+    def _read_block(self, index: int) -> None:
+        start = index * BLOCK_BYTES
+        stop = min(start + BLOCK_BYTES, self._record.size)
+        self._index = -1
+        block = self._fetch(start, stop)
+        if len(block) != stop - start or (self._verify and zlib.crc32(block) != self._record.checksums[index]):
+            message = f"{self._name} is damaged: the checksum of its bytes {start:,} to {stop:,} differs"
+            raise CheckpointError(message)
+        self._index, self._block = index, block
+
+    def _fetch(self, start: int, stop: int) -> memoryview:
+        if self._file is None:
+            return memoryview(read_range(self._storage, self._path, start, stop))
+        block = self._buffer[: stop - start]
+        with self._storage.translate_errors(self._path):
+            self._file.seek(start)
+            length = 0
+            while length < len(block) and (count := self._file.readinto(block[length:])):
+                length += count
+        return block[:length]
 
 
 def open_verified(
