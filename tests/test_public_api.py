@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import laneway
-from laneway import Manifest, RetryPolicy, SavableLoader, StatefulShardedDataset, dcp, distributed
+from laneway import Checkpoints, Manifest, RetryPolicy, SavableLoader, StatefulShardedDataset, dcp, distributed
+from laneway.checkpoint import Checkpoint
 from tests.corpora import write_corpus
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 ERRORS = {
+    "CheckpointError": "LanewayError, RuntimeError",
     "CheckpointMismatchError": "LanewayError, ValueError",
     "CollectiveError": "LanewayError, RuntimeError",
     "ColumnConversionError": "LanewayError, TypeError",
@@ -50,6 +52,13 @@ SIGNATURES = {
         "(*, max_attempts=10, first_delay_s=0.1, max_delay_s=20.0, attempt_timeout_s=30.0, deadline_s=120.0, "
         "listing_timeout_s=600.0, connect_timeout_s=5.0, read_timeout_s=10.0)"
     ),
+    "laneway.Checkpoints": (
+        "(path, *, keep=(), async_save=False, process_group=None, filesystem=None, storage_options=None, retries=None, "
+        "signals=(), deadline_s=None, if_locked='error')"
+    ),
+    "laneway.checkpoint.KeepBest": "(count, metric, mode='min')",
+    "laneway.checkpoint.KeepEvery": "(steps)",
+    "laneway.checkpoint.KeepLatest": "(count=1)",
     "laneway.Shard": "(path, row_offset, row_length)",
     "laneway.dcp.GatheredState": "(loader)",
     "laneway.distributed.load_once": (
@@ -159,11 +168,11 @@ def check(found: dict[str, str], frozen: dict[str, str]) -> None:
 
 
 def test_the_modules_export_what_they_did() -> None:
-    classes = {"BatchContext", "Manifest", "RetryPolicy", "RowContext", "SavableLoader", "Shard"}
+    classes = {"BatchContext", "Checkpoints", "Manifest", "RetryPolicy", "RowContext", "SavableLoader", "Shard"}
     classes |= {"StatefulShardedDataset"}
     assert laneway.__all__ == sorted({*ERRORS, *classes, "merge_states"})
     for module, names in ((dcp, ["GatheredState"]), (laneway, laneway.__all__)):
-        assert [name for name in names if name not in vars(module)] == []
+        assert [name for name in names if not hasattr(module, name)] == []
     defined = [name for name, value in vars(dcp).items() if getattr(value, "__module__", "") == dcp.__name__]
     assert [name for name in defined if not name.startswith("_")] == ["GatheredState"]
     assert {"load_once", "scan_once"} <= set(vars(distributed))
@@ -187,6 +196,8 @@ def test_public_members_are_what_they_were(tmp_path: Path, owner: str) -> None:
     owners: dict[str, Any] = {
         "dataset": dataset,
         "loader": SavableLoader(dataset),
+        "checkpoint": Checkpoint(number=1, step=0, tag="first"),
+        "checkpoints": Checkpoints(tmp_path / "run"),
         "gathered": dcp.GatheredState(SavableLoader(dataset)),
         "manifest": Manifest.scan(tmp_path),
         "manifest.files": Manifest.scan(tmp_path).files,

@@ -13,6 +13,7 @@ from torch.distributed.checkpoint.staging import BlockingAsyncStager
 
 from laneway.arguments import check_choice, check_flag, check_int
 from laneway.checkpoint.content import Objects, encode
+from laneway.checkpoint.exporting import export_model
 from laneway.checkpoint.folder import CheckpointFolder
 from laneway.checkpoint.housekeeping import Housekeeping
 from laneway.checkpoint.layout import Checkpoint
@@ -429,6 +430,19 @@ class Checkpoints:
             DataFileError: The storage refused.
         """
         self._folder.delete(self._find(which).name)
+
+    def export(self, which: int | str, path: str | os.PathLike[str]) -> None:
+        """Write the model of a checkpoint to one file, a state dict that `torch.load(weights_only=True)` returns.
+
+        Args:
+            which: The step or tag of the checkpoint.
+            path: A local path or a URL; a URL of the same kind of storage is written with the options of this one.
+
+        Raises:
+            CheckpointError: There is none, it holds no model, or it is damaged.
+            DataFileError: The file can't be written.
+        """
+        export_model(self._folder, self._find(which), path)
 
     def _find(self, which: int | str) -> Checkpoint:
         found = [each for each in self.list() if which in {each.step, each.tag}]

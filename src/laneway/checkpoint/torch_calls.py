@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     import torch.distributed as dist
+    from torch.distributed.checkpoint.metadata import Metadata
 
     from laneway.checkpoint.folder import CheckpointFolder
     from laneway.checkpoint.layout import Checkpoint, FileRecord
@@ -39,6 +40,15 @@ def save_states(
     return files.written
 
 
+def read_metadata(folder: CheckpointFolder, checkpoint: Checkpoint) -> Metadata:
+    """Return which tensors a checkpoint holds.
+
+    Raises:
+        CheckpointError: The file that says so is damaged.
+    """
+    return _reader(folder, checkpoint, verify=True).read_metadata()
+
+
 def load_states(
     folder: CheckpointFolder,
     checkpoint: Checkpoint,
@@ -54,10 +64,15 @@ def load_states(
         CheckpointMismatchError: The checkpoint holds other parameters.
         DataFileError: A file can't be read.
     """
-    reader = FileSystemReader(checkpoint.name)
-    reader.fs = CheckpointFiles(folder, checkpoint.name, checkpoint.files, verify=verify)
+    reader = _reader(folder, checkpoint, verify=verify)
     with _errors(checkpoint.name, "loaded", CheckpointMismatchError):
         load(states, storage_reader=reader, process_group=group, no_dist=group is None)
+
+
+def _reader(folder: CheckpointFolder, checkpoint: Checkpoint, *, verify: bool) -> FileSystemReader:
+    reader = FileSystemReader(checkpoint.name)
+    reader.fs = CheckpointFiles(folder, checkpoint.name, checkpoint.files, verify=verify)
+    return reader
 
 
 @contextmanager

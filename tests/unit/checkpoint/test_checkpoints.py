@@ -148,6 +148,19 @@ def test_an_optimizer_that_has_made_no_step_is_saved_and_restored(corpus: Path, 
     assert other.step(batches[1]) == expected
 
 
+def test_a_model_is_exported_to_a_file_that_torch_loads(corpus: Path, tmp_path: Path, checkpoints: Checkpoints) -> None:
+    job = Job(corpus, tied=True)
+    checkpoints.save(3, **job.objects, tag="release")
+    checkpoints.export("release", tmp_path / "model.pt")
+    found = torch.load(tmp_path / "model.pt", weights_only=True)
+    expected = job.model.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    checkpoints.save(4, loader=job.loader)
+    with pytest.raises(CheckpointError, match="000002-step-4 holds no model, but 'loader'"):
+        checkpoints.export(4, tmp_path / "other.pt")
+
+
 # -- Mistakes ---------------------------------------------------------------------------------------------------------
 
 
