@@ -10,7 +10,7 @@ import pytest
 
 import laneway
 from laneway import Checkpoints, Manifest, RetryPolicy, SavableLoader, StatefulShardedDataset, dcp, distributed
-from laneway.checkpoint import Checkpoint
+from laneway.checkpoint import Checkpoint, KeepBest, KeepEvery, KeepLatest, Resumed
 from tests.corpora import write_corpus
 
 if TYPE_CHECKING:
@@ -73,6 +73,47 @@ SIGNATURES = {
 """What users call by its qualified name -> its parameters."""
 
 MEMBERS = {
+    "checkpoint": {
+        "files": "attribute",
+        "metrics": "attribute",
+        "name": "attribute",
+        "num_bytes": "attribute",
+        "number": "attribute",
+        "parts": "attribute",
+        "saved_s": "attribute",
+        "step": "attribute",
+        "tag": "attribute",
+        "world_size": "attribute",
+    },
+    "checkpoints": {
+        "close": "()",
+        "delete": "(which)",
+        "due": "(step, *, every_steps=None, every_s=None)",
+        "export": "(which, path)",
+        "is_stopping": "attribute",
+        "latest": "attribute",
+        "list": "()",
+        "load": (
+            "(which, *, model=None, optimizer=None, scheduler=None, loader=None, rng=False, strict=False, "
+            "verify='read', **others)"
+        ),
+        "resume": (
+            "(*, model=None, optimizer=None, scheduler=None, loader=None, rng=True, strict=True, verify='read', "
+            "**others)"
+        ),
+        "save": (
+            "(step, *, model=None, optimizer=None, scheduler=None, loader=None, user=None, rank_user=None, "
+            "metrics=None, tag=None, if_busy='wait', **others)"
+        ),
+        "verify": "(which)",
+        "wait": "()",
+        "watch": "(batches)",
+    },
+    "policy": {"kept": "(checkpoints)"},
+    "resumed": dict.fromkeys(("metrics", "rank_user", "step", "tag", "user"), "attribute"),
+    "keep best": dict.fromkeys(("count", "metric", "mode"), "attribute"),
+    "keep every": {"steps": "attribute"},
+    "keep latest": {"count": "attribute"},
     "dataset": {
         "__iter__": "()",
         "__len__": "()",
@@ -193,11 +234,19 @@ def test_functions_and_constructors_take_what_they_did() -> None:
 def test_public_members_are_what_they_were(tmp_path: Path, owner: str) -> None:
     write_corpus(tmp_path)
     dataset = StatefulShardedDataset(tmp_path).take(1.0)
+    checkpoints = Checkpoints(tmp_path / "run")
+    checkpoints.save(0)
+    checkpoints.close()
     owners: dict[str, Any] = {
         "dataset": dataset,
         "loader": SavableLoader(dataset),
         "checkpoint": Checkpoint(number=1, step=0, tag="first"),
-        "checkpoints": Checkpoints(tmp_path / "run"),
+        "checkpoints": checkpoints,
+        "keep best": KeepBest(1, "loss"),
+        "keep every": KeepEvery(1),
+        "keep latest": KeepLatest(),
+        "policy": KeepLatest(),
+        "resumed": Resumed(0, "first", {}, 0, {}),
         "gathered": dcp.GatheredState(SavableLoader(dataset)),
         "manifest": Manifest.scan(tmp_path),
         "manifest.files": Manifest.scan(tmp_path).files,

@@ -34,8 +34,9 @@ def export_model(folder: CheckpointFolder, checkpoint: Checkpoint, path: str | o
     found: dict[str, Any] = {}
     for name, metadata in read_metadata(folder, checkpoint).state_dict_metadata.items():
         if name.startswith(_PREFIX):
-            is_tensor = isinstance(metadata, TensorStorageMetadata)
-            value = torch.empty(metadata.size, dtype=metadata.properties.dtype) if is_tensor else None
+            value = None
+            if isinstance(metadata, TensorStorageMetadata):
+                value = torch.empty(metadata.size, dtype=metadata.properties.dtype)
             found[name.removeprefix(_PREFIX)] = value
     states = {"model": found}
     load_states(folder, checkpoint, states, None, verify=True)
