@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import laneway
-from laneway import Manifest, RetryPolicy, SavableLoader, StatefulShardedDataset, dcp, distributed
+from laneway import Checkpoints, Manifest, RetryPolicy, SavableLoader, StatefulShardedDataset, dcp, distributed
+from laneway.checkpoint import Checkpoint, KeepBest, KeepEvery, KeepLatest, Resumed
 from tests.corpora import write_corpus
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 ERRORS = {
+    "CheckpointError": "LanewayError, RuntimeError",
     "CheckpointMismatchError": "LanewayError, ValueError",
     "CollectiveError": "LanewayError, RuntimeError",
     "ColumnConversionError": "LanewayError, TypeError",
@@ -51,6 +53,13 @@ SIGNATURES = {
         "(*, max_attempts=10, first_delay_s=0.1, max_delay_s=20.0, attempt_timeout_s=30.0, deadline_s=120.0, "
         "listing_timeout_s=600.0, connect_timeout_s=5.0, read_timeout_s=10.0)"
     ),
+    "laneway.Checkpoints": (
+        "(path, *, keep=(), async_save=False, process_group=None, filesystem=None, storage_options=None, retries=None, "
+        "signals=(), deadline_s=None, if_locked='error')"
+    ),
+    "laneway.checkpoint.KeepBest": "(count, metric, mode='min')",
+    "laneway.checkpoint.KeepEvery": "(steps)",
+    "laneway.checkpoint.KeepLatest": "(count=1)",
     "laneway.Shard": "(path, row_offset, row_length)",
     "laneway.dcp.GatheredState": "(loader)",
     "laneway.distributed.load_once": (
@@ -65,6 +74,47 @@ SIGNATURES = {
 """What users call by its qualified name -> its parameters."""
 
 MEMBERS = {
+    "checkpoint": {
+        "files": "attribute",
+        "metrics": "attribute",
+        "name": "attribute",
+        "num_bytes": "attribute",
+        "number": "attribute",
+        "parts": "attribute",
+        "saved_s": "attribute",
+        "step": "attribute",
+        "tag": "attribute",
+        "world_size": "attribute",
+    },
+    "checkpoints": {
+        "close": "()",
+        "delete": "(which)",
+        "due": "(step, *, every_steps=None, every_s=None)",
+        "export": "(which, path)",
+        "is_stopping": "attribute",
+        "latest": "attribute",
+        "list": "()",
+        "load": (
+            "(which, *, model=None, optimizer=None, scheduler=None, loader=None, rng=False, strict=False, "
+            "verify='read', **others)"
+        ),
+        "resume": (
+            "(*, model=None, optimizer=None, scheduler=None, loader=None, rng=True, strict=True, verify='read', "
+            "**others)"
+        ),
+        "save": (
+            "(step, *, model=None, optimizer=None, scheduler=None, loader=None, user=None, rank_user=None, "
+            "metrics=None, tag=None, if_busy='wait', **others)"
+        ),
+        "verify": "(which)",
+        "wait": "()",
+        "watch": "(batches)",
+    },
+    "policy": {"kept": "(checkpoints)"},
+    "resumed": dict.fromkeys(("metrics", "rank_user", "step", "tag", "user"), "attribute"),
+    "keep best": dict.fromkeys(("count", "metric", "mode"), "attribute"),
+    "keep every": {"steps": "attribute"},
+    "keep latest": {"count": "attribute"},
     "dataset": {
         "__iter__": "()",
         "__len__": "()",
@@ -162,11 +212,11 @@ def check(found: dict[str, str], frozen: dict[str, str]) -> None:
 
 
 def test_the_modules_export_what_they_did() -> None:
-    classes = {"BatchContext", "Manifest", "RetryPolicy", "RowContext", "SavableLoader", "Shard"}
+    classes = {"BatchContext", "Checkpoints", "Manifest", "RetryPolicy", "RowContext", "SavableLoader", "Shard"}
     classes |= {"StatefulShardedDataset"}
     assert laneway.__all__ == sorted({*ERRORS, *classes, "merge_states"})
     for module, names in ((dcp, ["GatheredState"]), (laneway, laneway.__all__)):
-        assert [name for name in names if name not in vars(module)] == []
+        assert [name for name in names if not hasattr(module, name)] == []
     defined = [name for name, value in vars(dcp).items() if getattr(value, "__module__", "") == dcp.__name__]
     assert [name for name in defined if not name.startswith("_")] == ["GatheredState"]
     assert {"load_once", "scan_once"} <= set(vars(distributed))
@@ -198,9 +248,19 @@ def test_functions_and_constructors_take_what_they_did() -> None:
 def test_public_members_are_what_they_were(tmp_path: Path, owner: str) -> None:
     write_corpus(tmp_path)
     dataset = StatefulShardedDataset(tmp_path).take(1.0)
+    checkpoints = Checkpoints(tmp_path / "run")
+    checkpoints.save(0)
+    checkpoints.close()
     owners: dict[str, Any] = {
         "dataset": dataset,
         "loader": SavableLoader(dataset),
+        "checkpoint": Checkpoint(number=1, step=0, tag="first"),
+        "checkpoints": checkpoints,
+        "keep best": KeepBest(1, "loss"),
+        "keep every": KeepEvery(1),
+        "keep latest": KeepLatest(),
+        "policy": KeepLatest(),
+        "resumed": Resumed(0, "first", {}, 0, {}),
         "gathered": dcp.GatheredState(SavableLoader(dataset)),
         "manifest": Manifest.scan(tmp_path),
         "manifest.files": Manifest.scan(tmp_path).files,

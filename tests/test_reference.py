@@ -12,7 +12,18 @@ from typing import Any
 import pytest
 
 import laneway
-from laneway import BatchContext, Manifest, RetryPolicy, RowContext, SavableLoader, Shard, StatefulShardedDataset
+from laneway import (
+    BatchContext,
+    Checkpoints,
+    Manifest,
+    RetryPolicy,
+    RowContext,
+    SavableLoader,
+    Shard,
+    StatefulShardedDataset,
+    checkpoint,
+)
+from laneway.checkpoint import Checkpoint, KeepBest, KeepEvery, KeepLatest, Policy, Resumed
 from laneway.core.files import FileTable
 from laneway.dcp import GatheredState
 from laneway.reading.column_statistics import ColumnStatistics
@@ -28,11 +39,18 @@ INTEGRATIONS = {"laneway.integrations.hf.LanewayTrainerMixin", "laneway.integrat
 
 CLASSES: dict[str, type] = {
     "batch context": BatchContext,
+    "checkpoint": Checkpoint,
+    "checkpoints": Checkpoints,
     "dataset": StatefulShardedDataset,
     "gathered": GatheredState,
+    "keep best": KeepBest,
+    "keep every": KeepEvery,
+    "keep latest": KeepLatest,
     "loader": SavableLoader,
     "manifest": Manifest,
     "manifest.files": FileTable,
+    "policy": Policy,
+    "resumed": Resumed,
     "retries": RetryPolicy,
     "row context": RowContext,
     "selection": SelectionSummary,
@@ -43,6 +61,10 @@ CLASSES: dict[str, type] = {
 """Key of `MEMBERS` -> its class."""
 
 NOT_PUBLIC = {
+    "checkpoint": {"encode"},
+    "keep best": {"kept"},
+    "keep every": {"kept"},
+    "keep latest": {"kept"},
     "dataset": {"check_rank", "definition", "schedule"},
     "loader": {"gather_state", "ranks", "restore_together", "sampler", "use_stateful_dataloader"},
     "manifest": {
@@ -72,8 +94,8 @@ def documented(part: int = 0) -> dict[str, set[str]]:
 
 def qualified(owner: type) -> str:
     """Return the name under which the page lists a class."""
-    is_exported = getattr(laneway, owner.__name__, None) is owner
-    return f"{'laneway' if is_exported else owner.__module__}.{owner.__name__}"
+    exporting = [each for each in (laneway, checkpoint) if getattr(each, owner.__name__, None) is owner]
+    return f"{exporting[0].__name__ if exporting else owner.__module__}.{owner.__name__}"
 
 
 def own_classes(owner: type) -> list[type]:

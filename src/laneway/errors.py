@@ -18,6 +18,10 @@ class StateFormatError(LanewayError, ValueError):
     """A value is not a state, is a damaged state, or has a format version that this release does not know."""
 
 
+class CheckpointError(LanewayError, RuntimeError):
+    """A training checkpoint could not be saved, or is missing, incomplete or damaged, or another job writes there."""
+
+
 class StateUnavailableError(LanewayError, RuntimeError):
     """A loader or its workers hold the progress, so the dataset does not know it."""
 

@@ -77,7 +77,7 @@ def glob_files(storage: Storage, pattern: str) -> list[Entry]:
     prefix = re.split(r"[*?\[]", below_root)[0]
     can_use_prefix = bool(prefix) and not storage.is_local and _supports_prefix(storage.filesystem)
     if "**" not in pattern and "/" not in below_root and not can_use_prefix:
-        found = [entry for entry in _children(storage, root) if matches(entry.path.rstrip("/"))]
+        found = [entry for entry in list_directory(storage, root) if matches(entry.path.rstrip("/"))]
         directories = [entry.path for entry in found if entry.kind == "directory"]
         below = [entry for directory in directories for entry in find_files(storage, directory)]
         return [entry for entry in found if entry.kind == "file"] + below
@@ -148,7 +148,7 @@ def _local_entry(storage: Storage, entry: os.DirEntry[str]) -> Entry:
     return found
 
 
-def _children(storage: Storage, directory: str) -> list[Entry]:
+def list_directory(storage: Storage, directory: str) -> list[Entry]:
     """Return the files and directories in a directory; none if it does not exist."""
 
     def list_once() -> list[Entry]:

@@ -1,0 +1,225 @@
+"""What a checkpoint holds: collected from the objects of a training job, and restored into them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import torch
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_state_dict,
+    set_model_state_dict,
+    set_state_dict,
+)
+
+from laneway.core.schema import wrap_state
+from laneway.errors import CheckpointMismatchError
+from laneway.loader import SavableLoader
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """An object with a state, such as a learning rate scheduler or a GradScaler."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> Any:  # noqa: ANN401 - a Module returns what did not match
+        """Restore a state."""
+
+
+@dataclass(frozen=True)
+class Objects:
+    """The objects of a training job that are saved together."""
+
+    model: nn.Module | None = None
+    optimizers: tuple[Optimizer, ...] = ()
+    loaders: Mapping[str, Stateful] = field(default_factory=dict)
+    """Name of the part -> loader."""
+    others: Mapping[str, Stateful] = field(default_factory=dict)
+    """Name of the part -> a scheduler, a GradScaler, another module, ..."""
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module | None,
+        optimizer: Optimizer | Iterable[Optimizer] | None,
+        loader: Stateful | Mapping[str, Stateful] | None,
+        others: Mapping[str, Stateful | None],
+    ) -> Objects:
+        """Check the arguments of a user.
+
+        Raises:
+            TypeError: One of them has no state.
+            ValueError: An optimizer without its model.
+        """
+        if model is not None and not isinstance(model, nn.Module):
+            message = f"model must be a torch.nn.Module, not a {type(model).__name__}"
+            raise TypeError(message)
+        given = () if optimizer is None else (optimizer,) if hasattr(optimizer, "state_dict") else tuple(optimizer)
+        if given and model is None:
+            message = "optimizer needs model: the states of an optimizer are saved by the names of the parameters"
+            raise ValueError(message)
+        loaders: dict[str, Stateful] = {}
+        if isinstance(loader, Mapping):
+            loaders = {f"loader/{name}": each for name, each in loader.items()}
+        elif loader is not None:
+            loaders = {"loader": loader}
+        present = {name: each for name, each in others.items() if each is not None}
+        for name, each in {**loaders, **present}.items():
+            if not isinstance(each, Stateful):
+                message = f"{name} must have state_dict() and load_state_dict(), and a {type(each).__name__} has not"
+                raise TypeError(message)
+        return cls(model, given, loaders, present)  # type: ignore[arg-type]  # an optimizer has state_dict()
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """The modules besides the model."""
+        return {name: each for name, each in self.others.items() if isinstance(each, nn.Module)}
+
+    @property
+    def plain(self) -> dict[str, Stateful]:
+        """The objects whose state is the same on all ranks, and small."""
+        return {name: each for name, each in self.others.items() if not isinstance(each, nn.Module)}
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the parts, sorted."""
+        names = {*self.loaders, *self.others}
+        return tuple(sorted(names | ({"model"} if self.model is not None else set()) | self._optimizer_part))
+
+    @property
+    def _optimizer_part(self) -> set[str]:
+        return {"optimizer"} if self.optimizers else set()
+
+    def sharded(self) -> dict[str, Any]:
+        """Return the states of modules and optimizers, whose tensors are those of the job: a copy is up to the caller.
+
+        All ranks must call it.
+        """
+        found: dict[str, Any] = {}
+        if self.model is not None and self.optimizers:
+            found["model"], found["optimizer"] = get_state_dict(self.model, self.optimizers)
+        elif self.model is not None:
+            found["model"] = get_model_state_dict(self.model)
+        return found | {name: get_model_state_dict(module) for name, module in self.modules.items()}
+
+    def set_sharded(self, states: Mapping[str, Any]) -> None:
+        """Restore the states of modules and optimizers; all ranks must call it."""
+        if self.model is not None and "optimizer" in states:
+            set_state_dict(
+                self.model,
+                self.optimizers,
+                model_state_dict=states["model"],
+                optim_state_dict=states["optimizer"],
+            )
+        elif self.model is not None and "model" in states:
+            set_model_state_dict(self.model, states["model"])
+        for name, module in self.modules.items():
+            if name in states:
+                set_model_state_dict(module, states[name])
+
+    def job_states(self) -> dict[str, Any]:
+        """Return what the job has once: the states of loaders that know the whole job, of schedulers and the like.
+
+        All ranks must call it: a loader gathers the progress of all of them.
+        """
+        states = {name: each.state_dict() for name, each in self.plain.items()}
+        for name, loader in self.loaders.items():
+            if isinstance(loader, SavableLoader):
+                states[name] = wrap_state(loader.gather_state(loader.ranks(), f"save {name}", None) or {})
+        return states
+
+    def rank_states(self) -> dict[str, Any]:
+        """Return what this rank has for itself: the states of other loaders."""
+        loaders = self.loaders.items()
+        return {name: each.state_dict() for name, each in loaders if not isinstance(each, SavableLoader)}
+
+    def set_states(self, job: Mapping[str, Any], rank: Mapping[str, Any] | None, name: str) -> None:
+        """Restore what `job_states` and `rank_states` returned, as far as it is there.
+
+        Args:
+            job: What the job has once.
+            rank: What this rank has for itself; None: other ranks saved the checkpoint.
+            name: The checkpoint, for errors.
+
+        Raises:
+            CheckpointMismatchError: A loader was saved by each rank for itself, and there are more or fewer ranks now.
+        """
+        for part, each in {**self.plain, **self.loaders}.items():
+            if part in job:
+                each.load_state_dict(job[part])
+            elif rank is None:
+                message = (
+                    f"{part} in {name} was saved by each rank for itself, so it can't be restored on another number of "
+                    "ranks: a SavableLoader can"
+                )
+                raise CheckpointMismatchError(message)
+            elif part in rank:
+                each.load_state_dict(rank[part])
+
+    def check_parts(self, saved: Iterable[str], name: str) -> None:
+        """Check that a checkpoint holds exactly what is to be restored.
+
+        Raises:
+            CheckpointMismatchError: A part is missing, or a part of the checkpoint would be left out.
+        """
+        missing, left_out = sorted({*self.parts} - {*saved}), sorted({*saved} - {*self.parts})
+        if missing:
+            message = f"{name} holds no {_listed(missing)}, but {_listed(sorted(saved))}"
+        elif left_out:
+            message = f"{name} also holds {_listed(left_out)}, which would not be restored"
+        else:
+            return
+        message += ": pass the same objects as to save(), or strict=False to restore what both have"
+        raise CheckpointMismatchError(message)
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(map(repr, names)) or "nothing"
+
+
+def encode(values: Mapping[str, Any], what: str) -> bytes:
+    """Return values as a file that `torch.load(weights_only=True)` reads.
+
+    Args:
+        values: Name -> value.
+        what: What they are, for errors.
+
+    Raises:
+        TypeError: A value holds more than tensors, numbers, strings, and lists, tuples and dicts of them.
+    """
+    try:
+        data = _encoded(values)
+    except Exception as error:
+        for name, value in values.items():
+            try:
+                _encoded(value)
+            except Exception as found:
+                message = (
+                    f"{name} in {what} can't be saved: a checkpoint holds tensors, numbers, strings, and lists, tuples "
+                    f"and dicts of them ({type(found).__name__}: {str(found).splitlines()[0]})"
+                )
+                raise TypeError(message) from found
+        raise error from None
+    return data
+
+
+def _encoded(value: object) -> bytes:
+    file = io.BytesIO()
+    torch.save(value, file)
+    # A value that can't be loaded must not be found out when it is needed.
+    decode(file.getvalue())
+    return file.getvalue()
+
+
+def decode(data: bytes) -> Any:  # noqa: ANN401 - what `encode` was given
+    """Return the values that `encode` encoded."""
+    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)

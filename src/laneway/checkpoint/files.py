@@ -1,0 +1,241 @@
+"""Files of checkpoints for torch.distributed.checkpoint, with checksums that are compared when a file is read."""
+
+from __future__ import annotations
+
+import io
+import os
+import posixpath
+import zlib
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
+
+from torch.distributed.checkpoint.filesystem import FileSystem
+
+from laneway.checkpoint.layout import BLOCK_BYTES, FileRecord
+from laneway.errors import CheckpointError
+from laneway.storage.reading import read_range
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from laneway.checkpoint.folder import CheckpointFolder
+
+
+class _Writer(io.RawIOBase):
+    """Writes a file, and takes checksums of what passes."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__()
+        self._file = file
+        self._size = 0
+        self._checksums: list[int] = []
+
+    def writable(self) -> bool:
+        """Return True."""
+        return True
+
+    def tell(self) -> int:
+        """Return the number of bytes written."""
+        return self._size
+
+    def write(self, data: Any) -> int:  # noqa: ANN401 - io's own signature takes any buffer
+        """Append bytes."""
+        view = memoryview(data).cast("B")
+        start = 0
+        while start < len(view):
+            filled = self._size % BLOCK_BYTES
+            part = view[start : start + BLOCK_BYTES - filled]
+            self._file.write(part)
+            if filled:
+                self._checksums[-1] = zlib.crc32(part, self._checksums[-1])
+            else:
+                self._checksums.append(zlib.crc32(part))
+            self._size += len(part)
+            start += len(part)
+        return len(view)
+
+    def fileno(self) -> int:
+        """Return the descriptor, which torch syncs; remote files have none."""
+        return self._file.fileno()
+
+    def flush(self) -> None:
+        """Flush the file."""
+        if not self._file.closed:
+            self._file.flush()
+
+    @property
+    def record(self) -> FileRecord:
+        """The size and the checksums."""
+        return FileRecord(self._size, tuple(self._checksums))
+
+
+class _Reader(io.RawIOBase):
+    """Reads a file by whole blocks, whose checksums it compares; keeps the last block."""
+
+    def __init__(self, folder: CheckpointFolder, name: str, file: str, record: FileRecord, *, verify: bool) -> None:
+        super().__init__()
+        self._storage, self._path = folder.storage, folder.path(name, file)
+        self._name, self._record, self._verify = f"{name}/{file}", record, verify
+        self._position = 0
+        self._index = -1
+        """Index of the block that is kept."""
+        self._block = memoryview(b"")
+        self._file: io.RawIOBase | None = None
+        if self._storage.is_local:
+            with self._storage.translate_errors(self._path):
+                self._file = Path(self._path).open("rb", buffering=0)  # noqa: SIM115 - closed with this file
+            # Memory that is used again and again is much faster to fill than new memory.
+            self._buffer = memoryview(bytearray(min(BLOCK_BYTES, record.size)))
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+        super().close()
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return True."""
+        return True
+
+    def tell(self) -> int:
+        """Return the position."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move to a position."""
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._record.size}[whence]
+        self._position = base + offset
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - io's own signature takes any buffer
+        """Read bytes of the block at the position."""
+        view = memoryview(buffer).cast("B")
+        if self._position >= self._record.size or not len(view):
+            return 0
+        index, first = divmod(self._position, BLOCK_BYTES)
+        if index != self._index:
+            self._read_block(index)
+        part = self._block[first : first + len(view)]
+        view[: len(part)] = part
+        self._position += len(part)
+        return len(part)
+
+    def _read_block(self, index: int) -> None:
+        start = index * BLOCK_BYTES
+        stop = min(start + BLOCK_BYTES, self._record.size)
+        self._index = -1
+        block = self._fetch(start, stop)
+        if len(block) != stop - start or (self._verify and zlib.crc32(block) != self._record.checksums[index]):
+            message = f"{self._name} is damaged: the checksum of its bytes {start:,} to {stop:,} differs"
+            raise CheckpointError(message)
+        self._index, self._block = index, block
+
+    def _fetch(self, start: int, stop: int) -> memoryview:
+        if self._file is None:
+            return memoryview(read_range(self._storage, self._path, start, stop))
+        block = self._buffer[: stop - start]
+        with self._storage.translate_errors(self._path):
+            self._file.seek(start)
+            length = 0
+            while length < len(block) and (count := self._file.readinto(block[length:])):
+                length += count
+        return block[:length]
+
+
+def open_verified(
+    folder: CheckpointFolder, name: str, file: str, record: FileRecord, *, verify: bool = True
+) -> io.BufferedReader:
+    """Open a file of a checkpoint for reading; with `verify`, the checksum of each part is compared when it is read.
+
+    Raises, while reading:
+        CheckpointError: The file is damaged.
+        DataFileError: The file can't be read.
+    """
+    return io.BufferedReader(_Reader(folder, name, file, record, verify=verify), buffer_size=1 << 20)
+
+
+class CheckpointFiles(FileSystem):
+    """The files of one checkpoint as a file system of torch.distributed.checkpoint."""
+
+    def __init__(
+        self,
+        folder: CheckpointFolder,
+        name: str,
+        records: Mapping[str, FileRecord] | None = None,
+        *,
+        verify: bool = True,
+    ) -> None:
+        """Read the files in `records`, or write new ones.
+
+        Args:
+            folder: The folder of all checkpoints.
+            name: The folder of this checkpoint.
+            records: Name -> file; None: files are written.
+            verify: Whether to compare checksums of what is read.
+        """
+        self._verify = verify
+        self._folder, self._name = folder, name
+        self._records = records
+        self._lock = Lock()
+        self.written: dict[str, FileRecord] = {}
+        """Name -> file, of the files that were written."""
+
+    @contextmanager
+    def create_stream(self, path: str | os.PathLike[str], mode: str) -> Iterator[io.IOBase]:
+        """Open a file of the checkpoint; path is its name, or ends with it."""
+        file = posixpath.basename(os.fspath(path))
+        if "w" not in mode:
+            if self._records is None or file not in self._records:
+                message = f"{self._name} has no file {file}"
+                raise CheckpointError(message)
+            with open_verified(self._folder, self._name, file, self._records[file], verify=self._verify) as reader:
+                yield reader
+            return
+        storage, target = self._folder.storage, self._folder.path(self._name, self._final_name(file))
+        with storage.translate_errors(target, "written"):
+            opened = (
+                partial(Path(target).open, "wb") if storage.is_local else partial(storage.filesystem.open, target, "wb")
+            )
+            with cast("BinaryIO", opened()) as stream:
+                writer = _Writer(stream)
+                yield writer
+        with self._lock:
+            self.written[self._final_name(file)] = writer.record
+
+    @staticmethod
+    def _final_name(file: str) -> str:
+        # torch writes its metadata under another name and renames it, but here only the index makes files count.
+        return file.removesuffix(".tmp")
+
+    def concat_path(self, path: str | os.PathLike[str], suffix: str) -> str:
+        """Return the path of a file in a folder."""
+        return posixpath.join(os.fspath(path), suffix)
+
+    def rename(self, path: str | os.PathLike[str], new_path: str | os.PathLike[str]) -> None:
+        """Do nothing: files are written under their final name."""
+
+    def init_path(self, path: str | os.PathLike[str]) -> str:
+        """Return the path."""
+        return os.fspath(path)
+
+    def mkdir(self, path: str | os.PathLike[str]) -> None:
+        """Do nothing: the folder of the checkpoint exists."""
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
+        """Return whether torch may use this file system for a path: only where it is passed."""
+        return bool(checkpoint_id) and False
+
+    def exists(self, path: str | os.PathLike[str]) -> bool:
+        """Return whether a file is there to be read; files that are being written do not exist yet."""
+        return self._records is not None and posixpath.basename(os.fspath(path)) in self._records
+
+    def rm_file(self, path: str | os.PathLike[str]) -> None:
+        """Do nothing: see `rename`."""

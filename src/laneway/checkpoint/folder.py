@@ -1,0 +1,192 @@
+"""A folder of checkpoints on any storage: which checkpoints there are, and how one begins and ceases to exist."""
+
+from __future__ import annotations
+
+import logging
+import os
+import posixpath
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from laneway.checkpoint.layout import INDEX, decode_index, parse_name
+from laneway.errors import CheckpointError
+from laneway.storage.entries import get_entry
+from laneway.storage.listing import list_directory
+from laneway.storage.reading import read_range
+from laneway.storage.writing import write_file
+
+if TYPE_CHECKING:
+    from laneway.checkpoint.layout import Checkpoint
+    from laneway.storage.filesystem import Storage
+
+_log = logging.getLogger(__name__)
+
+
+class CheckpointFolder:
+    """A folder of checkpoints. It remembers the indices that it has read: they never change."""
+
+    def __init__(self, storage: Storage) -> None:
+        """Use the root of `storage`, which need not exist."""
+        self.storage = storage
+        """Where it is."""
+        self._known: dict[str, Checkpoint] = {}
+
+    def __repr__(self) -> str:
+        return self.storage.redact(self.storage.root)
+
+    def names(self) -> list[str]:
+        """Return the names of the folders of checkpoints, complete or not, newest first: one listing."""
+        listed = list_directory(self.storage, self.storage.root)
+        names = [posixpath.basename(each.path.rstrip("/")) for each in listed if each.kind == "directory"]
+        return sorted((name for name in names if parse_name(name)), key=_number, reverse=True)
+
+    def path(self, name: str, file: str = "") -> str:
+        """Return the path of a checkpoint, or of one of its files, as the storage understands it."""
+        return self.storage.join(f"{name}/{file}" if file else name)
+
+    def read_index(self, name: str) -> Checkpoint | None:
+        """Return the checkpoint in a folder, or None if there is no index, so that there is no checkpoint.
+
+        Raises:
+            CheckpointError: The index is damaged.
+            DataFileError: The index can't be read.
+        """
+        if name not in self._known:
+            path = self.path(name, INDEX)
+            entry = get_entry(self.storage, path)
+            if entry is None:
+                return None
+            found = decode_index(read_range(self.storage, path, 0, entry.size), name)
+            if found.name != name:
+                message = f"{name}/{INDEX} is that of {found.name}: the folder was renamed or copied"
+                raise CheckpointError(message)
+            self._known[name] = found
+        return self._known[name]
+
+    def complete(self) -> list[Checkpoint]:
+        """Return the complete checkpoints, oldest first. Those with a damaged index are left out, and logged.
+
+        Raises:
+            DataFileError: The folder can't be listed, or an index can't be read.
+        """
+        found: list[Checkpoint] = []
+        for name in reversed(self.names()):
+            try:
+                checkpoint = self.read_index(name)
+            except CheckpointError as error:
+                _log.warning("%s is passed over: %s", name, error)
+                continue
+            if checkpoint is not None:
+                found.append(checkpoint)
+        return found
+
+    def newest(self) -> Checkpoint | None:
+        """Return the newest complete checkpoint, or None."""
+        for name in self.names():
+            try:
+                checkpoint = self.read_index(name)
+            except CheckpointError as error:
+                _log.warning("%s is passed over: %s", name, error)
+                continue
+            if checkpoint is not None:
+                return checkpoint
+        return None
+
+    def problem(self, checkpoint: Checkpoint) -> str | None:
+        """Return why a checkpoint can't be loaded, judged by the sizes of its files, or None: one listing."""
+        listed = list_directory(self.storage, self.path(checkpoint.name))
+        sizes = {posixpath.basename(each.path): each.size for each in listed}
+        for name, record in checkpoint.files.items():
+            if name not in sizes:
+                return f"{name} is missing"
+            if sizes[name] != record.size:
+                return f"{name} has {sizes[name]:,} bytes instead of {record.size:,}"
+        return None
+
+    # -- Changes ------------------------------------------------------------------------------------------------------
+
+    def create_root(self) -> None:
+        """Create the folder, where a storage has folders."""
+        if self.storage.is_local:
+            with self.storage.translate_errors(self.storage.root, "written"):
+                Path(self.storage.root).mkdir(parents=True, exist_ok=True)
+
+    def create(self, name: str) -> None:
+        """Create the folder of a checkpoint that is about to be written."""
+        if self.storage.is_local:
+            with self.storage.translate_errors(self.path(name), "written"):
+                Path(self.path(name)).mkdir()
+
+    def publish(self, checkpoint: Checkpoint) -> None:
+        """Write the index of a checkpoint whose files are complete: from now on it exists.
+
+        Raises:
+            CheckpointError: A file is missing, or has another size.
+            DataFileError: The storage refused.
+        """
+        name = checkpoint.name
+        if (problem := self.problem(checkpoint)) is not None:
+            message = f"{name} can't be completed: {problem}"
+            raise CheckpointError(message)
+        if self.storage.is_local:
+            _sync_directory(self.path(name))
+        write_file(self.storage, self.path(name, INDEX), checkpoint.encode())
+        if self.storage.is_local:
+            _sync_directory(self.path(name))
+            _sync_directory(self.storage.root)
+        self._known[name] = checkpoint
+
+    def delete(self, name: str) -> None:
+        """Delete a checkpoint: its index first, so that no half of it ever exists.
+
+        Raises:
+            DataFileError: The storage refused; another call goes on.
+        """
+        self._known.pop(name, None)
+        storage, path = self.storage, self.path(name)
+        listed = [each.path for each in list_directory(storage, path)]
+        index = [each for each in listed if posixpath.basename(each) == INDEX]
+        for each in (*index, *(other for other in listed if other not in index)):
+            storage.call(each, partial(_remove, storage, each), access="written")
+        if storage.is_local:
+            with storage.translate_errors(path, "written"):
+                Path(path).rmdir()
+
+    def age_s(self, name: str, newer: str) -> float:
+        """Return how many seconds older than the file `newer` the last file in a folder is, by the storage's clock.
+
+        It is infinite for an empty folder, and 0 if the storage tells no times.
+        """
+        times = [_time_s(each.version) for each in list_directory(self.storage, self.path(name))]
+        entry = get_entry(self.storage, newer)
+        now = _time_s(entry.version) if entry is not None else 0.0
+        return now - max(times) if times and now and all(times) else 0.0 if times else float("inf")
+
+
+def _number(name: str) -> int:
+    found = parse_name(name)
+    return found[0] if found else 0
+
+
+def _time_s(version: str) -> float:
+    return int(version) / 1e9 if version.isdigit() else 0.0
+
+
+def _remove(storage: Storage, path: str) -> None:
+    try:
+        if storage.is_local:
+            Path(path).unlink()
+        else:
+            storage.filesystem.rm_file(storage.request_path(path))
+    except FileNotFoundError:
+        pass
+
+
+def _sync_directory(path: str) -> None:
+    """Make the names in a local directory durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,125 @@
+"""What rank 0 does for all: it numbers checkpoints, finds those to resume from, and deletes what is not kept."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
+
+from laneway.checkpoint.layout import INDEX, parse_name
+from laneway.checkpoint.lock import WriterLock
+from laneway.checkpoint.retention import to_delete
+from laneway.errors import CheckpointError, LanewayError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from laneway.checkpoint.folder import CheckpointFolder
+    from laneway.checkpoint.layout import Checkpoint
+    from laneway.checkpoint.retention import Policy
+
+LEFT_OVER_S = 3600.0
+"""A folder without an index is left over from a job that was killed if nothing was written to it for so long."""
+_log = logging.getLogger(__name__)
+
+
+class Housekeeping:
+    """Numbers, finds and deletes the checkpoints of a folder."""
+
+    def __init__(self, folder: CheckpointFolder, keep: Sequence[Policy], if_locked: Literal["error", "wait"]) -> None:
+        """Prepare; nothing is read or locked before it is needed.
+
+        Args:
+            folder: The folder.
+            keep: What to keep; empty: everything.
+            if_locked: What to do if another job writes there.
+        """
+        self._folder = folder
+        self._keep = keep
+        self._if_locked = if_locked
+        self._lock: WriterLock | None = None
+        self._newest = 0
+        """The highest number in use."""
+        self.resumed_from: int | None = None
+        """Number of the checkpoint that this job resumed from."""
+
+    def _be_writer(self) -> None:
+        if self._lock is None:
+            self._folder.create_root()
+            lock = WriterLock(self._folder.storage)
+            lock.acquire(self._if_locked)
+            self._lock = lock
+            self._newest = max((found[0] for name in self._folder.names() if (found := parse_name(name))), default=0)
+        self._lock.check()
+
+    def begin(self, reports: Sequence[tuple[Checkpoint, bool]]) -> Checkpoint | None:
+        """Return the checkpoint that all ranks are about to write, with its number, or None if one of them skips it.
+
+        Args:
+            reports: (the checkpoint that a rank wants to write, whether it skips it) of all ranks, in their order.
+
+        Raises:
+            CheckpointError: They want to write different ones, or another job writes to the folder.
+        """
+        wanted = reports[0][0]
+        for rank, (other, _) in enumerate(reports):
+            for name in ("step", "tag", "parts"):
+                if getattr(other, name) != getattr(wanted, name):
+                    message = (
+                        f"all ranks must save the same checkpoint: {name} is {getattr(wanted, name)!r} on rank 0 and "
+                        f"{getattr(other, name)!r} on rank {rank}"
+                    )
+                    raise CheckpointError(message)
+        if any(skips for _, skips in reports):
+            return None
+        self._be_writer()
+        self._newest += 1
+        found = replace(wanted, number=self._newest)
+        self._folder.create(found.name)
+        return found
+
+    def candidates(self) -> list[Checkpoint]:
+        """Return the checkpoints that can be resumed from as far as their sizes tell, newest first; lock the folder."""
+        self._be_writer()
+        found = []
+        for name in self._folder.names():
+            try:
+                checkpoint = self._folder.read_index(name)
+                problem = "it was not completed" if checkpoint is None else self._folder.problem(checkpoint)
+            except CheckpointError as error:
+                checkpoint, problem = None, str(error)
+            if problem is None and checkpoint is not None:
+                found.append(checkpoint)
+            else:
+                _log.warning("%s is passed over: %s", name, problem)
+        return found
+
+    def clear_out(self) -> None:
+        """Delete what is not kept, and what killed jobs have left; what can't be deleted is tried again next time."""
+        try:
+            complete = self._folder.complete()
+            doomed = [each.name for each in to_delete(complete, self._keep, self.resumed_from)]
+            doomed += self._left_over({each.name for each in complete})
+        except LanewayError as error:
+            _log.warning("old checkpoints in %r are not deleted for now: %s", self._folder, error)
+            return
+        for name in doomed:
+            try:
+                self._folder.delete(name)
+            except LanewayError as error:
+                _log.warning("%s could not be deleted, which will be tried again: %s", name, error)
+
+    def _left_over(self, complete: set[str]) -> list[str]:
+        names = self._folder.names()
+        newest = next((name for name in names if name in complete), None)
+        if newest is None:
+            return []
+        clock = self._folder.path(newest, INDEX)
+        others = [name for name in names if name not in complete and name < newest]
+        return [name for name in others if self._folder.age_s(name, clock) > LEFT_OVER_S]
+
+    def end(self) -> None:
+        """Let others write to the folder."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None

@@ -1,0 +1,89 @@
+"""The calls of torch.distributed.checkpoint, with errors that name a rank and a cause instead of all tracebacks."""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+
+from laneway.checkpoint.files import CheckpointFiles
+from laneway.errors import CheckpointError, CheckpointMismatchError, LanewayError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    import torch.distributed as dist
+    from torch.distributed.checkpoint.metadata import Metadata
+
+    from laneway.checkpoint.folder import CheckpointFolder
+    from laneway.checkpoint.layout import Checkpoint, FileRecord
+
+
+def save_states(
+    folder: CheckpointFolder, name: str, states: dict[str, Any], group: dist.ProcessGroup | None
+) -> Mapping[str, FileRecord]:
+    """Write states of modules and optimizers, and return the files that this rank wrote. All ranks must call it.
+
+    Raises:
+        CheckpointError: A rank failed; raised on all ranks.
+    """
+    files = CheckpointFiles(folder, name)
+    writer = FileSystemWriter(name, sync_files=folder.storage.is_local)
+    writer.fs = files
+    with _errors(name, "written", CheckpointError):
+        save(states, storage_writer=writer, process_group=group, no_dist=group is None)
+    return files.written
+
+
+def read_metadata(folder: CheckpointFolder, checkpoint: Checkpoint) -> Metadata:
+    """Return which tensors a checkpoint holds.
+
+    Raises:
+        CheckpointError: The file that says so is damaged.
+    """
+    return _reader(folder, checkpoint, verify=True).read_metadata()
+
+
+def load_states(
+    folder: CheckpointFolder,
+    checkpoint: Checkpoint,
+    states: dict[str, Any],
+    group: dist.ProcessGroup | None,
+    *,
+    verify: bool,
+) -> None:
+    """Read states of modules and optimizers into the tensors of `states`. All ranks must call it.
+
+    Raises:
+        CheckpointError: A file is damaged.
+        CheckpointMismatchError: The checkpoint holds other parameters.
+        DataFileError: A file can't be read.
+    """
+    reader = _reader(folder, checkpoint, verify=verify)
+    with _errors(checkpoint.name, "loaded", CheckpointMismatchError):
+        load(states, storage_reader=reader, process_group=group, no_dist=group is None)
+
+
+def _reader(folder: CheckpointFolder, checkpoint: Checkpoint, *, verify: bool) -> FileSystemReader:
+    reader = FileSystemReader(checkpoint.name)
+    reader.fs = CheckpointFiles(folder, checkpoint.name, checkpoint.files, verify=verify)
+    return reader
+
+
+@contextmanager
+def _errors(name: str, done: str, default: type[LanewayError]) -> Iterator[None]:
+    try:
+        with warnings.catch_warnings():
+            # A single process is what the user has, and knows.
+            warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")
+            yield
+    except CheckpointException as error:
+        rank, (cause, _) = next(iter(error.failures.items()))
+        kind = type(cause) if isinstance(cause, LanewayError) and done == "loaded" else default
+        message = f"{name} can't be {done}: on rank {rank}: {cause}"
+        raise kind(message) from error

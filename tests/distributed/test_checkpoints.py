@@ -1,0 +1,287 @@
+"""Checkpoints of several ranks: saved together, resumed on other numbers of ranks and by other ways to shard."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from laneway import Checkpoints, SavableLoader, StatefulShardedDataset
+from laneway.checkpoint import KeepLatest
+from laneway.errors import CheckpointError, CheckpointMismatchError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.distributed.ranks import RunRanks
+
+WIDTH = 8
+NUM_STEPS = 4
+
+
+class Job:
+    """The objects of a small training job on one rank."""
+
+    def __init__(self, corpus: Path, wrapper: str, num_workers: int = 0, *, batch_size: int = 2) -> None:
+        torch.manual_seed(3)
+        model: nn.Module = nn.Sequential(nn.Linear(1, WIDTH), nn.Dropout(0.5), nn.Linear(WIDTH, 1))
+        if wrapper == "ddp":
+            model = DistributedDataParallel(model)
+        if wrapper == "fsdp":
+            fully_shard(model)
+        self.model = model
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        self.scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, 2)
+        dataset = StatefulShardedDataset(corpus, shuffle=True, seed=5, shard_rows=4, batch_size=batch_size)
+        self.loader = SavableLoader(dataset, num_workers=num_workers)
+        # Dropout differs from rank to rank.
+        torch.manual_seed(dist.get_rank() if dist.is_initialized() else 0)
+
+    @property
+    def objects(self) -> dict[str, Any]:
+        names = ("model", "optimizer", "scheduler", "loader")
+        return {name: getattr(self, name) for name in names}
+
+    def step(self, batch: dict[str, torch.Tensor]) -> float:
+        loss = (self.model(batch["id"].float()[:, None] / 50) - 1).square().mean()
+        loss.backward()
+        self.optimizer.step()
+        self.scheduler.step()
+        self.optimizer.zero_grad()
+        return float(loss.detach())
+
+    def weights(self) -> list[float]:
+        parameters = [each.full_tensor() if hasattr(each, "full_tensor") else each for each in self.model.parameters()]
+        return torch.cat([each.detach().flatten() for each in parameters]).tolist()
+
+
+Run = tuple[list[int], list[float], list[float]]
+"""Row ids, losses and final weights of a rank."""
+
+
+def train(
+    rank: int,
+    corpus: Path,
+    run: Path,
+    wrapper: str,
+    num_steps: int | None,
+    num_workers: int = 0,
+    *,
+    async_save: bool = False,
+) -> Run:
+    """Train `num_steps` steps, or to the end of the epoch, and save after each."""
+    job = Job(corpus, wrapper, num_workers)
+    rows, losses = [], []
+    with Checkpoints(run, keep=[KeepLatest(2)], async_save=async_save) as checkpoints:
+        start = checkpoints.resume(**job.objects)
+        if start is not None:
+            assert start.user == {"saved after": start.step}
+        for step, batch in enumerate(job.loader, start.step + 1 if start else 0):
+            rows += batch["id"].tolist()
+            losses.append(job.step(batch))
+            user = {"saved after": step}
+            assert checkpoints.save(step, **job.objects, user=user, rank_user={"rank": rank}, metrics={"loss": 1.0})
+            if step + 1 == num_steps:
+                break
+    return rows, losses, job.weights()
+
+
+def both(first: Run, second: Run) -> Run:
+    return first[0] + second[0], first[1] + second[1], second[2]
+
+
+@pytest.mark.parametrize("async_save", [False, True])
+@pytest.mark.parametrize("wrapper", ["ddp", "fsdp"])
+def test_a_job_that_resumes_on_as_many_ranks_is_bit_equal(
+    run_ranks: RunRanks, corpus: Path, tmp_path: Path, wrapper: str, *, async_save: bool
+) -> None:
+    whole = run_ranks(_train, 2, corpus, tmp_path / "whole", wrapper, None, async_save)
+    first = run_ranks(_train, 2, corpus, tmp_path / "run", wrapper, NUM_STEPS, async_save)
+    second = run_ranks(_train, 2, corpus, tmp_path / "run", wrapper, None, async_save)
+    assert [both(*runs) for runs in zip(first, second, strict=True)] == whole
+
+
+def _train(rank: int, corpus: Path, run: Path, wrapper: str, num_steps: int | None, async_save: bool) -> Run:
+    return train(rank, corpus, run, wrapper, num_steps, num_workers=2 if async_save else 0, async_save=async_save)
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "world_size", "then"), [("fsdp", 4, "fsdp"), ("fsdp", 3, "ddp"), ("ddp", 4, "fsdp")]
+)
+def test_a_job_resumes_on_other_ranks_with_its_rows_and_its_weights(
+    run_ranks: RunRanks, corpus: Path, tmp_path: Path, wrapper: str, world_size: int, then: str
+) -> None:
+    first = run_ranks(train, 2, corpus, tmp_path, wrapper, NUM_STEPS)
+    resumed = run_ranks(weights_after_resume, world_size, corpus, tmp_path, then)
+    assert all(each == pytest.approx(first[0][2], abs=0) for each in resumed)
+    second = run_ranks(train, world_size, corpus, tmp_path, then, None)
+    rows = [row for run in [*first, *second] for row in run[0]]
+    assert {*rows} == {*range(48)}
+    assert len(rows) <= 48 + world_size
+
+
+def weights_after_resume(_rank: int, corpus: Path, run: Path, wrapper: str) -> list[float]:
+    job = Job(corpus, wrapper)
+    with Checkpoints(run) as checkpoints:
+        start = checkpoints.resume(**job.objects)
+        assert start is not None
+        assert start.rank_user == [{"rank": rank} for rank in range(2)]
+    return job.weights()
+
+
+def test_a_checkpoint_of_two_ranks_is_loaded_by_a_single_process(
+    run_ranks: RunRanks, corpus: Path, tmp_path: Path
+) -> None:
+    first = run_ranks(train, 2, corpus, tmp_path, "fsdp", NUM_STEPS)
+    job = Job(corpus, "none")
+    with Checkpoints(tmp_path) as checkpoints:
+        start = checkpoints.resume(**job.objects)
+    assert start is not None
+    assert start.step == NUM_STEPS - 1
+    assert job.weights() == first[0][2]
+    rows = [row for run in first for row in run[0]] + [row for batch in job.loader for row in batch["id"].tolist()]
+    assert sorted(rows) == list(range(48))
+
+
+def test_ranks_that_save_different_steps_are_told_so(run_ranks: RunRanks, corpus: Path, tmp_path: Path) -> None:
+    messages = run_ranks(save_different_steps, 2, corpus, tmp_path)
+    assert messages == ["all ranks must make the same call: rank 0 called save(0), rank 1 called save(1)"] * 2
+
+
+def save_different_steps(rank: int, corpus: Path, run: Path) -> str:
+    job = Job(corpus, "none")
+    with Checkpoints(run) as checkpoints, pytest.raises(Exception, match="same call") as raised:
+        checkpoints.save(rank, loader=job.loader)
+    return str(raised.value)
+
+
+def test_a_value_of_one_rank_that_cannot_be_saved_is_an_error_on_all(
+    run_ranks: RunRanks, corpus: Path, tmp_path: Path
+) -> None:
+    for message in run_ranks(save_a_function, 2, corpus, tmp_path):
+        assert message.startswith(
+            "on rank 1: user in the checkpoint of rank 1 can't be saved: a checkpoint holds tensors"
+        )
+    assert not [*tmp_path.glob("*-step-*/index.json")]
+
+
+def save_a_function(rank: int, corpus: Path, run: Path) -> str:
+    job = Job(corpus, "ddp")
+    with Checkpoints(run) as checkpoints, pytest.raises(TypeError) as raised:
+        checkpoints.save(0, **job.objects, rank_user=print if rank else None)
+    return str(raised.value)
+
+
+def test_a_signal_that_one_rank_gets_has_all_ranks_save_the_same_step_once(
+    run_ranks: RunRanks, corpus: Path, tmp_path: Path
+) -> None:
+    found = run_ranks(train_until_told_to_stop, 2, corpus, tmp_path)
+    assert found == [([3], 3), ([3], 3)]
+
+
+def train_until_told_to_stop(rank: int, corpus: Path, run: Path) -> tuple[list[int], int]:
+    job = Job(corpus, "ddp")
+    saved = []
+    with Checkpoints(run, signals=["SIGUSR1"]) as checkpoints:
+        checkpoints.resume(**job.objects)
+        for step, batch in enumerate(job.loader):
+            job.step(batch)
+            if step == 3 and rank == 1:
+                os.kill(os.getpid(), signal.SIGUSR1)
+            # Ranks ask each other at every step while steps are slow.
+            checkpoints._polls._until_next = 1
+            if checkpoints.due(step, every_steps=100):
+                checkpoints.save(step, **job.objects)
+                saved.append(step)
+            if checkpoints.is_stopping:
+                break
+        latest = checkpoints.list()[-1].step
+    return saved, latest
+
+
+def test_a_damaged_byte_has_all_ranks_resume_from_the_checkpoint_before(
+    run_ranks: RunRanks, corpus: Path, tmp_path: Path
+) -> None:
+    run_ranks(train, 2, corpus, tmp_path, "fsdp", NUM_STEPS)
+    newest = max(tmp_path.glob("*-step-*"))
+    damage(newest / "__1_0.distcp")
+    assert run_ranks(step_after_resume, 2, corpus, tmp_path) == [NUM_STEPS - 2] * 2
+
+
+def damage(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    # Among the numbers of the first tensor: nothing but a checksum can tell.
+    place = data.index(b"data/0") + 80
+    data[place] ^= 4
+    file.write_bytes(data)
+
+
+def step_after_resume(_rank: int, corpus: Path, run: Path) -> int:
+    job = Job(corpus, "fsdp")
+    with Checkpoints(run) as checkpoints:
+        start = checkpoints.resume(**job.objects)
+    assert start is not None
+    return start.step
+
+
+def test_a_loader_that_ranks_save_for_themselves_can_not_change_their_number(
+    run_ranks: RunRanks, tmp_path: Path
+) -> None:
+    run_ranks(save_own_states, 2, tmp_path)
+    assert run_ranks(load_own_states, 2, tmp_path) == [{"rank": 0}, {"rank": 1}]
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(CheckpointMismatchError, match="by each rank for itself"):
+        checkpoints.resume(loader=Own())
+
+
+class Own:
+    """A loader of somebody else."""
+
+    state: dict[str, Any]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rank": dist.get_rank()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.state = state_dict
+
+
+def save_own_states(_rank: int, run: Path) -> None:
+    with Checkpoints(run) as checkpoints:
+        checkpoints.save(0, loader=Own())
+
+
+def load_own_states(_rank: int, run: Path) -> dict[str, Any]:
+    loader = Own()
+    with Checkpoints(run) as checkpoints:
+        checkpoints.resume(loader=loader)
+    return loader.state
+
+
+def test_a_full_disk_on_one_rank_is_an_error_on_all_and_the_checkpoint_before_stays(
+    run_ranks: RunRanks, corpus: Path, tmp_path: Path
+) -> None:
+    for message in run_ranks(save_on_a_full_disk, 2, corpus, tmp_path):
+        assert "on rank 1" in message
+        assert "No space left on device" in message
+    assert run_ranks(step_after_resume, 2, corpus, tmp_path) == [0, 0]
+
+
+def save_on_a_full_disk(rank: int, corpus: Path, run: Path) -> str:
+    job = Job(corpus, "fsdp")
+    with Checkpoints(run) as checkpoints:
+        checkpoints.save(0, **job.objects)
+        if rank == 1:
+            # /dev/full refuses every byte.
+            folder = checkpoints._folder
+            path = folder.path
+            folder.path = lambda name, file="": "/dev/full" if file.endswith(".distcp") else path(name, file)  # type: ignore[method-assign]
+        with pytest.raises(CheckpointError) as raised:
+            checkpoints.save(1, **job.objects)
+    return str(raised.value)
