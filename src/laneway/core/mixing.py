@@ -196,6 +196,16 @@ class LaneMixing:
             rows = of_heavier if is_heavier else rows - of_heavier
         return rows
 
+    def row_of(self, source: int, index: int) -> int:
+        """Return the row of the lane that is row `index` of a source with a weight: the inverse of `count`."""
+        for number, is_heavier in reversed(self._paths[source]):
+            node, phase = self._nodes[number], self._phases[number]
+            if is_heavier:
+                index = -((phase - (index + 1) * node.whole) // node.share) - 1
+            else:
+                index = (index * node.whole + phase) // (node.whole - node.share)
+        return index
+
     def source_of(self, row: int) -> int:
         """Return the source of a row of the lane."""
         at = self._root
