@@ -223,7 +223,7 @@ def test_the_cuts_before_are_forgotten_when_nothing_is_left_of_them() -> None:
     job = MixtureJob("keep")
     for name, num_rows in [("small", 50), ("large", 2000)]:
         job.sources[name] = Source(job.identity([[num_rows]], 1))
-    weights = {"small": 1, "large": 1}
+    weights: dict[str, float] = {"small": 1, "large": 1}
     sizes = []
     for cut in range(40):
         job.cut(weights | {"small": 1 + cut % 3}, 4 + cut % 2, 2)

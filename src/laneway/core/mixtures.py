@@ -1,9 +1,9 @@
 """Mixtures: how far their sources have come in each cut, and the next cut of what is left of them.
 
 A mixture is an epoch that never ends. Its lanes are cut, taken in turns, and counted as those of any epoch: its
-`Progress` holds one cut after another. What a cut needs besides is how it began (`CutStart`): the weights, and what each
-source had left. All else follows: the weights turn the rows of a lane into rows of each source (`Mixing`), these into
-rows of its epochs (`SourceLanes`), and each epoch of a source is a plan of its own, cut again when the mixture is.
+`Progress` holds one cut after another. What a cut needs besides is how it began (`CutStart`): the weights, and what
+each source had left. All else follows: the weights turn the rows of a lane into rows of each source (`Mixing`), these
+into rows of its epochs (`SourceLanes`), and each epoch of a source is a plan of its own, cut again when the mixture is.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from laneway.core.order import ORDER_VERSION
 from laneway.core.progress import CutProgress, Progress, current_cut, ended_cut, fresh_cut
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from laneway.core.endless import Begun
     from laneway.core.lanes import Remainder
     from laneway.core.plan import Identity, Plan
-    from laneway.core.progress import EarlierCut, LanePosition
+    from laneway.core.progress import EarlierCut
 
 
 class SourceStart(NamedTuple):
