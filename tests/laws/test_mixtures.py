@@ -235,6 +235,56 @@ def test_the_cuts_before_are_forgotten_when_nothing_is_left_of_them() -> None:
     assert min(sizes[20:]) < 5
 
 
+def test_a_source_with_a_weight_of_zero_keeps_its_place_and_no_more_cuts_than_it_needs() -> None:
+    job = MixtureJob("keep")
+    job.sources = {"paused": Source(job.identity([[100]], 1)), "small": Source(job.identity([[9]], 2))}
+    job.cut({"paused": 1, "small": 1}, 4, 1)
+    job.step(50)
+    for cut in range(10):
+        job.cut({"paused": 0, "small": 1}, 2 + cut % 3, 1)
+        job.step(30)
+    assert job.mixture is not None
+    assert len(job.plan.without_finished_cuts().starts) <= 3
+    job.cut({"paused": 1, "small": 0}, 3, 1)
+    job.step(90)
+    job.cut({"paused": 1}, 1, 1)
+    assert {row.row for row in job.delivered if row[:2] == ("paused/0", 0)} == {*range(100)}
+
+
+def test_a_source_that_was_removed_begins_anew_if_it_is_added_again() -> None:
+    job = MixtureJob("keep")
+    job.sources = {"a": Source(job.identity([[60]], 1)), "b": Source(job.identity([[60]], 2))}
+    job.added["b"] = 1
+    job.cut({"a": 1, "b": 1}, 2, 1)
+    job.step(50)
+    job.cut({"a": 1}, 2, 1)
+    job.step(10)
+    job.added["b"] = 2
+    job.cut({"a": 1, "b": 1}, 3, 1)
+    job.step(20)
+    # The cut in which the first b was delivered is still needed for a.
+    assert len(job.plan.cuts) == 3
+    job.cut({"a": 1, "b": 1}, 2, 1)
+    assert job.delivered.keys().isdisjoint(job.left())
+    assert job.delivered + job.left() >= job.all_rows()
+
+
+def test_a_half_delivered_group_keeps_the_cuts_that_its_rows_went_through() -> None:
+    job = MixtureJob("keep", group_rows=6, num_items=3)
+    job.sources = {"a": Source(job.identity([[12]], 1))}
+    job.cut({"a": 1}, 2, 1)
+    # One of two groups, whole; then a part of the other, so that nothing but this group is left of the epoch.
+    job.build([len(job.items(job.plan, job.plan.group(0, 0))), 0])
+    job.cut({"a": 1}, 1, 1)
+    job.build([1])
+    for num_lanes in (3, 2):
+        job.cut({"a": 1}, num_lanes, 1)
+        assert job.mixture is not None
+        assert not job.mixture.starts[-1].sources[0].rests
+        assert job.delivered + job.left() == job.all_rows()
+        assert len(job.plan.cuts) == 3
+
+
 def test_a_source_is_not_removed_while_its_rows_are_in_half_delivered_items() -> None:
     job = MixtureJob("keep", group_rows=9, num_items=3)
     job.sources = {name: Source(job.identity([[30]], 1)) for name in "ab"}
