@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laneway.core.division import Sharing
+from laneway.core.mixture_state import decode_mixture, encode_mixture
 from laneway.core.mixtures import CutStart, MixturePlan, MixtureProgress, Source, SourceStart
 from laneway.core.plan import Identity
 from laneway.core.progress import CutProgress, LanePosition, Progress, current_cut, fresh_cut, rows_in_step
@@ -62,7 +64,9 @@ class MixtureJob:
     @property
     def plan(self) -> MixturePlan:
         assert self.mixture is not None
-        # A new one each time, as in a process that resumes.
+        # A new one each time, from what a state holds, as in a process that resumes.
+        encoded = json.loads(json.dumps(encode_mixture(self.mixture)))
+        assert decode_mixture(encoded, self.mixture.progress) == self.mixture
         return MixturePlan(self.sources, self.mixture)
 
     def step(self, turns: int) -> None:
@@ -122,7 +126,11 @@ class MixtureJob:
         """Return the items of rows: none, one or several of each."""
         if self.num_items is None:
             return rows
-        return [row._replace(item=i) for row in rows for i in range((row.row * 13 + row.epoch) % (self.num_items + 1))]
+        return [
+            row._replace(item=i)
+            for row in rows
+            for i in range((row.row * 13 + row.epoch * 40503 // 1024) % (self.num_items + 1))
+        ]
 
     def left(self) -> Counter[Row]:
         """Return what is left of all begun epochs, after a cut."""
