@@ -20,10 +20,11 @@ demo: .venv/installed ## Train, get killed, resume (on more ranks too), and prov
 test: .venv/installed ## Run all tests, the doctests and the code in README.md
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-test-frameworks: .venv/installed ## Test in all frameworks: installs trl, ray and jax too, into a fresh .venv-frameworks (some minutes)
+test-frameworks: ## Test in all frameworks, and their pages, in a fresh .venv-frameworks with trl, ray and jax too (some minutes)
 	$(PYTHON) -m venv --clear .venv-frameworks
-	.venv-frameworks/bin/python -m pip install --quiet --editable '.[dev]' trl 'ray[train]' jax
+	.venv-frameworks/bin/python -m pip install --quiet --editable '.[dev,ray]' trl jax
 	.venv-frameworks/bin/python -m pytest -n 2 --dist loadfile tests/frameworks tests/compat/test_lightning.py
+	.venv-frameworks/bin/python -m pytest -n 2 tests/test_readme.py -k 'use- or frameworks'
 
 test-storage: .venv/installed ## Test on real S3 servers, Ceph's included, over many more broken networks (some minutes)
 	$(BIN)/python scripts/ceph_rgw.py --install

@@ -123,8 +123,8 @@ def lane_rows(plan: Plan, lane: int) -> list[Row]:
     found = []
     for segment in plan.lanes.segments(lane, 0, int(plan.lanes.rows[lane])):
         for index in range(segment.stop - segment.start):
-            path, row = plan.locate(segment, index)
-            found.append(Row(plan.identity.files.paths.index(path), row))
+            file_index, row = plan.locate(segment, index)
+            found.append(Row(file_index, row))
     return found
 
 

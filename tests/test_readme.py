@@ -1,19 +1,28 @@
-"""Runs the Python code in README.md and docs, page by page, as a reader would paste it block by block."""
+"""Runs the Python code in README.md and docs, page by page, as a reader would paste it block by block.
+
+A page that says `<!-- needs: PACKAGE -->` is skipped where the package is not installed.
+"""
 
 from __future__ import annotations
 
 import re
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from _pytest.mark import ParameterSet
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^(?P<indent> *)```(?P<language>[^\n]*)\n(?P<code>.*?)^(?P=indent)```$", re.DOTALL | re.MULTILINE)
 
 
+NEEDS = re.compile(r"<!-- needs: (?P<packages>[\w ]+) -->")
 TITLE = re.compile(r' title="(?P<title>[^"]+)"')
 
 
@@ -45,7 +54,16 @@ def run(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             Path(title).write_text(code, encoding="utf-8")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def case(page: Path) -> ParameterSet:
+    """Return a page as a case of a test, skipped if a package is missing."""
+    needs = NEEDS.search(page.read_text(encoding="utf-8"))
+    missing = [name for name in (needs["packages"].split() if needs else ()) if find_spec(name) is None]
+    reason = f"needs {', '.join(missing)}; make test-frameworks installs it"
+    marks = [pytest.mark.skipif(bool(missing), reason=reason)]
+    return pytest.param(page, id=page.relative_to(ROOT).as_posix(), marks=marks)
+
+
+@pytest.mark.parametrize("page", [*map(case, PAGES)])
 def test_the_python_on_this_page_runs_from_top_to_bottom(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

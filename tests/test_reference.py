@@ -15,6 +15,8 @@ import laneway
 from laneway import BatchContext, Manifest, RetryPolicy, RowContext, SavableLoader, Shard, StatefulShardedDataset
 from laneway.core.files import FileTable
 from laneway.dcp import GatheredState
+from laneway.reading.column_statistics import ColumnStatistics
+from laneway.reading.selection_summary import SelectionStep, SelectionSummary
 from tests.test_public_api import ERRORS, MEMBERS, SIGNATURES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,7 +35,10 @@ CLASSES: dict[str, type] = {
     "manifest.files": FileTable,
     "retries": RetryPolicy,
     "row context": RowContext,
+    "selection": SelectionSummary,
+    "selection.steps": SelectionStep,
     "shard": Shard,
+    "statistics": ColumnStatistics,
 }
 """Key of `MEMBERS` -> its class."""
 
@@ -41,10 +46,11 @@ NOT_PUBLIC = {
     "dataset": {"check_rank", "definition", "schedule"},
     "loader": {"gather_state", "ranks", "restore_together", "sampler", "use_stateful_dataloader"},
     "manifest": {
-        *("file_scan", "layout", "layout_starts", "num_bytes", "of", "partitions", "planned", "schemas", "shared_file"),
-        *("storage", "versions"),
+        *("file_scan", "layout", "layout_starts", "num_bytes", "of", "partitions", "planned", "schemas", "selections"),
+        *("shared_file", "storage", "versions", "with_selections"),
     },
     "retries": {"attempts"},
+    "selection": {"of"},
 }
 """Key of `MEMBERS` -> what has no underscore, and is for other modules of laneway only."""
 

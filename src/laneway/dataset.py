@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, Self, get_args
-
-from torch.utils.data import IterableDataset
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from laneway.arguments import (
     check_callable,
@@ -21,8 +18,8 @@ from laneway.arguments import (
     check_size,
 )
 from laneway.catalog.manifest import open_source
-from laneway.convert.batches import BatchConverter
 from laneway.convert.columns import Output
+from laneway.copies import ChangeableDataset
 from laneway.core.lanes import MAX_LANES, Remainder
 from laneway.core.options import LaneOptions
 from laneway.core.plan import Identity, Settings
@@ -30,19 +27,24 @@ from laneway.core.turns import WorkerPlace
 from laneway.delivery.callers import check_readers
 from laneway.delivery.dataset_state import dataset_state, load_dataset_state
 from laneway.delivery.definition import Definition
+from laneway.delivery.delivered_columns import DeliveredColumns
 from laneway.delivery.iterators import DatasetIterator
+from laneway.delivery.row_errors import OnError, RowErrors
 from laneway.delivery.schedule import EpochSchedule
 from laneway.delivery.transforms import Transforms
 from laneway.delivery.workers import is_collated_by_caller, is_in_worker
 from laneway.distributed import check_rank, data_parallel_rank
 from laneway.errors import StateUnavailableError
-from laneway.reading.projection import select_columns, with_provenance
+from laneway.reading.column_statistics import ColumnStatistics, column_statistics
+from laneway.reading.expressions import columns_of
+from laneway.reading.selected import open_rows
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import pyarrow as pa
+    import pyarrow.compute as pc
     import pyarrow.fs
     from fsspec import AbstractFileSystem
 
@@ -53,7 +55,7 @@ if TYPE_CHECKING:
     from laneway.storage.retries import RetryPolicy
 
 
-class StatefulShardedDataset(IterableDataset[Any]):
+class StatefulShardedDataset(ChangeableDataset):
     """The rows of Parquet or Arrow files as an iterable dataset that can stop anywhere and resume exactly there.
 
     Every rank and every DataLoader worker reads its own rows. Each pass is the next epoch, whether or not the previous
@@ -70,6 +72,7 @@ class StatefulShardedDataset(IterableDataset[Any]):
         columns: Names of the columns to deliver, in this order; None: all. Keys of Hive-style directories
             (`lang=en/part-0.parquet`) are columns too. A path such as "image.bytes" is a field of a struct, which is
             read without the other fields. Files may differ in other columns.
+        filter: Condition on the rows to deliver: an expression of pyarrow, or tuples; see the method `filter`.
         schema: Names and types of the columns to deliver, for files whose columns differ. Values are cast
             as by pyarrow with `safe=True`; a column is null in files that don't have it. None: the types in the files.
         shuffle: Whether to shuffle the shards, and the rows of each window of shards, by seed and epoch.
@@ -94,6 +97,15 @@ class StatefulShardedDataset(IterableDataset[Any]):
         transform: Called in the worker on each row, or each batch, before it is delivered.
         fill_null: Value that replaces nulls in columns of numbers: one value, or column -> value. Without it, a null is
             an error if a tensor or an array can't represent it.
+        categories: Columns to deliver as int64 ids: column -> its values, whose places in the sequence are the ids;
+            None: all values that the files have, sorted, which are collected now and cached as in `cache_dir`. Nulls
+            stay null. A value that is not listed is an error.
+        on_error: What becomes of a single row for which `transform`, or a function given to `map`, raises an exception.
+            "raise": it is raised. "mask": a filler is delivered, so that ranks still deliver the same number of rows,
+            and each row has `_valid`, True or False. "skip": nothing is delivered; `len` counts the row nevertheless.
+            Both log such rows, at most once a minute.
+        filler: For "mask": what is delivered, such as a row that `transform` could return. None: a row as before
+            `transform`, with zeros and empty values.
         provenance: Whether to add the columns `_path` (the data file of the row, relative to the source), `_row` (its
             number in the file) and `_epoch`.
         rank: Data-parallel rank, in [0, world_size). None: that of torch.distributed if it is initialised, else RANK
@@ -135,6 +147,7 @@ class StatefulShardedDataset(IterableDataset[Any]):
         *,
         format: Literal["parquet", "arrow"] | None = None,  # noqa: A002 - the name that pyarrow gives it
         columns: Sequence[str] | None = None,
+        filter: pc.Expression | Sequence[Any] | None = None,  # noqa: A002 - the name that users know
         schema: pa.Schema | None = None,
         shuffle: bool = False,
         seed: int = 0,
@@ -150,6 +163,9 @@ class StatefulShardedDataset(IterableDataset[Any]):
         output: Output | None = None,
         transform: Callable[[Any], Any] | None = None,
         fill_null: FillNull | None = None,
+        categories: Mapping[str, Sequence[Any] | None] | None = None,
+        on_error: OnError = "raise",
+        filler: Mapping[str, Any] | None = None,
         provenance: bool = False,
         rank: int | None = None,
         world_size: int | None = None,
@@ -185,47 +201,107 @@ class StatefulShardedDataset(IterableDataset[Any]):
             retries=retries,
             cache_dir=cache_dir,
         )
-        selected = select_columns(manifest, columns, schema)
-        if provenance:
-            selected = with_provenance(selected)
         output = output or ("python" if batch_size is None else "torch")
+        delivered = DeliveredColumns.of(
+            manifest,
+            storage,
+            names=columns,
+            schema=schema,
+            categories=categories,
+            provenance=provenance,
+            output=output,
+            fill_null=fill_null,
+            cache_dir=cache_dir,
+        )
+        if delivered.categories is not None:
+            settings = replace(settings, categories=delivered.categories.text)
+        functions = Transforms(errors=RowErrors.of(on_error, filler, batch_size, output, delivered.converter))
         self.definition = Definition(
             identity=Identity(manifest.files, settings),
             options=options,
             place=place,
             manifest=manifest,
             storage=storage,
-            schema=selected,
-            output=output,
-            converter=BatchConverter(selected, output, fill_null),
-            transform=Transforms() if transform is None else Transforms().then(transform),
-            provenance=provenance,
+            columns=delivered,
+            transform=functions if transform is None else functions.then(transform),
             prefetch_windows=prefetch_windows,
         )
         """The files, order and conversion."""
+        self._given_schema, self._cache_dir = schema, cache_dir
+        if filter is not None:
+            self.definition = self._with_filter(filter)
         self.schedule = EpochSchedule()
         """The epoch of the next pass, and the progress of the last one."""
+
+    def _with_filter(self, condition: object) -> Definition:
+        if callable(condition):
+            message = "filter= must be an expression or tuples: pass a function to the method, .filter(fn, columns=...)"
+            raise TypeError(message)
+        (changed,) = self._definitions(*self._filter(condition, None, None))
+        return changed
 
     # -- Properties ---------------------------------------------------------------------------------------------------
 
     @property
     def manifest(self) -> Manifest:
-        """The data files, with their sizes, rows, row groups and schema."""
-        return self.definition.manifest
+        """The data files, with their sizes, rows, row groups and schema.
+
+        It remembers the selection of this dataset: a dataset of it with the same filters counts no rows.
+        """
+        manifest, selection = self.definition.manifest, self.definition.selection
+        return manifest if selection is None else manifest.with_selections(selection.known)
 
     @property
     def shards(self) -> ShardTable:
-        """All shards of the dataset in file order, including those of other ranks."""
+        """All shards of the dataset in file order, including those of other ranks.
+
+        Where rows are selected, offsets and lengths count the selected rows of a file.
+        """
         return self.definition.identity.shards
 
     @property
     def schema(self) -> pa.Schema:
         """Names and Arrow types of the columns that are delivered."""
-        return self.definition.schema
+        return self.definition.columns.schema
+
+    def statistics(
+        self, columns: Sequence[str] | None = None, *, max_distinct: int = 10_000, progress: bool | None = None
+    ) -> dict[str, ColumnStatistics]:
+        """Return statistics of columns over all rows of the dataset, those of all ranks, from one pass over the files.
+
+        Args:
+            columns: Names of the columns; None: those that are delivered.
+            max_distinct: How many distinct values are counted at most.
+            progress: True shows a progress bar, False does not, None does if it takes longer than 2 s.
+
+        Raises:
+            ValueError: `max_distinct` is not an int >= 0.
+            SchemaMismatchError: A column doesn't exist, or its types in the files differ.
+            DataFileError: A file can't be read.
+
+        Example:
+            >>> import pyarrow as pa, pyarrow.parquet as pq, tempfile
+            >>> folder = tempfile.mkdtemp()
+            >>> pq.write_table(pa.table({"x": [1, 3, None]}), f"{folder}/part-0.parquet")
+            >>> StatefulShardedDataset(folder).statistics()["x"]
+            ColumnStatistics(count=2, nulls=1, nans=0, min=1, max=3, mean=2.0, std=1.0, distinct=2)
+        """
+        definition = self.definition
+        names = check_columns(definition.columns.names_in_files if columns is None else columns) or ()
+        schema = columns_of(definition.manifest, [*names], self._given_schema)
+        rows = open_rows(definition.manifest, definition.storage, schema, selection=definition.selection)
+        most = check_int("max_distinct", max_distinct, minimum=0)
+        return column_statistics(rows, schema, definition.identity.selected, max_distinct=most, progress=progress)
+
+    @property
+    def categories(self) -> dict[str, list[Any]]:
+        """Column that is delivered as ids -> its values, in the order of their ids."""
+        found = self.definition.columns.categories
+        return {} if found is None else {name: values.to_pylist() for name, values in found.vocabularies.items()}
 
     @property
     def epoch(self) -> int:
-        """The epoch of the last pass, or the one chosen with `set_epoch` or loaded since."""
+        """The epoch of the last pass, or that of the next one if it was chosen with `set_epoch` or loaded since."""
         return self.schedule.epoch
 
     def __len__(self) -> int:
@@ -245,73 +321,18 @@ class StatefulShardedDataset(IterableDataset[Any]):
         settings, options, place = definition.identity.settings, definition.options, definition.place
         order = f"shuffled with seed {settings.seed}" if settings.shuffle else "in file order"
         unit = "rows" if options.batch_size is None else f"batches of {options.batch_size:,} rows"
+        rows = self.definition.identity.selection
+        selected = "" if rows is None else f"  {rows.num_rows:,} rows selected by {rows.text},\n"
         names = self.schema.names
         shown = ", ".join(names[:8]) + (f", ... ({len(names):,} columns)" if len(names) > 8 else "")  # noqa: PLR2004
         return (
             f"{type(self).__name__}(\n"
             f"  {definition.manifest!r},\n"
+            f"{selected}"
             f"  {len(self.shards):,} shards {order},\n"
-            f"  {unit} as {definition.output}: {shown},\n"
+            f"  {unit} as {definition.columns.output}: {shown},\n"
             f"  rank {place.rank} of {place.world_size}, epoch {self.epoch}\n)"
         )
-
-    # -- Changed copies -----------------------------------------------------------------------------------------------
-
-    def shuffle(self, seed: int = 0) -> Self:
-        """Return a copy that is shuffled, at the start of epoch 0.
-
-        Args:
-            seed: Any int in [0, 2**63).
-
-        Raises:
-            ValueError: `seed` is out of its range.
-        """
-        identity = self.definition.identity
-        settings = replace(identity.settings, shuffle=True, seed=check_seed(seed))
-        return self._changed(replace(self.definition, identity=Identity(identity.files, settings)))
-
-    def shard(self, num_shards: int, index: int) -> Self:
-        """Return a copy that delivers part `index` of `num_shards`, at the start of epoch 0.
-
-        Args:
-            num_shards: Number of parts, >= 1: the world size of the copy.
-            index: Part of the copy, in [0, num_shards): its rank.
-
-        Raises:
-            ValueError: An argument is out of its range.
-        """
-        sharded = self._changed(replace(self.definition, place=WorkerPlace(*data_parallel_rank(index, num_shards))))
-        sharded._asks_rank = False  # noqa: SLF001 - a copy of this object
-        return sharded
-
-    def map(self, fn: Callable[..., Any], *, with_context: bool = False) -> Self:
-        """Return a copy that also calls `fn` on each row or batch; its next pass starts where that of this one would.
-
-        Args:
-            fn: Called in the worker with the result of `transform`, if there is one.
-            with_context: Whether `fn` is also passed where its rows come from, and seeds that are the same after any
-                resume: a `RowContext` for a row, a `BatchContext` for a batch.
-        """
-        if not callable(fn):
-            message = f"fn must be callable, not {fn!r}"
-            raise TypeError(message)
-        check_flag("with_context", with_context)
-        changed = copy.copy(self)
-        transform = self.definition.transform.then(fn, takes_context=with_context)
-        changed.definition = replace(self.definition, transform=transform)
-        return changed
-
-    def _changed(self, definition: Definition) -> Self:
-        """Return a copy with another definition, at the start of epoch 0."""
-        changed = copy.copy(self)
-        changed.definition, changed.schedule = definition, EpochSchedule()
-        return changed
-
-    def __copy__(self) -> Self:
-        """Return a copy with passes of its own; its next pass starts where that of this one would."""
-        copied = type(self).__new__(type(self))
-        vars(copied).update(vars(self), schedule=self.schedule.copy())
-        return copied
 
     # -- Epochs -------------------------------------------------------------------------------------------------------
 

@@ -9,17 +9,21 @@ from typing import TYPE_CHECKING, Any, cast
 import torch.distributed as dist
 
 from laneway.arguments import plain_int
-from laneway.catalog.manifest import Manifest
+from laneway.catalog.manifest import Manifest, scan_source
 from laneway.catalog.offers import Offer
 from laneway.errors import LanewayError
 from laneway.process_groups import as_group, is_initialised
 from laneway.ranks import Ranks
+from laneway.reading.selecting import plan_filter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
+
+    import pyarrow.compute as pc
 
     from laneway.catalog.caching import CacheDir
     from laneway.catalog.manifest import Source
+    from laneway.core.selection import Selection
     from laneway.process_groups import ProcessGroup
     from laneway.storage.filesystem import FileSystem
     from laneway.storage.retries import RetryPolicy
@@ -111,6 +115,7 @@ def scan_once(
     retries: RetryPolicy | None = None,
     progress: bool | None = None,
     cache_dir: CacheDir = None,
+    filter: pc.Expression | Sequence[Any] | None = None,  # noqa: A002 - the name that users know
     process_group: ProcessGroup | None = None,
 ) -> Manifest:
     """Scan a dataset on rank 0 and return its manifest on all ranks: the storage serves one scan for any world size.
@@ -123,13 +128,15 @@ def scan_once(
 
     Args:
         source: A directory, glob, file, URL or sequence of them, as for `Manifest.scan`. This argument and the others
-            up to `cache_dir` are only used on rank 0.
+            up to `filter` are only used on rank 0.
         format: "parquet" or "arrow"; None: detected.
         filesystem: An fsspec or pyarrow filesystem; `source` is a path on it.
         storage_options: Arguments for the filesystem that the URL names.
         retries: Policy for retries when the storage fails; None: `RetryPolicy()`.
         progress: Whether rank 0 shows a progress bar; None: only if the scan takes longer than 2 s.
         cache_dir: Directory or URL where rank 0 caches the manifest for the next start, as for `Manifest.scan`.
+        filter: A condition of which rank 0 also counts the rows, so that datasets of the manifest with this `filter=`
+            don't.
         process_group: Process group, or one-dimensional DeviceMesh, of the ranks; None: all ranks.
 
     Raises:
@@ -138,16 +145,19 @@ def scan_once(
         SchemaMismatchError: Raised by `Manifest.scan` on rank 0.
         CollectiveError: A rank could not be reached.
     """
-    scan = partial(
-        Manifest.scan,
-        source,
-        format=format,
-        filesystem=filesystem,
-        storage_options=storage_options,
-        retries=retries,
-        progress=progress,
-        cache_dir=cache_dir,
-    )
+
+    def scan() -> Manifest:
+        manifest, storage = scan_source(
+            source,
+            format=format,
+            filesystem=filesystem,
+            storage_options=storage_options,
+            retries=retries,
+            progress=progress,
+            cache_dir=cache_dir,
+        )
+        return manifest if filter is None else plan_filter(manifest, storage, filter, cache_dir, progress=progress)
+
     return _share("scan_once", process_group, scan)
 
 
@@ -200,18 +210,19 @@ def _share(function: str, process_group: ProcessGroup | None, work: Callable[[],
     offers: list[Offer] = []
     accepted: list[Manifest] = []
 
-    def make() -> tuple[Offer | None, Manifest | None]:
+    def make() -> tuple[Offer | None, Manifest | None, tuple[Selection, ...]]:
         made.append(work())
         offers.extend(filter(None, [Offer.of(made[0])]))
-        return (offers[0], None) if offers else (None, made[0])
+        return (offers[0], None, made[0].selections) if offers else (None, made[0], ())
 
     def accept() -> bool:
-        accepted.extend(filter(None, [cast("Offer", offer).accept()]))
+        found = cast("Offer", offer).accept()
+        accepted.extend([found.with_selections(selections)] if found else [])
         return bool(accepted)
 
     call = f"{function}()"
     try:
-        offer, sent = ranks.broadcast(call, make, src_rank=0)
+        offer, sent, selections = ranks.broadcast(call, make, src_rank=0)
         if offer is not None:
             # All ranks learn whether one of them could not open the file, so all of them receive it, or none.
             have_accepted = ranks.gather(f"{call}: offer", accept, dst_rank=0)

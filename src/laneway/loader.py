@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 from torch.utils.data import DataLoader
 
 from laneway.arguments import check_flag
-from laneway.core.merge import merge_ranks
+from laneway.core.apart import merge_gathered, state_of_rank
 from laneway.core.schema import parse_state, sealed, wrap_state
 from laneway.dataset import StatefulShardedDataset
-from laneway.delivery.accelerate import placement_of_caller
+from laneway.delivery.accelerate import check_checkpoint_of_caller, placement_of_caller
 from laneway.delivery.dataloader import BatchSource
 from laneway.delivery.loader_arguments import LoaderArguments, check_has_no_state
 from laneway.delivery.loader_state import (
@@ -156,8 +156,11 @@ class SavableLoader(DataLoader[Any]):
     sampler: EpochSampler
     """Frameworks such as Lightning call its `set_epoch(epoch)` before each epoch."""
 
-    use_stateful_dataloader = True
-    """Accelerate saves and restores the states of loaders that have this attribute."""
+    @property
+    def use_stateful_dataloader(self) -> bool:
+        """True: Accelerate saves and restores the states of loaders that have this attribute."""
+        check_checkpoint_of_caller(self)
+        return True
 
     @property
     def _is_accelerate_prepared(self) -> bool:
@@ -171,7 +174,7 @@ class SavableLoader(DataLoader[Any]):
 
     @property
     def epoch(self) -> int:
-        """The epoch of the last pass, or the one chosen with `set_epoch` or restored since."""
+        """The epoch of the last pass, or that of the next one if it was chosen with `set_epoch` or restored since."""
         return self._schedule.epoch
 
     @property
@@ -279,7 +282,7 @@ class SavableLoader(DataLoader[Any]):
             CheckpointMismatchError: The state belongs to other files, another order or another rank; the message lists
                 all differences.
         """
-        saved = parse_state(state_dict)
+        saved = parse_state(state_of_rank(state_dict, self._place))
         self._schedule.restore(saved, resume_point(self._runner, saved))
 
     # -- States of one rank -------------------------------------------------------------------------------------------
@@ -310,7 +313,8 @@ class SavableLoader(DataLoader[Any]):
     def save_state_global(self, dst_rank: int = 0) -> State | None:
         """Gather the progress of all ranks into the state of the whole job, as plain JSON values.
 
-        Must be called by all ranks. They may have taken different numbers of batches.
+        Must be called by all ranks. They may have taken different numbers of batches. If they are in different epochs,
+        the state resumes on as many ranks only.
 
         Args:
             dst_rank: Data-parallel rank that receives the state.
@@ -336,13 +340,14 @@ class SavableLoader(DataLoader[Any]):
         Raises:
             StateFormatError: The value is not a state, or it is damaged; raised on all ranks.
             CheckpointMismatchError: The state does not belong to the dataset of a rank, it is that of a single rank, or
-                ranks passed different states; raised on all ranks.
+                ranks passed different states, or it holds another number of ranks in different epochs; raised on all
+                ranks.
             CollectiveError: A rank could not be reached.
         """
         ranks = self.ranks()
         call = f"restore_state_global(src_rank={src_rank!r})"
         if src_rank is not None:
-            state = ranks.broadcast(call, lambda: parse_job_state(state).original, src_rank)
+            state = ranks.broadcast(call, lambda: parse_job_state(state, self._place).whole, src_rank)
         self.restore_together(ranks, call, state, is_sent=src_rank is not None)
 
     def gather_state(self, ranks: Ranks, call: str, dst_rank: int | None) -> State | None:
@@ -356,7 +361,7 @@ class SavableLoader(DataLoader[Any]):
         parts = ranks.gather(call, part, 0 if dst_rank is None else dst_rank)
 
         def merged() -> State | None:
-            return merge_ranks(parts, same_step=False) if parts else None
+            return merge_gathered(parts) if parts else None
 
         call = f"{call}: merge"
         state = ranks.agree(call, merged) if dst_rank is not None else ranks.broadcast(call, merged, src_rank=0)
@@ -375,9 +380,9 @@ class SavableLoader(DataLoader[Any]):
 
         def check() -> str:
             ranks.check(self._place.rank, self._place.world_size)
-            saved = parse_job_state(state)
+            saved, whole = parse_job_state(state, self._place)
             checked.append((saved, resume_point(self._runner, saved)))
-            return "" if is_sent else digest_of(saved.fields)
+            return "" if is_sent else digest_of(whole)
 
         ranks.compare(f"{call}: check", check, check_same_state)
         self._schedule.restore(*checked[0])

@@ -33,10 +33,19 @@ if TYPE_CHECKING:
 
 PACKAGE = str(Path(laneway.__file__).parent)
 
+
+def skip_some(row: dict[str, Any]) -> dict[str, Any]:
+    """Fail for a third of the rows."""
+    if row["id"] % 3 == 0:
+        raise ValueError
+    return row
+
+
 KINDS: dict[str, Callable[[Path], Any]] = {
     "dataset of batches": lambda path: make_dataset(path, batch_size=3),
     "dataset of rows": make_dataset,
     "dataset of transformed rows": lambda path: make_dataset(path, transform=dict, lanes=2, turn_rows=4),
+    "dataset of rows, some skipped": lambda path: make_dataset(path, transform=skip_some, on_error="skip"),
     "loader of batches": make_savable,
     "loader of rows": lambda path: make_savable(path, "rows in turns"),
     "loader with a progress bar": lambda path: make_savable(path, progress=True),

@@ -15,6 +15,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from laneway import SavableLoader, StatefulShardedDataset
 from tests.compat.loaders import ids, saved
+from tests.compat.savable import make_savable, row_ids
 from tests.corpora import write_corpus
 
 if TYPE_CHECKING:
@@ -148,3 +149,26 @@ def test_a_resumed_loop_skips_and_repeats_no_epoch_without_a_warning(corpus: Pat
         if not has_workers:
             # Workers warn in their own process.
             assert len(about) == cell.endswith("*"), what
+
+
+@pytest.mark.parametrize("saved_after", ["the last batch", "the epoch"])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_loop_from_the_epoch_of_the_loader_trains_each_epoch_once(
+    tmp_path: Path, num_workers: int, saved_after: str
+) -> None:
+    write_corpus(tmp_path)
+    loader, resumed = make_savable(tmp_path), make_savable(tmp_path, num_workers=num_workers)
+    batches = iter(loader)
+    found = [row_ids(next(batches) for _ in range(len(loader)))]
+    if saved_after == "the epoch":
+        assert next(batches, None) is None
+    resumed.load_state_dict(saved(loader.state_dict()))
+    with warnings.catch_warnings():
+        # After the last batch, the rest of the epoch is empty.
+        warnings.filterwarnings("ignore", "the loaded state is of the last batch")
+        for epoch in range(resumed.epoch, 3):
+            delivered = row_ids(resumed)
+            assert resumed.epoch == epoch
+            found += [delivered] if delivered else []
+    # Each worker has a lane of its own, so the order within an epoch depends on their number.
+    assert [sorted(row for batch in each for row in batch) for each in found] == [[*range(48)]] * 3

@@ -6,12 +6,15 @@ import os
 import re
 import threading
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 import torch.distributed as dist
+from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
+from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
-from laneway import merge_states
+from laneway import SavableLoader, merge_states
+from laneway.dcp import GatheredState
 from tests.compat.loaders import saved
 from tests.distributed.ranks import (
     NUM_ROWS,
@@ -22,6 +25,7 @@ from tests.distributed.ranks import (
     flat,
     ids,
     make_loader,
+    read_state,
     refusal,
     restore,
     save,
@@ -311,3 +315,77 @@ def test_ranks_that_call_different_things_are_all_told_so(run_ranks: RunRanks, c
             in found["from one and from all"][1]
         )
         assert "the dataset was created for rank 0 of 1, but this process is rank 1 of 2" in found["as another rank"][1]
+
+
+# -- Ranks in different epochs ----------------------------------------------------------------------------------------
+
+
+class Apart(NamedTuple):
+    """What a rank delivered before and after a restore, and without it."""
+
+    whole: Ids
+    before: Ids
+    after: Ids
+    state: State | None
+
+
+def take_over_epochs(loader: SavableLoader, num_batches: int) -> Ids:
+    """Take batches as a loop does that begins the next epoch by itself."""
+    taken: Ids = []
+    while len(taken) < num_batches:
+        taken += ids(islice(loader, num_batches - len(taken)))
+    return taken
+
+
+def restore_apart(rank: int, corpus: Path, way: str, counts: list[int], num_workers: int) -> Apart:
+    whole = take_over_epochs(make_loader(corpus, num_workers), 30)
+    loader, path = make_loader(corpus, num_workers), corpus.parent / way
+    before = take_over_epochs(loader, counts[rank])
+    resumed = make_loader(corpus, num_workers)
+    if way == "GatheredState":
+        dcp_save({"loader": GatheredState(loader)}, checkpoint_id=path)
+        dcp_load({"loader": GatheredState(resumed)}, checkpoint_id=path)
+        return Apart(whole, before, take_over_epochs(resumed, 30 - counts[rank]), None)
+    save(loader, way, path)
+    restore(resumed, way, path)
+    # Saved again before a batch, and restored from that.
+    save(resumed, way, path)
+    resumed = make_loader(corpus, num_workers)
+    restore(resumed, way, path)
+    return Apart(whole, before, take_over_epochs(resumed, 30 - counts[rank]), read_state(path / "loader.pt"))
+
+
+@pytest.mark.parametrize("way", ["global", "global from every rank", "GatheredState"])
+@pytest.mark.parametrize(("counts", "num_workers"), [([12, 5], 0), ([3, 19], 2)])
+def test_ranks_in_different_epochs_resume_exactly(
+    run_ranks: RunRanks, corpus: Path, way: str, counts: list[int], num_workers: int
+) -> None:
+    ranks = run_ranks(restore_apart, 2, corpus, way, counts, num_workers)
+    for rank in ranks:
+        assert rank.before + rank.after == rank.whole
+    state = ranks[0].state
+    if state is None:
+        return
+    assert state["epoch"] == 0
+    epochs = [count // 8 for count in counts]
+    # On another number of ranks, or without a SavableLoader, the way out is named, and nothing changes.
+    alone = make_loader(corpus, rank=0, world_size=3)
+    next(iter(alone))
+    before = alone.save_state_rank()
+    name, message = refusal(alone.load_state_dict, state)
+    assert name == "CheckpointMismatchError"
+    assert f"(rank {epochs.index(0)} in epoch 0, rank {1 - epochs.index(0)} in epoch {max(epochs)})" in message
+    assert "resume on 2 ranks, and save again when all of them are in the same epoch" in message
+    assert alone.save_state_rank() == before
+    for call in (alone.dataset.load_state_dict, alone.restore_state_rank, lambda found: merge_states([found, found])):
+        name, message = refusal(call, state)
+        assert name == "CheckpointMismatchError"
+        assert "restore_state_global() of a SavableLoader, on as many ranks" in message
+
+
+def test_the_state_of_ranks_in_different_epochs_loads_without_communication(run_ranks: RunRanks, corpus: Path) -> None:
+    ranks = run_ranks(restore_apart, 2, corpus, "global", [12, 5], 0)
+    for rank, found in enumerate(ranks):
+        loader = make_loader(corpus, rank=rank, world_size=2)
+        loader.load_state_dict(found.state or {})
+        assert take_over_epochs(loader, len(found.after)) == found.after

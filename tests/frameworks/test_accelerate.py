@@ -99,6 +99,28 @@ def test_a_dataset_of_ranks_that_would_be_shared_out_again_is_refused(tmp_path: 
             assert "pass SavableLoader(dataset)" in error
 
 
+def test_a_loader_whose_state_is_not_in_the_checkpoint_is_not_begun_again(tmp_path: Path) -> None:
+    from accelerate import Accelerator
+
+    write_corpus(tmp_path / "corpus")
+    run = Run(tmp_path / "corpus", tmp_path, "", num_workers=0)
+    accelerator = Accelerator(cpu=True)
+    next(iter(accelerator.prepare(run.loader())))
+    accelerator.save_state(str(tmp_path / "checkpoint"))
+    # The Accelerator has two loaders now, and loads the state of the first.
+    accelerator.prepare(run.loader())
+    with pytest.raises(LanewayError, match=r"is number 2 of 2 that the Accelerator has prepared.*after free_memory"):
+        accelerator.load_state(str(tmp_path / "checkpoint"))
+    accelerator.free_memory()
+    resumed = accelerator.prepare(run.loader())
+    accelerator.load_state(str(tmp_path / "checkpoint"))
+    assert resumed.batches_delivered == 1
+    # A checkpoint that was saved without any loader.
+    Accelerator(cpu=True).save_state(str(tmp_path / "empty"))
+    with pytest.raises(LanewayError, match=r"empty has no dl_state_dict\.bin"):
+        accelerator.load_state(str(tmp_path / "empty"))
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("context", ["fork", "spawn"])
 def test_skipping_batches_is_refused(tmp_path: Path, num_workers: int, context: str) -> None:

@@ -26,9 +26,9 @@ def pair(batch: dict[str, Any]) -> tuple[Any, Any]:
     return batch["id"].float()[:, None], batch["x"][:, None]
 
 
-def make_loader(corpus: Path) -> SavableLoader:
+def make_loader(corpus: Path, num_workers: int = 2) -> SavableLoader:
     dataset = StatefulShardedDataset(corpus, columns=["id", "x"], shuffle=True, shard_rows=4, batch_size=3)
-    return SavableLoader(dataset, num_workers=2, collate_fn=pair)
+    return SavableLoader(dataset, num_workers=num_workers, collate_fn=pair)
 
 
 def fit(loader: SavableLoader, epochs: int, *callbacks: Any, initial_epoch: int = 0) -> list[int]:
@@ -79,7 +79,10 @@ def test_a_restored_epoch_is_completed_and_the_next_one_is_whole(tmp_path: Path)
 
     loader = make_loader(tmp_path)
     before = fit(loader, 2, Save())[: NUM_ROWS + 3 * SAVE_AT]
-    resumed = make_loader(tmp_path)
-    resumed.load_state_dict(states[NUM_ROWS // 3 + SAVE_AT - 1])
-    after = fit(resumed, 3, initial_epoch=resumed.epoch)
-    assert before + after == whole
+    for num_workers in (2, 0, 3):
+        resumed = make_loader(tmp_path, num_workers)
+        resumed.load_state_dict(states[NUM_ROWS // 3 + SAVE_AT - 1])
+        after = fit(resumed, 3, initial_epoch=resumed.epoch)
+        if num_workers == 2:
+            assert before + after == whole
+        assert sorted(before[NUM_ROWS:] + after) == sorted([*range(NUM_ROWS)] * 2)

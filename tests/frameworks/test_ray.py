@@ -19,7 +19,7 @@ SAVE_AT = 5
 
 
 def train(config: dict[str, Any]) -> None:
-    """Train an epoch on one worker of Ray, from the checkpoint if there is one; the first attempt fails."""
+    """Train an epoch on one worker of Ray, from a checkpoint if there is one; the first attempt fails."""
     import tempfile
 
     import ray.train.torch
@@ -28,13 +28,15 @@ def train(config: dict[str, Any]) -> None:
     rank = get_context().get_world_rank()
     dataset = StatefulShardedDataset(config["corpus"], columns=["id"], shuffle=True, shard_rows=4, batch_size=3)
     loader, checkpoint = SavableLoader(dataset, num_workers=0), get_checkpoint()
+    if "checkpoint" in config:
+        checkpoint = Checkpoint(config["checkpoint"])
     if checkpoint is None:
         with pytest.raises(LanewayError, match="takes one batch more than the training loop"):
             next(iter(ray.train.torch.prepare_data_loader(loader)))
     if checkpoint is not None:
         with checkpoint.as_directory() as folder:
             loader.load_state_dict(json.loads(Path(folder, "loader.json").read_text()))
-    attempt = "second" if checkpoint else "first"
+    attempt = config.get("name") or ("second" if checkpoint else "first")
     for num_batches, batch in enumerate(loader, start=1):
         with Path(config["folder"], f"{attempt}-{rank}.jsonl").open("a") as log:
             log.write(json.dumps(batch["id"].tolist()) + "\n")
@@ -47,7 +49,7 @@ def train(config: dict[str, Any]) -> None:
             raise RuntimeError(message)
 
 
-def test_workers_that_failed_resume_exactly(tmp_path: Path) -> None:
+def test_workers_that_failed_resume_exactly_and_so_do_more_of_them(tmp_path: Path) -> None:
     ray: Any = pytest.importorskip("ray")
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -55,17 +57,28 @@ def test_workers_that_failed_resume_exactly(tmp_path: Path) -> None:
     num_rows = write_corpus(tmp_path / "corpus")
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
     try:
-        TorchTrainer(
+        config = {"corpus": str(tmp_path / "corpus"), "folder": str(tmp_path)}
+        result = TorchTrainer(
             train,
-            train_loop_config={"corpus": str(tmp_path / "corpus"), "folder": str(tmp_path)},
+            train_loop_config=config,
             scaling_config=ScalingConfig(num_workers=2),
             run_config=RunConfig(storage_path=str(tmp_path), failure_config=FailureConfig(max_failures=1)),
         ).fit()
+        TorchTrainer(
+            train,
+            train_loop_config={**config, "name": "more", "checkpoint": result.checkpoint.path},
+            scaling_config=ScalingConfig(num_workers=3),
+            run_config=RunConfig(storage_path=str(tmp_path)),
+        ).fit()
     finally:
         ray.shutdown()
-    seen = [row for rank in range(2) for batch in read(tmp_path / f"first-{rank}.jsonl")[:SAVE_AT] for row in batch]
-    seen += [row for rank in range(2) for batch in read(tmp_path / f"second-{rank}.jsonl") for row in batch]
-    assert sorted(seen) == list(range(num_rows))
+    before = [row for rank in range(2) for batch in read(tmp_path / f"first-{rank}.jsonl")[:SAVE_AT] for row in batch]
+    after = [row for rank in range(2) for batch in read(tmp_path / f"second-{rank}.jsonl") for row in batch]
+    assert sorted(before + after) == list(range(num_rows))
+    more = [row for rank in range(3) for batch in read(tmp_path / f"more-{rank}.jsonl") for row in batch]
+    assert {*before, *more} == {*range(num_rows)}
+    # One row of each rank may be repeated as padding.
+    assert len(before + more) <= num_rows + 3
 
 
 def read(log: Path) -> list[list[int]]:

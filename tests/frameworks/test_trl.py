@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,7 +9,15 @@ import torch
 
 from laneway import SavableLoader
 from tests.corpora import write_corpus
-from tests.frameworks.training import NUM_EPOCHS, NUM_ROWS, Run, Trained, needs, read_log, rows
+from tests.frameworks.training import (
+    BATCH_ROWS,
+    NUM_EPOCHS,
+    NUM_ROWS,
+    Run,
+    check_killed_and_resumed,
+    check_resumed_on_more_ranks,
+    needs,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,17 +26,13 @@ if TYPE_CHECKING:
 pytestmark = [needs("trl"), pytest.mark.filterwarnings("ignore")]
 
 
-class Stopped(Exception):  # noqa: N818 - it is not an error
-    """Training was stopped."""
-
-
 def tokens(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return sequences of two tokens, each the id of its row."""
     ids = batch["id"][:, None].expand(-1, 2).contiguous()
     return {"input_ids": ids, "labels": ids, "attention_mask": torch.ones_like(ids)}
 
 
-def train(run: Run, stop_at: int | None = None) -> None:
+def train(run: Run) -> None:
     from datasets import Dataset
     from tokenizers import Tokenizer, models
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -39,8 +42,6 @@ def train(run: Run, stop_at: int | None = None) -> None:
 
     class Recording(LanewayTrainerMixin, SFTTrainer):
         def training_step(self, model: Any, inputs: Any, *args: Any) -> Any:
-            if run.num_taken == stop_at:
-                raise Stopped
             run.record(inputs["input_ids"][:, 0])
             return SFTTrainer.training_step(self, model, inputs, *args)
 
@@ -56,8 +57,8 @@ def train(run: Run, stop_at: int | None = None) -> None:
         use_cpu=True,
         bf16=False,
         num_train_epochs=NUM_EPOCHS,
-        save_strategy="steps",
-        save_steps=5,
+        save_strategy="steps" if run.save_at else "no",
+        save_steps=run.save_at or 1,
         report_to=[],
         disable_tqdm=True,
         gradient_checkpointing=False,
@@ -73,18 +74,11 @@ def train(run: Run, stop_at: int | None = None) -> None:
     trainer.train(resume_from_checkpoint=run.resumes)
 
 
-def test_training_that_was_stopped_resumes_exactly(tmp_path: Path) -> None:
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_killed_training_resumes_exactly(tmp_path: Path, world_size: int) -> None:
     write_corpus(tmp_path / "corpus")
-    whole, stopped, after = (
-        Run(tmp_path / "corpus", tmp_path / folder, name)
-        for folder, name in (("one", "whole"), ("two", "stopped"), ("two", "after"))
-    )
-    for folder in ("one", "two"):
-        (tmp_path / folder).mkdir()
-    train(whole)
-    with pytest.raises(Stopped):
-        train(stopped, stop_at=22)
-    train(replace(after, resumes=True))
-    expected = read_log(whole, 0)
-    assert sorted(rows([Trained(expected, None)])) == sorted([*range(NUM_ROWS)] * NUM_EPOCHS)
-    assert read_log(stopped, 0)[:20] + read_log(after, 0) == expected
+    save_at = NUM_ROWS // BATCH_ROWS // world_size + 4
+    run = Run(tmp_path / "corpus", tmp_path, "", save_at=save_at, die_at=save_at + 2, world_size=world_size)
+    check_killed_and_resumed(train, run)
+    if world_size == 2:
+        check_resumed_on_more_ranks(train, run, 3)

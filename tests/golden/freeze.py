@@ -10,7 +10,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from laneway import StatefulShardedDataset
+from laneway import SavableLoader, StatefulShardedDataset
+from laneway.core.apart import merge_gathered
 from laneway.core.order import ORDER_VERSION
 from laneway.core.progress import Progress
 from laneway.core.schema import FORMAT_VERSION
@@ -85,12 +86,36 @@ def state_cut_again() -> dict[str, Any]:
     return {"state": state, "rest": [batch["id"].tolist() for batch in rest]}
 
 
+def loader_of_rank(rank: int) -> SavableLoader:
+    """Return the loader of one of two ranks."""
+    options = COMMON | CASES["shuffled"] | {"remainder": "keep"}
+    return SavableLoader(StatefulShardedDataset(CORPUS, **options, rank=rank, world_size=2))
+
+
+def state_apart() -> dict[str, Any]:
+    """Return the state of two ranks in different epochs, and the row ids that each delivers of its epoch after it."""
+    loaders = [loader_of_rank(rank) for rank in range(2)]
+    loaders[1].set_epoch(1)
+    for loader in loaders:
+        next(iter(loader))
+    state = saved(merge_gathered([loader.save_state_rank() for loader in loaders]))
+    return {"state": state, "rest": [rest_of_rank(rank, state) for rank in range(2)]}
+
+
+def rest_of_rank(rank: int, state: dict[str, Any]) -> list[list[int]]:
+    """Return the batches of row ids that a rank delivers of its epoch after it has loaded a state."""
+    loader = loader_of_rank(rank)
+    loader.load_state_dict(state)
+    return [batch["id"].tolist() for batch in loader]
+
+
 def main() -> None:
     """Write the files that do not exist yet."""
     if not CORPUS.exists():
         write_corpus(CORPUS)
     frozen: dict[str, Any] = {f"state_v{FORMAT_VERSION}_{case}.json": state_and_rest(case) for case in CASES}
     frozen[f"state_v{FORMAT_VERSION}_cut_again.json"] = state_cut_again()
+    frozen[f"apart_v{FORMAT_VERSION}.json"] = state_apart()
     frozen[f"orders_v{ORDER_VERSION}.json"] = {case: epochs(case) for case in CASES}
     frozen[f"many_files_v{ORDER_VERSION}.json"] = {case: many_files.orders(case) for case in many_files.CASES}
     for name, content in frozen.items():

@@ -9,7 +9,7 @@ import pytest
 
 from laneway import StatefulShardedDataset
 from laneway.core.order import ORDER_VERSION, permutation, shard_order, window_order
-from tests.golden.freeze import CASES, COMMON, HERE, dataset, epochs
+from tests.golden.freeze import CASES, COMMON, HERE, dataset, epochs, rest_of_rank
 
 STATES = sorted(path.name for path in HERE.glob("state_*.json"))
 NUM_STATES = 16
@@ -54,6 +54,12 @@ def test_states_of_every_version_still_load_and_go_on_the_same(name: str) -> Non
     following.set_epoch(frozen["state"]["epoch"] + 1)
     expected = [batch["id"].tolist() for batch in following]
     assert [batch["id"].tolist() for batch in restored] == expected, "the next epoch is in the newest order"
+
+
+@pytest.mark.parametrize("version", [3])
+def test_states_of_ranks_in_different_epochs_still_load_and_go_on_the_same(version: int) -> None:
+    frozen = json.loads((HERE / f"apart_v{version}.json").read_text())
+    assert [rest_of_rank(rank, frozen["state"]) for rank in range(2)] == frozen["rest"]
 
 
 def test_there_is_something_frozen() -> None:

@@ -9,7 +9,7 @@ import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, final
 
 import fsspec
 import pyarrow.fs
@@ -23,12 +23,14 @@ from laneway.storage.redaction import redact
 from laneway.storage.writing import write_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from laneway.storage.filesystem import Storage
 
     CacheDir: TypeAlias = str | os.PathLike[str] | bool | None
     """A directory or URL; True: the user's cache directory; None: the same for remote storage only; False: none."""
+
+Value = TypeVar("Value")
 
 _IDENTIFYING_OPTIONS: Final = frozenset(
     {"account_name", "endpoint", "endpoint_override", "endpoint_url", "fo", "host", "port"}
@@ -48,15 +50,20 @@ class CacheEntry:
     """The cache: its root is the directory of the entries."""
     name: str
     """Name of the entry."""
+    kind: str = "manifest"
+    """What is cached."""
 
     @classmethod
-    def find(cls, cache_dir: CacheDir, storage: Storage, key: Sequence[str]) -> CacheEntry | None:
+    def find(
+        cls, cache_dir: CacheDir, storage: Storage, key: Sequence[str], kind: str = "manifest"
+    ) -> CacheEntry | None:
         """Return the entry of a source, or None if it is not to be cached.
 
         Args:
             cache_dir: The option of the user.
             storage: The storage of the source.
             key: Identifies the source within its storage.
+            kind: What is cached, "manifest" or "selection".
         """
         if cache_dir is False or (cache_dir is None and not _is_worthwhile(storage.filesystem)):
             return None
@@ -70,7 +77,7 @@ class CacheEntry:
         # Without secrets, so that the entry is still found with new credentials.
         digest = hashlib.blake2b(json.dumps([redact(part) for part in identity]).encode(), digest_size=16)
         # The underscore hides it from scans if the cache is the dataset's own directory.
-        return cls(cache, f"_manifest-{digest.hexdigest()}")
+        return cls(cache, f"_{kind}-{digest.hexdigest()}", kind)
 
     @property
     def redacted_path(self) -> str:
@@ -94,7 +101,22 @@ class CacheEntry:
         except FileNotFoundError:
             return None
         except OSError as error:
-            self._warn_once(f"the manifest cache can't be read: {error}; {_HINT}")
+            self._warn_once(f"the {self.kind} cache can't be read: {error}; {_HINT}")
+            return None
+
+    def load(self, decode: Callable[[memoryview], Value]) -> Value | None:
+        """Return what the entry holds, or None if there is none, or, with a warning, if it is damaged.
+
+        Args:
+            decode: Called with the data of the entry; it raises DataFileError if they are damaged.
+        """
+        data = self.read()
+        if data is None:
+            return None
+        try:
+            return decode(data)
+        except DataFileError as error:
+            self._warn_damaged(error)
             return None
 
     def write(self, data: bytes) -> None:
@@ -104,12 +126,12 @@ class CacheEntry:
                 Path(self.storage.root).mkdir(parents=True, exist_ok=True)
             write_file(self.storage, self._path, data)
         except OSError as error:
-            self._warn_once(f"the manifest can't be cached, so the next run will scan again: {error}; {_HINT}")
+            self._warn_once(f"the {self.kind} can't be cached, so the next run will scan again: {error}; {_HINT}")
 
-    def warn_damaged(self, reason: DataFileError) -> None:
-        """Warn that the entry is damaged and will be replaced."""
-        message = f"a cached manifest is unusable, scanning again: {reason}; if this repeats, {_HINT}"
-        warnings.warn(message, ManifestCacheWarning, stacklevel=2)
+    def _warn_damaged(self, reason: DataFileError) -> None:
+        """Warn that the entry will be replaced."""
+        message = f"a cached {self.kind} is unusable, scanning again: {reason}; if this repeats, {_HINT}"
+        warnings.warn(message, ManifestCacheWarning, stacklevel=3)
 
     @property
     def _path(self) -> str:

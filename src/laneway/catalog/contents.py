@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from laneway.catalog.partitions import Partitions
     from laneway.catalog.schemas import FileSchemas
     from laneway.core.files import FileTable
+    from laneway.core.selection import Selection
     from laneway.core.strings import Strings
     from laneway.storage.filesystem import Storage
 
@@ -47,6 +48,8 @@ class ManifestContents:
 
     Not part of the fingerprint: a copy of a dataset has other versions.
     """
+    selections: tuple[Selection, ...] = ()
+    """Selections that were planned already, which datasets need not plan again. Not part of a saved manifest."""
     shared_file: SharedFile = field(default_factory=SharedFile, init=False)
     """A file with the same contents, which spawned workers map. A changed copy has none yet."""
 

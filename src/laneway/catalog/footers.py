@@ -7,8 +7,7 @@ from contextlib import closing
 from time import perf_counter, thread_time
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
+from laneway.catalog.progress_bar import progress_bar
 from laneway.errors import DataFileError
 from laneway.storage.reading import enforceable_version, read_tails
 
@@ -26,12 +25,6 @@ _FILES_PER_TASK = 64
 _BATCHES = 4
 _FILES_PER_BATCH = 32
 _SLOW_FILE_S = 1e-3
-_SHOW_PROGRESS_AFTER_S = 2.0
-
-
-class _ProgressBar(tqdm):  # type: ignore[type-arg]
-    monitor_interval = 0
-    """No monitor thread: it would outlive the scan, and forking a process with threads is unsafe."""
 
 
 def read_footers(found: DataFiles, indices: Sequence[int], *, progress: bool | None) -> list[FileScan]:
@@ -49,14 +42,7 @@ def read_footers(found: DataFiles, indices: Sequence[int], *, progress: bool | N
     """
     scans: list[FileScan] = []
     errors: list[DataFileError] = []
-    bar = _ProgressBar(
-        total=len(indices),
-        desc="reading footers",
-        unit=" files",
-        leave=False,
-        disable=progress is False,
-        delay=0 if progress else _SHOW_PROGRESS_AFTER_S,
-    )
+    bar = progress_bar(len(indices), "reading footers", " files", progress=progress)
     with bar, closing(_results(found, indices)) as tasks:
         for results in tasks:
             bar.update(len(results))

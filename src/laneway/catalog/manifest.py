@@ -25,9 +25,10 @@ from laneway.storage.writing import write_file
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from laneway.catalog.caching import CacheDir
+    from laneway.core.selection import Selection
     from laneway.storage.filesystem import FileSystem
     from laneway.storage.retries import RetryPolicy
 
@@ -174,6 +175,12 @@ class Manifest(ManifestContents):
         """Return the storage of the files, created from `root`: credentials must be given again."""
         return Storage(self.root, filesystem, storage_options, retries)
 
+    def with_selections(self, selections: Iterable[Selection]) -> Manifest:
+        """Return the manifest with selections that were planned; datasets that select the same rows count nothing."""
+        manifest = replace(self, selections=tuple(selections))
+        manifest.shared_file.remember(self.shared_file.path, self.shared_file.head)
+        return manifest
+
     def __reduce__(self) -> tuple[Callable[..., Manifest], tuple[object, ...]]:
         """Pickle the encoding; a spawned worker of this host maps the file of a large manifest instead."""
         fingerprint = self.files.known_fingerprint
@@ -183,8 +190,8 @@ class Manifest(ManifestContents):
             except OSError as error:
                 message = f"the manifest can't be written to a temporary file for workers: {error}; set TMPDIR"
                 raise DataFileError(message) from error
-            return _of_descriptor, (reduction.DupFd(descriptor), fingerprint)
-        return _of_bytes, (pack(encode(self), "zstd"), fingerprint)
+            return _of_descriptor, (reduction.DupFd(descriptor), fingerprint, self.selections)
+        return _of_bytes, (pack(encode(self), "zstd"), fingerprint, self.selections)
 
     def __repr__(self) -> str:
         summary = f"{self.files.num_files:,} files, {self.num_rows:,} rows, {len(self.schema):,} columns"
@@ -230,17 +237,21 @@ def open_source(
     )
 
 
-def _of_bytes(data: bytes, fingerprint: str | None) -> Manifest:
+def _of_bytes(data: bytes, fingerprint: str | None, selections: tuple[Selection, ...]) -> Manifest:
     manifest = Manifest.of(decode(memoryview(data), "a pickled manifest"))
     manifest.files.adopt_fingerprint(fingerprint)
-    return manifest
+    return manifest.with_selections(selections) if selections else manifest
 
 
-def _of_descriptor(descriptor: Any, fingerprint: str | None) -> Manifest:  # noqa: ANN401 - the standard library's
+def _of_descriptor(
+    descriptor: Any,  # noqa: ANN401 - the standard library's
+    fingerprint: str | None,
+    selections: tuple[Selection, ...],
+) -> Manifest:
     # Not checked again: the process that started this one has read it, or written it.
     manifest = Manifest.of(decode_columns(map_descriptor(descriptor.detach())))
     manifest.files.adopt_fingerprint(fingerprint)
-    return manifest
+    return manifest.with_selections(selections) if selections else manifest
 
 
 def _read(storage: Storage) -> ManifestContents:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -33,6 +33,14 @@ class Partitions:
     """Name and type of each key, in the order of the directories: int64 or string."""
     values: tuple[Sequence[PartitionValue], ...]
     """For each key, its value for each file."""
+
+    def value(self, name: str, file_index: int, data_type: pa.DataType) -> Any:  # noqa: ANN401 - a scalar
+        """Return the value of a key for a file, as a scalar of a type that it can be cast to; null: it is no key."""
+        index = next((index for index, field in enumerate(self.fields) if field.name == name), None)
+        value = None if index is None else self.values[index][file_index]
+        if index is None or value is None:
+            return pa.scalar(None, data_type)
+        return pa.scalar(value, self.fields[index].type).cast(data_type)
 
     @classmethod
     def parse(cls, paths: Sequence[str], schemas: FileSchemas) -> Partitions:

@@ -58,18 +58,14 @@ def scan_files(found: DataFiles, *, progress: bool | None, cache_dir: CacheDir) 
 
 
 def _read_cache(entry: CacheEntry, found: DataFiles) -> ManifestContents | None:
-    data = entry.read()
-    if data is None:
-        return None
-    try:
+    def contents_of(data: memoryview) -> ManifestContents:
         contents = decode(data, entry.redacted_path)
         _check_place(contents, found, entry.redacted_path)
-    except DataFileError as error:
-        entry.warn_damaged(error)
-        return None
-    if is_plain(data):
-        contents.shared_file.remember(entry.local_path, head_of(data))
-    return contents
+        if is_plain(data):
+            contents.shared_file.remember(entry.local_path, head_of(data))
+        return contents
+
+    return entry.load(contents_of)
 
 
 def _check_place(contents: ManifestContents, found: DataFiles, name: str) -> None:

@@ -44,12 +44,12 @@ _LARGE: Final[dict[_Type, _Type]] = {pa.string(): pa.large_string(), pa.binary()
 
 
 def decode(array: pa.Array[Any]) -> pa.Array[Any]:
-    """Return the plain values of an array of a dictionary, run-end-encoded or extension type."""
+    """Return the plain values of an array, which may be of a dictionary, run-end-encoded or extension type."""
     if isinstance(array, pa.ExtensionArray):
         return cast("pa.Array[Any]", array.storage)
     if isinstance(array, pa.DictionaryArray):
         return cast("pa.Array[Any]", _take(_plain(array.dictionary), array.indices))
-    return cast("pa.Array[Any]", _decode_runs(array))
+    return cast("pa.Array[Any]", _decode_runs(array)) if isinstance(array, pa.RunEndEncodedArray) else array
 
 
 def join(chunks: list[pa.Array[Any]], data_type: pa.DataType) -> pa.Array[Any]:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _MAX_NAMED = 3
 _MAX_VALUE_LENGTH = 40
+_MAX_TEXT_LENGTH = 400
 _REPR = reprlib.Repr()
 """Doesn't write out a large value only to truncate it."""
 _REPR.maxlevel, _REPR.maxlist, _REPR.maxstring, _REPR.maxother = 3, 20, 80, 80
@@ -36,10 +37,17 @@ _OTHER_CONTENTS = "the same files had other row groups, or other columns, when t
 def identity_differences(names: Iterable[str], saved: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:
     """Return a line for each of these fields that differs between a saved state and the current run."""
     return [
-        f"{name}: saved {shorten(saved[name])}, this run has {shorten(present[name])}"
+        f"{name}: saved {_whole(saved[name])}, this run has {_whole(present[name])}"
         for name in names
         if saved[name] != present[name]
     ]
+
+
+def _whole(value: object) -> str:
+    """Return the repr of a setting, of a text up to 400 characters."""
+    if isinstance(value, str):
+        return repr(value) if len(value) <= _MAX_TEXT_LENGTH else f"{value[:_MAX_TEXT_LENGTH]!r}..."
+    return shorten(value)
 
 
 def file_differences(encoded: str, files: FileTable, saved: FileTable | None = None) -> str:

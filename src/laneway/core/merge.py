@@ -15,6 +15,8 @@ from laneway.errors import CheckpointMismatchError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from laneway.core.schema import SavedState
+
 MAX_PROBLEMS = 10
 """Number of problems that an error lists."""
 
@@ -53,41 +55,30 @@ def merge_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if not states:
         message = "there is nothing to merge: pass the states of all ranks"
         raise CheckpointMismatchError(message)
-    return merge_ranks(states, same_step=True)
+    return merge_ranks([*map(parse_state, states)], same_step=True)
 
 
-def merge_ranks(states: Sequence[Mapping[str, Any]], *, same_step: bool) -> dict[str, Any]:
+def merge_ranks(saved: Sequence[SavedState], *, same_step: bool) -> dict[str, Any]:
     """Merge the states of all ranks; see `merge_states`.
 
     Args:
-        states: One state per rank, in any order.
+        saved: One state per rank, in any order.
         same_step: Whether to refuse states of different steps. States that all ranks took at the same time are
             consistent at any steps.
     """
-    saved = [parse_state(state) for state in states]
     parsed = [state.fields for state in saved]
     first = parsed[0]
-    # States of the whole job all carry rank 0, so they are named by their index.
-    names = [f"rank {state['rank'] if state['scope'] == 'rank' else index}" for index, state in enumerate(parsed)]
-    problems = _few(
-        f"{field}: {names[0]} has {shorten(first[field])}, {name} has {shorten(state[field])}"
-        for field in names_of(Role.IDENTITY, Role.JOB)
-        for name, state in zip(names[1:], parsed[1:], strict=True)
-        if state[field] != first[field]
-    )
+    problems = _few(differing_fields(parsed, names_of(Role.IDENTITY, Role.JOB)))
     positions: dict[int, LanePosition] = {}
     if not problems:
-        problems = _few(_rank_problems(parsed))
+        problems = _few(rank_problems(parsed))
     if not problems and first["scope"] == "rank":
         of_ranks = [positions_of(state) for state in saved]
         problems = _few(_lane_problems(first["lanes"], of_ranks)) or (
             _few(_step_problems(parsed, of_ranks)) if same_step else []
         )
         positions = {lane: position for each in of_ranks for lane, position in each.items()}
-    if problems:
-        way_out = "pass the states that all ranks saved at the same step, or call save_state_global() on all ranks"
-        message = "\n  ".join(["these are not the states of all ranks of one job at one step", *problems, way_out])
-        raise CheckpointMismatchError(message)
+    refuse_to_merge(problems)
     if first["scope"] == "global":
         return sealed(first)
     complete = all(state["complete"] for state in parsed)
@@ -107,13 +98,38 @@ def merge_ranks(states: Sequence[Mapping[str, Any]], *, same_step: bool) -> dict
     return sealed({**merged, "next_turn": next_turn, "part_rows": part_rows or 0})
 
 
+def refuse_to_merge(problems: Iterable[str]) -> None:
+    """Raise an error if there are problems.
+
+    Raises:
+        CheckpointMismatchError: There are.
+    """
+    found = _few(problems)
+    if found:
+        way_out = "pass the states that all ranks saved at the same step, or call save_state_global() on all ranks"
+        message = "\n  ".join(["these are not the states of all ranks of one job at one step", *found, way_out])
+        raise CheckpointMismatchError(message)
+
+
 def _few(problems: Iterable[str]) -> list[str]:
     """Return the first problems and the number of others: there may be a line for each of thousands of ranks."""
     found = [*islice(problems, MAX_PROBLEMS + 1)]
     return [*found[:MAX_PROBLEMS], "and more"] if len(found) > MAX_PROBLEMS else found
 
 
-def _rank_problems(states: Sequence[Mapping[str, Any]]) -> Iterable[str]:
+def differing_fields(states: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Iterable[str]:
+    """Return in which of these fields states differ."""
+    first = states[0]
+    # States of the whole job all carry rank 0, so they are named by their index.
+    ranks = [f"rank {state['rank'] if state['scope'] == 'rank' else index}" for index, state in enumerate(states)]
+    for field in names:
+        for rank, state in zip(ranks, states, strict=True):
+            if state[field] != first[field]:
+                yield f"{field}: {ranks[0]} has {shorten(first[field])}, {rank} has {shorten(state[field])}"
+
+
+def rank_problems(states: Sequence[Mapping[str, Any]]) -> Iterable[str]:
+    """Return which ranks are missing, or occur twice, and other states than those of ranks."""
     scopes = {state["scope"] for state in states}
     if "worker" in scopes:
         yield "scope: these are states of DataLoader workers, not of ranks"

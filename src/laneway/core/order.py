@@ -118,6 +118,20 @@ def lane_phases(lanes: NDArray[np.int64], num_nodes: int) -> NDArray[np.uint64]:
     return _hash(_key("mixture"), nodes[:, None] + lanes.astype(np.uint64) * np.uint64(2**20))
 
 
+def split_bits(rows: NDArray[np.int64], *, seed: int, path: str) -> NDArray[np.uint64]:
+    """Return a hash for each of some rows of a data file, the same in every epoch, by which rows are split.
+
+    Args:
+        rows: Row numbers in the file, int64 of shape (rows,).
+        seed: Any int in [0, 2**63).
+        path: The file, relative to the dataset's root.
+
+    Returns:
+        uint64 array of shape (rows,).
+    """
+    return _hash(_key("split", seed, path), rows.astype(np.uint64) + np.uint64(1))
+
+
 def base_seed(*, seed: int, epoch: int, rank: int) -> int:
     """Return the seed from which the DataLoader workers of a rank derive their own random generators.
 

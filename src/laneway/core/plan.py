@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from laneway.core.division import Division
     from laneway.core.files import FileTable
+    from laneway.core.selection import Selection
     from laneway.core.shards import ShardTable
 
 T = TypeVar("T")
@@ -49,6 +50,10 @@ class Settings:
     """How to handle the one row by which ranks differ; None: "keep" on one rank, "pad" on several."""
     drop_last: bool
     """Whether the last global batch is dropped if it is incomplete."""
+    selection: str | None = None
+    """Which rows of the files belong to the dataset; None: all. See `Selection.text`."""
+    categories: str | None = None
+    """The vocabularies of columns that are delivered as ids; None: there are none."""
 
     def remainder_for(self, world_size: int) -> Remainder:
         """Return how `world_size` ranks handle the one row by which they differ."""
@@ -71,6 +76,8 @@ class Identity:
     """The data files."""
     settings: Settings
     """The arguments that determine the order of their rows."""
+    selection: Selection | None = None
+    """How many rows of each block belong to the dataset; None: all."""
     _last_plan: dict[object, Plan] = field(default_factory=dict, init=False, repr=False)
     """The last plan by its key: loading a state, starting a pass and forked workers all need the same one."""
     _derived: dict[object, Any] = field(default_factory=dict, init=False, repr=False)
@@ -78,7 +85,8 @@ class Identity:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out derived values, which may be large."""
-        return {"files": self.files, "settings": self.settings, "_last_plan": {}, "_derived": {}}
+        kept = {"files": self.files, "settings": self.settings, "selection": self.selection}
+        return {**kept, "_last_plan": {}, "_derived": {}}
 
     def derived(self, key: object, compute: Callable[[], T]) -> T:
         """Return a value that follows from files and settings, which is computed once."""
@@ -92,18 +100,27 @@ class Identity:
         """All shards, in file order."""
         return self.shards_in(ORDER_VERSION)
 
+    @property
+    def selected(self) -> FileTable:
+        """The data files as if they had no rows but the selected ones."""
+        selection = self.selection
+        return self.files if selection is None else self.derived("selected", lambda: selection.files(self.files))
+
     def shards_in(self, order_version: int) -> ShardTable:
         """Return all shards of an order, in file order."""
-        files, settings = self.files, self.settings
+        files, settings, selection = self.selected, self.settings, self.selection
         sizes = files.block_bytes if order_version == 1 else files.block_memory_bytes
+        if selection is not None:
+            sizes = selection.selected_bytes(self.files, sizes)
         return self.derived(
             ("shards", order_version),
             lambda: cut_shards(files, sizes, shard_bytes=settings.shard_bytes, shard_rows=settings.shard_rows),
         )
 
     def fingerprint_in(self, order_version: int) -> str:
-        """Return the identity of the files in an order: it covers all that determines the place of a row."""
-        return self.files.fingerprint_v1 if order_version == 1 else self.files.fingerprint
+        """Return the identity of the rows in an order: it covers all that determines the place of a row."""
+        fingerprint = self.files.fingerprint_v1 if order_version == 1 else self.files.fingerprint
+        return fingerprint if self.selection is None else self.selection.fingerprint(fingerprint)
 
     def sharing(self, world_size: int, turns_per_batch: int) -> Sharing:
         """Return how ranks share lanes with these settings."""
@@ -126,7 +143,7 @@ class Identity:
         return plan
 
     def _replay(self, version: int, epoch: int, cuts: tuple[EarlierCut, ...]) -> Plan:
-        settings, shards, num_rows = self.settings, self.shards_in(version), self.files.num_rows
+        settings, shards, num_rows = self.settings, self.shards_in(version), self.selected.num_rows
         first, *others = cuts
         division = divide(version, num_rows, first.num_lanes, first.turn_rows, first.sharing)
         windows, lanes = cut_epoch(
@@ -189,13 +206,13 @@ class Plan:
             window=windows.index_in_lane(window),
         )
 
-    def locate(self, segment: Segment, index: int) -> tuple[str, int]:
-        """Return the path of the data file with row `index` of a segment, and the row number in that file."""
+    def locate(self, segment: Segment, index: int) -> tuple[int, int]:
+        """Return the index of the data file with row `index` of a segment, and which of its selected rows it is."""
         order = self.window_order(segment.window)
         row = segment.start + index if order is None else int(order[segment.start + index])
         for file_index, start, stop in self.window_files(segment.window):
             if row < stop - start:
-                return self.identity.files.paths[file_index], start + row
+                return file_index, start + row
             row -= stop - start
         message = f"row {index} is outside {segment}"
         raise IndexError(message)

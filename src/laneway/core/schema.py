@@ -20,7 +20,7 @@ from laneway.core.plan import Settings
 from laneway.core.progress import EarlierCut, LanePosition
 from laneway.core.sealing import Seal
 from laneway.core.turns import WorkerPlace, turns_taken
-from laneway.errors import StateFormatError
+from laneway.errors import CheckpointMismatchError, StateFormatError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,6 +33,9 @@ FORMAT_VERSION = 3
 Version 1 had no offsets, and each earlier cut was a list of rows. In version 2, each earlier cut was a pair of rows and
 offsets of all lanes, and states had no digest.
 """
+
+SCOPE_APART = "ranks"
+"""Scope of what `core.apart` writes: the states of ranks that are in different epochs."""
 
 _MAX_INT = 2**64
 """Bound of all numbers: larger ones are damage, and Python may refuse to print them."""
@@ -205,13 +208,23 @@ def positions_of(saved: SavedState) -> dict[int, LanePosition]:
     return found
 
 
-_identity_of = itemgetter(*(name for name in names_of(Role.IDENTITY, Role.DETAIL) if name != "digest"))
+_IDENTITY = [each for each in FIELDS if each.role in {Role.IDENTITY, Role.DETAIL} and each.name != "digest"]
+_REQUIRED_OF_IDENTITY = [each.name for each in _IDENTITY if each.default is REQUIRED]
+_DEFAULTS_OF_IDENTITY = {each.name: each.default for each in _IDENTITY if each.default is not REQUIRED}
 _others_of = itemgetter(*names_of(Role.JOB, Role.OWN))
 
 
 def seal_of(identity: Mapping[str, Any]) -> Seal:
-    """Return the seal of states with these fields of the identity."""
-    return Seal((FORMAT, FORMAT_VERSION, *_identity_of(identity)))
+    """Return the seal of states with these fields of the identity; those that have their default may be missing."""
+    values = [identity[name] for name in _REQUIRED_OF_IDENTITY]
+    others = {name: identity.get(name, default) for name, default in _DEFAULTS_OF_IDENTITY.items()}
+    return Seal((FORMAT, FORMAT_VERSION, *values, *without_defaults(others).items()))
+
+
+def without_defaults(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return some fields as a state holds them: without those of the identity that have their default."""
+    defaults = _DEFAULTS_OF_IDENTITY
+    return {name: value for name, value in fields.items() if name not in defaults or value != defaults[name]}
 
 
 def digest_with(seal: Seal, fields: Mapping[str, Any]) -> str:
@@ -223,7 +236,7 @@ def sealed(state: Mapping[str, Any]) -> dict[str, Any]:
     """Return a state whose fields were changed with the digest that it needs; older versions have none."""
     if state["version"] != FORMAT_VERSION:
         return dict(state)
-    return {**state, "digest": digest_with(seal_of(state), state)}
+    return {**without_defaults(state), "digest": digest_with(seal_of(state), state)}
 
 
 _KEY = "laneway"
@@ -234,7 +247,7 @@ def wrap_state(state: dict[str, Any]) -> dict[str, Any]:
     return {_KEY: [state]}
 
 
-def _unwrap(state: object) -> object:
+def unwrap_state(state: object) -> object:
     """Return the state inside a result of `wrap_state`, and any other argument unchanged."""
     inner = state.get(_KEY) if isinstance(state, dict) and len(state) == 1 else None
     return inner[0] if isinstance(inner, list) and len(inner) == 1 else state
@@ -252,8 +265,9 @@ def parse_state(state: object) -> SavedState:
 
     Raises:
         StateFormatError: The value is not a state, or it is damaged.
+        CheckpointMismatchError: It holds ranks that were in different epochs; see `core.apart`.
     """
-    state = _checked_format(_unwrap(state))
+    state = _checked_format(unwrap_state(state))
     version = state.get("version")
     fields = {each.name: each.default for each in FIELDS if each.default is not REQUIRED}
     fields |= _upgrade(state, version)
@@ -262,6 +276,12 @@ def parse_state(state: object) -> SavedState:
         message = f"this state is truncated: {', '.join(missing)} missing"
         raise StateFormatError(message)
     _check_types(fields)
+    if fields["scope"] == SCOPE_APART:
+        message = (
+            "this state holds the states of ranks that were in different epochs: load it with load_state_dict() or "
+            "restore_state_global() of a SavableLoader, on as many ranks"
+        )
+        raise CheckpointMismatchError(message)
     require(0 <= fields["epoch"] < MAX_COUNT, f"epoch is {fields['epoch']}")
     require(0 <= fields["next_turn"] < MAX_COUNT, f"next_turn is {fields['next_turn']}")
     for index, count in (("rank", "world_size"), ("worker", "num_workers")):

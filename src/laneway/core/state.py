@@ -32,6 +32,7 @@ from laneway.core.schema import (
     names_of,
     positions_of,
     seal_of,
+    without_defaults,
 )
 from laneway.core.turns import turns_taken
 from laneway.errors import CheckpointMismatchError, StateFormatError
@@ -75,7 +76,7 @@ def _identity_part(identity: Identity, order_version: int, *, is_worker: bool) -
     def compute() -> _IdentityPart:
         # A StatefulDataLoader keeps a state for each worker, and they would all hold the same table.
         files = "" if is_worker else identity.files.encoded
-        fields = {"files": files, **identity_fields(identity, order_version)}
+        fields = without_defaults({"files": files, **identity_fields(identity, order_version)})
         return _IdentityPart(fields, seal_of(fields))
 
     return identity.derived(("state", order_version, is_worker), compute)
@@ -230,7 +231,7 @@ def read_progress(saved: SavedState, identity: Identity, place: WorkerPlace, *, 
         lines.append(f"order_version: saved {version}, this release reads {known}")
     elif fields["fingerprint"] != present["fingerprint"]:
         has_new_files = num_added_files(saved, identity) > 0
-        if not has_new_files:
+        if not has_new_files and (fields["selection"] == present["selection"] or not _has_same_files(saved, identity)):
             lines.append(_file_differences(saved, identity))
     if not is_worker:
         place = replace(place, worker=saved.place.worker, num_workers=saved.place.num_workers)
@@ -253,7 +254,16 @@ def read_progress(saved: SavedState, identity: Identity, place: WorkerPlace, *, 
 _SETTINGS = [name for name in names_of(Role.IDENTITY) if name != "fingerprint"]
 
 
+def _has_same_files(saved: SavedState, identity: Identity) -> bool:
+    return bool(saved.fields["files"] == identity.files.encoded)
+
+
 def _file_differences(saved: SavedState, identity: Identity) -> str:
+    if identity.selection is not None and _has_same_files(saved, identity):
+        return (
+            "rows: the same steps select other rows of the same files than when this state was saved: if a function of "
+            "a filter has changed, tell its versions apart with version="
+        )
     if saved.fields["files"]:
         return file_differences(saved.fields["files"], identity.files)
     prints = (saved.fields["fingerprint"][:8], identity.fingerprint_in(saved.fields["order_version"])[:8])

@@ -7,9 +7,11 @@ and say which one is the last, so that gradients that are still accumulated are 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from laneway.delivery.callers import calling_method
+from laneway.errors import LanewayError
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +37,31 @@ def placement_of_caller() -> Placement | None:
     accelerator, wanted = method["self"], method["device_placement"]
     is_placed = accelerator.device_placement if wanted is None else wanted
     return Placement(accelerator.device if is_placed else None, accelerator.non_blocking)
+
+
+def check_checkpoint_of_caller(loader: object) -> None:
+    """Check that a checkpoint which an Accelerator loads right now, if it does, holds a state of a loader.
+
+    Accelerate passes over a loader whose state is not in the checkpoint, and the loader would begin its epoch again. It
+    finds states by the order in which loaders were prepared.
+
+    Raises:
+        LanewayError: It holds none.
+    """
+    method = calling_method("accelerate", "Accelerator", "load_state")
+    if method is None:
+        return
+    loaders = method["self"]._dataloaders  # noqa: SLF001 - tests/frameworks fails if it changes
+    for index, prepared in enumerate(loaders):
+        name = f"dl_state_dict_{index}.bin" if index else "dl_state_dict.bin"
+        if prepared is loader and not Path(method["input_dir"], name).exists():
+            message = (
+                f"this SavableLoader is number {index + 1} of {len(loaders)} that the Accelerator has prepared, but "
+                f"{method['input_dir']} has no {name}, so the loader would begin its epoch again: prepare the same "
+                "loaders as before save_state(), each once, with a new Accelerator or after free_memory(); a loader "
+                "that shall begin anew is prepared after load_state()"
+            )
+            raise LanewayError(message)
 
 
 class AcceleratedPass:

@@ -230,7 +230,9 @@ class DataLoaderPass(Pass):
             return Taken(Delivery(tagged.turn, tagged.positions, before=num_delivered), 1, tagged.batch)
         ((lane, (stop, _)),) = tagged.positions
         place = LaneRange(lane, stop - len(tagged.batch), stop)
-        return self._take_row(RowsDelivery(tagged.turn, place, tagged.batch, before=num_delivered, is_ready=True))
+        errors = self._source.definition.transform.errors
+        is_ready = errors is None or not errors.skips
+        return self._take_row(RowsDelivery(tagged.turn, place, tagged.batch, before=num_delivered, is_ready=is_ready))
 
     def _next_batch(self) -> TaggedBatch | None:
         """Return the next batch that is not empty, or None at the end."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Self
 
 from laneway.core.assignment import resolve_cut
 from laneway.core.cursor import Cursor
@@ -11,23 +11,20 @@ from laneway.core.plan import Identity
 from laneway.delivery.context import Contexts
 from laneway.delivery.stream import BatchStream, ItemMaker, RowStream
 from laneway.reading.lane_reader import LaneReader
-from laneway.reading.origin import HIDDEN, PROVENANCE, Origin
-from laneway.reading.reader import RowReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import pyarrow as pa
-
     from laneway.catalog.manifest import Manifest
-    from laneway.convert.batches import BatchConverter
-    from laneway.convert.columns import Output
     from laneway.core.assignment import Assignment
     from laneway.core.options import LaneOptions
     from laneway.core.progress import Progress
     from laneway.core.turns import WorkerPlace
+    from laneway.delivery.delivered_columns import DeliveredColumns
+    from laneway.delivery.schedule import EpochSchedule
     from laneway.delivery.stream import Stream
     from laneway.delivery.transforms import Transforms
+    from laneway.reading.selecting import RowSelection
     from laneway.storage.filesystem import Storage
 
 
@@ -45,20 +42,32 @@ class Definition:
     """The data files and their metadata."""
     storage: Storage
     """Storage of the data files."""
-    schema: pa.Schema
-    """Names and Arrow types of the columns that are delivered."""
-    output: Output
-    """Type of the delivered columns."""
-    converter: BatchConverter
-    """Converts them."""
+    columns: DeliveredColumns
+    """The columns that are delivered."""
     transform: Transforms
     """Called on each row, or on each batch of columns."""
-    provenance: bool
-    """Whether the columns include those of `PROVENANCE`."""
     prefetch_windows: int
     """Windows of each lane that are read ahead."""
+    selection: RowSelection | None = None
+    """The rows that belong to the dataset; None: all."""
     collate_fn: Callable[[list[Any]], Any] | None = None
     """Builds an item from the rows of a batch, or of a turn if there are no batches; None: columns, or single rows."""
+
+    def __post_init__(self) -> None:
+        """Check that no rank may deliver fewer rows than the others, unless they may anyway.
+
+        Raises:
+            ValueError: One may.
+        """
+        errors = self.transform.errors
+        if errors is not None and errors.skips and self.place.world_size > 1:
+            remainder = self.identity.settings.remainder
+            if remainder != "keep":
+                message = (
+                    f'on_error="skip" would let the {self.place.world_size} ranks deliver different numbers of rows: '
+                    'use "mask", or remainder="keep" if the training loop can end at another step on each rank'
+                )
+                raise ValueError(message)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the file table of the identity: the manifest has it, and may travel as a file."""
@@ -66,7 +75,13 @@ class Definition:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore the identity."""
-        vars(self).update(state, identity=Identity(state["manifest"].files, state["identity"]))
+        rows = None if state["selection"] is None else state["selection"].rows
+        vars(self).update(state, identity=Identity(state["manifest"].files, state["identity"], rows))
+
+    def with_selection(self, selection: RowSelection) -> Self:
+        """Return the definition of the rows of a selection."""
+        settings = replace(self.identity.settings, selection=selection.rows.text)
+        return replace(self, identity=Identity(self.manifest.files, settings, selection.rows), selection=selection)
 
     def num_items(self, place: WorkerPlace) -> int:
         """Return the number of batches, or rows if there are no batches, that a rank delivers in a whole epoch.
@@ -74,11 +89,12 @@ class Definition:
         Args:
             place: Any worker of the rank.
         """
-        return self.options.num_items(self.manifest.num_rows, place, self.identity.settings)
+        return self.options.num_items(self.identity.selected.num_rows, place, self.identity.settings)
 
-    def warnings_for(self, place: WorkerPlace) -> list[str]:
-        """Return what to warn of when the worker at `place` starts to read."""
-        return self.options.warnings_for(self.manifest.num_rows, place, self.identity.settings)
+    def warnings_at_start(self, schedule: EpochSchedule, place: WorkerPlace) -> list[str]:
+        """Return what to warn of when the worker at `place` starts to read the next pass of `schedule`."""
+        of_options = self.options.warnings_for(self.identity.selected.num_rows, place, self.identity.settings)
+        return [*of_options, *filter(None, [schedule.warning_at_start(place)])]
 
     def resolve(self, progress: Progress, place: WorkerPlace) -> Assignment:
         """Return the assignment of the worker at `place`; see `laneway.core.assignment.resolve_cut`."""
@@ -97,10 +113,13 @@ class Definition:
     def _items(self, assignment: Assignment) -> ItemMaker:
         plan, seed = assignment.plan, self.identity.settings.seed
         takes_context = self.transform.takes_context
-        made = (PROVENANCE.names if self.provenance else []) + (HIDDEN.names if takes_context else [])
-        converter = self.converter.with_columns(HIDDEN) if takes_context else self.converter
-        origin = Origin(plan.epoch, frozenset(made)) if made else None
-        rows = RowReader(self.manifest, self.storage, converter.schema, origin)
+        rows, converter = self.columns.open(
+            self.manifest,
+            self.storage,
+            epoch=plan.epoch,
+            selection=self.selection,
+            with_hidden=takes_context,
+        )
         lanes = LaneReader(plan, rows, converter.vectorized, self.prefetch_windows)
         contexts = Contexts(self.manifest.files.paths, seed=seed, epoch=plan.epoch) if takes_context else None
         return ItemMaker(lanes, converter, self.transform, contexts, self.collate_fn)

@@ -141,8 +141,7 @@ class DatasetIterator(PassIterator):
         self._has_begun = False
         self._restored: Restored | None = None
         """The state that was loaded for this pass."""
-        # One worker warns for all.
-        self._late_choice = LateChoice(schedule) if is_in_worker() and not self._place.worker else None
+        self._late_choice: LateChoice | None = None
         if is_in_worker():
             self._begin()
 
@@ -165,7 +164,7 @@ class DatasetIterator(PassIterator):
         if stream is None:
             # A state of this pass, which another pass over the dataset has taken as its own, still applies.
             restored = schedule.pending or (None if schedule.is_chosen else self._restored)
-            for warning in filter(None, (*self._definition.warnings_for(place), schedule.warning_at_start(place))):
+            for warning in self._definition.warnings_at_start(schedule, place):
                 warnings.warn(warning, stacklevel=4)
             if restored is None:
                 check_resumes_with_state(self._dataset)
@@ -174,8 +173,8 @@ class DatasetIterator(PassIterator):
             weakref.finalize(self, stream.release).atexit = False
             self._restored, self._stream, self._pass = restored, stream, stream
         schedule.begin(stream, place, generation)
-        if self._late_choice is not None:
-            self._late_choice.begin(generation)
+        # One worker warns for all.
+        self._late_choice = LateChoice(schedule, generation) if is_in_worker() and not place.worker else None
         self._has_begun = True
         return stream
 

@@ -17,19 +17,16 @@ class LateChoice:
     `StatefulDataLoader.state_dict()` has its workers begin a pass, which the next `iter` delivers.
     """
 
-    def __init__(self, schedule: EpochSchedule) -> None:
-        """Watch the choices of a schedule."""
-        self._schedule = schedule
-        self._generation = 0
-        self._num_reads = 0
-
-    def begin(self, generation: int) -> None:
-        """Record that a pass begins.
+    def __init__(self, schedule: EpochSchedule, generation: int) -> None:
+        """Watch a schedule from the start of a pass.
 
         Args:
-            generation: Generation of the clock at its start.
+            schedule: The schedule.
+            generation: Generation of its clock at the start.
         """
-        self._generation, self._num_reads = generation, 0
+        self._schedule = schedule
+        self._generation = generation
+        self._num_reads = 0
 
     def warning(self, epoch: int) -> str | None:
         """Return a warning, if one is due before the next read of the pass.

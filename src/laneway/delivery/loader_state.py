@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from laneway.core.apart import is_apart, state_of_rank
 from laneway.core.cursor import Cursor
-from laneway.core.schema import parse_state
+from laneway.core.schema import parse_state, unwrap_state
 from laneway.core.state import read_progress, write_job_state, write_state
 from laneway.core.turns import WorkerPlace
 from laneway.delivery.dataset_state import log_added_files
@@ -105,21 +106,32 @@ def _job_place(runner: PassRunner) -> WorkerPlace:
     return WorkerPlace(0, runner.place.world_size)
 
 
-def parse_job_state(state: object) -> SavedState:
+class JobState(NamedTuple):
+    """A state of the whole job, as a rank resumes from it."""
+
+    saved: SavedState
+    """What this rank resumes from: all of it, or if ranks were in different epochs, its own part."""
+    whole: dict[str, Any]
+    """All of it."""
+
+
+def parse_job_state(state: object, place: WorkerPlace) -> JobState:
     """Parse a state that must be that of the whole job.
 
     Raises:
         StateFormatError: The value is not a state, or it is damaged.
-        CheckpointMismatchError: It is the state of a single rank.
+        CheckpointMismatchError: It is the state of a single rank, or of another number of ranks in different epochs.
     """
-    saved = parse_state(state)
+    saved, whole = parse_state(state_of_rank(state, place)), unwrap_state(state)
+    if isinstance(whole, dict) and is_apart(whole):
+        return JobState(saved, whole)
     if not saved.is_global:
         message = (
             f"this is the state of rank {saved.place.rank} of {saved.place.world_size} only: call "
             "restore_state_rank() on that rank, or load merge_states() of the states of all ranks"
         )
         raise CheckpointMismatchError(message)
-    return saved
+    return JobState(saved, saved.original)
 
 
 def parse_rank_state(state: object, place: WorkerPlace) -> SavedState:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from laneway.core.cursor import LaneRange
+from laneway.delivery.row_errors import SKIPPED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -127,6 +128,13 @@ class Pass:
 
     def take(self) -> Taken | None:
         """Return the next item, or None at the end of the epoch. If the last item was not delivered, it comes again."""
+        while (taken := self.take_any()) is not None and taken.item is SKIPPED:
+            # Nobody receives it.
+            taken.delivery.taken = taken.num_taken
+        return taken
+
+    def take_any(self) -> Taken | None:
+        """Return the next item as `take` does, or `SKIPPED` in its place if nothing is delivered for it."""
         delivery = self.delivery
         is_touched = delivery.touched == delivery.taken
         if delivery.taken < len(delivery.rows) and not is_touched:

@@ -89,7 +89,7 @@ class PassRunner:
                 return running
             running.release()
         schedule, place = self.schedule, self.place
-        for warning in filter(None, (*self.source.definition.warnings_for(place), schedule.warning_at_start(place))):
+        for warning in self.source.definition.warnings_at_start(schedule, place):
             warnings.warn(warning, stacklevel=5)
         return DataLoaderPass(self.source, self.resolve(schedule.next_progress))
 

@@ -131,10 +131,12 @@ class EpochSchedule:
 
     @property
     def epoch(self) -> int:
-        """The epoch of the last pass, or the one that was chosen or loaded since."""
-        chosen, last = self._clock.chosen_epoch(), self._clock.last_epoch
+        """The epoch of the last pass, or that of the next one if it was chosen or loaded since."""
+        chosen, last, restored = self._clock.chosen_epoch(), self._clock.last_epoch, self.pending
         if chosen is not None:
             return chosen
+        if restored is not None:
+            return restored.start.epoch
         if self.last is not None:
             return self.last.epoch
         return self._clock.setting_epoch if last is None else last

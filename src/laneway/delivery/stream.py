@@ -16,6 +16,7 @@ from laneway.convert.batches import NullInColumnError
 from laneway.core.cursor import LaneRange, Positions
 from laneway.delivery.packing import SentItem, pack
 from laneway.delivery.passes import Delivery, Pass, RowsDelivery, Taken
+from laneway.delivery.row_errors import SKIPPED
 from laneway.delivery.workers import is_in_worker
 from laneway.errors import ColumnConversionError
 
@@ -72,7 +73,7 @@ class ItemMaker:
         """Lane -> the rows that `rows` returned last, so that an error can name its row."""
 
     def batch(self, ranges: list[LaneRange]) -> Any:  # noqa: ANN401 - a user's function may return anything
-        """Return the batch of these rows."""
+        """Return the batch of these rows; `SKIPPED` if nothing is delivered for any of them."""
         if self._collate_fn is None:
             batch = self._convert(self._converter.gather, ranges)
             if self._contexts is None:
@@ -80,7 +81,11 @@ class ItemMaker:
             return self._transform(*self._contexts.of_batch(batch), ranges)
         rows = self._convert(self._converter.gather_rows, ranges)
         if self.transform:
-            rows = [self._transform(*self._with_context(row), ranges, index) for index, row in enumerate(rows)]
+            rows = [self._row(row, ranges, index) for index, row in enumerate(rows)]
+            if self.transform.errors is not None and self._collate_fn is not unchanged:
+                rows = [row for row in rows if row is not SKIPPED]
+                if not rows:
+                    return SKIPPED
         return self._call(self._collate_fn, rows, ranges)
 
     def rows(self, ranges: list[LaneRange]) -> list[Any]:
@@ -90,16 +95,39 @@ class ItemMaker:
         return rows
 
     def transform_row(self, row: Any) -> Any:  # noqa: ANN401 - a user's function may return anything
-        """Return the result of `transform` for a row that `rows` returned."""
+        """Return the result of `transform` for a row that `rows` returned; `SKIPPED` if nothing is delivered for it."""
         try:
-            return self._transform(*self._with_context(row))
+            return self._row(row)
         except Exception as error:
-            for ranges, rows in self._latest_rows.values():
-                for index, each in enumerate(rows):
-                    if each is row:
-                        error.add_note(self._description(ranges, index))
-                        raise
+            place = self._latest_place(row)
+            if place is not None:
+                error.add_note(self._description(*place))
             raise
+
+    def _latest_place(self, row: Any) -> tuple[list[LaneRange], int] | None:  # noqa: ANN401 - a row in any output
+        """Return the place of a row that `rows` returned: its index in ranges of lanes."""
+        for ranges, rows in self._latest_rows.values():
+            for index, each in enumerate(rows):
+                if each is row:
+                    return ranges, index
+        return None
+
+    def _name_of(self, row: Any, ranges: list[LaneRange] | None, index: int | None) -> str:  # noqa: ANN401 - see above
+        """Return the file and number of a row; without its place, of one that `rows` returned."""
+        place = self._latest_place(row) if ranges is None or index is None else (ranges, index)
+        return self._lanes.locate(*place) if place else "unknown"
+
+    def _row(self, row: Any, ranges: list[LaneRange] | None = None, index: int | None = None) -> Any:  # noqa: ANN401
+        """Return the result of the user's functions for a row, or what is delivered instead."""
+        errors = self.transform.errors
+        if errors is None:
+            return self._transform(*self._with_context(row), ranges, index)
+        item, context = self._with_context(row)
+        try:
+            result = self.transform(item, context)
+        except Exception as error:  # noqa: BLE001 - the user's functions may raise any
+            return errors.hide(error, item, lambda: self._name_of(row, ranges, index))
+        return errors.accept(self._checked(result, is_delivered=self._delivers_results))
 
     def close(self) -> None:
         """Release windows, files and threads at the end of the stream."""
@@ -165,8 +193,8 @@ class ItemMaker:
             return result
         what = "None" if result is None else "a generator"
         message = (
-            f"transform returned {what}, but it must return the row or batch to deliver: it can't drop rows or "
-            "turn one into several; write filtered or expanded data files, or pass a collate_fn that handles it"
+            f"transform returned {what}, but it must return the row or batch to deliver (is a return missing?): it "
+            "can't drop rows, as .filter() can, or turn one into several"
         )
         raise TypeError(message)
 
@@ -226,7 +254,7 @@ class TaggedBatch(NamedTuple):
     positions: Positions
     """(lane, new position) for each of its lanes; empty: the turns have no rows, and there is no batch."""
     batch: Any
-    """The batch."""
+    """The batch, or `SKIPPED`."""
 
 
 class BatchStream(Stream):
@@ -239,7 +267,7 @@ class BatchStream(Stream):
 
     def next_tagged(self) -> TaggedBatch | None:
         """Return the next batch with its tag, or None at the end; for a process that sends it, it is delivered."""
-        taken = self.take()
+        taken = self.take_any()
         if taken is None:
             return None
         delivery, num_taken, batch = taken

@@ -1,14 +1,15 @@
-"""The functions that a user has called on each row or batch, in sequence."""
+"""The functions that a user has called on each row or batch, in sequence, and what becomes of rows if they fail."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from laneway.delivery.context import BatchContext, RowContext
+    from laneway.delivery.row_errors import RowErrors
 
 
 class _Step(NamedTuple):
@@ -22,7 +23,9 @@ class Transforms:
     """Functions called in sequence. Unlike a closure that calls them, this can be pickled for a spawned worker."""
 
     steps: tuple[_Step, ...] = ()
-    """The functions; none: rows and batches stay as they are."""
+    """The functions."""
+    errors: RowErrors | None = None
+    """What becomes of rows for which one of them fails; None: the error is raised."""
 
     def then(self, function: Callable[..., Any], *, takes_context: bool = False) -> Transforms:
         """Return these functions and one more.
@@ -31,10 +34,11 @@ class Transforms:
             function: Called with the result of the others and, if it takes one, with the context of the row or batch.
             takes_context: Whether it takes one.
         """
-        return Transforms((*self.steps, _Step(function, takes_context)))
+        return replace(self, steps=(*self.steps, _Step(function, takes_context)))
 
     def __bool__(self) -> bool:
-        return bool(self.steps)
+        """Return whether they change rows or batches: masking adds a column."""
+        return bool(self.steps) or (self.errors is not None and not self.errors.skips)
 
     @property
     def takes_context(self) -> bool:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from laneway.errors import DataFileError
 from laneway.formats.arrow import ArrowFormat
-from laneway.formats.base import BlockReader, FileScan, Format, PlannedFile
+from laneway.formats.base import BlockMatches, BlockReader, FileScan, Format, PlannedFile
 from laneway.formats.parquet import ParquetFormat
 from laneway.storage.reading import read_range
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FORMATS",
     "ArrowFormat",
+    "BlockMatches",
     "BlockReader",
     "FileScan",
     "Format",

@@ -18,7 +18,7 @@ from laneway.errors import DataFileError
 from laneway.formats.arrow_checks import check_messages
 from laneway.formats.arrow_files import MAGIC, find_messages
 from laneway.formats.base import FileScan, name_error
-from laneway.formats.field_paths import find_field, select_fields
+from laneway.formats.field_paths import path_of, select_fields
 from laneway.formats.messages import (
     CONTINUATION,
     END_OF_STREAM,
@@ -44,8 +44,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from laneway.formats.arrow_files import Message
-    from laneway.formats.base import PlannedFile
-    from laneway.formats.field_paths import FieldPath
+    from laneway.formats.base import BlockMatches, PlannedFile
     from laneway.formats.messages import MessageHeader
     from laneway.storage.filesystem import Storage
 
@@ -193,7 +192,7 @@ class ArrowBlocks:
         Raises:
             ValueError, pa.ArrowException: A batch is damaged.
         """
-        fields = [(name, (name,) if name in self._positions else self._path_of(name)) for name in columns]
+        fields = [(name, path_of(self._schema, name)) for name in columns]
         names = [*dict.fromkeys(path[0] for _, path in fields)]
         is_all = names == [*self._positions]
         schema = self._schema if is_all else pa.schema([self._schema.field(name) for name in names])
@@ -221,12 +220,13 @@ class ArrowBlocks:
                     self._validated.add((index, name))
         return select_fields(pa.Table.from_batches(selected, schema), fields)
 
+    def matches(self, *_: object) -> BlockMatches | None:
+        """Return None: there are no statistics."""
+        return None
+
     def close(self) -> None:
         """Release the file; a memory map lives as long as the last table that was read from it."""
         self._source = None
-
-    def _path_of(self, name: str) -> FieldPath:
-        return find_field(self._schema, name) or (name,)
 
     def _messages(self, indices: NDArray[np.int64]) -> Iterator[pa.Buffer]:
         """Yield these messages, read in one call, consecutive messages as one range."""

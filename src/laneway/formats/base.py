@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from laneway.errors import DataFileError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import numpy as np
     import pyarrow as pa
+    import pyarrow.compute as pc
     from numpy.typing import NDArray
 
     from laneway.storage.filesystem import Storage
@@ -53,6 +54,16 @@ class PlannedFile:
     """`Entry.version` when it was listed, "" if unknown."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class BlockMatches:
+    """What is known of conditions on the rows of each block of a file, without reading them."""
+
+    possible: list[NDArray[np.bool_]]
+    """For each condition, whether it may be true for a row of the block, shape (num_blocks,)."""
+    has_nulls: NDArray[np.bool_]
+    """Whether a column that they look at may have a null, shape (num_blocks,)."""
+
+
 class BlockReader(Protocol):
     """An open data file."""
 
@@ -60,6 +71,17 @@ class BlockReader(Protocol):
         """Decode the blocks [first, stop), first < stop, of these columns, in this order.
 
         A table without columns still has the right number of rows. Damaged files raise exceptions of pyarrow.
+        """
+
+    def matches(
+        self, conditions: Sequence[pc.Expression], schema: pa.Schema, known: Mapping[str, Any]
+    ) -> BlockMatches | None:
+        """Return what statistics tell of conditions, or None if there are none. NaN is not in statistics.
+
+        Args:
+            conditions: The conditions.
+            schema: The columns that they look at, of the types that they have in the file.
+            known: Column -> the scalar that is its value in all rows, for those that are not in the file.
         """
 
     def close(self) -> None:

@@ -27,6 +27,18 @@ def find_field(schema: pa.Schema, name: str) -> FieldPath | None:
     return _find(schema, name) if "." in name else None
 
 
+def path_of(schema: pa.Schema, name: str) -> FieldPath:
+    """Return the path of a field that exists; see `find_field`.
+
+    Raises:
+        KeyError: It doesn't.
+    """
+    found = find_field(schema, name)
+    if found is None:
+        raise KeyError(name)
+    return found
+
+
 def field_type(schema: pa.Schema, path: FieldPath) -> pa.DataType:
     """Return the type of a field."""
     found: Any = schema.field(path[0]).type

@@ -6,7 +6,7 @@ import os
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Final, cast, final
+from typing import TYPE_CHECKING, Any, Final, cast, final
 
 import numpy as np
 import pyarrow as pa
@@ -16,18 +16,20 @@ from pyarrow.parquet.core import ParquetReader
 from laneway.core.files import digest
 from laneway.errors import DataFileError
 from laneway.formats.base import FileScan, name_error
-from laneway.formats.field_paths import find_field, select_fields
+from laneway.formats.field_paths import path_of, select_fields
+from laneway.formats.row_group_matches import row_group_matches
 from laneway.formats.row_groups import check_chunks, check_row_counts, chunk_range, leaf_ranges, memory_bytes
 from laneway.storage.entries import file_size
 from laneway.storage.ranges import coalesce
 from laneway.storage.reading import read_range, read_ranges
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from io import IOBase
 
-    from laneway.formats.base import BlockReader, PlannedFile
-    from laneway.formats.field_paths import FieldPath
+    import pyarrow.compute as pc
+
+    from laneway.formats.base import BlockMatches, BlockReader, PlannedFile
     from laneway.storage.filesystem import Storage
     from laneway.storage.ranges import Data
 
@@ -130,6 +132,12 @@ class ParquetBlocks:
         self._columns.check(self._file.metadata, first, stop, columns, self._planned.size)
         return table
 
+    def matches(
+        self, conditions: Sequence[pc.Expression], schema: pa.Schema, known: Mapping[str, Any]
+    ) -> BlockMatches | None:
+        """See BlockReader."""
+        return row_group_matches(self._file.metadata, conditions, schema, self._columns.leaves, known)
+
     def close(self) -> None:
         """Close the file."""
         self._file.close(force=True)
@@ -165,6 +173,12 @@ class RemoteParquetBlocks:
             pa.PythonFile(cast("IOBase", fetched), mode="r"), metadata=self._metadata, page_checksum_verification=True
         )
         return self._columns.decode(file, first, stop, columns)
+
+    def matches(
+        self, conditions: Sequence[pc.Expression], schema: pa.Schema, known: Mapping[str, Any]
+    ) -> BlockMatches | None:
+        """See BlockReader."""
+        return row_group_matches(self._metadata, conditions, schema, self._columns.leaves, known)
 
     def close(self) -> None:
         """Do nothing: no file is open."""
@@ -218,7 +232,7 @@ class _Columns:
 
     def __init__(self, schema: pa.Schema) -> None:
         self.schema = schema
-        self._leaves = leaf_ranges(schema)
+        self.leaves = leaf_ranges(schema)
 
     def check(self, metadata: pq.FileMetaData, first: int, stop: int, names: Sequence[str], size: int) -> list[int]:
         """Return the indices of the leaf columns of some columns, after checking what the footer says about them."""
@@ -231,14 +245,11 @@ class _Columns:
         """Decode the row groups [first, stop) of some columns."""
         # pyarrow interprets names as paths into structs too, but returns these structs, in file order.
         table: pa.Table = file.read_row_groups(list(range(first, stop)), columns=list(names))
-        return select_fields(table, [(name, self._path_of(name)) for name in names])
-
-    def _path_of(self, name: str) -> FieldPath:
-        return (name,) if name in self._leaves else find_field(self.schema, name) or (name,)
+        return select_fields(table, [(name, path_of(self.schema, name)) for name in names])
 
     def _leaves_of(self, name: str) -> range:
-        path = self._path_of(name)
-        found, type_ = self._leaves[path[0]], self.schema.field(path[0]).type
+        path = path_of(self.schema, name)
+        found, type_ = self.leaves[path[0]], self.schema.field(path[0]).type
         for each in path[1:]:
             found, type_ = leaf_ranges(type_, found.start)[each], type_.field(each).type
         return found

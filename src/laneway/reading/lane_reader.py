@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from laneway.core.cursor import LaneRange
     from laneway.core.lanes import Segment
     from laneway.core.plan import Plan
-    from laneway.reading.reader import RowReader
+    from laneway.reading.rows import Rows
     from laneway.reading.windows import PendingWindow, ReadAhead
 
 
@@ -86,7 +86,7 @@ class LaneReader:
     For each lane it holds one window, the prefetched windows, and a copy of the last row once that has been read.
     """
 
-    def __init__(self, plan: Plan, rows: RowReader, vectorized: Mapping[str, ToStored], num_ahead: int) -> None:
+    def __init__(self, plan: Plan, rows: Rows, vectorized: Mapping[str, ToStored], num_ahead: int) -> None:
         """Read lanes of `plan`.
 
         Args:
@@ -96,6 +96,7 @@ class LaneReader:
             num_ahead: Windows to prefetch in each lane.
         """
         self._plan = plan
+        self._rows = rows
         self._windows = WindowReader(plan, rows, vectorized)
         # If the iterator is dropped mid-epoch, stop its threads instead of draining the queue.
         self._end = weakref.finalize(self, self._windows.end)
@@ -162,8 +163,9 @@ class LaneReader:
         for lane_range in wanted:
             for segment in self._plan.lanes.segments(*lane_range):
                 if row_index < segment.stop - segment.start:
-                    path, row = self._plan.locate(segment, row_index)
-                    return f"row {row:,} of {path}"
+                    file_index, row = self._plan.locate(segment, row_index)
+                    row = self._rows.row_in_file(file_index, row)
+                    return f"row {row:,} of {self._plan.identity.files.paths[file_index]}"
                 row_index -= segment.stop - segment.start
         message = f"row {row_index} is outside {wanted}"
         raise IndexError(message)

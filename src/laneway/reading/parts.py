@@ -41,7 +41,9 @@ def cut_at_blocks(files: FileTable, rows: FileRange, max_bytes: int) -> list[Par
     first = int(np.searchsorted(bounds, offset + start, side="right")) - 1
     end = int(np.searchsorted(bounds, offset + stop, side="left"))
     block_bounds = (bounds[first : end + 1] - offset).tolist()
-    sizes = files.block_memory_bytes[blocks][first:end].tolist()
+    # A block without rows is not read.
+    of_parts = slice(blocks.start + first, blocks.start + end)
+    sizes = (files.block_memory_bytes[of_parts] * (files.block_rows[of_parts] > 0)).tolist()
     parts: list[Part] = []
     part_first, num_bytes = 0, 0
     for i, size in enumerate([*sizes, max_bytes + 1]):

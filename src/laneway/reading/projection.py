@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from laneway.convert.casting import cast_problem, common_type
 from laneway.errors import SchemaMismatchError
-from laneway.formats.field_paths import field_type, fields_inside, find_field
+from laneway.formats.field_paths import field_type, fields_inside, find_field, path_of
 from laneway.formats.nested_types import unreadable_type
 from laneway.reading.origin import PROVENANCE
 
@@ -81,7 +81,7 @@ def _hint(name: str, existing: pa.Schema) -> str:
 def _type_in_files(manifest: Manifest, name: str) -> pa.DataType:
     """Return the type of a column that all files have."""
     if len(manifest.schemas.distinct) == 1:
-        only = field_type(manifest.schema, find_field(manifest.schema, name) or (name,))
+        only = field_type(manifest.schema, path_of(manifest.schema, name))
         _check_readable(manifest, 0, name, only)
         return only
     found = [_type_in(manifest, index, name) for index in range(len(manifest.schemas.distinct))]

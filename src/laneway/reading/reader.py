@@ -22,10 +22,11 @@ from laneway.storage.entries import file_size
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import pyarrow.compute as pc
     from numpy.typing import NDArray
 
     from laneway.catalog.manifest import Manifest
-    from laneway.formats import BlockReader
+    from laneway.formats import BlockMatches, BlockReader
     from laneway.reading.origin import Origin
     from laneway.storage.filesystem import Storage
 
@@ -174,6 +175,36 @@ class RowReader:
         if sources.checked_keys:
             self._check_keys(table, file_index, sources.checked_keys)
         return self._complete(table, sources, _Blocks(file_index, first, row_starts[first : end + 1] - start), start)
+
+    def row_in_file(self, file_index: int, row: int) -> int:  # noqa: ARG002 - rows of a selection depend on the file
+        """Return the number in its file of a row, counted as for `read`."""
+        return row
+
+    def matches(self, file_index: int, conditions: Sequence[pc.Expression], schema: pa.Schema) -> BlockMatches | None:
+        """Return what statistics tell of conditions for each block of a file, or None if they tell nothing.
+
+        Args:
+            file_index: Index of the file in the manifest.
+            conditions: The conditions.
+            schema: The columns that they look at, of the types that they are delivered in.
+
+        Raises:
+            DataFileError: The file is missing, unreadable or damaged, or changed since it was planned.
+        """
+        in_file = self._manifest.schemas.of_file(file_index)
+        others = [field for field in schema if field.name not in in_file.names]
+        if any(not in_file.field(each.name).type.equals(each.type) for each in schema if each not in others):
+            return None
+        known = {each.name: self._manifest.partitions.value(each.name, file_index, each.type) for each in others}
+        reader = self._borrow(file_index)
+        try:
+            found = reader.matches(conditions, schema, known)
+        except (pa.ArrowException, OSError, ValueError):
+            # Statistics that can't be read, or for which a condition can't be computed, decide nothing.
+            reader.close()
+            return None
+        self._release(file_index, reader)
+        return found
 
     def close(self) -> None:
         """Close the files. The reader can still be used, and opens them again."""

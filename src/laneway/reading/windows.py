@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from laneway.convert.columns import ToStored
     from laneway.core.plan import FileRange, Plan
     from laneway.reading.parts import Part
-    from laneway.reading.reader import RowReader
+    from laneway.reading.rows import Rows
 
 _REQUEST_BYTES: Final = 32 << 20
 """Maximum bytes to read at once from remote storage: neighbouring small pieces are read together."""
@@ -94,7 +94,7 @@ class PendingWindow:
 class WindowReader:
     """Reads segments of windows in the order of the requests, each with several threads."""
 
-    def __init__(self, plan: Plan, rows: RowReader, vectorized: Mapping[str, ToStored]) -> None:
+    def __init__(self, plan: Plan, rows: Rows, vectorized: Mapping[str, ToStored]) -> None:
         """Start the threads, which end with `end`.
 
         Args:
@@ -150,7 +150,7 @@ class WindowReader:
             return self._begin(window.segment, {}).result()
 
     def _parts(self, rows: FileRange, max_bytes: int) -> list[Part]:
-        return cut_at_blocks(self._plan.identity.files, rows, max_bytes)
+        return cut_at_blocks(self._plan.identity.selected, rows, max_bytes)
 
     def _begin(self, segment: Segment, vectorized: Mapping[str, ToStored]) -> PendingWindow:
         ranges, order = self._plan.window_files(segment.window), self._plan.window_order(segment.window)

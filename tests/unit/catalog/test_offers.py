@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -73,9 +74,11 @@ def test_another_file_under_the_same_path_is_not_accepted(manifest: Manifest, tm
         path.mkdir()
     else:
         path.write_bytes({"damaged": data[:-70] + b"!" + data[-69:], "cut off": data[:100]}.get(how, b""))
+    # What other tests have left must not be collected in between.
+    gc.collect()
     before = len(list(Path("/proc/self/fd").iterdir()))
     assert offer.accept() is None
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before
 
 
 def test_a_small_manifest_is_not_offered(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:

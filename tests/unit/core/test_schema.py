@@ -90,7 +90,10 @@ def test_every_setting_is_an_identity_field() -> None:
 def test_a_setting_with_a_default_is_a_field_with_that_default() -> None:
     assert setting_fields(LaterSettings)[:-1] == setting_fields(Settings)
     assert setting_fields(LaterSettings)[-1] == StateField("flavour", (str, int, NoneType), Role.IDENTITY, None)
-    assert all(each.default is REQUIRED for each in setting_fields(Settings))
+    assert {each.name for each in setting_fields(Settings) if each.default is not REQUIRED} == {
+        "categories",
+        "selection",
+    }
 
 
 def test_a_state_that_lacks_a_field_with_a_default_gets_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,6 +109,9 @@ def test_a_state_that_lacks_a_field_with_a_default_gets_the_default(monkeypatch:
 def test_a_state_that_lacks_a_required_field_is_refused() -> None:
     for each in FIELDS:
         state = a_state()
+        if each.name in {"categories", "selection"}:
+            assert each.name not in state
+            continue
         del state[each.name]
         problem = "its digest is ''" if each.name == "digest" else f"truncated: {each.name} missing"
         with pytest.raises(StateFormatError, match=problem):
@@ -115,8 +121,9 @@ def test_a_state_that_lacks_a_required_field_is_refused() -> None:
 def test_any_field_that_was_changed_is_damage() -> None:
     state, other = a_state(), a_state(replace(OUT_OF_STEP, epoch=4))
     changed = {**other, "seed": 8, "files": "", "fingerprint": "0", "rank": 1, "world_size": 2, "shuffle": True}
+    changed |= {"selection": "filter (x > 3)", "categories": "x: 3 values 0123456789abcdef"}
     for name in (each.name for each in FIELDS):
-        if state[name] != changed[name]:
+        if state.get(name) != changed.get(name):
             with pytest.raises(StateFormatError, match="this state is damaged"):
                 parse_state({**state, name: changed[name]})
     assert sealed(state) == state
@@ -138,7 +145,7 @@ def test_a_state_of_an_older_version_is_read_as_one_of_this_version(as_version: 
     old = as_version(a_state(BEFORE))
     parsed = parse_state(old)
     assert parsed.original == old
-    assert parsed.fields == {**a_state(BEFORE), "digest": ""}
+    assert parsed.fields == {**a_state(BEFORE), "digest": "", "categories": None, "selection": None}
     assert parsed.fields["version"] == 3
     assert load(old, IDENTITY) == BEFORE
     assert sealed(old) == old, "older versions have no digest"
@@ -280,7 +287,7 @@ def test_the_scope_of_a_state_follows_from_its_place() -> None:
 def test_a_wrapped_state_is_parsed_and_unknown_keys_are_dropped() -> None:
     wrapped = wrap_state({**a_state(), "of a later release": 1})
     assert len(wrapped) == 1
-    assert parse_state(wrapped).fields == a_state()
+    assert parse_state(wrapped).fields == {**a_state(), "categories": None, "selection": None}
 
 
 def test_a_parsed_state_knows_the_worker_that_saved_it() -> None:

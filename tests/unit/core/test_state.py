@@ -15,7 +15,7 @@ from laneway.core.division import Sharing
 from laneway.core.options import LaneOptions
 from laneway.core.plan import Identity, Settings
 from laneway.core.progress import CutProgress, EarlierCut, JobTurn, LanePosition, Progress
-from laneway.core.schema import Role, names_of, parse_state, sealed
+from laneway.core.schema import Role, names_of, parse_state, sealed, without_defaults
 from laneway.core.state import identity_fields, num_added_files, write_job_state, write_state
 from laneway.core.turns import WorkerPlace
 from laneway.errors import CheckpointMismatchError, StateFormatError
@@ -26,7 +26,17 @@ if TYPE_CHECKING:
 
 FILES = file_table([[6], [7]])
 IDENTITY = Identity(FILES, PLAIN)
-OTHER = Settings(seed=8, shuffle=True, shard_bytes=1, shard_rows=None, window_bytes=101, remainder=None, drop_last=True)
+OTHER = Settings(
+    seed=8,
+    shuffle=True,
+    shard_bytes=1,
+    shard_rows=None,
+    window_bytes=101,
+    remainder=None,
+    drop_last=True,
+    selection="filter (x > 3)",
+    categories="x: 3 values 0123456789abcdef",
+)
 """Differs from PLAIN in every field."""
 
 
@@ -116,7 +126,8 @@ def test_every_identity_field_is_written_from_the_identity() -> None:
         fields = identity_fields(IDENTITY, order_version)
         assert {*names_of(Role.IDENTITY)} == fields.keys()
         state = write_state(IDENTITY, Progress(0, order_version=order_version), WorkerPlace(), complete=False)
-        assert fields.items() <= state.items()
+        assert without_defaults(fields).items() <= state.items()
+        assert fields.keys() - state.keys() == {"categories", "selection"}
 
 
 # -- Files that joined ------------------------------------------------------------------------------------------------
@@ -343,7 +354,7 @@ def test_nothing_in_a_state_is_a_dict_so_that_dcp_finds_the_same_keys_in_every_s
     cut = CutProgress(2, 2, 4, {0: LanePosition(4), 1: LanePosition(2)})
     for progress in (Progress(0), Progress(0, Sharing(), cut, earlier)):
         state = write_state(IDENTITY, progress, WorkerPlace(), complete=False)
-        assert state.keys() == {"format", "version", *names_of(*Role)}
+        assert state.keys() == {"format", "version", *names_of(*Role)} - {"categories", "selection"}
         assert {type(value) for field in state.values() for value in values_in(field)} <= {
             int,
             bool,

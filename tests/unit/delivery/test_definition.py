@@ -49,7 +49,7 @@ def test_a_definition_is_opened_as_batches_or_rows(corpus: Path) -> None:
 
 def test_a_definition_knows_its_columns_and_the_number_of_items_of_a_rank(corpus: Path) -> None:
     definition = StatefulShardedDataset(corpus, columns=["x", "id"], batch_size=5, rank=0, world_size=2).definition
-    assert definition.schema.names == ["x", "id"]
+    assert definition.columns.schema.names == ["x", "id"]
     assert [definition.num_items(WorkerPlace(0, 2, 0, workers)) for workers in (1, 2, 9)] == [5, 5, 5]
 
 

@@ -243,7 +243,7 @@ def test_after_a_state_that_is_over_the_next_pass_is_the_next_epoch_unless_its_o
     schedule = EpochSchedule()
     state, progress = saved(3, over=True)
     schedule.restore(state, progress)
-    assert (schedule.epoch, schedule.next_progress, schedule.warning_at_start(WorkerPlace())) == (3, Progress(4), None)
+    assert (schedule.epoch, schedule.next_progress, schedule.warning_at_start(WorkerPlace())) == (4, Progress(4), None)
     schedule.set_epoch(3)
     assert schedule.next_progress == progress
     schedule.set_epoch(4)

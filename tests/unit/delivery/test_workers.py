@@ -195,7 +195,7 @@ ORPHANS = """
 import os, sys, time
 from laneway import SavableLoader, StatefulShardedDataset
 def slow(batch):
-    print(os.getpid(), flush=True)
+    os.write(1, f"{os.getpid()}\\n".encode())  # one write, so that the lines of two workers don't mix
     time.sleep(60)
 loader = SavableLoader(StatefulShardedDataset(sys.argv[1], batch_size=10, transform=slow), num_workers=2)
 next(iter(loader))

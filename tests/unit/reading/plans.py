@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -50,10 +51,10 @@ def segments_of(plan: Plan, lane: int = 0) -> list[Segment]:
 
 def ids_of(plan: Plan, segments: list[Segment]) -> list[int]:
     """Return the number of each row of some segments, counted over all files, as the column `id` has it."""
-    first_rows = dict(zip(plan.identity.files.paths, plan.identity.files.rows.cumsum().tolist(), strict=True))
-    lengths = dict(zip(plan.identity.files.paths, plan.identity.files.rows.tolist(), strict=True))
+    lengths = plan.identity.files.rows.tolist()
+    first_rows = [0, *accumulate(lengths)]
     places = [plan.locate(segment, i) for segment in segments for i in range(segment.stop - segment.start)]
-    return [first_rows[path] - lengths[path] + row for path, row in places]
+    return [first_rows[file_index] + row for file_index, row in places]
 
 
 def reading_threads() -> list[threading.Thread]:

@@ -1,0 +1,121 @@
+"""Ranks that are in different epochs: their states in one value, of which each rank takes its own.
+
+The state of a job has one epoch: its lanes are cut again within an epoch, never across two. So these states resume on
+as many ranks as they were saved on. The value has the keys of a state, because torch.distributed.checkpoint loads by
+key.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from laneway.core.consistency import require
+from laneway.core.differences import shorten
+from laneway.core.merge import differing_fields, merge_ranks, rank_problems, refuse_to_merge
+from laneway.core.schema import (
+    FIELDS,
+    FORMAT_VERSION,
+    REQUIRED,
+    SCOPE_APART,
+    Role,
+    names_of,
+    parse_state,
+    sealed,
+    unwrap_state,
+)
+from laneway.errors import CheckpointMismatchError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from laneway.core.turns import WorkerPlace
+
+    State = dict[str, Any]
+
+
+def merge_gathered(states: Sequence[State]) -> State:
+    """Merge the states that all ranks took at the same time, in the order of ranks, into one of the whole job.
+
+    If the ranks are in different epochs, its positions are the states of all ranks, as strings.
+
+    Raises:
+        StateFormatError: One of the values is not a state.
+        CheckpointMismatchError: The states are of different jobs, or a rank is missing or occurs twice.
+    """
+    saved = [*map(parse_state, states)]
+    fields = [each.fields for each in saved]
+    epochs = {each["epoch"] for each in fields}
+    if len(epochs) == 1:
+        return merge_ranks(saved, same_step=False)
+    refuse_to_merge(_problems(fields))
+    of_job = dict.fromkeys(("lanes", "turn_rows", "lane_world_size", "lane_batch_turns", "lane_remainder"))
+    of_job |= dict.fromkeys(("lane_indices", "offsets")) | {"next_turn": 0, "part_rows": 0, "earlier_cuts": []}
+    of_job |= {"scope": SCOPE_APART, "rank": 0, "epoch": min(epochs), "complete": False, "over": False}
+    # The file table is the same for all ranks, and need not be in each of the strings.
+    own = [json.dumps(sealed({**state, "files": ""})) for state in states]
+    return sealed({**states[0], **of_job, "positions": own})
+
+
+def is_apart(state: object) -> bool:
+    """Return whether an unwrapped value holds the states of ranks in different epochs."""
+    return isinstance(state, dict) and state.get("scope") == SCOPE_APART
+
+
+def state_of_rank(state: object, place: WorkerPlace) -> object:
+    """Return the state of a rank, if `state` holds those of ranks in different epochs; else `state`, unwrapped.
+
+    Args:
+        state: Any value that a user loads.
+        place: The rank that loads it.
+
+    Raises:
+        StateFormatError: The states are damaged.
+        CheckpointMismatchError: They are those of another number of ranks.
+    """
+    state = unwrap_state(state)
+    if not isinstance(state, dict) or not is_apart(state):
+        return state
+    states = _decode(state)
+    epochs = [each["epoch"] for each in states]
+    if len(states) != place.world_size:
+        behind, ahead = epochs.index(min(epochs)), epochs.index(max(epochs))
+        message = (
+            f"this state was saved while ranks were in different epochs (rank {behind} in epoch {epochs[behind]}, rank "
+            f"{ahead} in epoch {epochs[ahead]}), so it resumes on {len(states)} ranks only, and this job has "
+            f"{place.world_size}: resume on {len(states)} ranks, and save again when all of them are in the same epoch"
+        )
+        raise CheckpointMismatchError(message)
+    return sealed({**states[place.rank], "files": state["files"]})
+
+
+def _decode(state: State) -> list[State]:
+    """Return the states of all ranks, in their order, checked to be those of one job."""
+    missing = [each.name for each in FIELDS if each.name not in state and each.default is REQUIRED]
+    require(not missing, f"{', '.join(missing)} missing")
+    version = state.get("version")
+    is_known = type(version) is int and version <= FORMAT_VERSION
+    require(is_known, f"version is {shorten(version)}, and this release reads versions up to {FORMAT_VERSION}")
+    states: list[State] = []
+    try:
+        is_whole = sealed(state)["digest"] == state["digest"]
+        states += [json.loads(each) for each in state["positions"]]
+    except (RecursionError, TypeError, ValueError):
+        is_whole = False
+    require(is_whole, "its digest is not that of its fields, so a field was changed")
+    fields = [parse_state(each).fields for each in states]
+    for problem in _problems(fields):
+        require(False, problem)  # noqa: FBT003 - it reads as a sentence
+    require([each["rank"] for each in fields] == [*range(len(fields))], "its ranks are not in their order")
+    return states
+
+
+def _problems(fields: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return why these are not the states of all ranks of one job."""
+    if not fields:
+        return ["it holds no rank"]
+    names = names_of(Role.IDENTITY)
+    if len({each["order_version"] for each in fields}) > 1:
+        # An epoch that began in an older order has another fingerprint of the same files.
+        names.remove("fingerprint")
+    return [*differing_fields(fields, [*names, "world_size"]), *rank_problems(fields)]

@@ -1,0 +1,150 @@
+"""Selected rows of data files as tables: the rows of a selection, as if there were no others."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, final
+
+import numpy as np
+import pyarrow as pa
+
+from laneway.errors import DataFileError
+from laneway.reading.categories import CategoryReader
+from laneway.reading.reader import RowReader
+from laneway.reading.steps import Run, select
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from laneway.catalog.manifest import Manifest
+    from laneway.reading.categories import Categories
+    from laneway.reading.origin import Origin
+    from laneway.reading.rows import Rows
+    from laneway.reading.selecting import RowSelection
+    from laneway.storage.filesystem import Storage
+
+
+def open_rows(
+    manifest: Manifest,
+    storage: Storage,
+    schema: pa.Schema,
+    origin: Origin | None = None,
+    *,
+    selection: RowSelection | None = None,
+    categories: Categories | None = None,
+) -> Rows:
+    """Return a reader of the rows of a selection, with ids in the place of categories.
+
+    Args:
+        manifest: The files.
+        storage: Where they are.
+        schema: The columns as they are delivered.
+        origin: Makes the columns that tell where rows come from; None: there are none.
+        selection: The rows; None: all.
+        categories: The vocabularies of some columns; None: there are none.
+    """
+    in_files = schema if categories is None else categories.as_read(schema)
+    if selection is None:
+        rows: Rows = RowReader(manifest, storage, in_files, origin)
+    else:
+        rows = SelectedReader(manifest, storage, in_files, origin, selection)
+    return rows if categories is None else CategoryReader(rows, categories, manifest)
+
+
+@final
+class SelectedReader:
+    """Reads the rows of a selection. It may be shared by threads."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        storage: Storage,
+        schema: pa.Schema,
+        origin: Origin | None,
+        selection: RowSelection,
+    ) -> None:
+        """Prepare to read; see `RowReader`."""
+        # What only the selection looks at is read, too, and dropped.
+        others = [each for each in selection.schema if each.name not in schema.names]
+        self._all_rows = RowReader(manifest, storage, pa.schema([*schema, *others]), origin)
+        self._manifest = manifest
+        self._storage = storage
+        self._selection = selection
+        self._files = selection.rows.files(manifest.files)
+        self.schema = schema
+        """Schema of the tables that `read` returns."""
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether each read is a request to a storage."""
+        return self._all_rows.is_remote
+
+    @property
+    def is_instant(self) -> bool:
+        """Whether a read only looks up addresses: it computes which rows are selected."""
+        return False
+
+    def read(self, file_index: int, start: int, stop: int) -> pa.Table:
+        """Return the rows [start, stop) of a data file, counted in its selected rows.
+
+        Blocks without selected rows are not read.
+
+        Raises:
+            DataFileError: As `RowReader.read`; or the steps select another number of rows than was planned.
+            IndexError: The file has no such rows.
+        """
+        starts = self._starts(file_index)
+        if not 0 <= start <= stop <= starts[-1]:
+            path = self._manifest.files.paths[file_index]
+            message = f"rows {start:,} to {stop:,} of {path}: {starts[-1]:,} of its rows are selected"
+            raise IndexError(message)
+        if start == stop:
+            return self.schema.empty_table()
+        first = int(np.searchsorted(starts, start, side="right")) - 1
+        end = int(np.searchsorted(starts, stop, side="left"))
+        has_rows = np.diff(starts[first : end + 1]) > 0
+        edges = np.flatnonzero(np.diff(has_rows, prepend=False, append=False)).reshape(-1, 2) + first
+        found = [self._select(file_index, run_first, run_stop)[0] for run_first, run_stop in edges.tolist()]
+        table = found[0] if len(found) == 1 else pa.concat_tables(found)
+        return table.slice(start - int(starts[first]), stop - start)
+
+    def row_in_file(self, file_index: int, row: int) -> int:
+        """Return the number in its file of a selected row."""
+        starts = self._starts(file_index)
+        block = int(np.searchsorted(starts, row, side="right")) - 1
+        _, rows = self._select(file_index, block, block + 1)
+        return int(rows[row - int(starts[block])])
+
+    def close(self) -> None:
+        """Close the files. The reader can still be used, and opens them again."""
+        self._all_rows.close()
+
+    def _starts(self, file_index: int) -> NDArray[np.int64]:
+        """Return the number of selected rows of a file before each of its blocks, and of all."""
+        first, stop = self._manifest.files.block_starts[file_index : file_index + 2]
+        starts = self._files.block_row_starts[first : stop + 1]
+        counted: NDArray[np.int64] = starts - starts[0]
+        return counted
+
+    def _select(self, file_index: int, first: int, stop: int) -> tuple[pa.Table, NDArray[np.int64]]:
+        """Return the selected rows of the blocks [first, stop) of a file, and their numbers in the file."""
+        base = int(self._manifest.files.block_starts[file_index])
+        run = Run.of(self._manifest, file_index, first, stop)
+        table = self._all_rows.read(file_index, run.first_row, run.first_row + run.num_rows)
+        planned = self._files.block_rows[base + first : base + stop]
+        rows = run.rows
+        if (planned != np.diff(run.bounds)).any():
+            mask = select(self._selection.steps, table, run)
+            self._check_counts(run, first, planned, run.count_by_block(mask))
+            table, rows = table.filter(pa.array(mask)), rows[mask]
+        return table.select(self.schema.names), rows
+
+    def _check_counts(self, run: Run, first: int, planned: NDArray[np.int64], found: NDArray[np.int64]) -> None:
+        wrong = np.flatnonzero(found != planned)
+        if len(wrong):
+            where = self._storage.redact(self._storage.join(run.path))
+            message = (
+                f"{self._selection.rows.text} selected {planned[wrong[0]]:,} rows of block {first + wrong[0]} of "
+                f"{where} when it was planned, and now selects {found[wrong[0]]:,}: the file was changed, or a "
+                "function of the filter was changed or doesn't always return the same"
+            )
+            raise DataFileError(message)

@@ -1,0 +1,377 @@
+"""Datasets of some rows of their files: resumed at every batch and on any topology, in step, and with clear errors."""
+
+from __future__ import annotations
+
+import pickle
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from laneway import (
+    CheckpointMismatchError,
+    DataFileError,
+    ManifestCacheWarning,
+    NullInColumnError,
+    SavableLoader,
+    SchemaMismatchError,
+    StatefulShardedDataset,
+    merge_states,
+)
+from tests.compat.loaders import flat, ids, run_with_states
+from tests.corpora import KINDS, UNEQUAL_FILES, Kind, rows, write_blocks, write_corpus
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+Change = Any
+NUM_ROWS = 48
+
+
+def odd(batch: pa.RecordBatch) -> Any:
+    """Select odd rows."""
+    return np.asarray(batch["id"]) % 2 == 1
+
+
+def _filter(condition: pc.Expression) -> Callable[[StatefulShardedDataset], StatefulShardedDataset]:
+    return lambda dataset: dataset.filter(condition)
+
+
+SELECTIONS: dict[str, tuple[Callable[[StatefulShardedDataset], StatefulShardedDataset], list[int]]] = {
+    "all": (_filter(pc.field("id") >= 0), list(range(NUM_ROWS))),
+    "none": (_filter(pc.field("id") < 0), []),
+    "one": (_filter(pc.field("id") == 21), [21]),
+    "few": (_filter(pc.field("text").isin(["row 4 ", "row 30 éé"])), [4, 30]),
+    "row groups": (_filter((pc.field("id") < 6) | (pc.field("id") >= 35)), [*range(6), *range(35, NUM_ROWS)]),
+    "files": (_filter(pc.field("id").isin(range(14, 24))), list(range(14, 24))),
+    "a function": (lambda dataset: dataset.filter(odd, columns=["id"]), list(range(1, NUM_ROWS, 2))),
+    "steps": (
+        lambda dataset: dataset.filter(pc.field("x") > 2).filter(odd, columns=["id"]).skip(3).take(0.5),
+        list(range(11, 30, 2)),
+    ),
+}
+"""Name -> what selects rows of the corpus, and their ids."""
+
+
+def make(
+    path: Path, name: str, *, num_workers: int = 0, rank: int = 0, world_size: int = 1, **options: Any
+) -> SavableLoader:
+    """Return a loader of batches of three rows of a selection."""
+    arguments: dict[str, Any] = {"shard_rows": 4, "window_bytes": 200, "seed": 5, "batch_size": 3, "shuffle": True}
+    dataset = StatefulShardedDataset(path, rank=rank, world_size=world_size, **(arguments | options))
+    return SavableLoader(SELECTIONS[name][0](dataset), num_workers=num_workers)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", SELECTIONS)
+def test_a_selection_is_resumed_exactly_at_every_batch(tmp_path: Path, kind: Kind, name: str) -> None:
+    write_corpus(tmp_path, kind)
+    for shuffle in (False, True):
+        loader = make(tmp_path, name, shuffle=shuffle)
+        uninterrupted, states = run_with_states(loader)
+        expected = SELECTIONS[name][1]
+        assert sorted(flat(uninterrupted)) == expected
+        assert shuffle or flat(uninterrupted) == expected
+        assert len(loader) == len(uninterrupted)
+        assert [len(batch) for batch in uninterrupted[:-1]] == [3] * len(uninterrupted[:-1])
+        for done, state in enumerate(states):
+            resumed = make(tmp_path, name, shuffle=shuffle)
+            resumed.load_state_dict(state)
+            assert uninterrupted[:done] + ids(resumed) == uninterrupted, f"resumed after batch {done}"
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_a_stateful_dataloader_with_two_workers_resumes_a_selection(tmp_path: Path, context: str) -> None:
+    write_corpus(tmp_path)
+
+    def loader() -> Any:
+        dataset = StatefulShardedDataset(tmp_path, batch_size=3, shuffle=True, shard_rows=4, window_bytes=200)
+        selected = dataset.filter(odd, columns=["id"]).filter(pc.field("x") < 20)
+        return StatefulDataLoader(selected, batch_size=None, num_workers=2, multiprocessing_context=context)
+
+    uninterrupted, states = run_with_states(loader())
+    assert sorted(flat(uninterrupted)) == list(range(1, 40, 2))
+    for done in range(len(uninterrupted)) if context == "fork" else [3]:
+        resumed = loader()
+        resumed.load_state_dict(states[done])
+        assert uninterrupted[:done] + ids(resumed) == uninterrupted
+
+
+@pytest.mark.parametrize("name", SELECTIONS)
+def test_a_selection_is_delivered_once_while_ranks_and_workers_change(tmp_path: Path, name: str) -> None:
+    write_corpus(tmp_path)
+    received: list[int] = []
+    state: Any = None
+    for world_size, num_batches in ((2, 1), (3, 1), (1, 2), (2, 100)):
+        ranks = [make(tmp_path, name, rank=rank, world_size=world_size, remainder="keep") for rank in range(world_size)]
+        for loader in ranks:
+            if state is not None:
+                loader.load_state_dict(state)
+            received += flat(ids(islice(loader, num_batches)))
+        state = merge_states([loader.save_state_rank() for loader in ranks])
+        if state["complete"]:
+            break
+    assert state["complete"]
+    assert sorted(received) == SELECTIONS[name][1]
+
+
+def test_ranks_deliver_equally_many_batches_of_a_selection(tmp_path: Path) -> None:
+    write_corpus(tmp_path)
+    for name in SELECTIONS:
+        found = [ids(make(tmp_path, name, rank=rank, world_size=4)) for rank in range(4)]
+        assert len({tuple(map(len, each)) for each in found}) == 1
+        assert {row for each in found for row in flat(each)} == {*SELECTIONS[name][1]}
+
+
+# -- Mismatches -------------------------------------------------------------------------------------------------------
+
+
+def test_a_state_of_another_selection_is_refused_and_both_are_named(tmp_path: Path) -> None:
+    write_corpus(tmp_path)
+    plain = StatefulShardedDataset(tmp_path, batch_size=3)
+    cheap, dear = plain.filter(pc.field("x") < 4), plain.filter(pc.field("x") >= 4)
+    next(iter(cheap))
+    state = cheap.state_dict()
+    for other in (dear, plain, cheap.take(5)):
+        with pytest.raises(CheckpointMismatchError) as refused:
+            other.load_state_dict(state)
+        lines = [line for line in str(refused.value).splitlines() if line.startswith("  ")]
+        assert len(lines) == 1
+        assert lines[0].startswith("  selection: saved 'filter (x < 4)")
+    assert "this run has 'filter (x >= 4)" in str(_refusal(dear, state))
+    assert "selection" not in plain.state_dict()
+    again = StatefulShardedDataset(tmp_path, batch_size=3, filter=[("x", "<", 4.0)])
+    assert again.definition.identity.settings.selection is not None
+    cheap.load_state_dict(state)
+
+
+def _refusal(dataset: StatefulShardedDataset, state: Any) -> CheckpointMismatchError:
+    with pytest.raises(CheckpointMismatchError) as refused:
+        dataset.load_state_dict(state)
+    return refused.value
+
+
+def test_a_function_that_selects_other_rows_is_noticed_though_it_has_the_same_name(tmp_path: Path) -> None:
+    write_corpus(tmp_path)
+    least = 10
+
+    def function(batch: pa.RecordBatch) -> Any:
+        return np.asarray(batch["id"]) >= least
+
+    plain = StatefulShardedDataset(tmp_path, batch_size=3)
+    selected = plain.filter(function, columns=["id"])
+    next(iter(selected))
+    state = selected.state_dict()
+    least = 11
+    error = _refusal(plain.filter(function, columns=["id"]), state)
+    assert "rows: the same steps select other rows of the same files" in str(error)
+    assert "version=" in str(error)
+    # Nor does the reader return other rows than those that were counted.
+    with pytest.raises(
+        DataFileError, match=r"selected 3 rows of block 2 of .*part-000\.parquet when it was planned, and"
+    ):
+        list(selected)
+
+
+def test_a_complete_epoch_of_a_selection_goes_on_with_files_that_were_added(tmp_path: Path) -> None:
+    write_corpus(tmp_path)
+
+    def dataset() -> StatefulShardedDataset:
+        return StatefulShardedDataset(tmp_path, batch_size=3, filter=pc.field("x") < 100)
+
+    first = SavableLoader(dataset())
+    list(first)
+    write_blocks(tmp_path / "part-9.parquet", "parquet", [rows(100, 104)], rows(0, 0).schema)
+    resumed = SavableLoader(dataset())
+    resumed.load_state_dict(first.state_dict())
+    assert sorted(flat(ids(resumed))) == [*range(NUM_ROWS), *range(100, 104)]
+    assert resumed.epoch == 1
+
+
+# -- Errors -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_that_was_rewritten_after_planning_is_an_error(tmp_path: Path) -> None:
+    write_corpus(tmp_path)
+    dataset = StatefulShardedDataset(tmp_path, batch_size=3, filter=pc.field("x") >= 1)
+    write_blocks(tmp_path / "part-000.parquet", "parquet", [rows(1, 6), rows(6, 7), rows(7, 14)], rows(0, 0).schema)
+    with pytest.raises(DataFileError, match=r"part-000\.parquet changed since it was planned"):
+        list(dataset)
+    with pytest.raises(DataFileError, match=r"part-000\.parquet changed since it was planned"):
+        dataset.filter(pc.field("x") >= 2)
+
+
+@pytest.mark.parametrize(
+    ("condition", "error", "message"),
+    [
+        (
+            pc.field("y") > 3,
+            SchemaMismatchError,
+            r"filter \(y > 3\) doesn't fit the columns id: int64, .*FieldRef.Name\(y\)",
+        ),
+        (pc.field("x") == "a", SchemaMismatchError, r"filter \(x == \"a\"\) .*no kernel matching .*\(float, string\)"),
+        (pc.field("x") + 1, SchemaMismatchError, "its values are of type float, not bool"),
+        (pc.field(0) > 1, SchemaMismatchError, "numbers a column: name it"),
+        (pc.scalar(True), SchemaMismatchError, "names no column"),  # noqa: FBT003
+        ([("x", ">")], TypeError, "filter must be a pyarrow expression, such as"),
+        (5, TypeError, "filter must be a pyarrow expression, such as"),
+        (odd, TypeError, r"pass a function to the method, \.filter\(fn, columns="),
+    ],
+)
+def test_a_filter_that_is_none_is_refused(tmp_path: Path, condition: Any, error: type[Exception], message: str) -> None:
+    write_corpus(tmp_path)
+    with pytest.raises(error, match=message):
+        StatefulShardedDataset(tmp_path, filter=condition)
+
+
+@pytest.mark.parametrize(
+    ("function", "options", "error", "message"),
+    [
+        (odd, {}, ValueError, "a filter that is a function needs columns="),
+        (odd, {"columns": ["y"]}, SchemaMismatchError, "there is no column 'y'"),
+        (odd, {"columns": ["id"], "version": 3}, TypeError, "version must be a string, not 3"),
+        (lambda batch: batch["id"], {"columns": ["id"]}, TypeError, "returned values of type int64, not one bool"),
+        (lambda _: True, {"columns": ["id"]}, TypeError, "returned bool, not one bool for each row"),
+        (lambda _: [True], {"columns": ["id"]}, ValueError, r"returned 1 bools for 5 rows of part-000\.parquet"),
+        (pc.field("x") > 1, {"columns": ["x"]}, ValueError, "columns= and version= are for filters that are functions"),
+    ],
+)
+def test_a_function_that_is_no_filter_is_refused(
+    tmp_path: Path, function: Any, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    write_corpus(tmp_path)
+    with pytest.raises(error, match=message):
+        StatefulShardedDataset(tmp_path).filter(function, **options)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda dataset: dataset.split({"a": 0.5, "b": 0.4}),
+            r"with the sum 1, not \{'a': 0\.5, 'b': 0\.4\}, whose sum is 0\.9",
+        ),
+        (lambda dataset: dataset.split({"a": 2, "b": -1}), "shares must be numbers in"),
+        (lambda dataset: dataset.split({}), "whose sum is 0"),
+        (
+            lambda dataset: dataset.split({"a b": 1}),
+            "must have a name that can be an attribute, such as 'train', not 'a b'",
+        ),
+        (lambda dataset: dataset.split({"a": 1}, seed=-1), "seed must be"),
+        (lambda dataset: dataset.take(-1), "rows must be a number of rows >= 0"),
+        (lambda dataset: dataset.take(None), "rows must be"),
+        (lambda dataset: dataset.skip(1.5), r"rows must be .* not 1\.5"),
+        (lambda dataset: dataset.slice("a"), "start must be"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(tmp_path: Path, change: Change, message: str) -> None:
+    write_corpus(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        change(StatefulShardedDataset(tmp_path))
+
+
+def test_a_split_by_what_has_no_hash_is_refused(tmp_path: Path) -> None:
+    table = pa.table({"id": [1, 2], "words": [["a"], ["b"]]})
+    write_blocks(tmp_path / "a.parquet", "parquet", [table], table.schema)
+    dataset = StatefulShardedDataset(tmp_path)
+    with pytest.raises(SchemaMismatchError, match=r"can't be split by column 'words', which is of type list<"):
+        dataset.split({"a": 1}, by="words")
+    with pytest.raises(SchemaMismatchError, match="there is no column 'user'"):
+        dataset.split({"a": 1}, by="user")
+
+
+def test_an_error_names_the_row_of_the_file(tmp_path: Path) -> None:
+    table = pa.table({"id": pa.array([0, 1, 2, None]), "keep": [False, True, False, True]})
+    write_blocks(tmp_path / "a.parquet", "parquet", [table], table.schema)
+    dataset = StatefulShardedDataset(tmp_path, batch_size=1, columns=["id"], filter=pc.field("keep"))
+    batches = iter(dataset)
+    assert next(batches)["id"].tolist() == [1]
+    with pytest.raises(NullInColumnError, match=r"row 3 of a\.parquet"):
+        next(batches)
+    found = StatefulShardedDataset(tmp_path, fill_null={"id": -1}, provenance=True, filter=pc.field("keep"))
+    assert [(row["id"], row["_row"]) for row in found] == [(1, 1), (-1, 3)]
+
+
+# -- What is planned --------------------------------------------------------------------------------------------------
+
+
+def test_the_selection_tells_what_decided_it(tmp_path: Path) -> None:
+    write_corpus(tmp_path)
+    num_blocks = sum(1 for blocks in UNEQUAL_FILES for length in blocks if length)
+    dataset = StatefulShardedDataset(tmp_path)
+    assert dataset.selection is None
+    found = dataset.filter(pc.field("id") < 10).take(8).selection
+    assert found is not None
+    by_id, first = found.steps
+    # The third block has the rows 6 to 12.
+    assert by_id[1:] == (10, 0, num_blocks - 1, 1)
+    assert first[1:] == (8, 0, 0, 0)
+    assert (found.num_rows, found.num_rows_in_files) == (8, NUM_ROWS)
+    assert (found.num_whole_blocks, found.num_partial_blocks, found.num_empty_blocks) == (2, 1, num_blocks - 3)
+    assert "8 of 48 rows" in repr(found)
+    assert "rows 0 to 8: 8 rows" in repr(found)
+    assert "filter (id < 10)" in repr(dataset.filter(pc.field("id") < 10))
+
+
+def test_keys_of_directories_decide_without_opening_a_file(tmp_path: Path) -> None:
+    names = ("country=DE/a", "country=FR/b")
+    write_corpus(tmp_path, files=((3, 2), (4, 1)), names=names)
+    plain = StatefulShardedDataset(tmp_path, batch_size=10, columns=["id"])
+    (tmp_path / "country=FR" / "b.parquet").write_bytes(b"")
+    german = plain.filter(pc.field("country") == "DE")
+    assert flat(ids(german)) == list(range(5))
+    assert german.selection is not None
+    assert german.selection.steps[0][1:] == (5, 4, 0, 0)
+    both = plain.filter((pc.field("country") == "DE") & (pc.field("id") != 1))
+    assert flat(ids(both)) == [0, 2, 3, 4]
+    assert both.selection is not None
+    assert both.selection.steps[0][1:] == (4, 2, 1, 1)
+
+
+def test_counts_are_cached_and_a_damaged_entry_is_replaced(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "d")
+    expected = list(range(20, NUM_ROWS))
+    calls: list[int] = []
+
+    def function(batch: pa.RecordBatch) -> Any:
+        calls.append(len(batch))
+        return np.asarray(batch["id"]) >= 20
+
+    def num_calls_of(version: str | None) -> int:
+        """Return how often the function is called to plan."""
+        calls.clear()
+        dataset = StatefulShardedDataset(tmp_path / "d", batch_size=3, cache_dir=tmp_path / "cache")
+        selected = dataset.filter(function, columns=["id"], version=version)
+        num_calls = len(calls)
+        assert flat(ids(selected)) == expected
+        return num_calls
+
+    num_blocks = sum(1 for blocks in UNEQUAL_FILES for length in blocks if length)
+    assert [num_calls_of(version) for version in ("1", "1", "2", None, None)] == [
+        *(num_blocks, 0, num_blocks, num_blocks, num_blocks),
+    ]
+    first, second = (tmp_path / "cache").glob("_selection-*")
+    whole = [first.read_bytes(), second.read_bytes()]
+    for damage in (b"", whole[0][:50], whole[1]):
+        first.write_bytes(damage)
+        with pytest.warns(ManifestCacheWarning, match="a cached selection is unusable"):
+            assert num_calls_of("1") + num_calls_of("2") == num_blocks
+        assert first.read_bytes() == whole[0]
+
+
+def test_a_dataset_of_the_manifest_of_another_counts_nothing_again(tmp_path: Path) -> None:
+    write_corpus(tmp_path)
+    condition = pc.field("text") > "row 3"
+    parts = StatefulShardedDataset(tmp_path, batch_size=3, filter=condition).split({"a": 0.5, "b": 0.5})
+    manifest = pickle.loads(pickle.dumps(parts.b.manifest))
+    again = StatefulShardedDataset(manifest, batch_size=3, filter=condition).split({"a": 0.5, "b": 0.5})
+    assert again.b.selection.steps[0].blocks_by_rows == 0
+    assert again.b.selection.steps[1].blocks_by_rows == 0
+    assert again.a.selection.steps[1].blocks_by_rows > 0, "only the other part was counted"
+    assert ids(again.b) == ids(parts.b)
+    again.b.load_state_dict(parts.b.state_dict())
