@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from laneway.core.division import divide
-from laneway.core.endless import EpochRange, Rest, SourceLanes
+from laneway.core.endless import EpochRange, SourceLanes
+from laneway.core.progress import Rest
 from laneway.core.lanes import Remainder
 
 
