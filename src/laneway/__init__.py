@@ -18,6 +18,7 @@ from laneway.errors import (
     StateUnavailableError,
 )
 from laneway.loader import SavableLoader
+from laneway.mixture import Mixture
 from laneway.storage.retries import RetryPolicy
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "LanewayError",
     "Manifest",
     "ManifestCacheWarning",
+    "Mixture",
     "NullInColumnError",
     "RetryPolicy",
     "RowContext",

@@ -2,41 +2,35 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections import namedtuple
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 import pyarrow as pa
-from torch.utils.data import IterableDataset
 
-from laneway.arguments import check_columns, check_flag, check_seed
-from laneway.core.turns import WorkerPlace
-from laneway.delivery.schedule import EpochSchedule
-from laneway.distributed import data_parallel_rank
+from laneway.arguments import check_columns, check_seed
 from laneway.errors import SchemaMismatchError
 from laneway.reading.expressions import columns_of, filter_of
 from laneway.reading.hashing import is_hashable
 from laneway.reading.selecting import Planner
 from laneway.reading.selection_summary import SelectionSummary
 from laneway.reading.steps import FunctionFilter, Slice, parts_of
+from laneway.resumable import ResumableDataset
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from laneway.catalog.caching import CacheDir
     from laneway.core.plan import Identity
-    from laneway.delivery.definition import Definition
+    from laneway.delivery.definition import DatasetDefinition
     from laneway.reading.steps import Step
 
 
-class ChangeableDataset(IterableDataset[Any]):
+class ChangeableDataset(ResumableDataset):
     """A dataset of which there can be changed copies."""
 
-    definition: Definition
-    schedule: EpochSchedule
-    _asks_rank: bool
+    definition: DatasetDefinition
     _given_schema: pa.Schema | None
     _cache_dir: CacheDir
 
@@ -58,40 +52,6 @@ class ChangeableDataset(IterableDataset[Any]):
         identity: Identity = self.definition.identity
         settings = replace(identity.settings, shuffle=True, seed=check_seed(seed))
         return self._changed(replace(self.definition, identity=replace(identity, settings=settings)))
-
-    def shard(self, num_shards: int, index: int) -> Self:
-        """Return a copy that delivers part `index` of `num_shards`, at the start of epoch 0.
-
-        This sets the rank and world size: which rows a part has depends on the number of parts, on the epoch and on how
-        far the other parts have come. To hold out rows, use `split`.
-
-        Args:
-            num_shards: Number of parts, >= 1: the world size of the copy.
-            index: Part of the copy, in [0, num_shards): its rank.
-
-        Raises:
-            ValueError: An argument is out of its range.
-        """
-        sharded = self._changed(replace(self.definition, place=WorkerPlace(*data_parallel_rank(index, num_shards))))
-        sharded._asks_rank = False  # noqa: SLF001 - a copy of this object
-        return sharded
-
-    def map(self, fn: Callable[..., Any], *, with_context: bool = False) -> Self:
-        """Return a copy that also calls `fn` on each row or batch; its next pass starts where that of this one would.
-
-        Args:
-            fn: Called in the worker with the result of `transform`, if there is one.
-            with_context: Whether `fn` is also passed where its rows come from, and seeds that are the same after any
-                resume: a `RowContext` for a row, a `BatchContext` for a batch.
-        """
-        if not callable(fn):
-            message = f"fn must be callable, not {fn!r}"
-            raise TypeError(message)
-        check_flag("with_context", with_context)
-        changed = copy.copy(self)
-        transform = self.definition.transform.then(fn, takes_context=with_context)
-        changed.definition = replace(self.definition, transform=transform)
-        return changed
 
     def filter(
         self,
@@ -228,23 +188,11 @@ class ChangeableDataset(IterableDataset[Any]):
         """Return a copy for each step."""
         return [self._changed(definition) for definition in self._definitions(steps, schema)]
 
-    def _definitions(self, steps: Sequence[Step], schema: pa.Schema) -> list[Definition]:
+    def _definitions(self, steps: Sequence[Step], schema: pa.Schema) -> list[DatasetDefinition]:
         """Return the definition of the rows that each step leaves."""
         definition = self.definition
         planner = Planner(definition.manifest, definition.storage, self._cache_dir)
         return [definition.with_selection(each) for each in planner.extend(definition.selection, steps, schema)]
-
-    def _changed(self, definition: Definition) -> Self:
-        """Return a copy with another definition, at the start of epoch 0."""
-        changed = copy.copy(self)
-        changed.definition, changed.schedule = definition, EpochSchedule()
-        return changed
-
-    def __copy__(self) -> Self:
-        """Return a copy with passes of its own; its next pass starts where that of this one would."""
-        copied = type(self).__new__(type(self))
-        vars(copied).update(vars(self), schedule=self.schedule.copy())
-        return copied
 
 
 def _check_shares(shares: Mapping[str, float]) -> None:

@@ -39,6 +39,8 @@ class Assignment:
     """The worker."""
     is_last: bool = True
     """Whether the epoch ends with these lanes; otherwise another cut follows."""
+    is_endless: bool = False
+    """Whether it never ends."""
 
     @property
     def cut(self) -> CutProgress:

@@ -47,6 +47,8 @@ class Cursor:
         self._progress = assignment.progress
         self.is_last = assignment.is_last
         """Whether the epoch ends with these lanes."""
+        self.is_endless = assignment.is_endless
+        """Whether it never ends."""
         self._num_lanes = cut.num_lanes
         self._turn_rows = cut.turn_rows
         self._turns_per_batch = assignment.turns_per_batch

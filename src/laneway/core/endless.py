@@ -144,6 +144,14 @@ class SourceLanes:
             epoch += 1
         return found, epoch
 
+    def rows_before(self, epoch: int) -> NDArray[np.int64]:
+        """Return the rows that each lane delivers before an epoch, what is left of earlier ones included."""
+        rows = self._rows_of_epochs(max(0, epoch - self.next_epoch))
+        for rest in self.rests:
+            if rest.epoch < epoch:
+                rows = rows + self._ends(rest)
+        return rows
+
     def _rows_of_epochs(self, num_epochs: int) -> NDArray[np.int64]:
         """Return the rows that each lane delivers of `num_epochs` epochs from the next one on."""
         quotient, rest = divmod(self._delivered_rows(self.epoch_rows), self.num_lanes)

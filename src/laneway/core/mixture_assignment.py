@@ -42,14 +42,25 @@ class Mixed(NamedTuple):
     drop_last: bool = False
     """Whether the last global batch is dropped if it is incomplete."""
 
+    @property
+    def num_rows(self) -> int | None:
+        """About how many rows are mixed until the end; None: there is none."""
+        return self.weighting.rows_in_all(self._source_rows)
+
+    @property
+    def _source_rows(self) -> dict[str, int]:
+        return {name: source.identity.selected.num_rows for name, source in self.sources.items()}
+
     def first_epochs(self, epoch: int) -> dict[str, int]:
         """Return name -> epoch with which a source begins after the mixture has ended `epoch` times.
 
         They are others each time.
         """
-        total, shares = self.weighting.num_rows or 0, self.weighting.largest_shares
-        rows = {name: max(1, source.identity.selected.num_rows) for name, source in self.sources.items()}
-        return {name: epoch * max(1, -int(-total * share // rows[name])) for name, share in shares.items()}
+        if not epoch:
+            return dict.fromkeys(self.sources, 0)
+        total, rows = self.num_rows or 0, self._source_rows
+        shares = self.weighting.largest_shares.items()
+        return {name: epoch * max(1, -int(-total * share // max(1, rows[name]))) for name, share in shares}
 
 
 def rows_delivered(progress: Progress) -> int:
@@ -79,13 +90,14 @@ def resolve_mixture(mixed: Mixed, progress: Progress, place: WorkerPlace) -> Ass
         progress = begin_mixture(sources, weights, place, options, epoch=epoch, first_epochs=first_epochs)
     elif progress.place is None:
         rows = rows_delivered(progress)
-        stays = weighting.stop_after(rows) == weighting.stop_after(progress.starts[-1].rows_before)
+        stays = weighting.change_after(rows) == weighting.change_after(progress.starts[-1].rows_before)
         progress = resume_mixture(sources, progress, weighting.weights_at(rows), place, options, stays=stays)
     else:
         progress = _of_worker(mixed, progress, place)
     _check_sources(sources, progress)
     ends, is_last = _ends(mixed, progress)
-    return Assignment(progress, ends, progress.sharing.turns_per_batch, place, is_last)
+    is_endless = weighting.stop is None
+    return Assignment(progress, ends, progress.sharing.turns_per_batch, place, is_last, is_endless)
 
 
 def _of_worker(mixed: Mixed, progress: Progress, place: WorkerPlace) -> Progress:
@@ -128,19 +140,58 @@ def _check_sources(sources: Mapping[str, Source], progress: Progress) -> None:
 def _ends(mixed: Mixed, progress: Progress) -> tuple[NDArray[np.int64], bool]:
     """Return the rows that each lane delivers in the current cut, and whether the mixture ends with them."""
     cut, sharing, before = current_cut(progress), progress.sharing, progress.starts[-1].rows_before
-    stop, is_last = mixed.weighting.stop_after(before)
-    if stop is None:
-        return np.full(cut.num_lanes, ENDLESS, np.int64), True
-    left = max(0, stop - before)
+    weighting = mixed.weighting
+    if weighting.stop is None:
+        ends = np.full(cut.num_lanes, ENDLESS, np.int64)
+    elif isinstance(weighting.stop, int):
+        left = max(0, weighting.stop - before)
+        division = TurnDivision(left, cut.num_lanes, cut.turn_rows, sharing.world_size, sharing.turns_per_batch)
+        remainder: Remainder = "keep" if sharing.world_size == 1 else "pad"
+        ends = division.ends(remainder, drop_last=mixed.drop_last)
+    else:
+        ends = _exhausted(mixed, progress)
+    change = weighting.change_after(before)
+    if change is None:
+        return ends, True
+    # The weights change after whole global batches.
     batch_rows = sharing.job_turns * cut.turn_rows
-    if not is_last:
-        left = -(-left // batch_rows) * batch_rows
+    left = -((before - change) // batch_rows) * batch_rows
     division = TurnDivision(left, cut.num_lanes, cut.turn_rows, sharing.world_size, sharing.turns_per_batch)
-    remainder: Remainder = "keep" if sharing.world_size == 1 else "pad"
-    return division.ends(remainder, drop_last=mixed.drop_last and is_last), is_last
+    until_change = division.settled_rows
+    is_last = bool((until_change > ends).any())
+    return (ends if is_last else until_change), is_last
 
 
-def next_cut(assignment: Assignment) -> Progress:
+def _exhausted(mixed: Mixed, progress: Progress) -> NDArray[np.int64]:
+    """Return the rows that each lane delivers until its first source, or its last one, is exhausted."""
+    plan, num_epochs = MixturePlan(mixed.sources, progress), mixed.weighting.num_epochs
+    is_first = mixed.weighting.stop == "first_exhausted"
+    first_epochs = mixed.first_epochs(progress.epoch)
+    cut, sharing, sources = current_cut(progress), progress.sharing, progress.starts[-1].sources
+    rows = {
+        index: plan.lanes(plan.current, source.name).rows_before(first_epochs[source.name] + num_epochs).tolist()
+        for index, source in enumerate(sources)
+        if source.weight
+    }
+    found = []
+    for lane in range(cut.num_lanes):
+        mixing = plan.mixings[-1].lane(lane)
+        if is_first:
+            found.append(min(mixing.row_of(index, of_lanes[lane]) for index, of_lanes in rows.items()))
+        else:
+            lasts = (mixing.row_of(index, n[lane] - 1) + 1 for index, n in rows.items() if n[lane])
+            found.append(max(lasts, default=0))
+    ends = np.array(found, np.int64)
+    if sharing.world_size > 1:
+        # All ranks deliver equally many batches.
+        ends[:] = ends.min() if is_first else ends.max()
+    if mixed.drop_last:
+        whole = ends.reshape(-1, sharing.turns_per_batch).min(axis=1) // cut.turn_rows * cut.turn_rows
+        ends = np.repeat(whole, sharing.turns_per_batch)
+    return ends
+
+
+def following_cut(assignment: Assignment) -> Progress:
     """Return the progress of the whole job at the end of a cut that another one follows."""
     cut, ends = assignment.cut, assignment.ends
     positions = dict(enumerate(map(LanePosition, ends.tolist())))

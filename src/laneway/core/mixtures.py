@@ -120,6 +120,7 @@ class MixturePlan:
     progress: Progress
     """The progress."""
     _plans: dict[tuple[int, str, int], Plan] = field(default_factory=dict, init=False, repr=False)
+    _lanes: dict[tuple[int, str], SourceLanes] = field(default_factory=dict, init=False, repr=False)
     _begun: dict[tuple[int, str], tuple[list[Begun], int]] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
@@ -144,6 +145,11 @@ class MixturePlan:
 
     def lanes(self, cut: int, name: str) -> SourceLanes:
         """Return the lanes of a source in a cut."""
+        if (cut, name) not in self._lanes:
+            self._lanes[cut, name] = self._lanes_of(cut, name)
+        return self._lanes[cut, name]
+
+    def _lanes_of(self, cut: int, name: str) -> SourceLanes:
         start = self.progress.starts[cut]
         source = start.sources[self._indices[cut][name]]
         identity = self.sources[name].identity_of(source.files)
@@ -159,6 +165,21 @@ class MixturePlan:
         carried = self.progress.carried[lane :: self.cuts[-1].num_lanes]
         index = row // group_rows
         return carried[index] if index < len(carried) else Group(self.current, lane, row - len(carried) * group_rows, 0)
+
+    def part(self, lane: int, start: int, stop: int) -> tuple[int, int, int, int]:
+        """Return where row `start` of a lane of the current cut is, and how far the rows from there on stay together.
+
+        Returns:
+            The cut, the lane of that cut, the row in that lane, and the end of the part in the current lane, which is
+            at most `stop`.
+        """
+        group_rows = self.progress.starts[-1].group_rows
+        num_carried = len(self.progress.carried[lane :: self.cuts[-1].num_lanes])
+        if start >= num_carried * group_rows:
+            return self.current, lane, start - num_carried * group_rows, stop
+        index, offset = divmod(start, group_rows)
+        group = self.group(lane, index * group_rows)
+        return group.cut, group.lane, group.row + offset, min(stop, (index + 1) * group_rows)
 
     def ranges(self, group: Group, num_rows: int) -> list[SourceRange]:
         """Return where the first rows of a group come from: for each of its sources, one or several ranges."""
@@ -194,6 +215,10 @@ class MixturePlan:
         if key not in self._begun:
             self._begun[key] = self.lanes(cut, name).begun(self._source_rows[cut][self._indices[cut][name]])
         return self._begun[key]
+
+    def rows_of(self, name: str) -> int:
+        """Return the rows of a source that were delivered in the current cut."""
+        return int(self._source_rows[-1][self._indices[-1][name]].sum())
 
     def _unfinished(self, name: str) -> list[Begun]:
         """Return the epochs of a source that have begun, and of which something is left."""

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 Stop = Literal["first_exhausted", "all_exhausted"]
-"""When a mixture ends: once the first source, or the last one, has delivered as many rows as it has."""
+"""When a mixture ends: once the first source has delivered all its rows, or once the last one has."""
 
 
 class Phase(NamedTuple):
@@ -30,8 +30,10 @@ class Weighting:
 
     phases: tuple[Phase, ...]
     """The weights; the first phase starts at row 0, and each later one after those before."""
-    num_rows: int | None = None
-    """Number of rows after which the mixture ends; None: it doesn't."""
+    stop: int | Stop | None = None
+    """When the mixture ends: after a number of rows, or once sources are exhausted; None: never."""
+    num_epochs: int = 1
+    """Number of epochs after which a source is exhausted."""
 
     @property
     def largest_shares(self) -> dict[str, Fraction]:
@@ -52,33 +54,30 @@ class Weighting:
         """Return the weights after a number of rows."""
         return next(phase.weights for phase in reversed(self.phases) if phase.start <= num_rows)
 
-    def stop_after(self, num_rows: int) -> tuple[int | None, bool]:
-        """Return the row at which these weights end that are used after `num_rows` rows, and whether that is the end.
-
-        The row is None if they never end.
-        """
+    def change_after(self, num_rows: int) -> int | None:
+        """Return the row at which the weights change that are used after `num_rows` rows; None: they stay."""
         starts = [phase.start for phase in self.phases if phase.start > num_rows]
-        if self.num_rows is not None and (not starts or self.num_rows <= starts[0]):
-            return self.num_rows, True
-        return (starts[0], False) if starts else (None, True)
+        is_before_end = bool(starts) and (not isinstance(self.stop, int) or starts[0] < self.stop)
+        return starts[0] if is_before_end else None
 
-    def rows_until(self, stop: Stop, source_rows: Mapping[str, int]) -> int:
-        """Return after how many rows of the mixture sources have delivered as many rows as they have.
+    def rows_in_all(self, source_rows: Mapping[str, int]) -> int | None:
+        """Return about how many rows the mixture delivers until it ends; None: it doesn't end.
 
         Args:
-            stop: Whether to ask for the first source, or for the last one.
             source_rows: Name -> rows of each source, >= 1 unless it has no weight.
 
         Raises:
-            ValueError: A source never gets there, because its weight is 0.
+            ValueError: A source is never exhausted, because its weight is 0.
         """
-        left = {name: Fraction(rows) for name, rows in source_rows.items()}
+        if self.stop is None or isinstance(self.stop, int):
+            return self.stop
+        left = {name: Fraction(rows * self.num_epochs) for name, rows in source_rows.items()}
         for phase, following in zip(self.phases, [*self.phases[1:], None], strict=True):
             weights = exact_weights([*phase.weights.values()])
             total = sum(weights)
             shares = {name: weight / total for name, weight in zip(phase.weights, weights, strict=True) if weight}
             length = None if following is None else following.start - phase.start
-            if stop == "first_exhausted":
+            if self.stop == "first_exhausted":
                 ends = [left[name] / share for name, share in shares.items()]
                 if length is None or min(ends) <= length:
                     return phase.start + int(min(ends))
