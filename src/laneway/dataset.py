@@ -317,7 +317,7 @@ class StatefulShardedDataset(ChangeableDataset):
     def repeat(self, epochs: int | None = None) -> Mixture:
         """Return the rows of several epochs as one pass, or of all epochs, without end: a mixture of one.
 
-        With several ranks, each repeats up to one row of each lane at the end, so that all deliver equally many batches.
+        With several ranks, each repeats up to one row of each lane at the end: all deliver equally many batches.
 
         Args:
             epochs: Number of epochs, >= 1; None: without end.
