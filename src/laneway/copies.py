@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import namedtuple
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, Self
 
 import pyarrow as pa
 
 from laneway.arguments import check_columns, check_seed
+from laneway.core.plan import Settings
 from laneway.errors import SchemaMismatchError
 from laneway.reading.expressions import columns_of, filter_of
 from laneway.reading.hashing import is_hashable
@@ -164,6 +165,46 @@ class ChangeableDataset(ResumableDataset):
         (changed,) = self._selected([Slice.of(block_rows, start, stop)], pa.schema([]))
         return changed
 
+    def extend(self, grown: Self) -> Self:
+        """Return a copy with more files, for a mixture that has begun with these: its next epoch has all of them.
+
+        A mixture that resumes finishes the epochs that had begun with the files that they began with. Keep those in a
+        saved `Manifest`.
+
+        Args:
+            grown: The dataset with more files, created as this one was, with the same filters and functions.
+
+        Raises:
+            ValueError: A setting differs, or a file of this dataset is gone or was changed.
+
+        Examples:
+            >>> import pyarrow as pa, pyarrow.parquet as pq, tempfile
+            >>> from laneway import Manifest, StatefulShardedDataset
+            >>> folder = tempfile.mkdtemp()
+            >>> pq.write_table(pa.table({"x": range(10)}), f"{folder}/part-0.parquet")
+            >>> begun_with = Manifest.scan(folder)
+            >>> pq.write_table(pa.table({"x": range(10, 15)}), f"{folder}/part-1.parquet")
+            >>> web = StatefulShardedDataset(begun_with).extend(StatefulShardedDataset(folder))
+            >>> len(web)
+            15
+        """
+        before, after = self.definition, grown.definition
+        lines = [
+            f"{field.name} is {old!r} before, and {new!r} now"
+            for field in fields(Settings)
+            for old, new in [[getattr(each.identity.settings, field.name) for each in (before, after)]]
+            if old != new
+        ]
+        facts = [_facts_of(each.identity) for each in (before, after)]
+        changed = [path for path, fact in facts[0].items() if facts[1].get(path) != fact]
+        if changed:
+            what = "was changed" if changed[0] in facts[1] else "is gone"
+            lines.append(f"{changed[0]} {what}")
+        if lines:
+            message = f"this dataset can't be extended by the other one: {'; '.join(lines)}"
+            raise ValueError(message)
+        return self._changed(replace(after, place=before.place, former=(*before.former, before)))
+
     def _filter(
         self, condition: object, columns: Sequence[str] | None, version: str | None
     ) -> tuple[list[Step], pa.Schema]:
@@ -193,6 +234,13 @@ class ChangeableDataset(ResumableDataset):
         definition = self.definition
         planner = Planner(definition.manifest, definition.storage, self._cache_dir)
         return [definition.with_selection(each) for each in planner.extend(definition.selection, steps, schema)]
+
+
+def _facts_of(identity: Identity) -> dict[str, tuple[int, int, str]]:
+    """Return path -> size, rows and digest of each file."""
+    files = identity.files
+    facts = zip(files.sizes.tolist(), files.rows.tolist(), files.digests, strict=True)
+    return dict(zip(files.paths, facts, strict=True))
 
 
 def _check_shares(shares: Mapping[str, float]) -> None:

@@ -81,11 +81,7 @@ def _progress(saved: SavedState) -> Progress:
 
 def _source_differences(saved: SavedState, progress: Progress, identity: MixtureIdentity) -> list[str]:
     """Return a line for each source that is not the one with this name in the state."""
-    fields, lines = saved.fields, []
-    if not progress.starts:
-        if fields["fingerprint"] != identity.fingerprint_in(fields["order_version"]):
-            lines.append("sources: this state was saved before the first row of a mixture of others")
-        return lines
+    lines = []
     needed: dict[str, set[str]] = {}
     for source in (source for start in progress.starts for source in start.sources if source.name):
         needed.setdefault(source.name, set()).update([source.files, *(rest.files for rest in source.rests)])

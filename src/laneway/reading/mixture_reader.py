@@ -28,8 +28,6 @@ _BLOCK_BYTES = 16 << 20
 """Target size of a block in memory."""
 _BLOCK_ROWS = 1 << 18
 """Maximum rows of a block."""
-_FIRST_ROWS = 1024
-"""Rows of the first block, from which the size of a row is learned."""
 
 
 class _Part(NamedTuple):
@@ -94,8 +92,9 @@ class MixtureReader:
         """(cut, source, lane of the mixture) -> the epoch that it has come to."""
         self._mixings: dict[tuple[int, int], LaneMixing] = {}
         self._blocks: dict[int, _Block] = {}
-        self._row_bytes = 0.0
-        """Bytes of a row in the last block; 0: not known yet."""
+        self._next_rows: dict[int, int] = {}
+        """Lane -> rows of its next block. The first ones are small, as a source may have fewer rows than a large one.
+        """
 
     def read(self, wanted: LaneRange) -> list[OpenRows]:
         """Return rows of a lane, as slices of its blocks."""
@@ -117,8 +116,8 @@ class MixtureReader:
 
     def _read_block(self, lane: int, start: int, step: int) -> _Block:
         """Return the block that begins at a row of a lane: a number of steps of `step` rows each."""
-        most = min(_BLOCK_ROWS, int(_BLOCK_BYTES / self._row_bytes)) if self._row_bytes else _FIRST_ROWS
-        cut, cut_lane, first, stop = self._plan.part(lane, start, start + max(1, most // step) * step)
+        num_steps = max(1, self._next_rows.get(lane, 0) // step)
+        cut, cut_lane, first, stop = self._plan.part(lane, start, start + num_steps * step)
         split = self._mixing(cut, cut_lane).split(first, first + stop - start)
         wanted = [each for source in split for each in self._ranges(cut, cut_lane, source)]
         for reader, each, _ in wanted:
@@ -133,7 +132,8 @@ class MixtureReader:
         if found is None:
             return _Block(start, stop, None, parts)
         num_bytes = sum(values.nbytes for values in found.numbers.values()) + (found.rest.nbytes if found.rest else 0)
-        self._row_bytes = max(1.0, num_bytes / (stop - start))
+        of_bytes = _BLOCK_BYTES * (stop - start) // max(1, num_bytes)
+        self._next_rows[lane] = min(_BLOCK_ROWS, of_bytes, 4 * (stop - start))
         return _Block(start, stop, found, [])
 
     def _mixing(self, cut: int, lane: int) -> LaneMixing:
