@@ -40,6 +40,9 @@ SIGNATURES = {
         "on_error='raise', filler=None, provenance=False, rank=None, world_size=None, filesystem=None, "
         "storage_options=None, retries=None, cache_dir=None)"
     ),
+    "laneway.Mixture": (
+        "(sources, weights, *, seed=0, stop=None, lanes=None, turn_rows=None, rank=None, world_size=None)"
+    ),
     "laneway.SavableLoader": (
         "(dataset, *, num_workers=0, batch_size=None, collate_fn=None, pin_memory=False, prefetch_factor=None, "
         "persistent_workers=False, multiprocessing_context=None, timeout=0, worker_init_fn=None, shield_workers=False, "
@@ -118,13 +121,16 @@ MEMBERS = {
     "dataset": {
         "__iter__": "()",
         "__len__": "()",
+        "batch": "(batch_size, *, drop_last=False)",
         "categories": "attribute",
         "completed_shards": "()",
         "epoch": "attribute",
+        "extend": "(grown)",
         "filter": "(condition, *, columns=None, version=None)",
         "load_state_dict": "(state_dict)",
         "manifest": "attribute",
         "map": "(fn, *, with_context=False)",
+        "repeat": "(epochs=None)",
         "schema": "attribute",
         "selection": "attribute",
         "set_epoch": "(epoch)",
@@ -152,6 +158,8 @@ MEMBERS = {
         "save_state_global": "(dst_rank=0)",
         "save_state_rank": "()",
         "set_epoch": "(epoch)",
+        "set_weights": "(weights)",
+        "sources": "attribute",
         "start": "()",
         "state_dict": "(*, check=False)",
     },
@@ -212,7 +220,16 @@ def check(found: dict[str, str], frozen: dict[str, str]) -> None:
 
 
 def test_the_modules_export_what_they_did() -> None:
-    classes = {"BatchContext", "Checkpoints", "Manifest", "RetryPolicy", "RowContext", "SavableLoader", "Shard"}
+    classes = {
+        "BatchContext",
+        "Checkpoints",
+        "Manifest",
+        "Mixture",
+        "RetryPolicy",
+        "RowContext",
+        "SavableLoader",
+        "Shard",
+    }
     classes |= {"StatefulShardedDataset"}
     assert laneway.__all__ == sorted({*ERRORS, *classes, "merge_states"})
     for module, names in ((dcp, ["GatheredState"]), (laneway, laneway.__all__)):

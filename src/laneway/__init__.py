@@ -21,6 +21,7 @@ from laneway.errors import (
 )
 from laneway.loader import SavableLoader
 from laneway.manifest import Manifest
+from laneway.mixture import Mixture
 from laneway.storage.retries import RetryPolicy
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ __all__ = [
     "LanewayError",
     "Manifest",
     "ManifestCacheWarning",
+    "Mixture",
     "NullInColumnError",
     "RetryPolicy",
     "RowContext",

@@ -1,19 +1,15 @@
-"""Changed copies of a dataset: shuffled, sharded and mapped."""
+"""Changed copies of a dataset: shuffled, and with more files."""
 
 from __future__ import annotations
 
-import copy
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Self
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Self
 
-from laneway.arguments import check_flag, check_seed
-from laneway.core.turns import WorkerPlace
-from laneway.distributed import data_parallel_rank
+from laneway.arguments import check_seed
+from laneway.core.plan import Settings
 from laneway.selectable import SelectableDataset
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from laneway.core.plan import Identity
 
 
@@ -34,42 +30,49 @@ class ChangeableDataset(SelectableDataset):
         settings = replace(identity.settings, shuffle=True, seed=check_seed(seed))
         return self._changed(replace(self.definition, identity=replace(identity, settings=settings)))
 
-    def shard(self, num_shards: int, index: int) -> Self:
-        """Return a copy that delivers part `index` of `num_shards`, at the start of epoch 0.
+    def extend(self, grown: Self) -> Self:
+        """Return a copy with more files, for a mixture that has begun with these: its next epoch has all of them.
 
-        This sets the rank and world size: which rows a part has depends on the number of parts, on the epoch and on how
-        far the other parts have come. To hold out rows, use `split`.
+        A mixture that resumes finishes the epochs that had begun with the files that they began with. Keep those in a
+        saved `Manifest`.
 
         Args:
-            num_shards: Number of parts, >= 1: the world size of the copy.
-            index: Part of the copy, in [0, num_shards): its rank.
+            grown: The dataset with more files, created as this one was, with the same filters and functions.
 
         Raises:
-            ValueError: An argument is out of its range.
+            ValueError: A setting differs, or a file of this dataset is gone or was changed.
+
+        Examples:
+            >>> import pyarrow as pa, pyarrow.parquet as pq, tempfile
+            >>> from laneway import Manifest, StatefulShardedDataset
+            >>> folder = tempfile.mkdtemp()
+            >>> pq.write_table(pa.table({"x": range(10)}), f"{folder}/part-0.parquet")
+            >>> begun_with = Manifest.scan(folder)
+            >>> pq.write_table(pa.table({"x": range(10, 15)}), f"{folder}/part-1.parquet")
+            >>> web = StatefulShardedDataset(begun_with).extend(StatefulShardedDataset(folder))
+            >>> len(web)
+            15
         """
-        sharded = self._changed(replace(self.definition, place=WorkerPlace(*data_parallel_rank(index, num_shards))))
-        sharded._asks_rank = False  # noqa: SLF001 - a copy of this object
-        return sharded
+        before, after = self.definition, grown.definition
+        lines = [
+            f"{field.name} is {old!r} before, and {new!r} now"
+            for field in fields(Settings)
+            for old, new in [[getattr(each.identity.settings, field.name) for each in (before, after)]]
+            if old != new
+        ]
+        facts = [_facts_of(each.identity) for each in (before, after)]
+        changed = [path for path, fact in facts[0].items() if facts[1].get(path) != fact]
+        if changed:
+            what = "was changed" if changed[0] in facts[1] else "is gone"
+            lines.append(f"{changed[0]} {what}")
+        if lines:
+            message = f"this dataset can't be extended by the other one: {'; '.join(lines)}"
+            raise ValueError(message)
+        return self._changed(replace(after, place=before.place, former=(*before.former, before)))
 
-    def map(self, fn: Callable[..., Any], *, with_context: bool = False) -> Self:
-        """Return a copy that also calls `fn` on each row or batch; its next pass starts where that of this one would.
 
-        Args:
-            fn: Called in the worker with the result of `transform`, if there is one.
-            with_context: Whether `fn` is also passed where its rows come from, and seeds that are the same after any
-                resume: a `RowContext` for a row, a `BatchContext` for a batch.
-        """
-        if not callable(fn):
-            message = f"fn must be callable, not {fn!r}"
-            raise TypeError(message)
-        check_flag("with_context", with_context)
-        changed = copy.copy(self)
-        transform = self.definition.transform.then(fn, takes_context=with_context)
-        changed.definition = replace(self.definition, transform=transform)
-        return changed
-
-    def __copy__(self) -> Self:
-        """Return a copy with passes of its own; its next pass starts where that of this one would."""
-        copied = type(self).__new__(type(self))
-        vars(copied).update(vars(self), schedule=self.schedule.copy())
-        return copied
+def _facts_of(identity: Identity) -> dict[str, tuple[int, int, str]]:
+    """Return path -> size, rows and digest of each file."""
+    files = identity.files
+    facts = zip(files.sizes.tolist(), files.rows.tolist(), files.digests, strict=True)
+    return dict(zip(files.paths, facts, strict=True))

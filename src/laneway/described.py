@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from torch.utils.data import IterableDataset
-
 from laneway.arguments import check_columns, check_int
 from laneway.reading.column_statistics import ColumnStatistics, column_statistics
 from laneway.reading.expressions import columns_of
 from laneway.reading.selected import open_rows
 from laneway.reading.selection_summary import SelectionSummary
+from laneway.resumable import ResumableDataset
 from laneway.wording import counted
 
 if TYPE_CHECKING:
@@ -20,17 +19,14 @@ if TYPE_CHECKING:
 
     from laneway.catalog.caching import CacheDir
     from laneway.core.shards import ShardTable
-    from laneway.delivery.definition import Definition
-    from laneway.delivery.schedule import EpochSchedule
+    from laneway.delivery.definition import DatasetDefinition
     from laneway.manifest import Manifest
 
 
-class DescribedDataset(IterableDataset[Any]):
+class DescribedDataset(ResumableDataset):
     """A dataset that tells what it consists of."""
 
-    definition: Definition
-    schedule: EpochSchedule
-    _asks_rank: bool
+    definition: DatasetDefinition
     _given_schema: pa.Schema | None
     _cache_dir: CacheDir
 
@@ -113,5 +109,5 @@ class DescribedDataset(IterableDataset[Any]):
             f"{selected}"
             f"  {counted(len(self.shards), 'shard')} {order},\n"
             f"  {unit} as {definition.columns.output}: {shown},\n"
-            f"  rank {place.rank} of {place.world_size}, epoch {self.schedule.epoch}\n)"
+            f"  rank {place.rank} of {place.world_size}, epoch {self.epoch}\n)"
         )

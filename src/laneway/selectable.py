@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections import namedtuple
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +11,6 @@ import pyarrow as pa
 
 from laneway.arguments import check_columns, check_seed, plain_int
 from laneway.core.gaps import EpochGap, overlap, parse_gaps
-from laneway.delivery.schedule import EpochSchedule
 from laneway.described import DescribedDataset
 from laneway.errors import LanewayError, SchemaMismatchError
 from laneway.reading.expressions import columns_of, filter_of
@@ -24,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from laneway.core.plan import Identity
-    from laneway.delivery.definition import Definition
+    from laneway.delivery.definition import DatasetDefinition
     from laneway.reading.steps import Step
 
 
@@ -188,7 +186,7 @@ class SelectableDataset(DescribedDataset):
         """Return a copy for each step."""
         return [self._changed(definition) for definition in self._definitions(steps, schema)]
 
-    def _definitions(self, steps: Sequence[Step], schema: pa.Schema) -> list[Definition]:
+    def _definitions(self, steps: Sequence[Step], schema: pa.Schema) -> list[DatasetDefinition]:
         """Return the definition of the rows that each step leaves."""
         definition = self.definition
         self._check_has_no_gaps("a filter, split or slice")
@@ -200,12 +198,6 @@ class SelectableDataset(DescribedDataset):
         if text is not None:
             message = f"{change} would give other numbers to the rows that without() left out, {text}: call it last"
             raise LanewayError(message)
-
-    def _changed(self, definition: Definition) -> Self:
-        """Return a copy with another definition, at the start of epoch 0."""
-        changed = copy.copy(self)
-        changed.definition, changed.schedule = definition, EpochSchedule()
-        return changed
 
 
 def _checked_gaps(rows: object, identity: Identity) -> list[EpochGap]:

@@ -104,6 +104,20 @@ def row_seeds(rows: NDArray[np.int64], *, seed: int, epoch: int, path: str) -> N
     return _hash(_key("row", seed, epoch, path), rows.astype(np.uint64) + np.uint64(1))
 
 
+def lane_phases(lanes: NDArray[np.int64], num_nodes: int) -> NDArray[np.uint64]:
+    """Return where the lanes of a mixture begin in the pattern of each node of its tree, as fractions of 2**64.
+
+    Args:
+        lanes: Lanes, int64 of shape (lanes,).
+        num_nodes: Nodes of the tree, <= 2**20.
+
+    Returns:
+        uint64 array of shape (num_nodes, lanes).
+    """
+    nodes = np.arange(1, num_nodes + 1, dtype=np.uint64)
+    return _hash(_key("mixture"), nodes[:, None] + lanes.astype(np.uint64) * np.uint64(2**20))
+
+
 def split_bits(rows: NDArray[np.int64], *, seed: int, path: str) -> NDArray[np.uint64]:
     """Return a hash for each of some rows of a data file, the same in every epoch, by which rows are split.
 

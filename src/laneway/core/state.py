@@ -12,6 +12,7 @@ from laneway.core.closing import check_undelivered
 from laneway.core.consistency import require, scope_of
 from laneway.core.differences import file_differences, identity_differences, mismatch_message, place_differences
 from laneway.core.gaps import gap_difference, gaps_in
+from laneway.core.mixture_identity import MixtureIdentity, not_a_mixture
 from laneway.core.order import ORDER_VERSIONS
 from laneway.core.progress import (
     CutProgress,
@@ -40,7 +41,7 @@ from laneway.core.turns import turns_taken
 from laneway.errors import CheckpointMismatchError, StateFormatError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from laneway.core.assignment import Assignment
     from laneway.core.consistency import Scope
@@ -50,6 +51,8 @@ if TYPE_CHECKING:
     from laneway.core.schema import SavedState
     from laneway.core.sealing import Seal
     from laneway.core.turns import WorkerPlace
+
+    AnyIdentity = Identity | MixtureIdentity
 
 
 class _Listed(NamedTuple):
@@ -70,17 +73,17 @@ class _IdentityPart(NamedTuple):
     seal: Seal
 
 
-def identity_fields(identity: Identity, order_version: int) -> dict[str, Any]:
+def identity_fields(identity: AnyIdentity, order_version: int) -> dict[str, Any]:
     """Return the fields of the identity in a state, without its file table."""
     return {"fingerprint": identity.fingerprint_in(order_version), **asdict(identity.settings)}
 
 
-def _identity_part(identity: Identity, order_version: int, *, is_worker: bool) -> _IdentityPart:
+def _identity_part(identity: AnyIdentity, order_version: int, *, is_worker: bool) -> _IdentityPart:
     """Return the fields of the identity, which are the same in all states of a rank or of a worker."""
 
     def compute() -> _IdentityPart:
         # A StatefulDataLoader keeps a state for each worker, and they would all hold the same table.
-        files = "" if is_worker else identity.files.encoded
+        files = "" if is_worker else identity.encoded_files
         fields = without_defaults({"files": files, **identity_fields(identity, order_version)})
         return _IdentityPart(fields, seal_of(fields))
 
@@ -88,12 +91,12 @@ def _identity_part(identity: Identity, order_version: int, *, is_worker: bool) -
 
 
 def write_state(
-    identity: Identity, progress: Progress, place: WorkerPlace, *, complete: bool, over: bool = False
+    identity: AnyIdentity, progress: Progress, place: WorkerPlace, *, complete: bool, over: bool = False
 ) -> dict[str, Any]:
     """Return the state for `progress`, as plain JSON values in new containers.
 
     Args:
-        identity: The files and settings.
+        identity: The files and settings, of a dataset or of all sources of a mixture.
         progress: Progress of a worker, a rank or the whole job.
         place: The worker that saves the state.
         complete: Whether that worker, rank or job has delivered all its rows of the epoch.
@@ -140,7 +143,7 @@ def _part_in_step(progress: Progress) -> int | None:
 
 
 def write_job_state(
-    identity: Identity, progress: Progress, place: WorkerPlace, job: JobTurn, *, over: bool = False
+    identity: AnyIdentity, progress: Progress, place: WorkerPlace, job: JobTurn, *, over: bool = False
 ) -> dict[str, Any]:
     """Return the state of a whole job whose lanes are all in step; it needs no positions.
 
@@ -152,6 +155,8 @@ def write_job_state(
         over: Whether the training loop has been told that the epoch has ended.
     """
     next_turn, part_rows, complete = job
+    if isinstance(identity, MixtureIdentity) and not complete:
+        progress = identity.without_finished_cuts(progress, next_turn, part_rows)
     return _write(
         identity,
         progress,
@@ -165,7 +170,7 @@ def write_job_state(
 
 
 def _write(
-    identity: Identity,
+    identity: AnyIdentity,
     progress: Progress,
     place: WorkerPlace,
     scope: Scope,
@@ -203,6 +208,8 @@ def _write(
         **listed._asdict(),
         "earlier_cuts": [encode_cut(earlier) for earlier in progress.earlier],
     }
+    if isinstance(identity, MixtureIdentity):
+        state["mixture"] = identity.encode(progress)
     state["digest"] = digest_with(seal, state)
     return state
 
@@ -230,11 +237,9 @@ def read_progress(saved: SavedState, identity: Identity, place: WorkerPlace, *, 
     fields = saved.fields
     version, has_new_files = fields["order_version"], False
     present = identity_fields(identity, version)
-    if _handles_remainder_alike(saved, identity, place):
-        present["remainder"] = fields["remainder"]
-    lines = identity_differences(_SETTINGS, fields, present)
-    of_gaps = gap_difference(fields["without"], present["without"], fields["epoch"], complete=saved.is_complete)
-    lines += [] if of_gaps is None else [f"without: {of_gaps}"]
+    if fields["mixture"]:
+        raise not_a_mixture(fields["mixture"])
+    lines = _setting_differences(saved, identity, place, present)
     if version not in ORDER_VERSIONS:
         known = " and ".join(map(str, ORDER_VERSIONS))
         lines.append(f"order_version: saved {version}, this release reads {known}")
@@ -258,6 +263,18 @@ def read_progress(saved: SavedState, identity: Identity, place: WorkerPlace, *, 
     if fields["lanes"] is None:
         return Progress(fields["epoch"], order_version=version)
     return _completed(saved, identity) if has_new_files else _locate(saved, identity)
+
+
+def _setting_differences(
+    saved: SavedState, identity: Identity, place: WorkerPlace, present: Mapping[str, Any]
+) -> list[str]:
+    """Return how the settings of a state, other than its files, differ from those `present`."""
+    fields = saved.fields
+    if _handles_remainder_alike(saved, identity, place):
+        present = {**present, "remainder": fields["remainder"]}
+    lines = identity_differences(_SETTINGS, fields, present)
+    of_gaps = gap_difference(fields["without"], present["without"], fields["epoch"], complete=saved.is_complete)
+    return lines if of_gaps is None else [*lines, f"without: {of_gaps}"]
 
 
 def _handles_remainder_alike(saved: SavedState, identity: Identity, place: WorkerPlace) -> bool:
@@ -347,8 +364,9 @@ def _locate(saved: SavedState, identity: Identity) -> Progress:
         rows += np.minimum(whole, found.ends) - whole
         positions = dict(enumerate(map(LanePosition, rows.tolist())))
         found = replace(found, progress=replace(progress, cut=replace(cut, positions=positions)))
-    lane_rows = [*(each.rows for each in found.plan.lanes_before), found.plan.lanes.rows]
-    for delivered, rows in zip([*found.plan.rows_before, found.cut.rows()], lane_rows, strict=True):
+    plan = identity.plan(progress)
+    lane_rows = [*(each.rows for each in plan.lanes_before), plan.lanes.rows]
+    for delivered, rows in zip([*plan.rows_before, found.cut.rows()], lane_rows, strict=True):
         # A padded lane delivers one more row than it has.
         too_far = np.flatnonzero(delivered > rows + 1)
         for lane in too_far[:1].tolist():
@@ -356,7 +374,7 @@ def _locate(saved: SavedState, identity: Identity) -> Progress:
                 f"this state is damaged: lane {lane} is at position {delivered[lane]:,}, but has {rows[lane]:,} rows"
             )
             raise StateFormatError(message)
-    check_undelivered(new_gaps, found.plan.gaps, found.plan.division, found.cut.rows())
+    check_undelivered(new_gaps, plan.gaps, plan.division, found.cut.rows())
     require(fields["complete"] == found.is_complete, f"complete={fields['complete']} contradicts its positions")
     if not is_job_in_step:
         _check_next_turn(found, fields["scope"])

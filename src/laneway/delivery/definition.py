@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
-from laneway.core.assignment import resolve_cut
+from torch.utils.data import default_collate
+
+from laneway.core.assignment import is_fresh, resolve_cut
 from laneway.core.cursor import Cursor
 from laneway.core.gaps import text_of
 from laneway.core.plan import Identity
+from laneway.core.state import num_added_files, read_progress
 from laneway.delivery.context import Contexts
-from laneway.delivery.stream import BatchStream, ItemMaker, RowStream
+from laneway.delivery.stream import BatchStream, Following, ItemMaker, RowStream
 from laneway.reading.lane_reader import LaneReader
+from laneway.reading.origin import HIDDEN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from concurrent.futures import Executor
 
+    from laneway.convert.batches import BatchConverter
+    from laneway.convert.columns import Output
     from laneway.core.assignment import Assignment
     from laneway.core.gaps import EpochGap
+    from laneway.core.mixture_identity import MixtureIdentity
     from laneway.core.options import LaneOptions
+    from laneway.core.plan import Plan
     from laneway.core.progress import Progress
+    from laneway.core.schema import SavedState
     from laneway.core.turns import WorkerPlace
     from laneway.delivery.delivered_columns import DeliveredColumns
     from laneway.delivery.schedule import EpochSchedule
@@ -31,29 +42,162 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Definition:
-    """The files, order and conversion of a dataset, which don't change while it is read."""
+class Collating:
+    """A collate_fn, and a function that is called on the batch that it returns."""
 
-    identity: Identity
-    """The files, and the settings that determine the order of their rows."""
+    collate_fn: Callable[[list[Any]], Any]
+    function: Callable[[Any], Any]
+
+    def __call__(self, rows: list[Any]) -> Any:  # noqa: ANN401 - the functions may return anything
+        """Return what the function makes of a batch of rows."""
+        return self.function(self.collate_fn(rows))
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Definition(ABC):
+    """What is delivered, and how: what a dataset and a mixture have in common."""
+
     options: LaneOptions
     """Lanes, turns and batches."""
     place: WorkerPlace
     """The rank that reads."""
+    transform: Transforms
+    """Called on each row, or on each batch of columns."""
+    collate_fn: Callable[[list[Any]], Any] | None = None
+    """Builds an item from the rows of a batch, or of a turn if there are no batches; None: columns, or single rows."""
+
+    if TYPE_CHECKING:
+        # At run time, a property would be taken as the default of the fields of this name.
+        @property
+        def identity(self) -> Identity | MixtureIdentity:
+            """What the states belong to."""
+
+    @property
+    def is_endless(self) -> bool:
+        """Whether a pass never ends."""
+        return False
+
+    @abstractmethod
+    def resolve(self, progress: Progress, place: WorkerPlace) -> Assignment:
+        """Return the assignment of the worker at `place`."""
+
+    @abstractmethod
+    def is_fresh(self, assignment: Assignment) -> bool:
+        """Return whether a pass starts here, in the cut that every worker derives from the epoch number alone."""
+
+    @abstractmethod
+    def read_progress(self, saved: SavedState, place: WorkerPlace, *, is_worker: bool) -> Progress:
+        """Return the progress in a state that belongs to this definition; see `laneway.core.state.read_progress`."""
+
+    @abstractmethod
+    def remarks(self, saved: SavedState, progress: Progress) -> list[str]:
+        """Return what to log of a state that was loaded."""
+
+    @abstractmethod
+    def num_items(self, place: WorkerPlace, epoch: int) -> int | None:
+        """Return the number of batches, or rows if there are no batches, that a rank delivers in a whole epoch.
+
+        Args:
+            place: Any worker of the rank.
+            epoch: The epoch.
+
+        Returns:
+            The number; None: the epoch doesn't end.
+        """
+
+    @abstractmethod
+    def num_received(self, assignment: Assignment) -> int:
+        """Return the number of batches or rows of the epoch that the rank of an assignment has delivered."""
+
+    @abstractmethod
+    def warnings_at_start(self, schedule: EpochSchedule, place: WorkerPlace) -> list[str]:
+        """Return what to warn of when the worker at `place` starts to read the next pass of `schedule`."""
+
+    @abstractmethod
+    def open_items(self, assignment: Assignment) -> ItemMaker:
+        """Open what reads and builds the items of an assignment."""
+
+    @abstractmethod
+    def batched(self, options: LaneOptions, output: Output, *, drop_last: bool) -> Self:
+        """Return the same rows in batches.
+
+        Args:
+            options: Lanes, turns and batches.
+            output: The type of the columns of a batch, unless functions are called on single rows before.
+            drop_last: Whether the last batch is dropped on all ranks, unless all of them have a whole one.
+        """
+
+    def mapped(self, function: Callable[..., Any], *, takes_context: bool = False) -> Self:
+        """Return the same with one more function, which is called on each row or batch that is delivered.
+
+        Args:
+            function: The function.
+            takes_context: Whether it is also passed where the rows come from.
+
+        Raises:
+            ValueError: It takes a context, but batches are collated from rows that functions have returned.
+        """
+        if self.options.batch_size is None or self.collate_fn is None:
+            return replace(self, transform=self.transform.then(function, takes_context=takes_context))
+        if takes_context:
+            message = (
+                "with_context=True is not possible for batches that are collated from rows: give it to a function that "
+                "is called on rows, before batch()"
+            )
+            raise ValueError(message)
+        return replace(self, collate_fn=Collating(self.collate_fn, function))
+
+    def following(self, assignment: Assignment) -> Assignment | None:  # noqa: ARG002 - a mixture may go on
+        """Return what the worker reads after an assignment has ended, in the same epoch; None: nothing."""
+        return None
+
+    def num_left(self, assignment: Assignment) -> int | None:
+        """Return the number of batches or rows that the rank of an assignment has yet to deliver; None: no end."""
+        return assignment.num_items_left(self.options.batch_size)
+
+    def open(self, assignment: Assignment) -> Stream:
+        """Open the stream of a worker: batches, or single rows if there is no batch size."""
+        if self.options.batch_size is None:
+            return RowStream(Cursor(assignment), lambda: self.open_items(assignment), self._follow(assignment))
+        return BatchStream(Cursor(assignment), lambda: self.open_items(assignment), self._follow(assignment))
+
+    def open_batches(self, assignment: Assignment) -> BatchStream:
+        """Open the stream of batches of a worker, up to the end of a cut.
+
+        If there is no batch size, each turn of rows is a batch.
+        """
+        return BatchStream(Cursor(assignment), lambda: self.open_items(assignment))
+
+    def _follow(self, assignment: Assignment) -> Callable[[], Following | None]:
+        """Return a function that opens what follows an assignment."""
+
+        def follow() -> Following | None:
+            found = self.following(assignment)
+            if found is None:
+                return None
+            return Following(Cursor(found), lambda: self.open_items(found), self._follow(found))
+
+        return follow
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class DatasetDefinition(Definition):
+    """The files, order and conversion of a dataset, which don't change while it is read."""
+
+    identity: Identity
+    """The files, and the settings that determine the order of their rows."""
     manifest: Manifest
     """The data files and their metadata."""
     storage: Storage
     """Storage of the data files."""
     columns: DeliveredColumns
     """The columns that are delivered."""
-    transform: Transforms
-    """Called on each row, or on each batch of columns."""
     prefetch_windows: int
     """Windows of each lane that are read ahead."""
     selection: RowSelection | None = None
     """The rows that belong to the dataset; None: all."""
-    collate_fn: Callable[[list[Any]], Any] | None = None
-    """Builds an item from the rows of a batch, or of a turn if there are no batches; None: columns, or single rows."""
+    former: tuple[DatasetDefinition, ...] = ()
+    """Its definitions before files were added, oldest first; only mixtures finish what began with them."""
 
     def __post_init__(self) -> None:
         """Check that no rank may deliver fewer rows than the others, unless they may anyway.
@@ -90,14 +234,26 @@ class Definition:
         settings = replace(self.identity.settings, without=text_of(gaps))
         return replace(self, identity=replace(self.identity, settings=settings))
 
-    def num_items(self, place: WorkerPlace, epoch: int) -> int:
-        """Return the number of batches, or rows if there are no batches, that a rank delivers in a whole epoch.
+    def of(self, identity: Identity) -> DatasetDefinition:
+        """Return the definition with these files and settings: this one, or one before files were added."""
+        return next((each for each in self.former if each.identity is identity), self)
 
-        Args:
-            place: Any worker of the rank.
-            epoch: The epoch.
-        """
+    def num_items(self, place: WorkerPlace, epoch: int) -> int:
+        """Return the number of batches, or rows if there are no batches, that a rank delivers in a whole epoch."""
         return self.options.num_items(self.identity.num_rows(epoch), place, self.identity.settings)
+
+    def batched(self, options: LaneOptions, output: Output, *, drop_last: bool) -> Self:
+        """Return the same rows in batches; see `Definition.batched`."""
+        settings = replace(self.identity.settings, drop_last=drop_last)
+        changed = replace(self, options=options, identity=replace(self.identity, settings=settings))
+        if self.transform:
+            return replace(changed, collate_fn=default_collate)
+        return replace(changed, columns=self.columns.with_output(output))
+
+    def num_received(self, assignment: Assignment) -> int:
+        """Return the number of batches or rows of the epoch that the rank of an assignment has delivered."""
+        in_all = self.num_items(assignment.place, assignment.progress.epoch)
+        return max(0, in_all - assignment.num_items_left(self.options.batch_size))
 
     def warnings_at_start(self, schedule: EpochSchedule, place: WorkerPlace) -> list[str]:
         """Return what to warn of when the worker at `place` starts to read the next pass of `schedule`."""
@@ -108,26 +264,57 @@ class Definition:
         """Return the assignment of the worker at `place`; see `laneway.core.assignment.resolve_cut`."""
         return resolve_cut(self.identity, progress, place, self.options)
 
-    def open(self, assignment: Assignment) -> Stream:
-        """Open the stream of a worker: batches, or single rows if there is no batch size."""
-        if self.options.batch_size is not None:
-            return self.open_batches(assignment)
-        return RowStream(Cursor(assignment), lambda: self._items(assignment))
+    def is_fresh(self, assignment: Assignment) -> bool:
+        """Return whether a pass starts here, in the cut that every worker derives from the epoch number alone."""
+        return is_fresh(self.identity, assignment, self.options)
 
-    def open_batches(self, assignment: Assignment) -> BatchStream:
-        """Open the stream of batches of a worker; if there is no batch size, each turn of rows is a batch."""
-        return BatchStream(Cursor(assignment), lambda: self._items(assignment))
+    def read_progress(self, saved: SavedState, place: WorkerPlace, *, is_worker: bool) -> Progress:
+        """Return the progress in a state that belongs to this dataset; see `laneway.core.state.read_progress`."""
+        return read_progress(saved, self.identity, place, is_worker=is_worker)
 
-    def _items(self, assignment: Assignment) -> ItemMaker:
-        plan, seed = assignment.plan, self.identity.settings.seed
+    def remarks(self, saved: SavedState, progress: Progress) -> list[str]:
+        """Return how many files were added since a complete state was saved, if some were."""
+        num_added = num_added_files(saved, self.identity)
+        if not num_added:
+            return []
+        return [
+            f"{num_added} files were added since the checkpoint at the end of epoch {progress.epoch} was saved",
+        ]
+
+    def open_items(self, assignment: Assignment) -> ItemMaker:
+        """Open what reads and builds the items of an assignment."""
         takes_context = self.transform.takes_context
-        rows, converter = self.columns.open(
-            self.manifest,
-            self.storage,
-            epoch=plan.epoch,
-            selection=self.selection,
-            with_hidden=takes_context,
-        )
-        lanes = LaneReader(plan, rows, converter.vectorized, self.prefetch_windows)
+        plan, seed = self.identity.plan(assignment.progress), self.identity.settings.seed
+        converter = self.columns.with_hidden(HIDDEN if takes_context else None)
+        lanes = self.open_lanes(plan, converter, frozenset(HIDDEN.names if takes_context else ()))
         contexts = Contexts(self.manifest.files.paths, seed=seed, epoch=plan.epoch) if takes_context else None
         return ItemMaker(lanes, converter, self.transform, contexts, self.collate_fn)
+
+    def open_lanes(
+        self,
+        plan: Plan,
+        converter: BatchConverter,
+        hidden: frozenset[str],
+        *,
+        source_index: int = 0,
+        threads: Executor | None = None,
+    ) -> LaneReader:
+        """Open what reads the lanes of an epoch.
+
+        Args:
+            plan: The lanes.
+            converter: Converts the rows, with the hidden columns.
+            hidden: Names of the hidden columns that come too, from which contexts are made.
+            source_index: In a mixture, the index of this source.
+            threads: Those that read; None: threads of its own.
+        """
+        rows = self.columns.open(
+            self.manifest,
+            self.storage,
+            converter.schema,
+            epoch=plan.epoch,
+            selection=self.selection,
+            hidden=hidden,
+            source_index=source_index,
+        )
+        return LaneReader(plan, rows, converter.vectorized, self.prefetch_windows, threads)

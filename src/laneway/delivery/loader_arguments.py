@@ -78,7 +78,7 @@ class LoaderArguments(NamedTuple):
         if self.batch_size is None:
             if self.collate_fn is None:
                 return definition
-            return replace(definition, transform=definition.transform.then(self.collate_fn))
+            return definition.mapped(self.collate_fn)
         options = definition.options
         if options.batch_size is not None:
             message = (

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from laneway.convert.batches import BatchConverter
     from laneway.convert.open_rows import OpenRows
     from laneway.core.cursor import Cursor
-    from laneway.delivery.context import BatchContext, Contexts, RowContext
+    from laneway.delivery.context import AnyContexts, BatchContext, RowContext
     from laneway.delivery.transforms import Transforms
-    from laneway.reading.lane_reader import LaneReader
+    from laneway.reading.rows import LaneRows
 
 _ROWS_PER_CONVERSION = 1024
 """Number of rows that are converted together if rows are yielded one by one."""
@@ -46,10 +46,10 @@ class ItemMaker:
 
     def __init__(
         self,
-        lanes: LaneReader,
+        lanes: LaneRows,
         converter: BatchConverter,
         transform: Transforms,
-        contexts: Contexts | None,
+        contexts: AnyContexts | None,
         collate_fn: Callable[[list[Any]], Any] | None,
     ) -> None:
         """Prepare to build items.
@@ -222,18 +222,35 @@ class ItemMaker:
         return f"this batch has {counted(num_rows, 'row')}; the first one is {self._lanes.locate(ranges, 0)}"
 
 
+class Following(NamedTuple):
+    """What a worker delivers after a cut has ended, in the same epoch."""
+
+    cursor: Cursor
+    """The position of the worker in the next cut."""
+    open_items: Callable[[], ItemMaker]
+    """Returns what reads and builds the items of that cut."""
+    follow: Callable[[], Following | None]
+    """Returns what follows it, if anything."""
+
+
 class Stream(Pass):
     """A pass of one worker, read by this process."""
 
-    def __init__(self, cursor: Cursor, open_items: Callable[[], ItemMaker]) -> None:
+    def __init__(
+        self,
+        cursor: Cursor,
+        open_items: Callable[[], ItemMaker],
+        follow: Callable[[], Following | None] = lambda: None,
+    ) -> None:
         """Start where `cursor` is.
 
         Args:
             cursor: The position of the worker.
             open_items: Returns what reads and builds the items.
+            follow: Returns what follows when the cut has ended, if anything.
         """
         super().__init__(cursor)
-        self._open_items = open_items
+        self._current = Following(cursor, open_items, follow)
         self._items = open_items()
 
     def release(self) -> None:
@@ -243,7 +260,19 @@ class Stream(Pass):
     def _recover(self) -> None:
         # A window may be half read, or changed in place by a user's function.
         self._items.close()
-        self._items = self._open_items()
+        # The last call may have ended while it went on to this cut.
+        self._cursor = self._current.cursor
+        self._items = self._current.open_items()
+
+    def _goes_on(self) -> bool:
+        """Go on to the next cut at the end of one, and return whether there is one."""
+        self._items.close()
+        following = self._current.follow()
+        if following is None:
+            return False
+        self._current = following
+        self._recover()
+        return True
 
 
 class TaggedBatch(NamedTuple):
@@ -260,9 +289,14 @@ class TaggedBatch(NamedTuple):
 class BatchStream(Stream):
     """Delivers batches."""
 
-    def __init__(self, cursor: Cursor, open_items: Callable[[], ItemMaker]) -> None:
+    def __init__(
+        self,
+        cursor: Cursor,
+        open_items: Callable[[], ItemMaker],
+        follow: Callable[[], Following | None] = lambda: None,
+    ) -> None:
         """Start where `cursor` is; see Stream."""
-        super().__init__(cursor, open_items)
+        super().__init__(cursor, open_items, follow)
         self._is_sent = is_in_worker()
 
     def next_tagged(self) -> TaggedBatch | None:
@@ -277,8 +311,7 @@ class BatchStream(Stream):
     def _read(self, num_delivered: int) -> Taken | None:
         found = self._cursor.next_batch()
         if found is None:
-            self._items.close()
-            return None
+            return self._read(num_delivered) if self._goes_on() else None
         batch = self._items.batch(found.ranges)
         delivery = Delivery(found.turn, found.new_positions(), before=num_delivered)
         return Taken(delivery, 1, pack(batch) if self._is_sent else batch)
@@ -287,9 +320,14 @@ class BatchStream(Stream):
 class RowStream(Stream):
     """Delivers single rows, which are converted many at a time."""
 
-    def __init__(self, cursor: Cursor, open_items: Callable[[], ItemMaker]) -> None:
+    def __init__(
+        self,
+        cursor: Cursor,
+        open_items: Callable[[], ItemMaker],
+        follow: Callable[[], Following | None] = lambda: None,
+    ) -> None:
         """Start where `cursor` is; see Stream."""
-        super().__init__(cursor, open_items)
+        super().__init__(cursor, open_items, follow)
         self._converted: dict[int, tuple[int, list[Any]]] = {}
         """Lane -> position of its first converted row, and the converted rows."""
 
@@ -300,8 +338,8 @@ class RowStream(Stream):
     def _read(self, num_delivered: int) -> Taken | None:
         found = self._cursor.next_rows(_ROWS_PER_CONVERSION)
         if found is None:
-            self._items.close()
-            return None
+            self._converted.clear()
+            return self._read(num_delivered) if self._goes_on() else None
         place = lane, start, stop = found.ranges[0]
         first, rows = self._converted.get(lane, (0, []))
         if not first <= start < first + len(rows):
