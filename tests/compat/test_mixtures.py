@@ -264,7 +264,9 @@ def test_sources_are_added_and_extended_in_a_resumed_run(corpus: Path) -> None:
     state = through_json(loader.state_dict())
     pq.write_table(pa.table({"id": [2003, 2004], "text": ["a", "b"]}), corpus / "rare" / "part-1.parquet")
     grown = {**small, "rare": small["rare"].extend(open_source("rare", corpus / "rare"))}
-    mixture = Mixture(grown, weights).batch(4).add({"code": open_source("code", corpus / "code")}, {**weights, "code": 2})
+    mixture = (
+        Mixture(grown, weights).batch(4).add({"code": open_source("code", corpus / "code")}, {**weights, "code": 2})
+    )
     resumed = SavableLoader(mixture)
     resumed.load_state_dict(state)
     rows = [row for batch in ids(resumed, 20) for row in batch]
@@ -415,7 +417,7 @@ def test_bad_sources_are_refused(corpus: Path) -> None:
         Mixture({**sources, "code": typed}, WEIGHTS)
     dropping = StatefulShardedDataset(corpus / "rare", remainder="drop")
     mixture = Mixture({**sources, "rare": dropping}, WEIGHTS, lanes=8)
-    with pytest.raises(ValueError, match='source \'rare\' has 3 rows, and remainder="drop" leaves none'):
+    with pytest.raises(ValueError, match="source 'rare' has 3 rows, and remainder=\"drop\" leaves none"):
         next(iter(mixture))
 
 

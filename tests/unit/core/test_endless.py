@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from laneway.core.division import divide
 from laneway.core.endless import EpochRange, SourceLanes
-from laneway.core.progress import Rest
 from laneway.core.lanes import Remainder
+from laneway.core.progress import Rest
 
 
 @st.composite
