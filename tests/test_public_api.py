@@ -175,6 +175,20 @@ MEMBERS = {
         "select": "(condition, *, filesystem=None, storage_options=None, retries=None, progress=None, cache_dir=None)",
     },
     "manifest.files": {"paths": "attribute", "rows": "attribute", "sizes": "attribute"},
+    "mixture": {
+        "__iter__": "()",
+        "__len__": "()",
+        "add": "(sources, weights)",
+        "batch": "(batch_size, *, drop_last=False)",
+        "epoch": "attribute",
+        "load_state_dict": "(state_dict)",
+        "map": "(fn, *, with_context=False)",
+        "schema": "attribute",
+        "set_epoch": "(epoch)",
+        "shard": "(num_shards, index)",
+        "state_dict": "()",
+        "weights": "attribute",
+    },
     "retries": dict.fromkeys(
         [
             *("attempt_timeout_s", "connect_timeout_s", "deadline_s", "first_delay_s", "listing_timeout_s"),
@@ -193,6 +207,7 @@ MEMBERS = {
         ["blocks_by_keys", "blocks_by_rows", "blocks_by_statistics", "num_rows", "text"], "attribute"
     ),
     "shard": {"path": "attribute", "row_length": "attribute", "row_offset": "attribute"},
+    "source progress": dict.fromkeys(["asked", "epoch", "got", "rows"], "attribute"),
     "statistics": dict.fromkeys(["count", "distinct", "max", "mean", "min", "nans", "nulls", "std"], "attribute"),
 }
 """An object -> its public members: the parameters of a method, or "attribute"."""
@@ -281,10 +296,12 @@ def test_public_members_are_what_they_were(tmp_path: Path, owner: str) -> None:
         "gathered": dcp.GatheredState(SavableLoader(dataset)),
         "manifest": Manifest.scan(tmp_path),
         "manifest.files": Manifest.scan(tmp_path).files,
+        "mixture": dataset.repeat(),
         "retries": RetryPolicy(),
         "selection": dataset.selection,
         "selection.steps": dataset.selection.steps[0] if dataset.selection else None,
         "shard": dataset.shards[0],
+        "source progress": SavableLoader(dataset.repeat()).sources["rows"],
         "statistics": next(iter(dataset.statistics().values())),
     }
     found = {}

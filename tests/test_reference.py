@@ -16,6 +16,7 @@ from laneway import (
     BatchContext,
     Checkpoints,
     Manifest,
+    Mixture,
     RetryPolicy,
     RowContext,
     SavableLoader,
@@ -26,6 +27,7 @@ from laneway import (
 from laneway.checkpoint import Checkpoint, KeepBest, KeepEvery, KeepLatest, Policy, Resumed
 from laneway.core.files import FileTable
 from laneway.dcp import GatheredState
+from laneway.delivery.source_progress import SourceProgress
 from laneway.reading.column_statistics import ColumnStatistics
 from laneway.reading.selection_summary import SelectionStep, SelectionSummary
 from tests.test_public_api import ERRORS, MEMBERS, SIGNATURES
@@ -49,6 +51,7 @@ CLASSES: dict[str, type] = {
     "loader": SavableLoader,
     "manifest": Manifest,
     "manifest.files": FileTable,
+    "mixture": Mixture,
     "policy": Policy,
     "resumed": Resumed,
     "retries": RetryPolicy,
@@ -56,6 +59,7 @@ CLASSES: dict[str, type] = {
     "selection": SelectionSummary,
     "selection.steps": SelectionStep,
     "shard": Shard,
+    "source progress": SourceProgress,
     "statistics": ColumnStatistics,
 }
 """Key of `MEMBERS` -> its class."""
@@ -67,6 +71,7 @@ NOT_PUBLIC = {
     "keep latest": {"kept"},
     "dataset": {"check_rank", "definition", "schedule"},
     "loader": {"gather_state", "ranks", "restore_together", "sampler", "use_stateful_dataloader"},
+    "mixture": {"check_rank", "definition", "schedule"},
     "manifest": {
         *("file_scan", "layout", "layout_starts", "num_bytes", "of", "partitions", "planned", "schemas", "selections"),
         *("shared_file", "storage", "versions", "shared_with", "with_selections"),

@@ -266,15 +266,12 @@ class SavableLoader(DataLoader[Any]):
 
     @property
     def sources(self) -> dict[str, SourceProgress]:
-        """Name of each source of a mixture -> how far it has come, over all ranks.
-
-        Each is a tuple of: `epoch`, the oldest epoch of which rows are left; `rows`, delivered since the mixture began;
-        `asked`, its share of the rows by its weight; and `got`, its share of those delivered since it has this weight.
+        """Name of each source of a mixture -> how far it has come, over all ranks; empty for a single dataset.
 
         Raises:
-            LanewayError: The dataset is no mixture; or ranks have not taken the same number of batches.
+            LanewayError: Ranks have not taken the same number of batches.
         """
-        return sources_of(self._runner, self._mixture("sources"))
+        return sources_of(self._runner)
 
     def set_weights(self, weights: Mapping[str, float] | Sequence[tuple[int, Mapping[str, float]]]) -> None:
         """Give the sources of a mixture other weights, from the next batch on.
@@ -293,7 +290,10 @@ class SavableLoader(DataLoader[Any]):
                 ranks.
             CollectiveError: Ranks gave other weights, or a rank could not be reached.
         """
-        definition = self._mixture("set_weights")
+        definition = self._runner.source.definition
+        if not isinstance(definition, MixtureDefinition):
+            message = f"set_weights is for a loader over a Mixture, and this one reads a {type(self.dataset).__name__}"
+            raise LanewayError(message)
         ranks, call = self.ranks(), f"set_weights({weights!r})"
         changed: list[MixtureDefinition] = []
 
@@ -305,13 +305,6 @@ class SavableLoader(DataLoader[Any]):
 
         ranks.compare(call, check, check_same_rows)
         self._runner.change(changed[0])
-
-    def _mixture(self, call: str) -> MixtureDefinition:
-        definition = self._runner.source.definition
-        if not isinstance(definition, MixtureDefinition):
-            message = f"{call} is for a loader over a Mixture, and this one reads a {type(self.dataset).__name__}"
-            raise LanewayError(message)
-        return definition
 
     # -- States of the whole job, without communication ---------------------------------------------------------------
 

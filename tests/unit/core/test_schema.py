@@ -41,6 +41,8 @@ EARLIER = (EarlierCut(3, positions=tuple(map(LanePosition, (2, 0, 1)))),)
 PROGRESS = Progress(3, cut=CutProgress(2, 2, 2, {0: LanePosition(2), 1: LanePosition(2)}), earlier=EARLIER)
 OUT_OF_STEP = replace(PROGRESS, cut=CutProgress(2, 2, 4, {0: LanePosition(4), 1: LanePosition(2)}))
 BEFORE = replace(OUT_OF_STEP, order_version=1)
+ABSENT = {"categories": None, "mixture": [], "selection": None, "without": None}
+"""The fields that are left out of a state where they have these values."""
 
 
 def a_state(progress: Progress = PROGRESS) -> dict[str, Any]:
@@ -147,14 +149,7 @@ def test_a_state_of_an_older_version_is_read_as_one_of_this_version(as_version: 
     old = as_version(a_state(BEFORE))
     parsed = parse_state(old)
     assert parsed.original == old
-    assert parsed.fields == {
-        **a_state(BEFORE),
-        "digest": "",
-        "categories": None,
-        "mixture": [],
-        "selection": None,
-        "without": None,
-    }
+    assert parsed.fields == {**a_state(BEFORE), "digest": "", **ABSENT}
     assert parsed.fields["version"] == 3
     assert load(old, IDENTITY) == BEFORE
     assert sealed(old) == old, "older versions have no digest"
@@ -296,13 +291,7 @@ def test_the_scope_of_a_state_follows_from_its_place() -> None:
 def test_a_wrapped_state_is_parsed_and_unknown_keys_are_dropped() -> None:
     wrapped = wrap_state({**a_state(), "of a later release": 1})
     assert len(wrapped) == 1
-    assert parse_state(wrapped).fields == {
-        **a_state(),
-        "categories": None,
-        "mixture": [],
-        "selection": None,
-        "without": None,
-    }
+    assert parse_state(wrapped).fields == {**a_state(), **ABSENT}
 
 
 def test_a_parsed_state_knows_the_worker_that_saved_it() -> None:
