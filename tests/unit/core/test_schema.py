@@ -41,7 +41,7 @@ EARLIER = (EarlierCut(3, positions=tuple(map(LanePosition, (2, 0, 1)))),)
 PROGRESS = Progress(3, cut=CutProgress(2, 2, 2, {0: LanePosition(2), 1: LanePosition(2)}), earlier=EARLIER)
 OUT_OF_STEP = replace(PROGRESS, cut=CutProgress(2, 2, 4, {0: LanePosition(4), 1: LanePosition(2)}))
 BEFORE = replace(OUT_OF_STEP, order_version=1)
-ABSENT = {"categories": None, "mixture": [], "selection": None, "without": None}
+ABSENT: dict[str, object] = {"categories": None, "mixture": [], "selection": None, "without": None}
 """The fields that are left out of a state where they have these values."""
 
 
