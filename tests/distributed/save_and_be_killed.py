@@ -92,4 +92,4 @@ def train(rank: int, start: Start) -> None:
             if random.Random(step).random() < 0.6 and checkpoints.save(step, **objects, if_busy="skip"):
                 log.write(json.dumps({"saved": step}) + "\n")
     if start.is_doomed:
-        time.sleep(60)
+        time.sleep(600)
