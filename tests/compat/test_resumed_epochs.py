@@ -121,6 +121,17 @@ def state_after(corpus: Path, kind: str, num_batches: int) -> tuple[Any, list[li
     return saved(loader.state_dict()), received, epochs
 
 
+def test_the_warning_of_an_empty_pass_says_what_each_loop_should_do(corpus: Path) -> None:
+    state, _, epochs = state_after(corpus, "SavableLoader", NUM_BATCHES)
+    loader = SavableLoader(make_dataset(corpus))
+    loader.load_state_dict(state)
+    assert loader.epoch == 1
+    with pytest.warns(
+        UserWarning, match=r"as range\(loader\.epoch, n\) does, and set_epoch\(1\) .* call set_epoch\(2\)$"
+    ):
+        assert [ids(loader) for _ in range(loader.epoch, 4)] == [[], *epochs[2:]]
+
+
 @pytest.mark.parametrize("moment", SAVED_AFTER)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_resumed_loop_skips_and_repeats_no_epoch_without_a_warning(corpus: Path, kind: str, moment: str) -> None:

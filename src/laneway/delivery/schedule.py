@@ -171,7 +171,8 @@ class EpochSchedule:
         epoch = restored.progress.epoch
         return (
             f"the loaded state is of the last batch of epoch {epoch}, so this pass delivers nothing, and the next one "
-            f"epoch {epoch + 1}; if the loop over epochs starts at {epoch + 1}, call set_epoch({epoch + 1}) before it"
+            f"epoch {epoch + 1}: right for a loop that starts at epoch {epoch}, as range(loader.epoch, n) does, and "
+            f"set_epoch({epoch}) before it says so; if yours starts at epoch {epoch + 1}, call set_epoch({epoch + 1})"
         )
 
     @property
