@@ -151,17 +151,70 @@ def find_categories(
         for each, values in zip(fields, given.values(), strict=True)
         if values is not None
     }
-    entries = {each.name: _entry(manifest, storage, cache_dir, each) for each in fields if each.name not in found}
-    found |= {name: _cached(entry, _vocabulary_type(fields.field(name))) for name, entry in entries.items()}
-    missing = pa.schema([each for each in fields if found[each.name] is None])
+    planner = VocabularyPlanner(manifest, storage, cache_dir)
+    collected = pa.schema([each for each in fields if each.name not in found])
+    found |= planner.known(collected)
+    missing = pa.schema([each for each in collected if each.name not in found])
     if missing.names:
-        rows = RowReader(manifest, storage, missing)
-        for name, values in distinct_values(rows, missing, manifest.files).items():
-            found[name] = values.sort()
-            entry = entries[name]
-            if entry is not None:
-                entry.write(_encode(found[name]))
+        found |= planner.join(missing, [planner.collect(missing)])
     return Categories(fields, {name: found[name] for name in given})
+
+
+@final
+class VocabularyPlanner:
+    """Collects the vocabularies of columns of one manifest, from all rows of the files."""
+
+    def __init__(self, manifest: ManifestContents, storage: Storage, cache_dir: CacheDir) -> None:
+        """Prepare to collect.
+
+        Args:
+            manifest: The files.
+            storage: Where they are.
+            cache_dir: Where vocabularies are cached; see `Manifest.scan`.
+        """
+        self._manifest = manifest
+        self._storage = storage
+        self._cache_dir = cache_dir
+
+    def known(self, fields: pa.Schema) -> dict[str, Any]:
+        """Return column -> values, sorted, for those of these columns that were collected earlier.
+
+        Raises:
+            SchemaMismatchError: A column can't be one of categories.
+        """
+        types = {each.name: _vocabulary_type(each) for each in fields}
+        of_manifest = {(each.name, each.type): each.values for each in self._manifest.vocabularies}
+        found: dict[str, Any] = {}
+        for each in fields:
+            values = of_manifest.get((each.name, each.type))
+            if values is None and (entry := self._entry(each)) is not None:
+                values = _cached(entry, types[each.name])
+            if values is not None:
+                found[each.name] = values
+        return found
+
+    def collect(self, fields: pa.Schema, blocks: slice | None = None) -> dict[str, Any]:
+        """Return column -> the distinct values in some blocks, or in all, in no order.
+
+        Raises:
+            DataFileError: A file can't be read.
+        """
+        rows = RowReader(self._manifest, self._storage, fields)
+        return distinct_values(rows, fields, self._manifest.files, blocks)
+
+    def join(self, fields: pa.Schema, parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Return column -> all values, sorted, from what was collected in parts, and cache them."""
+        found: dict[str, Any] = {}
+        for each in fields:
+            values = found[each.name] = _compute.unique(pa.concat_arrays([part[each.name] for part in parts])).sort()
+            entry = self._entry(each)
+            if entry is not None:
+                entry.write(_encode(values))
+        return found
+
+    def _entry(self, field: pa.Field[Any]) -> CacheEntry | None:
+        key = (f"version {_VERSION}", self._manifest.fingerprint, field.name, str(field.type))
+        return CacheEntry.find(self._cache_dir, self._storage, key, "vocabulary")
 
 
 def _listed(field: pa.Field[Any], values: Sequence[Any]) -> Any:  # noqa: ANN401 - an array
@@ -204,16 +257,9 @@ def _encode(values: Any) -> bytes:  # noqa: ANN401 - an array
     return sink.getvalue().to_pybytes()
 
 
-def _entry(
-    manifest: ManifestContents, storage: Storage, cache_dir: CacheDir, field: pa.Field[Any]
-) -> CacheEntry | None:
-    key = (f"version {_VERSION}", manifest.fingerprint, field.name, str(field.type))
-    return CacheEntry.find(cache_dir, storage, key, "vocabulary")
-
-
-def _cached(entry: CacheEntry | None, type_: pa.DataType) -> Any:  # noqa: ANN401 - an array
+def _cached(entry: CacheEntry, type_: pa.DataType) -> Any:  # noqa: ANN401 - an array
     """Return a cached vocabulary, or None."""
-    return None if entry is None else entry.load(lambda data: _decode(data, type_, entry.redacted_path))
+    return entry.load(lambda data: _decode(data, type_, entry.redacted_path))
 
 
 def _decode(data: memoryview, type_: pa.DataType, name: str) -> Any:  # noqa: ANN401 - an array

@@ -181,28 +181,41 @@ def column_statistics(
         DataFileError: A file can't be read.
     """
     bar = progress_bar(files.num_rows, "statistics", " rows", progress=progress)
-    total = _collect(rows, schema, files, max_distinct, bar)
+    total = _collect(rows, schema, files, bar, max_distinct=max_distinct)
     return {name: column.statistics() for name, column in zip(schema.names, total, strict=True)}
 
 
-def distinct_values(rows: Rows, schema: pa.Schema, files: FileTable) -> dict[str, Any]:
+def distinct_values(rows: Rows, schema: pa.Schema, files: FileTable, blocks: slice | None = None) -> dict[str, Any]:
     """Return the distinct values of each column as an array, in no order; neither null nor NaN is among them.
 
     Args:
         rows: Reads the rows.
         schema: Their columns, for which `compared_type` returns a type.
         files: The data files.
+        blocks: The blocks to read; None: all.
 
     Raises:
         DataFileError: A file can't be read.
     """
-    bar = progress_bar(files.num_rows, "collecting categories", " rows", progress=None)
-    total = _collect(rows, schema, files, sys.maxsize, bar)
+    num_rows = int(files.block_rows[slice(None) if blocks is None else blocks].sum())
+    bar = progress_bar(num_rows, "collecting categories", " rows", progress=None)
+    total = _collect(rows, schema, files, bar, max_distinct=sys.maxsize, blocks=blocks)
     return {name: column.distinct for name, column in zip(schema.names, total, strict=True)}
 
 
-def _collect(rows: Rows, schema: pa.Schema, files: FileTable, max_distinct: int, bar: ProgressBar) -> list[_Part]:
-    """Return the statistics of each column in all rows."""
+def _collect(
+    rows: Rows,
+    schema: pa.Schema,
+    files: FileTable,
+    bar: ProgressBar,
+    *,
+    max_distinct: int,
+    blocks: slice | None = None,
+) -> list[_Part]:
+    """Return the statistics of each column in the rows of some blocks, or of all."""
+    is_wanted = files.block_rows > 0
+    if blocks is not None:
+        is_wanted[: blocks.start] = is_wanted[blocks.stop :] = False
 
     def empty() -> list[_Part]:
         return [_Part(field.type, max_distinct) for field in schema]
@@ -217,7 +230,7 @@ def _collect(rows: Rows, schema: pa.Schema, files: FileTable, max_distinct: int,
                 part.add(chunk)
         return table.num_rows, found
 
-    total, runs = empty(), [*block_runs(files, schema, files.block_rows > 0)]
+    total, runs = empty(), [*block_runs(files, schema, is_wanted)]
     with ThreadPoolExecutor(num_reading_threads(is_remote=rows.is_remote)) as pool, bar:
         try:
             for num_rows, found in pool.map(read, runs):
