@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, final
 
@@ -12,18 +13,18 @@ import pyarrow.compute as pc
 from laneway.catalog.caching import CacheEntry
 from laneway.convert.arrays import decode
 from laneway.errors import ColumnConversionError, DataFileError, SchemaMismatchError
-from laneway.reading.column_statistics import compared_type, distinct_values
+from laneway.reading.column_statistics import compared_type, distinct_values, with_one_zero
 from laneway.reading.reader import RowReader
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from laneway.catalog.caching import CacheDir
     from laneway.catalog.contents import ManifestContents
     from laneway.reading.rows import Rows
     from laneway.storage.filesystem import Storage
 
-_VERSION: Final = "1"
+_VERSION: Final = "2"
 """Changes whenever the same files get another vocabulary."""
 
 # The stubs of pyarrow accept fewer types here.
@@ -94,7 +95,7 @@ class CategoryReader:
                 continue
             column = table.column(position)
             ids = pa.chunked_array([_ids(chunk, vocabulary) for chunk in column.chunks], pa.int64())
-            if ids.null_count > column.null_count:
+            if ids.null_count > _num_missing(column):
                 self._refuse(file_index, start, name, column, ids)
             table = table.set_column(position, pa.field(name, pa.int64()), ids)
         return table
@@ -108,7 +109,7 @@ class CategoryReader:
         self._rows.close()
 
     def _refuse(self, file_index: int, start: int, name: str, column: Any, ids: Any) -> None:  # noqa: ANN401 - columns
-        is_unknown = _compute.and_(_compute.is_null(ids), _compute.is_valid(column))
+        is_unknown = _compute.and_(_compute.is_null(ids), _compute.invert(_is_missing(column)))
         index = _compute.index(is_unknown, pa.scalar(value=True)).as_py()
         row = self._rows.row_in_file(file_index, start + index)
         num_values = len(self._categories.vocabularies[name])
@@ -141,6 +142,9 @@ def find_categories(
         ValueError: Values have another type than their column, or one of them is null or repeated.
         DataFileError: A file can't be read.
     """
+    if not isinstance(given, Mapping):
+        message = f"categories must be a dict, column -> its values or None, not {given!r}"
+        raise TypeError(message)
     unknown = [name for name in given if name not in schema.names]
     if unknown:
         message = f"categories= has {unknown[0]!r}, but the columns are {', '.join(schema.names)}"
@@ -220,11 +224,16 @@ class VocabularyPlanner:
 def _listed(field: pa.Field[Any], values: Sequence[Any]) -> Any:  # noqa: ANN401 - an array
     """Return the values that a user listed."""
     type_ = _vocabulary_type(field)
+    if isinstance(values, (str, bytes)):
+        message = f"categories={{{field.name!r}: {values!r}}} must be a list of values, or None for those of the files"
+        raise TypeError(message)
     try:
         array = _array([*values], type_)
     except (pa.ArrowException, TypeError, ValueError) as error:
         message = f"categories={{{field.name!r}: ...}} must be values of type {type_}, as the column has: {error}"
         raise ValueError(message) from error
+    if pa.types.is_floating(type_):
+        array = with_one_zero(array)
     num_repeated = len(array) - len(_compute.unique(array))
     if array.null_count or num_repeated:
         what = "a null" if array.null_count else f"{num_repeated:,} value(s) more than once"
@@ -242,7 +251,21 @@ def _vocabulary_type(field: pa.Field[Any]) -> pa.DataType:
 
 
 def _ids(values: Any, vocabulary: Any) -> Any:  # noqa: ANN401 - arrays
-    return _compute.index_in(decode(values).cast(vocabulary.type), value_set=vocabulary).cast(pa.int64())
+    plain = decode(values).cast(vocabulary.type)
+    if pa.types.is_floating(plain.type):
+        plain = with_one_zero(plain)
+    return _compute.index_in(plain, value_set=vocabulary).cast(pa.int64())
+
+
+def _is_missing(column: Any) -> Any:  # noqa: ANN401 - columns
+    """Return which values are null or NaN."""
+    return _compute.is_null(column, nan_is_null=True)
+
+
+def _num_missing(column: Any) -> int:  # noqa: ANN401 - a column
+    if not pa.types.is_floating(column.type):
+        return int(column.null_count)
+    return int(_compute.sum(_is_missing(column)).as_py() or 0)
 
 
 def _digest(values: Any) -> str:  # noqa: ANN401 - an array

@@ -76,7 +76,8 @@ class Moments(NamedTuple):
             return cls()
         numbers = values.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
         mean = float(numbers.mean())
-        return cls(len(numbers), mean, float(np.square(numbers - mean).sum()))
+        with np.errstate(invalid="ignore"):  # of infinite values
+            return cls(len(numbers), mean, float(np.square(numbers - mean).sum()))
 
     def plus(self, other: Moments) -> Moments:
         """Return those of the values of both: the update of Chan, Golub and LeVeque (1979)."""
@@ -93,6 +94,11 @@ def compared_type(type_: pa.DataType) -> pa.DataType | None:
     plain = decoded_type(type_) or type_
     stands_for = next((other for is_kind, other in _STAND_INS if is_kind(plain)), plain)
     return None if kinds.is_nested(plain) or kinds.is_null(plain) or kinds.is_interval(plain) else stands_for
+
+
+def with_one_zero(values: Any) -> Any:  # noqa: ANN401 - arrays
+    """Return floats with 0.0 for -0.0, which is another value to pyarrow though they are equal."""
+    return _compute.add(values, pa.scalar(0.0, values.type))
 
 
 class _Part:
@@ -120,7 +126,7 @@ class _Part:
         if kinds.is_floating(type_):
             is_nan = _compute.is_nan(values)
             self.nans += _compute.sum(is_nan).as_py() or 0
-            values = values.filter(_compute.invert(is_nan))
+            values = with_one_zero(values.filter(_compute.invert(is_nan)))
         self.count += len(values)
         if not len(values):
             return
