@@ -146,7 +146,7 @@ class SelectableDataset(DescribedDataset):
         (changed,) = self._selected([Slice.of(block_rows, start, stop)], pa.schema([]))
         return changed
 
-    def without(self, rows: Sequence[tuple[int, int, int]]) -> Self:
+    def without(self, rows: Iterable[Sequence[int]]) -> Self:
         """Return a copy that leaves out some rows of the order of some epochs, at the start of epoch 0.
 
         The rows of an epoch are numbered from 0 in the order in which the job delivers them: row `n` is delivered after
@@ -217,7 +217,7 @@ def _checked_gaps(rows: object, identity: Identity) -> list[EpochGap]:
     gaps = [*parse_gaps(identity.settings.without)]
     num_rows = identity.selected.num_rows
     for each in rows if isinstance(rows, Iterable) and not isinstance(rows, (str, Mapping)) else [rows]:
-        triple = [*each] if isinstance(each, Sequence) and not isinstance(each, str) else []
+        triple = [*each] if isinstance(each, Iterable) and not isinstance(each, (str, Mapping)) else []
         numbers = [number for number in map(plain_int, triple) if number is not None]
         if len(triple) != 3 or len(numbers) != 3:  # noqa: PLR2004 - epoch, start and stop
             message = f"rows must be a list of (epoch, start, stop), three ints each, not {each!r}"

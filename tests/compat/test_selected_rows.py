@@ -386,7 +386,7 @@ def test_a_split_of_a_part_with_the_same_seed_is_another_split(tmp_path: Path) -
 
 def test_numbers_of_numpy_are_numbers_of_rows_and_shares(tmp_path: Path) -> None:
     write_corpus(tmp_path)
-    dataset = StatefulShardedDataset(tmp_path)
+    dataset: Any = StatefulShardedDataset(tmp_path)
     parts = [dataset.take(np.int64(5)), dataset.skip(np.uint8(43)), dataset.slice(np.float32(0.25), np.float64(0.5))]
     assert [len(part) for part in parts] == [5, 5, 12]
     assert parts[0].selection.steps[0].text == "rows 0 to 5"
@@ -404,6 +404,17 @@ def test_what_a_function_returns_may_be_any_array_of_bools(tmp_path: Path) -> No
     ]
     for answer in answers:
         assert len(dataset.filter(answer, columns=["id"])) == NUM_ROWS // 2
+
+
+def _mean(column: Any) -> Any:
+    return pc.mean(column)
+
+
+@pytest.mark.parametrize("expression", [pc.cumulative_sum(pc.field("id")) > 5, pc.field("id") > _mean(pc.field("id"))])
+def test_an_expression_over_several_rows_is_refused(tmp_path: Path, expression: pc.Expression) -> None:
+    write_corpus(tmp_path)
+    with pytest.raises(SchemaMismatchError, match="can't be computed row by row"):
+        StatefulShardedDataset(tmp_path, filter=expression)
 
 
 def test_an_error_of_a_function_names_the_file(tmp_path: Path) -> None:
