@@ -70,7 +70,7 @@ SIGNATURES = {
     ),
     "laneway.distributed.scan_once": (
         "(source, *, format=None, filesystem=None, storage_options=None, retries=None, progress=None, cache_dir=None, "
-        "filter=None, process_group=None)"
+        "filter=None, categories=(), process_group=None)"
     ),
     "laneway.merge_states": "(states)",
 }

@@ -93,7 +93,7 @@ class StatefulShardedDataset(ChangeableDataset):
             an error if a tensor or an array can't represent it.
         categories: Columns to deliver as int64 ids: column -> its values, whose places in the sequence are the ids;
             None: all values that the files have, sorted, which are collected now and cached as in `cache_dir`. Nulls
-            stay null. A value that is not listed is an error.
+            stay null, and NaN becomes null. A value that is not listed is an error.
         on_error: What becomes of a single row for which `transform`, or a function given to `map`, raises an exception.
             "raise": it is raised. "mask": a filler is delivered, so that ranks still deliver the same number of rows,
             and each row has `_valid`, True or False. "skip": nothing is delivered; `len` counts the row nevertheless.

@@ -11,7 +11,8 @@ import torch.distributed as dist
 from laneway.arguments import plain_int
 from laneway.catalog.offers import Offer
 from laneway.errors import LanewayError
-from laneway.manifest import Manifest, scan_source, select_rows
+from laneway.manifest import Manifest, scan_source
+from laneway.planning_together import collect_together, count_together
 from laneway.process_groups import as_group, is_initialised
 from laneway.ranks import Ranks
 
@@ -21,10 +22,9 @@ if TYPE_CHECKING:
     import pyarrow.compute as pc
 
     from laneway.catalog.caching import CacheDir
-    from laneway.core.selection import Selection
     from laneway.manifest import Source
     from laneway.process_groups import ProcessGroup
-    from laneway.storage.filesystem import FileSystem
+    from laneway.storage.filesystem import FileSystem, Storage
     from laneway.storage.retries import RetryPolicy
 
 
@@ -115,9 +115,13 @@ def scan_once(
     progress: bool | None = None,
     cache_dir: CacheDir = None,
     filter: pc.Expression | Sequence[Any] | None = None,  # noqa: A002 - the name that users know
+    categories: Sequence[str] = (),
     process_group: ProcessGroup | None = None,
 ) -> Manifest:
     """Scan a dataset on rank 0 and return its manifest on all ranks: the storage serves one scan for any world size.
+
+    With `filter` and `categories`, the ranks also share what datasets of the manifest would otherwise count and collect
+    on each rank: each reads a part of the files, unless rank 0 finds the result in its cache.
 
     All ranks must call it. An error on rank 0 is raised on all ranks. Pass the manifest to `StatefulShardedDataset`,
     together with the filesystem or the storage options. Without torch.distributed, the process scans on its own.
@@ -127,23 +131,27 @@ def scan_once(
 
     Args:
         source: A directory, glob, file, URL or sequence of them, as for `Manifest.scan`. This argument and the others
-            up to `filter` are only used on rank 0.
+            up to `cache_dir` are only used on rank 0, but `filesystem`, `storage_options` and `retries` on all ranks if
+            they share work.
         format: "parquet" or "arrow"; None: detected.
         filesystem: An fsspec or pyarrow filesystem; `source` is a path on it.
         storage_options: Arguments for the filesystem that the URL names.
         retries: Policy for retries when the storage fails; None: `RetryPolicy()`.
         progress: Whether rank 0 shows a progress bar; None: only if the scan takes longer than 2 s.
         cache_dir: Directory or URL where rank 0 caches the manifest for the next start, as for `Manifest.scan`.
-        filter: A condition of which rank 0 also counts the rows, so that datasets of the manifest with this `filter=`
-            don't.
+        filter: A condition, the same on all ranks: datasets of the manifest with this `filter=` count nothing.
+        categories: Names of columns, the same on all ranks: datasets of the manifest with `categories={name: None}`
+            collect nothing.
         process_group: Process group, or one-dimensional DeviceMesh, of the ranks; None: all ranks.
 
     Raises:
         ValueError: There are several ranks, but torch.distributed is not initialised.
         DataFileError: Raised by `Manifest.scan` on rank 0.
-        SchemaMismatchError: Raised by `Manifest.scan` on rank 0.
+        SchemaMismatchError: Raised by `Manifest.scan` on rank 0; or a column of the filter or of categories doesn't
+            exist, or has a type that doesn't fit.
         CollectiveError: A rank could not be reached.
     """
+    storages: list[Storage] = []
 
     def scan() -> Manifest:
         manifest, storage = scan_source(
@@ -155,9 +163,22 @@ def scan_once(
             progress=progress,
             cache_dir=cache_dir,
         )
-        return manifest if filter is None else select_rows(manifest, storage, filter, cache_dir, progress=progress)
+        storages.append(storage)
+        return manifest
 
-    return _share("scan_once", process_group, scan)
+    shared = [name for name, given in (("filter=", filter is not None), ("categories=", categories)) if given]
+    ranks, manifest = _share(f"scan_once({', '.join(shared)})", process_group, scan)
+    if filter is None and not categories:
+        return manifest
+    # That of rank 0 has the credentials of a URL.
+    storage = (
+        storages[0]
+        if storages
+        else manifest.storage(filesystem=filesystem, storage_options=storage_options, retries=retries)
+    )
+    if filter is not None:
+        manifest = count_together(ranks, manifest, storage, filter, cache_dir, progress=progress)
+    return collect_together(ranks, manifest, storage, categories, cache_dir) if categories else manifest
 
 
 def load_once(
@@ -190,38 +211,43 @@ def load_once(
     load = partial(
         Manifest.load, path, root=root, filesystem=filesystem, storage_options=storage_options, retries=retries
     )
-    return _share("load_once", process_group, load)
+    return _share("load_once()", process_group, load)[1]
 
 
-def _share(function: str, process_group: ProcessGroup | None, work: Callable[[], Manifest]) -> Manifest:
-    """Call `work` on rank 0 and return its manifest on all ranks, mapped from a file by those that can open it."""
+def _share(call: str, process_group: ProcessGroup | None, work: Callable[[], Manifest]) -> tuple[Ranks, Manifest]:
+    """Call `work` on rank 0 and return its manifest on all ranks, mapped from a file by those that can open it.
+
+    Args:
+        call: What the user called, which must be the same on all ranks.
+        process_group: The ranks.
+        work: Returns the manifest.
+    """
     rank, world_size = data_parallel_rank()
     if world_size > 1 and not is_initialised():
         message = (
             f"this is rank {rank} of {world_size}, but torch.distributed is not initialised, so rank 0 can't send the "
-            f"manifest to the others: call init_process_group() before {function}()"
+            f"manifest to the others: call init_process_group() before {call}"
         )
         raise ValueError(message)
     ranks = Ranks.of(process_group, rank, world_size)
     if ranks.world_size == 1:
-        return work()
+        return ranks, work()
     made: list[Manifest] = []
     offers: list[Offer] = []
     accepted: list[Manifest] = []
 
-    def make() -> tuple[Offer | None, Manifest | None, tuple[Selection, ...]]:
+    def make() -> tuple[Offer | None, Manifest | None]:
         made.append(work())
         offers.extend(filter(None, [Offer.of(made[0])]))
-        return (offers[0], None, made[0].selections) if offers else (None, made[0], ())
+        return (offers[0], None) if offers else (None, made[0])
 
     def accept() -> bool:
         found = cast("Offer", offer).accept()
-        accepted.extend([Manifest.of(found).with_selections(selections)] if found else [])
+        accepted.extend([Manifest.of(found)] if found else [])
         return bool(accepted)
 
-    call = f"{function}()"
     try:
-        offer, sent, selections = ranks.broadcast(call, make, src_rank=0)
+        offer, sent = ranks.broadcast(call, make, src_rank=0)
         if offer is not None:
             # All ranks learn whether one of them could not open the file, so all of them receive it, or none.
             have_accepted = ranks.gather(f"{call}: offer", accept, dst_rank=0)
@@ -229,4 +255,4 @@ def _share(function: str, process_group: ProcessGroup | None, work: Callable[[],
     finally:
         for each in offers:
             each.withdraw()
-    return (accepted or made or [cast("Manifest", sent)])[0]
+    return ranks, (accepted or made or [cast("Manifest", sent)])[0]

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     import pyarrow.compute as pc
 
     from laneway.catalog.caching import CacheDir
+    from laneway.catalog.contents import Vocabulary
     from laneway.core.selection import Selection
     from laneway.storage.filesystem import FileSystem
     from laneway.storage.retries import RetryPolicy
@@ -213,6 +214,15 @@ class Manifest(ManifestContents):
         """Return the manifest with selections that were planned; datasets that select the same rows count nothing."""
         return replace(self, selections=tuple(selections)).shared_with(self)
 
+    def with_selection(self, selection: Selection) -> Manifest:
+        """Return the manifest with one more selection."""
+        others = (each for each in self.selections if each.text != selection.text)
+        return self.with_selections([*others, selection])
+
+    def with_vocabularies(self, vocabularies: Iterable[Vocabulary]) -> Manifest:
+        """Return the manifest with vocabularies that were collected; datasets with these columns collect nothing."""
+        return replace(self, vocabularies=tuple(vocabularies)).shared_with(self)
+
     def shared_with(self, contents: ManifestContents) -> Manifest:
         """Return this manifest, which has the same encoding as some contents, with their file."""
         object.__setattr__(self, "shared_file", contents.shared_file)
@@ -227,8 +237,8 @@ class Manifest(ManifestContents):
             except OSError as error:
                 message = f"the manifest can't be written to a temporary file for workers: {error}; set TMPDIR"
                 raise DataFileError(message) from error
-            return _of_descriptor, (reduction.DupFd(descriptor), fingerprint, self.selections)
-        return _of_bytes, (pack(encode(self), "zstd"), fingerprint, self.selections)
+            return _of_descriptor, (reduction.DupFd(descriptor), fingerprint, self.selections, self.vocabularies)
+        return _of_bytes, (pack(encode(self), "zstd"), fingerprint, self.selections, self.vocabularies)
 
     def __repr__(self) -> str:
         summary = ", ".join(
@@ -265,8 +275,7 @@ def select_rows(
     step = filter_of(condition, manifest, None)
     planner = Planner(manifest, storage, cache_dir, progress=progress)
     (selection,) = planner.extend(None, [step], step.schema)
-    others = [each for each in manifest.selections if each.text != selection.rows.text]
-    return manifest.with_selections([*others, *selection.known])
+    return manifest.with_selection(selection.rows)
 
 
 def open_source(
@@ -291,21 +300,27 @@ def open_source(
     )
 
 
-def _of_bytes(data: bytes, fingerprint: str | None, selections: tuple[Selection, ...]) -> Manifest:
+def _of_bytes(
+    data: bytes,
+    fingerprint: str | None,
+    selections: tuple[Selection, ...],
+    vocabularies: tuple[Vocabulary, ...],
+) -> Manifest:
     manifest = Manifest.of(decode(memoryview(data), "a pickled manifest"))
     manifest.files.adopt_fingerprint(fingerprint)
-    return manifest.with_selections(selections) if selections else manifest
+    return manifest.with_selections(selections).with_vocabularies(vocabularies)
 
 
 def _of_descriptor(
     descriptor: Any,  # noqa: ANN401 - the standard library's
     fingerprint: str | None,
     selections: tuple[Selection, ...],
+    vocabularies: tuple[Vocabulary, ...],
 ) -> Manifest:
     # Not checked again: the process that started this one has read it, or written it.
     manifest = Manifest.of(decode_columns(map_descriptor(descriptor.detach())))
     manifest.files.adopt_fingerprint(fingerprint)
-    return manifest.with_selections(selections) if selections else manifest
+    return manifest.with_selections(selections).with_vocabularies(vocabularies)
 
 
 def _read(storage: Storage) -> ManifestContents:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections import namedtuple
 from collections.abc import Iterable, Mapping, Sequence
+from keyword import iskeyword
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
 import pyarrow as pa
 
 from laneway.arguments import check_columns, check_seed, plain_int
@@ -91,7 +93,12 @@ class SelectableDataset(DescribedDataset):
             1000
         """
         _check_shares(shares)
-        parts = parts_of([*shares.values()], seed=check_seed(seed), by=by)
+        if not isinstance(by, str):
+            message = f'by must be "row", "file" or the name of a column, not {by!r}'
+            raise TypeError(message)
+        selection = self.definition.selection
+        before = () if selection is None else selection.steps
+        parts = parts_of([*shares.values()], seed=check_seed(seed), by=by, before=before)
         schema = columns_of(self.definition.manifest, [*parts[0].columns], self._given_schema)
         for field in schema:
             if not is_hashable(field.type):
@@ -109,8 +116,7 @@ class SelectableDataset(DescribedDataset):
         Raises:
             ValueError: `rows` is out of its range.
         """
-        _check_bound("rows", rows)
-        return self.slice(0, rows)
+        return self.slice(0, _checked_bound("rows", rows))
 
     def skip(self, rows: int | float) -> Self:  # noqa: PYI041 - 1 and 1.0 differ
         """Return a copy without the first rows, in the order of the files, at the start of epoch 0.
@@ -121,8 +127,7 @@ class SelectableDataset(DescribedDataset):
         Raises:
             ValueError: `rows` is out of its range.
         """
-        _check_bound("rows", rows)
-        return self.slice(rows, None)
+        return self.slice(_checked_bound("rows", rows), None)
 
     def slice(self, start: int | float, stop: int | float | None = None) -> Self:  # noqa: PYI041 - 1 and 1.0 differ
         """Return a copy with the rows [start, stop) in the order of the files, at the start of epoch 0.
@@ -134,13 +139,12 @@ class SelectableDataset(DescribedDataset):
         Raises:
             ValueError: An argument is out of its range.
         """
-        for name, bound in (("start", start), ("stop", stop)):
-            _check_bound(name, bound)
+        start, stop = _checked_bound("start", start), None if stop is None else _checked_bound("stop", stop)
         block_rows = self.definition.identity.selected.block_rows
         (changed,) = self._selected([Slice.of(block_rows, start, stop)], pa.schema([]))
         return changed
 
-    def without(self, rows: Sequence[tuple[int, int, int]]) -> Self:
+    def without(self, rows: Iterable[Sequence[int]]) -> Self:
         """Return a copy that leaves out some rows of the order of some epochs, at the start of epoch 0.
 
         The rows of an epoch are numbered from 0 in the order in which the job delivers them: row `n` is delivered after
@@ -205,7 +209,7 @@ def _checked_gaps(rows: object, identity: Identity) -> list[EpochGap]:
     gaps = [*parse_gaps(identity.settings.without)]
     num_rows = identity.selected.num_rows
     for each in rows if isinstance(rows, Iterable) and not isinstance(rows, (str, Mapping)) else [rows]:
-        triple = [*each] if isinstance(each, Sequence) and not isinstance(each, str) else []
+        triple = [*each] if isinstance(each, Iterable) and not isinstance(each, (str, Mapping)) else []
         numbers = [number for number in map(plain_int, triple) if number is not None]
         if len(triple) != 3 or len(numbers) != 3:  # noqa: PLR2004 - epoch, start and stop
             message = f"rows must be a list of (epoch, start, stop), three ints each, not {each!r}"
@@ -236,15 +240,18 @@ def _check_shares(shares: Mapping[str, float]) -> None:
         message = f"shares must be numbers in [0, 1] with the sum 1, not {dict(shares)!r}{total}"
         raise ValueError(message)
     for name in shares:
-        if not isinstance(name, str) or not name.isidentifier() or name.startswith("_"):
+        if not isinstance(name, str) or not name.isidentifier() or iskeyword(name) or name.startswith("_"):
             message = f"a part must have a name that can be an attribute, such as 'train', not {name!r}"
             raise ValueError(message)
 
 
-def _check_bound(name: str, bound: float | None) -> None:
-    if bound is None and name == "stop":
-        return
-    is_number = isinstance(bound, (int, float)) and not isinstance(bound, bool)
-    if not is_number or not 0 <= bound <= (1 if isinstance(bound, float) else math.inf):  # type: ignore[operator]
+def _checked_bound(name: str, bound: float) -> int | float:
+    """Return a number of rows as an int, or a share of them as a float; both may be numbers of numpy."""
+    number = plain_int(bound)  # type: ignore[arg-type]  # returns None for a float
+    if number is not None and number >= 0:
+        return number
+    is_share = isinstance(bound, (float, np.floating)) and 0 <= bound <= 1
+    if not is_share:
         message = f"{name} must be a number of rows >= 0, or a share of them as a float in [0, 1], not {bound!r}"
         raise ValueError(message)
+    return float(bound)

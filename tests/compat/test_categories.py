@@ -56,6 +56,26 @@ def test_values_become_ids_in_sorted_order(tmp_path: Path, kind: Kind, type_: An
     assert brands(dataset) == IDS
 
 
+def test_nan_becomes_null_and_zero_is_one_value(tmp_path: Path) -> None:
+    values = [0.0, None, -0.0, float("nan"), 1.5, 0.0, 0.0, 1.5, float("inf"), 0.0]
+    dataset = StatefulShardedDataset(write(tmp_path, values=values), categories={"brand": None})
+    assert dataset.categories == {"brand": [0.0, 1.5, float("inf")]}
+    assert [*dict.fromkeys(brands(dataset))] == [0, None, 1, 2]
+    assert brands(dataset)[:5] == [0, None, 0, None, 1]
+    listed = StatefulShardedDataset(tmp_path, categories={"brand": [float("inf"), 1.5, -0.0]})
+    assert brands(listed)[:5] == [2, None, 2, None, 1]
+    assert StatefulShardedDataset(tmp_path).statistics(["brand"])["brand"].distinct == 3
+    with pytest.raises(ValueError, match="more than once"):
+        StatefulShardedDataset(tmp_path, categories={"brand": [0.0, -0.0]})
+
+
+def test_categories_that_are_no_dict_of_lists_are_refused(tmp_path: Path) -> None:
+    wrong: Any
+    for wrong in (["brand"], "brand", {"brand": "abc"}):
+        with pytest.raises(TypeError, match="categories"):
+            StatefulShardedDataset(write(tmp_path), categories=wrong)
+
+
 def test_listed_values_keep_their_order(tmp_path: Path) -> None:
     vocabulary = ["z", "d", "c", "b", "a"]
     dataset = StatefulShardedDataset(write(tmp_path), categories={"brand": vocabulary}, fill_null={"brand": -1})

@@ -6,12 +6,14 @@ import logging
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from laneway import SavableLoader, StatefulShardedDataset
+from laneway import SavableLoader, SchemaMismatchError, StatefulShardedDataset
 from tests.compat.loaders import saved
 from tests.compat.savable import make_dataset
 from tests.corpora import write_corpus
@@ -186,6 +188,13 @@ def test_arguments_that_contradict_each_other(
 ) -> None:
     with pytest.raises(error, match=message):
         StatefulShardedDataset(corpus, **options)
+
+
+def test_the_name_of_the_added_column_must_be_free(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"_valid": [1, 2], "id": [3, 4]}), tmp_path / "a.parquet")
+    with pytest.raises(SchemaMismatchError, match="'_valid', but the files have one"):
+        StatefulShardedDataset(tmp_path, on_error="mask")
+    assert [row["id"] for row in StatefulShardedDataset(tmp_path, on_error="mask", columns=["id"])] == [3, 4]
 
 
 def test_ranks_may_skip_rows_if_they_may_end_at_another_step(corpus: Path) -> None:

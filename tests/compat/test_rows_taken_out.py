@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow.compute as pc
 import pytest
 from torchdata.stateful_dataloader import StatefulDataLoader
@@ -114,6 +115,19 @@ def test_other_numbers_of_ranks_resume_before_and_behind_a_gap(tmp_path: Path) -
     assert steps_of(again) == [uninterrupted[2], uninterrupted[5], uninterrupted[7]]
 
 
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_nothing_may_be_left_of_the_epoch(tmp_path: Path, world_size: int) -> None:
+    write_corpus(tmp_path)
+    first = ranks_of(tmp_path, [], world_size)
+    delivered = flat(steps_of(first, 2))
+    resumed = ranks_of(tmp_path, [(0, len(delivered), NUM_ROWS)], world_size)
+    for rank in resumed:
+        rank.load_state_dict(first[0].state_dict())
+    assert steps_of(resumed) == []
+    assert sorted(flat(steps_of(resumed))) == list(range(NUM_ROWS))
+    assert [rank.epoch for rank in resumed] == [1] * world_size
+
+
 def test_a_checkpoint_behind_the_rows_is_refused_and_changes_nothing(tmp_path: Path) -> None:
     write_corpus(tmp_path)
     uninterrupted = steps_of(ranks_of(tmp_path, []))
@@ -139,6 +153,7 @@ def test_what_can_not_be_taken_out_is_refused(tmp_path: Path) -> None:
         dataset.without([(0, 3, 9)]).without([(0, 0, 6)])
     with pytest.raises(ValueError, match="no row of epoch 2 would be left"):
         dataset.without([(2, 0, 24), (2, 24, 48)])
+    assert len(dataset.without(np.array([[0, 3, 6], [0, 6, 9]]))) == 14
     assert dataset.without([]).definition.identity.settings.without is None
     left_out = dataset.without([(0, 3, 6)]).without([(4, 6, 48)])
     assert "without rows 3 to 6 of epoch 0, rows 6 to 48 of epoch 4" in repr(left_out)

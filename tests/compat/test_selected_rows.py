@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+import torch
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from laneway import (
@@ -363,6 +364,70 @@ def test_counts_are_cached_and_a_damaged_entry_is_replaced(tmp_path: Path) -> No
         with pytest.warns(ManifestCacheWarning, match="a cached selection is unusable"):
             assert num_calls_of("1") + num_calls_of("2") == num_blocks
         assert first.read_bytes() == whole[0]
+
+
+def test_a_split_of_a_part_with_the_same_seed_is_another_split(tmp_path: Path) -> None:
+    write_blocks(tmp_path / "a.parquet", "parquet", [rows(0, 400)], rows(0, 0).schema)
+    half = {"a": 0.5, "b": 0.5}
+    for by in ("row", "id"):
+        parts = [
+            dataset
+            for part in StatefulShardedDataset(tmp_path).split(half, by=by)
+            for dataset in part.split(half, by=by)
+        ]
+        assert all(60 <= len(part) <= 140 for part in parts)
+        assert sorted(row["id"] for part in parts for row in part) == list(range(400))
+    # By something else, or with another seed, no hash is that of before.
+    texts = [
+        part.selection.steps[-1].text for part in (StatefulShardedDataset(tmp_path).split(half).a.split(half, seed=1))
+    ]
+    assert all("after" not in text for text in texts)
+
+
+def test_numbers_of_numpy_are_numbers_of_rows_and_shares(tmp_path: Path) -> None:
+    write_corpus(tmp_path)
+    dataset: Any = StatefulShardedDataset(tmp_path)
+    parts = [dataset.take(np.int64(5)), dataset.skip(np.uint8(43)), dataset.slice(np.float32(0.25), np.float64(0.5))]
+    assert [len(part) for part in parts] == [5, 5, 12]
+    assert parts[0].selection.steps[0].text == "rows 0 to 5"
+
+
+def test_what_a_function_returns_may_be_any_array_of_bools(tmp_path: Path) -> None:
+    write_corpus(tmp_path)
+    dataset = StatefulShardedDataset(tmp_path)
+    answers: list[Callable[[Any], Any]] = [
+        lambda batch: torch.from_numpy(odd(batch)),
+        lambda batch: odd(batch).tolist(),
+        lambda batch: tuple(odd(batch)),
+        lambda batch: pa.array(odd(batch)),
+        lambda batch: pa.chunked_array([odd(batch)]),
+    ]
+    for answer in answers:
+        assert len(dataset.filter(answer, columns=["id"])) == NUM_ROWS // 2
+
+
+def _mean(column: Any) -> Any:
+    return pc.mean(column)
+
+
+@pytest.mark.parametrize("expression", [pc.cumulative_sum(pc.field("id")) > 5, pc.field("id") > _mean(pc.field("id"))])
+def test_an_expression_over_several_rows_is_refused(tmp_path: Path, expression: pc.Expression) -> None:
+    write_corpus(tmp_path)
+    with pytest.raises(SchemaMismatchError, match="can't be computed row by row"):
+        StatefulShardedDataset(tmp_path, filter=expression)
+
+
+def test_an_error_of_a_function_names_the_file(tmp_path: Path) -> None:
+    write_corpus(tmp_path)
+
+    def fail(batch: pa.RecordBatch) -> Any:
+        return batch["color"]
+
+    with pytest.raises(KeyError) as raised:
+        StatefulShardedDataset(tmp_path).filter(fail, columns=["id"])
+    (note,) = raised.value.__notes__
+    assert "fail of id was called for" in note
+    assert "rows of part-00" in note
 
 
 def test_a_manifest_that_has_counted_a_filter_spares_datasets_from_it(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +23,17 @@ if TYPE_CHECKING:
     from laneway.core.selection import Selection
     from laneway.core.strings import Strings
     from laneway.storage.filesystem import Storage
+
+
+class Vocabulary(NamedTuple):
+    """The values of a column in the files."""
+
+    name: str
+    """The column."""
+    type: pa.DataType
+    """Its type in the files."""
+    values: Any
+    """Its values as an array: sorted, of which none is null."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -50,6 +61,8 @@ class ManifestContents:
     """
     selections: tuple[Selection, ...] = ()
     """Selections that were planned already, which datasets need not plan again. Not part of a saved manifest."""
+    vocabularies: tuple[Vocabulary, ...] = ()
+    """Vocabularies that were collected already, likewise."""
     shared_file: SharedFile = field(default_factory=SharedFile, init=False)
     """A file with the same contents, which spawned workers map. A changed copy has none yet."""
 

@@ -22,6 +22,22 @@ def compact(counts: NDArray[np.integer]) -> NDArray[np.integer]:
     return counts.astype(np.int32) if counts.max(initial=0) < 2**31 else counts
 
 
+def part_of_blocks(files: FileTable, rank: int, world_size: int) -> slice:
+    """Return the blocks of whole files that one of several ranks counts: consecutive, and about equally many bytes.
+
+    Args:
+        files: The data files.
+        rank: The rank, in [0, world_size).
+        world_size: Number of ranks.
+    """
+    ends = np.concatenate([[0], np.cumsum(files.block_memory_bytes, dtype=np.float64)])[files.block_starts]
+    shares = ends[-1] * np.arange(rank, rank + 2) / world_size
+    # A file belongs to the rank in whose share it begins; the last share has no end.
+    first, stop = np.searchsorted(ends[:-1], shares, side="left").tolist()
+    stop = files.num_files if rank == world_size - 1 else stop
+    return slice(int(files.block_starts[first]), int(files.block_starts[stop]))
+
+
 @final
 @dataclass(frozen=True, eq=False)
 class Selection:

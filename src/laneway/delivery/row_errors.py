@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self, final, get_args
 from laneway.arguments import check_choice
 from laneway.convert.open_rows import OpenRows
 from laneway.convert.zero_rows import zero_row
+from laneway.errors import SchemaMismatchError
 from laneway.reading.origin import PROVENANCE
 from laneway.wording import counted
 
@@ -90,6 +91,7 @@ class RowErrors:
 
         Raises:
             ValueError: The arguments contradict each other, or `on_error` is unknown.
+            SchemaMismatchError: A column has the name of the one that is added.
             TypeError: `filler` is not a dict.
         """
         check_choice("on_error", on_error, get_args(OnError))
@@ -106,6 +108,9 @@ class RowErrors:
             raise ValueError(message)
         if on_error == "skip":
             return cls(None)
+        if VALID in converter.schema.names:
+            message = f'on_error="mask" adds a column {VALID!r}, but the files have one: leave it out with columns='
+            raise SchemaMismatchError(message)
         if output == "arrow":
             message = f'on_error="mask" adds {VALID!r} to each row, but with output="arrow" rows are record batches'
             raise ValueError(message)

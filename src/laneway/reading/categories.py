@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, final
 
@@ -12,19 +13,19 @@ import pyarrow.compute as pc
 from laneway.catalog.caching import CacheEntry
 from laneway.convert.arrays import decode
 from laneway.errors import ColumnConversionError, DataFileError, SchemaMismatchError
-from laneway.reading.column_statistics import compared_type, distinct_values
+from laneway.reading.column_statistics import compared_type, distinct_values, with_one_zero
 from laneway.reading.reader import RowReader
 from laneway.wording import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from laneway.catalog.caching import CacheDir
     from laneway.catalog.contents import ManifestContents
     from laneway.reading.rows import Rows
     from laneway.storage.filesystem import Storage
 
-_VERSION: Final = "1"
+_VERSION: Final = "2"
 """Changes whenever the same files get another vocabulary."""
 
 # The stubs of pyarrow accept fewer types here.
@@ -95,7 +96,7 @@ class CategoryReader:
                 continue
             column = table.column(position)
             ids = pa.chunked_array([_ids(chunk, vocabulary) for chunk in column.chunks], pa.int64())
-            if ids.null_count > column.null_count:
+            if ids.null_count > _num_missing(column):
                 self._refuse(file_index, start, name, column, ids)
             table = table.set_column(position, pa.field(name, pa.int64()), ids)
         return table
@@ -109,7 +110,7 @@ class CategoryReader:
         self._rows.close()
 
     def _refuse(self, file_index: int, start: int, name: str, column: Any, ids: Any) -> None:  # noqa: ANN401 - columns
-        is_unknown = _compute.and_(_compute.is_null(ids), _compute.is_valid(column))
+        is_unknown = _compute.and_(_compute.is_null(ids), _compute.invert(_is_missing(column)))
         index = _compute.index(is_unknown, pa.scalar(value=True)).as_py()
         row = self._rows.row_in_file(file_index, start + index)
         num_values = len(self._categories.vocabularies[name])
@@ -142,6 +143,9 @@ def find_categories(
         ValueError: Values have another type than their column, or one of them is null or repeated.
         DataFileError: A file can't be read.
     """
+    if not isinstance(given, Mapping):
+        message = f"categories must be a dict, column -> its values or None, not {given!r}"
+        raise TypeError(message)
     unknown = [name for name in given if name not in schema.names]
     if unknown:
         message = f"categories= has {unknown[0]!r}, but the columns are {', '.join(schema.names)}"
@@ -152,27 +156,85 @@ def find_categories(
         for each, values in zip(fields, given.values(), strict=True)
         if values is not None
     }
-    entries = {each.name: _entry(manifest, storage, cache_dir, each) for each in fields if each.name not in found}
-    found |= {name: _cached(entry, _vocabulary_type(fields.field(name))) for name, entry in entries.items()}
-    missing = pa.schema([each for each in fields if found[each.name] is None])
+    planner = VocabularyPlanner(manifest, storage, cache_dir)
+    collected = pa.schema([each for each in fields if each.name not in found])
+    found |= planner.known(collected)
+    missing = pa.schema([each for each in collected if each.name not in found])
     if missing.names:
-        rows = RowReader(manifest, storage, missing)
-        for name, values in distinct_values(rows, missing, manifest.files).items():
-            found[name] = values.sort()
-            entry = entries[name]
-            if entry is not None:
-                entry.write(_encode(found[name]))
+        found |= planner.join(missing, [planner.collect(missing)])
     return Categories(fields, {name: found[name] for name in given})
+
+
+@final
+class VocabularyPlanner:
+    """Collects the vocabularies of columns of one manifest, from all rows of the files."""
+
+    def __init__(self, manifest: ManifestContents, storage: Storage, cache_dir: CacheDir) -> None:
+        """Prepare to collect.
+
+        Args:
+            manifest: The files.
+            storage: Where they are.
+            cache_dir: Where vocabularies are cached; see `Manifest.scan`.
+        """
+        self._manifest = manifest
+        self._storage = storage
+        self._cache_dir = cache_dir
+
+    def known(self, fields: pa.Schema) -> dict[str, Any]:
+        """Return column -> values, sorted, for those of these columns that were collected earlier.
+
+        Raises:
+            SchemaMismatchError: A column can't be one of categories.
+        """
+        types = {each.name: _vocabulary_type(each) for each in fields}
+        of_manifest = {(each.name, each.type): each.values for each in self._manifest.vocabularies}
+        found: dict[str, Any] = {}
+        for each in fields:
+            values = of_manifest.get((each.name, each.type))
+            if values is None and (entry := self._entry(each)) is not None:
+                values = _cached(entry, types[each.name])
+            if values is not None:
+                found[each.name] = values
+        return found
+
+    def collect(self, fields: pa.Schema, blocks: slice | None = None) -> dict[str, Any]:
+        """Return column -> the distinct values in some blocks, or in all, in no order.
+
+        Raises:
+            DataFileError: A file can't be read.
+        """
+        rows = RowReader(self._manifest, self._storage, fields)
+        return distinct_values(rows, fields, self._manifest.files, blocks)
+
+    def join(self, fields: pa.Schema, parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Return column -> all values, sorted, from what was collected in parts, and cache them."""
+        found: dict[str, Any] = {}
+        for each in fields:
+            values = found[each.name] = _compute.unique(pa.concat_arrays([part[each.name] for part in parts])).sort()
+            entry = self._entry(each)
+            if entry is not None:
+                entry.write(_encode(values))
+        return found
+
+    def _entry(self, field: pa.Field[Any]) -> CacheEntry | None:
+        key = (f"version {_VERSION}", self._manifest.fingerprint, field.name, str(field.type))
+        return CacheEntry.find(self._cache_dir, self._storage, key, "vocabulary")
 
 
 def _listed(field: pa.Field[Any], values: Sequence[Any]) -> Any:  # noqa: ANN401 - an array
     """Return the values that a user listed."""
     type_ = _vocabulary_type(field)
+    if isinstance(values, (str, bytes)):
+        message = f"categories={{{field.name!r}: {values!r}}} must be a list of values, or None for those of the files"
+        raise TypeError(message)
     try:
         array = _array([*values], type_)
     except (pa.ArrowException, TypeError, ValueError) as error:
         message = f"categories={{{field.name!r}: ...}} must be values of type {type_}, as the column has: {error}"
         raise ValueError(message) from error
+    if pa.types.is_floating(type_):
+        array = with_one_zero(array)
     num_repeated = len(array) - len(_compute.unique(array))
     if array.null_count or num_repeated:
         what = "a null" if array.null_count else f"{counted(num_repeated, 'value')} more than once"
@@ -190,7 +252,21 @@ def _vocabulary_type(field: pa.Field[Any]) -> pa.DataType:
 
 
 def _ids(values: Any, vocabulary: Any) -> Any:  # noqa: ANN401 - arrays
-    return _compute.index_in(decode(values).cast(vocabulary.type), value_set=vocabulary).cast(pa.int64())
+    plain = decode(values).cast(vocabulary.type)
+    if pa.types.is_floating(plain.type):
+        plain = with_one_zero(plain)
+    return _compute.index_in(plain, value_set=vocabulary).cast(pa.int64())
+
+
+def _is_missing(column: Any) -> Any:  # noqa: ANN401 - columns
+    """Return which values are null or NaN."""
+    return _compute.is_null(column, nan_is_null=True)
+
+
+def _num_missing(column: Any) -> int:  # noqa: ANN401 - a column
+    if not pa.types.is_floating(column.type):
+        return int(column.null_count)
+    return int(_compute.sum(_is_missing(column)).as_py() or 0)
 
 
 def _digest(values: Any) -> str:  # noqa: ANN401 - an array
@@ -205,16 +281,9 @@ def _encode(values: Any) -> bytes:  # noqa: ANN401 - an array
     return sink.getvalue().to_pybytes()
 
 
-def _entry(
-    manifest: ManifestContents, storage: Storage, cache_dir: CacheDir, field: pa.Field[Any]
-) -> CacheEntry | None:
-    key = (f"version {_VERSION}", manifest.fingerprint, field.name, str(field.type))
-    return CacheEntry.find(cache_dir, storage, key, "vocabulary")
-
-
-def _cached(entry: CacheEntry | None, type_: pa.DataType) -> Any:  # noqa: ANN401 - an array
+def _cached(entry: CacheEntry, type_: pa.DataType) -> Any:  # noqa: ANN401 - an array
     """Return a cached vocabulary, or None."""
-    return None if entry is None else entry.load(lambda data: _decode(data, type_, entry.redacted_path))
+    return entry.load(lambda data: _decode(data, type_, entry.redacted_path))
 
 
 def _decode(data: memoryview, type_: pa.DataType, name: str) -> Any:  # noqa: ANN401 - an array

@@ -76,7 +76,8 @@ class Moments(NamedTuple):
             return cls()
         numbers = values.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
         mean = float(numbers.mean())
-        return cls(len(numbers), mean, float(np.square(numbers - mean).sum()))
+        with np.errstate(invalid="ignore"):  # of infinite values
+            return cls(len(numbers), mean, float(np.square(numbers - mean).sum()))
 
     def plus(self, other: Moments) -> Moments:
         """Return those of the values of both: the update of Chan, Golub and LeVeque (1979)."""
@@ -93,6 +94,11 @@ def compared_type(type_: pa.DataType) -> pa.DataType | None:
     plain = decoded_type(type_) or type_
     stands_for = next((other for is_kind, other in _STAND_INS if is_kind(plain)), plain)
     return None if kinds.is_nested(plain) or kinds.is_null(plain) or kinds.is_interval(plain) else stands_for
+
+
+def with_one_zero(values: Any) -> Any:  # noqa: ANN401 - arrays
+    """Return floats with 0.0 for -0.0, which is another value to pyarrow though they are equal."""
+    return _compute.add(values, pa.scalar(0.0, values.type))
 
 
 class _Part:
@@ -120,7 +126,7 @@ class _Part:
         if kinds.is_floating(type_):
             is_nan = _compute.is_nan(values)
             self.nans += _compute.sum(is_nan).as_py() or 0
-            values = values.filter(_compute.invert(is_nan))
+            values = with_one_zero(values.filter(_compute.invert(is_nan)))
         self.count += len(values)
         if not len(values):
             return
@@ -181,28 +187,41 @@ def column_statistics(
         DataFileError: A file can't be read.
     """
     bar = progress_bar(files.num_rows, "statistics", " rows", progress=progress)
-    total = _collect(rows, schema, files, max_distinct, bar)
+    total = _collect(rows, schema, files, bar, max_distinct=max_distinct)
     return {name: column.statistics() for name, column in zip(schema.names, total, strict=True)}
 
 
-def distinct_values(rows: Rows, schema: pa.Schema, files: FileTable) -> dict[str, Any]:
+def distinct_values(rows: Rows, schema: pa.Schema, files: FileTable, blocks: slice | None = None) -> dict[str, Any]:
     """Return the distinct values of each column as an array, in no order; neither null nor NaN is among them.
 
     Args:
         rows: Reads the rows.
         schema: Their columns, for which `compared_type` returns a type.
         files: The data files.
+        blocks: The blocks to read; None: all.
 
     Raises:
         DataFileError: A file can't be read.
     """
-    bar = progress_bar(files.num_rows, "collecting categories", " rows", progress=None)
-    total = _collect(rows, schema, files, sys.maxsize, bar)
+    num_rows = int(files.block_rows[slice(None) if blocks is None else blocks].sum())
+    bar = progress_bar(num_rows, "collecting categories", " rows", progress=None)
+    total = _collect(rows, schema, files, bar, max_distinct=sys.maxsize, blocks=blocks)
     return {name: column.distinct for name, column in zip(schema.names, total, strict=True)}
 
 
-def _collect(rows: Rows, schema: pa.Schema, files: FileTable, max_distinct: int, bar: ProgressBar) -> list[_Part]:
-    """Return the statistics of each column in all rows."""
+def _collect(
+    rows: Rows,
+    schema: pa.Schema,
+    files: FileTable,
+    bar: ProgressBar,
+    *,
+    max_distinct: int,
+    blocks: slice | None = None,
+) -> list[_Part]:
+    """Return the statistics of each column in the rows of some blocks, or of all."""
+    is_wanted = files.block_rows > 0
+    if blocks is not None:
+        is_wanted[: blocks.start] = is_wanted[blocks.stop :] = False
 
     def empty() -> list[_Part]:
         return [_Part(field.type, max_distinct) for field in schema]
@@ -217,7 +236,7 @@ def _collect(rows: Rows, schema: pa.Schema, files: FileTable, max_distinct: int,
                 part.add(chunk)
         return table.num_rows, found
 
-    total, runs = empty(), [*block_runs(files, schema, files.block_rows > 0)]
+    total, runs = empty(), [*block_runs(files, schema, is_wanted)]
     with ThreadPoolExecutor(num_reading_threads(is_remote=rows.is_remote)) as pool, bar:
         try:
             for num_rows, found in pool.map(read, runs):

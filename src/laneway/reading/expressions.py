@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from laneway.reading.steps import Mask, Run
 
 _scanner: Any = pads.Scanner
+_nulls: Any = pa.nulls
 _ERRORS = (pa.ArrowException, TypeError, ValueError, KeyError)
 _MAX_TEXT_LENGTH: Final = 300
 _MONOTONE: Final = frozenset({"and_kleene", "or_kleene", "equal", "greater", "greater_equal", "less", "less_equal"})
@@ -100,10 +101,15 @@ class Filter:
 
     def select(self, rows: pa.Table, run: Run, left: Mask) -> Mask:  # noqa: ARG002 - see Step
         """See Step."""
-        source = acero.Declaration("table_source", acero.TableSourceNodeOptions(rows.select(self.schema.names)))
-        project = acero.Declaration("project", acero.ProjectNodeOptions([self.expression], ["mask"]), [source])
-        found = mask_of(project.to_table(use_threads=False)["mask"])
+        found = _mask(self.expression, rows.select(self.schema.names))
         return found if left.all() else left & found
+
+
+def _mask(expression: pc.Expression, rows: pa.Table) -> Mask:
+    """Return for which rows an expression is true, bool of shape (rows,)."""
+    source = acero.Declaration("table_source", acero.TableSourceNodeOptions(rows))
+    project = acero.Declaration("project", acero.ProjectNodeOptions([expression], ["mask"]), [source])
+    return mask_of(project.to_table(use_threads=False)["mask"])
 
 
 def filter_of(expression: object, manifest: ManifestContents, schema: pa.Schema | None) -> Filter:
@@ -132,6 +138,12 @@ def filter_of(expression: object, manifest: ManifestContents, schema: pa.Schema 
         raise SchemaMismatchError(message)
     # The files may have other types than the first one.
     _check(expression, needed)
+    try:
+        _mask(expression, pa.Table.from_arrays([_nulls(1, each.type) for each in needed], schema=needed))
+    except pa.ArrowInvalid as error:  # of a function that looks at several rows
+        problem = str(error).split("\n", 1)[0]
+        message = f"filter {expression} can't be computed row by row, without knowing the other rows: {problem}"
+        raise SchemaMismatchError(message) from error
     return Filter(expression, needed)
 
 

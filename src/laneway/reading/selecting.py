@@ -94,22 +94,56 @@ class Planner:
         missing = [index for index, counts in enumerate(found) if counts is None]
         for index, counts in zip(missing, self._count(selection, [steps[i] for i in missing], columns), strict=True):
             found[index] = counts
-            if is_named[index] and counts.by_statistics + counts.by_rows:
-                self._cache.write(texts[index], counts)
+            if is_named[index]:
+                self._remember(texts[index], counts)
         return [
             RowSelection((*before, step), columns, (*planned, counts), Selection(text, counts.block_rows))
             for step, text, counts in zip(steps, texts, found, strict=True)
             if counts is not None
         ]
 
+    def known(self, step: Step) -> Counts | None:
+        """Return the counts of a step of all rows, if they are known already."""
+        return self._known(step.text) if step.is_named else None
+
+    def count_part(self, step: Step, schema: pa.Schema, blocks: slice) -> Counts:
+        """Return the counts of a step of all rows in some blocks, so that ranks can share the work.
+
+        Args:
+            step: The step.
+            schema: The columns that it looks at.
+            blocks: The blocks, which are those of whole files; `core.selection.part_of_blocks` divides them.
+
+        Raises:
+            DataFileError: A file can't be read, or the step can't be computed for its rows.
+        """
+        (counts,) = self._count(None, [step], schema, blocks)
+        return counts._replace(block_rows=counts.block_rows[blocks])
+
+    def join(self, step: Step, parts: Sequence[Counts]) -> Counts:
+        """Return the counts of all blocks from those of consecutive parts, and cache them."""
+        totals = np.sum([counts[1:] for counts in parts], axis=0).tolist()
+        counts = Counts(np.concatenate([counts.block_rows for counts in parts]), *totals)
+        self._remember(step.text, counts)
+        return counts
+
+    def _remember(self, text: str, counts: Counts) -> None:
+        if counts.by_statistics + counts.by_rows:
+            self._cache.write(text, counts)
+
     def _known(self, text: str) -> Counts | None:
         planned = next((each for each in self._manifest.selections if each.text == text), None)
         return Counts(planned.block_rows, 0, 0, 0) if planned is not None else self._cache.read(text)
 
-    def _count(self, selection: RowSelection | None, steps: Sequence[Step], columns: pa.Schema) -> list[Counts]:
-        """Return the counts of each step, without those of the cache."""
+    def _count(
+        self, selection: RowSelection | None, steps: Sequence[Step], columns: pa.Schema, blocks: slice | None = None
+    ) -> list[Counts]:
+        """Return the counts of each step, without those of the cache; of other blocks than `blocks`, zero."""
         files = self._manifest.files
         left = files.block_rows if selection is None else selection.rows.block_rows
+        if blocks is not None:
+            left = np.zeros_like(left)
+            left[blocks] = files.block_rows[blocks]
         before = () if selection is None else selection.steps
         counting = _Counting(self._manifest, self._storage, before, left, columns, self._progress)
         found = []

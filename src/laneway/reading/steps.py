@@ -133,9 +133,15 @@ class FunctionFilter:
         return found
 
     def _call(self, batch: pa.RecordBatch, path: str) -> Mask:
-        answer = self.function(batch)
         try:
-            values = answer if isinstance(answer, (pa.Array, pa.ChunkedArray)) else _array(answer)
+            answer = self.function(batch)
+        except Exception as error:
+            error.add_note(f"{self.text} was called for {len(batch):,} rows of {path}")
+            raise
+        try:
+            # Tensors, too, are arrays to numpy.
+            is_plain = isinstance(answer, (list, tuple, pa.Array, pa.ChunkedArray))
+            values = _array(answer if is_plain else np.asarray(answer))
         except (pa.ArrowException, TypeError, ValueError) as error:
             message = f"{self.text} returned {type(answer).__name__}, not one bool for each row: {error}"
             raise TypeError(message) from error
@@ -163,6 +169,8 @@ class Part:
     """"row", "file" or "column"."""
     columns: tuple[str, ...] = ()
     """The column, if any."""
+    num_before: int = 0
+    """Earlier parts of such a split with the same seed: their rows must not all have the same hash once more."""
     is_named: bool = field(default=True, init=False)
     """See Step."""
 
@@ -170,20 +178,26 @@ class Part:
     def text(self) -> str:
         """What is hashed, and the range."""
         what = f"column {self.columns[0]!r}" if self.columns else self.by
-        return f"part {self.start:016x} to {self.stop:016x} by {what} with seed {self.seed}"
+        again = f" after {self.num_before} such" if self.num_before else ""
+        return f"part {self.start:016x} to {self.stop:016x} by {what} with seed {self.seed}{again}"
+
+    @property
+    def _key(self) -> int:
+        """The seed of the hashes, in [0, 2**63)."""
+        return bits_of_text(f"split/{self.seed}/{self.num_before}") >> 1 if self.num_before else self.seed
 
     def has_file(self, path: str) -> bool:
         """Return whether the part has a data file, if files are split."""
-        return self.start <= bits_of_text(f"file/{self.seed}/{path}") < self.stop
+        return self.start <= bits_of_text(f"file/{self._key}/{path}") < self.stop
 
     def select(self, rows: pa.Table, run: Run, left: Mask) -> Mask:
         """See Step. A part may be empty."""
         if self.by == "file":
             return left & self.has_file(run.path)
         if self.by == "row":
-            bits = split_bits(run.rows, seed=self.seed, path=run.path)
+            bits = split_bits(run.rows, seed=self._key, path=run.path)
         else:
-            bits = bits_of_values(one_array(rows[self.columns[0]]), seed=self.seed)
+            bits = bits_of_values(one_array(rows[self.columns[0]]), seed=self._key)
         if self.start == self.stop:
             return left & False
         # 2**64 is not a uint64.
@@ -264,18 +278,24 @@ def _bound_text(bound: Bound) -> str:
     return f"{bound:,}" if isinstance(bound, int) else f"the share {bound!r}"
 
 
-def parts_of(shares: Sequence[float], *, seed: int, by: str) -> list[Part]:
+def parts_of(shares: Sequence[float], *, seed: int, by: str, before: Sequence[Step] = ()) -> list[Part]:
     """Return a part for each share, disjoint and complete.
 
     Args:
         shares: Their sum is 1.
         seed: Any int in [0, 2**63).
         by: "row", "file" or the name of a column.
+        before: The steps whose rows are split.
     """
     kind, columns = (by, ()) if by in {"row", "file"} else ("column", (by,))
+    same = [
+        each
+        for each in before
+        if isinstance(each, Part) and (each.seed, each.by, each.columns) == (seed, kind, columns)
+    ]
     ends = np.minimum(np.cumsum(shares), 1.0)
     bounds = [0, *(int(end * 2**64) for end in ends[:-1].tolist()), 2**64]
-    return [Part(start, stop, seed, kind, columns) for start, stop in pairwise(bounds)]
+    return [Part(start, stop, seed, kind, columns, len(same)) for start, stop in pairwise(bounds)]
 
 
 def select(steps: Sequence[Step], rows: pa.Table, run: Run, left: Mask | None = None) -> Mask:
