@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from laneway.core.assignment import assign_whole_job
 from laneway.core.options import LaneOptions
 from laneway.core.plan import Identity
 from laneway.core.progress import Progress
