@@ -1,9 +1,10 @@
 """What does mixing cost: the rows of 2 and of 200 sources, beside one source of the same rows?
 
-Writes tables of 40 float32 and an int8 label, and tables of fixed-size lists of 1,024 int32, as 2 and as 200 files.
-The files are read as one StatefulShardedDataset, and as a Mixture of as many sources as there are files, in shuffled
-batches, with 0 and 2 workers; the weights are log-normal. All run in this process in interleaved rounds, each from
-`iter` on; each figure is the median of the ratios of the rounds. Run `python benchmarks/bench_mixture.py [--short]`.
+Writes tables of 40 float32 and an int8 label, and tables of fixed-size lists of 1,024 int32, as 2 and as 200 files of
+log-normal sizes. The files are read as one StatefulShardedDataset, and as a Mixture of as many sources as there are
+files, with their sizes as weights, so that both deliver the same rows once, in shuffled batches, with 0 and 2 workers.
+All run in this process in interleaved rounds, each from `iter` on; each figure is the median of the ratios of the
+rounds. Run `python benchmarks/bench_mixture.py [--short]`.
 """
 
 from __future__ import annotations
@@ -47,8 +48,10 @@ def table(kind: str, num_rows: int, generator: np.random.Generator) -> pa.Table:
 def write(folder: Path, kind: str, num_rows: int, num_files: int) -> None:
     """Write rows as a number of files."""
     generator = np.random.default_rng(0)
-    for index in range(num_files):
-        rows = table(kind, num_rows // num_files, generator)
+    shares = generator.lognormal(sigma=0.5, size=num_files)
+    sizes = (shares / shares.sum() * num_rows).astype(int).tolist()
+    for index, size in enumerate(sizes):
+        rows = table(kind, size, generator)
         pq.write_table(rows, folder / f"{index:03d}.parquet", row_group_size=BLOCK_ROWS[kind], compression="none")
 
 
@@ -63,17 +66,16 @@ def loader_of(folder: Path, kind: str, num_workers: int, *, is_mixed: bool) -> S
     sources = {
         path.stem: StatefulShardedDataset(path, shuffle=True, seed=1, window_bytes=window_bytes) for path in paths
     }
-    weights = np.random.default_rng(1).lognormal(sigma=0.5, size=len(paths)).round(3).tolist()
-    mixture = Mixture(sources, dict(zip(sources, weights, strict=True))).batch(BATCH_ROWS[kind])
+    weights = {name: source.manifest.num_rows for name, source in sources.items()}
+    mixture = Mixture(sources, weights, stop=sum(weights.values())).batch(BATCH_ROWS[kind])
     return SavableLoader(mixture, num_workers=num_workers)
 
 
-def rows_per_s(loader: SavableLoader, kind: str, num_rows: int) -> float:
-    """Return the rows of a second, from `iter` on."""
+def rows_per_s(loader: SavableLoader, num_rows: int) -> float:
+    """Return the rows of a second of a whole pass, from `iter` on."""
     start = time.perf_counter()
-    for count, _ in enumerate(loader, start=1):
-        if count * BATCH_ROWS[kind] >= num_rows:
-            break
+    for _ in loader:
+        pass
     return num_rows / (time.perf_counter() - start)
 
 
@@ -84,7 +86,7 @@ def compare(folder: Path, kind: str, num_workers: int, num_rows: int, rounds: in
         for is_mixed, of_way in rates.items():
             loader = loader_of(folder, kind, num_workers, is_mixed=is_mixed)
             warm_memory()
-            of_way.append(rows_per_s(loader, kind, num_rows))
+            of_way.append(rows_per_s(loader, num_rows))
     ratios = [mixed / single for mixed, single in zip(rates[True], rates[False], strict=True)]
     print(
         f"{kind}, {len([*folder.iterdir()])} sources, {num_workers} workers: {median(ratios):.2f} "

@@ -91,7 +91,8 @@ def digest_of(identity: Identity) -> bytes:
 
 def name_of(identity: Identity) -> str:
     """Return the name of files and settings in states: the start of their digest, `NAME_LENGTH` characters."""
-    return b85encode(digest_of(identity)).decode("ascii")[:NAME_LENGTH]
+    digest = digest_of(identity)
+    return identity.derived("name in mixtures", lambda: b85encode(digest).decode("ascii")[:NAME_LENGTH])
 
 
 def remainder_of(identity: Identity) -> Remainder:

@@ -172,15 +172,14 @@ class MixtureDefinition(Definition):
         plan = MixturePlan(self.mixed.sources, assignment.progress)
         indices = {name: index for index, name in enumerate(self.sources)}
 
+        # The columns of all sources are alike.
+        converter = self.columns.with_hidden(HIDDEN_IN_MIXTURES if takes_context else None)
+
         def open_source(name: str, of_epoch: Plan) -> LaneReader:
             source = self.sources[name].of(of_epoch.identity)
-            converter = source.columns.with_output(self.columns.output).with_hidden(
-                HIDDEN_IN_MIXTURES if takes_context else None
-            )
             return source.open_lanes(of_epoch, converter, hidden, source_index=indices[name], threads=threads)
 
-        converter = self.columns.with_hidden(HIDDEN_IN_MIXTURES if takes_context else None)
-        lanes = MixtureReader(plan, converter, open_source, threads)
+        lanes = MixtureReader(plan, assignment.ends, converter, open_source, threads)
         contexts = None
         if takes_context:
             of_sources = [
