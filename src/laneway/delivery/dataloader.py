@@ -21,8 +21,8 @@ from laneway.core.order import base_seed
 from laneway.core.progress import Progress
 from laneway.delivery.buffers import forget_ended_workers
 from laneway.delivery.cells import shared_cells
-from laneway.delivery.packing import raise_if_unsent
 from laneway.delivery.passes import Delivery, Pass, RowsDelivery, Taken
+from laneway.delivery.sending import raise_if_unsent
 from laneway.delivery.signals import holding_back_signals, ignore_signals_of_the_group, release_signals
 from laneway.delivery.stream import BatchStream, TaggedBatch, unchanged
 from laneway.delivery.workers import end_with_parent, end_workers, worker_place

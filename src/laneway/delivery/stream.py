@@ -14,9 +14,9 @@ from torch.utils.data import default_collate
 
 from laneway.convert.batches import NullInColumnError
 from laneway.core.cursor import LaneRange, Positions
-from laneway.delivery.packing import SentItem, pack
 from laneway.delivery.passes import Delivery, Pass, RowsDelivery, Taken
 from laneway.delivery.row_errors import SKIPPED
+from laneway.delivery.sending import SentItem, to_send
 from laneway.delivery.workers import is_in_worker
 from laneway.errors import ColumnConversionError
 
@@ -281,7 +281,7 @@ class BatchStream(Stream):
             return None
         batch = self._items.batch(found.ranges)
         delivery = Delivery(found.turn, found.new_positions(), before=num_delivered)
-        return Taken(delivery, 1, pack(batch) if self._is_sent else batch)
+        return Taken(delivery, 1, to_send(batch) if self._is_sent else batch)
 
 
 class RowStream(Stream):
