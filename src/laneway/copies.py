@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 import pyarrow as pa
 from torch.utils.data import IterableDataset
 
-from laneway.arguments import check_columns, check_flag, check_seed
+from laneway.arguments import check_columns, check_flag, check_function, check_seed
 from laneway.core.turns import WorkerPlace
 from laneway.delivery.schedule import EpochSchedule
 from laneway.distributed import data_parallel_rank
@@ -77,21 +77,35 @@ class ChangeableDataset(IterableDataset[Any]):
         return sharded
 
     def map(self, fn: Callable[..., Any], *, with_context: bool = False) -> Self:
-        """Return a copy that also calls `fn` on each row or batch; its next pass starts where that of this one would.
+        """Return a copy that also calls `fn` on what is delivered; its next pass starts where that of this one would.
+
+        That is rows, or batches; after `flat_map`, its items; after `pack`, packs; after `batch`, batches.
 
         Args:
-            fn: Called in the worker with the result of `transform`, if there is one.
+            fn: Called in the worker with the result of `transform`, if there is one, and of the functions before.
             with_context: Whether `fn` is also passed where its rows come from, and seeds that are the same after any
-                resume: a `RowContext` for a row, a `BatchContext` for a batch.
+                resume: a `RowContext` for a row or an item of `flat_map`, a `BatchContext` for a batch. A pack, and a
+                batch that was built of rows by `batch`, has none.
+
+        Raises:
+            TypeError: `fn` can't be called.
+            ValueError: `with_context` is set for a pack, or for a batch of `batch`.
         """
-        if not callable(fn):
-            message = f"fn must be callable, not {fn!r}"
-            raise TypeError(message)
+        check_function(fn)
         check_flag("with_context", with_context)
         changed = copy.copy(self)
-        transform = self.definition.transform.then(fn, takes_context=with_context)
-        changed.definition = replace(self.definition, transform=transform)
+        changed.definition = self.definition.then(fn, takes_context=with_context)
         return changed
+
+    def _check_selects_rows(self, method: str) -> None:
+        """Check that there are no stages before a method that selects rows.
+
+        Raises:
+            ValueError: There are.
+        """
+        if self.definition.stages is not None:
+            message = f"{method} selects rows of the files: call it before flat_map() and pack()"
+            raise ValueError(message)
 
     def filter(
         self,
@@ -226,6 +240,7 @@ class ChangeableDataset(IterableDataset[Any]):
 
     def _selected(self, steps: Sequence[Step], schema: pa.Schema) -> list[Self]:
         """Return a copy for each step."""
+        self._check_selects_rows("what filters, splits or slices")
         return [self._changed(definition) for definition in self._definitions(steps, schema)]
 
     def _definitions(self, steps: Sequence[Step], schema: pa.Schema) -> list[Definition]:

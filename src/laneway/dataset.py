@@ -19,14 +19,13 @@ from laneway.arguments import (
 )
 from laneway.catalog.manifest import open_source
 from laneway.convert.columns import Output
-from laneway.copies import ChangeableDataset
 from laneway.core.lanes import MAX_LANES, Remainder
 from laneway.core.options import LaneOptions
 from laneway.core.plan import Identity, Settings
 from laneway.core.turns import WorkerPlace
 from laneway.delivery.callers import check_readers
 from laneway.delivery.dataset_state import dataset_state, load_dataset_state
-from laneway.delivery.definition import Definition
+from laneway.delivery.definition import Definition, known_length
 from laneway.delivery.delivered_columns import DeliveredColumns
 from laneway.delivery.iterators import DatasetIterator
 from laneway.delivery.row_errors import OnError, RowErrors
@@ -38,6 +37,7 @@ from laneway.errors import StateUnavailableError
 from laneway.reading.column_statistics import ColumnStatistics, column_statistics
 from laneway.reading.expressions import columns_of
 from laneway.reading.selected import open_rows
+from laneway.staged import StageableDataset
 
 if TYPE_CHECKING:
     import os
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from laneway.storage.retries import RetryPolicy
 
 
-class StatefulShardedDataset(ChangeableDataset):
+class StatefulShardedDataset(StageableDataset):
     """The rows of Parquet or Arrow files as an iterable dataset that can stop anywhere and resume exactly there.
 
     Every rank and every DataLoader worker reads its own rows. Each pass is the next epoch, whether or not the previous
@@ -201,6 +201,7 @@ class StatefulShardedDataset(ChangeableDataset):
             retries=retries,
             cache_dir=cache_dir,
         )
+        self._has_output = output is not None
         output = output or ("python" if batch_size is None else "torch")
         delivered = DeliveredColumns.of(
             manifest,
@@ -308,8 +309,11 @@ class StatefulShardedDataset(ChangeableDataset):
         """Return the number of batches, or rows if there are no batches, that this rank delivers in a whole epoch.
 
         It depends on neither lanes nor workers.
+
+        Raises:
+            TypeError: It depends on what `flat_map` or `pack` make of the rows.
         """
-        return self.definition.num_items(self.definition.place)
+        return known_length(self.definition.num_items(self.definition.place))
 
     def __getstate__(self) -> dict[str, Any]:
         """Refuse to be sent to the workers of a framework that would lose rows: there, nobody can tell."""
@@ -320,7 +324,10 @@ class StatefulShardedDataset(ChangeableDataset):
         definition = self.definition
         settings, options, place = definition.identity.settings, definition.options, definition.place
         order = f"shuffled with seed {settings.seed}" if settings.shuffle else "in file order"
-        unit = "rows" if options.batch_size is None else f"batches of {options.batch_size:,} rows"
+        stages = definition.stages
+        unit = "rows" if stages is None else "items" if stages.pack is None else "packs"
+        unit = unit if options.batch_size is None else f"batches of {options.batch_size:,} {unit}"
+        made = "" if stages is None else f"  {unit} by {stages.text},\n"
         rows = self.definition.identity.selection
         selected = "" if rows is None else f"  {rows.num_rows:,} rows selected by {rows.text},\n"
         names = self.schema.names
@@ -330,7 +337,8 @@ class StatefulShardedDataset(ChangeableDataset):
             f"  {definition.manifest!r},\n"
             f"{selected}"
             f"  {len(self.shards):,} shards {order},\n"
-            f"  {unit} as {definition.columns.output}: {shown},\n"
+            f"  {unit if stages is None else 'rows'} as {definition.columns.output}: {shown},\n"
+            f"{made}"
             f"  rank {place.rank} of {place.world_size}, epoch {self.epoch}\n)"
         )
 

@@ -32,6 +32,10 @@ class ColumnConversionError(LanewayError, TypeError):
     """A column can't be converted to `output` without loss."""
 
 
+class NotReproducibleError(LanewayError, RuntimeError):
+    """A function of the user has returned something else for the same rows than before the state was saved."""
+
+
 class CollectiveError(LanewayError, RuntimeError):
     """A rank could not reach the other ranks: one of them died or did not make the same call."""
 

@@ -12,6 +12,7 @@ from laneway.core.schema import parse_state, sealed, wrap_state
 from laneway.dataset import StatefulShardedDataset
 from laneway.delivery.accelerate import check_checkpoint_of_caller, placement_of_caller
 from laneway.delivery.dataloader import BatchSource
+from laneway.delivery.definition import known_length
 from laneway.delivery.loader_arguments import LoaderArguments, check_has_no_state
 from laneway.delivery.loader_state import (
     check_lockstep,
@@ -187,8 +188,12 @@ class SavableLoader(DataLoader[Any]):
         return self._runner.num_received()
 
     def __len__(self) -> int:
-        """Return the number of batches, or rows if there are no batches, that this rank delivers in a whole epoch."""
-        return len(self._runner)
+        """Return the number of batches, or rows if there are no batches, that this rank delivers in a whole epoch.
+
+        Raises:
+            TypeError: It depends on what `flat_map` or `pack` make of the rows.
+        """
+        return known_length(self._runner.num_items)
 
     def __getstate__(self) -> dict[str, Any]:
         """Refuse to copy or pickle a loader in mid-pass: its workers stay in this process."""
@@ -202,9 +207,9 @@ class SavableLoader(DataLoader[Any]):
 
     def __repr__(self) -> str:
         reader = f"{self._place.num_workers} worker(s)"
-        return (
-            f"{type(self).__name__}({self.dataset!r}, {reader}, {self.batches_delivered:,} of {len(self):,} delivered)"
-        )
+        num_items = self._runner.num_items
+        of_all = "" if num_items is None else f" of {num_items:,}"
+        return f"{type(self).__name__}({self.dataset!r}, {reader}, {self.batches_delivered:,}{of_all} delivered)"
 
     # -- Passes -------------------------------------------------------------------------------------------------------
 

@@ -47,7 +47,9 @@ class Assignment:
     @cached_property
     def ends(self) -> NDArray[np.int64]:
         """Rows that each lane delivers in this cut, shape (num_lanes,)."""
-        drop_last = self.plan.identity.settings.drop_last
+        settings = self.plan.identity.settings
+        # Of items that stages make, a short batch is dropped where it is made.
+        drop_last = settings.drop_last and settings.stages is None
         return self.plan.division.ends(self.progress.sharing.remainder, drop_last=drop_last)
 
     @property
@@ -155,6 +157,12 @@ def _without_cut(progress: Progress) -> Progress:
         CheckpointMismatchError: The epoch was cut too often for a state to hold another cut.
     """
     cut = current_cut(progress)
+    if any(position.offset for position in cut.positions.values()):
+        message = (
+            "this checkpoint was saved within rows whose items were half delivered, so its lanes can't be cut again: "
+            f"resume it with ranks, workers and batches that can share its {cut.num_lanes:,} lane(s)"
+        )
+        raise CheckpointMismatchError(message)
     is_untouched = {*cut.positions.values()} <= {LanePosition()}
     if is_untouched and progress.order_version > 1:
         return replace(progress, cut=None)
@@ -183,9 +191,13 @@ def _in_same_cut(found: Assignment, place: WorkerPlace, options: LaneOptions) ->
         if np.any(cut.rows() > np.minimum(division.settled_rows, found.plan.division.settled_rows)):
             return None
     resumed = assign_whole_job(identity, replace(progress, sharing=sharing))
+    # Of items that stages make, each lane is delivered at its own pace.
     is_in_step = progress.place is not None or (
         cut.next_turn % sharing.job_turns == 0
-        and resumed.is_in_lockstep(num_ranks_mid_turn=options.num_ranks_mid_turn(place))
+        and (
+            identity.settings.stages is not None
+            or resumed.is_in_lockstep(num_ranks_mid_turn=options.num_ranks_mid_turn(place))
+        )
     )
     return resumed if is_in_step else None
 

@@ -54,6 +54,8 @@ class Settings:
     """Which rows of the files belong to the dataset; None: all. See `Selection.text`."""
     categories: str | None = None
     """The vocabularies of columns that are delivered as ids; None: there are none."""
+    stages: str | None = None
+    """The stages that make items of the rows, on which offsets within rows depend; None: there are none."""
 
     def remainder_for(self, world_size: int) -> Remainder:
         """Return how `world_size` ranks handle the one row by which they differ."""

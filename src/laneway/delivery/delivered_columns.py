@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self, final
+
+import pyarrow as pa
 
 from laneway.convert.batches import BatchConverter
 from laneway.reading.categories import find_categories
@@ -13,8 +15,6 @@ from laneway.reading.selected import open_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-    import pyarrow as pa
 
     from laneway.catalog.caching import CacheDir
     from laneway.catalog.manifest import Manifest
@@ -41,6 +41,8 @@ class DeliveredColumns:
     """Whether they include those of `PROVENANCE`."""
     categories: Categories | None
     """The vocabularies of those that are ids; None: there are none."""
+    fill_null: FillNull | None
+    """What replaces nulls."""
 
     @classmethod
     def of(
@@ -63,12 +65,23 @@ class DeliveredColumns:
             found = vocabularies.as_delivered(found)
         if provenance:
             found = with_provenance(found)
-        return cls(found, output, BatchConverter(found, output, fill_null), provenance, vocabularies)
+        return cls(found, output, BatchConverter(found, output, fill_null), provenance, vocabularies, fill_null)
 
     @property
     def names_in_files(self) -> list[str]:
         """Names of those that are in the files, or in the names of their directories."""
         return [name for name in self.schema.names if not self.provenance or name not in PROVENANCE.names]
+
+    def with_output(self, output: Output) -> Self:
+        """Return these columns as another type."""
+        return replace(self, output=output, converter=BatchConverter(self.schema, output, self.fill_null))
+
+    def only(self, name: str) -> Self:
+        """Return one of the columns in the files, as it is there."""
+        schema = pa.schema([self.schema.field(name)])
+        return type(self)(
+            schema, "arrow", BatchConverter(schema, "arrow"), provenance=False, categories=None, fill_null=None
+        )
 
     def open(
         self,

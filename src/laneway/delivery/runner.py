@@ -102,10 +102,9 @@ class PassRunner:
 
     def open_bar(self, running: DataLoaderPass) -> tqdm[Any]:
         """Return the progress bar of a pass, which starts where the epoch resumes."""
-        num_left = self.num_left(running)
-        num_received = max(0, len(self) - num_left)
+        num_items, num_received = self.num_items, self.num_received()
         return tqdm(
-            total=num_received + num_left,
+            total=None if num_items is None else num_received + self.num_left(running),
             initial=num_received,
             desc=f"epoch {running.epoch}",
             unit="row" if self.source.yields_rows else "batch",
@@ -128,10 +127,15 @@ class PassRunner:
 
     def num_received(self) -> int:
         """Return the number of items of the current epoch that the training loop has received on this rank."""
-        if self.described is not None:
-            return max(0, len(self) - self.num_left(self.described))
-        progress = self.schedule.next_progress
-        return 0 if progress.cut is None else max(0, len(self) - self._num_left(self.resolve(progress)))
+        running, num_items = self.described, self.num_items
+        progress = self.schedule.next_progress if running is None else running.progress()
+        if progress.cut is None:
+            return 0
+        if num_items is None:
+            # Among them are turns of lanes that had nothing left.
+            return progress.cut.next_turn // progress.sharing.job_turns
+        num_left = self._num_left(self.resolve(progress)) if running is None else self.num_left(running)
+        return max(0, num_items - num_left)
 
     def num_left(self, running: DataLoaderPass) -> int:
         """Return the number of items of a pass that the training loop has not received yet."""
@@ -140,8 +144,9 @@ class PassRunner:
     def _num_left(self, assignment: Assignment) -> int:
         return assignment.num_items_left(self.source.definition.options.batch_size)
 
-    def __len__(self) -> int:
-        """Return the number of items that this rank delivers in a whole epoch."""
+    @property
+    def num_items(self) -> int | None:
+        """Number of items that this rank delivers in a whole epoch; None if it depends on the data."""
         return self.source.definition.num_items(self.place)
 
 
@@ -211,7 +216,8 @@ class LoaderIterator(PassIterator):
         if self._runner.placement is not None:
             self._accelerated = AcceleratedPass(self._runner.placement)
             self._accelerated.begin()
-            self._num_items = self._runner.num_left(running)
+            # Where the number depends on the data, no batch is known to be the last one.
+            self._num_items = 0 if self._runner.num_items is None else self._runner.num_left(running)
         self._bar = bar
         return running, bar
 

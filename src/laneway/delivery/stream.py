@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import partial
 from types import GeneratorType, NoneType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
 from torch.utils.data import default_collate
 
@@ -21,13 +21,13 @@ from laneway.delivery.workers import is_in_worker
 from laneway.errors import ColumnConversionError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from laneway.convert.batches import BatchConverter
     from laneway.convert.open_rows import OpenRows
     from laneway.core.cursor import Cursor
     from laneway.delivery.context import BatchContext, Contexts, RowContext
-    from laneway.delivery.transforms import Transforms
+    from laneway.delivery.transforms import Expansion, Transforms
     from laneway.reading.lane_reader import LaneReader
 
 _ROWS_PER_CONVERSION = 1024
@@ -50,7 +50,9 @@ class ItemMaker:
         converter: BatchConverter,
         transform: Transforms,
         contexts: Contexts | None,
+        *,
         collate_fn: Callable[[list[Any]], Any] | None,
+        of_batches: Transforms,
     ) -> None:
         """Prepare to build items.
 
@@ -60,6 +62,7 @@ class ItemMaker:
             transform: Called on each row, or on each batch of columns.
             contexts: Makes the contexts that it takes; None: it takes none.
             collate_fn: Builds a batch from a list of rows; None: batches are built column by column.
+            of_batches: Called on each batch that `collate_fn` has built.
         """
         self._lanes = lanes
         self._converter = converter
@@ -67,6 +70,7 @@ class ItemMaker:
         """The user's functions."""
         self._contexts = contexts
         self._collate_fn = collate_fn
+        self._of_batches = of_batches
         # Any other collate_fn may drop None, or consume a generator.
         self._delivers_results = collate_fn in {None, unchanged, default_collate}
         self._latest_rows: dict[int, tuple[list[LaneRange], list[Any]]] = {}
@@ -86,7 +90,8 @@ class ItemMaker:
                 rows = [row for row in rows if row is not SKIPPED]
                 if not rows:
                     return SKIPPED
-        return self._call(self._collate_fn, rows, ranges)
+        batch = self._call(self._collate_fn, rows, ranges)
+        return self._call(self._of_batches, batch, ranges, is_delivered=True) if self._of_batches else batch
 
     def rows(self, ranges: list[LaneRange]) -> list[Any]:
         """Return these rows one by one, before `transform`."""
@@ -128,6 +133,38 @@ class ItemMaker:
         except Exception as error:  # noqa: BLE001 - the user's functions may raise any
             return errors.hide(error, item, lambda: self._name_of(row, ranges, index))
         return errors.accept(self._checked(result, is_delivered=self._delivers_results))
+
+    def read_on(self, lane: int, start: int, stop: int) -> OpenRows:
+        """Return the first rows of [start, stop) of a lane as they were read; see `LaneReader.read_on`."""
+        return self._lanes.read_on(lane, start, stop)
+
+    def expanded(self, wanted: LaneRange, expansion: Expansion) -> Iterator[list[Any]]:
+        """Yield the items that the user's functions make of each of these rows."""
+        ranges = [wanted]
+        errors = self.transform.errors
+
+        def items_of(row: Any, context: RowContext | None) -> list[Any]:  # noqa: ANN401 - a row in any output
+            return expansion(self.transform(row, context), context)
+
+        for index, row in enumerate(self._convert(self._converter.gather_rows, ranges)):
+            item, context = self._with_context(row)
+            if errors is None:
+                yield self._call(partial(items_of, context=context), item, ranges, index)
+                continue
+            try:
+                items = items_of(item, context)
+            except Exception as error:  # noqa: BLE001 - the user's functions may raise any
+                errors.hide(error, item, partial(self._lanes.locate, ranges, index))
+                items = []
+            yield items
+
+    def call(self, function: Callable[[Any], Any], item: Any) -> Any:  # noqa: ANN401 - a user's function
+        """Return the result of a user's function for an item or a batch."""
+        return self._call(function, item, is_delivered=True)
+
+    def name_of_row(self, lane: int, row: int) -> str:
+        """Return the file and number of a row of a lane."""
+        return self._lanes.locate([LaneRange(lane, row, row + 1)], 0)
 
     def close(self) -> None:
         """Release windows, files and threads at the end of the stream."""
@@ -222,10 +259,20 @@ class ItemMaker:
         return f"this batch has {num_rows:,} rows; the first one is {self._lanes.locate(ranges, 0)}"
 
 
-class Stream(Pass):
+class Closeable(Protocol):
+    """What reads and builds items."""
+
+    def close(self) -> None:
+        """Release windows, files and threads."""
+
+
+T = TypeVar("T", bound=Closeable)
+
+
+class Stream(Pass, Generic[T]):
     """A pass of one worker, read by this process."""
 
-    def __init__(self, cursor: Cursor, open_items: Callable[[], ItemMaker]) -> None:
+    def __init__(self, cursor: Cursor, open_items: Callable[[], T]) -> None:
         """Start where `cursor` is.
 
         Args:
@@ -257,10 +304,10 @@ class TaggedBatch(NamedTuple):
     """The batch, or `SKIPPED`."""
 
 
-class BatchStream(Stream):
-    """Delivers batches."""
+class TaggedStream(Stream[T]):
+    """Delivers batches that another process may count."""
 
-    def __init__(self, cursor: Cursor, open_items: Callable[[], ItemMaker]) -> None:
+    def __init__(self, cursor: Cursor, open_items: Callable[[], T]) -> None:
         """Start where `cursor` is; see Stream."""
         super().__init__(cursor, open_items)
         self._is_sent = is_in_worker()
@@ -274,6 +321,13 @@ class BatchStream(Stream):
         delivery.taken = num_taken
         return TaggedBatch(delivery.turn, delivery.positions, SentItem(batch) if self._is_sent else batch)
 
+    def _taken(self, delivery: Delivery, batch: Any) -> Taken:  # noqa: ANN401 - a user's function may return anything
+        return Taken(delivery, 1, to_send(batch) if self._is_sent else batch)
+
+
+class BatchStream(TaggedStream[ItemMaker]):
+    """Delivers batches."""
+
     def _read(self, num_delivered: int) -> Taken | None:
         found = self._cursor.next_batch()
         if found is None:
@@ -281,10 +335,10 @@ class BatchStream(Stream):
             return None
         batch = self._items.batch(found.ranges)
         delivery = Delivery(found.turn, found.new_positions(), before=num_delivered)
-        return Taken(delivery, 1, to_send(batch) if self._is_sent else batch)
+        return self._taken(delivery, batch)
 
 
-class RowStream(Stream):
+class RowStream(Stream[ItemMaker]):
     """Delivers single rows, which are converted many at a time."""
 
     def __init__(self, cursor: Cursor, open_items: Callable[[], ItemMaker]) -> None:

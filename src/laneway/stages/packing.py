@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
+from laneway.stages.tokens import DocumentTooLongError
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -163,7 +165,7 @@ def _pieces_of(lengths: NDArray[np.int64], length: int, overflow: Overflow, *, s
             f"document {index} has {lengths[index]:,} tokens, but a pack has {length:,}: use longer packs, or set "
             "overflow to 'split', 'truncate' or 'drop'"
         )
-        raise ValueError(message)
+        raise DocumentTooLongError(message, document=index)
     if overflow == "drop":
         document = document[~is_long]
     counts = (lengths[document] > 0).astype(np.int64) if overflow == "truncate" else -(-lengths[document] // length)
@@ -190,7 +192,7 @@ def best_fit(
         overflow: What becomes of a document that is longer than a pack.
 
     Raises:
-        ValueError: A document is longer than a pack, and `overflow` is "error".
+        DocumentTooLongError: A document is longer than a pack, and `overflow` is "error".
     """
     document, start, tokens, separators = _pieces_of(lengths, length, overflow, separator=separator)
     widths = tokens + separators

@@ -17,6 +17,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, default_convert
 
 from laneway import SavableLoader, StatefulShardedDataset
+from laneway.delivery import sending
 from laneway.delivery.sending import SentBatch, to_send
 
 if TYPE_CHECKING:
