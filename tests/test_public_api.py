@@ -23,6 +23,7 @@ ERRORS = {
     "LanewayError": "",
     "ManifestCacheWarning": "UserWarning, Warning",
     "NullInColumnError": "ColumnConversionError, LanewayError, TypeError",
+    "NotReproducibleError": "LanewayError, RuntimeError",
     "SchemaMismatchError": "LanewayError, ValueError",
     "StateFormatError": "LanewayError, ValueError",
     "StateUnavailableError": "LanewayError, RuntimeError",
@@ -67,13 +68,19 @@ MEMBERS = {
     "dataset": {
         "__iter__": "()",
         "__len__": "()",
+        "batch": "(n, *, drop_last=False)",
         "categories": "attribute",
         "completed_shards": "()",
         "epoch": "attribute",
         "filter": "(condition, *, columns=None, version=None)",
+        "flat_map": "(fn, *, with_context=False)",
         "load_state_dict": "(state_dict)",
         "manifest": "attribute",
         "map": "(fn, *, with_context=False)",
+        "pack": (
+            "(length, *, column='input_ids', strategy='best_fit', separator=None, overflow='split', "
+            "mask='document_ids', pad_value=0, group_rows=None)"
+        ),
         "schema": "attribute",
         "selection": "attribute",
         "set_epoch": "(epoch)",

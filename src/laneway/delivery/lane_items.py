@@ -244,7 +244,10 @@ class LaneItems:
             )
             raise TypeError(message)
         if not isinstance(document, Sized):
-            message = f"column {column!r} can't be packed: it is {type(document).__name__}, not a list of ints"
+            message = (
+                f"column {column!r} can't be packed: for {self._rows.name_of_row(lane, row)} it is "
+                f"{type(document).__name__}, not a list of ints"
+            )
             raise TypeError(message)
         return document
 

@@ -121,8 +121,14 @@ def from_rows(name: str, rows: Sequence[Any]) -> TokenLists:
     Raises:
         DocumentTypeError: A document is of another type, or has several dimensions.
     """
-    arrays = [np.asarray(row) for row in rows]
-    for index, (array, row) in enumerate(zip(arrays, rows, strict=True)):
+    arrays: list[NDArray[Any]] = []
+    for index, row in enumerate(rows):
+        try:
+            array = np.asarray(row)
+        except ValueError:
+            message = f"column {name!r} can't be packed: document {index} has lists of different lengths in it"
+            raise DocumentTypeError(message, document=index) from None
+        arrays.append(array)
         is_empty_list = array.shape == (0,)
         if array.ndim != 1 or (array.dtype.kind not in "iu" and not is_empty_list):
             what = f"{array.dtype} of {array.ndim} dimensions" if array.dtype.kind in "biuf" else type(row).__name__

@@ -28,6 +28,7 @@ OTHER: dict[str, Any] = {
     "drop_last": True,
     "selection": "filter (x > 3)",
     "categories": "x: 3 values 0123456789abcdef",
+    "stages": "flat_map",
     "order_version": 1,
     "fingerprint": "0",
     "world_size": 3,

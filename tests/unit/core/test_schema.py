@@ -92,6 +92,7 @@ def test_a_setting_with_a_default_is_a_field_with_that_default() -> None:
     assert setting_fields(LaterSettings)[-1] == StateField("flavour", (str, int, NoneType), Role.IDENTITY, None)
     assert {each.name for each in setting_fields(Settings) if each.default is not REQUIRED} == {
         "categories",
+        "stages",
         "selection",
     }
 
@@ -109,7 +110,7 @@ def test_a_state_that_lacks_a_field_with_a_default_gets_the_default(monkeypatch:
 def test_a_state_that_lacks_a_required_field_is_refused() -> None:
     for each in FIELDS:
         state = a_state()
-        if each.name in {"categories", "selection"}:
+        if each.name in {"categories", "selection", "stages"}:
             assert each.name not in state
             continue
         del state[each.name]
@@ -121,7 +122,7 @@ def test_a_state_that_lacks_a_required_field_is_refused() -> None:
 def test_any_field_that_was_changed_is_damage() -> None:
     state, other = a_state(), a_state(replace(OUT_OF_STEP, epoch=4))
     changed = {**other, "seed": 8, "files": "", "fingerprint": "0", "rank": 1, "world_size": 2, "shuffle": True}
-    changed |= {"selection": "filter (x > 3)", "categories": "x: 3 values 0123456789abcdef"}
+    changed |= {"selection": "filter (x > 3)", "categories": "x: 3 values 0123456789abcdef", "stages": "flat_map"}
     for name in (each.name for each in FIELDS):
         if state.get(name) != changed.get(name):
             with pytest.raises(StateFormatError, match="this state is damaged"):
@@ -145,7 +146,7 @@ def test_a_state_of_an_older_version_is_read_as_one_of_this_version(as_version: 
     old = as_version(a_state(BEFORE))
     parsed = parse_state(old)
     assert parsed.original == old
-    assert parsed.fields == {**a_state(BEFORE), "digest": "", "categories": None, "selection": None}
+    assert parsed.fields == {**a_state(BEFORE), "digest": "", "categories": None, "selection": None, "stages": None}
     assert parsed.fields["version"] == 3
     assert load(old, IDENTITY) == BEFORE
     assert sealed(old) == old, "older versions have no digest"
@@ -287,7 +288,7 @@ def test_the_scope_of_a_state_follows_from_its_place() -> None:
 def test_a_wrapped_state_is_parsed_and_unknown_keys_are_dropped() -> None:
     wrapped = wrap_state({**a_state(), "of a later release": 1})
     assert len(wrapped) == 1
-    assert parse_state(wrapped).fields == {**a_state(), "categories": None, "selection": None}
+    assert parse_state(wrapped).fields == {**a_state(), "categories": None, "selection": None, "stages": None}
 
 
 def test_a_parsed_state_knows_the_worker_that_saved_it() -> None:

@@ -36,6 +36,7 @@ OTHER = Settings(
     drop_last=True,
     selection="filter (x > 3)",
     categories="x: 3 values 0123456789abcdef",
+    stages="flat_map",
 )
 """Differs from PLAIN in every field."""
 
@@ -127,7 +128,7 @@ def test_every_identity_field_is_written_from_the_identity() -> None:
         assert {*names_of(Role.IDENTITY)} == fields.keys()
         state = write_state(IDENTITY, Progress(0, order_version=order_version), WorkerPlace(), complete=False)
         assert without_defaults(fields).items() <= state.items()
-        assert fields.keys() - state.keys() == {"categories", "selection"}
+        assert fields.keys() - state.keys() == {"categories", "selection", "stages"}
 
 
 # -- Files that joined ------------------------------------------------------------------------------------------------
@@ -354,7 +355,7 @@ def test_nothing_in_a_state_is_a_dict_so_that_dcp_finds_the_same_keys_in_every_s
     cut = CutProgress(2, 2, 4, {0: LanePosition(4), 1: LanePosition(2)})
     for progress in (Progress(0), Progress(0, Sharing(), cut, earlier)):
         state = write_state(IDENTITY, progress, WorkerPlace(), complete=False)
-        assert state.keys() == {"format", "version", *names_of(*Role)} - {"categories", "selection"}
+        assert state.keys() == {"format", "version", *names_of(*Role)} - {"categories", "selection", "stages"}
         assert {type(value) for field in state.values() for value in values_in(field)} <= {
             int,
             bool,
