@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sized
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
@@ -15,7 +16,7 @@ from laneway.core.progress import LanePosition
 from laneway.delivery.transforms import Expansion, Transforms
 from laneway.errors import NotReproducibleError
 from laneway.stages.offsets import check_offset, encode_offset
-from laneway.stages.packs import Chunks, Documents, fitted_runs, joined_documents
+from laneway.stages.packs import TOKENS_PER_RUN, Chunks, Documents, fitted_runs, joined_documents
 from laneway.stages.runs import Flow, PackColumns, Run, joined
 from laneway.stages.tokens import DocumentError, from_arrow, from_rows
 
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 
 _ROWS_PER_CONVERSION = 1024
 """Number of rows that are converted together for the user's functions."""
-_TOKENS_PER_RUN = 1 << 18
-"""Number of tokens of a column that are packed together: few enough to stay in the processor's cache."""
 _PACKS_PER_RUN = 4
 """Number of packs that are made together of what the user's functions return: few, so that the first comes soon."""
 
@@ -197,9 +196,7 @@ class LaneItems:
             if offset:
                 of = f"items of row {row:,} of a lane"
                 first, offset = check_offset(offset, num_items, num_items, of=of), 0
-            offsets = [encode_offset(delivered, num_items) for delivered in range(first + 1, num_items)]
-            positions = [*(LanePosition(row, each) for each in offsets), after] if items else ()
-            yield Run(items[first:], positions, after)
+            yield Run(items[first:], partial(_position_in_row, row, first, num_items), after)
 
     def _expanded(self, lane: int, start: int, stop: int) -> Iterator[tuple[int, list[Any]]]:
         """Yield (row, its items) for rows [start, stop) of a lane."""
@@ -271,7 +268,7 @@ class LaneItems:
                 raise
             first = 0
             while first < num_rows:
-                last = int(np.searchsorted(lists.starts, lists.starts[first] + _TOKENS_PER_RUN, side="right")) - 1
+                last = int(np.searchsorted(lists.starts, lists.starts[first] + TOKENS_PER_RUN, side="right")) - 1
                 last = max(last, first + 1)
                 yield Documents(lists.slice(first, last), numbers[first:last], start + last)
                 first = last
@@ -282,3 +279,8 @@ class LaneItems:
         if error.document is not None:
             name = self._rows.name_of_row(lane, int(rows[error.document]))
             error.add_note(f"document {error.document} is that of {name}")
+
+
+def _position_in_row(row: int, first: int, num_items: int, index: int) -> LanePosition:
+    """Return the position after item `index` of those from `first` on that a row makes."""
+    return LanePosition(row, encode_offset(first + index + 1, num_items))

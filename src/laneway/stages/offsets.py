@@ -47,6 +47,18 @@ def encode_offset(delivered: int, check: int) -> int:
     return delivered + ((check & _CHECK_MASK) << _DELIVERED_BITS)
 
 
+def encode_offsets(delivered: NDArray[np.int64], check: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the offsets of several rows; see `encode_offset`. Those of which nothing has been delivered have 0.
+
+    Args:
+        delivered: Of each, shape (num_rows,).
+        check: Of each, of the same shape.
+    """
+    if len(delivered):
+        encode_offset(int(delivered.max()), 0)
+    return (delivered + ((check & _CHECK_MASK) << _DELIVERED_BITS)) * (delivered > 0)
+
+
 def decode_offset(offset: int) -> Offset:
     """Return what an offset consists of."""
     return Offset(offset & MAX_DELIVERED, offset >> _DELIVERED_BITS)

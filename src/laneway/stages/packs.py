@@ -12,13 +12,13 @@ import numpy as np
 
 from laneway.arguments import check_choice, check_int, plain_int
 from laneway.core.progress import LanePosition
-from laneway.stages.offsets import check_offset, decode_offset, digest_of, encode_offset
+from laneway.stages.offsets import check_offset, decode_offset, digest_of, encode_offset, encode_offsets
 from laneway.stages.packing import Overflow, best_fit, chunk, chunk_places, chunk_tokens
-from laneway.stages.runs import PackColumns, Run
+from laneway.stages.runs import PackColumns, Run, no_items
 from laneway.stages.tokens import TokenLists
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
@@ -31,8 +31,8 @@ Mask = Literal["document_ids", "cu_seqlens"]
 
 GROUP_ROWS: Final = 2048
 """Rows whose documents are packed together by default."""
-_PACKS_PER_RUN: Final = 64
-"""Packs whose columns are made together."""
+TOKENS_PER_RUN: Final = 1 << 17
+"""Tokens of packs that are made together: few enough that their columns stay in the cache, and memory is reused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,22 +91,26 @@ class Documents(NamedTuple):
     """The row after them."""
 
 
-def joined_documents(parts: list[Documents]) -> Documents:
-    """Return the documents of several parts, at least one, in memory of their own, with int64 tokens."""
+def joined_documents(parts: list[Documents], dtype: type[np.int64] | None = None) -> Documents:
+    """Return the documents of several parts, at least one.
+
+    Args:
+        parts: The parts.
+        dtype: The type that their tokens shall have, in memory of their own; None: theirs, and a single part is not
+            copied.
+    """
+    if len(parts) == 1 and dtype is None:
+        return parts[0]
     tokens = [part.tokens for part in parts]
-    values = np.concatenate([each.stream for each in tokens], dtype=np.int64, casting="unsafe")
-    lengths = np.concatenate([each.lengths for each in tokens])
-    starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    values = np.concatenate([each.stream for each in tokens], dtype=dtype, casting="unsafe")
+    starts = np.concatenate([[0], np.cumsum(np.concatenate([each.lengths for each in tokens]))]).astype(np.int64)
     return Documents(TokenLists(values, starts), np.concatenate([part.rows for part in parts]), parts[-1].stop)
 
 
-def columns_of(packs: Packs, input_ids: NDArray[np.int64], mask: Mask | None, first: int, stop: int) -> PackColumns:
-    """Return packs [first, stop) as columns, given their tokens."""
-    columns = {"input_ids": input_ids}
-    if mask is not None:
-        columns["position_ids"] = packs.position_ids(first, stop).astype(np.int64, copy=False)
-        columns["document_ids"] = packs.document_ids(first, stop).astype(np.int64, copy=False)
-    return PackColumns(columns)
+def masks_of(packs: Packs, first: int = 0, stop: int | None = None) -> dict[str, NDArray[np.int64]]:
+    """Return the columns besides the tokens of packs [first, stop), each of shape (stop - first, length)."""
+    stop = len(packs) if stop is None else stop
+    return {"position_ids": packs.position_ids(first, stop), "document_ids": packs.document_ids(first, stop)}
 
 
 def _no_documents(row: int) -> Documents:
@@ -139,26 +143,25 @@ class Chunks:
             NotReproducibleError: The row under way has another length than when some of its tokens were delivered.
         """
         is_first = not len(self._waiting.rows)
-        waiting = joined_documents([self._waiting, documents])
+        waiting = joined_documents([self._waiting, documents], np.int64)
         tokens, rows, stop = waiting
-        length, separator = self.options.length, self.options.separator
+        length, separator, mask = self.options.length, self.options.separator, self.options.mask
         has_separator, skip = separator is not None, self._skip
         widths = tokens.lengths + ((tokens.lengths > 0) & has_separator)
         of_row = _Rows.of(rows, widths, self._before)
         if is_first and skip:
             row, offset = self.position
-            width = of_row.width[0] if len(rows) and rows[0] == row else 0
-            check_offset(offset, int(width), int(width), of=f"tokens of row {row:,} of a lane")
+            width = int(of_row.width[0]) if len(rows) and rows[0] == row else 0
+            check_offset(offset, width, width, of=f"tokens of row {row:,} of a lane")
         places = chunk_places(tokens.lengths, length, separator=has_separator, skip=skip)
-        positions = [
-            of_row.position(int(rows[at]), at, offset) if at < len(rows) else LanePosition(stop)
-            for at, offset in places
-        ]
-        packs = chunk(tokens.lengths, length, separator=has_separator, skip=skip)
-        input_ids = chunk_tokens(tokens, length, separator=separator, skip=skip)
-        self._wait(waiting, of_row, *places[-1])
-        self.position = positions[-1]
-        return Run(columns_of(packs, input_ids, self.options.mask, 0, len(packs)), positions[1:], self.position)
+        columns = {"input_ids": chunk_tokens(tokens, length, separator=separator, skip=skip)}
+        if mask is not None:
+            columns |= masks_of(chunk(tokens.lengths, length, separator=has_separator, skip=skip))
+        position_after = of_row.positions(rows, *places, stop)
+        num_chunks = len(places.document) - 1
+        self._wait(waiting, of_row, int(places.document[-1]), int(places.offset[-1]))
+        self.position = position_after(num_chunks)
+        return Run(PackColumns(columns, num_chunks), lambda index: position_after(index + 1), self.position)
 
     def _wait(self, documents: Documents, of_row: _Rows, at: int, offset: int) -> None:
         """Have documents wait from a place on."""
@@ -180,17 +183,17 @@ class Chunks:
         num_separators = np.count_nonzero(tokens.lengths) if has_separator else 0
         num_tokens = int(tokens.lengths.sum() + num_separators) - self._skip
         if not num_tokens:
-            return Run([], (), end)
-        packs = chunk(tokens.lengths, num_tokens, separator=has_separator, skip=self._skip)
-        input_ids = chunk_tokens(tokens, num_tokens, separator=separator, skip=self._skip)
-        found = columns_of(packs, input_ids, self.options.mask, 0, 1).columns
+            return no_items(end)
+        found = {"input_ids": chunk_tokens(tokens, num_tokens, separator=separator, skip=self._skip)}
+        if self.options.mask is not None:
+            found |= masks_of(chunk(tokens.lengths, num_tokens, separator=has_separator, skip=self._skip))
         padding = np.arange(length - num_tokens, dtype=np.int64)
         fills = {"input_ids": np.full_like(padding, self.options.pad_value), "position_ids": padding}
         columns = {
             name: np.concatenate([column, fills.get(name, np.zeros_like(padding))[None]], axis=1)
             for name, column in found.items()
         }
-        return Run(PackColumns(columns), [end], end)
+        return Run(PackColumns(columns, 1), lambda _: end, end)
 
 
 class _Rows(NamedTuple):
@@ -215,10 +218,21 @@ class _Rows(NamedTuple):
         starts = (ends - widths)[first] - np.where(first == 0, before, 0)
         return cls(ends - widths - starts, ends[last] - starts)
 
-    def position(self, row: int, document: int, offset: int) -> LanePosition:
-        """Return a position within a row: `offset` tokens after the start of a document."""
-        delivered = int(self.before[document]) + offset
-        return LanePosition(row, encode_offset(delivered, int(self.width[document])) if delivered else 0)
+    def positions(
+        self, rows: NDArray[np.int64], document: NDArray[np.int64], offset: NDArray[np.int64], stop: int
+    ) -> Callable[[int], LanePosition]:
+        """Return a function that returns the position of one of several places.
+
+        Args:
+            rows: The row of each document.
+            document: The document of each place; the number of documents if none follows.
+            offset: Tokens of it that come before each place.
+            stop: The row after all of them.
+        """
+        row_at = np.append(rows, stop)[document]
+        delivered = np.append(self.before, 0)[document] + np.where(document < len(rows), offset, 0)
+        offsets = encode_offsets(delivered, np.append(self.width, 0)[document])
+        return lambda index: LanePosition(int(row_at[index]), int(offsets[index]))
 
 
 def fitted_runs(options: PackOptions, documents: Documents, position: LanePosition) -> Iterator[Run]:
@@ -240,13 +254,16 @@ def fitted_runs(options: PackOptions, documents: Documents, position: LanePositi
     of = f"packs of rows {position.rows:,} to {stop:,} of a lane"
     first = check_offset(position.offset, num_packs, digest, of=of)
     if not num_packs:
-        yield Run([], (), end)
-    for start in range(first, num_packs, _PACKS_PER_RUN):
-        up_to = min(start + _PACKS_PER_RUN, num_packs)
-        input_ids = packs.input_ids(tokens, start, up_to, separator=separator or 0, pad_value=options.pad_value)
-        columns = columns_of(packs, input_ids.astype(np.int64, copy=False), options.mask, start, up_to)
-        offsets = [encode_offset(delivered, digest) for delivered in range(start + 1, up_to + 1)]
-        positions = [LanePosition(position.rows, offset) for offset in offsets]
-        if up_to == num_packs:
-            positions[-1] = end
-        yield Run(columns, positions, positions[-1])
+        yield no_items(end)
+    run_packs = max(TOKENS_PER_RUN // options.length, 1)
+    for start in range(first, num_packs, run_packs):
+        up_to = min(start + run_packs, num_packs)
+        columns = {"input_ids": packs.input_ids(tokens, start, up_to, separator or 0, options.pad_value)}
+        if options.mask is not None:
+            columns |= masks_of(packs, start, up_to)
+
+        def position_after(index: int, before: int = start + 1) -> LanePosition:
+            return LanePosition(position.rows, encode_offset(before + index, digest))
+
+        run_end = end if up_to == num_packs else position_after(up_to - start - 1)
+        yield Run(PackColumns(columns, up_to - start), position_after, run_end)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -20,19 +20,22 @@ class PackColumns:
     """Packs as columns, which are sliced without a copy."""
 
     columns: Mapping[str, NDArray[np.int64]]
-    """Name -> array of shape (num_packs, length); at least one."""
+    """Name -> array of shape (num_packs, length)."""
+    num_packs: int
+    """Number of packs."""
 
     def __len__(self) -> int:
         """Return the number of packs."""
-        return len(next(iter(self.columns.values())))
+        return self.num_packs
 
     def __getitem__(self, packs: slice) -> PackColumns:
         """Return some of the packs."""
-        return PackColumns({name: column[packs] for name, column in self.columns.items()})
+        start, stop, _ = packs.indices(self.num_packs)
+        return PackColumns({name: column[start:stop] for name, column in self.columns.items()}, stop - start)
 
     def __iter__(self) -> Iterator[dict[str, NDArray[np.int64]]]:
         """Iterate over the packs: name -> array of shape (length,)."""
-        return ({name: column[index] for name, column in self.columns.items()} for index in range(len(self)))
+        return ({name: column[index] for name, column in self.columns.items()} for index in range(self.num_packs))
 
 
 Items = list[Any] | PackColumns
@@ -44,8 +47,8 @@ class Run(NamedTuple):
 
     items: Items
     """The items, perhaps none."""
-    positions: Sequence[LanePosition]
-    """The position of the lane after each item."""
+    position_after: Callable[[int], LanePosition]
+    """The position of the lane after item `index`."""
     end: LanePosition
     """The position of the lane after the run: rows of which nothing is made are passed over."""
 
@@ -61,7 +64,7 @@ class Flow:
             position: Where the lane is.
         """
         self._runs = runs
-        self._run = Run([], (), position)
+        self._run = no_items(position)
         self._index = 0
         self.position = position
         """The position after the last item that was taken."""
@@ -81,10 +84,22 @@ class Flow:
             self._index += len(part)
             num_items -= len(part)
             found.append(part)
-            self.position = self._run.positions[self._index - 1]
-        if self._index == len(self._run.items):
-            self.position = self._run.end
+        run, index = self._run, self._index
+        if index == len(run.items):
+            self.position = run.end
+        elif index:
+            self.position = run.position_after(index - 1)
         return found
+
+
+def no_items(end: LanePosition) -> Run:
+    """Return a run without items: nothing is made of rows that it passes over."""
+    return Run([], _nowhere, end)
+
+
+def _nowhere(index: int) -> LanePosition:
+    message = f"a run without items has no item {index}"
+    raise IndexError(message)
 
 
 def joined(parts: Sequence[PackColumns]) -> dict[str, NDArray[np.int64]]:
