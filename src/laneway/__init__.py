@@ -19,6 +19,7 @@ from laneway.errors import (
     StateUnavailableError,
 )
 from laneway.loader import SavableLoader
+from laneway.mixture import Mixture
 from laneway.storage.retries import RetryPolicy
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "LanewayError",
     "Manifest",
     "ManifestCacheWarning",
+    "Mixture",
     "NotReproducibleError",
     "NullInColumnError",
     "RetryPolicy",

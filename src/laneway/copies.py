@@ -2,41 +2,36 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections import namedtuple
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, Self
 
 import pyarrow as pa
-from torch.utils.data import IterableDataset
 
-from laneway.arguments import check_columns, check_flag, check_function, check_seed
-from laneway.core.turns import WorkerPlace
-from laneway.delivery.schedule import EpochSchedule
-from laneway.distributed import data_parallel_rank
+from laneway.arguments import check_columns, check_seed
+from laneway.core.plan import Settings
 from laneway.errors import SchemaMismatchError
 from laneway.reading.expressions import columns_of, filter_of
 from laneway.reading.hashing import is_hashable
 from laneway.reading.selecting import Planner
 from laneway.reading.selection_summary import SelectionSummary
 from laneway.reading.steps import FunctionFilter, Slice, parts_of
+from laneway.staged import StageableDataset
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from laneway.catalog.caching import CacheDir
     from laneway.core.plan import Identity
-    from laneway.delivery.definition import Definition
+    from laneway.delivery.definition import DatasetDefinition
     from laneway.reading.steps import Step
 
 
-class ChangeableDataset(IterableDataset[Any]):
+class ChangeableDataset(StageableDataset):
     """A dataset of which there can be changed copies."""
 
-    definition: Definition
-    schedule: EpochSchedule
-    _asks_rank: bool
+    definition: DatasetDefinition
     _given_schema: pa.Schema | None
     _cache_dir: CacheDir
 
@@ -58,54 +53,6 @@ class ChangeableDataset(IterableDataset[Any]):
         identity: Identity = self.definition.identity
         settings = replace(identity.settings, shuffle=True, seed=check_seed(seed))
         return self._changed(replace(self.definition, identity=replace(identity, settings=settings)))
-
-    def shard(self, num_shards: int, index: int) -> Self:
-        """Return a copy that delivers part `index` of `num_shards`, at the start of epoch 0.
-
-        This sets the rank and world size: which rows a part has depends on the number of parts, on the epoch and on how
-        far the other parts have come. To hold out rows, use `split`.
-
-        Args:
-            num_shards: Number of parts, >= 1: the world size of the copy.
-            index: Part of the copy, in [0, num_shards): its rank.
-
-        Raises:
-            ValueError: An argument is out of its range.
-        """
-        sharded = self._changed(replace(self.definition, place=WorkerPlace(*data_parallel_rank(index, num_shards))))
-        sharded._asks_rank = False  # noqa: SLF001 - a copy of this object
-        return sharded
-
-    def map(self, fn: Callable[..., Any], *, with_context: bool = False) -> Self:
-        """Return a copy that also calls `fn` on what is delivered; its next pass starts where that of this one would.
-
-        That is rows, or batches; after `flat_map`, its items; after `pack`, packs; after `batch`, batches.
-
-        Args:
-            fn: Called in the worker with the result of `transform`, if there is one, and of the functions before.
-            with_context: Whether `fn` is also passed where its rows come from, and seeds that are the same after any
-                resume: a `RowContext` for a row or an item of `flat_map`, a `BatchContext` for a batch. A pack, and a
-                batch that was built of rows by `batch`, has none.
-
-        Raises:
-            TypeError: `fn` can't be called.
-            ValueError: `with_context` is set for a pack, or for a batch of `batch`.
-        """
-        check_function(fn)
-        check_flag("with_context", with_context)
-        changed = copy.copy(self)
-        changed.definition = self.definition.then(fn, takes_context=with_context)
-        return changed
-
-    def _check_selects_rows(self, method: str) -> None:
-        """Check that there are no stages before a method that selects rows.
-
-        Raises:
-            ValueError: There are.
-        """
-        if self.definition.stages is not None:
-            message = f"{method} selects rows of the files: call it before flat_map() and pack()"
-            raise ValueError(message)
 
     def filter(
         self,
@@ -218,6 +165,46 @@ class ChangeableDataset(IterableDataset[Any]):
         (changed,) = self._selected([Slice.of(block_rows, start, stop)], pa.schema([]))
         return changed
 
+    def extend(self, grown: Self) -> Self:
+        """Return a copy with more files, for a mixture that has begun with these: its next epoch has all of them.
+
+        A mixture that resumes finishes the epochs that had begun with the files that they began with. Keep those in a
+        saved `Manifest`.
+
+        Args:
+            grown: The dataset with more files, created as this one was, with the same filters and functions.
+
+        Raises:
+            ValueError: A setting differs, or a file of this dataset is gone or was changed.
+
+        Examples:
+            >>> import pyarrow as pa, pyarrow.parquet as pq, tempfile
+            >>> from laneway import Manifest, StatefulShardedDataset
+            >>> folder = tempfile.mkdtemp()
+            >>> pq.write_table(pa.table({"x": range(10)}), f"{folder}/part-0.parquet")
+            >>> begun_with = Manifest.scan(folder)
+            >>> pq.write_table(pa.table({"x": range(10, 15)}), f"{folder}/part-1.parquet")
+            >>> web = StatefulShardedDataset(begun_with).extend(StatefulShardedDataset(folder))
+            >>> len(web)
+            15
+        """
+        before, after = self.definition, grown.definition
+        lines = [
+            f"{field.name} is {old!r} before, and {new!r} now"
+            for field in fields(Settings)
+            for old, new in [[getattr(each.identity.settings, field.name) for each in (before, after)]]
+            if old != new
+        ]
+        facts = [_facts_of(each.identity) for each in (before, after)]
+        changed = [path for path, fact in facts[0].items() if facts[1].get(path) != fact]
+        if changed:
+            what = "was changed" if changed[0] in facts[1] else "is gone"
+            lines.append(f"{changed[0]} {what}")
+        if lines:
+            message = f"this dataset can't be extended by the other one: {'; '.join(lines)}"
+            raise ValueError(message)
+        return self._changed(replace(after, place=before.place, former=(*before.former, before)))
+
     def _filter(
         self, condition: object, columns: Sequence[str] | None, version: str | None
     ) -> tuple[list[Step], pa.Schema]:
@@ -240,26 +227,23 @@ class ChangeableDataset(IterableDataset[Any]):
 
     def _selected(self, steps: Sequence[Step], schema: pa.Schema) -> list[Self]:
         """Return a copy for each step."""
-        self._check_selects_rows("what filters, splits or slices")
+        if self.definition.stages is not None:
+            message = "what filters, splits or slices selects rows of the files: call it before flat_map() and pack()"
+            raise ValueError(message)
         return [self._changed(definition) for definition in self._definitions(steps, schema)]
 
-    def _definitions(self, steps: Sequence[Step], schema: pa.Schema) -> list[Definition]:
+    def _definitions(self, steps: Sequence[Step], schema: pa.Schema) -> list[DatasetDefinition]:
         """Return the definition of the rows that each step leaves."""
         definition = self.definition
         planner = Planner(definition.manifest, definition.storage, self._cache_dir)
         return [definition.with_selection(each) for each in planner.extend(definition.selection, steps, schema)]
 
-    def _changed(self, definition: Definition) -> Self:
-        """Return a copy with another definition, at the start of epoch 0."""
-        changed = copy.copy(self)
-        changed.definition, changed.schedule = definition, EpochSchedule()
-        return changed
 
-    def __copy__(self) -> Self:
-        """Return a copy with passes of its own; its next pass starts where that of this one would."""
-        copied = type(self).__new__(type(self))
-        vars(copied).update(vars(self), schedule=self.schedule.copy())
-        return copied
+def _facts_of(identity: Identity) -> dict[str, tuple[int, int, str]]:
+    """Return path -> size, rows and digest of each file."""
+    files = identity.files
+    facts = zip(files.sizes.tolist(), files.rows.tolist(), files.digests, strict=True)
+    return dict(zip(files.paths, facts, strict=True))
 
 
 def _check_shares(shares: Mapping[str, float]) -> None:

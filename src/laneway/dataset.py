@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -19,29 +18,25 @@ from laneway.arguments import (
 )
 from laneway.catalog.manifest import open_source
 from laneway.convert.columns import Output
+from laneway.copies import ChangeableDataset
 from laneway.core.lanes import MAX_LANES, Remainder
 from laneway.core.options import LaneOptions
 from laneway.core.plan import Identity, Settings
 from laneway.core.turns import WorkerPlace
-from laneway.delivery.callers import check_readers
-from laneway.delivery.dataset_state import dataset_state, load_dataset_state
-from laneway.delivery.definition import Definition, known_length
+from laneway.delivery.definition import DatasetDefinition
 from laneway.delivery.delivered_columns import DeliveredColumns
-from laneway.delivery.iterators import DatasetIterator
 from laneway.delivery.row_errors import OnError, RowErrors
 from laneway.delivery.schedule import EpochSchedule
 from laneway.delivery.transforms import Transforms
-from laneway.delivery.workers import is_collated_by_caller, is_in_worker
-from laneway.distributed import check_rank, data_parallel_rank
-from laneway.errors import StateUnavailableError
+from laneway.distributed import data_parallel_rank
+from laneway.mixture import repeated
 from laneway.reading.column_statistics import ColumnStatistics, column_statistics
 from laneway.reading.expressions import columns_of
 from laneway.reading.selected import open_rows
-from laneway.staged import StageableDataset
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -52,10 +47,11 @@ if TYPE_CHECKING:
     from laneway.catalog.manifest import Manifest
     from laneway.convert.fill import FillNull
     from laneway.core.shards import Shard, ShardTable
+    from laneway.mixture import Mixture
     from laneway.storage.retries import RetryPolicy
 
 
-class StatefulShardedDataset(StageableDataset):
+class StatefulShardedDataset(ChangeableDataset):
     """The rows of Parquet or Arrow files as an iterable dataset that can stop anywhere and resume exactly there.
 
     Every rank and every DataLoader worker reads its own rows. Each pass is the next epoch, whether or not the previous
@@ -201,7 +197,7 @@ class StatefulShardedDataset(StageableDataset):
             retries=retries,
             cache_dir=cache_dir,
         )
-        self._has_output = output is not None
+        self._given_output = output
         output = output or ("python" if batch_size is None else "torch")
         delivered = DeliveredColumns.of(
             manifest,
@@ -217,7 +213,7 @@ class StatefulShardedDataset(StageableDataset):
         if delivered.categories is not None:
             settings = replace(settings, categories=delivered.categories.text)
         functions = Transforms(errors=RowErrors.of(on_error, filler, batch_size, output, delivered.converter))
-        self.definition = Definition(
+        self.definition: DatasetDefinition = DatasetDefinition(
             identity=Identity(manifest.files, settings),
             options=options,
             place=place,
@@ -234,7 +230,7 @@ class StatefulShardedDataset(StageableDataset):
         self.schedule = EpochSchedule()
         """The epoch of the next pass, and the progress of the last one."""
 
-    def _with_filter(self, condition: object) -> Definition:
+    def _with_filter(self, condition: object) -> DatasetDefinition:
         if callable(condition):
             message = "filter= must be an expression or tuples: pass a function to the method, .filter(fn, columns=...)"
             raise TypeError(message)
@@ -300,34 +296,11 @@ class StatefulShardedDataset(StageableDataset):
         found = self.definition.columns.categories
         return {} if found is None else {name: values.to_pylist() for name, values in found.vocabularies.items()}
 
-    @property
-    def epoch(self) -> int:
-        """The epoch of the last pass, or that of the next one if it was chosen with `set_epoch` or loaded since."""
-        return self.schedule.epoch
-
-    def __len__(self) -> int:
-        """Return the number of batches, or rows if there are no batches, that this rank delivers in a whole epoch.
-
-        It depends on neither lanes nor workers.
-
-        Raises:
-            TypeError: It depends on what `flat_map` or `pack` make of the rows.
-        """
-        return known_length(self.definition.num_items(self.definition.place))
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Refuse to be sent to the workers of a framework that would lose rows: there, nobody can tell."""
-        check_readers(self, world_size=self.definition.place.world_size)
-        return vars(self)
-
     def __repr__(self) -> str:
         definition = self.definition
-        settings, options, place = definition.identity.settings, definition.options, definition.place
+        settings, place = definition.identity.settings, definition.place
         order = f"shuffled with seed {settings.seed}" if settings.shuffle else "in file order"
-        stages = definition.stages
-        unit = "rows" if stages is None else "items" if stages.pack is None else "packs"
-        unit = unit if options.batch_size is None else f"batches of {options.batch_size:,} {unit}"
-        made = "" if stages is None else f"  {unit} by {stages.text},\n"
+        unit = definition.unit
         rows = self.definition.identity.selection
         selected = "" if rows is None else f"  {rows.num_rows:,} rows selected by {rows.text},\n"
         names = self.schema.names
@@ -337,79 +310,22 @@ class StatefulShardedDataset(StageableDataset):
             f"  {definition.manifest!r},\n"
             f"{selected}"
             f"  {len(self.shards):,} shards {order},\n"
-            f"  {unit if stages is None else 'rows'} as {definition.columns.output}: {shown},\n"
-            f"{made}"
+            f"  {unit} as {definition.columns.output}: {shown},\n"
             f"  rank {place.rank} of {place.world_size}, epoch {self.epoch}\n)"
         )
 
-    # -- Epochs -------------------------------------------------------------------------------------------------------
+    def repeat(self, epochs: int | None = None) -> Mixture:
+        """Return the rows of several epochs as one pass, or of all epochs, without end: a mixture of one.
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next pass, also for persistent workers.
-
-        If a state of this epoch was just loaded, its progress is kept; another epoch starts from its first row.
+        With several ranks, each repeats up to one row of each lane at the end: all deliver equally many batches.
 
         Args:
-            epoch: Zero-based.
+            epochs: Number of epochs, >= 1; None: without end.
 
         Raises:
-            ValueError: `epoch` is not an int, or out of its range.
-            LanewayError: Called by a framework that would share out the rows again.
+            ValueError: `epochs` is out of its range, or the dataset delivers batches: call `repeat` before `batch`.
         """
-        check_readers(self, world_size=self.definition.place.world_size)
-        self.schedule.set_epoch(epoch)
-
-    def check_rank(self) -> None:
-        """Check that this process is still the rank that it was when the dataset was created, unless it was given.
-
-        Raises:
-            LanewayError: torch.distributed was initialised since.
-        """
-        if self._asks_rank:
-            check_rank(self.definition.place.rank, self.definition.place.world_size)
-
-    def __iter__(self) -> Iterator[Any]:
-        """Return an iterator over an epoch: that of a loaded state, or the next.
-
-        The pass begins with its first item, so `set_epoch` and states that are loaded before that still apply. In a
-        DataLoader worker, it begins at once.
-
-        Raises:
-            LanewayError: Called by a framework that would lose rows; the message says what to write instead.
-        """
-        self.check_rank()
-        check_readers(self, world_size=self.definition.place.world_size)
-        if self.definition.options.batch_size is not None and is_collated_by_caller():
-            message = (
-                "the DataLoader collates the batches of this dataset once more, to columns of shape [1, rows]: pass "
-                "batch_size=None to the DataLoader (its default is 1)"
-            )
-            warnings.warn(message, stacklevel=2)
-        return DatasetIterator(self.definition, self.schedule, self)
-
-    # -- States -------------------------------------------------------------------------------------------------------
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state after the last delivered row or batch, as plain JSON values.
-
-        Raises:
-            StateUnavailableError: A loader holds the progress; call its `state_dict` instead.
-        """
-        self._check_holds_progress()
-        return dataset_state(self.definition, self.schedule)
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Resume the next pass from a state; a state that is refused changes nothing.
-
-        Args:
-            state_dict: A result of `state_dict`.
-
-        Raises:
-            StateFormatError: The value is not a state, or it is damaged.
-            CheckpointMismatchError: The state belongs to other files, another order or another rank; the message lists
-                all differences.
-        """
-        load_dataset_state(self.definition, self.schedule, state_dict)
+        return repeated(self, check_count("epochs", epochs))
 
     def completed_shards(self) -> list[Shard]:
         """Return the shards of this epoch that have been delivered completely, as far as this process knows.
@@ -424,14 +340,6 @@ class StatefulShardedDataset(StageableDataset):
             return []
         plan = self.definition.identity.plan(progress)
         return [plan.shards[index] for index in plan.completed_shards(progress.cut.rows()).tolist()]
-
-    def _check_holds_progress(self) -> None:
-        if self.schedule.num_active_workers and not is_in_worker():
-            message = (
-                "a loader holds the progress, not the dataset: call state_dict() of the SavableLoader or "
-                "StatefulDataLoader (a plain DataLoader has no state)"
-            )
-            raise StateUnavailableError(message)
 
 
 def _lane_options(lanes: int | None, turn_rows: int | None, batch_size: int | None, *, drop_last: bool) -> LaneOptions:

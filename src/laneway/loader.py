@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader
@@ -9,10 +10,8 @@ from torch.utils.data import DataLoader
 from laneway.arguments import check_flag
 from laneway.core.apart import merge_gathered, state_of_rank
 from laneway.core.schema import parse_state, sealed, wrap_state
-from laneway.dataset import StatefulShardedDataset
 from laneway.delivery.accelerate import check_checkpoint_of_caller, placement_of_caller
 from laneway.delivery.dataloader import BatchSource
-from laneway.delivery.definition import known_length
 from laneway.delivery.loader_arguments import LoaderArguments, check_has_no_state
 from laneway.delivery.loader_state import (
     check_lockstep,
@@ -24,17 +23,23 @@ from laneway.delivery.loader_state import (
     rank_state,
     resume_point,
 )
+from laneway.delivery.mixture_definition import MixtureDefinition
 from laneway.delivery.runner import EpochSampler, LoaderIterator, PassRunner
+from laneway.delivery.source_progress import check_same_rows, rows_of_job, sources_of
 from laneway.distributed import rank_in_group
 from laneway.errors import LanewayError
+from laneway.mixture import check_weighting
 from laneway.ranks import Ranks
+from laneway.resumable import ResumableDataset, no_length
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from laneway.core.mixture_identity import MixtureIdentity
     from laneway.core.plan import Identity
     from laneway.core.progress import Progress
     from laneway.core.schema import SavedState
+    from laneway.delivery.source_progress import SourceProgress
     from laneway.process_groups import ProcessGroup
 
     State = dict[str, Any]
@@ -55,8 +60,8 @@ class SavableLoader(DataLoader[Any]):
     assumption.
 
     Args:
-        dataset: A StatefulShardedDataset; or a DataLoader or StatefulDataLoader over one, of which only the arguments
-            are used, instead of those up to `worker_init_fn`.
+        dataset: A StatefulShardedDataset or Mixture; or a DataLoader or StatefulDataLoader over one, of which only the
+            arguments are used, instead of those up to `worker_init_fn`.
         num_workers: Number of worker processes; 0: the main process reads its own data.
         batch_size: Rows of a batch, for a dataset without a batch size. None: the items of the dataset are not batched.
         collate_fn: Builds a batch from a list of rows; None: as DataLoader does. If the dataset yields batches, it is
@@ -96,7 +101,7 @@ class SavableLoader(DataLoader[Any]):
 
     def __init__(
         self,
-        dataset: StatefulShardedDataset | DataLoader[Any],
+        dataset: ResumableDataset | DataLoader[Any],
         *,
         num_workers: int = 0,
         batch_size: int | None = None,
@@ -128,8 +133,8 @@ class SavableLoader(DataLoader[Any]):
         self._user_loader = dataset if isinstance(dataset, DataLoader) else None
         if isinstance(dataset, DataLoader):
             arguments, source = arguments.of_loader(dataset), dataset.dataset
-        if not isinstance(source, StatefulShardedDataset):
-            message = f"dataset must be a StatefulShardedDataset, or a DataLoader over one, not {dataset!r}"
+        if not isinstance(source, ResumableDataset):
+            message = f"dataset must be a StatefulShardedDataset or Mixture, or a DataLoader over one, not {dataset!r}"
             raise TypeError(message)
         self._ranks: Ranks | None = None
         if process_group is not None:
@@ -148,7 +153,7 @@ class SavableLoader(DataLoader[Any]):
 
     # -- Properties ---------------------------------------------------------------------------------------------------
 
-    dataset: StatefulShardedDataset
+    dataset: ResumableDataset
     """The dataset that is read: the one that was passed, or its copy for the rank in `process_group`."""
 
     num_workers: int
@@ -191,9 +196,12 @@ class SavableLoader(DataLoader[Any]):
         """Return the number of batches, or rows if there are no batches, that this rank delivers in a whole epoch.
 
         Raises:
-            TypeError: It depends on what `flat_map` or `pack` make of the rows.
+            TypeError: It never ends, or it depends on what `flat_map` or `pack` make of the rows.
         """
-        return known_length(self._runner.num_items)
+        num_items = self._runner.num_items
+        if num_items is None:
+            raise no_length(self)
+        return num_items
 
     def __getstate__(self) -> dict[str, Any]:
         """Refuse to copy or pickle a loader in mid-pass: its workers stay in this process."""
@@ -248,6 +256,57 @@ class SavableLoader(DataLoader[Any]):
         if self._user_loader is not None:
             check_has_no_state(self._user_loader)
         return LoaderIterator(self._runner, self.dataset)
+
+    # -- Mixtures -----------------------------------------------------------------------------------------------------
+
+    @property
+    def sources(self) -> dict[str, SourceProgress]:
+        """Name of each source of a mixture -> how far it has come, over all ranks.
+
+        Each is a tuple of: `epoch`, the oldest epoch of which rows are left; `rows`, delivered since the mixture began;
+        `asked`, its share of the rows by its weight; and `got`, its share of those delivered since it has this weight.
+
+        Raises:
+            LanewayError: The dataset is no mixture; or ranks have not taken the same number of batches.
+        """
+        return sources_of(self._runner, self._mixture("sources"))
+
+    def set_weights(self, weights: Mapping[str, float] | Sequence[tuple[int, Mapping[str, float]]]) -> None:
+        """Give the sources of a mixture other weights, from the next batch on.
+
+        Must be called by all ranks, after the same number of batches. Batches that workers have prefetched are dropped,
+        and their rows come later. The new weights are part of the state; but a run that resumes from it goes on with
+        the weights of its own mixture.
+
+        Args:
+            weights: Name -> weight of each source; or a schedule, which counts rows from the start of the mixture, and
+                replaces the present one.
+
+        Raises:
+            ValueError: A weight is negative, or names are not those of the sources; raised on all ranks.
+            LanewayError: The dataset is no mixture, or ranks have not taken the same number of batches; raised on all
+                ranks.
+            CollectiveError: Ranks gave other weights, or a rank could not be reached.
+        """
+        definition = self._mixture("set_weights")
+        ranks, call = self.ranks(), f"set_weights({weights!r})"
+        changed: list[MixtureDefinition] = []
+
+        def check() -> tuple[int, int]:
+            ranks.check(self._place.rank, self._place.world_size)
+            weighting = check_weighting(weights, definition.sources, definition.weighting.stop)
+            changed.append(definition.with_weighting(replace(weighting, num_epochs=definition.weighting.num_epochs)))
+            return rows_of_job(self._runner), self.batches_delivered
+
+        ranks.compare(call, check, check_same_rows)
+        self._runner.change(changed[0])
+
+    def _mixture(self, call: str) -> MixtureDefinition:
+        definition = self._runner.source.definition
+        if not isinstance(definition, MixtureDefinition):
+            message = f"{call} is for a loader over a Mixture, and this one reads a {type(self.dataset).__name__}"
+            raise LanewayError(message)
+        return definition
 
     # -- States of the whole job, without communication ---------------------------------------------------------------
 
@@ -370,7 +429,7 @@ class SavableLoader(DataLoader[Any]):
 
         call = f"{call}: merge"
         state = ranks.agree(call, merged) if dst_rank is not None else ranks.broadcast(call, merged, src_rank=0)
-        return None if state is None else sealed({**state, "files": self._identity.files.encoded})
+        return None if state is None else sealed({**state, "files": self._identity.encoded_files})
 
     def restore_together(self, ranks: Ranks, call: str, state: object, *, is_sent: bool) -> None:
         """Resume the next pass from a state that every rank of `ranks` has; see `restore_state_global`.
@@ -397,11 +456,11 @@ class SavableLoader(DataLoader[Any]):
         return self._ranks or Ranks.of(None, self._place.rank, self._place.world_size)
 
     @property
-    def _identity(self) -> Identity:
+    def _identity(self) -> Identity | MixtureIdentity:
         return self._runner.source.definition.identity
 
 
-def _of_rank(dataset: StatefulShardedDataset, rank: int, world_size: int) -> StatefulShardedDataset:
+def _of_rank(dataset: ResumableDataset, rank: int, world_size: int) -> ResumableDataset:
     """Return the dataset, or its copy for this rank of a process group."""
     place, schedule = dataset.definition.place, dataset.schedule
     if (rank, world_size) == (place.rank, place.world_size):

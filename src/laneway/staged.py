@@ -1,16 +1,14 @@
-"""Copies of a dataset with stages, which make items of its rows: some of each row, packs of documents, and batches."""
+"""Copies of a dataset with stages, which make items of its rows: some of each row, or packs of documents."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
-from torch.utils.data import default_collate
-
-from laneway.arguments import check_flag, check_function, check_int
-from laneway.copies import ChangeableDataset
+from laneway.arguments import check_flag, check_function
 from laneway.delivery.lane_items import Stages
 from laneway.errors import SchemaMismatchError
+from laneway.resumable import ResumableDataset
 from laneway.stages.packs import GROUP_ROWS, PackOptions
 from laneway.stages.tokens import check_token_type
 
@@ -21,11 +19,8 @@ if TYPE_CHECKING:
     from laneway.stages.packs import Mask, Strategy
 
 
-class StageableDataset(ChangeableDataset):
+class StageableDataset(ResumableDataset):
     """A dataset of which there can be copies with stages."""
-
-    _has_output: bool
-    """Whether the user has chosen the type of columns."""
 
     def flat_map(self, fn: Callable[..., Any], *, with_context: bool = False) -> Self:
         """Return a copy in which a row becomes none, one or several items, at the start of epoch 0.
@@ -124,46 +119,13 @@ class StageableDataset(ChangeableDataset):
         self._check_takes_rows("pack")
         definition = self.definition
         stages = definition.stages or Stages()
-        if not definition.transform and not stages.expansion.steps:
+        if not definition.has_functions and not stages.expansion.steps:
             names = definition.columns.names_in_files
             if column not in names:
                 message = f"there is no column {column!r} to pack: the dataset delivers {', '.join(names)}"
                 raise SchemaMismatchError(message)
             check_token_type(column, definition.columns.schema.field(column).type)
         return self._changed(definition.with_stages(replace(stages, pack=options)))
-
-    def batch(self, n: int, *, drop_last: bool = False) -> Self:
-        """Return a copy that delivers batches of `n` rows, items or packs, at the start of epoch 0.
-
-        Columns become batches as with `batch_size=n`, packs are stacked, and what functions return is collated as by
-        torch's `default_collate`.
-
-        Args:
-            n: Rows, items or packs of a batch.
-            drop_last: Whether to drop the last batch if it is short. After `flat_map` or `pack`, each lane's last batch
-                may be.
-
-        Raises:
-            ValueError: The dataset delivers batches already, or `n` is not a positive multiple of `turn_rows`.
-        """
-        check_flag("drop_last", drop_last)
-        definition = self.definition
-        options = definition.options
-        if options.batch_size is not None:
-            message = f"the dataset delivers batches of {options.batch_size:,} already: call batch() once"
-            raise ValueError(message)
-        batch_size = check_int("n", n, minimum=1)
-        if options.turn_rows and batch_size % options.turn_rows:
-            message = f"n {batch_size} must be a multiple of turn_rows {options.turn_rows}: a batch consists of turns"
-            raise ValueError(message)
-        identity = definition.identity
-        identity = replace(identity, settings=replace(identity.settings, drop_last=drop_last))
-        changed = replace(definition, identity=identity, options=replace(options, batch_size=batch_size))
-        if definition.transform and definition.stages is None:
-            changed = replace(changed, collate_fn=default_collate)
-        elif definition.stages is None and not self._has_output:
-            changed = replace(changed, columns=definition.columns.with_output("torch"))
-        return self._changed(changed)
 
     def _check_takes_rows(self, method: str) -> None:
         """Check that what is delivered are rows, or items of `flat_map`.

@@ -18,6 +18,7 @@ from laneway.core.state import read_progress
 from laneway.core.turns import WorkerPlace
 
 if TYPE_CHECKING:
+    from laneway.core.assignment import Assignment
     from laneway.core.lanes import Remainder
     from laneway.core.options import LaneOptions
 
@@ -65,9 +66,18 @@ def rows_of(plan: Plan, lane: int, start: int, stop: int) -> list[int]:
     return found
 
 
-def open_epoch(identity: Identity, progress: Progress, place: WorkerPlace, options: LaneOptions) -> Cursor:
+class PlannedCursor(Cursor):
+    """A cursor with the plan of its epoch."""
+
+    def __init__(self, identity: Identity, assignment: Assignment) -> None:
+        """Start at the progress of `assignment`."""
+        super().__init__(assignment)
+        self.plan = identity.plan(assignment.progress)
+
+
+def open_epoch(identity: Identity, progress: Progress, place: WorkerPlace, options: LaneOptions) -> PlannedCursor:
     """Return the cursor of the worker at `place`."""
-    return Cursor(resolve_cut(identity, progress, place, options))
+    return PlannedCursor(identity, resolve_cut(identity, progress, place, options))
 
 
 def deliver(cursor: Cursor, batch: BatchRanges) -> None:
@@ -92,7 +102,7 @@ class Job:
 
     def __post_init__(self) -> None:
         """Open the epoch at every worker."""
-        self.cursors: dict[tuple[int, int], Cursor] = {
+        self.cursors: dict[tuple[int, int], PlannedCursor] = {
             (rank, worker): open_epoch(
                 self.identity, self.progress, WorkerPlace(rank, self.world_size, worker, self.num_workers), self.options
             )

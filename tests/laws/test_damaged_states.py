@@ -123,13 +123,14 @@ def deliver_all(progress: Progress, place: WorkerPlace) -> tuple[list[int], list
     turns_per_batch = progress.sharing.turns_per_batch
     options = LaneOptions(None, None, cut.turn_rows * turns_per_batch if cut else 2)
     found = resolve_cut(IDENTITY, progress, place, options)
+    plan = IDENTITY.plan(found.progress)
     cursor, rows, left = Cursor(found), list[int](), list[int]()
     for lane in found.own_lanes:
         position, end = found.cut.positions[lane].rows, int(found.ends[lane])
         if position < end:
-            left += rows_of(found.plan, lane, position, end)
+            left += rows_of(plan, lane, position, end)
     while batch := cursor.next_batch():
-        rows += [row for lanes in batch.ranges for row in rows_of(found.plan, *lanes)]
+        rows += [row for lanes in batch.ranges for row in rows_of(plan, *lanes)]
         deliver(cursor, batch)
     return rows, left
 

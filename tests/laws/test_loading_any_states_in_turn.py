@@ -15,12 +15,11 @@ from laneway.core.plan import Identity
 from laneway.core.progress import Progress
 from laneway.core.state import write_state
 from laneway.core.turns import WorkerPlace
-from tests.laws.simulation import Job, deliver, identities, load, open_epoch, rows_of
+from tests.laws.simulation import Job, PlannedCursor, deliver, identities, load, open_epoch, rows_of
 
 if TYPE_CHECKING:
     from typing import Any
 
-    from laneway.core.cursor import Cursor
 
 World = tuple[int, int]
 """Ranks, and rows of a batch."""
@@ -43,7 +42,7 @@ def saved_after(identity: Identity, epoch: int, chain: list[World], steps: list[
     return state
 
 
-def deliver_all(cursor: Cursor) -> list[list[int]]:
+def deliver_all(cursor: PlannedCursor) -> list[list[int]]:
     """Return the remaining batches of a worker."""
     batches = []
     while batch := cursor.next_batch():

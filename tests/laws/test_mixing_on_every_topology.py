@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from laneway.core.cursor import LaneRange
 from laneway.core.mixture_cuts import begin_mixture, resume_mixture
-from laneway.core.mixtures import MixturePlan, MixtureProgress, Source
+from laneway.core.mixtures import MixturePlan, Source
 from laneway.core.options import LaneOptions
 from laneway.core.plan import Identity
-from laneway.core.progress import LanePosition, current_cut
+from laneway.core.progress import LanePosition, Progress, current_cut
 from laneway.core.turns import WorkerPlace
 from tests.laws.simulation import PLAIN, file_table, rows_of
 
@@ -28,11 +28,9 @@ weightings = st.fixed_dictionaries(dict.fromkeys(SOURCES, st.sampled_from([0, 1,
 topologies = st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 6), st.integers(0, 9))
 
 
-def train(
-    mixture: MixtureProgress, place: WorkerPlace, options: LaneOptions, steps: int
-) -> tuple[MixtureProgress, list[list[Row]]]:
+def train(mixture: Progress, place: WorkerPlace, options: LaneOptions, steps: int) -> tuple[Progress, list[list[Row]]]:
     """Take global batches: each rank takes its batch from the worker whose turn it is."""
-    plan, cut = MixturePlan(SOURCES, mixture), current_cut(mixture.progress)
+    plan, cut = MixturePlan(SOURCES, mixture), current_cut(mixture)
     turns_per_batch = options.turns_per_batch(cut.turn_rows) or 1
     rows, next_turn, batches = cut.rows().tolist(), cut.next_turn, []
     workers = [
@@ -54,7 +52,7 @@ def train(
         next_turn += place.world_size * turns_per_batch
         batches.append(batch)
     done = replace(cut, next_turn=next_turn, positions=dict(enumerate(map(LanePosition, rows))))
-    return replace(mixture, progress=replace(mixture.progress, cut=done)), batches
+    return replace(mixture, cut=done), batches
 
 
 def rows_in(plan: MixturePlan, wanted: LaneRange) -> list[Row]:
@@ -76,7 +74,7 @@ def test_each_row_comes_once_in_each_epoch_of_its_source(
         place, options = WorkerPlace(0, world_size, 0, num_workers), LaneOptions(None, None, batch_size)
         weights = changed or weights
         if mixture is None:
-            mixture = begin_mixture(weights, place, options)
+            mixture = begin_mixture(SOURCES, weights, place, options)
         else:
             mixture = resume_mixture(SOURCES, mixture, weights, place, options)
         mixture, batches = train(mixture, place, options, steps)
@@ -98,14 +96,16 @@ def test_global_batches_are_the_same_on_every_topology_that_shares_the_lanes(
     weights: dict[str, float], chain: list[tuple[int, int]]
 ) -> None:
     single = LaneOptions(12, 2, 24)
-    [*expected] = train(begin_mixture(weights, WorkerPlace(), single), WorkerPlace(), single, 3 * len(chain))[1]
+    [*expected] = train(begin_mixture(SOURCES, weights, WorkerPlace(), single), WorkerPlace(), single, 3 * len(chain))[
+        1
+    ]
     mixture, found = None, []
     for world_size, num_workers in chain:
         place, options = WorkerPlace(0, world_size, 0, num_workers), LaneOptions(12, 2, 24 // world_size)
         if place.stride(12 // world_size) > 12:
             options = replace(options, batch_size=2)
         if mixture is None:
-            mixture = begin_mixture(weights, place, options)
+            mixture = begin_mixture(SOURCES, weights, place, options)
         else:
             mixture = resume_mixture(SOURCES, mixture, weights, place, options)
         assert len(mixture.starts) == 1
@@ -117,7 +117,7 @@ def test_global_batches_are_the_same_on_every_topology_that_shares_the_lanes(
 
 def test_other_weights_begin_at_the_next_row() -> None:
     place, options = WorkerPlace(0, 2), LaneOptions(None, None, 10)
-    mixture, _ = train(begin_mixture({"a": 1, "b": 1, "c": 0}, place, options), place, options, 3)
+    mixture, _ = train(begin_mixture(SOURCES, {"a": 1, "b": 1, "c": 0}, place, options), place, options, 3)
     mixture = resume_mixture(SOURCES, mixture, {"a": 0, "b": 0, "c": 1}, place, options)
     _, [batch] = train(mixture, place, options, 1)
     assert {name for name, _, _ in batch} == {"c"}

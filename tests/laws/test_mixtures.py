@@ -13,14 +13,23 @@ from hypothesis import strategies as st
 
 from laneway.core.division import Sharing
 from laneway.core.mixture_state import decode_mixture, encode_mixture
-from laneway.core.mixtures import CutStart, MixturePlan, MixtureProgress, Source, SourceStart
+from laneway.core.mixtures import MixturePlan, Source
 from laneway.core.plan import Identity
-from laneway.core.progress import CutProgress, LanePosition, Progress, current_cut, fresh_cut, rows_in_step
+from laneway.core.progress import (
+    CutProgress,
+    CutStart,
+    LanePosition,
+    Progress,
+    SourceStart,
+    current_cut,
+    fresh_cut,
+    rows_in_step,
+)
 from tests.laws.simulation import PLAIN, file_table, rows_of
 
 if TYPE_CHECKING:
     from laneway.core.lanes import Remainder
-    from laneway.core.mixtures import Group
+    from laneway.core.progress import Group
 
 WEIGHTS = [0, 1, 3, 0.2, 1.006, 1e-4]
 
@@ -43,9 +52,11 @@ class MixtureJob:
         self.num_items = num_items
         """None: without a stage. Else rows become up to so many items, which a stage puts in another order."""
         self.sources: dict[str, Source] = {}
+        self.began: dict[tuple[str, int], Identity] = {}
+        """(source, epoch) -> the files with which it began."""
         self.added = Counter[str]()
         self.delivered = Counter[Row]()
-        self.mixture: MixtureProgress | None = None
+        self.mixture: Progress | None = None
 
     def identity(self, blocks: list[list[int]], seed: int) -> Identity:
         table = file_table(blocks)
@@ -56,8 +67,11 @@ class MixtureJob:
         """Begin a new cut with these weights: the first one, or one of what is left."""
         fresh, sharing = fresh_cut(num_lanes, turn_rows), Sharing()
         if self.mixture is None:
-            start = CutStart(tuple(SourceStart(name, weight) for name, weight in weights.items()), self.group_rows)
-            self.mixture = MixtureProgress(Progress(0, sharing, fresh), (start,))
+            start = CutStart(
+                tuple(SourceStart(name, weight, files=self.sources[name].files) for name, weight in weights.items()),
+                self.group_rows,
+            )
+            self.mixture = Progress(0, sharing, fresh, starts=(start,))
         else:
             self.mixture = self.plan.cut_again(weights, fresh, sharing, group_rows=self.group_rows)
 
@@ -66,13 +80,13 @@ class MixtureJob:
         assert self.mixture is not None
         # A new one each time, from what a state holds, as in a process that resumes.
         encoded = json.loads(json.dumps(encode_mixture(self.mixture)))
-        assert decode_mixture(encoded, self.mixture.progress) == self.mixture
+        assert decode_mixture(encoded, replace(self.mixture, starts=(), carried=())) == self.mixture
         return MixturePlan(self.sources, self.mixture)
 
     def step(self, turns: int) -> None:
         """Take turns in lockstep, as a mixture without a stage does."""
         assert self.mixture is not None
-        plan, cut = self.plan, current_cut(self.mixture.progress)
+        plan, cut = self.plan, current_cut(self.mixture)
         next_turn = cut.next_turn + turns
         before, after = cut.rows(), rows_in_step(cut.num_lanes, cut.turn_rows, Sharing(), next_turn, 0)
         for lane, (start, stop) in enumerate(zip(before.tolist(), after.tolist(), strict=True)):
@@ -82,7 +96,7 @@ class MixtureJob:
     def build(self, items_of_lanes: list[int]) -> None:
         """Take a number of items from each lane, as a stage does whose rows become any number of items."""
         assert self.mixture is not None
-        plan, cut = self.plan, current_cut(self.mixture.progress)
+        plan, cut = self.plan, current_cut(self.mixture)
         positions = {}
         for lane, (position, number) in enumerate(zip(cut.all_positions(), items_of_lanes, strict=False)):
             rows, offset, wanted = *position, number
@@ -100,15 +114,15 @@ class MixtureJob:
 
     def _move(self, next_turn: int, positions: dict[int, LanePosition]) -> None:
         assert self.mixture is not None
-        progress = self.mixture.progress
-        cut = replace(current_cut(progress), next_turn=next_turn, positions=positions)
-        self.mixture = replace(self.mixture, progress=replace(progress, cut=cut))
+        cut = replace(current_cut(self.mixture), next_turn=next_turn, positions=positions)
+        self.mixture = replace(self.mixture, cut=cut)
 
     def rows(self, plan: MixturePlan, group: Group, num_rows: int) -> list[Row]:
         """Return rows of a lane, source by source."""
         found = []
         for name, (epoch, lane, start, stop) in plan.ranges(group, num_rows):
             of_epoch = plan.plan(group.cut, name, epoch)
+            self.began[self.key(name), epoch] = of_epoch.identity
             found += [Row(self.key(name), epoch, row) for row in rows_of(of_epoch, lane, start, stop)]
         return found
 
@@ -152,7 +166,12 @@ class MixtureJob:
         found = Counter[Row]()
         for source in self.mixture.starts[-1].sources:
             for epoch in range(source.next_epoch):
-                num_rows = self.sources[source.name].identity_of(epoch).files.num_rows
+                began = self.began.get((self.key(source.name), epoch))
+                if began is None:
+                    # All rows of it are left: lanes that have none of its rows went on to the next epoch.
+                    (files,) = [rest.files for rest in source.rests if rest.epoch == epoch]
+                    began = self.sources[source.name].identity_of(files)
+                num_rows = began.files.num_rows
                 found.update(self.parts([Row(self.key(source.name), epoch, row) for row in range(num_rows)]))
         return found
 
@@ -191,7 +210,7 @@ def extend(job: MixtureJob, data: st.DataObject) -> None:
     source = data.draw(st.sampled_from(job.mixture.starts[-1].sources))
     if data.draw(st.integers(0, 3)) == 0:
         identity = job.identity([[3], [1], *data.draw(blocks)], data.draw(st.integers(0, 9)))
-        job.sources[source.name] = job.sources[source.name].extended(identity, source.next_epoch)
+        job.sources[source.name] = job.sources[source.name].extended(identity)
 
 
 @given(st.data())
@@ -323,6 +342,6 @@ def test_the_position_of_a_lane_may_be_unknown_to_a_rank() -> None:
     job.sources = {"a": Source(job.identity([[30]], 1))}
     job.cut({"a": 1}, 4, 2)
     assert job.mixture is not None
-    progress = replace(job.mixture.progress, cut=CutProgress(4, 2, 0, {1: LanePosition(4)}))
-    plan = MixturePlan(job.sources, replace(job.mixture, progress=progress))
+    progress = replace(job.mixture, cut=CutProgress(4, 2, 0, {1: LanePosition(4)}))
+    plan = MixturePlan(job.sources, progress)
     assert len(job.rows(plan, plan.group(1, 4), 2)) == 2

@@ -13,14 +13,13 @@ from laneway.core.options import LaneOptions
 from laneway.core.progress import Progress
 from laneway.core.state import write_state
 from laneway.core.turns import WorkerPlace
-from tests.laws.simulation import deliver, identities, load, open_epoch, rows_of
+from tests.laws.simulation import PlannedCursor, deliver, identities, load, open_epoch, rows_of
 
 if TYPE_CHECKING:
-    from laneway.core.cursor import Cursor
     from laneway.core.plan import Identity
 
 
-def batches(cursor: Cursor) -> list[list[int]]:
+def batches(cursor: PlannedCursor) -> list[list[int]]:
     found = []
     while batch := cursor.next_batch():
         found.append([row for lanes in batch.ranges for row in rows_of(cursor.plan, *lanes)])
@@ -48,7 +47,7 @@ def test_a_worker_resumes_at_any_batch(
             deliver(cursor, batch)
 
 
-def rows(cursor: Cursor, max_rows: int) -> tuple[list[int], list[Progress]]:
+def rows(cursor: PlannedCursor, max_rows: int) -> tuple[list[int], list[Progress]]:
     """Return the undelivered rows of a cursor, taken up to `max_rows` at a time, and its progress after each row."""
     found: list[int] = []
     progress_after: list[Progress] = []

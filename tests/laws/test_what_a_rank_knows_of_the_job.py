@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laneway.core.assignment import resolve_cut
-from laneway.core.cursor import BatchRanges, Cursor, LaneRange
+from laneway.core.cursor import BatchRanges, LaneRange
 from laneway.core.job import JobInference
 from laneway.core.options import LaneOptions
 from laneway.core.progress import Progress, current_cut
 from laneway.core.state import write_job_state, write_state
 from laneway.core.turns import WorkerPlace
-from tests.laws.simulation import deliver, identities, load, open_epoch, rows_of
+from tests.laws.simulation import PlannedCursor, deliver, identities, load, open_epoch, rows_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,7 +38,7 @@ class Rank:
         self.assignment = resolve_cut(self.identity, self.progress, self.place, self.options)
         self.is_over = self.assignment.is_complete
         if not self.is_over:
-            self.cursor = Cursor(self.assignment.of_rank())
+            self.cursor = PlannedCursor(self.identity, self.assignment.of_rank())
         self.batches, self.rows = self.in_rotation(), list[int]()
 
     def in_rotation(self) -> Iterator[BatchRanges]:

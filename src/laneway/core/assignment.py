@@ -7,7 +7,6 @@ lanes; otherwise its undelivered rows are cut again.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,48 +22,47 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from laneway.core.options import LaneOptions
-    from laneway.core.plan import Identity, Plan
+    from laneway.core.plan import Identity
 
 
 @dataclass(frozen=True, eq=False)
 class Assignment:
     """An epoch in its current cut, its progress, and the worker that reads its share of the lanes from there."""
 
-    plan: Plan
-    """Windows and lanes of the epoch."""
     progress: Progress
     """Progress of the epoch, which has been cut."""
+    ends: NDArray[np.int64]
+    """Rows that each lane delivers in this cut, shape (num_lanes,)."""
     turns_per_batch: int = 1
     """Turns of one batch."""
     place: WorkerPlace = field(default_factory=WorkerPlace)
     """The worker."""
+    is_last: bool = True
+    """Whether the epoch ends with these lanes; otherwise another cut follows."""
+    is_endless: bool = False
+    """Whether it never ends."""
+    has_stages: bool = False
+    """Whether turns take items that stages make of rows, and how many rows these are depends on the data."""
 
     @property
     def cut(self) -> CutProgress:
         """Progress of the current cut."""
         return current_cut(self.progress)
 
-    @cached_property
-    def ends(self) -> NDArray[np.int64]:
-        """Rows that each lane delivers in this cut, shape (num_lanes,)."""
-        settings = self.plan.identity.settings
-        # Of items that stages make, a short batch is dropped where it is made.
-        drop_last = settings.drop_last and settings.stages is None
-        return self.plan.division.ends(self.progress.sharing.remainder, drop_last=drop_last)
-
     @property
     def is_complete(self) -> bool:
         """Whether the known lanes have delivered all their rows of this epoch."""
-        return all(position.rows >= self.ends[lane] for lane, position in self.cut.positions.items())
+        return self.is_last and all(position.rows >= self.ends[lane] for lane, position in self.cut.positions.items())
 
     @property
     def own_lanes(self) -> list[int]:
         """The lanes that the worker reads, in the order of their first turns."""
         return self.place.own_lanes(self.cut.next_turn, self.cut.num_lanes, self.turns_per_batch)
 
-    def is_fresh(self, options: LaneOptions) -> bool:
-        """Return whether the epoch starts here, in the cut that every worker derives from the epoch number alone."""
-        return self.progress == _begin(self.plan.identity, Progress(self.progress.epoch), self.place, options)
+    @property
+    def num_batches_taken(self) -> int:
+        """Number of batches that each rank has taken in this cut, among them empty ones of lanes that have ended."""
+        return self.cut.next_turn // self.progress.sharing.job_turns
 
     def of_rank(self) -> Assignment:
         """Return the assignment of a process that reads for the whole rank."""
@@ -106,7 +104,17 @@ class Assignment:
 
 def assign_whole_job(identity: Identity, progress: Progress) -> Assignment:
     """Return the assignment of a single worker that reads all lanes of the current cut."""
-    return Assignment(identity.plan(progress), progress)
+    has_stages = identity.settings.stages is not None
+    # Of items that stages make, a short batch is dropped where it is made.
+    drop_last = identity.settings.drop_last and not has_stages
+    ends = identity.plan(progress).division.ends(progress.sharing.remainder, drop_last=drop_last)
+    return Assignment(progress, ends, has_stages=has_stages)
+
+
+def is_fresh(identity: Identity, assignment: Assignment, options: LaneOptions) -> bool:
+    """Return whether an epoch starts here, in the cut that every worker derives from the epoch number alone."""
+    progress = assignment.progress
+    return progress == _begin(identity, Progress(progress.epoch), assignment.place, options)
 
 
 def _begin(identity: Identity, progress: Progress, place: WorkerPlace, options: LaneOptions) -> Progress:
@@ -139,11 +147,11 @@ def resolve_cut(identity: Identity, progress: Progress, place: WorkerPlace, opti
     if progress.place is None and found.is_complete:
         return found
     if progress.place is not None:
-        _check_is_own(found.cut, progress.place, place, options)
-    resumed = _in_same_cut(found, place, options)
+        check_is_own(found.cut, progress.place, place, options)
+    resumed = _in_same_cut(identity, found, place, options)
     if resumed is None:
         if progress.place is not None:
-            raise _not_shared(found.cut, place)
+            raise not_shared(found.cut, place)
         resumed = assign_whole_job(identity, _begin(identity, _without_cut(progress), place, options))
     if progress.place is None and resumed.is_complete:
         return resumed
@@ -160,7 +168,8 @@ def _without_cut(progress: Progress) -> Progress:
     if any(position.offset for position in cut.positions.values()):
         message = (
             "this checkpoint was saved within rows whose items were half delivered, so its lanes can't be cut again: "
-            f"resume it with ranks, workers and batches that can share its {cut.num_lanes:,} lane(s)"
+            f"resume it with ranks, workers and batches that can share its {cut.num_lanes:,} lane(s); repeat(), before "
+            "the stages, makes a dataset whose states can be resumed by any"
         )
         raise CheckpointMismatchError(message)
     is_untouched = {*cut.positions.values()} <= {LanePosition()}
@@ -177,32 +186,30 @@ def _without_cut(progress: Progress) -> Progress:
     return replace(progress, cut=None, earlier=earlier)
 
 
-def _in_same_cut(found: Assignment, place: WorkerPlace, options: LaneOptions) -> Assignment | None:
+def _in_same_cut(identity: Identity, found: Assignment, place: WorkerPlace, options: LaneOptions) -> Assignment | None:
     """Return an epoch in its current cut as the workers of the job share it, or None if they can't resume in it."""
     cut, progress = found.cut, found.progress
     turns_per_batch = options.turns_per_batch(cut.turn_rows)
     if turns_per_batch is None or not has_one_owner_per_lane(cut.num_lanes, place, turns_per_batch):
         return None
-    identity, version = found.plan.identity, progress.order_version
+    version = progress.order_version
     sharing = identity.sharing(place.world_size, turns_per_batch)
     if sharing[:2] != progress.sharing[:2]:
         # What was delivered must be the same rows, however the last batch is spread over these ranks.
-        division = divide(version, found.plan.division.num_rows, cut.num_lanes, cut.turn_rows, sharing)
-        if np.any(cut.rows() > np.minimum(division.settled_rows, found.plan.division.settled_rows)):
+        before = identity.plan(progress).division
+        division = divide(version, before.num_rows, cut.num_lanes, cut.turn_rows, sharing)
+        if np.any(cut.rows() > np.minimum(division.settled_rows, before.settled_rows)):
             return None
     resumed = assign_whole_job(identity, replace(progress, sharing=sharing))
     # Of items that stages make, each lane is delivered at its own pace.
     is_in_step = progress.place is not None or (
         cut.next_turn % sharing.job_turns == 0
-        and (
-            identity.settings.stages is not None
-            or resumed.is_in_lockstep(num_ranks_mid_turn=options.num_ranks_mid_turn(place))
-        )
+        and (resumed.has_stages or resumed.is_in_lockstep(num_ranks_mid_turn=options.num_ranks_mid_turn(place)))
     )
     return resumed if is_in_step else None
 
 
-def _check_is_own(cut: CutProgress, saved: WorkerPlace, place: WorkerPlace, options: LaneOptions) -> None:
+def check_is_own(cut: CutProgress, saved: WorkerPlace, place: WorkerPlace, options: LaneOptions) -> None:
     """Check that progress of some lanes covers all lanes that the worker at `place` reads."""
     turns_per_batch = options.turns_per_batch(cut.turn_rows)
     # The lanes of a whole rank may be read by a different number of workers, if these can share them.
@@ -213,12 +220,13 @@ def _check_is_own(cut: CutProgress, saved: WorkerPlace, place: WorkerPlace, opti
         or not has_one_owner_per_lane(cut.num_lanes, place, turns_per_batch)
         or not cut.positions.keys() >= {*reader.own_lanes(cut.next_turn, cut.num_lanes, turns_per_batch)}
     ):
-        raise _not_shared(cut, place)
+        raise not_shared(cut, place)
     if lines:
         raise _not_of_worker(*lines)
 
 
-def _not_shared(cut: CutProgress, place: WorkerPlace) -> CheckpointMismatchError:
+def not_shared(cut: CutProgress, place: WorkerPlace) -> CheckpointMismatchError:
+    """Return the error for lanes of one worker or rank that the workers of the rank can't share."""
     known = f"lanes: this state holds {len(cut.positions)} of {cut.num_lanes}, in turns of {cut.turn_rows:,} rows"
     problem = f"{place.num_workers} worker(s) with batches of this size can't share them"
     way_out = "use the batch_size and num_workers of the run that saved it, or load merge_states() of all ranks"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from laneway.core.progress import CutProgress, LanePosition, Progress
+from laneway.core.progress import CutProgress, LanePosition
 
 if TYPE_CHECKING:
     from laneway.core.assignment import Assignment
-    from laneway.core.plan import Plan
+    from laneway.core.progress import Progress
 
 
 Positions = Sequence[tuple[int, LanePosition]]
@@ -43,8 +44,11 @@ class Cursor:
     def __init__(self, assignment: Assignment) -> None:
         """Start at the progress of `assignment`."""
         cut, place = assignment.cut, assignment.place
-        self.plan: Plan = assignment.plan
         self._progress = assignment.progress
+        self.is_last = assignment.is_last
+        """Whether the epoch ends with these lanes."""
+        self.is_endless = assignment.is_endless
+        """Whether it never ends."""
         self._num_lanes = cut.num_lanes
         self._turn_rows = cut.turn_rows
         self._turns_per_batch = assignment.turns_per_batch
@@ -66,11 +70,11 @@ class Cursor:
     @property
     def epoch(self) -> int:
         """The epoch of this cursor."""
-        return self.plan.epoch
+        return self._progress.epoch
 
     @property
     def is_at_end(self) -> bool:
-        """Whether this worker has delivered all its rows of the epoch."""
+        """Whether this worker has delivered all its rows of the cut."""
         return self._num_rows_left() == 0
 
     def position_of(self, lane: int) -> LanePosition:
@@ -84,8 +88,7 @@ class Cursor:
     def progress(self) -> Progress:
         """Return the progress of this worker."""
         cut = CutProgress(self._num_lanes, self._turn_rows, self.next_turn - self._lead, dict(self._positions))
-        before = self._progress
-        return Progress(before.epoch, before.sharing, cut, before.earlier, self._place, before.order_version)
+        return replace(self._progress, cut=cut, place=self._place)
 
     # -- Next rows ----------------------------------------------------------------------------------------------------
 

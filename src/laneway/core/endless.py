@@ -15,7 +15,7 @@ import numpy as np
 
 from laneway.core.division import Sharing
 from laneway.core.order import ORDER_VERSION
-from laneway.core.progress import EarlierCut, LanePosition
+from laneway.core.progress import EarlierCut, LanePosition, Rest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,17 +23,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from laneway.core.lanes import Remainder
-
-
-class Rest(NamedTuple):
-    """What is left of an epoch of a source that had begun before a cut."""
-
-    epoch: int
-    """Zero-based."""
-    num_rows: int
-    """Rows that had not been delivered, >= 1."""
-    order_version: int = ORDER_VERSION
-    """The order in which the epoch began, and is finished."""
 
 
 class EpochRange(NamedTuple):
@@ -81,6 +70,8 @@ class SourceLanes:
     """Rows of each epoch from `next_epoch` on."""
     order_version: int = ORDER_VERSION
     """The order in which these epochs begin."""
+    files: str = ""
+    """The files and settings with which they begin."""
 
     @property
     def sharing(self) -> Sharing:
@@ -147,11 +138,19 @@ class SourceLanes:
             left = left - self._rows_of_epochs(num_complete)
             epoch += num_complete
         while left.any() and not self.has_end:
-            rest = Rest(epoch, self.epoch_rows, self.order_version)
+            rest = Rest(epoch, self.epoch_rows, self.order_version, self.files)
             found.append(self._begun(rest, left))
             left = np.maximum(left - self._ends(rest), 0)
             epoch += 1
         return found, epoch
+
+    def rows_before(self, epoch: int) -> NDArray[np.int64]:
+        """Return the rows that each lane delivers before an epoch, what is left of earlier ones included."""
+        rows = self._rows_of_epochs(max(0, epoch - self.next_epoch))
+        for rest in self.rests:
+            if rest.epoch < epoch:
+                rows = rows + self._ends(rest)
+        return rows
 
     def _rows_of_epochs(self, num_epochs: int) -> NDArray[np.int64]:
         """Return the rows that each lane delivers of `num_epochs` epochs from the next one on."""

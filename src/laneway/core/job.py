@@ -33,7 +33,7 @@ class JobInference:
         """Up to this turn, all ranks deliver the same number of items."""
         self._ends_last = True
         """Whether no other rank reaches its end after this one."""
-        self._follows = assignment.plan.identity.settings.stages is None
+        self._follows = not assignment.has_stages
         """Whether positions follow from turns, and not from what stages make of the rows."""
         if cut.num_lanes % (place.world_size * group) == 0:
             of_ranks = (-1, place.world_size, group)

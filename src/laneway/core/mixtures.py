@@ -8,16 +8,28 @@ into rows of its epochs (`SourceLanes`), and each epoch of a source is a plan of
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+import hashlib
+import json
+from base64 import b85encode
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from laneway.core.endless import EpochRange, Rest, SourceLanes
+from laneway.core.endless import EpochRange, SourceLanes
 from laneway.core.mixing import Mixing
 from laneway.core.order import ORDER_VERSION
-from laneway.core.progress import CutProgress, Progress, current_cut, ended_cut, fresh_cut
+from laneway.core.progress import (
+    CutProgress,
+    CutStart,
+    Group,
+    Progress,
+    SourceStart,
+    current_cut,
+    ended_cut,
+    fresh_cut,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,75 +42,56 @@ if TYPE_CHECKING:
     from laneway.core.plan import Identity, Plan
     from laneway.core.progress import EarlierCut
 
-
-class SourceStart(NamedTuple):
-    """A source when a cut of a mixture begins."""
-
-    name: str
-    """Its name in the mixture."""
-    weight: float
-    """Its weight in this cut."""
-    next_epoch: int = 0
-    """Its first epoch that has not begun."""
-    rests: tuple[Rest, ...] = ()
-    """What is left of the epochs before, oldest first."""
-
-
-class Group(NamedTuple):
-    """Consecutive rows of a lane from which a stage builds items, of which some had been delivered when a cut ended."""
-
-    cut: int
-    """Index of the cut; -1: all its items have been delivered since."""
-    lane: int
-    """Lane of that cut."""
-    row: int
-    """First row of the group in that lane."""
-    offset: int
-    """Number of its items that had been delivered."""
-
-
-@dataclass(frozen=True, slots=True)
-class CutStart:
-    """How a cut of a mixture begins."""
-
-    sources: tuple[SourceStart, ...]
-    """The sources, in the order that breaks ties between equal weights."""
-    group_rows: int = 1
-    """Rows from which the last stage builds items at a time; 1 without a stage."""
-    num_carried: int = 0
-    """Number of groups that earlier cuts left half delivered: the first rows of the lanes."""
-    order_version: int = ORDER_VERSION
-    """The order in which epochs of sources begin."""
-
-
-@dataclass(frozen=True, slots=True)
-class MixtureProgress:
-    """Progress of a mixture."""
-
-    progress: Progress
-    """Its lanes and turns, as those of an epoch without end. The rows of carried groups are the first of a lane."""
-    starts: tuple[CutStart, ...]
-    """How each cut begins: those in `progress.earlier`, and then the current one."""
-    carried: tuple[Group, ...] = ()
-    """The groups that the current cut was left: group `i` is in lane `i % num_lanes`, before all rows of sources."""
+NAME_LENGTH = 5
+"""Length of `Source.files`: enough to tell the versions of a source apart."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """The files and settings of a source, which may have had fewer files in earlier epochs."""
+    """The files and settings of a source, to which files may have been added."""
 
     identity: Identity
     """Those of the epochs that begin now."""
-    earlier: tuple[tuple[int, Identity], ...] = ()
-    """(first epoch that was not begun with them, the files and settings before), oldest first."""
+    former: tuple[Identity, ...] = ()
+    """Those before files were added, oldest first."""
 
-    def identity_of(self, epoch: int) -> Identity:
-        """Return the files and settings with which an epoch began."""
-        return next((identity for stop, identity in self.earlier if epoch < stop), self.identity)
+    @property
+    def files(self) -> str:
+        """The name by which states know the files and settings of the epochs that begin now."""
+        return name_of(self.identity)
 
-    def extended(self, identity: Identity, next_epoch: int) -> Source:
-        """Return the source with other files from `next_epoch` on."""
-        return Source(identity, (*self.earlier, (next_epoch, self.identity)))
+    @property
+    def all_files(self) -> list[str]:
+        """The names of all that it had, oldest first."""
+        return [*map(name_of, (*self.former, self.identity))]
+
+    def identity_of(self, files: str) -> Identity:
+        """Return the files and settings with a name.
+
+        Raises:
+            KeyError: The source never had them.
+        """
+        return {name_of(each): each for each in (*self.former, self.identity)}[files]
+
+    def extended(self, identity: Identity) -> Source:
+        """Return the source with other files for the epochs that begin in the next cut."""
+        return Source(identity, (*self.former, self.identity))
+
+
+def digest_of(identity: Identity) -> bytes:
+    """Return a digest of files and settings, 20 bytes: of all that decides which row of a source comes when."""
+
+    def compute() -> bytes:
+        settings = asdict(replace(identity.settings, drop_last=False))
+        text = json.dumps([identity.fingerprint_in(ORDER_VERSION), sorted(settings.items())])
+        return hashlib.blake2b(text.encode(), digest_size=20).digest()
+
+    return identity.derived("digest in mixtures", compute)
+
+
+def name_of(identity: Identity) -> str:
+    """Return the name of files and settings in states: the start of their digest, `NAME_LENGTH` characters."""
+    return b85encode(digest_of(identity)).decode("ascii")[:NAME_LENGTH]
 
 
 def remainder_of(identity: Identity) -> Remainder:
@@ -124,53 +117,74 @@ class MixturePlan:
 
     sources: Mapping[str, Source]
     """The files and settings of each source."""
-    mixture: MixtureProgress
+    progress: Progress
     """The progress."""
     _plans: dict[tuple[int, str, int], Plan] = field(default_factory=dict, init=False, repr=False)
+    _lanes: dict[tuple[int, str], SourceLanes] = field(default_factory=dict, init=False, repr=False)
     _begun: dict[tuple[int, str], tuple[list[Begun], int]] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def cuts(self) -> tuple[EarlierCut, ...]:
         """All cuts, the current one as if it ended here."""
-        return (*self.mixture.progress.earlier, ended_cut(self.mixture.progress))
+        return (*self.progress.earlier, ended_cut(self.progress))
 
     @property
     def current(self) -> int:
         """Index of the current cut."""
-        return len(self.mixture.starts) - 1
+        return len(self.progress.starts) - 1
 
     @cached_property
     def mixings(self) -> tuple[Mixing, ...]:
         """Which source the rows of each cut come from."""
-        return tuple(Mixing([source.weight for source in start.sources]) for start in self.mixture.starts)
+        return tuple(Mixing([source.weight for source in start.sources]) for start in self.progress.starts)
 
     @cached_property
     def _indices(self) -> list[dict[str, int]]:
         """For each cut: name -> index of the source."""
-        return [{source.name: i for i, source in enumerate(start.sources)} for start in self.mixture.starts]
+        return [{source.name: i for i, source in enumerate(start.sources)} for start in self.progress.starts]
 
     def lanes(self, cut: int, name: str) -> SourceLanes:
         """Return the lanes of a source in a cut."""
-        start = self.mixture.starts[cut]
+        if (cut, name) not in self._lanes:
+            self._lanes[cut, name] = self._lanes_of(cut, name)
+        return self._lanes[cut, name]
+
+    def _lanes_of(self, cut: int, name: str) -> SourceLanes:
+        start = self.progress.starts[cut]
         source = start.sources[self._indices[cut][name]]
-        identity = self.sources[name].identity_of(source.next_epoch)
-        num_lanes, num_rows = self.cuts[cut].num_lanes, identity.files.num_rows
+        identity = self.sources[name].identity_of(source.files)
+        num_lanes, num_rows = self.cuts[cut].num_lanes, identity.selected.num_rows
         version, remainder = start.order_version, remainder_of(identity)
-        return SourceLanes(num_lanes, remainder, source.rests, source.next_epoch, num_rows, version)
+        return SourceLanes(num_lanes, remainder, source.rests, source.next_epoch, num_rows, version, source.files)
 
     # -- The rows of a lane -------------------------------------------------------------------------------------------
 
     def group(self, lane: int, row: int) -> Group:
         """Return the group that begins at a row of a lane of the current cut."""
-        group_rows = self.mixture.starts[-1].group_rows
-        carried = self.mixture.carried[lane :: self.cuts[-1].num_lanes]
+        group_rows = self.progress.starts[-1].group_rows
+        carried = self.progress.carried[lane :: self.cuts[-1].num_lanes]
         index = row // group_rows
         return carried[index] if index < len(carried) else Group(self.current, lane, row - len(carried) * group_rows, 0)
+
+    def part(self, lane: int, start: int, stop: int) -> tuple[int, int, int, int]:
+        """Return where row `start` of a lane of the current cut is, and how far the rows from there on stay together.
+
+        Returns:
+            The cut, the lane of that cut, the row in that lane, and the end of the part in the current lane, which is
+            at most `stop`.
+        """
+        group_rows = self.progress.starts[-1].group_rows
+        num_carried = len(self.progress.carried[lane :: self.cuts[-1].num_lanes])
+        if start >= num_carried * group_rows:
+            return self.current, lane, start - num_carried * group_rows, stop
+        index, offset = divmod(start, group_rows)
+        group = self.group(lane, index * group_rows)
+        return group.cut, group.lane, group.row + offset, min(stop, (index + 1) * group_rows)
 
     def ranges(self, group: Group, num_rows: int) -> list[SourceRange]:
         """Return where the first rows of a group come from: for each of its sources, one or several ranges."""
         cut, lane, row, _ = group
-        sources = self.mixture.starts[cut].sources
+        sources = self.progress.starts[cut].sources
         found = []
         for index, start, places in self.mixings[cut].lane(lane).split(row, row + num_rows):
             name = sources[index].name
@@ -185,14 +199,14 @@ class MixturePlan:
         key = (cut, name, epoch)
         if key not in self._plans:
             lanes = self.lanes(cut, name)
-            versions = {rest.epoch: rest.order_version for rest in lanes.rests}
-            version = versions.get(epoch, lanes.order_version)
+            began = {rest.epoch: rest[2:] for rest in lanes.rests}
+            version, files = began.get(epoch, (lanes.order_version, lanes.files))
             earlier = tuple(each.ended_cut() for _, each in self._deliveries(name, epoch, cut))
             progress = Progress(epoch, lanes.sharing, fresh_cut(lanes.num_lanes, 1), earlier, order_version=version)
             # A lane is in one epoch, or passes into the next one.
             for old in [old for old in self._plans if old[:2] == key[:2] and old[2] < epoch - 1]:
                 del self._plans[old]
-            self._plans[key] = self.sources[name].identity_of(epoch).plan(progress)
+            self._plans[key] = self.sources[name].identity_of(files).plan(progress)
         return self._plans[key]
 
     def begun(self, cut: int, name: str) -> tuple[list[Begun], int]:
@@ -201,6 +215,10 @@ class MixturePlan:
         if key not in self._begun:
             self._begun[key] = self.lanes(cut, name).begun(self._source_rows[cut][self._indices[cut][name]])
         return self._begun[key]
+
+    def rows_of(self, name: str) -> int:
+        """Return the rows of a source that were delivered in the current cut."""
+        return int(self._source_rows[-1][self._indices[-1][name]].sum())
 
     def _unfinished(self, name: str) -> list[Begun]:
         """Return the epochs of a source that have begun, and of which something is left."""
@@ -223,7 +241,7 @@ class MixturePlan:
         Those of a group that is half delivered are among them: it stays whole.
         """
         found = []
-        for start, cut, mixing in zip(self.mixture.starts, self.cuts, self.mixings, strict=True):
+        for start, cut, mixing in zip(self.progress.starts, self.cuts, self.mixings, strict=True):
             rows, num_lanes = cut.rows(), cut.num_lanes
             if cut.positions is not None:
                 rows[[position.offset > 0 for position in cut.positions]] += start.group_rows
@@ -235,7 +253,7 @@ class MixturePlan:
 
     def cut_again(
         self, weights: Mapping[str, float], cut: CutProgress, sharing: Sharing, *, group_rows: int = 1
-    ) -> MixtureProgress:
+    ) -> Progress:
         """Return the progress of a new cut of what the sources have left. The positions of all lanes must be known.
 
         Args:
@@ -250,46 +268,56 @@ class MixturePlan:
         """
         sources, known = [], self._indices[-1]
         for name, weight in weights.items():
+            files = self.sources[name].files
             if name not in known:
-                sources.append(SourceStart(name, weight))
+                sources.append(SourceStart(name, weight, files=files))
                 continue
             rests = tuple(each.rest._replace(num_rows=each.rows_left) for each in self._unfinished(name))
-            sources.append(SourceStart(name, weight, self.begun(self.current, name)[1], rests))
+            sources.append(SourceStart(name, weight, self.begun(self.current, name)[1], rests, files))
         carried = self._half_delivered()
         for group in carried:
-            gone = {each.source for each in self.ranges(group, self.mixture.starts[group.cut].group_rows)} - {*weights}
+            gone = {each.source for each in self.ranges(group, self.progress.starts[group.cut].group_rows)} - {*weights}
             if gone:
                 message = (
                     f"source {min(gone)!r} can't be removed yet: some of its rows are in items that are half "
                     "delivered; give it a weight of 0 now, and remove it later"
                 )
                 raise ValueError(message)
-        start = CutStart(tuple(sources), group_rows, len(carried))
+        rows_before = self.progress.starts[-1].rows_before + int(current_cut(self.progress).rows().sum())
+        start = CutStart(tuple(sources), group_rows, len(carried), rows_before=rows_before)
         # A source that is removed and added again begins anew, so its earlier epochs must not be found.
         before = [
             replace(
                 each, sources=tuple(s if s.name in weights else s._replace(name="", rests=()) for s in each.sources)
             )
-            for each in self.mixture.starts
+            for each in self.progress.starts
         ]
-        progress = replace(self.mixture.progress, cut=cut, sharing=sharing, earlier=self.cuts, place=None)
-        return MixturePlan(self.sources, MixtureProgress(progress, (*before, start), carried)).without_finished_cuts()
+        progress = replace(
+            self.progress,
+            cut=cut,
+            sharing=sharing,
+            earlier=self.cuts,
+            place=None,
+            starts=(*before, start),
+            carried=carried,
+        )
+        return MixturePlan(self.sources, progress).without_finished_cuts()
 
     def _half_delivered(self) -> tuple[Group, ...]:
         """Return the groups of which a part has been delivered, but not all, lane after lane."""
         found: list[Group] = []
-        num_lanes, group_rows = self.cuts[-1].num_lanes, self.mixture.starts[-1].group_rows
-        for lane, position in enumerate(current_cut(self.mixture.progress).all_positions()):
-            waiting = self.mixture.carried[lane::num_lanes][position.rows // group_rows :]
+        num_lanes, group_rows = self.cuts[-1].num_lanes, self.progress.starts[-1].group_rows
+        for lane, position in enumerate(current_cut(self.progress).all_positions()):
+            waiting = self.progress.carried[lane::num_lanes][position.rows // group_rows :]
             if position.offset or waiting:
                 group = self.group(lane, position.rows)
                 found += [group._replace(offset=group.offset + position.offset), *waiting[1:]]
         return tuple(found)
 
-    def without_finished_cuts(self) -> MixtureProgress:
+    def without_finished_cuts(self) -> Progress:
         """Return the progress without the earlier cuts of which nothing is left. All positions must be known."""
-        mixture, last = self.mixture, self.current
-        positions, group_rows = current_cut(mixture.progress).all_positions(), mixture.starts[-1].group_rows
+        mixture, last = self.progress, self.current
+        positions, group_rows = current_cut(mixture).all_positions(), mixture.starts[-1].group_rows
         waiting = [
             i // len(positions) >= positions[i % len(positions)].rows // group_rows for i in range(len(mixture.carried))
         ]
@@ -307,5 +335,5 @@ class MixturePlan:
             group._replace(cut=kept.index(group.cut) if is_waiting else -1)
             for group, is_waiting in zip(mixture.carried, waiting, strict=True)
         )
-        progress = replace(mixture.progress, earlier=tuple(self.cuts[cut] for cut in kept[:-1]))
-        return MixtureProgress(progress, tuple(mixture.starts[cut] for cut in kept), carried)
+        earlier, starts = (self.cuts[cut] for cut in kept[:-1]), (mixture.starts[cut] for cut in kept)
+        return replace(mixture, earlier=tuple(earlier), starts=tuple(starts), carried=carried)

@@ -98,6 +98,11 @@ class Identity:
         return found
 
     @property
+    def encoded_files(self) -> str:
+        """The data files as states hold them."""
+        return self.files.encoded
+
+    @property
     def shards(self) -> ShardTable:
         """All shards, in file order."""
         return self.shards_in(ORDER_VERSION)

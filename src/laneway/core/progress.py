@@ -119,6 +119,63 @@ class EarlierCut:
         return rows_in_step(self.num_lanes, self.turn_rows, self.sharing, self.next_turn, self.part_rows)
 
 
+class Rest(NamedTuple):
+    """What is left of an epoch of a source that had begun before a cut."""
+
+    epoch: int
+    """Zero-based."""
+    num_rows: int
+    """Rows that had not been delivered, >= 1."""
+    order_version: int = ORDER_VERSION
+    """The order in which the epoch began, and is finished."""
+    files: str = ""
+    """The files and settings with which it began; see `Source.files`."""
+
+
+class SourceStart(NamedTuple):
+    """A source when a cut of a mixture begins."""
+
+    name: str
+    """Its name in the mixture."""
+    weight: float
+    """Its weight in this cut."""
+    next_epoch: int = 0
+    """Its first epoch that has not begun."""
+    rests: tuple[Rest, ...] = ()
+    """What is left of the epochs before, oldest first."""
+    files: str = ""
+    """The files and settings with which epochs begin; see `Source.files`."""
+
+
+class Group(NamedTuple):
+    """Consecutive rows of a lane from which a stage builds items, of which some had been delivered when a cut ended."""
+
+    cut: int
+    """Index of the cut; -1: all its items have been delivered since."""
+    lane: int
+    """Lane of that cut."""
+    row: int
+    """First row of the group in that lane."""
+    offset: int
+    """Number of its items that had been delivered."""
+
+
+@dataclass(frozen=True, slots=True)
+class CutStart:
+    """How a cut of a mixture begins."""
+
+    sources: tuple[SourceStart, ...]
+    """The sources, in the order that breaks ties between equal weights."""
+    group_rows: int = 1
+    """Rows from which the last stage builds items at a time; 1 without a stage."""
+    num_carried: int = 0
+    """Number of groups that earlier cuts left half delivered: the first rows of the lanes."""
+    order_version: int = ORDER_VERSION
+    """The order in which epochs of sources begin."""
+    rows_before: int = 0
+    """Rows of the mixture that were delivered before this cut."""
+
+
 @dataclass(frozen=True, slots=True)
 class Progress:
     """Progress of an epoch."""
@@ -135,6 +192,10 @@ class Progress:
     """The worker (or the rank, if it has a single worker) whose lanes are known; None: all lanes are known."""
     order_version: int = ORDER_VERSION
     """The order in which the epoch began, and is finished."""
+    starts: tuple[CutStart, ...] = ()
+    """Of a mixture, how each cut begins: those in `earlier`, and then the current one."""
+    carried: tuple[Group, ...] = ()
+    """The groups that the current cut was left: group `i` is in lane `i % num_lanes`, before all other rows."""
 
 
 def ends_follow(order_version: int) -> bool:

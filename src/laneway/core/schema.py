@@ -114,6 +114,7 @@ FIELDS: tuple[StateField, ...] = (
     StateField("positions", (list, NoneType), Role.OWN),
     StateField("offsets", (list, NoneType), Role.OWN),
     StateField("earlier_cuts", (list,), Role.JOB),
+    StateField("mixture", (list,), Role.JOB, default=[]),
     StateField("digest", (str,), Role.DETAIL, default=""),
 )
 """All fields of a state except `format` and `version`."""
@@ -211,7 +212,10 @@ def positions_of(saved: SavedState) -> dict[int, LanePosition]:
 _IDENTITY = [each for each in FIELDS if each.role in {Role.IDENTITY, Role.DETAIL} and each.name != "digest"]
 _REQUIRED_OF_IDENTITY = [each.name for each in _IDENTITY if each.default is REQUIRED]
 _DEFAULTS_OF_IDENTITY = {each.name: each.default for each in _IDENTITY if each.default is not REQUIRED}
-_others_of = itemgetter(*names_of(Role.JOB, Role.OWN))
+_OTHERS = [each for each in FIELDS if each.role in {Role.JOB, Role.OWN}]
+_others_of = itemgetter(*(each.name for each in _OTHERS if each.default is REQUIRED))
+_DEFAULTS_OF_OTHERS = {each.name: each.default for each in _OTHERS if each.default is not REQUIRED}
+_DEFAULTS = _DEFAULTS_OF_IDENTITY | _DEFAULTS_OF_OTHERS
 
 
 def seal_of(identity: Mapping[str, Any]) -> Seal:
@@ -222,14 +226,14 @@ def seal_of(identity: Mapping[str, Any]) -> Seal:
 
 
 def without_defaults(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return some fields as a state holds them: without those of the identity that have their default."""
-    defaults = _DEFAULTS_OF_IDENTITY
-    return {name: value for name, value in fields.items() if name not in defaults or value != defaults[name]}
+    """Return some fields as a state holds them: without those that have their default."""
+    return {name: value for name, value in fields.items() if name not in _DEFAULTS or value != _DEFAULTS[name]}
 
 
 def digest_with(seal: Seal, fields: Mapping[str, Any]) -> str:
     """Return the digest of a state, given the seal of its identity and its other fields."""
-    return seal.digest(_others_of(fields))
+    others = {name: fields.get(name, default) for name, default in _DEFAULTS_OF_OTHERS.items()}
+    return seal.digest((*_others_of(fields), *without_defaults(others).items()))
 
 
 def sealed(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import numpy as np
 from laneway.core.assignment import assign_whole_job
 from laneway.core.consistency import require, scope_of
 from laneway.core.differences import file_differences, identity_differences, mismatch_message, place_differences
+from laneway.core.mixture_identity import MixtureIdentity, not_a_mixture
 from laneway.core.order import ORDER_VERSIONS
 from laneway.core.progress import (
     CutProgress,
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
     from laneway.core.sealing import Seal
     from laneway.core.turns import WorkerPlace
 
+    AnyIdentity = Identity | MixtureIdentity
+
 
 class _Listed(NamedTuple):
     """The fields of a state that list positions; all None if they follow from the next turn."""
@@ -65,17 +68,17 @@ class _IdentityPart(NamedTuple):
     seal: Seal
 
 
-def identity_fields(identity: Identity, order_version: int) -> dict[str, Any]:
+def identity_fields(identity: AnyIdentity, order_version: int) -> dict[str, Any]:
     """Return the fields of the identity in a state, without its file table."""
     return {"fingerprint": identity.fingerprint_in(order_version), **asdict(identity.settings)}
 
 
-def _identity_part(identity: Identity, order_version: int, *, is_worker: bool) -> _IdentityPart:
+def _identity_part(identity: AnyIdentity, order_version: int, *, is_worker: bool) -> _IdentityPart:
     """Return the fields of the identity, which are the same in all states of a rank or of a worker."""
 
     def compute() -> _IdentityPart:
         # A StatefulDataLoader keeps a state for each worker, and they would all hold the same table.
-        files = "" if is_worker else identity.files.encoded
+        files = "" if is_worker else identity.encoded_files
         fields = without_defaults({"files": files, **identity_fields(identity, order_version)})
         return _IdentityPart(fields, seal_of(fields))
 
@@ -83,12 +86,12 @@ def _identity_part(identity: Identity, order_version: int, *, is_worker: bool) -
 
 
 def write_state(
-    identity: Identity, progress: Progress, place: WorkerPlace, *, complete: bool, over: bool = False
+    identity: AnyIdentity, progress: Progress, place: WorkerPlace, *, complete: bool, over: bool = False
 ) -> dict[str, Any]:
     """Return the state for `progress`, as plain JSON values in new containers.
 
     Args:
-        identity: The files and settings.
+        identity: The files and settings, of a dataset or of all sources of a mixture.
         progress: Progress of a worker, a rank or the whole job.
         place: The worker that saves the state.
         complete: Whether that worker, rank or job has delivered all its rows of the epoch.
@@ -140,7 +143,7 @@ def _part_in_step(progress: Progress) -> int | None:
 
 
 def write_job_state(
-    identity: Identity, progress: Progress, place: WorkerPlace, job: JobTurn, *, over: bool = False
+    identity: AnyIdentity, progress: Progress, place: WorkerPlace, job: JobTurn, *, over: bool = False
 ) -> dict[str, Any]:
     """Return the state of a whole job whose lanes are all in step; it needs no positions.
 
@@ -152,6 +155,8 @@ def write_job_state(
         over: Whether the training loop has been told that the epoch has ended.
     """
     next_turn, part_rows, complete = job
+    if isinstance(identity, MixtureIdentity) and not complete:
+        progress = identity.without_finished_cuts(progress, next_turn, part_rows)
     return _write(
         identity,
         progress,
@@ -165,7 +170,7 @@ def write_job_state(
 
 
 def _write(
-    identity: Identity,
+    identity: AnyIdentity,
     progress: Progress,
     place: WorkerPlace,
     scope: Scope,
@@ -203,6 +208,8 @@ def _write(
         **listed._asdict(),
         "earlier_cuts": [encode_cut(earlier) for earlier in progress.earlier],
     }
+    if isinstance(identity, MixtureIdentity):
+        state["mixture"] = identity.encode(progress)
     state["digest"] = digest_with(seal, state)
     return state
 
@@ -231,6 +238,8 @@ def read_progress(saved: SavedState, identity: Identity, place: WorkerPlace, *, 
     version, has_new_files = fields["order_version"], False
     present = identity_fields(identity, version)
     lines = identity_differences(_SETTINGS, fields, present)
+    if fields["mixture"]:
+        raise not_a_mixture(fields["mixture"])
     if version not in ORDER_VERSIONS:
         known = " and ".join(map(str, ORDER_VERSIONS))
         lines.append(f"order_version: saved {version}, this release reads {known}")
@@ -332,8 +341,9 @@ def _locate(saved: SavedState, identity: Identity) -> Progress:
         rows += np.minimum(whole, found.ends) - whole
         positions = dict(enumerate(map(LanePosition, rows.tolist())))
         found = replace(found, progress=replace(progress, cut=replace(cut, positions=positions)))
-    lane_rows = [*(each.rows for each in found.plan.lanes_before), found.plan.lanes.rows]
-    for delivered, rows in zip([*found.plan.rows_before, found.cut.rows()], lane_rows, strict=True):
+    plan = identity.plan(progress)
+    lane_rows = [*(each.rows for each in plan.lanes_before), plan.lanes.rows]
+    for delivered, rows in zip([*plan.rows_before, found.cut.rows()], lane_rows, strict=True):
         # A padded lane delivers one more row than it has.
         too_far = np.flatnonzero(delivered > rows + 1)
         for lane in too_far[:1].tolist():

@@ -17,8 +17,9 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from laneway.core.cursor import Cursor, LaneRange
 from laneway.core.job import JobInference
+from laneway.core.mixture_assignment import following_cut
 from laneway.core.order import base_seed
-from laneway.core.progress import Progress
+from laneway.core.progress import LanePosition, Progress, current_cut, rows_in_step
 from laneway.delivery.buffers import forget_ended_workers
 from laneway.delivery.cells import shared_cells
 from laneway.delivery.passes import Delivery, Pass, RowsDelivery, Taken
@@ -146,6 +147,12 @@ class BatchSource:
     def _make_loader(self) -> DataLoader[TaggedBatch]:
         return DataLoader(self._dataset, batch_size=None, collate_fn=unchanged, **self._keywords)
 
+    def change(self, definition: Definition) -> None:
+        """Read other batches of the same rank, from the next start of the workers on."""
+        self.definition = replace(definition, options=self.definition.options, collate_fn=self.definition.collate_fn)
+        self._dataset = _WorkerDataset(self.definition)
+        self.discard_workers()
+
     def resolve(self, progress: Progress) -> Assignment:
         """Return the assignment of this rank."""
         return self.definition.resolve(progress, self.place)
@@ -163,7 +170,7 @@ class BatchSource:
 
     def batches(self, assignment: Assignment) -> Iterator[TaggedBatch]:
         """Start the workers on an assignment, and return an iterator over their batches."""
-        is_fresh = assignment.is_fresh(self.definition.options)
+        is_fresh = self.definition.is_fresh(assignment)
         if not is_fresh or not self._loader.persistent_workers:
             # Only fresh epochs reach persistent workers.
             self.discard_workers()
@@ -185,9 +192,8 @@ class DataLoaderPass(Pass):
         """Prepare to read from `source` what is assigned to the rank."""
         self._source = source
         self._first = assignment
-        self._assignment = assignment.of_rank()
-        super().__init__(Cursor(self._assignment))
-        self._inference = JobInference(assignment, yields_rows=source.yields_rows, in_order=source.in_order)
+        super().__init__(Cursor(assignment.of_rank()))
+        self._resume(assignment)
         self._batches: Iterator[TaggedBatch] | None = None
 
     def assignment(self) -> Assignment:
@@ -203,13 +209,44 @@ class DataLoaderPass(Pass):
         """Whether its workers have been started and not shut down again."""
         return self._batches is not None
 
+    def go_on(self, progress: Progress) -> None:
+        """Read on from other progress of the whole job, after what was delivered until now.
+
+        Batches that were prefetched are dropped.
+        """
+        assignment, num_delivered = self._source.resolve(progress), self.num_delivered
+        self._recover()
+        self.delivery = Delivery(taken=1, before=num_delivered - 1)
+        # In this order, an interruption leaves the pass where it was, or where it goes on.
+        self._first = assignment
+        self._cursor = Cursor(assignment.of_rank())
+        self._resume(assignment)
+
+    def _resume(self, assignment: Assignment) -> None:
+        """Take an assignment of the rank."""
+        source = self._source
+        self._assignment = assignment.of_rank()
+        self._inference = JobInference(assignment, yields_rows=source.yields_rows, in_order=source.in_order)
+        self._cursor = Cursor(self._assignment)
+
+    def whole_progress(self) -> Progress | None:
+        """Return the progress of the whole job, inferred from that of this rank, or None if that is not possible."""
+        progress = self.progress()
+        if progress.place is None:
+            return progress
+        job, cut = self.job_turn(), current_cut(progress)
+        if job is None:
+            return None
+        rows = rows_in_step(cut.num_lanes, cut.turn_rows, progress.sharing, job.next_turn, job.part_rows)
+        positions = dict(enumerate(map(LanePosition, rows.tolist())))
+        return replace(progress, cut=replace(cut, next_turn=job.next_turn, positions=positions), place=None)
+
     def start(self) -> None:
         """Start the workers, unless they run already."""
         if self._batches is None and not self._cursor.is_at_end:
             has_moved = self.num_delivered > 0
             assignment = self._source.resolve(self._cursor.progress()) if has_moved else self._first
-            self._assignment = assignment.of_rank()
-            self._cursor = Cursor(self._assignment)
+            self._resume(assignment)
             self._batches = self._source.batches(assignment)
 
     def release(self) -> None:
@@ -238,6 +275,8 @@ class DataLoaderPass(Pass):
     def _next_batch(self) -> TaggedBatch | None:
         """Return the next batch that is not empty, or None at the end."""
         while True:
+            if self._cursor.is_at_end and not self._cursor.is_last:
+                self.go_on(following_cut(self._assignment))
             self.start()
             if self._batches is None:
                 return None
@@ -248,6 +287,8 @@ class DataLoaderPass(Pass):
                 self._batches = None
                 forget_ended_workers()
                 if self._cursor.is_at_end:
+                    if not self._cursor.is_last:
+                        continue
                     return None
                 message = "the workers ended before all rows of the epoch were delivered"
                 raise LanewayError(message) from None

@@ -7,11 +7,11 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from laneway.core.schema import parse_state
-from laneway.core.state import num_added_files, read_progress, write_state
+from laneway.core.state import write_state
 from laneway.delivery.workers import worker_place
 
 if TYPE_CHECKING:
-    from laneway.core.plan import Identity
+    from laneway.core.progress import Progress
     from laneway.core.schema import SavedState
     from laneway.core.turns import WorkerPlace
     from laneway.delivery.definition import Definition
@@ -47,17 +47,15 @@ def load_dataset_state(definition: Definition, schedule: EpochSchedule, state: o
         CheckpointMismatchError: The state belongs to other files, another order or another rank.
     """
     saved, worker = parse_state(state), worker_place(definition.place)
-    progress = read_progress(saved, definition.identity, worker or definition.place, is_worker=worker is not None)
+    progress = definition.read_progress(saved, worker or definition.place, is_worker=worker is not None)
     if progress.place is not None and worker is None and progress.place.num_workers == 1:
         # If not even a single worker could read the lanes of the rank, every pass would refuse the state.
         definition.resolve(progress, progress.place)
-    log_added_files(saved, definition.identity)
+    log_remarks(definition, saved, progress)
     schedule.restore(saved, progress)
 
 
-def log_added_files(saved: SavedState, identity: Identity) -> None:
-    """Log how many files were added since a complete state was saved."""
-    num_added = num_added_files(saved, identity)
-    if num_added:
-        epoch = saved.fields["epoch"]
-        _log.info("%d files were added since the checkpoint at the end of epoch %d was saved", num_added, epoch)
+def log_remarks(definition: Definition, saved: SavedState, progress: Progress) -> None:
+    """Log what has changed since a state was saved."""
+    for remark in definition.remarks(saved, progress):
+        _log.info("%s", remark)

@@ -2,62 +2,285 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Self
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from laneway.core.assignment import resolve_cut
+from torch.utils.data import default_collate
+
+from laneway.core.assignment import is_fresh, resolve_cut
 from laneway.core.cursor import Cursor
 from laneway.core.plan import Identity
+from laneway.core.state import num_added_files, read_progress
 from laneway.delivery.context import Contexts
 from laneway.delivery.item_stream import ItemStream
-from laneway.delivery.lane_items import BatchMaker, LaneItems, Stages
-from laneway.delivery.stream import BatchStream, ItemMaker, RowStream
-from laneway.delivery.transforms import Transforms
+from laneway.delivery.lane_items import BatchMaker, LaneItems
+from laneway.delivery.stream import BatchStream, Closeable, Following, ItemMaker, RowStream
 from laneway.reading.lane_reader import LaneReader
+from laneway.reading.origin import HIDDEN
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from concurrent.futures import Executor
 
     from laneway.catalog.manifest import Manifest
+    from laneway.convert.batches import BatchConverter
+    from laneway.convert.columns import Output
     from laneway.core.assignment import Assignment
+    from laneway.core.mixture_identity import MixtureIdentity
     from laneway.core.options import LaneOptions
+    from laneway.core.plan import Plan
     from laneway.core.progress import Progress
+    from laneway.core.schema import SavedState
     from laneway.core.turns import WorkerPlace
     from laneway.delivery.delivered_columns import DeliveredColumns
+    from laneway.delivery.lane_items import Stages
     from laneway.delivery.schedule import EpochSchedule
     from laneway.delivery.stream import Stream, TaggedStream
+    from laneway.delivery.transforms import Transforms
     from laneway.reading.selecting import RowSelection
     from laneway.storage.filesystem import Storage
 
 
-@dataclass(frozen=True, eq=False)
-class Definition:
-    """The files, order and conversion of a dataset, which don't change while it is read."""
+T = TypeVar("T", bound=Closeable)
 
-    identity: Identity
-    """The files, and the settings that determine the order of their rows."""
+
+@dataclass(frozen=True, eq=False)
+class Collating:
+    """A collate_fn, and a function that is called on the batch that it returns."""
+
+    collate_fn: Callable[[list[Any]], Any]
+    function: Callable[[Any], Any]
+
+    def __call__(self, rows: list[Any]) -> Any:  # noqa: ANN401 - the functions may return anything
+        """Return what the function makes of a batch of rows."""
+        return self.function(self.collate_fn(rows))
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Definition(ABC):
+    """What is delivered, and how: what a dataset and a mixture have in common."""
+
     options: LaneOptions
     """Lanes, turns and batches."""
     place: WorkerPlace
     """The rank that reads."""
+    transform: Transforms
+    """Called on each row, or on each batch of columns."""
+    collate_fn: Callable[[list[Any]], Any] | None = None
+    """Builds an item from the rows of a batch, or of a turn if there are no batches; None: columns, or single rows."""
+    stages: Stages | None = None
+    """What is made of the rows; None: they are delivered."""
+
+    if TYPE_CHECKING:
+        # At run time, a property would be taken as the default of the fields of this name.
+        @property
+        def identity(self) -> Identity | MixtureIdentity:
+            """What the states belong to."""
+
+    @property
+    def is_endless(self) -> bool:
+        """Whether a pass never ends."""
+        return False
+
+    @abstractmethod
+    def resolve(self, progress: Progress, place: WorkerPlace) -> Assignment:
+        """Return the assignment of the worker at `place`."""
+
+    @abstractmethod
+    def is_fresh(self, assignment: Assignment) -> bool:
+        """Return whether a pass starts here, in the cut that every worker derives from the epoch number alone."""
+
+    @abstractmethod
+    def read_progress(self, saved: SavedState, place: WorkerPlace, *, is_worker: bool) -> Progress:
+        """Return the progress in a state that belongs to this definition; see `laneway.core.state.read_progress`."""
+
+    @abstractmethod
+    def remarks(self, saved: SavedState, progress: Progress) -> list[str]:
+        """Return what to log of a state that was loaded."""
+
+    @abstractmethod
+    def num_items(self, place: WorkerPlace) -> int | None:
+        """Return the number of batches, or rows if there are no batches, that a rank delivers in a whole epoch.
+
+        Args:
+            place: Any worker of the rank.
+
+        Returns:
+            The number; None: the epoch doesn't end, or it depends on what stages make of the rows.
+        """
+
+    @abstractmethod
+    def num_received(self, assignment: Assignment) -> int:
+        """Return the number of batches or rows of the epoch that the rank of an assignment has delivered."""
+
+    @abstractmethod
+    def warnings_at_start(self, schedule: EpochSchedule, place: WorkerPlace) -> list[str]:
+        """Return what to warn of when the worker at `place` starts to read the next pass of `schedule`."""
+
+    @abstractmethod
+    def open_items(self, assignment: Assignment) -> ItemMaker:
+        """Open what reads and builds the items of an assignment."""
+
+    @abstractmethod
+    def batched(self, options: LaneOptions, output: Output, *, drop_last: bool) -> Self:
+        """Return the same rows in batches.
+
+        Args:
+            options: Lanes, turns and batches.
+            output: The type of the columns of a batch, unless functions are called on single rows before.
+            drop_last: Whether the last batch is dropped on all ranks, unless all of them have a whole one.
+        """
+
+    def mapped(self, function: Callable[..., Any], *, takes_context: bool = False) -> Self:
+        """Return the same with one more function, which is called on each row or batch that is delivered.
+
+        Args:
+            function: The function.
+            takes_context: Whether it is also passed where the rows come from.
+
+        Raises:
+            ValueError: It takes a context, but batches are collated from rows that functions have returned.
+        """
+        if self.stages is not None:
+            is_batched = self.options.batch_size is not None
+            return replace(self, stages=self.stages.then(function, takes_context=takes_context, of_batches=is_batched))
+        if self.options.batch_size is None or self.collate_fn is None:
+            return replace(self, transform=self.transform.then(function, takes_context=takes_context))
+        if takes_context:
+            message = (
+                "with_context=True is not possible for batches that are collated from rows: give it to a function that "
+                "is called on rows, before batch()"
+            )
+            raise ValueError(message)
+        return replace(self, collate_fn=Collating(self.collate_fn, function))
+
+    def following(self, assignment: Assignment) -> Assignment | None:  # noqa: ARG002 - a mixture may go on
+        """Return what the worker reads after an assignment has ended, in the same epoch; None: nothing."""
+        return None
+
+    def num_left(self, assignment: Assignment) -> int | None:
+        """Return the number of batches or rows that the rank of an assignment has yet to deliver; None: unknown."""
+        return None if self.stages is not None else assignment.num_items_left(self.options.batch_size)
+
+    def with_stages(self, stages: Stages) -> Self:
+        """Return the definition of what stages make of its rows.
+
+        Raises:
+            ValueError: Other arguments don't go together with stages.
+        """
+        errors = self.transform.errors
+        if errors is not None and not errors.skips:
+            message = (
+                'on_error="mask" would have a filler packed or expanded like a row: use "skip", since nothing counts '
+                "on the number of rows"
+            )
+            raise ValueError(message)
+        if self.options.turn_rows not in {None, 1}:
+            message = f"turn_rows={self.options.turn_rows} counts rows, and a batch consists of items: omit turn_rows"
+            raise ValueError(message)
+        return replace(self, stages=stages)
+
+    def open(self, assignment: Assignment) -> Stream[Any]:
+        """Open the stream of a worker: batches, or single rows or items if there is no batch size."""
+        if self.stages is not None:
+            return self._open_stages(assignment, self.stages, self._follow)
+        follow = self._follow(assignment, self.open_items)
+        if self.options.batch_size is None:
+            return RowStream(Cursor(assignment), lambda: self.open_items(assignment), follow)
+        return BatchStream(Cursor(assignment), lambda: self.open_items(assignment), follow)
+
+    def open_batches(self, assignment: Assignment) -> TaggedStream[Any]:
+        """Open the stream of batches of a worker, up to the end of a cut.
+
+        If there is no batch size, each turn of rows, or each item, is a batch.
+        """
+        if self.stages is not None:
+            return self._open_stages(assignment, self.stages, None)
+        return BatchStream(Cursor(assignment), lambda: self.open_items(assignment))
+
+    def _open_stages(
+        self, assignment: Assignment, stages: Stages, follow: Callable[..., Callable[[], Any]] | None
+    ) -> ItemStream:
+        size = self.options.batch_size
+
+        def open_items(found: Assignment) -> LaneItems:
+            rows = self.open_items(found)
+            is_numpy = self.columns.output == "numpy"
+            maker = BatchMaker(rows, stages, self.collate_fn, is_batched=size is not None, is_numpy=is_numpy)
+            return LaneItems(rows, maker, found)
+
+        return ItemStream(
+            Cursor(assignment),
+            lambda: open_items(assignment),
+            lambda: None if follow is None else follow(assignment, open_items)(),
+            turn_items=assignment.cut.turn_rows,
+            min_items=size if size and self.identity.settings.drop_last else 1,
+        )
+
+    def _follow(
+        self, assignment: Assignment, open_items: Callable[[Assignment], T]
+    ) -> Callable[[], Following[T] | None]:
+        """Return a function that opens what follows an assignment."""
+
+        def follow() -> Following[T] | None:
+            found = self.following(assignment)
+            if found is None:
+                return None
+            return Following(Cursor(found), lambda: open_items(found), self._follow(found, open_items))
+
+        return follow
+
+    def _to_read(self, columns: DeliveredColumns) -> DeliveredColumns:
+        """Return which of the columns are read: all, or the one that is packed as it is in the files."""
+        stages = self.stages
+        is_direct = stages is not None and not stages.expansion.steps and not self.has_functions
+        return columns.only(stages.pack.column) if is_direct and stages and stages.pack else columns
+
+    @property
+    def unit(self) -> str:
+        """What is delivered, for a repr."""
+        stages, size = self.stages, self.options.batch_size
+        unit = "rows" if stages is None else "items" if stages.pack is None else "packs"
+        unit = unit if size is None else f"batches of {size:,} {unit}"
+        return unit if stages is None else f"{unit} by {stages.text} of rows"
+
+    @property
+    def takes_context(self) -> bool:
+        """Whether one of the functions takes a context."""
+        of_stages = self.stages is not None and self.stages.expansion.takes_context
+        return self.transform.takes_context or of_stages
+
+    @property
+    @abstractmethod
+    def has_functions(self) -> bool:
+        """Whether functions are called on rows."""
+
+    if TYPE_CHECKING:
+        # As above.
+        @property
+        def columns(self) -> DeliveredColumns:
+            """The columns of rows, before any function is called."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class DatasetDefinition(Definition):
+    """The files, order and conversion of a dataset, which don't change while it is read."""
+
+    identity: Identity
+    """The files, and the settings that determine the order of their rows."""
     manifest: Manifest
     """The data files and their metadata."""
     storage: Storage
     """Storage of the data files."""
     columns: DeliveredColumns
     """The columns that are delivered."""
-    transform: Transforms
-    """Called on each row, or on each batch of columns."""
     prefetch_windows: int
     """Windows of each lane that are read ahead."""
     selection: RowSelection | None = None
     """The rows that belong to the dataset; None: all."""
-    collate_fn: Callable[[list[Any]], Any] | None = None
-    """Builds an item from the rows of a batch, or of a turn if there are no batches; None: columns, or single rows."""
-    stages: Stages | None = None
-    """What is made of the rows; None: they are delivered."""
-    of_batches: Transforms = field(default_factory=Transforms)
-    """Called on each batch that was built of rows or of what stages have made of them."""
+    former: tuple[DatasetDefinition, ...] = ()
+    """Its definitions before files were added, oldest first; only mixtures finish what began with them."""
 
     def __post_init__(self) -> None:
         """Check that no rank may deliver fewer rows than the others, unless they may anyway.
@@ -66,10 +289,7 @@ class Definition:
             ValueError: One may.
         """
         errors = self.transform.errors
-        if self.stages is not None:
-            self._check_stages()
-            return
-        if errors is not None and errors.skips and self.place.world_size > 1:
+        if self.stages is None and errors is not None and errors.skips and self.place.world_size > 1:
             remainder = self.identity.settings.remainder
             if remainder != "keep":
                 message = (
@@ -92,65 +312,56 @@ class Definition:
         settings = replace(self.identity.settings, selection=selection.rows.text)
         return replace(self, identity=Identity(self.manifest.files, settings, selection.rows), selection=selection)
 
-    def _check_stages(self) -> None:
-        """Check that the other arguments go together with stages.
-
-        Raises:
-            ValueError: They don't.
-        """
-        errors, remainder = self.transform.errors, self.identity.settings.remainder
-        if errors is not None and not errors.skips:
-            message = (
-                'on_error="mask" would have a filler packed or expanded like a row: use "skip", since nothing counts '
-                "on the number of rows"
-            )
-            raise ValueError(message)
-        if remainder not in {None, "keep"}:
-            message = (
-                f'remainder="{remainder}" evens out rows, but how many items are made of these depends on the data: '
-                'use "keep"'
-            )
-            raise ValueError(message)
-        if self.options.batch_size is None and self.options.turn_rows not in {None, 1}:
-            message = f"turn_rows={self.options.turn_rows} counts items of a batch: call batch(), or omit turn_rows"
-            raise ValueError(message)
-
-    def then(self, function: Callable[..., Any], *, takes_context: bool = False) -> Self:
-        """Return the definition with one more function of the user, on what is delivered so far.
-
-        Args:
-            function: Called with a row, an item or a batch and, if it takes one, with the context of the row or batch.
-            takes_context: Whether it takes one.
-
-        Raises:
-            ValueError: There is no context.
-        """
-        if self.options.batch_size is not None and (self.stages is not None or self.collate_fn is not None):
-            if takes_context:
-                message = "a batch that was built of rows has no context: put the function before batch()"
-                raise ValueError(message)
-            return replace(self, of_batches=self.of_batches.then(function))
-        if self.stages is not None:
-            return replace(self, stages=self.stages.then(function, takes_context=takes_context))
-        return replace(self, transform=self.transform.then(function, takes_context=takes_context))
+    def of(self, identity: Identity) -> DatasetDefinition:
+        """Return the definition with these files and settings: this one, or one before files were added."""
+        return next((each for each in self.former if each.identity is identity), self)
 
     def with_stages(self, stages: Stages) -> Self:
-        """Return the definition of what stages make of its rows."""
-        settings = replace(self.identity.settings, stages=stages.text)
-        return replace(self, stages=stages, identity=replace(self.identity, settings=settings))
+        """Return the definition of what stages make of its rows.
+
+        Raises:
+            ValueError: Other arguments don't go together with stages.
+        """
+        settings = self.identity.settings
+        if settings.remainder not in {None, "keep"}:
+            message = (
+                f'remainder="{settings.remainder}" evens out rows, but how many items are made of these depends on '
+                'the data: use "keep"'
+            )
+            raise ValueError(message)
+        identity = replace(self.identity, settings=replace(settings, stages=stages.text))
+        return replace(super().with_stages(stages), identity=identity)
+
+    @property
+    def has_functions(self) -> bool:
+        """Whether functions are called on rows."""
+        return bool(self.transform)
 
     def num_items(self, place: WorkerPlace) -> int | None:
         """Return the number of batches, or rows if there are no batches, that a rank delivers in a whole epoch.
 
-        Args:
-            place: Any worker of the rank.
-
-        Returns:
-            None if it depends on what stages make of the rows.
+        None: it depends on what stages make of the rows.
         """
         if self.stages is not None:
             return None
         return self.options.num_items(self.identity.selected.num_rows, place, self.identity.settings)
+
+    def batched(self, options: LaneOptions, output: Output, *, drop_last: bool) -> Self:
+        """Return the same rows in batches; see `Definition.batched`."""
+        settings = replace(self.identity.settings, drop_last=drop_last)
+        changed = replace(self, options=options, identity=replace(self.identity, settings=settings))
+        if self.stages is not None:
+            return changed
+        if self.transform:
+            return replace(changed, collate_fn=default_collate)
+        return replace(changed, columns=self.columns.with_output(output))
+
+    def num_received(self, assignment: Assignment) -> int:
+        """Return the number of batches or rows of the epoch that the rank of an assignment has delivered."""
+        num_items = self.num_items(assignment.place)
+        if num_items is None:
+            return assignment.num_batches_taken
+        return max(0, num_items - assignment.num_items_left(self.options.batch_size))
 
     def warnings_at_start(self, schedule: EpochSchedule, place: WorkerPlace) -> list[str]:
         """Return what to warn of when the worker at `place` starts to read the next pass of `schedule`."""
@@ -166,77 +377,66 @@ class Definition:
         if self.stages is not None and place.world_size > 1 and self.identity.settings.remainder is None:
             message = (
                 f"how many items are made of the rows depends on the data, so the {place.world_size} ranks would "
-                'deliver different numbers of batches: pass remainder="keep" if the training loop can end at another '
-                "step on each rank"
+                "deliver different numbers of batches: call repeat(), before the stages, for a stream without an end, "
+                'or pass remainder="keep" if the training loop can end at another step on each rank'
             )
             raise ValueError(message)
         return resolve_cut(self.identity, progress, place, self.options)
 
-    def open(self, assignment: Assignment) -> Stream[Any]:
-        """Open the stream of a worker: batches, or single rows or items if there is no batch size."""
-        if self.options.batch_size is not None or self.stages is not None:
-            return self.open_batches(assignment)
-        return RowStream(Cursor(assignment), lambda: self._items(assignment))
+    def is_fresh(self, assignment: Assignment) -> bool:
+        """Return whether a pass starts here, in the cut that every worker derives from the epoch number alone."""
+        return is_fresh(self.identity, assignment, self.options)
 
-    def open_batches(self, assignment: Assignment) -> TaggedStream[Any]:
-        """Open the stream of batches of a worker; if there is no batch size, each turn of rows is a batch."""
-        cursor, stages = Cursor(assignment), self.stages
-        if stages is None:
-            return BatchStream(cursor, lambda: self._items(assignment))
-        batch_size, drop_last = self.options.batch_size, self.identity.settings.drop_last
-        return ItemStream(
-            cursor,
-            lambda: self._lane_items(assignment, stages, cursor),
-            turn_items=assignment.cut.turn_rows,
-            min_items=batch_size if batch_size and drop_last else 1,
-        )
+    def read_progress(self, saved: SavedState, place: WorkerPlace, *, is_worker: bool) -> Progress:
+        """Return the progress in a state that belongs to this dataset; see `laneway.core.state.read_progress`."""
+        return read_progress(saved, self.identity, place, is_worker=is_worker)
 
-    def _lane_items(self, assignment: Assignment, stages: Stages, cursor: Cursor) -> LaneItems:
-        rows = self._items(assignment)
-        batches = BatchMaker(
-            rows,
-            stages,
-            self.options.batch_size is not None,
-            self.collate_fn,
-            self.of_batches,
-            is_numpy=self.columns.output == "numpy",
-        )
-        return LaneItems(rows, batches, cursor)
+    def remarks(self, saved: SavedState, progress: Progress) -> list[str]:
+        """Return how many files were added since a complete state was saved, if some were."""
+        num_added = num_added_files(saved, self.identity)
+        if not num_added:
+            return []
+        return [
+            f"{num_added} files were added since the checkpoint at the end of epoch {progress.epoch} was saved",
+        ]
 
-    @property
-    def _columns_to_read(self) -> DeliveredColumns:
-        """The columns that are delivered, or the one that is packed as it is in the files."""
-        stages = self.stages
-        if stages is None or stages.pack is None or self.transform or stages.expansion.steps:
-            return self.columns
-        return self.columns.only(stages.pack.column)
+    def open_items(self, assignment: Assignment) -> ItemMaker:
+        """Open what reads and builds the items of an assignment."""
+        takes_context = self.takes_context
+        plan, seed = self.identity.plan(assignment.progress), self.identity.settings.seed
+        columns = self._to_read(self.columns)
+        converter = columns.with_hidden(HIDDEN if takes_context else None)
+        lanes = self.open_lanes(plan, columns, converter, frozenset(HIDDEN.names if takes_context else ()))
+        contexts = Contexts(self.manifest.files.paths, seed=seed, epoch=plan.epoch) if takes_context else None
+        return ItemMaker(lanes, converter, self.transform, contexts, self.collate_fn)
 
-    def _items(self, assignment: Assignment) -> ItemMaker:
-        plan, seed = assignment.plan, self.identity.settings.seed
-        takes_context = self.transform.takes_context or (
-            self.stages is not None and self.stages.expansion.takes_context
-        )
-        rows, converter = self._columns_to_read.open(
+    def open_lanes(
+        self,
+        plan: Plan,
+        columns: DeliveredColumns,
+        converter: BatchConverter,
+        hidden: frozenset[str],
+        *,
+        source_index: int = 0,
+        threads: Executor | None = None,
+    ) -> LaneReader:
+        """Open what reads the lanes of an epoch.
+
+        Args:
+            plan: The lanes.
+            columns: The columns that are read.
+            converter: Converts the rows, with the hidden columns.
+            hidden: Names of the hidden columns that come too, from which contexts are made.
+            source_index: In a mixture, the index of this source.
+            threads: Those that read; None: threads of its own.
+        """
+        rows = columns.open(
             self.manifest,
             self.storage,
+            converter.schema,
             epoch=plan.epoch,
             selection=self.selection,
-            with_hidden=takes_context,
+            hidden=hidden,
+            source_index=source_index,
         )
-        lanes = LaneReader(plan, rows, converter.vectorized, self.prefetch_windows)
-        contexts = Contexts(self.manifest.files.paths, seed=seed, epoch=plan.epoch) if takes_context else None
-        return ItemMaker(
-            lanes, converter, self.transform, contexts, collate_fn=self.collate_fn, of_batches=self.of_batches
-        )
-
-
-def known_length(num_items: int | None) -> int:
-    """Return the number of items, if it is known.
-
-    Raises:
-        TypeError: It isn't. This makes `list` and `tqdm` do without.
-    """
-    if num_items is None:
-        message = "this has no length: how many items flat_map() or pack() make of the rows depends on the data"
-        raise TypeError(message)
-    return num_items
+        return LaneReader(plan, rows, converter.vectorized, self.prefetch_windows, threads)

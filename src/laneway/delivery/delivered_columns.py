@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from laneway.convert.batches import BatchConverter
 from laneway.reading.categories import find_categories
-from laneway.reading.origin import HIDDEN, PROVENANCE, Origin
+from laneway.reading.origin import PROVENANCE, Origin
 from laneway.reading.projection import select_columns, with_provenance
 from laneway.reading.selected import open_rows
 
@@ -41,8 +41,8 @@ class DeliveredColumns:
     """Whether they include those of `PROVENANCE`."""
     categories: Categories | None
     """The vocabularies of those that are ids; None: there are none."""
-    fill_null: FillNull | None
-    """What replaces nulls."""
+    fill_null: FillNull | None = None
+    """What replaces nulls in columns of numbers."""
 
     @classmethod
     def of(
@@ -72,37 +72,42 @@ class DeliveredColumns:
         """Names of those that are in the files, or in the names of their directories."""
         return [name for name in self.schema.names if not self.provenance or name not in PROVENANCE.names]
 
-    def with_output(self, output: Output) -> Self:
-        """Return these columns as another type."""
-        return replace(self, output=output, converter=BatchConverter(self.schema, output, self.fill_null))
+    def with_hidden(self, hidden: pa.Schema | None) -> BatchConverter:
+        """Return what converts them and hidden columns, from which contexts are made; None: there are none."""
+        return self.converter if hidden is None else self.converter.with_columns(hidden)
 
     def only(self, name: str) -> Self:
         """Return one of the columns in the files, as it is there."""
         schema = pa.schema([self.schema.field(name)])
-        return type(self)(
-            schema, "arrow", BatchConverter(schema, "arrow"), provenance=False, categories=None, fill_null=None
-        )
+        return type(self)(schema, "arrow", BatchConverter(schema, "arrow"), provenance=False, categories=None)
+
+    def with_output(self, output: Output) -> Self:
+        """Return the same columns, delivered as another type."""
+        converter = BatchConverter(self.schema, output, self.fill_null)
+        return replace(self, output=output, converter=converter)
 
     def open(
         self,
         manifest: Manifest,
         storage: Storage,
+        schema: pa.Schema,
         *,
         epoch: int,
         selection: RowSelection | None,
-        with_hidden: bool,
-    ) -> tuple[Rows, BatchConverter]:
-        """Return what reads them, and what converts them.
+        hidden: frozenset[str] = frozenset(),
+        source_index: int = 0,
+    ) -> Rows:
+        """Return what reads them.
 
         Args:
             manifest: The files.
             storage: Where they are.
+            schema: The columns, with hidden ones.
             epoch: The epoch that is read.
             selection: The rows; None: all.
-            with_hidden: Whether the columns of `HIDDEN` come too, from which contexts are made.
+            hidden: Names of the hidden columns.
+            source_index: In a mixture, the index of the source.
         """
-        converter = self.converter.with_columns(HIDDEN) if with_hidden else self.converter
-        made = (PROVENANCE.names if self.provenance else []) + (HIDDEN.names if with_hidden else [])
-        origin = Origin(epoch, frozenset(made)) if made else None
-        rows = open_rows(manifest, storage, converter.schema, origin, selection=selection, categories=self.categories)
-        return rows, converter
+        made = hidden.union(PROVENANCE.names if self.provenance else ())
+        origin = Origin(epoch, made, source_index) if made else None
+        return open_rows(manifest, storage, schema, origin, selection=selection, categories=self.categories)

@@ -76,7 +76,7 @@ class LoaderArguments(NamedTuple):
         if self.batch_size is None:
             if self.collate_fn is None:
                 return definition
-            return definition.then(self.collate_fn)
+            return definition.mapped(self.collate_fn)
         options = definition.options
         if options.batch_size is not None:
             message = (

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from laneway.core.apart import is_apart, state_of_rank
 from laneway.core.cursor import Cursor
 from laneway.core.schema import parse_state, unwrap_state
-from laneway.core.state import read_progress, write_job_state, write_state
+from laneway.core.state import write_job_state, write_state
 from laneway.core.turns import WorkerPlace
-from laneway.delivery.dataset_state import log_added_files
+from laneway.delivery.dataset_state import log_remarks
 from laneway.errors import CheckpointMismatchError, LanewayError
 
 if TYPE_CHECKING:
@@ -159,9 +159,10 @@ def resume_point(runner: PassRunner, saved: SavedState) -> Progress:
         StateFormatError: Its positions contradict its lanes.
         CheckpointMismatchError: The state belongs to another dataset, order or rank.
     """
-    progress = read_progress(saved, runner.source.definition.identity, runner.place.of_rank(), is_worker=False)
+    definition = runner.source.definition
+    progress = definition.read_progress(saved, runner.place.of_rank(), is_worker=False)
     if progress.place is not None:
         # The lanes of a single rank can't be cut again, so its current workers must be able to share them.
         runner.resolve(progress)
-    log_added_files(saved, runner.source.definition.identity)
+    log_remarks(definition, saved, progress)
     return progress

@@ -11,12 +11,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from laneway.core.cursor import LaneRange
 from laneway.delivery.row_errors import SKIPPED
+from laneway.errors import LanewayError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from laneway.core.cursor import Cursor, Positions
     from laneway.core.progress import Progress
+
+_MAX_SKIPPED = 100_000
+"""Items that are skipped in a row until a pass without end is ended by an error."""
 
 
 class Delivery:
@@ -120,7 +124,13 @@ class Pass:
     @property
     def is_complete(self) -> bool:
         """Whether this worker or rank has delivered all its rows of the epoch."""
-        return self.cursor.is_at_end
+        cursor = self.cursor
+        return cursor.is_at_end and cursor.is_last
+
+    @property
+    def is_endless(self) -> bool:
+        """Whether it never ends."""
+        return self._cursor.is_endless
 
     def progress(self) -> Progress:
         """Return the progress of this worker or rank."""
@@ -128,9 +138,17 @@ class Pass:
 
     def take(self) -> Taken | None:
         """Return the next item, or None at the end of the epoch. If the last item was not delivered, it comes again."""
+        num_skipped = 0
         while (taken := self.take_any()) is not None and taken.item is SKIPPED:
             # Nobody receives it.
             taken.delivery.taken = taken.num_taken
+            num_skipped += 1
+            if num_skipped >= _MAX_SKIPPED and self.is_endless:
+                message = (
+                    f"the last {num_skipped:,} items in a row were skipped, and this mixture has no end: does the "
+                    "transform fail for every row?"
+                )
+                raise LanewayError(message)
         return taken
 
     def take_any(self) -> Taken | None:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from laneway.core.turns import WorkerPlace
     from laneway.delivery.accelerate import Placement
     from laneway.delivery.dataloader import BatchSource
+    from laneway.delivery.definition import Definition
     from laneway.delivery.passes import Taken
     from laneway.delivery.schedule import EpochSchedule
 
@@ -81,6 +82,21 @@ class PassRunner:
         self._prepared = running, self.schedule.version
         running.start()
 
+    def change(self, definition: Definition) -> None:
+        """Read other batches of the same rank: from the next one on, if a pass is running.
+
+        Raises:
+            LanewayError: The progress of the whole job can't be inferred from that of this rank.
+        """
+        running = self.described
+        progress = None if running is None or running.is_complete else running.whole_progress()
+        if running is not None and not running.is_complete and progress is None:
+            raise not_in_lockstep()
+        self.source.change(definition)
+        self.schedule.version += 1
+        if running is not None and progress is not None:
+            running.go_on(progress)
+
     def next_pass(self) -> DataLoaderPass:
         """Return the next pass, before it begins."""
         if self._prepared is not None:
@@ -102,9 +118,11 @@ class PassRunner:
 
     def open_bar(self, running: DataLoaderPass) -> tqdm[Any]:
         """Return the progress bar of a pass, which starts where the epoch resumes."""
-        num_items, num_received = self.num_items, self.num_received()
+        assignment = running.assignment()
+        num_left = self._num_left(assignment)
+        num_received = self._num_received(assignment)
         return tqdm(
-            total=None if num_items is None else num_received + self.num_left(running),
+            total=None if num_left is None else num_received + num_left,
             initial=num_received,
             desc=f"epoch {running.epoch}",
             unit="row" if self.source.yields_rows else "batch",
@@ -127,27 +145,34 @@ class PassRunner:
 
     def num_received(self) -> int:
         """Return the number of items of the current epoch that the training loop has received on this rank."""
-        running, num_items = self.described, self.num_items
-        progress = self.schedule.next_progress if running is None else running.progress()
-        if progress.cut is None:
-            return 0
-        if num_items is None:
-            # Among them are turns of lanes that had nothing left.
-            return progress.cut.next_turn // progress.sharing.job_turns
-        num_left = self._num_left(self.resolve(progress)) if running is None else self.num_left(running)
-        return max(0, num_items - num_left)
+        if self.described is not None:
+            return self._num_received(self.described.assignment())
+        progress = self.schedule.next_progress
+        return 0 if progress.cut is None else self._num_received(self.resolve(progress))
 
-    def num_left(self, running: DataLoaderPass) -> int:
-        """Return the number of items of a pass that the training loop has not received yet."""
+    def num_left(self, running: DataLoaderPass) -> int | None:
+        """Return the number of items of a pass that the training loop has not received yet; None: it has no end."""
         return self._num_left(running.assignment())
 
-    def _num_left(self, assignment: Assignment) -> int:
-        return assignment.num_items_left(self.source.definition.options.batch_size)
+    def _num_left(self, assignment: Assignment) -> int | None:
+        return self.source.definition.num_left(assignment)
+
+    def _num_received(self, assignment: Assignment) -> int:
+        return self.source.definition.num_received(assignment)
 
     @property
     def num_items(self) -> int | None:
-        """Number of items that this rank delivers in a whole epoch; None if it depends on the data."""
+        """Number of items that this rank delivers in a whole epoch; None: it has no end."""
         return self.source.definition.num_items(self.place)
+
+
+def not_in_lockstep() -> LanewayError:
+    """Return the error for a call that needs the progress of the whole job, which this rank doesn't know."""
+    message = (
+        "ranks are not in lockstep, so no rank knows how far the job has come: call save_state_global() on all ranks, "
+        "and restore_state_global() into loaders with the change"
+    )
+    return LanewayError(message)
 
 
 class LoaderIterator(PassIterator):
@@ -170,7 +195,7 @@ class LoaderIterator(PassIterator):
         """The pass as Accelerate sees it, if an Accelerator has prepared the loader."""
         self._is_look = False
         """Whether its batches are only looked at, and not counted: they come again in the next pass."""
-        self._num_items = 0
+        self._num_items: int | None = 0
         """Then, the number of items that it delivers."""
 
     def _take(self) -> Taken | None:
@@ -216,8 +241,7 @@ class LoaderIterator(PassIterator):
         if self._runner.placement is not None:
             self._accelerated = AcceleratedPass(self._runner.placement)
             self._accelerated.begin()
-            # Where the number depends on the data, no batch is known to be the last one.
-            self._num_items = 0 if self._runner.num_items is None else self._runner.num_left(running)
+            self._num_items = self._runner.num_left(running)
         self._bar = bar
         return running, bar
 
@@ -235,5 +259,5 @@ class EpochSampler(Sampler[None]):
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next pass, unless it is just Fabric's count of passes since the process started."""
-        if not is_counted_by_fabric():
+        if not is_counted_by_fabric() and not self._schedule.is_endless:
             self._schedule.set_epoch(epoch)

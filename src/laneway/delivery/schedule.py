@@ -17,7 +17,7 @@ from laneway.arguments import plain_int
 from laneway.core.progress import Progress
 from laneway.delivery.clock import MAX_EPOCHS, EpochClock, Loaded, loader_number
 from laneway.delivery.workers import is_in_worker, is_loader_starting_again
-from laneway.errors import StateFormatError
+from laneway.errors import LanewayError, StateFormatError
 
 if TYPE_CHECKING:
     from laneway.core.schema import SavedState
@@ -72,12 +72,15 @@ class _Begun:
 class EpochSchedule:
     """The passes over one dataset: in the main process and, as copies that share a clock, in its DataLoader workers."""
 
-    def __init__(self, dataset: EpochSchedule | None = None) -> None:
+    def __init__(self, dataset: EpochSchedule | None = None, *, is_endless: bool = False) -> None:
         """Start before epoch 0.
 
         Args:
             dataset: For the schedule of a loader: that of its dataset.
+            is_endless: Whether passes never end, so that the next one goes on where the last one stopped.
         """
+        self.is_endless = is_endless
+        """Whether passes never end."""
         self.version = 0
         """Changes whenever this process begins a pass, loads a state or chooses an epoch."""
         self._dataset = dataset
@@ -103,21 +106,21 @@ class EpochSchedule:
 
     def copy(self) -> EpochSchedule:
         """Return an independent schedule whose next pass is the same."""
-        return self._copy_to(EpochSchedule())
+        return self._copy_to(EpochSchedule(is_endless=self.is_endless))
 
     def of_loader(self) -> EpochSchedule:
         """Return the schedule of a loader over this dataset, which counts its own passes.
 
         Epochs that are chosen and states that are loaded here apply to it too. The passes that it begins count here.
         """
-        other = self._copy_to(EpochSchedule(self))
+        other = self._copy_to(EpochSchedule(self, is_endless=self.is_endless))
         self._loaders.add(other)
         return other
 
     def _copy_to(self, other: EpochSchedule) -> EpochSchedule:
         restored = self.pending
         if restored is None:
-            other.set_next(self.next_start()[0].epoch)
+            other.set_next(0 if self.is_endless else self.next_start()[0].epoch)
         else:
             other.set_next(restored.progress.epoch, restored)
         return other
@@ -183,6 +186,7 @@ class EpochSchedule:
             return restored.start, restored.generation
         begun, generation = self._begun, self._clock.generation
         if is_in_worker():
+            self._check_goes_on()
             if begun is None or begun.pid != os.getpid():
                 generation, epoch = self._clock.next(loader_number())
                 return Progress(epoch), generation
@@ -193,12 +197,23 @@ class EpochSchedule:
             return Progress(epoch), generation
         if begun is not None and self._is_unused(begun):
             return begun.running.progress(), generation
-        return Progress(self._clock.next()[1]), generation
+        return Progress(0 if self.is_endless else self._clock.next()[1]), generation
 
     def _is_unused(self, begun: _Begun) -> bool:
-        """Return whether a pass has delivered nothing, and no epoch was chosen nor another pass begun since."""
+        """Return whether nothing was chosen or begun since a pass, and it has delivered nothing, or is endless."""
         is_last = begun.pid == os.getpid() and self._clock.is_untouched(begun.generation)
+        if self.is_endless:
+            return is_last
         return is_last and not begun.running.num_delivered and not begun.running.is_over
+
+    def _check_goes_on(self) -> None:
+        """Check that a worker of a user's own DataLoader need not go on where an earlier pass has stopped."""
+        if self.is_endless and self._clock.next(loader_number())[1]:
+            message = (
+                "another pass over this endless mixture would go on where the last one stopped, but the workers of a "
+                "DataLoader don't know what was delivered: keep its iterator, or use a SavableLoader"
+            )
+            raise LanewayError(message)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next pass; if a loaded state is of this epoch, its progress is kept."""
@@ -206,6 +221,12 @@ class EpochSchedule:
         if number is None or not 0 <= number < MAX_EPOCHS:
             message = f"epoch must be an int in [0, {MAX_EPOCHS}), not {epoch!r}"
             raise ValueError(message)
+        if self.is_endless:
+            message = (
+                f"set_epoch({epoch}) of an endless mixture: it has no epochs of its own, and goes on where the last "
+                "pass stopped; give it a stop, or don't call set_epoch"
+            )
+            raise LanewayError(message)
         found = [each.choose(number) for each in self._with_loaders()]
         for warning in dict.fromkeys(filter(None, found)):
             warnings.warn(warning, stacklevel=3)

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from laneway.convert.batches import BatchConverter
     from laneway.convert.open_rows import OpenRows
     from laneway.core.cursor import Cursor
-    from laneway.delivery.context import BatchContext, Contexts, RowContext
+    from laneway.delivery.context import AnyContexts, BatchContext, RowContext
     from laneway.delivery.transforms import Expansion, Transforms
-    from laneway.reading.lane_reader import LaneReader
+    from laneway.reading.rows import LaneRows
 
 _ROWS_PER_CONVERSION = 1024
 """Number of rows that are converted together if rows are yielded one by one."""
@@ -46,13 +46,11 @@ class ItemMaker:
 
     def __init__(
         self,
-        lanes: LaneReader,
+        lanes: LaneRows,
         converter: BatchConverter,
         transform: Transforms,
-        contexts: Contexts | None,
-        *,
+        contexts: AnyContexts | None,
         collate_fn: Callable[[list[Any]], Any] | None,
-        of_batches: Transforms,
     ) -> None:
         """Prepare to build items.
 
@@ -62,7 +60,6 @@ class ItemMaker:
             transform: Called on each row, or on each batch of columns.
             contexts: Makes the contexts that it takes; None: it takes none.
             collate_fn: Builds a batch from a list of rows; None: batches are built column by column.
-            of_batches: Called on each batch that `collate_fn` has built.
         """
         self._lanes = lanes
         self._converter = converter
@@ -70,7 +67,6 @@ class ItemMaker:
         """The user's functions."""
         self._contexts = contexts
         self._collate_fn = collate_fn
-        self._of_batches = of_batches
         # Any other collate_fn may drop None, or consume a generator.
         self._delivers_results = collate_fn in {None, unchanged, default_collate}
         self._latest_rows: dict[int, tuple[list[LaneRange], list[Any]]] = {}
@@ -90,8 +86,7 @@ class ItemMaker:
                 rows = [row for row in rows if row is not SKIPPED]
                 if not rows:
                     return SKIPPED
-        batch = self._call(self._collate_fn, rows, ranges)
-        return self._call(self._of_batches, batch, ranges, is_delivered=True) if self._of_batches else batch
+        return self._call(self._collate_fn, rows, ranges)
 
     def rows(self, ranges: list[LaneRange]) -> list[Any]:
         """Return these rows one by one, before `transform`."""
@@ -269,18 +264,35 @@ class Closeable(Protocol):
 T = TypeVar("T", bound=Closeable)
 
 
+class Following(NamedTuple, Generic[T]):
+    """What a worker delivers after a cut has ended, in the same epoch."""
+
+    cursor: Cursor
+    """The position of the worker in the next cut."""
+    open_items: Callable[[], T]
+    """Returns what reads and builds the items of that cut."""
+    follow: Callable[[], Following[T] | None]
+    """Returns what follows it, if anything."""
+
+
 class Stream(Pass, Generic[T]):
     """A pass of one worker, read by this process."""
 
-    def __init__(self, cursor: Cursor, open_items: Callable[[], T]) -> None:
+    def __init__(
+        self,
+        cursor: Cursor,
+        open_items: Callable[[], T],
+        follow: Callable[[], Following[T] | None] = lambda: None,
+    ) -> None:
         """Start where `cursor` is.
 
         Args:
             cursor: The position of the worker.
             open_items: Returns what reads and builds the items.
+            follow: Returns what follows when the cut has ended, if anything.
         """
         super().__init__(cursor)
-        self._open_items = open_items
+        self._current = Following(cursor, open_items, follow)
         self._items = open_items()
 
     def release(self) -> None:
@@ -290,7 +302,19 @@ class Stream(Pass, Generic[T]):
     def _recover(self) -> None:
         # A window may be half read, or changed in place by a user's function.
         self._items.close()
-        self._items = self._open_items()
+        # The last call may have ended while it went on to this cut.
+        self._cursor = self._current.cursor
+        self._items = self._current.open_items()
+
+    def _goes_on(self) -> bool:
+        """Go on to the next cut at the end of one, and return whether there is one."""
+        self._items.close()
+        following = self._current.follow()
+        if following is None:
+            return False
+        self._current = following
+        self._recover()
+        return True
 
 
 class TaggedBatch(NamedTuple):
@@ -307,9 +331,14 @@ class TaggedBatch(NamedTuple):
 class TaggedStream(Stream[T]):
     """Delivers batches that another process may count."""
 
-    def __init__(self, cursor: Cursor, open_items: Callable[[], T]) -> None:
+    def __init__(
+        self,
+        cursor: Cursor,
+        open_items: Callable[[], T],
+        follow: Callable[[], Following[T] | None] = lambda: None,
+    ) -> None:
         """Start where `cursor` is; see Stream."""
-        super().__init__(cursor, open_items)
+        super().__init__(cursor, open_items, follow)
         self._is_sent = is_in_worker()
 
     def next_tagged(self) -> TaggedBatch | None:
@@ -331,8 +360,7 @@ class BatchStream(TaggedStream[ItemMaker]):
     def _read(self, num_delivered: int) -> Taken | None:
         found = self._cursor.next_batch()
         if found is None:
-            self._items.close()
-            return None
+            return self._read(num_delivered) if self._goes_on() else None
         batch = self._items.batch(found.ranges)
         delivery = Delivery(found.turn, found.new_positions(), before=num_delivered)
         return self._taken(delivery, batch)
@@ -341,9 +369,14 @@ class BatchStream(TaggedStream[ItemMaker]):
 class RowStream(Stream[ItemMaker]):
     """Delivers single rows, which are converted many at a time."""
 
-    def __init__(self, cursor: Cursor, open_items: Callable[[], ItemMaker]) -> None:
+    def __init__(
+        self,
+        cursor: Cursor,
+        open_items: Callable[[], ItemMaker],
+        follow: Callable[[], Following[ItemMaker] | None] = lambda: None,
+    ) -> None:
         """Start where `cursor` is; see Stream."""
-        super().__init__(cursor, open_items)
+        super().__init__(cursor, open_items, follow)
         self._converted: dict[int, tuple[int, list[Any]]] = {}
         """Lane -> position of its first converted row, and the converted rows."""
 
@@ -354,8 +387,8 @@ class RowStream(Stream[ItemMaker]):
     def _read(self, num_delivered: int) -> Taken | None:
         found = self._cursor.next_rows(_ROWS_PER_CONVERSION)
         if found is None:
-            self._items.close()
-            return None
+            self._converted.clear()
+            return self._read(num_delivered) if self._goes_on() else None
         place = lane, start, stop = found.ranges[0]
         first, rows = self._converted.get(lane, (0, []))
         if not first <= start < first + len(rows):

@@ -43,6 +43,10 @@ class Transforms:
         """
         return replace(self, steps=(*self.steps, _Step(function, takes_context)))
 
+    def after(self, function: Callable[..., Any]) -> Transforms:
+        """Return these functions after another one, which takes a context."""
+        return replace(self, steps=(_Step(function, takes_context=True), *self.steps))
+
     def __bool__(self) -> bool:
         """Return whether they change rows or batches: masking adds a column."""
         return bool(self.steps) or (self.errors is not None and not self.errors.skips)

@@ -14,6 +14,7 @@ from laneway.reading.windows import WindowReader
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from concurrent.futures import Executor
 
     from laneway.convert.columns import ToStored
     from laneway.core.cursor import LaneRange
@@ -55,20 +56,21 @@ class _PendingLane:
     def next_window(self, ahead: ReadAhead) -> _OpenWindow:
         """Return the next window, after starting to read those that follow it."""
         if not self._pending:
-            self._begin()
+            self.begin()
         num_bytes = sum(size for _, size in self._pending) - self._pending[0][1]
         while self._next is not None and len(self._pending) <= ahead.max_segments:
             num_bytes += self._next.num_bytes
             if len(self._pending) > ahead.num_segments and num_bytes > ahead.num_bytes:
                 break
-            self._begin()
+            self.begin()
         window, _ = self._pending.popleft()
         parts = self._windows.finish(window)
         bounds = [*accumulate((part.num_rows for part in parts), initial=self.position)]
         self.position = bounds[-1]
         return _OpenWindow(bounds, parts)
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
+        """Start to read the next segment, if there is one."""
         if self._next is not None:
             segment, num_bytes = self._next
             self._pending.append((self._windows.begin(segment), num_bytes))
@@ -86,7 +88,14 @@ class LaneReader:
     For each lane it holds one window, the prefetched windows, and a copy of the last row once that has been read.
     """
 
-    def __init__(self, plan: Plan, rows: Rows, vectorized: Mapping[str, ToStored], num_ahead: int) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        rows: Rows,
+        vectorized: Mapping[str, ToStored],
+        num_ahead: int,
+        threads: Executor | None = None,
+    ) -> None:
         """Read lanes of `plan`.
 
         Args:
@@ -94,10 +103,11 @@ class LaneReader:
             rows: Reads the data files.
             vectorized: Columns to convert once per window; see `BatchConverter.vectorized`.
             num_ahead: Windows to prefetch in each lane.
+            threads: Those that read, which are shared with other readers; None: threads of its own.
         """
         self._plan = plan
         self._rows = rows
-        self._windows = WindowReader(plan, rows, vectorized)
+        self._windows = WindowReader(plan, rows, vectorized, threads)
         # If the iterator is dropped mid-epoch, stop its threads instead of draining the queue.
         self._end = weakref.finalize(self, self._windows.end)
         self._read_ahead = self._windows.read_ahead(num_ahead)
@@ -106,6 +116,12 @@ class LaneReader:
         self._ahead: dict[int, _PendingLane] = {}
         self._last_rows: dict[int, OpenRows] = {}
         """Lane -> a copy of its last row, which may be delivered again to pad the lane."""
+
+    def begin(self, lane: int, position: int) -> None:
+        """Begin to read a lane, without waiting, unless it is being read."""
+        if lane not in self._open and lane not in self._ahead and position < self._lane_rows[lane]:
+            self._ahead[lane] = _PendingLane(self._windows, self._plan.lanes.segments(lane, position), position)
+            self._ahead[lane].begin()
 
     def read(self, wanted: LaneRange) -> list[OpenRows]:
         """Return rows of a lane, as slices of its windows."""

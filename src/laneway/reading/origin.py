@@ -23,6 +23,10 @@ FILE_INDEX, FILE_ROW = "\0file", "\0row"
 HIDDEN: Final[pa.Schema] = _schema({FILE_INDEX: pa.int64(), FILE_ROW: pa.int64()})
 """The columns from which the context of a row is made. They are removed before the row is delivered."""
 
+SOURCE_INDEX, ROW_EPOCH = "\0source", "\0epoch"
+HIDDEN_IN_MIXTURES: Final[pa.Schema] = _schema([*HIDDEN, (SOURCE_INDEX, pa.int64()), (ROW_EPOCH, pa.int64())])
+"""The same for rows of several sources and epochs."""
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,8 @@ class Origin:
     """The epoch that is read."""
     names: frozenset[str]
     """The columns to make."""
+    source_index: int = 0
+    """In a mixture, the index of the source."""
 
     def column(self, name: str, path: str, file_index: int, rows: NDArray[np.int64]) -> Any:  # noqa: ANN401 - an array
         """Return a column for rows of a file.
@@ -45,6 +51,8 @@ class Origin:
         """
         if name in {ROW, FILE_ROW}:
             return pa.array(rows)
-        value: Any = {PATH: path, EPOCH: self.epoch, FILE_INDEX: file_index}[name]
+        epoch, source_index = self.epoch, self.source_index
+        values = {PATH: path, EPOCH: epoch, ROW_EPOCH: epoch, FILE_INDEX: file_index, SOURCE_INDEX: source_index}
+        value: Any = values[name]
         data_type = pa.string() if name == PATH else pa.int64()
         return _repeat(pa.scalar(value, data_type), len(rows))

@@ -1,4 +1,4 @@
-"""What reads rows of data files: all of them, or those of a selection as if there were no others."""
+"""What reads rows: those of data files, all or some of them, and those of lanes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from laneway.convert.open_rows import OpenRows
+    from laneway.core.cursor import LaneRange
 
 
 class Rows(Protocol):
@@ -27,3 +30,22 @@ class Rows(Protocol):
 
     def close(self) -> None:
         """Close the files. The reader can still be used, and opens them again."""
+
+
+class LaneRows(Protocol):
+    """Reads rows of lanes."""
+
+    def read(self, wanted: LaneRange) -> list[OpenRows]:
+        """Return rows of a lane, in one or several parts."""
+
+    def read_on(self, lane: int, start: int, stop: int) -> OpenRows:
+        """Return the first rows of [start, stop) of a lane, as many as are in memory together; at least one."""
+
+    def locate(self, wanted: list[LaneRange], row_index: int) -> str:
+        """Return where row `row_index` of these ranges comes from, for a message."""
+
+    def close(self) -> None:
+        """Release rows in memory and close files; the next read opens them again."""
+
+    def end(self) -> None:
+        """Release everything and end the threads; the reader can't be used any more."""

@@ -21,7 +21,7 @@ from laneway.reading.threads import DaemonThreads, NoThreads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from concurrent.futures import Future
+    from concurrent.futures import Executor, Future
 
     from laneway.convert.columns import ToStored
     from laneway.core.plan import FileRange, Plan
@@ -91,23 +91,35 @@ class PendingWindow:
             read.cancel()
 
 
+def reading_threads(*, is_remote: bool) -> DaemonThreads:
+    """Start the threads of a reader.
+
+    Args:
+        is_remote: Whether each read is a request to a storage.
+    """
+    return DaemonThreads(_MAX_THREADS if is_remote else min(_MAX_THREADS, os.cpu_count() or 1))
+
+
 class WindowReader:
     """Reads segments of windows in the order of the requests, each with several threads."""
 
-    def __init__(self, plan: Plan, rows: Rows, vectorized: Mapping[str, ToStored]) -> None:
-        """Start the threads, which end with `end`.
+    def __init__(
+        self, plan: Plan, rows: Rows, vectorized: Mapping[str, ToStored], threads: Executor | None = None
+    ) -> None:
+        """Start the threads, which end with `end`, unless they are given.
 
         Args:
             plan: The windows.
             rows: Reads the data files.
             vectorized: Columns to convert once per window; see `BatchConverter.vectorized`.
+            threads: Those that read, which are shared with other readers; None: threads of its own.
         """
         self._plan = plan
         self._rows = rows
         self._vectorized = vectorized
         is_instant = rows.is_instant and not plan.identity.settings.shuffle
-        num_threads = _MAX_THREADS if rows.is_remote else min(_MAX_THREADS, os.cpu_count() or 1)
-        self._threads = NoThreads() if is_instant else DaemonThreads(num_threads)
+        self._owns_threads = is_instant or threads is None
+        self._threads = NoThreads() if is_instant else threads or reading_threads(is_remote=rows.is_remote)
 
     def read_ahead(self, num_windows: int) -> ReadAhead:
         """Return how much to read ahead for `num_windows` windows.
@@ -206,7 +218,8 @@ class WindowReader:
 
     def end(self) -> None:
         """End the threads, cancel the reads that have not started and close the files."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        if self._owns_threads:
+            self._threads.shutdown(wait=False, cancel_futures=True)
         self._rows.close()
 
 

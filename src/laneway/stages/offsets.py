@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from laneway.errors import NotReproducibleError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -47,18 +49,6 @@ def encode_offset(delivered: int, check: int) -> int:
     return delivered + ((check & _CHECK_MASK) << _DELIVERED_BITS)
 
 
-def encode_offsets(delivered: NDArray[np.int64], check: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the offsets of several rows; see `encode_offset`. Those of which nothing has been delivered have 0.
-
-    Args:
-        delivered: Of each, shape (num_rows,).
-        check: Of each, of the same shape.
-    """
-    if len(delivered):
-        encode_offset(int(delivered.max()), 0)
-    return (delivered + ((check & _CHECK_MASK) << _DELIVERED_BITS)) * (delivered > 0)
-
-
 def decode_offset(offset: int) -> Offset:
     """Return what an offset consists of."""
     return Offset(offset & MAX_DELIVERED, offset >> _DELIVERED_BITS)
@@ -90,3 +80,23 @@ def check_offset(offset: int, num_made: int, check: int, *, of: str) -> int:
         "that map(fn, with_context=True) passes"
     )
     raise NotReproducibleError(message)
+
+
+def resume_group(offset: int, carried: int, num_items: int, check: int, *, of: str) -> tuple[int, Callable[[int], int]]:
+    """Return the first item of a row or group to deliver, and what gives the offset after a number of its items.
+
+    Args:
+        offset: The offset of the lane in it.
+        carried: The offset in it at which an earlier cut ended; then `offset` counts from there; else 0.
+        num_items: Items that it makes now.
+        check: What it consists of now; see `encode_offset`.
+        of: What the items are, and of which rows, for an error.
+
+    Raises:
+        NotReproducibleError: It makes something else now.
+    """
+    if not carried:
+        return check_offset(offset, num_items, check, of=of), lambda delivered: encode_offset(delivered, check)
+    before = check_offset(carried, num_items, check, of=of)
+    # The sum of both offsets keeps the check bits of the first.
+    return before + decode_offset(offset).delivered, lambda delivered: encode_offset(delivered - before, 0)

@@ -141,3 +141,14 @@ def from_rows(name: str, rows: Sequence[Any]) -> TokenLists:
     values = np.concatenate(filled) if filled else np.zeros(0, np.int64)
     starts = np.cumsum([0, *map(len, arrays)], dtype=np.int64)
     return TokenLists(values, starts)
+
+
+def with_separators(documents: TokenLists, separator: int) -> TokenLists:
+    """Return documents with a separator after each that is not empty; their tokens are int64."""
+    lengths = documents.lengths + (documents.lengths > 0)
+    starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    is_token = np.ones(int(starts[-1]), bool)
+    is_token[starts[1:][lengths > 0] - 1] = False
+    values = np.full(len(is_token), separator, np.int64)
+    values[is_token] = documents.stream
+    return TokenLists(values, starts)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from laneway.core.assignment import Assignment, _without_cut, assign_whole_job, resolve_cut
+from laneway.core.assignment import Assignment, _without_cut, assign_whole_job, is_fresh, resolve_cut
 from laneway.core.cursor import Cursor
 from laneway.core.division import Sharing
 from laneway.core.options import LaneOptions
@@ -50,13 +50,14 @@ def test_an_epoch_that_starts_is_cut_into_a_lane_for_each_worker() -> None:
     assert found.cut == fresh_cut(6, 4)
     assert (found.progress.epoch, found.progress.earlier, found.place) == (5, (), place)
     assert found.own_lanes == [5]
-    assert found.is_fresh(options)
+    assert is_fresh(identity_of(30), found, options)
 
 
 def test_an_epoch_in_progress_is_not_fresh() -> None:
     options = LaneOptions(12, 1, 1)
-    assert not resolve_cut(identity_of(48), step(12, 1, 12), WorkerPlace(), options).is_fresh(options)
-    assert not resolve_cut(identity_of(48), step(6, 1, 0), WorkerPlace(), options).is_fresh(options)
+    for progress in (step(12, 1, 12), step(6, 1, 0)):
+        found = resolve_cut(identity_of(48), progress, WorkerPlace(), options)
+        assert not is_fresh(identity_of(48), found, options)
 
 
 @pytest.mark.parametrize(("world_size", "num_workers"), [(1, 1), (3, 2), (6, 1), (2, 6), (12, 1)])
@@ -92,7 +93,7 @@ def test_workers_that_can_not_share_the_lanes_cut_the_rest_again(
     before = assign_whole_job(identity_of(48), progress).cut
     assert [cut.rows().tolist() for cut in found.progress.earlier] == [before.rows().tolist()]
     assert found.cut == fresh_cut(place.world_size, batch_size)
-    assert found.plan.lanes.num_rows == 48 - before.rows().sum()
+    assert identity_of(48).plan(found.progress).lanes.num_rows == 48 - before.rows().sum()
 
 
 def test_the_remainder_follows_from_the_ranks_that_resume() -> None:
@@ -128,7 +129,7 @@ def test_a_cut_from_which_nothing_was_delivered_leaves_no_trace() -> None:
     place, options = WorkerPlace(1, 3), LaneOptions(None, None, 4)
     found = resolve_cut(identity_of(48), step(4, 2, 0), place, options)
     assert found.progress == resolve_cut(identity_of(48), Progress(0), place, options).progress
-    assert found.is_fresh(options)
+    assert is_fresh(identity_of(48), found, options)
     before = resolve_cut(identity_of(48), replace(step(4, 2, 0), order_version=1), place, options)
     assert len(before.progress.earlier) == 1, "a state of order version 1 is finished as it was frozen"
 

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from laneway.core.division import divide
-from laneway.core.endless import EpochRange, Rest, SourceLanes
+from laneway.core.endless import EpochRange, SourceLanes
 from laneway.core.lanes import Remainder
+from laneway.core.progress import Rest
 
 
 @st.composite

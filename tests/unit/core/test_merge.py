@@ -39,6 +39,7 @@ OTHER: dict[str, Any] = {
     "lane_batch_turns": 2,
     "lane_remainder": "pad",
     "earlier_cuts": [[1, 1, 1, 1, 1, 0, None, None]],
+    "mixture": [[], "", [], []],
 }
 """Another value of each field that all states of a job share."""
 

@@ -110,7 +110,7 @@ def test_a_state_that_lacks_a_field_with_a_default_gets_the_default(monkeypatch:
 def test_a_state_that_lacks_a_required_field_is_refused() -> None:
     for each in FIELDS:
         state = a_state()
-        if each.name in {"categories", "selection", "stages"}:
+        if each.name in {"categories", "mixture", "selection", "stages"}:
             assert each.name not in state
             continue
         del state[each.name]
@@ -146,7 +146,14 @@ def test_a_state_of_an_older_version_is_read_as_one_of_this_version(as_version: 
     old = as_version(a_state(BEFORE))
     parsed = parse_state(old)
     assert parsed.original == old
-    assert parsed.fields == {**a_state(BEFORE), "digest": "", "categories": None, "selection": None, "stages": None}
+    assert parsed.fields == {
+        **a_state(BEFORE),
+        "digest": "",
+        "categories": None,
+        "mixture": [],
+        "selection": None,
+        "stages": None,
+    }
     assert parsed.fields["version"] == 3
     assert load(old, IDENTITY) == BEFORE
     assert sealed(old) == old, "older versions have no digest"
@@ -288,7 +295,13 @@ def test_the_scope_of_a_state_follows_from_its_place() -> None:
 def test_a_wrapped_state_is_parsed_and_unknown_keys_are_dropped() -> None:
     wrapped = wrap_state({**a_state(), "of a later release": 1})
     assert len(wrapped) == 1
-    assert parse_state(wrapped).fields == {**a_state(), "categories": None, "selection": None, "stages": None}
+    assert parse_state(wrapped).fields == {
+        **a_state(),
+        "categories": None,
+        "mixture": [],
+        "selection": None,
+        "stages": None,
+    }
 
 
 def test_a_parsed_state_knows_the_worker_that_saved_it() -> None:

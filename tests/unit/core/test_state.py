@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from laneway.core.assignment import resolve_cut
+from laneway.core.assignment import is_fresh, resolve_cut
 from laneway.core.cursor import Cursor
 from laneway.core.division import Sharing
 from laneway.core.options import LaneOptions
@@ -77,7 +77,7 @@ def test_an_epoch_is_finished_in_the_order_in_which_it_began() -> None:
     for place in (WorkerPlace(), WorkerPlace(1, 3)):
         resumed = resolve_cut(IDENTITY, begun, place, LaneOptions(None, None, 2))
         assert resumed.progress.order_version == 1
-        assert not resumed.is_fresh(LaneOptions(None, None, 2))
+        assert not is_fresh(IDENTITY, resumed, LaneOptions(None, None, 2))
     uncut = Progress(4, order_version=1)
     assert load(write_state(IDENTITY, uncut, WorkerPlace(), complete=False), IDENTITY) == uncut
 
@@ -355,7 +355,12 @@ def test_nothing_in_a_state_is_a_dict_so_that_dcp_finds_the_same_keys_in_every_s
     cut = CutProgress(2, 2, 4, {0: LanePosition(4), 1: LanePosition(2)})
     for progress in (Progress(0), Progress(0, Sharing(), cut, earlier)):
         state = write_state(IDENTITY, progress, WorkerPlace(), complete=False)
-        assert state.keys() == {"format", "version", *names_of(*Role)} - {"categories", "selection", "stages"}
+        assert state.keys() == {"format", "version", *names_of(*Role)} - {
+            "categories",
+            "mixture",
+            "selection",
+            "stages",
+        }
         assert {type(value) for field in state.values() for value in values_in(field)} <= {
             int,
             bool,

@@ -1,0 +1,215 @@
+"""Assignments of mixtures: the lanes that a worker reads, in the current cut or in a new one, and how far they go."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import numpy as np
+
+from laneway.core.assignment import Assignment, check_is_own, not_shared
+from laneway.core.division import TurnDivision
+from laneway.core.mixture_cuts import begin_mixture, resume_mixture
+from laneway.core.mixtures import MixturePlan
+from laneway.core.progress import LanePosition, current_cut
+from laneway.errors import CheckpointMismatchError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from laneway.core.lanes import Remainder
+    from laneway.core.mixtures import Source
+    from laneway.core.options import LaneOptions
+    from laneway.core.progress import Progress
+    from laneway.core.turns import WorkerPlace
+    from laneway.core.weighting import Weighting
+
+ENDLESS: Final = 2**40
+"""Rows of a lane that doesn't end."""
+
+
+class Mixed(NamedTuple):
+    """What is mixed, and how: all that decides the rows of a mixture but the workers that read them."""
+
+    sources: Mapping[str, Source]
+    """Name -> source."""
+    weighting: Weighting
+    """Their weights."""
+    options: LaneOptions
+    """Lanes and turns of a new cut, and the batch size."""
+    drop_last: bool = False
+    """Whether the last global batch is dropped if it is incomplete."""
+    stage_rows: int | None = None
+    """Rows from which the last stage makes items at a time; None: there are no stages."""
+
+    @property
+    def num_rows(self) -> int | None:
+        """About how many rows are mixed until the end; None: there is none."""
+        return self.weighting.rows_in_all(self._source_rows)
+
+    @property
+    def _source_rows(self) -> dict[str, int]:
+        return {name: source.identity.selected.num_rows for name, source in self.sources.items()}
+
+    def first_epochs(self, epoch: int) -> dict[str, int]:
+        """Return name -> epoch with which a source begins after the mixture has ended `epoch` times.
+
+        They are others each time.
+        """
+        if not epoch:
+            return dict.fromkeys(self.sources, 0)
+        total, rows = self.num_rows or 0, self._source_rows
+        shares = self.weighting.largest_shares.items()
+        return {name: epoch * max(1, -int(-total * share // max(1, rows[name]))) for name, share in shares}
+
+
+def rows_delivered(progress: Progress) -> int:
+    """Return the rows of a mixture that a whole job has delivered, all of whose lanes are known."""
+    before = progress.starts[-1].rows_before if progress.starts else 0
+    return before + (int(current_cut(progress).rows().sum()) if progress.cut else 0)
+
+
+def resolve_mixture(mixed: Mixed, progress: Progress, place: WorkerPlace) -> Assignment:
+    """Return the assignment of the worker at `place`: in the current cut of a mixture, or in a new one.
+
+    All workers of all ranks arrive at the same cut.
+
+    Args:
+        mixed: What is mixed.
+        progress: Progress of the whole job; or of a single rank or worker, which is then the only one that can resume.
+        place: The worker.
+
+    Raises:
+        CheckpointMismatchError: The progress is that of one worker, and the worker at `place` can't resume from it.
+        ValueError: A source with a weight has no rows.
+    """
+    sources, weighting, options, _, stage_rows = mixed
+    group_rows = stage_rows or 1
+    if progress.cut is None:
+        epoch, weights = progress.epoch, weighting.weights_at(0)
+        first_epochs = mixed.first_epochs(epoch)
+        progress = begin_mixture(
+            sources, weights, place, options, group_rows=group_rows, epoch=epoch, first_epochs=first_epochs
+        )
+    elif progress.place is None:
+        rows = rows_delivered(progress)
+        stays = weighting.change_after(rows) == weighting.change_after(progress.starts[-1].rows_before)
+        progress = resume_mixture(
+            sources,
+            progress,
+            weighting.weights_at(rows),
+            place,
+            options,
+            group_rows=group_rows,
+            stays=stays,
+            has_stages=stage_rows is not None,
+        )
+    else:
+        progress = _of_worker(mixed, progress, place)
+    _check_sources(sources, progress)
+    ends, is_last = _ends(mixed, progress)
+    is_endless = weighting.stop is None
+    has_stages = stage_rows is not None
+    return Assignment(progress, ends, progress.sharing.turns_per_batch, place, is_last, is_endless, has_stages)
+
+
+def _of_worker(mixed: Mixed, progress: Progress, place: WorkerPlace) -> Progress:
+    """Return the progress of a worker or rank as the worker at `place` resumes it, which can't cut lanes again."""
+    cut = current_cut(progress)
+    if progress.place is not None:
+        check_is_own(cut, progress.place, place, mixed.options)
+    turns_per_batch = mixed.options.turns_per_batch(cut.turn_rows)
+    if turns_per_batch is None:
+        raise not_shared(cut, place)
+    start = progress.starts[-1]
+    weights = mixed.weighting.weights_at(start.rows_before)
+    wanted = {name: (weight, mixed.sources[name].files) for name, weight in weights.items()}
+    found = {source.name: (source.weight, source.files) for source in start.sources}
+    differing = [name for name in {**wanted, **found} if wanted.get(name) != found.get(name)]
+    if differing:
+        name = differing[0]
+        message = (
+            f"this is the state of one worker or rank, and source {name!r} has another weight or other files in it: "
+            "other weights, sources and files need the state of the whole job, as SavableLoader saves it"
+        )
+        raise CheckpointMismatchError(message)
+    return progress
+
+
+def _check_sources(sources: Mapping[str, Source], progress: Progress) -> None:
+    """Check that each source with a weight has rows in the lanes of the current cut."""
+    plan = MixturePlan(sources, progress)
+    for source in progress.starts[-1].sources:
+        if source.weight and plan.lanes(plan.current, source.name).has_end:
+            num_rows = sources[source.name].identity.selected.num_rows
+            reason = f', and remainder="drop" leaves none of them in {plan.cuts[-1].num_lanes} lanes' * (num_rows > 0)
+            message = (
+                f"source {source.name!r} has {num_rows:,} rows{reason}: give it a weight of 0, or leave it out of the "
+                "mixture"
+            )
+            raise ValueError(message)
+
+
+def _ends(mixed: Mixed, progress: Progress) -> tuple[NDArray[np.int64], bool]:
+    """Return the rows that each lane delivers in the current cut, and whether the mixture ends with them."""
+    cut, sharing, before = current_cut(progress), progress.sharing, progress.starts[-1].rows_before
+    weighting = mixed.weighting
+    if weighting.stop is None:
+        ends = np.full(cut.num_lanes, ENDLESS, np.int64)
+    elif isinstance(weighting.stop, int):
+        left = max(0, weighting.stop - before)
+        division = TurnDivision(left, cut.num_lanes, cut.turn_rows, sharing.world_size, sharing.turns_per_batch)
+        remainder: Remainder = "keep" if sharing.world_size == 1 else "pad"
+        ends = division.ends(remainder, drop_last=mixed.drop_last)
+    else:
+        ends = _exhausted(mixed, progress)
+    change = weighting.change_after(before)
+    if change is None:
+        return ends, True
+    # The weights change after whole global batches.
+    batch_rows = sharing.job_turns * cut.turn_rows
+    left = -((before - change) // batch_rows) * batch_rows
+    division = TurnDivision(left, cut.num_lanes, cut.turn_rows, sharing.world_size, sharing.turns_per_batch)
+    until_change = division.settled_rows
+    is_last = bool((until_change > ends).any())
+    return (ends if is_last else until_change), is_last
+
+
+def _exhausted(mixed: Mixed, progress: Progress) -> NDArray[np.int64]:
+    """Return the rows that each lane delivers until its first source, or its last one, is exhausted."""
+    plan, num_epochs = MixturePlan(mixed.sources, progress), mixed.weighting.num_epochs
+    is_first = mixed.weighting.stop == "first_exhausted"
+    first_epochs = mixed.first_epochs(progress.epoch)
+    cut, sharing, sources = current_cut(progress), progress.sharing, progress.starts[-1].sources
+    rows = {
+        index: plan.lanes(plan.current, source.name).rows_before(first_epochs[source.name] + num_epochs).tolist()
+        for index, source in enumerate(sources)
+        if source.weight
+    }
+    found = []
+    for lane in range(cut.num_lanes):
+        mixing = plan.mixings[-1].lane(lane)
+        if is_first:
+            found.append(min(mixing.row_of(index, of_lanes[lane]) for index, of_lanes in rows.items()))
+        else:
+            lasts = (mixing.row_of(index, n[lane] - 1) + 1 for index, n in rows.items() if n[lane])
+            found.append(max(lasts, default=0))
+    ends = np.array(found, np.int64)
+    if sharing.world_size > 1:
+        # All ranks deliver equally many batches.
+        ends[:] = ends.min() if is_first else ends.max()
+    if mixed.drop_last:
+        whole = ends.reshape(-1, sharing.turns_per_batch).min(axis=1) // cut.turn_rows * cut.turn_rows
+        ends = np.repeat(whole, sharing.turns_per_batch)
+    return ends
+
+
+def following_cut(assignment: Assignment) -> Progress:
+    """Return the progress of the whole job at the end of a cut that another one follows."""
+    cut, ends = assignment.cut, assignment.ends
+    positions = dict(enumerate(map(LanePosition, ends.tolist())))
+    # It consists of whole global batches.
+    done = replace(cut, next_turn=int(ends.sum()) // cut.turn_rows, positions=positions)
+    return replace(assignment.progress, cut=done, place=None)

@@ -1,0 +1,212 @@
+"""The definition of a mixture: everything a worker needs to read its share of it, as one value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Self
+
+from torch.utils.data import default_collate
+
+from laneway.core.mixture_assignment import Mixed, following_cut, resolve_mixture, rows_delivered
+from laneway.core.mixture_identity import MixtureIdentity
+from laneway.core.mixture_progress import read_mixture
+from laneway.core.mixtures import MixturePlan, Source
+from laneway.core.plan import Settings
+from laneway.core.progress import Progress
+from laneway.delivery.context import MixtureContexts, OfSource
+from laneway.delivery.definition import Definition
+from laneway.delivery.source_functions import SourceFunctions
+from laneway.delivery.stream import ItemMaker
+from laneway.reading.mixture_reader import MixtureReader
+from laneway.reading.origin import HIDDEN_IN_MIXTURES
+from laneway.reading.windows import reading_threads
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from laneway.convert.columns import Output
+    from laneway.core.assignment import Assignment
+    from laneway.core.options import LaneOptions
+    from laneway.core.plan import Plan
+    from laneway.core.schema import SavedState
+    from laneway.core.turns import WorkerPlace
+    from laneway.core.weighting import Weighting
+    from laneway.delivery.definition import DatasetDefinition
+    from laneway.delivery.delivered_columns import DeliveredColumns
+    from laneway.delivery.schedule import EpochSchedule
+    from laneway.reading.lane_reader import LaneReader
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class MixtureDefinition(Definition):
+    """The sources, weights and conversion of a mixture."""
+
+    sources: Mapping[str, DatasetDefinition]
+    """Name -> source. Their options and places have no effect."""
+    weighting: Weighting
+    """The weights, and the end."""
+    columns: DeliveredColumns
+    """The columns that are delivered, which all sources have."""
+    seed: int = 0
+    """Seed of what workers draw."""
+    drop_last: bool = False
+    """Whether the last global batch is dropped if it is incomplete."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out derived values."""
+        return {name: value for name, value in vars(self).items() if name not in {"mixed", "identity"}}
+
+    @cached_property
+    def mixed(self) -> Mixed:
+        """What decides the rows."""
+        sources = {
+            name: Source(each.identity, tuple(old.identity for old in each.former))
+            for name, each in self.sources.items()
+        }
+        stages = self.stages
+        stage_rows = None if stages is None else stages.group_rows
+        return Mixed(sources, self.weighting, self.options, self.drop_last and stages is None, stage_rows)
+
+    @cached_property
+    def identity(self) -> MixtureIdentity:
+        """What the states belong to."""
+        settings = Settings(
+            seed=self.seed,
+            shuffle=False,
+            shard_bytes=0,
+            shard_rows=None,
+            window_bytes=0,
+            remainder=None,
+            drop_last=self.drop_last,
+            stages=None if self.stages is None else self.stages.text,
+        )
+        return MixtureIdentity(self.mixed.sources, settings)
+
+    @property
+    def is_endless(self) -> bool:
+        """Whether a pass never ends."""
+        return self.weighting.stop is None
+
+    @property
+    def has_functions(self) -> bool:
+        """Whether functions are called on rows."""
+        return bool(self.transform) or any(each.transform for each in self.sources.values())
+
+    def resolve(self, progress: Progress, place: WorkerPlace) -> Assignment:
+        """Return the assignment of the worker at `place`; see `laneway.core.mixture_assignment.resolve_mixture`.
+
+        Raises:
+            ValueError: Ranks would deliver different numbers of batches.
+        """
+        if self.stages is not None and place.world_size > 1 and not self.is_endless:
+            message = (
+                f"how many items are made of the rows depends on the data, so the {place.world_size} ranks would "
+                f"deliver different numbers of batches until stop={self.weighting.stop!r}: leave out stop (or the "
+                "epochs of repeat()), and count the steps"
+            )
+            raise ValueError(message)
+        return resolve_mixture(self.mixed, progress, place)
+
+    def following(self, assignment: Assignment) -> Assignment | None:
+        """Return what the worker reads after an assignment has ended, in the same epoch; None: nothing."""
+        return None if assignment.is_last else self.resolve(following_cut(assignment), assignment.place)
+
+    def is_fresh(self, assignment: Assignment) -> bool:
+        """Return whether a pass starts here, in the cut that every worker derives from the epoch number alone."""
+        progress = assignment.progress
+        if progress.earlier or rows_delivered(progress):
+            return False
+        return progress == self.resolve(Progress(progress.epoch), assignment.place).progress
+
+    def read_progress(self, saved: SavedState, place: WorkerPlace, *, is_worker: bool) -> Progress:
+        """Return the progress in a state that belongs to this mixture; see `laneway.core.mixture_progress`."""
+        return read_mixture(saved, self.identity, place, is_worker=is_worker)
+
+    def remarks(self, saved: SavedState, progress: Progress) -> list[str]:
+        """Return with which other weights, sources and files the mixture goes on, if with others."""
+        if not progress.starts or not saved.is_global:
+            return []
+        rows = rows_delivered(progress)
+        weights, before = self.weighting.weights_at(rows), progress.starts[-1].sources
+        found = []
+        if {source.name: source.weight for source in before} != dict(weights):
+            old = ", ".join(f"{source.name} {source.weight:g}" for source in before)
+            new = ", ".join(f"{name} {weight:g}" for name, weight in weights.items())
+            found.append(f"after {rows:,} rows, the mixture goes on with {new}, and not with {old} as its checkpoint")
+        found += [
+            f"after {rows:,} rows, source {source.name!r} of the mixture goes on with more files in its next epoch"
+            for source in before
+            if source.name in self.sources and source.files != self.mixed.sources[source.name].files
+        ]
+        return found
+
+    def num_items(self, place: WorkerPlace) -> int | None:
+        """Return the number of batches, or rows, that a rank delivers in a whole pass; None: it doesn't end."""
+        stop = self.weighting.stop
+        if stop is None or self.stages is not None:
+            return None
+        if not isinstance(stop, int) and len(self.weighting.phases) == 1:
+            return self.resolve(Progress(0), place).num_items_left(self.options.batch_size)
+        return self.options.num_items(self.mixed.num_rows or 0, place, self.identity.settings)
+
+    def num_received(self, assignment: Assignment) -> int:
+        """Return the number of batches or rows of the pass that the rank of an assignment has delivered."""
+        if self.stages is not None:
+            return assignment.num_batches_taken
+        progress, size = assignment.progress, self.options.batch_size or 1
+        before = progress.starts[-1].rows_before if progress.starts else 0
+        own = assignment.cut.rows()[assignment.of_rank().own_lanes].sum() if before or assignment.cut else 0
+        return -(-(before // assignment.place.world_size + int(own)) // size)
+
+    def num_left(self, assignment: Assignment) -> int | None:
+        """Return the number of batches or rows that the rank of an assignment has yet to deliver; None: no end."""
+        if self.is_endless or self.stages is not None:
+            return None
+        if assignment.is_last:
+            return assignment.num_items_left(self.options.batch_size)
+        return max(0, (self.num_items(assignment.place) or 0) - self.num_received(assignment))
+
+    def batched(self, options: LaneOptions, output: Output, *, drop_last: bool) -> Self:
+        """Return the same rows in batches; see `Definition.batched`."""
+        changed = replace(self, options=options, drop_last=drop_last)
+        if self.stages is not None:
+            return changed
+        if self.has_functions:
+            return replace(changed, collate_fn=default_collate)
+        return replace(changed, columns=self.columns.with_output(output))
+
+    def warnings_at_start(self, schedule: EpochSchedule, place: WorkerPlace) -> list[str]:
+        """Return what to warn of when the worker at `place` starts to read the next pass of `schedule`."""
+        return [*filter(None, [schedule.warning_at_start(place)])]
+
+    def with_weighting(self, weighting: Weighting) -> Self:
+        """Return the same mixture with other weights."""
+        return replace(self, weighting=weighting)
+
+    def open_items(self, assignment: Assignment) -> ItemMaker:
+        """Open what reads and builds the items of an assignment."""
+        functions = SourceFunctions.of({name: each.transform for name, each in self.sources.items()})
+        transform = self.transform if functions is None else self.transform.after(functions)
+        takes_context = transform.takes_context or self.takes_context
+        hidden = frozenset(HIDDEN_IN_MIXTURES.names if takes_context else ())
+        threads = reading_threads(is_remote=any(not each.storage.is_local for each in self.sources.values()))
+        plan = MixturePlan(self.mixed.sources, assignment.progress)
+        indices = {name: index for index, name in enumerate(self.sources)}
+
+        def open_source(name: str, of_epoch: Plan) -> LaneReader:
+            source = self.sources[name].of(of_epoch.identity)
+            columns = self._to_read(source.columns.with_output(self.columns.output))
+            converter = columns.with_hidden(HIDDEN_IN_MIXTURES if takes_context else None)
+            return source.open_lanes(of_epoch, columns, converter, hidden, source_index=indices[name], threads=threads)
+
+        converter = self._to_read(self.columns).with_hidden(HIDDEN_IN_MIXTURES if takes_context else None)
+        lanes = MixtureReader(plan, converter, open_source, threads)
+        contexts = None
+        if takes_context:
+            of_sources = [
+                OfSource(name, each.manifest.files.paths, each.identity.settings.seed)
+                for name, each in self.sources.items()
+            ]
+            contexts = MixtureContexts(of_sources, epoch=assignment.progress.epoch)
+        return ItemMaker(lanes, converter, transform, contexts, self.collate_fn)

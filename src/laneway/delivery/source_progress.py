@@ -1,0 +1,105 @@
+"""How far the sources of a mixture have come: what a user sees of them while it runs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from laneway.core.mixture_assignment import rows_delivered
+from laneway.core.mixtures import MixturePlan
+from laneway.delivery.runner import not_in_lockstep
+from laneway.errors import LanewayError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from laneway.core.progress import Progress
+    from laneway.delivery.mixture_definition import MixtureDefinition
+    from laneway.delivery.runner import PassRunner
+
+
+class SourceProgress(NamedTuple):
+    """How far a source of a mixture has come, over all ranks."""
+
+    epoch: int
+    """The oldest epoch of which rows are left, zero-based."""
+    rows: int
+    """Rows that were delivered, since the mixture began."""
+    asked: float
+    """Its share of the rows by its present weight, in [0, 1]."""
+    got: float
+    """Its share of the rows that were delivered since it has this weight, in [0, 1]; NaN: none were."""
+
+
+def source_progress(definition: MixtureDefinition, progress: Progress) -> dict[str, SourceProgress]:
+    """Return name -> how far each source has come.
+
+    Args:
+        definition: The mixture.
+        progress: Progress of the whole job, in a cut.
+    """
+    plan = MixturePlan(definition.mixed.sources, progress)
+    start, first = progress.starts[-1], definition.mixed.first_epochs(progress.epoch)
+    total = sum(source.weight for source in start.sources)
+    counts = {source.name: plan.rows_of(source.name) for source in start.sources}
+    delivered = sum(counts.values())
+    found = {}
+    for source in start.sources:
+        begun, next_epoch = plan.begun(plan.current, source.name)
+        left = {each.rest.epoch: each.rows_left for each in begun if each.rows_left and not each.is_complete}
+        epoch_rows = definition.mixed.sources[source.name].identity.selected.num_rows
+        rows = (next_epoch - first[source.name]) * epoch_rows - sum(left.values())
+        got = counts[source.name] / delivered if delivered else float("nan")
+        found[source.name] = SourceProgress(min(left, default=next_epoch), rows, source.weight / total, got)
+    return found
+
+
+def whole_progress(runner: PassRunner) -> Progress:
+    """Return the progress of the whole job, as this rank knows it.
+
+    Raises:
+        LanewayError: It can't be inferred.
+    """
+    running = runner.described
+    found = runner.schedule.next_progress if running is None else running.whole_progress()
+    if found is None or found.place is not None:
+        raise not_in_lockstep()
+    return found
+
+
+def sources_of(runner: PassRunner, definition: MixtureDefinition) -> dict[str, SourceProgress]:
+    """Return name -> how far each source of a mixture has come.
+
+    Raises:
+        LanewayError: The progress of the whole job can't be inferred.
+    """
+    progress = whole_progress(runner)
+    if progress.cut is None:
+        progress = definition.resolve(progress, runner.place).progress
+    return source_progress(definition, progress)
+
+
+def rows_of_job(runner: PassRunner) -> int:
+    """Return the rows of a mixture that the whole job has delivered.
+
+    Raises:
+        LanewayError: They can't be inferred.
+    """
+    return rows_delivered(whole_progress(runner))
+
+
+def check_same_rows(ranks: Sequence[tuple[int, int]]) -> None:
+    """Check that all ranks have taken the same number of batches.
+
+    Args:
+        ranks: For each rank, the rows of the whole job as it knows them, and its number of batches.
+
+    Raises:
+        LanewayError: They have not.
+    """
+    for rank, (rows, num_batches) in enumerate(ranks):
+        if rows != ranks[0][0]:
+            message = (
+                f"ranks must change the weights after the same number of batches: rank 0 has taken {ranks[0][1]:,}, "
+                f"rank {rank} has taken {num_batches:,}"
+            )
+            raise LanewayError(message)

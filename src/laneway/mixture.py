@@ -1,0 +1,361 @@
+"""Mixture: the rows of several datasets by weight, resumed exactly where a checkpoint left off."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Self, get_args
+
+from laneway.arguments import check_count, check_seed, plain_int
+from laneway.copies import ChangeableDataset
+from laneway.core.lanes import MAX_LANES
+from laneway.core.mixing import exact_weights
+from laneway.core.options import LaneOptions
+from laneway.core.turns import WorkerPlace
+from laneway.core.weighting import Phase, Stop, Weighting
+from laneway.delivery.mixture_definition import MixtureDefinition
+from laneway.delivery.schedule import EpochSchedule
+from laneway.delivery.transforms import Transforms
+from laneway.distributed import data_parallel_rank
+from laneway.errors import SchemaMismatchError
+from laneway.staged import StageableDataset
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from laneway.delivery.definition import DatasetDefinition
+    from laneway.delivery.delivered_columns import DeliveredColumns
+
+Weights = Mapping[str, float]
+"""Name of a source -> its weight, a number >= 0."""
+
+
+class Mixture(StageableDataset):
+    """The rows of several datasets, mixed by weight, as an iterable dataset that can stop anywhere and resume there.
+
+    Which source a row comes from follows from the weights alone, and is never drawn: after any number of rows, each
+    lane has its share of each source, within two rows. A source that has delivered all its rows begins its next epoch,
+    so each of its rows comes exactly once in each of its epochs, whatever the weights, ranks and workers, and whenever
+    they change.
+
+    Without `stop`, a mixture never ends: each pass goes on where the last one stopped. With it, each pass is another
+    one, as for a StatefulShardedDataset.
+
+    A worker holds a window of each source for each lane that it reads, so sources of a mixture of many should have a
+    small `window_bytes`.
+
+    Args:
+        sources: Name -> dataset, a StatefulShardedDataset without batches. Each keeps its files, filters, functions and
+            shuffle; all must deliver the same columns, of the same types. Their `lanes`, `turn_rows`, `rank` and
+            `world_size` have no effect.
+        weights: Name -> weight of each source, a number >= 0, in any unit: 7 to 3 is 0.7 to 0.3. Or a schedule: a
+            sequence of (rows, weights), of which the first starts at row 0, and each later one after so many rows of
+            the whole job, at the next global batch.
+        seed: Any int in [0, 2**63), by which DataLoader workers seed their random numbers. Which row comes when doesn't
+            depend on it, but on the seeds of the sources.
+        stop: When a pass ends: after a number of rows of the whole job; "first_exhausted": once a source has delivered
+            all its rows; "all_exhausted": once all of them have; None: never. All ranks deliver equally many batches;
+            with several ranks, "first_exhausted" may leave out, and "all_exhausted" repeat, a few rows of each lane.
+        lanes: Number of independent streams; see StatefulShardedDataset.
+        turn_rows: Rows taken from a lane before it is the next lane's turn; see StatefulShardedDataset.
+        rank: Data-parallel rank, in [0, world_size). None: that of the sources, which must agree.
+        world_size: Number of data-parallel ranks.
+
+    Raises:
+        ValueError: An argument is out of its range, sources and weights have other names, or a source with a weight has
+            no rows.
+        TypeError: An argument has the wrong type.
+        SchemaMismatchError: Sources deliver different columns; the message names source and column.
+
+    Examples:
+        >>> import pyarrow as pa, pyarrow.parquet as pq, tempfile
+        >>> from laneway import StatefulShardedDataset
+        >>> folder = tempfile.mkdtemp()
+        >>> for name, start in (("web", 0), ("code", 100)):
+        ...     pq.write_table(pa.table({"x": range(start, start + 50)}), f"{folder}/{name}.parquet")
+        >>> sources = {name: StatefulShardedDataset(f"{folder}/{name}.parquet") for name in ("web", "code")}
+        >>> mixture = Mixture(sources, weights={"web": 3, "code": 1}).batch(8)
+        >>> batches = iter(mixture)
+        >>> next(batches)["x"]
+        tensor([  0,   1, 100,   2,   3,   4, 101,   5])
+        >>> state = mixture.state_dict()
+        >>> resumed = Mixture(sources, weights={"web": 3, "code": 1}).batch(8)
+        >>> resumed.load_state_dict(state)
+        >>> next(iter(resumed))["x"].equal(next(batches)["x"])
+        True
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[str, ChangeableDataset],
+        weights: Weights | Sequence[tuple[int, Weights]],
+        *,
+        seed: int = 0,
+        stop: int | Stop | None = None,
+        lanes: int | None = None,
+        turn_rows: int | None = None,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> None:
+        definitions = _definitions_of(sources)
+        self._arguments: dict[str, Any] = {"seed": seed, "stop": stop, "lanes": lanes, "turn_rows": turn_rows}
+        self._sources = dict(sources)
+        self._asks_rank = rank is None and world_size is None and all(each._asks_rank for each in sources.values())  # noqa: SLF001 - of the same base
+        place = _common_place(definitions) if rank is None and world_size is None else None
+        place = place or WorkerPlace(*data_parallel_rank(rank, world_size))
+        self._given_output = _common_output(sources)
+        self.definition: MixtureDefinition = MixtureDefinition(
+            options=LaneOptions(
+                check_count("lanes", lanes, MAX_LANES), check_count("turn_rows", turn_rows), batch_size=None
+            ),
+            place=place,
+            transform=Transforms(),
+            sources=definitions,
+            weighting=check_weighting(weights, definitions, stop),
+            columns=_common_columns(definitions),
+            seed=check_seed(seed),
+        )
+        """The sources, weights and conversion."""
+        self.schedule = EpochSchedule(is_endless=self.definition.is_endless)
+        """The epoch of the next pass, and the progress of the last one."""
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Name -> weight of each source, with which the mixture begins."""
+        return dict(self.definition.weighting.weights_at(0))
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Names and Arrow types of the columns that the sources deliver, before any function is called."""
+        return self.definition.columns.schema
+
+    def add(self, sources: Mapping[str, ChangeableDataset], weights: Weights | Sequence[tuple[int, Weights]]) -> Self:
+        """Return a copy with further sources, at its start: load the state of the run so far to go on from there.
+
+        Args:
+            sources: Name -> dataset of the new sources, in addition to those of this mixture.
+            weights: Weights of all sources from now on.
+
+        Raises:
+            ValueError: A source of this name is there already; or as for a new mixture.
+        """
+        twice = [name for name in sources if name in self._sources]
+        if twice:
+            message = f"there is a source {twice[0]!r} already: give the new one another name"
+            raise ValueError(message)
+        other = Mixture({**self._sources, **sources}, weights, **self._arguments)
+        before, now = self.definition, other.definition
+        columns = now.columns.with_output(before.columns.output)
+        added = self._changed(replace(before, sources=now.sources, weighting=now.weighting, columns=columns))
+        added._sources = other._sources  # noqa: SLF001 - a copy of this object
+        return added
+
+    def __repr__(self) -> str:
+        definition = self.definition
+        weighting, place = definition.weighting, definition.place
+        weights = weighting.weights_at(0)
+        shown = [
+            f"  {name}: {weights[name] / math.fsum(weights.values()):.4g} of the rows, from {source.manifest!r},\n"
+            for name, source in [*definition.sources.items()][:_NUM_SHOWN]
+        ]
+        if len(definition.sources) > _NUM_SHOWN:
+            shown.append(f"  ... ({len(definition.sources):,} sources)\n")
+        unit = definition.unit
+        end = "without end" if weighting.stop is None else f"until {weighting.stop}"
+        changes = f", {len(weighting.phases) - 1} change(s) of weights" if len(weighting.phases) > 1 else ""
+        return (
+            f"{type(self).__name__}(\n"
+            f"{''.join(shown)}"
+            f"  {unit} as {definition.columns.output}: {', '.join(self.schema.names[:_NUM_SHOWN])},\n"
+            f"  {end}{changes},\n"
+            f"  rank {place.rank} of {place.world_size}, epoch {self.epoch}\n)"
+        )
+
+
+_NUM_SHOWN = 8
+_ONLY = "rows"
+"""The name of the source of a mixture of one."""
+
+
+def repeated(dataset: ChangeableDataset, epochs: int | None) -> Mixture:
+    """Return the rows of a number of epochs of a dataset as one pass; None: without end."""
+    options = dataset.definition.options
+    found = Mixture(
+        {_ONLY: dataset},
+        {_ONLY: 1},
+        seed=dataset.definition.identity.settings.seed,
+        stop=None if epochs is None else "all_exhausted",
+        lanes=options.lanes,
+        turn_rows=options.turn_rows,
+    )
+    definition = found.definition
+    weighting = replace(definition.weighting, num_epochs=epochs or 1)
+    found.definition = replace(definition, weighting=weighting)
+    return found
+
+
+def _definitions_of(sources: Mapping[str, ChangeableDataset]) -> dict[str, DatasetDefinition]:
+    """Check the sources, and return their definitions.
+
+    Raises:
+        ValueError: There are none, or one delivers batches, or hides errors.
+        TypeError: Something is no dataset, or a name no string.
+    """
+    if not isinstance(sources, Mapping) or not sources:
+        message = f"sources must be a mapping from names to datasets, of at least one, not {sources!r}"
+        raise TypeError(message)
+    for name, source in sources.items():
+        if not isinstance(name, str) or not name:
+            message = f"the name of a source must be a string that is not empty, not {name!r}"
+            raise TypeError(message)
+        if not isinstance(source, ChangeableDataset):
+            message = f"source {name!r} must be a StatefulShardedDataset, not {source!r}"
+            raise TypeError(message)
+        definition = source.definition
+        if definition.options.batch_size is not None:
+            message = (
+                f"source {name!r} yields batches of {definition.options.batch_size:,} rows: create it without "
+                "batch_size, and call batch() of the mixture"
+            )
+            raise ValueError(message)
+        if definition.stages is not None:
+            message = f"source {name!r} has stages: call flat_map() and pack() of the mixture, or after repeat()"
+            raise ValueError(message)
+        if definition.transform.errors is not None:
+            message = f'source {name!r} has on_error: rows of a mixture can\'t be masked or skipped; use "raise"'
+            raise ValueError(message)
+    return {name: source.definition for name, source in sources.items()}
+
+
+def _common_place(sources: Mapping[str, DatasetDefinition]) -> WorkerPlace:
+    first, place = next((name, source.place) for name, source in sources.items())
+    for name, source in sources.items():
+        if source.place != place:
+            message = (
+                f"source {first!r} is of rank {place.rank} of {place.world_size}, and source {name!r} of rank "
+                f"{source.place.rank} of {source.place.world_size}: give the mixture a rank and a world_size"
+            )
+            raise ValueError(message)
+    return place
+
+
+def _common_output(sources: Mapping[str, ChangeableDataset]) -> Any:  # noqa: ANN401 - an Output or None
+    outputs = {name: source._given_output for name, source in sources.items()}  # noqa: SLF001 - of the same base
+    first = next(iter(outputs))
+    for name, output in outputs.items():
+        if output != outputs[first]:
+            message = (
+                f"source {first!r} has output={outputs[first]!r}, and source {name!r} output={output!r}: give all "
+                "sources of a mixture the same output"
+            )
+            raise ValueError(message)
+    return outputs[first]
+
+
+def _common_columns(sources: Mapping[str, DatasetDefinition]) -> DeliveredColumns:
+    """Return the columns that all sources deliver.
+
+    Raises:
+        SchemaMismatchError: They differ.
+    """
+    first, columns = next((name, source.columns) for name, source in sources.items())
+    # Functions of a source may change its columns: then they are compared when rows come.
+    have_functions = any(source.transform for source in sources.values())
+    for name, source in sources.items():
+        problem = _difference(first, columns, name, source.columns)
+        if problem is not None:
+            way_out = "give the sources the same columns=, schema=, fill_null= and categories="
+            if have_functions:
+                way_out += ", also those whose map changes them"
+            message = f"{problem}: {way_out}"
+            raise SchemaMismatchError(message)
+    return columns
+
+
+def _difference(first: str, columns: DeliveredColumns, name: str, others: DeliveredColumns) -> str | None:
+    """Return how the columns of a source differ from those of the first one, if they do."""
+    for has, lacks, of_has, of_lacks in ((first, name, columns, others), (name, first, others, columns)):
+        missing = [each for each in of_has.schema.names if each not in of_lacks.schema.names]
+        if missing:
+            return f"source {has!r} delivers column {missing[0]!r}, and source {lacks!r} does not"
+    for field in columns.schema:
+        other = others.schema.field(field.name)
+        if not field.type.equals(other.type):
+            return (
+                f"column {field.name!r} is of type {field.type} in source {first!r}, and of type {other.type} in "
+                f"source {name!r}"
+            )
+    if columns.schema.names != others.schema.names:
+        orders = f"{', '.join(columns.schema.names)} and {', '.join(others.schema.names)}"
+        return f"sources {first!r} and {name!r} deliver their columns in another order, {orders}"
+    if columns.fill_null != others.fill_null:
+        return f"fill_null is {columns.fill_null!r} in source {first!r}, and {others.fill_null!r} in source {name!r}"
+    texts = [each.categories.text if each.categories else None for each in (columns, others)]
+    if texts[0] != texts[1]:
+        return f"sources {first!r} and {name!r} have other categories, so the same id would mean different values"
+    return None
+
+
+def check_weighting(weights: object, sources: Mapping[str, DatasetDefinition], stop: object) -> Weighting:
+    """Check the weights and the end of a mixture, and return them.
+
+    Args:
+        weights: What a user gave.
+        sources: Name -> source.
+        stop: When a pass ends.
+
+    Raises:
+        ValueError: Names differ, a weight or a row is out of its range, or a source with a weight has no rows.
+        TypeError: Something has the wrong type.
+    """
+    schedule = [(0, weights)] if isinstance(weights, Mapping) else weights
+    if isinstance(schedule, (str, bytes)) or not isinstance(schedule, Sequence) or not schedule:
+        message = f"weights must be a mapping from names to numbers, or a sequence of (rows, mapping), not {weights!r}"
+        raise TypeError(message)
+    phases: list[Phase] = []
+    for each in schedule:
+        if not isinstance(each, (tuple, list)) or len(each) != 2 or not isinstance(each[1], Mapping):  # noqa: PLR2004 - a pair
+            message = f"a change of weights must be (rows, weights), not {each!r}"
+            raise TypeError(message)
+        start, checked = plain_int(each[0]), _check_weights(each[1], sources)
+        if start is None or (start != 0 if not phases else start <= phases[-1].start):
+            message = f"weights must start at row 0, and at later rows from there on, not at {each[0]!r}"
+            raise ValueError(message)
+        if not phases or phases[-1].weights != checked:
+            phases.append(Phase(start, checked))
+    for name, source in sources.items():
+        if not source.identity.selected.num_rows and any(phase.weights[name] for phase in phases):
+            message = f"source {name!r} has no rows: give it a weight of 0, or leave it out of the mixture"
+            raise ValueError(message)
+    rows = {name: source.identity.selected.num_rows for name, source in sources.items()}
+    weighting = Weighting(tuple(phases), _check_stop(stop))
+    weighting.rows_in_all(rows)
+    return weighting
+
+
+def _check_weights(weights: Mapping[Any, Any], sources: Mapping[str, DatasetDefinition]) -> dict[str, float]:
+    lacking = [name for name in sources if name not in weights]
+    unknown = [name for name in weights if name not in sources]
+    if lacking or unknown:
+        problem = f"no weight of source {lacking[0]!r}" if lacking else f"one of {unknown[0]!r}, which is no source"
+        message = f"weights must name each source once, and there is {problem}: a source that is not read has weight 0"
+        raise ValueError(message)
+    for name, weight in weights.items():
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+            message = f"the weight of source {name!r} must be a number, not {weight!r}"
+            raise TypeError(message)
+    # In the order of the sources: it breaks ties.
+    ordered = {name: weights[name] for name in sources}
+    exact_weights([*ordered.values()])
+    return ordered
+
+
+def _check_stop(stop: object) -> int | Stop | None:
+    if stop is None or stop in get_args(Stop):
+        return stop  # type: ignore[return-value]  # checked
+    number = plain_int(stop)  # type: ignore[arg-type]  # that is what it checks
+    if number is None or not 0 < number < 2**40:
+        message = f"stop must be a number of rows, one of {', '.join(map(repr, get_args(Stop)))}, or None, not {stop!r}"
+        raise ValueError(message)
+    return number
