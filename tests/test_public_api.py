@@ -26,6 +26,7 @@ ERRORS = {
     "LanewayError": "",
     "ManifestCacheWarning": "UserWarning, Warning",
     "NullInColumnError": "ColumnConversionError, LanewayError, TypeError",
+    "NotReproducibleError": "LanewayError, RuntimeError",
     "SchemaMismatchError": "LanewayError, ValueError",
     "StateFormatError": "LanewayError, ValueError",
     "StateUnavailableError": "LanewayError, RuntimeError",
@@ -121,15 +122,20 @@ MEMBERS = {
     "dataset": {
         "__iter__": "()",
         "__len__": "()",
-        "batch": "(batch_size, *, drop_last=False)",
+        "batch": "(n, *, drop_last=False)",
         "categories": "attribute",
         "completed_shards": "()",
         "epoch": "attribute",
         "extend": "(grown)",
         "filter": "(condition, *, columns=None, version=None)",
+        "flat_map": "(fn, *, with_context=False)",
         "load_state_dict": "(state_dict)",
         "manifest": "attribute",
         "map": "(fn, *, with_context=False)",
+        "pack": (
+            "(length, *, column='input_ids', strategy='best_fit', separator=None, overflow='split', "
+            "mask='document_ids', pad_value=0, group_rows=None)"
+        ),
         "repeat": "(epochs=None)",
         "schema": "attribute",
         "selection": "attribute",

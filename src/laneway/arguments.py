@@ -165,6 +165,17 @@ def check_flag(name: str, flag: object) -> None:
         raise TypeError(message)
 
 
+def check_function(fn: object) -> None:
+    """Check that the argument `fn` can be called.
+
+    Raises:
+        TypeError: It can't.
+    """
+    if not callable(fn):
+        message = f"fn must be callable, not {fn!r}"
+        raise TypeError(message)
+
+
 def check_callable(name: str, function: object) -> None:
     """Check that an option is a function, or None.
 

@@ -9,7 +9,7 @@ from laneway.reading.column_statistics import ColumnStatistics, column_statistic
 from laneway.reading.expressions import columns_of
 from laneway.reading.selected import open_rows
 from laneway.reading.selection_summary import SelectionSummary
-from laneway.resumable import ResumableDataset
+from laneway.staged import StageableDataset
 from laneway.wording import counted
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from laneway.manifest import Manifest
 
 
-class DescribedDataset(ResumableDataset):
+class DescribedDataset(StageableDataset):
     """A dataset that tells what it consists of."""
 
     definition: DatasetDefinition
@@ -95,9 +95,8 @@ class DescribedDataset(ResumableDataset):
 
     def __repr__(self) -> str:
         definition = self.definition
-        settings, options, place = definition.identity.settings, definition.options, definition.place
+        settings, place = definition.identity.settings, definition.place
         order = f"shuffled with seed {settings.seed}" if settings.shuffle else "in file order"
-        unit = "rows" if options.batch_size is None else f"batches of {counted(options.batch_size, 'row')}"
         rows = self.definition.identity.selection
         selected = "" if rows is None else f"  {counted(rows.num_rows, 'row')} selected by {rows.text},\n"
         selected += "" if settings.without is None else f"  without {settings.without},\n"
@@ -108,6 +107,6 @@ class DescribedDataset(ResumableDataset):
             f"  {definition.manifest!r},\n"
             f"{selected}"
             f"  {counted(len(self.shards), 'shard')} {order},\n"
-            f"  {unit} as {definition.columns.output}: {shown},\n"
+            f"  {definition.unit} as {definition.columns.output}: {shown},\n"
             f"  rank {place.rank} of {place.world_size}, epoch {self.epoch}\n)"
         )

@@ -76,6 +76,10 @@ class NullInColumnError(ColumnConversionError):
         return self.found(self.column, self.type_name, self.row_index, row_name)
 
 
+class NotReproducibleError(LanewayError, RuntimeError):
+    """A function of the user has returned something else for the same rows than before the state was saved."""
+
+
 class CollectiveError(LanewayError, RuntimeError):
     """A rank could not reach the other ranks: one of them died or did not make the same call."""
 

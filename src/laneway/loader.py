@@ -201,7 +201,7 @@ class SavableLoader(DataLoader[Any]):
         """Return the number of batches, or rows if there are no batches, that this rank delivers in a whole epoch.
 
         Raises:
-            TypeError: It never ends.
+            TypeError: It never ends, or it depends on what `flat_map` or `pack` make of the rows.
         """
         num_items = self._runner.num_items
         if num_items is None:

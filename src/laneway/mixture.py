@@ -19,7 +19,7 @@ from laneway.delivery.schedule import EpochSchedule
 from laneway.delivery.transforms import Transforms
 from laneway.distributed import data_parallel_rank
 from laneway.errors import SchemaMismatchError
-from laneway.resumable import ResumableDataset
+from laneway.staged import StageableDataset
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -32,7 +32,7 @@ Weights = Mapping[str, float]
 """Name of a source -> its weight, a number >= 0."""
 
 
-class Mixture(ResumableDataset):
+class Mixture(StageableDataset):
     """The rows of several datasets, mixed by weight, as an iterable dataset that can stop anywhere and resume there.
 
     Which source a row comes from follows from the weights alone, and is never drawn: after any number of rows, each
@@ -154,7 +154,7 @@ class Mixture(ResumableDataset):
 
     def __repr__(self) -> str:
         definition = self.definition
-        weighting, place, options = definition.weighting, definition.place, definition.options
+        weighting, place = definition.weighting, definition.place
         weights = weighting.weights_at(0)
         shown = [
             f"  {name}: {weights[name] / math.fsum(weights.values()):.4g} of the rows, from {source.manifest!r},\n"
@@ -162,7 +162,7 @@ class Mixture(ResumableDataset):
         ]
         if len(definition.sources) > _NUM_SHOWN:
             shown.append(f"  ... ({len(definition.sources):,} sources)\n")
-        unit = "rows" if options.batch_size is None else f"batches of {options.batch_size:,} rows"
+        unit = definition.unit
         end = "without end" if weighting.stop is None else f"until {weighting.stop}"
         changes = f", {len(weighting.phases) - 1} change(s) of weights" if len(weighting.phases) > 1 else ""
         return (
@@ -225,6 +225,9 @@ def _definitions_of(sources: Mapping[str, ChangeableDataset]) -> dict[str, Datas
                 f"source {name!r} leaves out rows by their number in an epoch, but the epochs of a source are not "
                 "those of the mixture: take rows out with filter(), not with without()"
             )
+            raise ValueError(message)
+        if definition.stages is not None:
+            message = f"source {name!r} has stages: call flat_map() and pack() of the mixture, or after repeat()"
             raise ValueError(message)
     return {name: source.definition for name, source in sources.items()}
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from torch.utils.data import IterableDataset
 
-from laneway.arguments import check_count, check_flag
+from laneway.arguments import check_count, check_flag, check_function
 from laneway.core.turns import WorkerPlace
 from laneway.delivery.callers import check_readers
 from laneway.delivery.dataset_state import dataset_state, load_dataset_state
@@ -54,16 +54,21 @@ class ResumableDataset(IterableDataset[Any]):
         return sharded
 
     def map(self, fn: Callable[..., Any], *, with_context: bool = False) -> Self:
-        """Return a copy that also calls `fn` on each row or batch; its next pass starts where that of this one would.
+        """Return a copy that also calls `fn` on what is delivered; its next pass starts where that of this one would.
+
+        That is rows, or batches; after `flat_map`, its items; after `pack`, packs; after `batch`, batches.
 
         Args:
-            fn: Called in the worker with the result of `transform`, if there is one.
+            fn: Called in the worker with the result of `transform`, if there is one, and of the functions before.
             with_context: Whether `fn` is also passed where its rows come from, and seeds that are the same after any
-                resume: a `RowContext` for a row, a `BatchContext` for a batch.
+                resume: a `RowContext` for a row or an item of `flat_map`, a `BatchContext` for a batch. A pack, and a
+                batch that was built of rows or items, has none.
+
+        Raises:
+            TypeError: `fn` can't be called.
+            ValueError: `with_context` is set, and there is no context.
         """
-        if not callable(fn):
-            message = f"fn must be callable, not {fn!r}"
-            raise TypeError(message)
+        check_function(fn)
         check_flag("with_context", with_context)
         changed = copy.copy(self)
         changed.definition = self.definition.mapped(fn, takes_context=with_context)
@@ -77,8 +82,10 @@ class ResumableDataset(IterableDataset[Any]):
         that are given afterwards are called on each batch.
 
         Args:
-            batch_size: Rows of a batch, >= 1. Only the last batch of each rank may be shorter.
-            drop_last: Whether to drop that batch on all ranks, unless all of them have a whole one.
+            batch_size: Rows of a batch, >= 1; after `flat_map` or `pack`, items or packs of it. Only the last batch of
+                each rank may be shorter; of items or packs, the last one of each lane.
+            drop_last: Whether to drop that batch on all ranks, unless all of them have a whole one; of items or packs,
+                whether to drop short ones.
 
         Raises:
             ValueError: An argument is out of its range, or the dataset delivers batches already.
@@ -126,7 +133,7 @@ class ResumableDataset(IterableDataset[Any]):
         It depends on neither lanes nor workers. If `without` takes out rows, it is that of the epoch that `epoch` says.
 
         Raises:
-            TypeError: It never ends.
+            TypeError: It never ends, or it depends on what `flat_map` or `pack` make of the rows.
         """
         num_items = self.definition.num_items(self.definition.place, self.epoch)
         if num_items is None:
@@ -218,5 +225,8 @@ class ResumableDataset(IterableDataset[Any]):
 
 def no_length(dataset: object) -> TypeError:
     """Return the error for the length of something that never ends."""
-    message = f"a {type(dataset).__name__} without an end has no length: give it a stop, or count the steps"
+    message = (
+        f"this {type(dataset).__name__} has no length: it has no end, or how many items flat_map() or pack() make of "
+        "its rows depends on the data; count the steps"
+    )
     return TypeError(message)

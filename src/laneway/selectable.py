@@ -163,6 +163,9 @@ class SelectableDataset(DescribedDataset):
             TypeError: `rows` is something else.
             ValueError: Some of the rows don't exist, are given twice, or are all rows of an epoch.
         """
+        if self.definition.stages is not None:
+            message = "how far a step with flat_map() or pack() gets depends on the data: take rows out with filter()"
+            raise ValueError(message)
         gaps = _checked_gaps(rows, self.definition.identity)
         return self._changed(self.definition.with_gaps(gaps))
 
@@ -193,6 +196,9 @@ class SelectableDataset(DescribedDataset):
     def _definitions(self, steps: Sequence[Step], schema: pa.Schema) -> list[DatasetDefinition]:
         """Return the definition of the rows that each step leaves."""
         definition = self.definition
+        if definition.stages is not None:
+            message = "what filters, splits or slices selects rows of the files: call it before flat_map() and pack()"
+            raise ValueError(message)
         self._check_has_no_gaps("a filter, split or slice")
         planner = Planner(definition.manifest, definition.storage, self._cache_dir)
         return [definition.with_selection(each) for each in planner.extend(definition.selection, steps, schema)]

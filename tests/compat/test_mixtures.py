@@ -412,7 +412,8 @@ def test_bad_sources_are_refused(corpus: Path) -> None:
     ):
         with pytest.raises(error, match=message):
             Mixture({**sources, "code": StatefulShardedDataset(corpus / "code", **other)}, WEIGHTS)
-    typed = StatefulShardedDataset(corpus / "code", schema=pa.schema([("id", pa.int32()), ("text", pa.string())]))
+    schema = pa.schema([pa.field("id", pa.int32()), pa.field("text", pa.string())])
+    typed = StatefulShardedDataset(corpus / "code", schema=schema)
     with pytest.raises(SchemaMismatchError, match="'id' is of type int64 in source 'web', and of type int32"):
         Mixture({**sources, "code": typed}, WEIGHTS)
     dropping = StatefulShardedDataset(corpus / "rare", remainder="drop")

@@ -80,9 +80,9 @@ def test_chunks_hold_every_token_in_order_and_can_begin_anywhere(
     assert np.array_equal(ids, chunk_tokens(tokens, length, separator=SEPARATOR if separator else None, skip=skip))
     # From any place, the chunks that follow are the same.
     places = chunk_places(of_documents, length, separator=separator, skip=skip)
-    assert len(places) == len(packs) + 1
+    assert len(places.document) == len(places.offset) == len(packs) + 1
     at = data.draw(st.integers(0, len(packs)))
-    document, offset = places[at]
+    document, offset = int(places.document[at]), int(places.offset[at])
     rest = TokenLists(tokens.values, tokens.starts[document:])
     again = chunk(rest.lengths, length, separator=separator, skip=offset)
     assert np.array_equal(arrays(again, rest), ids[at:])

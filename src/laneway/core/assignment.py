@@ -42,6 +42,8 @@ class Assignment:
     """Whether the epoch ends with these lanes; otherwise another cut follows."""
     is_endless: bool = False
     """Whether it never ends."""
+    has_stages: bool = False
+    """Whether turns take items that stages make of rows, and how many rows these are depends on the data."""
 
     @property
     def cut(self) -> CutProgress:
@@ -57,6 +59,11 @@ class Assignment:
     def own_lanes(self) -> list[int]:
         """The lanes that the worker reads, in the order of their first turns."""
         return self.place.own_lanes(self.cut.next_turn, self.cut.num_lanes, self.turns_per_batch)
+
+    @property
+    def num_batches_taken(self) -> int:
+        """Number of batches that each rank has taken in this cut, among them empty ones of lanes that have ended."""
+        return self.cut.next_turn // self.progress.sharing.job_turns
 
     def of_rank(self) -> Assignment:
         """Return the assignment of a process that reads for the whole rank."""
@@ -98,8 +105,11 @@ class Assignment:
 
 def assign_whole_job(identity: Identity, progress: Progress) -> Assignment:
     """Return the assignment of a single worker that reads all lanes of the current cut."""
-    drop_last = identity.settings.drop_last
-    return Assignment(progress, identity.plan(progress).division.ends(progress.sharing.remainder, drop_last=drop_last))
+    has_stages = identity.settings.stages is not None
+    # Of items that stages make, a short batch is dropped where it is made.
+    drop_last = identity.settings.drop_last and not has_stages
+    ends = identity.plan(progress).division.ends(progress.sharing.remainder, drop_last=drop_last)
+    return Assignment(progress, ends, has_stages=has_stages)
 
 
 def is_fresh(identity: Identity, assignment: Assignment, options: LaneOptions) -> bool:
@@ -156,6 +166,13 @@ def _without_cut(progress: Progress) -> Progress:
         CheckpointMismatchError: The epoch was cut too often for a state to hold another cut.
     """
     cut = current_cut(progress)
+    if any(position.offset for position in cut.positions.values()):
+        message = (
+            "this checkpoint was saved within rows whose items were half delivered, so its lanes can't be cut again: "
+            f"resume it with ranks, workers and batches that can share its {cut.num_lanes:,} lane(s); repeat(), before "
+            "the stages, makes a dataset whose states can be resumed by any"
+        )
+        raise CheckpointMismatchError(message)
     is_untouched = {*cut.positions.values()} <= {LanePosition()}
     if is_untouched and progress.order_version > 1:
         return replace(progress, cut=None)
@@ -186,9 +203,10 @@ def _in_same_cut(identity: Identity, found: Assignment, place: WorkerPlace, opti
         if np.any(cut.rows() > np.minimum(division.settled_rows, before.settled_rows)):
             return None
     resumed = assign_whole_job(identity, replace(progress, sharing=sharing))
+    # Of items that stages make, each lane is delivered at its own pace.
     is_in_step = progress.place is not None or (
         cut.next_turn % sharing.job_turns == 0
-        and resumed.is_in_lockstep(num_ranks_mid_turn=options.num_ranks_mid_turn(place))
+        and (resumed.has_stages or resumed.is_in_lockstep(num_ranks_mid_turn=options.num_ranks_mid_turn(place)))
     )
     return resumed if is_in_step else None
 

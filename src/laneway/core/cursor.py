@@ -77,6 +77,10 @@ class Cursor:
         """Whether this worker has delivered all its rows of the cut."""
         return self._num_rows_left() == 0
 
+    def position_of(self, lane: int) -> LanePosition:
+        """Return the position of a lane of this worker."""
+        return self._positions[lane]
+
     def end_of(self, lane: int) -> int:
         """Return the number of rows that a lane of this worker delivers."""
         return self._ends[lane]

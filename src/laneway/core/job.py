@@ -33,6 +33,8 @@ class JobInference:
         """Up to this turn, all ranks deliver the same number of items."""
         self._ends_last = True
         """Whether no other rank reaches its end after this one."""
+        self._follows = not assignment.has_stages
+        """Whether positions follow from turns, and not from what stages make of the rows."""
         if cut.num_lanes % (place.world_size * group) == 0:
             of_ranks = (-1, place.world_size, group)
             # Number of batches of each rank (second axis) from each of its groups of lanes (first axis).
@@ -57,7 +59,7 @@ class JobInference:
 
         This can't be assumed if the lanes of this rank are not at the positions that follow from its turn, as after
         batches that arrived out of order, nor if ranks deliver different numbers of batches, as near the end of an
-        epoch that keeps its remainder.
+        epoch that keeps its remainder, nor if stages make items of the rows.
 
         Args:
             progress: Progress of this rank.
@@ -67,7 +69,7 @@ class JobInference:
             The progress of the job, or None if it can't be inferred.
         """
         place, cut = progress.place, current_cut(progress)
-        if place is None or (is_complete and not self._ends_last):
+        if place is None or not self._follows or (is_complete and not self._ends_last):
             return None
         if is_complete:
             # Ranks that deliver fewer batches reached their end earlier.

@@ -94,7 +94,8 @@ def merge_ranks(saved: Sequence[SavedState], *, same_step: bool) -> dict[str, An
     cut = CutProgress(first["lanes"], first["turn_rows"], next_turn, positions)
     progress = Progress(first["epoch"], saved[0].sharing, cut)
     part_rows = cut.part_in_step(lanes_of_next_turns(progress))
-    if part_rows is None and not (complete and ends_follow(first["order_version"])):
+    do_ends_follow = ends_follow(first["order_version"]) and first["stages"] is None
+    if part_rows is None and not (complete and do_ends_follow):
         merged["positions"], merged["offsets"] = encode_positions(cut.all_positions())
     return sealed({**merged, "next_turn": next_turn, "part_rows": part_rows or 0})
 
@@ -161,6 +162,13 @@ def _step_problems(
     states: Sequence[Mapping[str, Any]], of_ranks: Sequence[Mapping[int, LanePosition]]
 ) -> Iterable[str]:
     first, turn_rows = states[0], states[0]["turn_rows"]
+    if first["stages"] is not None:
+        # How many rows become a batch depends on the data.
+        for state in states[1:]:
+            if state["next_turn"] != first["next_turn"] and not (state["complete"] or first["complete"]):
+                turns = (first["next_turn"], state["next_turn"])
+                yield f"step: rank {first['rank']} is at turn {turns[0]}, rank {state['rank']} at {turns[1]}"
+        return
     rows = [sum(position.rows for position in positions.values()) for positions in of_ranks]
     # Ranks deliver the same number of rows if the remainder is padded or dropped. If it is kept, they differ by at most
     # one row, or in order version 1 by one in each lane.

@@ -41,6 +41,8 @@ class Mixed(NamedTuple):
     """Lanes and turns of a new cut, and the batch size."""
     drop_last: bool = False
     """Whether the last global batch is dropped if it is incomplete."""
+    stage_rows: int | None = None
+    """Rows from which the last stage makes items at a time; None: there are no stages."""
 
     @property
     def num_rows(self) -> int | None:
@@ -83,21 +85,34 @@ def resolve_mixture(mixed: Mixed, progress: Progress, place: WorkerPlace) -> Ass
         CheckpointMismatchError: The progress is that of one worker, and the worker at `place` can't resume from it.
         ValueError: A source with a weight has no rows.
     """
-    sources, weighting, options, _ = mixed
+    sources, weighting, options, _, stage_rows = mixed
+    group_rows = stage_rows or 1
     if progress.cut is None:
         epoch, weights = progress.epoch, weighting.weights_at(0)
         first_epochs = mixed.first_epochs(epoch)
-        progress = begin_mixture(sources, weights, place, options, epoch=epoch, first_epochs=first_epochs)
+        progress = begin_mixture(
+            sources, weights, place, options, group_rows=group_rows, epoch=epoch, first_epochs=first_epochs
+        )
     elif progress.place is None:
         rows = rows_delivered(progress)
         stays = weighting.change_after(rows) == weighting.change_after(progress.starts[-1].rows_before)
-        progress = resume_mixture(sources, progress, weighting.weights_at(rows), place, options, stays=stays)
+        progress = resume_mixture(
+            sources,
+            progress,
+            weighting.weights_at(rows),
+            place,
+            options,
+            group_rows=group_rows,
+            stays=stays,
+            has_stages=stage_rows is not None,
+        )
     else:
         progress = _of_worker(mixed, progress, place)
     _check_sources(sources, progress)
     ends, is_last = _ends(mixed, progress)
     is_endless = weighting.stop is None
-    return Assignment(progress, ends, progress.sharing.turns_per_batch, place, is_last, is_endless)
+    has_stages = stage_rows is not None
+    return Assignment(progress, ends, progress.sharing.turns_per_batch, place, is_last, is_endless, has_stages)
 
 
 def _of_worker(mixed: Mixed, progress: Progress, place: WorkerPlace) -> Progress:

@@ -58,6 +58,7 @@ def resume_mixture(
     *,
     group_rows: int = 1,
     stays: bool = True,
+    has_stages: bool = False,
 ) -> Progress:
     """Return the progress of a mixture as the workers of the job resume it. All of them arrive at the same.
 
@@ -72,6 +73,7 @@ def resume_mixture(
         options: Lanes and turns of a new cut, and the batch size.
         group_rows: Rows from which the last stage builds items at a time; 1 without a stage.
         stays: Whether the mixture may stay in its cut.
+        has_stages: Whether stages make items of the rows.
 
     Raises:
         ValueError: See `MixturePlan.cut_again`.
@@ -80,7 +82,7 @@ def resume_mixture(
     before = [(source.name, source.weight, source.files) for source in start.sources]
     wanted = [(name, weight, sources[name].files) for name, weight in weights.items()]
     if stays and before == wanted and start.group_rows == group_rows:
-        resumed = _in_same_cut(progress, place, options)
+        resumed = _in_same_cut(progress, place, options, has_stages=has_stages)
         if resumed is not None:
             return resumed
     sharing = _sharing(place, options, options.default_turn_rows)
@@ -92,7 +94,7 @@ def _sharing(place: WorkerPlace, options: LaneOptions, turn_rows: int) -> Sharin
     return Sharing(place.world_size, options.turns_per_batch(turn_rows) or 1)
 
 
-def _in_same_cut(progress: Progress, place: WorkerPlace, options: LaneOptions) -> Progress | None:
+def _in_same_cut(progress: Progress, place: WorkerPlace, options: LaneOptions, *, has_stages: bool) -> Progress | None:
     """Return a mixture in its current cut as the workers of the job share it, or None if they can't resume in it."""
     cut = current_cut(progress)
     turns_per_batch = options.turns_per_batch(cut.turn_rows)
@@ -101,7 +103,7 @@ def _in_same_cut(progress: Progress, place: WorkerPlace, options: LaneOptions) -
     sharing = Sharing(place.world_size, turns_per_batch)
     if cut.next_turn % sharing.job_turns:
         return None
-    if progress.starts[-1].group_rows == 1 and all(position.offset == 0 for position in cut.positions.values()):
+    if not has_stages:
         # Rows are taken in turns. With a stage, the lanes advance by items, and each at its own pace.
         in_step = rows_in_step(cut.num_lanes, cut.turn_rows, sharing, cut.next_turn, 0)
         if not np.array_equal(cut.rows(), in_step):

@@ -59,6 +59,8 @@ class Settings:
     """The vocabularies of columns that are delivered as ids; None: there are none."""
     without: str | None = None
     """The rows that are taken out of the order of epochs; None: there are none. See `core.gaps`."""
+    stages: str | None = None
+    """The stages that make items of the rows, on which offsets within rows depend; None: there are none."""
 
     def remainder_for(self, world_size: int) -> Remainder:
         """Return how `world_size` ranks handle the one row by which they differ."""

@@ -26,7 +26,7 @@ class LanePosition(NamedTuple):
     rows: int = 0
     """Number of finished rows: every item built from them has been delivered."""
     offset: int = 0
-    """Number of items delivered after those rows; always 0 unless a stage builds several items from one row."""
+    """How much has been delivered of what a stage makes of the rows after those, as it counts that; 0: nothing."""
 
 
 LanePositions = tuple[LanePosition, ...]

@@ -22,10 +22,10 @@ from laneway.core.order import base_seed
 from laneway.core.progress import LanePosition, Progress, current_cut, rows_in_step
 from laneway.delivery.buffers import forget_ended_workers
 from laneway.delivery.cells import shared_cells
-from laneway.delivery.packing import raise_if_unsent
 from laneway.delivery.passes import Delivery, Pass, RowsDelivery, Taken
+from laneway.delivery.sending import raise_if_unsent
 from laneway.delivery.signals import holding_back_signals, ignore_signals_of_the_group, release_signals
-from laneway.delivery.stream import BatchStream, TaggedBatch, unchanged
+from laneway.delivery.stream import TaggedBatch, unchanged
 from laneway.delivery.workers import end_with_parent, end_workers, worker_place
 from laneway.errors import LanewayError
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from laneway.core.assignment import Assignment
     from laneway.core.progress import JobTurn
     from laneway.delivery.definition import Definition
+    from laneway.delivery.stream import TaggedStream
 
 _ROWS_PER_TURN = 256
 """Rows of a turn, and so of a tagged batch, if rows are yielded one by one and turn_rows is not given."""
@@ -47,7 +48,7 @@ class _TaggedBatches:
     turns for any number of workers.
     """
 
-    def __init__(self, stream: BatchStream) -> None:
+    def __init__(self, stream: TaggedStream[Any]) -> None:
         self._stream = stream
 
     def __iter__(self) -> Iterator[TaggedBatch]:
@@ -119,7 +120,7 @@ class BatchSource:
             keywords: Further arguments of DataLoader.
             shields_workers: Whether workers ignore signals that are sent to their process group.
         """
-        self.yields_rows = definition.options.batch_size is None
+        self.yields_rows = definition.options.batch_size is None and definition.stages is None
         """Whether items are single rows."""
         if self.yields_rows:
             turn_rows = definition.options.turn_rows or _ROWS_PER_TURN

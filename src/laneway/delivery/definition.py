@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from torch.utils.data import default_collate
 
@@ -14,9 +14,12 @@ from laneway.core.gaps import text_of
 from laneway.core.plan import Identity
 from laneway.core.state import num_added_files, read_progress
 from laneway.delivery.context import Contexts
-from laneway.delivery.stream import BatchStream, Following, ItemMaker, RowStream
+from laneway.delivery.item_stream import ItemStream
+from laneway.delivery.lane_items import BatchMaker, LaneItems
+from laneway.delivery.stream import BatchStream, Closeable, Following, ItemMaker, RowStream
 from laneway.reading.lane_reader import LaneReader
 from laneway.reading.origin import HIDDEN
+from laneway.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -33,12 +36,16 @@ if TYPE_CHECKING:
     from laneway.core.schema import SavedState
     from laneway.core.turns import WorkerPlace
     from laneway.delivery.delivered_columns import DeliveredColumns
+    from laneway.delivery.lane_items import Stages
     from laneway.delivery.schedule import EpochSchedule
-    from laneway.delivery.stream import Stream
+    from laneway.delivery.stream import Stream, TaggedStream
     from laneway.delivery.transforms import Transforms
     from laneway.manifest import Manifest
     from laneway.reading.selecting import RowSelection
     from laneway.storage.filesystem import Storage
+
+
+T = TypeVar("T", bound=Closeable)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +72,8 @@ class Definition(ABC):
     """Called on each row, or on each batch of columns."""
     collate_fn: Callable[[list[Any]], Any] | None = None
     """Builds an item from the rows of a batch, or of a turn if there are no batches; None: columns, or single rows."""
+    stages: Stages | None = None
+    """What is made of the rows; None: they are delivered."""
 
     if TYPE_CHECKING:
         # At run time, a property would be taken as the default of the fields of this name.
@@ -102,7 +111,7 @@ class Definition(ABC):
             epoch: The epoch.
 
         Returns:
-            The number; None: the epoch doesn't end.
+            The number; None: the epoch doesn't end, or it depends on what stages make of the rows.
         """
 
     @abstractmethod
@@ -137,6 +146,9 @@ class Definition(ABC):
         Raises:
             ValueError: It takes a context, but batches are collated from rows that functions have returned.
         """
+        if self.stages is not None:
+            is_batched = self.options.batch_size is not None
+            return replace(self, stages=self.stages.then(function, takes_context=takes_context, of_batches=is_batched))
         if self.options.batch_size is None or self.collate_fn is None:
             return replace(self, transform=self.transform.then(function, takes_context=takes_context))
         if takes_context:
@@ -152,32 +164,107 @@ class Definition(ABC):
         return None
 
     def num_left(self, assignment: Assignment) -> int | None:
-        """Return the number of batches or rows that the rank of an assignment has yet to deliver; None: no end."""
-        return assignment.num_items_left(self.options.batch_size)
+        """Return the number of batches or rows that the rank of an assignment has yet to deliver; None: unknown."""
+        return None if self.stages is not None else assignment.num_items_left(self.options.batch_size)
 
-    def open(self, assignment: Assignment) -> Stream:
-        """Open the stream of a worker: batches, or single rows if there is no batch size."""
+    def with_stages(self, stages: Stages) -> Self:
+        """Return the definition of what stages make of its rows.
+
+        Raises:
+            ValueError: Other arguments don't go together with stages.
+        """
+        errors = self.transform.errors
+        if errors is not None and not errors.skips:
+            message = (
+                'on_error="mask" would have a filler packed or expanded like a row: use "skip", since nothing counts '
+                "on the number of rows"
+            )
+            raise ValueError(message)
+        if self.options.turn_rows not in {None, 1}:
+            message = f"turn_rows={self.options.turn_rows} counts rows, and a batch consists of items: omit turn_rows"
+            raise ValueError(message)
+        return replace(self, stages=stages)
+
+    def open(self, assignment: Assignment) -> Stream[Any]:
+        """Open the stream of a worker: batches, or single rows or items if there is no batch size."""
+        if self.stages is not None:
+            return self._open_stages(assignment, self.stages, self._follow)
+        follow = self._follow(assignment, self.open_items)
         if self.options.batch_size is None:
-            return RowStream(Cursor(assignment), lambda: self.open_items(assignment), self._follow(assignment))
-        return BatchStream(Cursor(assignment), lambda: self.open_items(assignment), self._follow(assignment))
+            return RowStream(Cursor(assignment), lambda: self.open_items(assignment), follow)
+        return BatchStream(Cursor(assignment), lambda: self.open_items(assignment), follow)
 
-    def open_batches(self, assignment: Assignment) -> BatchStream:
+    def open_batches(self, assignment: Assignment) -> TaggedStream[Any]:
         """Open the stream of batches of a worker, up to the end of a cut.
 
-        If there is no batch size, each turn of rows is a batch.
+        If there is no batch size, each turn of rows, or each item, is a batch.
         """
+        if self.stages is not None:
+            return self._open_stages(assignment, self.stages, None)
         return BatchStream(Cursor(assignment), lambda: self.open_items(assignment))
 
-    def _follow(self, assignment: Assignment) -> Callable[[], Following | None]:
+    def _open_stages(
+        self, assignment: Assignment, stages: Stages, follow: Callable[..., Callable[[], Any]] | None
+    ) -> ItemStream:
+        size = self.options.batch_size
+
+        def open_items(found: Assignment) -> LaneItems:
+            rows = self.open_items(found)
+            is_numpy = self.columns.output == "numpy"
+            maker = BatchMaker(rows, stages, self.collate_fn, is_batched=size is not None, is_numpy=is_numpy)
+            return LaneItems(rows, maker, found)
+
+        return ItemStream(
+            Cursor(assignment),
+            lambda: open_items(assignment),
+            lambda: None if follow is None else follow(assignment, open_items)(),
+            turn_items=assignment.cut.turn_rows,
+            min_items=size if size and self.identity.settings.drop_last else 1,
+        )
+
+    def _follow(
+        self, assignment: Assignment, open_items: Callable[[Assignment], T]
+    ) -> Callable[[], Following[T] | None]:
         """Return a function that opens what follows an assignment."""
 
-        def follow() -> Following | None:
+        def follow() -> Following[T] | None:
             found = self.following(assignment)
             if found is None:
                 return None
-            return Following(Cursor(found), lambda: self.open_items(found), self._follow(found))
+            return Following(Cursor(found), lambda: open_items(found), self._follow(found, open_items))
 
         return follow
+
+    def _to_read(self, columns: DeliveredColumns) -> DeliveredColumns:
+        """Return which of the columns are read: all, or the one that is packed as it is in the files."""
+        stages = self.stages
+        is_direct = stages is not None and not stages.expansion.steps and not self.has_functions
+        return columns.only(stages.pack.column) if is_direct and stages and stages.pack else columns
+
+    @property
+    def unit(self) -> str:
+        """What is delivered, for a repr."""
+        stages, size = self.stages, self.options.batch_size
+        unit = "rows" if stages is None else "items" if stages.pack is None else "packs"
+        unit = unit if size is None else f"batches of {counted(size, unit.removesuffix('s'))}"
+        return unit if stages is None else f"{unit} by {stages.text} of rows"
+
+    @property
+    def takes_context(self) -> bool:
+        """Whether one of the functions takes a context."""
+        of_stages = self.stages is not None and self.stages.expansion.takes_context
+        return self.transform.takes_context or of_stages
+
+    @property
+    @abstractmethod
+    def has_functions(self) -> bool:
+        """Whether functions are called on rows."""
+
+    if TYPE_CHECKING:
+        # As above.
+        @property
+        def columns(self) -> DeliveredColumns:
+            """The columns of rows, before any function is called."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -206,7 +293,7 @@ class DatasetDefinition(Definition):
             ValueError: One may.
         """
         errors = self.transform.errors
-        if errors is not None and errors.skips and self.place.world_size > 1:
+        if self.stages is None and errors is not None and errors.skips and self.place.world_size > 1:
             remainder = self.identity.settings.remainder
             if remainder != "keep":
                 message = (
@@ -238,22 +325,58 @@ class DatasetDefinition(Definition):
         """Return the definition with these files and settings: this one, or one before files were added."""
         return next((each for each in self.former if each.identity is identity), self)
 
-    def num_items(self, place: WorkerPlace, epoch: int) -> int:
-        """Return the number of batches, or rows if there are no batches, that a rank delivers in a whole epoch."""
+    def with_stages(self, stages: Stages) -> Self:
+        """Return the definition of what stages make of its rows.
+
+        Raises:
+            ValueError: Other arguments don't go together with stages.
+        """
+        settings = self.identity.settings
+        if settings.remainder not in {None, "keep"}:
+            message = (
+                f'remainder="{settings.remainder}" evens out rows, but how many items are made of these depends on '
+                'the data: use "keep"'
+            )
+            raise ValueError(message)
+        if settings.without is not None:
+            message = (
+                "without() leaves out rows by their number in an epoch, and how far a step with stages gets depends on "
+                "the data: take rows out with filter()"
+            )
+            raise ValueError(message)
+        identity = replace(self.identity, settings=replace(settings, stages=stages.text))
+        return replace(super().with_stages(stages), identity=identity)
+
+    @property
+    def has_functions(self) -> bool:
+        """Whether functions are called on rows."""
+        return bool(self.transform)
+
+    def num_items(self, place: WorkerPlace, epoch: int) -> int | None:
+        """Return the number of batches, or rows if there are no batches, that a rank delivers in a whole epoch.
+
+        None: it depends on what stages make of the rows.
+        """
+        if self.stages is not None:
+            return None
         return self.options.num_items(self.identity.num_rows(epoch), place, self.identity.settings)
 
     def batched(self, options: LaneOptions, output: Output, *, drop_last: bool) -> Self:
         """Return the same rows in batches; see `Definition.batched`."""
         settings = replace(self.identity.settings, drop_last=drop_last)
         changed = replace(self, options=options, identity=replace(self.identity, settings=settings))
+        if self.stages is not None:
+            return changed
         if self.transform:
             return replace(changed, collate_fn=default_collate)
         return replace(changed, columns=self.columns.with_output(output))
 
     def num_received(self, assignment: Assignment) -> int:
         """Return the number of batches or rows of the epoch that the rank of an assignment has delivered."""
-        in_all = self.num_items(assignment.place, assignment.progress.epoch)
-        return max(0, in_all - assignment.num_items_left(self.options.batch_size))
+        num_items = self.num_items(assignment.place, assignment.progress.epoch)
+        if num_items is None:
+            return assignment.num_batches_taken
+        return max(0, num_items - assignment.num_items_left(self.options.batch_size))
 
     def warnings_at_start(self, schedule: EpochSchedule, place: WorkerPlace) -> list[str]:
         """Return what to warn of when the worker at `place` starts to read the next pass of `schedule`."""
@@ -261,7 +384,18 @@ class DatasetDefinition(Definition):
         return [*of_options, *filter(None, [schedule.warning_at_start(place)])]
 
     def resolve(self, progress: Progress, place: WorkerPlace) -> Assignment:
-        """Return the assignment of the worker at `place`; see `laneway.core.assignment.resolve_cut`."""
+        """Return the assignment of the worker at `place`; see `laneway.core.assignment.resolve_cut`.
+
+        Raises:
+            ValueError: Ranks would deliver different numbers of batches, and the user has not said that they may.
+        """
+        if self.stages is not None and place.world_size > 1 and self.identity.settings.remainder is None:
+            message = (
+                f"how many items are made of the rows depends on the data, so the {place.world_size} ranks would "
+                "deliver different numbers of batches: call repeat(), before the stages, for a stream without an end, "
+                'or pass remainder="keep" if the training loop can end at another step on each rank'
+            )
+            raise ValueError(message)
         return resolve_cut(self.identity, progress, place, self.options)
 
     def is_fresh(self, assignment: Assignment) -> bool:
@@ -283,16 +417,18 @@ class DatasetDefinition(Definition):
 
     def open_items(self, assignment: Assignment) -> ItemMaker:
         """Open what reads and builds the items of an assignment."""
-        takes_context = self.transform.takes_context
+        takes_context = self.takes_context
         plan, seed = self.identity.plan(assignment.progress), self.identity.settings.seed
-        converter = self.columns.with_hidden(HIDDEN if takes_context else None)
-        lanes = self.open_lanes(plan, converter, frozenset(HIDDEN.names if takes_context else ()))
+        columns = self._to_read(self.columns)
+        converter = columns.with_hidden(HIDDEN if takes_context else None)
+        lanes = self.open_lanes(plan, columns, converter, frozenset(HIDDEN.names if takes_context else ()))
         contexts = Contexts(self.manifest.files.paths, seed=seed, epoch=plan.epoch) if takes_context else None
         return ItemMaker(lanes, converter, self.transform, contexts, self.collate_fn)
 
     def open_lanes(
         self,
         plan: Plan,
+        columns: DeliveredColumns,
         converter: BatchConverter,
         hidden: frozenset[str],
         *,
@@ -303,12 +439,13 @@ class DatasetDefinition(Definition):
 
         Args:
             plan: The lanes.
+            columns: The columns that are read.
             converter: Converts the rows, with the hidden columns.
             hidden: Names of the hidden columns that come too, from which contexts are made.
             source_index: In a mixture, the index of this source.
             threads: Those that read; None: threads of its own.
         """
-        rows = self.columns.open(
+        rows = columns.open(
             self.manifest,
             self.storage,
             converter.schema,

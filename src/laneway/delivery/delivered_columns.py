@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self, final
 
+import pyarrow as pa
+
 from laneway.convert.batches import BatchConverter
 from laneway.reading.categories import find_categories
 from laneway.reading.origin import PROVENANCE, Origin
@@ -13,8 +15,6 @@ from laneway.reading.selected import open_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-    import pyarrow as pa
 
     from laneway.catalog.caching import CacheDir
     from laneway.convert.columns import Output
@@ -75,6 +75,11 @@ class DeliveredColumns:
     def with_hidden(self, hidden: pa.Schema | None) -> BatchConverter:
         """Return what converts them and hidden columns, from which contexts are made; None: there are none."""
         return self.converter if hidden is None else self.converter.with_columns(hidden)
+
+    def only(self, name: str) -> Self:
+        """Return one of the columns in the files, as it is there."""
+        schema = pa.schema([self.schema.field(name)])
+        return type(self)(schema, "arrow", BatchConverter(schema, "arrow"), provenance=False, categories=None)
 
     def with_output(self, output: Output) -> Self:
         """Return the same columns, delivered as another type."""

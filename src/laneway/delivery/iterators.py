@@ -137,7 +137,7 @@ class DatasetIterator(PassIterator):
         self._definition = definition
         self._dataset = dataset
         self._place = worker_place(definition.place) or definition.place
-        self._stream: Stream | None = None
+        self._stream: Stream[Any] | None = None
         self._has_begun = False
         self._restored: Restored | None = None
         """The state that was loaded for this pass."""
@@ -154,7 +154,7 @@ class DatasetIterator(PassIterator):
             warnings.warn(warning, stacklevel=3)
         return stream.take()
 
-    def _begin(self) -> Stream:
+    def _begin(self) -> Stream[Any]:
         place, schedule = self._place, self._schedule
         if place.num_workers > MAX_WORKERS:
             message = f"num_workers is {place.num_workers:,}, but a rank can have at most {MAX_WORKERS:,}"

@@ -64,7 +64,9 @@ class MixtureDefinition(Definition):
             name: Source(each.identity, tuple(old.identity for old in each.former))
             for name, each in self.sources.items()
         }
-        return Mixed(sources, self.weighting, self.options, self.drop_last)
+        stages = self.stages
+        stage_rows = None if stages is None else stages.group_rows
+        return Mixed(sources, self.weighting, self.options, self.drop_last and stages is None, stage_rows)
 
     @cached_property
     def identity(self) -> MixtureIdentity:
@@ -77,6 +79,7 @@ class MixtureDefinition(Definition):
             window_bytes=0,
             remainder=None,
             drop_last=self.drop_last,
+            stages=None if self.stages is None else self.stages.text,
         )
         return MixtureIdentity(self.mixed.sources, settings)
 
@@ -85,8 +88,24 @@ class MixtureDefinition(Definition):
         """Whether a pass never ends."""
         return self.weighting.stop is None
 
+    @property
+    def has_functions(self) -> bool:
+        """Whether functions are called on rows."""
+        return bool(self.transform) or any(each.transform for each in self.sources.values())
+
     def resolve(self, progress: Progress, place: WorkerPlace) -> Assignment:
-        """Return the assignment of the worker at `place`; see `laneway.core.mixture_assignment.resolve_mixture`."""
+        """Return the assignment of the worker at `place`; see `laneway.core.mixture_assignment.resolve_mixture`.
+
+        Raises:
+            ValueError: Ranks would deliver different numbers of batches.
+        """
+        if self.stages is not None and place.world_size > 1 and not self.is_endless:
+            message = (
+                f"how many items are made of the rows depends on the data, so the {place.world_size} ranks would "
+                f"deliver different numbers of batches until stop={self.weighting.stop!r}: leave out stop (or the "
+                "epochs of repeat()), and count the steps"
+            )
+            raise ValueError(message)
         return resolve_mixture(self.mixed, progress, place)
 
     def following(self, assignment: Assignment) -> Assignment | None:
@@ -125,7 +144,7 @@ class MixtureDefinition(Definition):
     def num_items(self, place: WorkerPlace, epoch: int) -> int | None:
         """Return the number of batches, or rows, that a rank delivers in a whole pass; None: it doesn't end."""
         stop = self.weighting.stop
-        if stop is None:
+        if stop is None or self.stages is not None:
             return None
         if not isinstance(stop, int) and len(self.weighting.phases) == 1:
             return self.resolve(Progress(epoch), place).num_items_left(self.options.batch_size)
@@ -133,6 +152,8 @@ class MixtureDefinition(Definition):
 
     def num_received(self, assignment: Assignment) -> int:
         """Return the number of batches or rows of the pass that the rank of an assignment has delivered."""
+        if self.stages is not None:
+            return assignment.num_batches_taken
         progress, size = assignment.progress, self.options.batch_size or 1
         before = progress.starts[-1].rows_before if progress.starts else 0
         own = assignment.cut.rows()[assignment.of_rank().own_lanes].sum() if before or assignment.cut else 0
@@ -140,7 +161,7 @@ class MixtureDefinition(Definition):
 
     def num_left(self, assignment: Assignment) -> int | None:
         """Return the number of batches or rows that the rank of an assignment has yet to deliver; None: no end."""
-        if self.is_endless:
+        if self.is_endless or self.stages is not None:
             return None
         if assignment.is_last:
             return assignment.num_items_left(self.options.batch_size)
@@ -150,7 +171,9 @@ class MixtureDefinition(Definition):
     def batched(self, options: LaneOptions, output: Output, *, drop_last: bool) -> Self:
         """Return the same rows in batches; see `Definition.batched`."""
         changed = replace(self, options=options, drop_last=drop_last)
-        if self.transform or any(each.transform for each in self.sources.values()):
+        if self.stages is not None:
+            return changed
+        if self.has_functions:
             return replace(changed, collate_fn=default_collate)
         return replace(changed, columns=self.columns.with_output(output))
 
@@ -166,18 +189,19 @@ class MixtureDefinition(Definition):
         """Open what reads and builds the items of an assignment."""
         functions = SourceFunctions.of({name: each.transform for name, each in self.sources.items()})
         transform = self.transform if functions is None else self.transform.after(functions)
-        takes_context = transform.takes_context
+        takes_context = transform.takes_context or self.takes_context
         hidden = frozenset(HIDDEN_IN_MIXTURES.names if takes_context else ())
         threads = reading_threads(is_remote=any(not each.storage.is_local for each in self.sources.values()))
         plan = MixturePlan(self.mixed.sources, assignment.progress)
         indices = {name: index for index, name in enumerate(self.sources)}
 
         # The columns of all sources are alike.
-        converter = self.columns.with_hidden(HIDDEN_IN_MIXTURES if takes_context else None)
+        converter = self._to_read(self.columns).with_hidden(HIDDEN_IN_MIXTURES if takes_context else None)
 
         def open_source(name: str, of_epoch: Plan) -> LaneReader:
             source = self.sources[name].of(of_epoch.identity)
-            return source.open_lanes(of_epoch, converter, hidden, source_index=indices[name], threads=threads)
+            columns = self._to_read(source.columns.with_output(self.columns.output))
+            return source.open_lanes(of_epoch, columns, converter, hidden, source_index=indices[name], threads=threads)
 
         lanes = MixtureReader(plan, assignment.ends, converter, open_source, threads)
         contexts = None

@@ -8,26 +8,26 @@ from __future__ import annotations
 
 from functools import partial
 from types import GeneratorType, NoneType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
 from torch.utils.data import default_collate
 
 from laneway.core.cursor import LaneRange, Positions
-from laneway.delivery.packing import SentItem, pack
 from laneway.delivery.passes import Delivery, Pass, RowsDelivery, Taken
 from laneway.delivery.row_errors import SKIPPED
+from laneway.delivery.sending import SentItem, to_send
 from laneway.delivery.workers import is_in_worker
 from laneway.errors import ColumnConversionError, NullInColumnError
 from laneway.wording import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from laneway.convert.batches import BatchConverter
     from laneway.convert.open_rows import OpenRows
     from laneway.core.cursor import Cursor
     from laneway.delivery.context import AnyContexts, BatchContext, RowContext
-    from laneway.delivery.transforms import Transforms
+    from laneway.delivery.transforms import Expansion, Transforms
     from laneway.reading.rows import LaneRows
 
 _ROWS_PER_CONVERSION = 1024
@@ -129,6 +129,38 @@ class ItemMaker:
             return errors.hide(error, item, lambda: self._name_of(row, ranges, index))
         return errors.accept(self._checked(result, is_delivered=self._delivers_results))
 
+    def read_on(self, lane: int, start: int, stop: int) -> OpenRows:
+        """Return the first rows of [start, stop) of a lane as they were read; see `LaneReader.read_on`."""
+        return self._lanes.read_on(lane, start, stop)
+
+    def expanded(self, wanted: LaneRange, expansion: Expansion) -> Iterator[list[Any]]:
+        """Yield the items that the user's functions make of each of these rows."""
+        ranges = [wanted]
+        errors = self.transform.errors
+
+        def items_of(row: Any, context: RowContext | None) -> list[Any]:  # noqa: ANN401 - a row in any output
+            return expansion(self.transform(row, context), context)
+
+        for index, row in enumerate(self._convert(self._converter.gather_rows, ranges)):
+            item, context = self._with_context(row)
+            if errors is None:
+                yield self._call(partial(items_of, context=context), item, ranges, index)
+                continue
+            try:
+                items = items_of(item, context)
+            except Exception as error:  # noqa: BLE001 - the user's functions may raise any
+                errors.hide(error, item, partial(self._lanes.locate, ranges, index))
+                items = []
+            yield items
+
+    def call(self, function: Callable[[Any], Any], item: Any) -> Any:  # noqa: ANN401 - a user's function
+        """Return the result of a user's function for an item or a batch."""
+        return self._call(function, item, is_delivered=True)
+
+    def name_of_row(self, lane: int, row: int) -> str:
+        """Return the file and number of a row of a lane."""
+        return self._lanes.locate([LaneRange(lane, row, row + 1)], 0)
+
     def close(self) -> None:
         """Release windows, files and threads at the end of the stream."""
         self._latest_rows.clear()
@@ -222,25 +254,35 @@ class ItemMaker:
         return f"this batch has {counted(num_rows, 'row')}; the first one is {self._lanes.locate(ranges, 0)}"
 
 
-class Following(NamedTuple):
+class Closeable(Protocol):
+    """What reads and builds items."""
+
+    def close(self) -> None:
+        """Release windows, files and threads."""
+
+
+T = TypeVar("T", bound=Closeable)
+
+
+class Following(NamedTuple, Generic[T]):
     """What a worker delivers after a cut has ended, in the same epoch."""
 
     cursor: Cursor
     """The position of the worker in the next cut."""
-    open_items: Callable[[], ItemMaker]
+    open_items: Callable[[], T]
     """Returns what reads and builds the items of that cut."""
-    follow: Callable[[], Following | None]
+    follow: Callable[[], Following[T] | None]
     """Returns what follows it, if anything."""
 
 
-class Stream(Pass):
+class Stream(Pass, Generic[T]):
     """A pass of one worker, read by this process."""
 
     def __init__(
         self,
         cursor: Cursor,
-        open_items: Callable[[], ItemMaker],
-        follow: Callable[[], Following | None] = lambda: None,
+        open_items: Callable[[], T],
+        follow: Callable[[], Following[T] | None] = lambda: None,
     ) -> None:
         """Start where `cursor` is.
 
@@ -286,14 +328,14 @@ class TaggedBatch(NamedTuple):
     """The batch, or `SKIPPED`."""
 
 
-class BatchStream(Stream):
-    """Delivers batches."""
+class TaggedStream(Stream[T]):
+    """Delivers batches that another process may count."""
 
     def __init__(
         self,
         cursor: Cursor,
-        open_items: Callable[[], ItemMaker],
-        follow: Callable[[], Following | None] = lambda: None,
+        open_items: Callable[[], T],
+        follow: Callable[[], Following[T] | None] = lambda: None,
     ) -> None:
         """Start where `cursor` is; see Stream."""
         super().__init__(cursor, open_items, follow)
@@ -308,23 +350,30 @@ class BatchStream(Stream):
         delivery.taken = num_taken
         return TaggedBatch(delivery.turn, delivery.positions, SentItem(batch) if self._is_sent else batch)
 
+    def _taken(self, delivery: Delivery, batch: Any) -> Taken:  # noqa: ANN401 - a user's function may return anything
+        return Taken(delivery, 1, to_send(batch) if self._is_sent else batch)
+
+
+class BatchStream(TaggedStream[ItemMaker]):
+    """Delivers batches."""
+
     def _read(self, num_delivered: int) -> Taken | None:
         found = self._cursor.next_batch()
         if found is None:
             return self._read(num_delivered) if self._goes_on() else None
         batch = self._items.batch(found.ranges)
         delivery = Delivery(found.turn, found.new_positions(), before=num_delivered)
-        return Taken(delivery, 1, pack(batch) if self._is_sent else batch)
+        return self._taken(delivery, batch)
 
 
-class RowStream(Stream):
+class RowStream(Stream[ItemMaker]):
     """Delivers single rows, which are converted many at a time."""
 
     def __init__(
         self,
         cursor: Cursor,
         open_items: Callable[[], ItemMaker],
-        follow: Callable[[], Following | None] = lambda: None,
+        follow: Callable[[], Following[ItemMaker] | None] = lambda: None,
     ) -> None:
         """Start where `cursor` is; see Stream."""
         super().__init__(cursor, open_items, follow)

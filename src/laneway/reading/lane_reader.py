@@ -146,6 +146,10 @@ class LaneReader:
             slices.append(self._last_rows.get(lane) or self._read_padding(lane))
         return slices
 
+    def read_on(self, lane: int, start: int, stop: int) -> OpenRows:
+        """Return the first rows of [start, stop) of a lane, as many as are in memory together; at least one."""
+        return self._window(lane, start).slice(start, stop)
+
     def _read_padding(self, lane: int) -> OpenRows:
         """Return the row that pads a lane: its last one, or for an empty lane a neighbour's."""
         (segment,) = self._plan.lanes.segments(lane, self._lane_rows[lane], self._lane_rows[lane] + 1)

@@ -30,6 +30,8 @@ _BLOCK_ROWS = 1 << 18
 """Maximum rows of a block."""
 _MAX_TAKEN_BYTES = 64
 """Rows of a column with at most so many bytes are joined and then put in order: faster, but they are copied twice."""
+_STEP_ROWS = 64
+"""Rows of the first block of a lane that is read as far as rows are in memory."""
 
 
 class _Part(NamedTuple):
@@ -118,6 +120,15 @@ class MixtureReader:
             found += block.slice(start, end)
             start = end
         return found
+
+    def read_on(self, lane: int, start: int, stop: int) -> OpenRows:
+        """Return the first rows of [start, stop) of a lane, as many as are in memory together; at least one."""
+        block = self._blocks.get(lane)
+        if block is None or not block.start <= start < block.stop:
+            self._blocks.pop(lane, None)
+            block = None  # released before the next one is read
+            block = self._blocks[lane] = self._read_block(lane, start, min(stop - start, _STEP_ROWS))
+        return block.slice(start, min(stop, block.stop))[0]
 
     def _read_block(self, lane: int, start: int, step: int) -> _Block:
         """Return the block that begins at a row of a lane: a number of steps of `step` rows each."""

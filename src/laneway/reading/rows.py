@@ -38,6 +38,9 @@ class LaneRows(Protocol):
     def read(self, wanted: LaneRange) -> list[OpenRows]:
         """Return rows of a lane, in one or several parts."""
 
+    def read_on(self, lane: int, start: int, stop: int) -> OpenRows:
+        """Return the first rows of [start, stop) of a lane, as many as are in memory together; at least one."""
+
     def locate(self, wanted: list[LaneRange], row_index: int) -> str:
         """Return where row `row_index` of these ranges comes from, for a message."""
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
+from laneway.stages.tokens import DocumentTooLongError
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -27,7 +29,7 @@ class _Segments(NamedTuple):
 
     width: NDArray[np.int64]
     """Places of each piece, and of each padding, which may have none; shape (num_pieces + num_packs,)."""
-    number: NDArray[np.int32]
+    number: NDArray[np.int64]
     """1, 2, 3, ... for the pieces of a pack, and 0 for its padding, of the same shape."""
 
 
@@ -76,7 +78,7 @@ class Packs:
         pack = np.repeat(np.arange(num_packs, dtype=np.int64), counts)
         index = np.arange(num_pieces, dtype=np.int64)
         width = np.full(num_pieces + num_packs, self.length, np.int64)
-        number = np.zeros(num_pieces + num_packs, np.int32)
+        number = np.zeros(num_pieces + num_packs, np.int64)
         width[index + pack] = self._widths
         number[index + pack] = index - self.first_pieces[pack] + 1
         paddings = self.first_pieces[1:] + np.arange(num_packs, dtype=np.int64)
@@ -89,8 +91,8 @@ class Packs:
         return _Segments(width[of_packs], number[of_packs])
 
     def input_ids(
-        self, documents: TokenLists, first: int, stop: int, *, separator: int = 0, pad_value: int = 0
-    ) -> NDArray[np.int_]:
+        self, documents: TokenLists, first: int, stop: int, separator: int = 0, pad_value: int = 0
+    ) -> NDArray[np.int64]:
         """Return the tokens of packs [first, stop).
 
         Args:
@@ -101,10 +103,10 @@ class Packs:
             pad_value: The token of padding.
 
         Returns:
-            Array of shape (stop - first, length), of the type of the tokens.
+            int64 array of shape (stop - first, length).
         """
         pieces = slice(self.first_pieces[first], self.first_pieces[stop])
-        ids = np.full((stop - first) * self.length, pad_value, documents.values.dtype)
+        ids = np.full((stop - first) * self.length, pad_value, np.int64)
         places, sources = self._places[pieces] - first * self.length, documents.starts[self.document[pieces]]
         sources += self.start[pieces]
         values, tokens = documents.values, self.tokens[pieces]
@@ -114,36 +116,28 @@ class Packs:
         ids[(places + tokens)[self.separator[pieces]]] = separator
         return ids.reshape(-1, self.length)
 
-    def document_ids(self, first: int, stop: int) -> NDArray[np.int32]:
+    def document_ids(self, first: int, stop: int) -> NDArray[np.int64]:
         """Return which piece of its pack each token of packs [first, stop) is in: 1, 2, 3, ..., or 0 for padding.
 
         Returns:
-            int32 array of shape (stop - first, length).
+            int64 array of shape (stop - first, length).
         """
         width, number = self._segments_of(first, stop)
         return np.repeat(number, width).reshape(-1, self.length)
 
-    def position_ids(self, first: int, stop: int) -> NDArray[np.int32]:
+    def position_ids(self, first: int, stop: int) -> NDArray[np.int64]:
         """Return the place of each token of packs [first, stop) in its piece, or in the padding: 0, 1, 2, ...
 
         Returns:
-            int32 array of shape (stop - first, length).
+            int64 array of shape (stop - first, length).
         """
         width = self._segments_of(first, stop).width
-        starts = (np.cumsum(width) - width).astype(np.int32)
-        places = np.arange((stop - first) * self.length, dtype=np.int32)
-        return (places - np.repeat(starts, width)).reshape(-1, self.length)
-
-    def cu_seqlens(self, first: int, stop: int) -> NDArray[np.int32]:
-        """Return where the pieces of packs [first, stop) begin and end if these packs are laid end to end.
-
-        Kernels for sequences of varying length take it. The padding of a pack is a sequence of its own.
-
-        Returns:
-            int32 array of shape (num_sequences + 1,), from 0 to (stop - first) * length.
-        """
-        width = self._segments_of(first, stop).width
-        return np.concatenate([[0], np.cumsum(width[width > 0])]).astype(np.int32)
+        width = width[width > 0]
+        # Steps of 1, except where another piece begins: the sum so far is the place.
+        places = np.ones((stop - first) * self.length, np.int64)
+        places[:1] = 0
+        places[np.cumsum(width[:-1])] = 1 - width[:-1]
+        return np.cumsum(places, out=places).reshape(-1, self.length)
 
 
 class _Pieces(NamedTuple):
@@ -163,7 +157,7 @@ def _pieces_of(lengths: NDArray[np.int64], length: int, overflow: Overflow, *, s
             f"document {index} has {lengths[index]:,} tokens, but a pack has {length:,}: use longer packs, or set "
             "overflow to 'split', 'truncate' or 'drop'"
         )
-        raise ValueError(message)
+        raise DocumentTooLongError(message, document=index)
     if overflow == "drop":
         document = document[~is_long]
     counts = (lengths[document] > 0).astype(np.int64) if overflow == "truncate" else -(-lengths[document] // length)
@@ -190,7 +184,7 @@ def best_fit(
         overflow: What becomes of a document that is longer than a pack.
 
     Raises:
-        ValueError: A document is longer than a pack, and `overflow` is "error".
+        DocumentTooLongError: A document is longer than a pack, and `overflow` is "error".
     """
     document, start, tokens, separators = _pieces_of(lengths, length, overflow, separator=separator)
     widths = tokens + separators
@@ -228,12 +222,12 @@ def best_fit(
     return Packs(length, document[by_pack], start[by_pack], tokens[by_pack], separators[by_pack], first_pieces)
 
 
-class Place(NamedTuple):
-    """A place in documents that are laid end to end."""
+class Places(NamedTuple):
+    """Places in documents that are laid end to end."""
 
-    document: int
-    """The document."""
-    offset: int
+    document: NDArray[np.int64]
+    """The document of each place; after the last one, the number of documents."""
+    offset: NDArray[np.int64]
     """Tokens of it that come before; if all of them do, its separator comes next."""
 
 
@@ -255,7 +249,7 @@ def _lay(lengths: NDArray[np.int64], length: int, skip: int, *, separator: bool)
     return _Line(widths, ends, skip + np.arange(num_chunks + 1, dtype=np.int64) * length)
 
 
-def chunk_places(lengths: NDArray[np.int64], length: int, *, separator: bool = False, skip: int = 0) -> list[Place]:
+def chunk_places(lengths: NDArray[np.int64], length: int, *, separator: bool = False, skip: int = 0) -> Places:
     """Return where each chunk begins, and where the next one would, if documents are laid end to end and cut.
 
     Args:
@@ -266,8 +260,7 @@ def chunk_places(lengths: NDArray[np.int64], length: int, *, separator: bool = F
     """
     widths, ends, cuts = _lay(lengths, length, skip, separator=separator)
     document = np.searchsorted(ends, cuts, side="right")
-    offset = cuts - np.append(ends - widths, ends[-1:])[document] if len(ends) else cuts
-    return [*map(Place, document.tolist(), offset.tolist())]
+    return Places(document, cuts - np.append(ends - widths, ends[-1:] if len(ends) else 0)[document])
 
 
 def chunk(lengths: NDArray[np.int64], length: int, *, separator: bool = False, skip: int = 0) -> Packs:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from laneway.errors import ColumnConversionError
+from laneway.errors import ColumnConversionError, LanewayError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,6 +17,24 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _types: Any = pa.types
+
+
+class DocumentError(LanewayError):
+    """A document can't be packed."""
+
+    # The message alone is enough: DataLoader re-raises a worker's exception from its message.
+    def __init__(self, message: str, *, document: int | None = None) -> None:
+        super().__init__(message)
+        self.document = document
+        """Its index among those that were to be packed."""
+
+
+class DocumentTypeError(DocumentError, ColumnConversionError):
+    """A document is no list of ints, or it or a token of it is null."""
+
+
+class DocumentTooLongError(DocumentError, ValueError):
+    """A document is longer than a pack."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +50,10 @@ class TokenLists:
     def lengths(self) -> NDArray[np.int64]:
         """Tokens of each document, shape (num_documents,)."""
         return np.diff(self.starts)
+
+    def slice(self, start: int, stop: int) -> TokenLists:
+        """Return documents [start, stop), without a copy of the tokens."""
+        return TokenLists(self.values, self.starts[start : stop + 1])
 
     @property
     def stream(self) -> NDArray[np.int_]:
@@ -63,7 +85,8 @@ def from_arrow(name: str, array: pa.Array[Any]) -> TokenLists:
         array: An array of lists of ints, of 32-bit or 64-bit offsets or of one size.
 
     Raises:
-        ColumnConversionError: It is of another type, or a document or a token is null.
+        ColumnConversionError: It is of another type.
+        DocumentTypeError: A document or a token is null.
     """
     check_token_type(name, array.type)
     lists: Any = array
@@ -72,7 +95,7 @@ def from_arrow(name: str, array: pa.Array[Any]) -> TokenLists:
         message = (
             f"column {name!r} can't be packed: document {index} is null; filter such rows out, or fill them in map()"
         )
-        raise ColumnConversionError(message)
+        raise DocumentTypeError(message, document=index)
     if _types.is_fixed_size_list(array.type):
         size, first = lists.type.list_size, lists.offset
         starts = (first + np.arange(len(array) + 1, dtype=np.int64)) * size
@@ -84,7 +107,7 @@ def from_arrow(name: str, array: pa.Array[Any]) -> TokenLists:
         place = int(starts[0]) + int(np.argmax(of_documents.is_null().to_numpy(zero_copy_only=False)))
         index = int(np.searchsorted(starts, place, side="right")) - 1
         message = f"column {name!r} can't be packed: token {place - starts[index]} of document {index} is null"
-        raise ColumnConversionError(message)
+        raise DocumentTypeError(message, document=index)
     return TokenLists(of_documents.to_numpy(), starts - starts[0])
 
 
@@ -96,10 +119,16 @@ def from_rows(name: str, rows: Sequence[Any]) -> TokenLists:
         rows: A list, array or CPU tensor of ints for each document; at least one. Types are widened to a common one.
 
     Raises:
-        ColumnConversionError: A document is of another type, or has several dimensions.
+        DocumentTypeError: A document is of another type, or has several dimensions.
     """
-    arrays = [np.asarray(row) for row in rows]
-    for index, (array, row) in enumerate(zip(arrays, rows, strict=True)):
+    arrays: list[NDArray[Any]] = []
+    for index, row in enumerate(rows):
+        try:
+            array = np.asarray(row)
+        except ValueError:
+            message = f"column {name!r} can't be packed: document {index} has lists of different lengths in it"
+            raise DocumentTypeError(message, document=index) from None
+        arrays.append(array)
         is_empty_list = array.shape == (0,)
         if array.ndim != 1 or (array.dtype.kind not in "iu" and not is_empty_list):
             what = f"{array.dtype} of {array.ndim} dimensions" if array.dtype.kind in "biuf" else type(row).__name__
@@ -107,8 +136,19 @@ def from_rows(name: str, rows: Sequence[Any]) -> TokenLists:
                 f"column {name!r} can't be packed: document {index} is {what}, but it must be a list of ints, an "
                 "array or a tensor of one dimension"
             )
-            raise ColumnConversionError(message)
+            raise DocumentTypeError(message, document=index)
     filled = [array for array in arrays if len(array)]
     values = np.concatenate(filled) if filled else np.zeros(0, np.int64)
     starts = np.cumsum([0, *map(len, arrays)], dtype=np.int64)
+    return TokenLists(values, starts)
+
+
+def with_separators(documents: TokenLists, separator: int) -> TokenLists:
+    """Return documents with a separator after each that is not empty; their tokens are int64."""
+    lengths = documents.lengths + (documents.lengths > 0)
+    starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    is_token = np.ones(int(starts[-1]), bool)
+    is_token[starts[1:][lengths > 0] - 1] = False
+    values = np.full(len(is_token), separator, np.int64)
+    values[is_token] = documents.stream
     return TokenLists(values, starts)

@@ -20,7 +20,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from laneway import LanewayError, SavableLoader, StatefulShardedDataset
 from laneway.delivery import buffers
-from laneway.delivery.packing import PackedBatch
+from laneway.delivery.sending import SentBatch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -110,7 +110,7 @@ def test_receiving_a_buffer_of_another_process_is_an_error() -> None:
 
 
 def _send(queue: Any) -> None:
-    queue.put(PackedBatch({"x": torch.full((50_000,), 7)}))
+    queue.put(SentBatch({"x": torch.full((50_000,), 7)}))
     signal.pause()
 
 
@@ -126,8 +126,8 @@ def test_buffers_of_an_ended_worker_are_released_when_another_one_starts() -> No
         worker.join()
 
 
-def test_a_packed_batch_is_pickled_and_copied_as_a_plain_dict() -> None:
-    batch = PackedBatch({"x": torch.arange(50_000), "y": ["a"]})
+def test_a_sent_batch_is_pickled_and_copied_as_a_plain_dict() -> None:
+    batch = SentBatch({"x": torch.arange(50_000), "y": ["a"]})
     for made in (pickle.loads(pickle.dumps(batch)), copy.deepcopy(batch)):
         assert type(made) is dict
         assert torch.equal(made["x"], batch["x"])
@@ -137,7 +137,7 @@ def test_a_packed_batch_is_pickled_and_copied_as_a_plain_dict() -> None:
 
 class _Numbers(IterableDataset[Any]):
     def __iter__(self) -> Iterator[Any]:
-        yield from (PackedBatch({"x": torch.full((20_000,), i)}) for i in range(30))
+        yield from (SentBatch({"x": torch.full((20_000,), i)}) for i in range(30))
 
 
 def test_a_batch_is_sent_with_its_changes() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -31,7 +31,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def stream_of(definition: Definition) -> Stream:
+def stream_of(definition: Definition) -> Stream[Any]:
     return definition.open(definition.resolve(Progress(0), definition.place))
 
 

@@ -1,6 +1,6 @@
 """Batches that cross from a worker to the main process as one buffer.
 
-PyTorch sends a separate handle for each tensor, which costs more than copying most columns. A packed batch is a dict
+PyTorch sends a separate handle for each tensor, which costs more than copying most columns. A sent batch is a dict
 within its process. A queue to another process sends it as one buffer and returns a plain dict, whose tensors and arrays
 are views of that buffer. Small columns are part of the message itself.
 """
@@ -41,9 +41,9 @@ _KINDS: list[Any] = [
 _DTYPES = {torch.from_numpy(np.empty(0, kind)).dtype: np.dtype(kind) for kind in _KINDS} | {
     torch.bfloat16: np.dtype(np.int16)
 }
-"""dtype of tensors to pack -> numpy dtype of the same size; numpy has no bfloat16. PyTorch sends all other tensors."""
+"""dtype of tensors in the buffer -> numpy dtype of that size, as numpy has no bfloat16. PyTorch sends all others."""
 _NUMPY_DTYPES = frozenset(map(np.dtype, _KINDS))
-"""dtype of arrays to pack. All other arrays are pickled."""
+"""dtype of arrays in the buffer. All other arrays are pickled."""
 
 
 class _Block(NamedTuple):
@@ -76,33 +76,33 @@ class _Block(NamedTuple):
         return array.reshape(shape)
 
 
-class PackedBatch(dict[Any, Any]):
+class SentBatch(dict[Any, Any]):
     """A batch that is sent to another process as one buffer, and received as a plain dict."""
 
-    def __copy__(self) -> PackedBatch:
+    def __copy__(self) -> SentBatch:
         """Return a shallow copy, which is also sent as one buffer."""
-        return PackedBatch(self)
+        return SentBatch(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle as a plain dict; only queues between processes pack."""
+        """Pickle as a plain dict; only queues between processes use a buffer."""
         return dict, (dict(self),)
 
 
-def pack(item: Any) -> Any:  # noqa: ANN401 - a user's transform may return anything
-    """Return a packed batch for a dict, and any other item unchanged."""
-    return PackedBatch(item) if type(item) is dict else item
+def to_send(item: Any) -> Any:  # noqa: ANN401 - a user's transform may return anything
+    """Return a sent batch for a dict, and any other item unchanged."""
+    return SentBatch(item) if type(item) is dict else item
 
 
-def _reduce(batch: PackedBatch) -> tuple[Any, ...]:
-    """Pickle for a queue to another process: as the arguments of `_unpack`."""
+def _reduce(batch: SentBatch) -> tuple[Any, ...]:
+    """Pickle for a queue to another process: as the arguments of `_from_buffer`."""
     try:
-        return _unpack, _pack_columns(batch)
+        return _from_buffer, _one_buffer(batch)
     except Exception:  # noqa: BLE001 - the queue would drop the error, and the receiver would wait forever
         # Shared memory may be exhausted, for example.
         return _reduce_item(dict(batch))
 
 
-ForkingPickler.register(PackedBatch, _reduce)
+ForkingPickler.register(SentBatch, _reduce)
 
 
 class SentItem:
@@ -142,7 +142,7 @@ def raise_if_unsent(received: object) -> None:
         received.reraise()  # type: ignore[no-untyped-call]
 
 
-def _pack_columns(batch: dict[Any, Any]) -> tuple[Any, ...]:
+def _one_buffer(batch: dict[Any, Any]) -> tuple[Any, ...]:
     """Return the keys, the blocks, both buffers, and the values that no block contains."""
     groups: list[tuple[bool, list[Any], list[torch.Tensor]]] = []
     rest: dict[Any, Any] = {}
@@ -150,7 +150,7 @@ def _pack_columns(batch: dict[Any, Any]) -> tuple[Any, ...]:
     for key, value in batch.items():
         is_numpy = type(value) is np.ndarray
         tensor = _as_tensor(value) if is_numpy else value
-        if type(tensor) is not torch.Tensor or not _is_packable(tensor):
+        if type(tensor) is not torch.Tensor or not _fits_buffer(tensor):
             rest[key] = value
             continue
         kind = (is_numpy, tensor.dtype, tensor.shape)
@@ -186,10 +186,10 @@ def _lay_out(groups: list[tuple[bool, list[Any], list[torch.Tensor]]]) -> list[_
     return blocks
 
 
-def _unpack(
+def _from_buffer(
     keys: tuple[Any, ...], blocks: tuple[_Block, ...], inline: bytearray, ticket: Ticket | None, rest: bytes
 ) -> dict[Any, Any]:
-    """Return the batch from the result of `_pack_columns`."""
+    """Return the batch from the result of `_one_buffer`."""
     values: dict[Any, Any] = pickle.loads(rest)  # noqa: S301 - pickled by a worker of this process
     shared = receive(ticket) if ticket else None
     for block in blocks:
@@ -210,5 +210,5 @@ def _as_tensor(array: np.ndarray[Any, Any]) -> torch.Tensor | None:
     return torch.from_numpy(array) if can_be_tensor and min(array.strides, default=0) >= 0 else None
 
 
-def _is_packable(tensor: torch.Tensor) -> bool:
+def _fits_buffer(tensor: torch.Tensor) -> bool:
     return tensor.dtype in _DTYPES and tensor.is_cpu and not tensor.requires_grad and tensor.layout is torch.strided

@@ -17,8 +17,8 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, default_convert
 
 from laneway import SavableLoader, StatefulShardedDataset
-from laneway.delivery import packing
-from laneway.delivery.packing import PackedBatch, pack
+from laneway.delivery import sending
+from laneway.delivery.sending import SentBatch, to_send
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +32,7 @@ DTYPES = [
 
 def sent(batch: dict[Any, Any]) -> dict[Any, Any]:
     """Return a worker's batch as the main process receives it."""
-    received: dict[Any, Any] = pickle.loads(bytes(ForkingPickler.dumps(PackedBatch(batch))))
+    received: dict[Any, Any] = pickle.loads(bytes(ForkingPickler.dumps(SentBatch(batch))))
     assert type(received) is dict
     assert list(received) == list(batch)
     return received
@@ -99,19 +99,19 @@ def test_received_tensors_can_be_changed_in_place_and_trained_on() -> None:
     assert received["b"].tolist() == [2] * 4
 
 
-def test_copies_of_a_packed_batch_are_packed_batches() -> None:
-    batch = pack({"x": torch.zeros(2), "y": np.zeros(2)})
-    assert type(copy.copy(batch)) is PackedBatch
-    assert type(default_convert(batch)) is PackedBatch  # type: ignore[no-untyped-call]
-    assert pack([1, 2]) == [1, 2]
+def test_copies_of_a_sent_batch_are_sent_batches() -> None:
+    batch = to_send({"x": torch.zeros(2), "y": np.zeros(2)})
+    assert type(copy.copy(batch)) is SentBatch
+    assert type(default_convert(batch)) is SentBatch  # type: ignore[no-untyped-call]
+    assert to_send([1, 2]) == [1, 2]
 
 
 class Batches(IterableDataset[Any]):
-    """Yields packed batches of two sizes."""
+    """Yields sent batches of two sizes."""
 
     def __iter__(self) -> Any:
         for num_rows in (3, 100_000, 0):
-            yield pack({"x": torch.arange(num_rows), "y": torch.arange(num_rows) * 2, "text": ["a"]})
+            yield to_send({"x": torch.arange(num_rows), "y": torch.arange(num_rows) * 2, "text": ["a"]})
 
 
 @pytest.mark.parametrize("collate_fn", [None, dict])
@@ -179,6 +179,6 @@ def test_a_batch_arrives_even_if_shared_memory_is_full(
         message = "no room"
         raise RuntimeError(message)
 
-    monkeypatch.setattr(packing, "lend", full)
+    monkeypatch.setattr(sending, "lend", full)
     column = torch.arange(50_000)
     assert torch.equal(sent({"x": column, "text": ["a"]})["x"], column)

@@ -1,0 +1,62 @@
+"""A worker's stream of items that stages make of rows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from laneway.delivery.passes import Delivery
+from laneway.delivery.row_errors import SKIPPED
+from laneway.delivery.stream import TaggedStream
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from laneway.core.cursor import Cursor
+    from laneway.core.progress import LanePosition
+    from laneway.delivery.lane_items import LaneItems
+    from laneway.delivery.passes import Taken
+    from laneway.delivery.stream import Following
+    from laneway.stages.runs import Items
+
+
+class ItemStream(TaggedStream["LaneItems"]):
+    """Delivers batches of items, or single items.
+
+    A turn takes items of its lane, and brings the position after them. How many rows that are depends on the data.
+    """
+
+    def __init__(
+        self,
+        cursor: Cursor,
+        open_items: Callable[[], LaneItems],
+        follow: Callable[[], Following[LaneItems] | None],
+        *,
+        turn_items: int,
+        min_items: int,
+    ) -> None:
+        """Start where `cursor` is.
+
+        Args:
+            cursor: The position of the worker.
+            open_items: Returns what reads and builds the items.
+            follow: Returns what follows when the cut has ended, if anything.
+            turn_items: Items of a turn.
+            min_items: Items of a batch; with fewer, at the end of lanes, it is dropped.
+        """
+        super().__init__(cursor, open_items, follow)
+        self._turn_items = turn_items
+        self._min_items = min_items
+
+    def _read(self, num_delivered: int) -> Taken | None:
+        found = self._cursor.next_batch()
+        if found is None:
+            return self._read(num_delivered) if self._goes_on() else None
+        parts: list[Items] = []
+        positions: list[tuple[int, LanePosition]] = []
+        for lane, _, _ in found.ranges:
+            items, position = self._items.take(lane, self._cursor.position_of(lane), self._turn_items)
+            parts += items
+            positions.append((lane, position))
+        is_dropped = sum(map(len, parts)) < self._min_items
+        delivery = Delivery(found.turn, positions, before=num_delivered)
+        return self._taken(delivery, SKIPPED if is_dropped else self._items.batch(parts))
