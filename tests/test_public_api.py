@@ -122,7 +122,7 @@ MEMBERS = {
     "dataset": {
         "__iter__": "()",
         "__len__": "()",
-        "batch": "(n, *, drop_last=False)",
+        "batch": "(batch_size, *, drop_last=False)",
         "categories": "attribute",
         "completed_shards": "()",
         "epoch": "attribute",
