@@ -182,7 +182,7 @@ def main() -> None:
 
     trained = [row for log in first + second for row in log["trained"]]
     evaluated = [row for log in second for row in log["evaluated"]]
-    # With remainder="pad", a rank may repeat one row at the end of an epoch, so that ranks have equally many batches.
+    # With remainder="pad", a rank may repeat one row at the end of an epoch, so that all take as many batches.
     repeated = len(trained) - len(set(trained))
     is_right = (
         set(trained) | set(evaluated) == wanted

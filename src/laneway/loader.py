@@ -243,7 +243,7 @@ class SavableLoader(DataLoader[Any]):
         """Start the workers of the next pass now, rather than with its first batch.
 
         They read ahead while this process prepares the training. If an epoch is chosen or a state restored afterwards,
-        they are started anew. Call it from the thread that will iterate.
+        they are restarted. Call it from the thread that will iterate.
 
         Raises:
             LanewayError: The last pass is still being read.
@@ -376,7 +376,7 @@ class SavableLoader(DataLoader[Any]):
         """Gather the progress of all ranks into the state of the whole job, as plain JSON values.
 
         Must be called by all ranks. They may have taken different numbers of batches. If they are in different epochs,
-        the state resumes on as many ranks only.
+        the state resumes only on the same number of ranks.
 
         Args:
             dst_rank: Data-parallel rank that receives the state.

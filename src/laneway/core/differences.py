@@ -183,7 +183,7 @@ def mismatch_message(identity_lines: Sequence[str], place_lines: Sequence[str], 
         )
     if place_lines and is_of_rank:
         ways_out.append(
-            "this state is that of a single rank: load it on that rank, in a job of as many ranks, or load "
+            "this state is that of a single rank: load it on that rank, in a job of the same size, or load "
             "merge_states() of the states of all ranks, which any number of them can resume, as they can what "
             "SavableLoader.save_state_global() saves"
         )

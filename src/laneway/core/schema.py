@@ -287,7 +287,7 @@ def parse_state(state: object) -> SavedState:
     if fields["scope"] == SCOPE_APART:
         message = (
             "this state holds the states of ranks that were in different epochs: load it with load_state_dict() or "
-            "restore_state_global() of a SavableLoader, on as many ranks"
+            "restore_state_global() of a SavableLoader, on the same number of ranks"
         )
         raise CheckpointMismatchError(message)
     require(0 <= fields["epoch"] < MAX_COUNT, f"epoch is {fields['epoch']}")
@@ -317,7 +317,7 @@ def _checked_format(state: object) -> dict[str, Any]:
         message = f"a state must be the dict that state_dict() returned, not {type(state).__name__}"
         raise StateFormatError(message)
     if not state:
-        message = "an empty dict is not a state: pass what state_dict() returned, or load none to start anew"
+        message = "an empty dict is not a state: pass what state_dict() returned, or don't load a state"
         raise StateFormatError(message)
     if type(state.get("format")) is not str or state["format"] != FORMAT:
         keys = ", ".join(map(shorten, list(state)[:5]))

@@ -59,7 +59,7 @@ def check_checkpoint_of_caller(loader: object) -> None:
                 f"this SavableLoader is number {index + 1} of {len(loaders)} that the Accelerator has prepared, but "
                 f"{method['input_dir']} has no {name}, so the loader would begin its epoch again: prepare the same "
                 "loaders as before save_state(), each once, with a new Accelerator or after free_memory(); a loader "
-                "that shall begin anew is prepared after load_state()"
+                "that is to start over is prepared after load_state()"
             )
             raise LanewayError(message)
 

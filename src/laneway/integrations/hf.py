@@ -139,7 +139,7 @@ class LanewayTrainerMixin:
         if kept is None:
             message = (
                 f"{checkpoint} holds no state of the loader, since it was not saved with LanewayTrainerMixin: start "
-                "the training anew, from the model of the checkpoint"
+                "the training over, from the model of the checkpoint"
             )
             raise LanewayError(message)
         state = kept["attributes"]["saved"]
