@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import pyarrow.compute as pc
 import pytest
 
 from tests.distributed.ranks import NUM_ROWS, Ids, RunRanks, flat, ids, make_loader, restore, save
@@ -19,12 +21,18 @@ ALL_ROWS = list(range(NUM_ROWS))
 
 
 def leg(
-    rank: int, corpus: Path, index: int, num_workers: int, num_batches: int | None, options: tuple[bool, str, str]
+    rank: int,
+    corpus: Path,
+    index: int,
+    num_workers: int,
+    num_batches: int | None,
+    options: tuple[bool, str, str],
+    condition: Any = None,
 ) -> tuple[Ids, Ids]:
     """Resume from the previous leg; return the batches of this one and, after the last leg, of the next epoch."""
     del rank
     rows, remainder, way = options
-    loader = make_loader(corpus, num_workers, rows=rows, batch_size=2, remainder=remainder)
+    loader = make_loader(corpus, num_workers, rows=rows, batch_size=2, remainder=remainder, filter=condition)
     if index:
         restore(loader, way, corpus.parent / f"leg {index - 1}")
     received = ids(islice(loader, num_batches))
@@ -68,3 +76,27 @@ def test_every_row_is_delivered_once_over_four_changes_within_one_epoch(
     else:
         assert len(epoch) == num_distinct
         assert NUM_ROWS - num_distinct < LAST_LANES
+
+
+@pytest.mark.parametrize(
+    ("condition", "expected"),
+    [
+        ([("x", ">", 2)], list(range(5, NUM_ROWS))),
+        (pc.field("text").isin([f"row {number} " for number in (4, 8, 20)]), [4, 8, 20]),
+        ([("id", "in", [21])], [21]),
+        ([("id", "<", 0)], []),
+    ],
+)
+@pytest.mark.parametrize("way", ["global", "state_dict", "dcp"])
+def test_every_selected_row_is_delivered_once_over_four_changes(
+    run_ranks: RunRanks, corpus: Path, condition: Any, expected: list[int], way: str
+) -> None:
+    epoch: list[int] = []
+    for index, (world_size, num_workers, num_batches) in enumerate(CHAIN):
+        options = (False, "keep" if way == "global" else "pad", way)
+        ranks = run_ranks(leg, world_size, corpus, index, num_workers, num_batches, options, condition)
+        assert len({len(received) for received, _ in ranks}) == 1 or way == "global"
+        epoch += [row for received, _ in ranks for row in flat(received)]
+    assert {*epoch} == {*expected}
+    # An epoch of few rows is over early, and the later legs deliver the next ones.
+    assert way != "global" or len({*Counter(epoch).values()}) <= 1

@@ -133,17 +133,24 @@ def rows_saved(incarnation: Incarnation, world_size: int) -> list[int]:
 
 
 def rows_that_count(
-    folder: Path, generator: random.Random, start: type[Processes | Torchrun], *, world_size: int, num_kills: int
+    folder: Path,
+    generator: random.Random,
+    start: type[Processes | Torchrun],
+    *,
+    world_size: int,
+    num_kills: int,
+    is_filtered: bool = False,
 ) -> list[int]:
     """Run a job to the end of its epoch, on one rank fewer after each kill; return the rows that survived."""
     write_corpus(folder / "corpus", files=FILES)
     in_rows = generator.random() < 0.5
     num_workers = generator.randrange(3)
     counted: list[int] = []
+    num_rows = NUM_ROWS // 2 if is_filtered else NUM_ROWS
     for index in range(num_kills):
-        incarnation = Incarnation(index, str(folder), num_workers, in_rows, is_doomed=True)
+        incarnation = Incarnation(index, str(folder), num_workers, in_rows, is_doomed=True, is_filtered=is_filtered)
         job = start(world_size, incarnation)
-        num_awaited = generator.random() * 0.7 * (NUM_ROWS - len(counted))
+        num_awaited = generator.random() * 0.7 * (num_rows - len(counted))
         try:
             wait_for_rows(num_awaited, job, incarnation, world_size)
             sleep(generator.random() * 0.02)
@@ -153,7 +160,7 @@ def rows_that_count(
         counted += rows_saved(incarnation, world_size)
         world_size -= 1
         num_workers = (num_workers + generator.randint(1, 2)) % 3
-    last = Incarnation(num_kills, str(folder), num_workers, in_rows, is_doomed=False)
+    last = Incarnation(num_kills, str(folder), num_workers, in_rows, is_doomed=False, is_filtered=is_filtered)
     job = start(world_size, last)
     try:
         job.finish()
@@ -168,6 +175,13 @@ def test_every_row_counts_once_whichever_rank_is_killed_whenever(tmp_path: Path,
     num_kills = generator.randint(2, 3)
     rows = rows_that_count(tmp_path, generator, Processes, world_size=num_kills + 1, num_kills=num_kills)
     assert sorted(rows) == list(range(NUM_ROWS))
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_every_selected_row_counts_once_whichever_rank_is_killed(tmp_path: Path, seed: int) -> None:
+    generator = random.Random(seed)
+    rows = rows_that_count(tmp_path, generator, Processes, world_size=3, num_kills=2, is_filtered=True)
+    assert sorted(rows) == list(range(1, NUM_ROWS, 2))
 
 
 def test_every_row_counts_once_when_torchrun_restarts_with_fewer_ranks(tmp_path: Path) -> None:

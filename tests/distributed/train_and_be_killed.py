@@ -18,6 +18,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -25,6 +26,8 @@ from laneway import SavableLoader, StatefulShardedDataset
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    import pyarrow as pa
 
 LOST_A_RANK = 3
 """Exit status of a rank that lost another one."""
@@ -46,6 +49,8 @@ class Incarnation:
     """Whether the loader collates single rows into batches."""
     is_doomed: bool
     """Whether it waits to be killed if it reaches the end of the epoch."""
+    is_filtered: bool = False
+    """Whether only rows with an odd id belong to the dataset."""
 
     @property
     def checkpoint(self) -> Path:
@@ -55,6 +60,11 @@ class Incarnation:
     def log(self, rank: int) -> Path:
         """The log of a rank: its process id, the row ids of each step, and the number of each save before it begins."""
         return Path(self.folder, f"incarnation-{self.index}-rank-{rank}.jsonl")
+
+
+def is_odd(batch: pa.RecordBatch) -> Any:
+    """Select odd rows."""
+    return np.asarray(batch["id"]) % 2 == 1
 
 
 def train(incarnation: Incarnation) -> None:
@@ -69,6 +79,8 @@ def train(incarnation: Incarnation) -> None:
         remainder="keep",
         batch_size=None if incarnation.in_rows else 3,
     )
+    if incarnation.is_filtered:
+        dataset = dataset.filter(is_odd, columns=["id"])
     batch_size = 3 if incarnation.in_rows else None
     loader = SavableLoader(dataset, num_workers=incarnation.num_workers, batch_size=batch_size)
     if incarnation.checkpoint.exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,8 +10,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from torchdata.stateful_dataloader import StatefulDataLoader
 
-from laneway import DataFileError, StatefulShardedDataset
+from laneway import DataFileError, Manifest, StatefulShardedDataset, merge_states
+from laneway.core.selection import part_of_blocks
+from laneway.reading.expressions import filter_of
+from laneway.reading.selecting import Planner
+from tests.compat.loaders import run_with_states
+from tests.storage.beds import flat, ids
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -103,3 +110,53 @@ def test_an_object_that_is_replaced_after_planning_is_an_error(s3: Bed, tmp_path
         list(dataset)
     with pytest.raises(DataFileError, match=r"part-000\.parquet changed since it was planned"):
         dataset.filter(pc.field("text") > "row 4")
+
+
+def test_ranks_that_count_parts_request_what_one_rank_does(s3: Bed, tmp_path: Path) -> None:
+    _write(tmp_path / "d")
+    manifest = Manifest.scan(s3.upload(tmp_path / "d"), storage_options=s3.options, cache_dir=False)
+    step = filter_of((pc.field("score") < 0.5) & (pc.field("id") > BLOCK_ROWS), manifest, None)
+    found = []
+    for world_size in (1, 3):
+        s3.proxy.behave()
+        planners = [
+            Planner(manifest, manifest.storage(storage_options=s3.options), cache_dir=False) for _ in range(world_size)
+        ]
+        parts = [
+            planner.count_part(step, step.schema, part_of_blocks(manifest.files, rank, world_size))
+            for rank, planner in enumerate(planners)
+        ]
+        # Without footers, which this process has cached by then.
+        ranges = [each for each in _ranges(s3.proxy.requests()) if each[2] - each[1] < 60_000]
+        found.append((ranges, planners[0].join(step, parts).block_rows.tolist()))
+    assert found[0] == found[1]
+    assert len(found[0][0]) == 2 * NUM_BLOCKS + 1
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_selection_on_s3_resumes_exactly_and_on_other_ranks(s3: Bed, tmp_path: Path, num_workers: int) -> None:
+    url = s3.corpus(tmp_path / "corpus")
+    condition, expected = (pc.field("x") > 2) & (pc.field("text") != "row 30 éé"), [*range(5, 30), *range(31, 48)]
+
+    def create() -> Any:
+        dataset = s3.dataset(url, filter=condition, cache_dir=tmp_path / "cache")
+        return StatefulDataLoader(dataset, batch_size=None, num_workers=num_workers)
+
+    uninterrupted, states = run_with_states(create())
+    assert sorted(flat(uninterrupted)) == expected
+    for done in (0, 5, len(uninterrupted)):
+        resumed = create()
+        resumed.load_state_dict(states[done])
+        assert uninterrupted[:done] + ids(resumed) == uninterrupted, f"resumed after batch {done}"
+    received, state = [], None
+    for world_size, num_batches in ((2, 3), (3, 100)):
+        ranks = [
+            s3.savable(url, num_workers, rank=rank, world_size=world_size, remainder="keep", filter=condition)
+            for rank in range(world_size)
+        ]
+        for loader in ranks:
+            if state is not None:
+                loader.load_state_dict(state)
+            received += flat(ids(islice(loader, num_batches)))
+        state = merge_states([loader.save_state_rank() for loader in ranks])
+    assert sorted(received) == expected
