@@ -100,7 +100,7 @@ def test_readers_of_epochs_that_all_lanes_have_left_are_ended(tmp_path: Path) ->
 
 def test_only_the_batch_with_a_null_fails_and_its_row_is_named(tmp_path: Path) -> None:
     mixture = mixture_of(tmp_path, nulls=True)
-    with pytest.raises(NullInColumnError, match="null in row 7 of b.parquet of source 'b'"):
+    with pytest.raises(NullInColumnError, match=r"null in row 7 of b\.parquet of source 'b'"):
         for _ in zip(mixture, range(20), strict=False):
             pass
     reader, plan = reader_of(mixture)
