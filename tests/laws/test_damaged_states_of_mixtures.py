@@ -6,7 +6,7 @@ import copy
 import json
 import random
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -27,6 +27,9 @@ from tests.fuzzing import num_cases
 from tests.laws.simulation import PLAIN, file_table, rows_of
 from tests.laws.test_damaged_states import check_is_short, damage, damaged_value
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 SOURCES = {
     name: Source(Identity(file_table(blocks), replace(PLAIN, seed=seed, shuffle=True, window_bytes=60)))
     for seed, (name, blocks) in enumerate({"a": [[9, 4], [7]], "b": [[3, 3], [5]]}.items())
@@ -34,7 +37,7 @@ SOURCES = {
 IDENTITY = MixtureIdentity(SOURCES, PLAIN)
 
 
-def mixed(batch_size: int, weights: dict[str, float]) -> Mixed:
+def mixed(batch_size: int, weights: Mapping[str, float]) -> Mixed:
     return Mixed(SOURCES, Weighting((Phase(0, weights),)), LaneOptions(None, None, batch_size))
 
 
