@@ -133,6 +133,39 @@ def test_other_ranks_workers_and_batches_deliver_each_row_once(corpus: Path) -> 
     assert loader.sources["web"].rows == sum(1 for row in delivered if row < 1000)
 
 
+def test_a_batch_whose_function_fails_comes_again(corpus: Path) -> None:
+    expected, fails = ids(mixture_of(corpus), 8), [True]
+
+    def spoil(batch: Any) -> Any:
+        if fails[0] and batch["id"].tolist() == expected[4]:
+            batch["id"][:] = -1
+            fails[0] = False
+            message = "once"
+            raise RuntimeError(message)
+        return batch
+
+    batches = iter(SavableLoader(mixture_of(corpus).map(spoil)))
+    assert ids(batches, 4) == expected[:4]
+    with pytest.raises(RuntimeError, match="once") as raised:
+        next(batches)
+    assert "the first one is row" in raised.value.__notes__[0]
+    assert "of source" in raised.value.__notes__[0]
+    assert ids(batches, 4) == expected[4:]
+
+
+def test_a_state_does_not_grow_with_cuts_and_epochs(corpus: Path) -> None:
+    state, sizes = None, []
+    for leg in range(12):
+        loader = SavableLoader(mixture_of(corpus, batch_size=2 + leg % 3, rank=0, world_size=1), num_workers=0)
+        if state is not None:
+            loader.load_state_dict(state)
+        ids(loader, 60)
+        state = loader.state_dict()
+        sizes.append(len(json.dumps(state)))
+    assert max(sizes[6:]) <= max(sizes[:6]) + 20
+    assert loader.sources["code"].epoch > 10
+
+
 # -- Ends -------------------------------------------------------------------------------------------------------------
 
 
@@ -412,8 +445,8 @@ def test_bad_sources_are_refused(corpus: Path) -> None:
     ):
         with pytest.raises(error, match=message):
             Mixture({**sources, "code": StatefulShardedDataset(corpus / "code", **other)}, WEIGHTS)
-    schema = pa.schema([pa.field("id", pa.int32()), pa.field("text", pa.string())])
-    typed = StatefulShardedDataset(corpus / "code", schema=schema)
+    narrow = pq.read_schema(corpus / "code" / "part-0.parquet").set(0, pa.field("id", pa.int32()))
+    typed = StatefulShardedDataset(corpus / "code", schema=narrow)
     with pytest.raises(SchemaMismatchError, match="'id' is of type int64 in source 'web', and of type int32"):
         Mixture({**sources, "code": typed}, WEIGHTS)
     dropping = StatefulShardedDataset(corpus / "rare", remainder="drop")

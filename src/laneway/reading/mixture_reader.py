@@ -187,14 +187,15 @@ class MixtureReader:
 
     def locate(self, wanted: list[LaneRange], row_index: int) -> str:
         """Return the source, the data file and the number in it of row `row_index` of these ranges, for a message."""
+        index = row_index
         for lane, start, stop in wanted:
-            if row_index < stop - start:
-                cut, cut_lane, row, _ = self._plan.part(lane, start + row_index, start + row_index + 1)
+            if index < stop - start:
+                cut, cut_lane, row, _ = self._plan.part(lane, start + index, start + index + 1)
                 (source,) = self._mixing(cut, cut_lane).split(row, row + 1)
                 ((reader, of_lane, _),) = self._ranges(cut, cut_lane, source)
                 name = self._plan.progress.starts[cut].sources[source.source].name
                 return f"{reader.locate([of_lane], 0)} of source {name!r}"
-            row_index -= stop - start
+            index -= stop - start
         message = f"row {row_index} is outside {wanted}"
         raise IndexError(message)
 
