@@ -187,8 +187,13 @@ MEMBERS = {
         "add": "(sources, weights)",
         "batch": "(batch_size, *, drop_last=False)",
         "epoch": "attribute",
+        "flat_map": "(fn, *, with_context=False)",
         "load_state_dict": "(state_dict)",
         "map": "(fn, *, with_context=False)",
+        "pack": (
+            "(length, *, column='input_ids', strategy='best_fit', separator=None, overflow='split', "
+            "mask='document_ids', pad_value=0, group_rows=None)"
+        ),
         "schema": "attribute",
         "set_epoch": "(epoch)",
         "shard": "(num_shards, index)",

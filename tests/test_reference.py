@@ -74,7 +74,8 @@ NOT_PUBLIC = {
     "mixture": {"check_rank", "definition", "schedule"},
     "manifest": {
         *("file_scan", "layout", "layout_starts", "num_bytes", "of", "partitions", "planned", "schemas", "selections"),
-        *("shared_file", "storage", "versions", "shared_with", "with_selections"),
+        *("shared_file", "storage", "versions", "shared_with", "vocabularies", "with_selection", "with_selections"),
+        "with_vocabularies",
     },
     "retries": {"attempts"},
     "selection": {"of"},

@@ -48,7 +48,8 @@ def reader_of(mixture: Mixture) -> tuple[MixtureReader, MixturePlan]:
     threads, converter = reading_threads(is_remote=False), definition.columns.converter
 
     def open_source(name: str, of_epoch: Plan) -> Any:
-        return definition.sources[name].open_lanes(of_epoch, converter, frozenset(), threads=threads)
+        source = definition.sources[name]
+        return source.open_lanes(of_epoch, source.columns, converter, frozenset(), threads=threads)
 
     return MixtureReader(plan, assignment.ends, converter, open_source, threads), plan
 
