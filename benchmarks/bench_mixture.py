@@ -10,11 +10,12 @@ rounds. Run `python benchmarks/bench_mixture.py [--short]`.
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 import time
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 else:
     from machine import warm_memory
 
-ROWS = {"tabular": 600_000, "tokens": 40_000}
+ROWS = {"tabular": 1_200_000, "tokens": 80_000}
 BATCH_ROWS = {"tabular": 1_024, "tokens": 32}
 BLOCK_ROWS = {"tabular": 20_000, "tokens": 1_000}
 NUM_FLOATS, TOKENS = 40, 1_024
@@ -51,8 +52,10 @@ def write(folder: Path, kind: str, num_rows: int, num_files: int) -> None:
     shares = generator.lognormal(sigma=0.5, size=num_files)
     sizes = (shares / shares.sum() * num_rows).astype(int).tolist()
     for index, size in enumerate(sizes):
+        # Each source has more row groups than there are workers, or all of them would decode the same ones.
+        block_rows = min(BLOCK_ROWS[kind], max(1, size // 4))
         rows = table(kind, size, generator)
-        pq.write_table(rows, folder / f"{index:03d}.parquet", row_group_size=BLOCK_ROWS[kind], compression="none")
+        pq.write_table(rows, folder / f"{index:03d}.parquet", row_group_size=block_rows, compression="none")
 
 
 def loader_of(folder: Path, kind: str, num_workers: int, *, is_mixed: bool) -> SavableLoader:
@@ -71,27 +74,41 @@ def loader_of(folder: Path, kind: str, num_workers: int, *, is_mixed: bool) -> S
     return SavableLoader(mixture, num_workers=num_workers)
 
 
-def rows_per_s(loader: SavableLoader, num_rows: int) -> float:
-    """Return the rows of a second of a whole pass, from `iter` on."""
-    start = time.perf_counter()
+class Cost(NamedTuple):
+    """What a whole pass takes, from `iter` on."""
+
+    wall_s: float
+    cpu_s: float
+    """Time of all cores, for all threads and workers."""
+
+
+def cost_of(loader: SavableLoader) -> Cost:
+    """Read a whole pass."""
+    start, cpu_before = time.perf_counter(), sum(os.times()[:4])
     for _ in loader:
         pass
-    return num_rows / (time.perf_counter() - start)
+    wall_s = time.perf_counter() - start
+    del loader
+    return Cost(wall_s, sum(os.times()[:4]) - cpu_before)
 
 
 def compare(folder: Path, kind: str, num_workers: int, num_rows: int, rounds: int) -> None:
     """Print how fast a mixture of all files is, beside one source."""
-    rates: dict[bool, list[float]] = {False: [], True: []}
+    costs: dict[bool, list[Cost]] = {False: [], True: []}
     for _ in range(rounds):
-        for is_mixed, of_way in rates.items():
+        for is_mixed, of_way in costs.items():
             loader = loader_of(folder, kind, num_workers, is_mixed=is_mixed)
             warm_memory()
-            of_way.append(rows_per_s(loader, num_rows))
-    ratios = [mixed / single for mixed, single in zip(rates[True], rates[False], strict=True)]
+            of_way.append(cost_of(loader))
+    speeds, efforts = (
+        [single[index] / mixed[index] for single, mixed in zip(costs[False], costs[True], strict=True)]
+        for index in range(2)
+    )
+    rates = [num_rows / median(cost.wall_s for cost in costs[is_mixed]) for is_mixed in (True, False)]
     print(
-        f"{kind}, {len([*folder.iterdir()])} sources, {num_workers} workers: {median(ratios):.2f} "
-        f"({min(ratios):.2f} to {max(ratios):.2f}) of one source, {median(rates[True]):,.0f} of "
-        f"{median(rates[False]):,.0f} rows/s"
+        f"{kind}, {len([*folder.iterdir()])} sources, {num_workers} workers: {median(speeds):.2f} "
+        f"({min(speeds):.2f} to {max(speeds):.2f}) of one source, by the time of all cores {median(efforts):.2f}; "
+        f"{rates[0]:,.0f} of {rates[1]:,.0f} rows/s"
     )
 
 
