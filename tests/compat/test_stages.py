@@ -400,7 +400,11 @@ def test_several_ranks_must_be_allowed_to_end_apart(corpus: Path) -> None:
         (lambda dataset: dataset.pack(4, strategy="chunk", overflow="drop"), ValueError, "has no effect"),
         (lambda dataset: dataset.pack(4).pack(4), ValueError, r"pack\(\) can't follow pack"),
         (lambda dataset: dataset.pack(4).flat_map(list), ValueError, r"flat_map\(\) can't follow pack"),
-        (lambda dataset: dataset.pack(4).map(dict, with_context=True), ValueError, "a pack of many rows has no context"),
+        (
+            lambda dataset: dataset.pack(4).map(dict, with_context=True),
+            ValueError,
+            "a pack of many rows has no context",
+        ),
         (lambda dataset: dataset.pack(4).batch(2).map(dict, with_context=True), ValueError, "no context"),
         (lambda dataset: dataset.pack(4).batch(2).batch(2), ValueError, "already yields batches of 2"),
         (lambda dataset: dataset.batch(2).pack(4), ValueError, r"pack\(\) takes rows"),
