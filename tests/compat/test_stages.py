@@ -403,7 +403,7 @@ def test_several_ranks_must_be_allowed_to_end_apart(corpus: Path) -> None:
         (
             lambda dataset: dataset.pack(4).map(dict, with_context=True),
             ValueError,
-            "a pack of many rows has no",
+            "a pack of many rows has no context",
         ),
         (lambda dataset: dataset.pack(4).batch(2).map(dict, with_context=True), ValueError, "no context"),
         (lambda dataset: dataset.pack(4).batch(2).batch(2), ValueError, "already yields batches of 2"),

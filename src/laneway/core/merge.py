@@ -86,8 +86,9 @@ def merge_ranks(saved: Sequence[SavedState], *, same_step: bool) -> dict[str, An
     is_over = complete and all(state["over"] for state in parsed)
     merged = {**first, "scope": "global", "rank": 0, "complete": complete, "over": is_over}
     merged |= dict.fromkeys(("lane_indices", "positions", "offsets")) | {"part_rows": 0}
-    if not complete and not first["earlier_cuts"] and {*positions.values()} <= {LanePosition()}:
-        # Nothing was delivered, so the run that resumes can choose the cut.
+    is_untouched = not complete and not first["earlier_cuts"] and {*positions.values()} <= {LanePosition()}
+    if is_untouched and not first["mixture"]:
+        # Nothing was delivered, so the run that resumes can choose the cut. A mixture holds how its cut began.
         uncut = dict.fromkeys(("lanes", "turn_rows", "lane_world_size", "lane_batch_turns", "lane_remainder"))
         return sealed({**merged, **uncut, "next_turn": 0})
     next_turn = max(state["next_turn"] for state in parsed)

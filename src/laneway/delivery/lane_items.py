@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch.utils.data import default_collate
 
-from laneway.core.cursor import LaneRange
 from laneway.core.progress import LanePosition
 from laneway.delivery.transforms import Expansion, Transforms
 from laneway.errors import NotReproducibleError
@@ -31,8 +30,6 @@ if TYPE_CHECKING:
     from laneway.stages.runs import Items
     from laneway.stages.tokens import TokenLists
 
-_ROWS_PER_CONVERSION = 1024
-"""Number of rows that are converted together for the user's functions."""
 _PACKS_PER_RUN = 4
 """Number of packs that are made together of what the user's functions return: few, so that the first comes soon."""
 
@@ -237,9 +234,10 @@ class LaneItems:
 
     def _expanded(self, lane: int, start: int, stop: int) -> Iterator[tuple[int, list[Any]]]:
         """Yield (row, its items) for rows [start, stop) of a lane."""
-        for first in range(start, stop, _ROWS_PER_CONVERSION):
-            wanted = LaneRange(lane, first, min(first + _ROWS_PER_CONVERSION, stop))
-            yield from enumerate(self._rows.expanded(wanted, self._stages.expansion), first)
+        while start < stop:
+            for items in self._rows.expanded(lane, start, stop, self._stages.expansion):
+                yield start, items
+                start += 1
 
     # -- Documents ----------------------------------------------------------------------------------------------------
 

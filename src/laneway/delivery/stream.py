@@ -133,15 +133,19 @@ class ItemMaker:
         """Return the first rows of [start, stop) of a lane as they were read; see `LaneReader.read_on`."""
         return self._lanes.read_on(lane, start, stop)
 
-    def expanded(self, wanted: LaneRange, expansion: Expansion) -> Iterator[list[Any]]:
-        """Yield the items that the user's functions make of each of these rows."""
-        ranges = [wanted]
+    def expanded(self, lane: int, start: int, stop: int, expansion: Expansion) -> Iterator[list[Any]]:
+        """Yield the items that the user's functions make of each of the first rows of [start, stop) of a lane.
+
+        These are as many as are in memory together, at least one.
+        """
         errors = self.transform.errors
 
         def items_of(row: Any, context: RowContext | None) -> list[Any]:  # noqa: ANN401 - a row in any output
             return expansion(self.transform(row, context), context)
 
-        for index, row in enumerate(self._convert(self._converter.gather_rows, ranges)):
+        rows = self._lanes.read_on(lane, start, min(stop, start + _ROWS_PER_CONVERSION))
+        ranges = [LaneRange(lane, start, start + rows.num_rows)]
+        for index, row in enumerate(self._converted(self._converter.gather_rows, [rows], ranges)):
             item, context = self._with_context(row)
             if errors is None:
                 yield self._call(partial(items_of, context=context), item, ranges, index)
@@ -169,8 +173,17 @@ class ItemMaker:
     def _convert(self, convert: Callable[[list[OpenRows]], Any], ranges: list[LaneRange]) -> Any:  # noqa: ANN401
         """Return the converted rows of lane ranges."""
         read = self._lanes.read
+        return self._converted(convert, [found for lane_range in ranges for found in read(lane_range)], ranges)
+
+    def _converted(
+        self,
+        convert: Callable[[list[OpenRows]], Any],
+        rows: list[OpenRows],
+        ranges: list[LaneRange],
+    ) -> Any:  # noqa: ANN401 - columns or rows in any output
+        """Return the converted rows of lane ranges, which were read."""
         try:
-            return convert([found for lane_range in ranges for found in read(lane_range)])
+            return convert(rows)
         except NullInColumnError as error:
             if error.row_index is None:
                 raise
