@@ -228,7 +228,7 @@ def step_after_resume(_rank: int, corpus: Path, run: Path) -> int:
     with Checkpoints(run) as checkpoints:
         start = checkpoints.resume(**job.objects)
     assert start is not None
-    return start.step
+    return int(start.step)
 
 
 def test_a_loader_that_ranks_save_for_themselves_can_not_change_their_number(

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import logging
-import time
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
-
-import torch
-import torch.distributed as dist
-from torch.distributed.checkpoint.staging import BlockingAsyncStager
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from laneway.arguments import check_choice, check_flag, check_int
-from laneway.checkpoint.content import Objects, encode
+from laneway.checkpoint.content import Objects
 from laneway.checkpoint.exporting import export_model
 from laneway.checkpoint.folder import CheckpointFolder
 from laneway.checkpoint.housekeeping import Housekeeping
 from laneway.checkpoint.layout import Checkpoint
 from laneway.checkpoint.preemption import Polls, SignalFlag
-from laneway.checkpoint.reading import read_job_values, read_rank_values, read_sharded, verify_files, verify_metadata
-from laneway.checkpoint.rng import rng_state, set_rng_state
-from laneway.checkpoint.writing import Snapshot, write_snapshot
+from laneway.checkpoint.reading import verify_files
+from laneway.checkpoint.restoring import Resumed, Verify, restore
+from laneway.checkpoint.saving import Saver
+from laneway.checkpoint.torch_calls import OwnGroup
 from laneway.errors import CheckpointError
 from laneway.process_groups import as_group, is_initialised
 from laneway.ranks import Ranks
@@ -29,7 +24,6 @@ from laneway.storage.filesystem import Storage
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Iterator, Mapping, Sequence
-    from concurrent.futures import Future
     from types import TracebackType
 
     import pyarrow.fs
@@ -42,23 +36,7 @@ if TYPE_CHECKING:
     from laneway.process_groups import ProcessGroup
     from laneway.storage.retries import RetryPolicy
 
-Verify = Literal["read", "all", "sizes"]
 _log = logging.getLogger(__name__)
-
-
-class Resumed(NamedTuple):
-    """What was restored."""
-
-    step: int
-    """The step after which it was saved."""
-    tag: str | None
-    """The name of the checkpoint, if it was given one."""
-    user: dict[str, Any]
-    """What was passed to `save(user=...)`."""
-    rank_user: Any
-    """What this rank passed to `save(rank_user=...)`; a list of what all ranks passed if their number differs now."""
-    metrics: Mapping[str, float]
-    """What was measured at that step."""
 
 
 class Checkpoints:
@@ -117,19 +95,13 @@ class Checkpoints:
         check_flag("async_save", async_save)
         check_choice("if_locked", if_locked, ("error", "wait"))
         self._folder = CheckpointFolder(Storage(path, filesystem, storage_options, retries))
-        ranks = Ranks.of(process_group, 0, 1)
-        self._group = as_group(process_group) if is_initialised() else None
-        self._own_group: dist.ProcessGroup | None = None
-        """For torch.distributed.checkpoint, in the thread that writes."""
-        self._ranks = ranks.with_own_exchange("Checkpoints()")
-        self._writer_ranks = ranks.with_own_exchange("Checkpoints(): writer")
+        self._ranks = Ranks.of(process_group, 0, 1).with_own_exchange("Checkpoints()")
+        self._group = OwnGroup(as_group(process_group) if is_initialised() else None)
         self._housekeeping = Housekeeping(self._folder, tuple(keep), if_locked)
         """What rank 0 does for all."""
-        self._stager = BlockingAsyncStager(cache_staged_state_dict=torch.cuda.is_available()) if async_save else None
-        self._executor = ThreadPoolExecutor(1, "laneway-checkpoint") if async_save else None
-        self._writing: Future[None] | None = None
         self._flag = SignalFlag(signals) if signals else None
         self._polls = Polls(self._ranks, self._flag, deadline_s)
+        self._saver = Saver(self._folder, self._ranks, self._group, self._after_save, is_async=async_save)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._folder!r}, rank {self._ranks.rank} of {self._ranks.world_size})"
@@ -150,7 +122,7 @@ class Checkpoints:
         """
         step = check_int("step", step, minimum=0)
         every = None if every_steps is None else check_int("every_steps", every_steps, minimum=1)
-        self._raise_failure()
+        self._saver.raise_failure()
         is_asked = self._polls.ask(every_s)
         return is_asked or (every is not None and step > 0 and step % every == 0)
 
@@ -209,7 +181,7 @@ class Checkpoints:
             TypeError: A value can't be saved.
             CollectiveError: A rank could not be reached.
         """
-        self._raise_failure()
+        self._saver.raise_failure()
         check_choice("if_busy", if_busy, ("wait", "skip"))
         objects = Objects.of(model, optimizer, loader, {"scheduler": scheduler, **others})
         wanted = Checkpoint(
@@ -220,53 +192,21 @@ class Checkpoints:
             world_size=self._ranks.world_size,
             parts=objects.parts,
         )
-        is_skipping = if_busy == "skip" and self._writing is not None and not self._writing.done()
+        is_skipping = if_busy == "skip" and self._saver.is_busy
         reports = self._ranks.gather(f"save({step})", lambda: (wanted, is_skipping), dst_rank=0)
         checkpoint = self._ranks.broadcast(
             f"save({step}): begin", lambda: self._housekeeping.begin(reports or []), src_rank=0
         )
         if checkpoint is None:
             return False
-        self.wait()
-        snapshot = self._snapshot(checkpoint, objects, user, rank_user)
-        if self._executor is None:
-            self._write(snapshot)
-        else:
-            self._writing = self._executor.submit(self._write, snapshot)
+        self._saver.save(checkpoint, objects, user, rank_user)
         self._polls.note_save()
         return True
 
-    def _snapshot(
-        self, checkpoint: Checkpoint, objects: Objects, user: Mapping[str, Any] | None, rank_user: object
-    ) -> Snapshot:
-        sharded = objects.sharded()
-        states = objects.job_states()
-
-        def encoded() -> tuple[bytes, bytes]:
-            job = {"states": states, "user": dict(user or {})}
-            mine = {"states": objects.rank_states(), "rng": rng_state(), "user": rank_user}
-            return encode(job, "the checkpoint"), encode(mine, f"the checkpoint of rank {self._ranks.rank}")
-
-        job, mine = self._ranks.agree(f"save {checkpoint.name}: collect", encoded)
-        if sharded and self._stager is not None:
-            sharded = self._stager.stage(sharded)
-        self._dcp_group()
-        return Snapshot(checkpoint, sharded, job, mine)
-
-    def _write(self, snapshot: Snapshot) -> None:
-        began = time.monotonic()
-        write_snapshot(self._folder, snapshot, self._writer_ranks, self._own_group)
-        self._polls.note_duration(time.monotonic() - began)
+    def _after_save(self, duration_s: float) -> None:
+        self._polls.note_duration(duration_s)
         if self._ranks.rank == 0:
             self._housekeeping.clear_out()
-
-    def _dcp_group(self) -> dist.ProcessGroup | None:
-        """Return the process group for torch.distributed.checkpoint, which a thread can use beside the training."""
-        if self._group is not None and self._own_group is None:
-            self._own_group = dist.new_group(
-                dist.get_process_group_ranks(self._group), backend="gloo", use_local_synchronization=True
-            )
-        return self._own_group
 
     def wait(self) -> None:
         """Wait for the checkpoint that is being written.
@@ -274,17 +214,7 @@ class Checkpoints:
         Raises:
             CheckpointError: It could not be written.
         """
-        writing, self._writing = self._writing, None
-        if writing is not None:
-            try:
-                writing.result()
-            except Exception as error:
-                message = f"the last checkpoint could not be written: {error}"
-                raise CheckpointError(message) from error
-
-    def _raise_failure(self) -> None:
-        if self._writing is not None and self._writing.done():
-            self.wait()
+        self._saver.wait()
 
     # -- Restoring ----------------------------------------------------------------------------------------------------
 
@@ -366,30 +296,9 @@ class Checkpoints:
         checkpoint = self._ranks.broadcast(f"load({which!r})", lambda: self._find(which), src_rank=0)
         return self._restore(checkpoint, objects, rng=rng, strict=strict, verify=verify)
 
-    def _restore(self, checkpoint: Checkpoint, objects: Objects, *, rng: bool, strict: bool, verify: Verify) -> Resumed:
-        ranks, folder, name = self._ranks, self._folder, checkpoint.name
-        is_same_size = checkpoint.world_size == ranks.world_size
-
-        def values() -> tuple[dict[str, Any], list[dict[str, Any]]]:
-            if strict:
-                objects.check_parts(checkpoint.parts, name)
-            if verify == "all":
-                verify_files(folder, checkpoint, ranks.rank, ranks.world_size)
-            elif verify == "read":
-                verify_metadata(folder, checkpoint)
-            job = read_job_values(folder, checkpoint)
-            return job, read_rank_values(folder, checkpoint, ranks.rank if is_same_size else None)
-
-        job, by_rank = ranks.agree(f"load {name}: read", values)
-        own = by_rank[0] if is_same_size else None
-        read_sharded(folder, checkpoint, objects, self._dcp_group(), verify=verify != "sizes")
-        ranks.agree(f"load {name}: restore", lambda: objects.set_states(job["states"], own and own["states"], name))
-        if rng and own:
-            set_rng_state(own["rng"])
-        elif rng and ranks.rank == 0:
-            _log.info("%s was saved by %d ranks: generators are not restored", name, checkpoint.world_size)
-        rank_user = own["user"] if own else [each["user"] for each in by_rank]
-        return Resumed(checkpoint.step, checkpoint.tag, job["user"], rank_user, checkpoint.metrics)
+    # `choices` are those of restore().
+    def _restore(self, checkpoint: Checkpoint, objects: Objects, **choices: Any) -> Resumed:  # noqa: ANN401 - see above
+        return restore(checkpoint, objects, self._folder, self._ranks, self._group, **choices)
 
     # -- What there is ------------------------------------------------------------------------------------------------
 
@@ -464,8 +373,7 @@ class Checkpoints:
         try:
             self.wait()
         finally:
-            if self._executor is not None:
-                self._executor.shutdown()
+            self._saver.close()
             if self._flag is not None:
                 self._flag.restore()
             self._housekeeping.end()

@@ -6,6 +6,7 @@ import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.state_dict_loader import load
@@ -17,11 +18,26 @@ from laneway.errors import CheckpointError, CheckpointMismatchError, LanewayErro
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    import torch.distributed as dist
     from torch.distributed.checkpoint.metadata import Metadata
 
     from laneway.checkpoint.folder import CheckpointFolder
     from laneway.checkpoint.layout import Checkpoint, FileRecord
+
+
+class OwnGroup:
+    """A process group for torch.distributed.checkpoint, which a thread can use beside the training."""
+
+    def __init__(self, ranks: dist.ProcessGroup | None) -> None:
+        """Prepare a group of the ranks of another one; None: there is a single rank."""
+        self._ranks = ranks
+        self._group: dist.ProcessGroup | None = None
+
+    def get(self) -> dist.ProcessGroup | None:
+        """Return the group, which the first call makes: all ranks must make that call; None: there is a single rank."""
+        if self._ranks is not None and self._group is None:
+            members = dist.get_process_group_ranks(self._ranks)
+            self._group = dist.new_group(members, backend="gloo", use_local_synchronization=True)
+        return self._group
 
 
 def save_states(

@@ -1,0 +1,93 @@
+"""Restores a checkpoint into the objects of a job."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from laneway.checkpoint.reading import (
+    read_job_values,
+    read_rank_values,
+    read_sharded,
+    verify_files,
+    verify_metadata,
+)
+from laneway.checkpoint.rng import set_rng_state
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from laneway.checkpoint.content import Objects
+    from laneway.checkpoint.folder import CheckpointFolder
+    from laneway.checkpoint.layout import Checkpoint
+    from laneway.checkpoint.torch_calls import OwnGroup
+    from laneway.ranks import Ranks
+
+Verify = Literal["read", "all", "sizes"]
+_log = logging.getLogger(__name__)
+
+
+class Resumed(NamedTuple):
+    """What was restored."""
+
+    step: int
+    """The step after which it was saved."""
+    tag: str | None
+    """The name of the checkpoint, if it was given one."""
+    user: dict[str, Any]
+    """What was passed to `save(user=...)`."""
+    rank_user: Any
+    """What this rank passed to `save(rank_user=...)`; a list of what all ranks passed if their number differs now."""
+    metrics: Mapping[str, float]
+    """What was measured at that step."""
+
+
+def restore(
+    checkpoint: Checkpoint,
+    objects: Objects,
+    folder: CheckpointFolder,
+    ranks: Ranks,
+    group: OwnGroup,
+    *,
+    rng: bool,
+    strict: bool,
+    verify: Verify,
+) -> Resumed:
+    """Restore a checkpoint. All ranks must call it.
+
+    Args:
+        checkpoint: The checkpoint.
+        objects: The objects to restore.
+        folder: Where it is.
+        ranks: All ranks.
+        group: Process group for torch.distributed.checkpoint.
+        rng: Whether to restore random number generators.
+        strict: Whether the checkpoint must hold exactly these objects.
+        verify: Checksums to compare.
+
+    Raises:
+        CheckpointError: A file is damaged.
+        CheckpointMismatchError: The checkpoint holds other parts, or other parameters, or is of other files.
+    """
+    name, is_same_size = checkpoint.name, checkpoint.world_size == ranks.world_size
+
+    def values() -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        if strict:
+            objects.check_parts(checkpoint.parts, name)
+        if verify == "all":
+            verify_files(folder, checkpoint, ranks.rank, ranks.world_size)
+        elif verify == "read":
+            verify_metadata(folder, checkpoint)
+        job = read_job_values(folder, checkpoint)
+        return job, read_rank_values(folder, checkpoint, ranks.rank if is_same_size else None)
+
+    job, by_rank = ranks.agree(f"load {name}: read", values)
+    own = by_rank[0] if is_same_size else None
+    read_sharded(folder, checkpoint, objects, group.get(), verify=verify != "sizes")
+    ranks.agree(f"load {name}: restore", lambda: objects.set_states(job["states"], own and own["states"], name))
+    if rng and own:
+        set_rng_state(own["rng"])
+    elif rng and ranks.rank == 0:
+        _log.info("%s was saved by %d ranks: generators are not restored", name, checkpoint.world_size)
+    rank_user = own["user"] if own else [each["user"] for each in by_rank]
+    return Resumed(checkpoint.step, checkpoint.tag, job["user"], rank_user, checkpoint.metrics)
