@@ -380,7 +380,7 @@ def test_ranks_in_different_epochs_resume_exactly(
     for call in (alone.dataset.load_state_dict, alone.restore_state_rank, lambda found: merge_states([found, found])):
         name, message = refusal(call, state)
         assert name == "CheckpointMismatchError"
-        assert "restore_state_global() of a SavableLoader, on as many ranks" in message
+        assert "restore_state_global() of a SavableLoader, on the same number of ranks" in message
 
 
 def test_the_state_of_ranks_in_different_epochs_loads_without_communication(run_ranks: RunRanks, corpus: Path) -> None:
