@@ -177,7 +177,7 @@ def main() -> None:
     (home / "run").mkdir(parents=True)
     print("1. Events of shops, in a directory for each country")
     wanted = set(write_corpus(home / "corpus")["id"].to_pylist())
-    dataset = make_dataset(home / "corpus", rank=0, world_size=1)
+    dataset = make_dataset(Manifest.scan(home / "corpus"), rank=0, world_size=1)
     print(f"      {dataset.selection!r}".replace("\n", "\n      "))
     print(f"      { ({name: len(values) for name, values in dataset.categories.items()}) } values")
     print("2. Train on 2 ranks to the middle of an epoch")
