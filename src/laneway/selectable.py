@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from laneway.arguments import check_columns, check_seed, plain_int
+from laneway.core.consistency import MAX_COUNT
 from laneway.core.gaps import EpochGap, overlap, parse_gaps
 from laneway.delivery.schedule import EpochSchedule
 from laneway.described import DescribedDataset
@@ -223,8 +224,8 @@ def _checked_gaps(rows: object, identity: Identity) -> list[EpochGap]:
             message = f"rows must be a list of (epoch, start, stop), three ints each, not {each!r}"
             raise TypeError(message)
         gap = EpochGap(*numbers)
-        if gap.epoch < 0 or not 0 <= gap.start < gap.stop <= num_rows:
-            message = f"there are no {gap.text}: an epoch has rows 0 to {num_rows}"
+        if not (0 <= gap.epoch < MAX_COUNT and 0 <= gap.start < gap.stop <= num_rows):
+            message = f"there are no {gap.text}: an epoch in [0, {MAX_COUNT}) has rows 0 to {num_rows}"
             raise ValueError(message)
         gaps.append(gap)
     both = overlap(gaps)
