@@ -28,7 +28,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from laneway import SavableLoader, StatefulShardedDataset
+from laneway import Manifest, SavableLoader, StatefulShardedDataset
+from laneway.distributed import scan_once
 
 HOME = Path(__file__).resolve().parent.parent / ".demo"
 NUM_ROWS = 60_000
@@ -58,10 +59,10 @@ class Returned(nn.Module):
         return self.layers(torch.cat(features, dim=1)).squeeze(1)  # type: ignore[no-any-return]
 
 
-def make_dataset(corpus: Path, **options: object) -> StatefulShardedDataset:
+def make_dataset(manifest: Manifest, **options: object) -> StatefulShardedDataset:
     """Return the events that we want, with brands and countries as ids."""
     return StatefulShardedDataset(
-        corpus,
+        manifest,
         columns=["id", "brand", "country", "price", "returned"],
         # Countries are decided by the names of directories, prices by the statistics of row groups where they can be.
         filter=WANTED,
@@ -76,7 +77,9 @@ def train(corpus: Path, run: Path) -> None:
     """Train an epoch on this rank, from the checkpoint if there is one; then evaluate."""
     dist.init_process_group("gloo")
     rank, world_size = dist.get_rank(), dist.get_world_size()
-    dataset = make_dataset(corpus, shuffle=True, seed=42)
+    # Each rank counts the rows, and collects brands and countries, of a part of the files; then all know the whole.
+    manifest = scan_once(corpus, filter=WANTED, categories=["brand", "country"])
+    dataset = make_dataset(manifest, shuffle=True, seed=42)
     training = dataset.split({"train": 0.9, "val": 0.1}, seed=1).train
     price = training.statistics(["price"])["price"]
     sizes = {name: len(values) for name, values in dataset.categories.items()}
@@ -110,15 +113,17 @@ def train(corpus: Path, run: Path) -> None:
                 os.replace(run / "checkpoint.tmp", run / "checkpoint.pt")
             dist.barrier()
             break
-    log = {"trained": seen, "evaluated": []} if is_first_job else {"trained": seen, "evaluated": evaluate(net, corpus)}
+    log = (
+        {"trained": seen, "evaluated": []} if is_first_job else {"trained": seen, "evaluated": evaluate(net, manifest)}
+    )
     (run / f"rank-{rank}-of-{world_size}.json").write_text(json.dumps(log))
     dist.destroy_process_group()
 
 
-def evaluate(net: Returned, corpus: Path) -> list[int]:
+def evaluate(net: Returned, manifest: Manifest) -> list[int]:
     """Evaluate each row of the validation set once, over all ranks, and return the ids of this rank."""
     # Ranks may have different numbers of batches, so sums are reduced after the loop, not inside of it.
-    held_out = make_dataset(corpus, remainder="keep").split({"train": 0.9, "val": 0.1}, seed=1).val
+    held_out = make_dataset(manifest, remainder="keep").split({"train": 0.9, "val": 0.1}, seed=1).val
     seen, sums = [], torch.zeros(2)
     with torch.no_grad():
         for batch in SavableLoader(held_out):
@@ -172,7 +177,7 @@ def main() -> None:
     (home / "run").mkdir(parents=True)
     print("1. Events of shops, in a directory for each country")
     wanted = set(write_corpus(home / "corpus")["id"].to_pylist())
-    dataset = make_dataset(home / "corpus", rank=0, world_size=1)
+    dataset = make_dataset(Manifest.scan(home / "corpus"), rank=0, world_size=1)
     print(f"      {dataset.selection!r}".replace("\n", "\n      "))
     print(f"      { ({name: len(values) for name, values in dataset.categories.items()}) } values")
     print("2. Train on 2 ranks to the middle of an epoch")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from laneway.arguments import check_columns
 from laneway.catalog.contents import Vocabulary
 from laneway.core.selection import Selection, part_of_blocks
 from laneway.reading.categories import VocabularyPlanner
@@ -78,7 +79,7 @@ def collect_together(
         CollectiveError: A rank could not be reached.
     """
     call = "scan_once(categories=)"
-    fields = ranks.agree(call, lambda: select_columns(manifest, [*names], None))
+    fields = ranks.agree(call, lambda: select_columns(manifest, check_columns(names), None))
     planner = VocabularyPlanner(manifest, storage, cache_dir)
     found: dict[str, Any] = ranks.broadcast(f"{call}: {fields.names}", lambda: planner.known(fields), src_rank=0)
     missing = pa.schema([each for each in fields if each.name not in found])

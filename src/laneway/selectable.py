@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from laneway.arguments import check_columns, check_seed, plain_int
+from laneway.core.consistency import MAX_COUNT
 from laneway.core.gaps import EpochGap, overlap, parse_gaps
 from laneway.described import DescribedDataset
 from laneway.errors import LanewayError, SchemaMismatchError
@@ -38,39 +39,40 @@ class SelectableDataset(DescribedDataset):
         columns: Sequence[str] | None = None,
         version: str | None = None,
     ) -> Self:
-        """Return a copy with those rows for which a condition is true, at the start of epoch 0.
+        """Return a copy with only the rows for which a condition is true, at the start of epoch 0.
 
-        The rows are counted at once, from the names of directories, then the statistics of row groups, then the columns
-        of the condition in the row groups that these don't decide. So `len`, batches, ranks and states are as for files
-        that have no other rows. Row groups without such rows are never read.
+        The matching rows are counted now. Directory names and row group statistics decide what they can; of the other
+        row groups, only the columns of the condition are read. So `len`, batches, ranks and states are as if the files
+        had no other rows. Row groups without matching rows are never read.
 
         Args:
-            condition: An expression of pyarrow, such as `pc.field("price") > 10`; tuples such as
-                `[("price", ">", 10)]`, of which all must be true, or lists of such lists, of which one must be; or a
-                function of a `pyarrow.RecordBatch`, which returns one bool for each row, depends on nothing else, and
-                may be called by several threads at once.
-                Where a condition is null, the row is left out.
+            condition: A pyarrow expression, such as `pc.field("price") > 10`; tuples, such as
+                `[("price", ">", 10)]`, all of which must be true, or a list of such lists, one of which must be true;
+                or a function of a `pyarrow.RecordBatch` that returns one bool for each row. The function must depend
+                on nothing but the batch, and several threads may call it at once. A row for which the condition is
+                null is left out.
             columns: The columns of the batches that a function gets.
-            version: Name of this version of a function. Change it whenever the function changes; without it, counts
-                are not cached.
+            version: Names this version of a function: change it whenever the function changes. Without it, counts are
+                not cached.
 
         Raises:
             TypeError: `condition` is none of these, or the function returns something else.
             ValueError: `columns` is missing, or given without a function.
-            SchemaMismatchError: A column doesn't exist, or the expression doesn't fit its type.
+            SchemaMismatchError: A column doesn't exist, or the expression doesn't fit its type, or needs to see several
+                rows at once.
             DataFileError: A file can't be read, or the condition can't be computed for its rows.
         """
         (changed,) = self._selected(*self._filter(condition, columns, version))
         return changed
 
     def split(self, shares: Mapping[str, float], *, seed: int = 0, by: str = "row") -> Any:  # noqa: ANN401 - a new class
-        """Return a copy for each part of the rows, at the start of epoch 0: disjoint, and together all rows.
+        """Return a copy for each part of the rows, at the start of epoch 0. The parts are disjoint and complete.
 
-        Which part a row is in follows from a hash, and is the same in every epoch and for any number of ranks. It
-        stays the same when files are added.
+        A hash decides which part a row is in. It is the same part in every epoch and on any number of ranks, and stays
+        so when files are added. To split a part again is another split, also with the same seed.
 
         Args:
-            shares: Name of each part -> its share of the rows, which is met on average. The sum is 1.
+            shares: Name of each part -> its share of the rows, which it gets on average. The sum is 1.
             seed: Any int in [0, 2**63): another split.
             by: "row"; "file": all rows of a file are in the same part; or the name of a column: all rows with the same
                 value are, such as those of a user.
@@ -145,23 +147,22 @@ class SelectableDataset(DescribedDataset):
         return changed
 
     def without(self, rows: Iterable[Sequence[int]]) -> Self:
-        """Return a copy that leaves out some rows of the order of some epochs, at the start of epoch 0.
+        """Return a copy that skips ranges of rows in the order of some epochs, at the start of epoch 0.
 
-        The rows of an epoch are numbered from 0 in the order in which the job delivers them: row `n` is delivered after
-        `n` others, on whatever rank. So with batches of `batch_size` rows on `world_size` ranks, step `s` of an epoch
-        delivers rows [s * batch_size * world_size, (s + 1) * batch_size * world_size). Rows that are left out keep
-        their numbers: those after them have the numbers that they would have otherwise.
+        The rows of an epoch are numbered from 0 in the order in which the whole job delivers them. So step `s` of an
+        epoch delivers the rows from `s * batch_size * world_size` up to `(s + 1) * batch_size * world_size`. Skipped
+        rows keep their numbers, and so do all others.
 
-        The rest keeps its order. States know what was left out: a state that was saved with other rows is refused,
-        unless they come later than it. So a run can go back to a checkpoint, and pass over what spoilt it.
+        The other rows keep their order, on any number of ranks. A state from before the skipped rows can be loaded: a
+        run goes back to a checkpoint, and skips what spoilt it. A state from after them is refused.
 
         Args:
-            rows: Any number of (epoch, start, stop): rows [start, stop) of that epoch. Both are multiples of
-                `turn_rows`, which is by default the batch size; or `stop` is the end of the epoch.
+            rows: (epoch, start, stop) for each range: rows [start, stop) of that epoch. Both are multiples of
+                `turn_rows`, by default the batch size; or `stop` is the end of the epoch.
 
         Raises:
             TypeError: `rows` is something else.
-            ValueError: Some of the rows don't exist, are given twice, or are all rows of an epoch.
+            ValueError: Some of the rows don't exist, or ranges overlap, or no row of an epoch would be left.
         """
         if self.definition.stages is not None:
             message = "how far a step with flat_map() or pack() gets depends on the data: take rows out with filter()"
@@ -221,8 +222,8 @@ def _checked_gaps(rows: object, identity: Identity) -> list[EpochGap]:
             message = f"rows must be a list of (epoch, start, stop), three ints each, not {each!r}"
             raise TypeError(message)
         gap = EpochGap(*numbers)
-        if gap.epoch < 0 or not 0 <= gap.start < gap.stop <= num_rows:
-            message = f"there are no {gap.text}: an epoch has rows 0 to {num_rows}"
+        if not (0 <= gap.epoch < MAX_COUNT and 0 <= gap.start < gap.stop <= num_rows):
+            message = f"there are no {gap.text}: an epoch in [0, {MAX_COUNT}) has rows 0 to {num_rows}"
             raise ValueError(message)
         gaps.append(gap)
     both = overlap(gaps)
