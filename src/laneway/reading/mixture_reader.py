@@ -95,8 +95,8 @@ class MixtureReader:
         self._stop_threads = weakref.finalize(self, threads.shutdown, wait=False, cancel_futures=True)
         self._readers: dict[tuple[int, str, int], LaneReader] = {}
         """(cut, source, epoch) -> its reader."""
-        self._epochs: dict[tuple[int, str, int], int] = {}
-        """(cut, source, lane of the mixture) -> the epoch that it has come to."""
+        self._epochs: dict[tuple[int, str], dict[int, int]] = {}
+        """(cut, source) -> lane of the mixture -> the epoch that it has come to."""
         self._mixings: dict[tuple[int, int], LaneMixing] = {}
         self._blocks: dict[int, _Block] = {}
         self._next_rows: dict[int, int] = {}
@@ -139,12 +139,13 @@ class MixtureReader:
         wanted = [each for source in split for each in self._ranges(cut, cut_lane, source)]
         for reader, each, _ in wanted:
             reader.begin(each.lane, each.start)
-        parts = []
+        parts: list[_Part] = []
         for reader, each, places in wanted:
             taken = 0
             for rows in reader.read(each):
                 parts.append(_Part(rows, places[taken : taken + rows.num_rows]))
                 taken += rows.num_rows
+        self._leave_epochs(cut, cut_lane, split)
         found = _assemble(parts, stop - start, self._converter)
         if found is None:
             return _Block(start, stop, None, parts)
@@ -165,25 +166,30 @@ class MixtureReader:
         found = []
         taken = 0
         for epoch, epoch_lane, first, stop in self._plan.lanes(cut, name).ranges(lane, start, start + len(places)):
-            reader = self._reader(cut, name, epoch, lane)
+            reader = self._reader(cut, name, epoch)
             found.append((reader, LaneRange(epoch_lane, first, stop), places[taken : taken + stop - first]))
             taken += stop - first
         return found
 
-    def _reader(self, cut: int, name: str, epoch: int, lane: int) -> LaneReader:
-        """Return the reader of an epoch of a source; end those of epochs that all lanes have left behind."""
+    def _reader(self, cut: int, name: str, epoch: int) -> LaneReader:
+        """Return the reader of an epoch of a source."""
         key = (cut, name, epoch)
-        before = self._epochs.get((cut, name, lane))
-        self._epochs[cut, name, lane] = epoch
         if key not in self._readers:
             self._readers[key] = self._open_source(name, self._plan.plan(*key))
-        if before is not None and before != epoch:
-            current = {found for (*of, _), found in self._epochs.items() if of == [cut, name]}
-            # A range may begin in one epoch and end in the next one.
-            current |= {before}
-            for old in [old for old in self._readers if old[:2] == (cut, name) and old[2] not in current]:
-                self._readers.pop(old).end()
         return self._readers[key]
+
+    def _leave_epochs(self, cut: int, lane: int, split: Sequence[SourceRows]) -> None:
+        """End the readers of epochs that all lanes have left behind, after these rows of a lane were read."""
+        for index, start, places in split:
+            name = self._plan.progress.starts[cut].sources[index].name
+            last = start + len(places) - 1
+            (rows,) = self._plan.lanes(cut, name).ranges(lane, last, last + 1)
+            of_lanes = self._epochs.setdefault((cut, name), {})
+            before, of_lanes[lane] = of_lanes.get(lane), rows.epoch
+            if before != rows.epoch:
+                current = {*of_lanes.values()}
+                for old in [old for old in self._readers if old[:2] == (cut, name) and old[2] not in current]:
+                    self._readers.pop(old).end()
 
     def locate(self, wanted: list[LaneRange], row_index: int) -> str:
         """Return the source, the data file and the number in it of row `row_index` of these ranges, for a message."""
