@@ -195,7 +195,7 @@ def draw_rest(drawing: Drawing, x: float, y: float, saved: Progress) -> None:
         found = resolve_cut(identity(), saved, WorkerPlace(rank, RANKS_AFTER), LaneOptions(None, None, TURN_ROWS))
         top = y + 63 + 50 * rank
         drawing.text(x, top - 7, f"rank {rank}", kind="tag")
-        drawing.cells(x, top, lane_rows(found.plan, rank), pitch=14.0)
+        drawing.cells(x, top, lane_rows(identity().plan(found.progress), rank), pitch=14.0)
 
 
 def draw() -> str:

@@ -38,6 +38,9 @@ SIGNATURES = {
         "on_error='raise', filler=None, provenance=False, rank=None, world_size=None, filesystem=None, "
         "storage_options=None, retries=None, cache_dir=None)"
     ),
+    "laneway.Mixture": (
+        "(sources, weights, *, seed=0, stop=None, lanes=None, turn_rows=None, rank=None, world_size=None)"
+    ),
     "laneway.SavableLoader": (
         "(dataset, *, num_workers=0, batch_size=None, collate_fn=None, pin_memory=False, prefetch_factor=None, "
         "persistent_workers=False, multiprocessing_context=None, timeout=0, worker_init_fn=None, shield_workers=False, "
@@ -68,10 +71,11 @@ MEMBERS = {
     "dataset": {
         "__iter__": "()",
         "__len__": "()",
-        "batch": "(n, *, drop_last=False)",
+        "batch": "(batch_size, *, drop_last=False)",
         "categories": "attribute",
         "completed_shards": "()",
         "epoch": "attribute",
+        "extend": "(grown)",
         "filter": "(condition, *, columns=None, version=None)",
         "flat_map": "(fn, *, with_context=False)",
         "load_state_dict": "(state_dict)",
@@ -81,6 +85,7 @@ MEMBERS = {
             "(length, *, column='input_ids', strategy='best_fit', separator=None, overflow='split', "
             "mask='document_ids', pad_value=0, group_rows=None)"
         ),
+        "repeat": "(epochs=None)",
         "schema": "attribute",
         "selection": "attribute",
         "set_epoch": "(epoch)",
@@ -107,6 +112,8 @@ MEMBERS = {
         "save_state_global": "(dst_rank=0)",
         "save_state_rank": "()",
         "set_epoch": "(epoch)",
+        "set_weights": "(weights)",
+        "sources": "attribute",
         "start": "()",
         "state_dict": "(*, check=False)",
     },
@@ -121,6 +128,25 @@ MEMBERS = {
         "schema": "attribute",
     },
     "manifest.files": {"paths": "attribute", "rows": "attribute", "sizes": "attribute"},
+    "mixture": {
+        "__iter__": "()",
+        "__len__": "()",
+        "add": "(sources, weights)",
+        "batch": "(batch_size, *, drop_last=False)",
+        "epoch": "attribute",
+        "flat_map": "(fn, *, with_context=False)",
+        "load_state_dict": "(state_dict)",
+        "map": "(fn, *, with_context=False)",
+        "pack": (
+            "(length, *, column='input_ids', strategy='best_fit', separator=None, overflow='split', "
+            "mask='document_ids', pad_value=0, group_rows=None)"
+        ),
+        "schema": "attribute",
+        "set_epoch": "(epoch)",
+        "shard": "(num_shards, index)",
+        "state_dict": "()",
+        "weights": "attribute",
+    },
     "retries": dict.fromkeys(
         [
             *("attempt_timeout_s", "connect_timeout_s", "deadline_s", "first_delay_s", "listing_timeout_s"),
@@ -139,6 +165,7 @@ MEMBERS = {
         ["blocks_by_keys", "blocks_by_rows", "blocks_by_statistics", "num_rows", "text"], "attribute"
     ),
     "shard": {"path": "attribute", "row_length": "attribute", "row_offset": "attribute"},
+    "source progress": dict.fromkeys(["asked", "epoch", "got", "rows"], "attribute"),
     "statistics": dict.fromkeys(["count", "distinct", "max", "mean", "min", "nans", "nulls", "std"], "attribute"),
 }
 """An object -> its public members: the parameters of a method, or "attribute"."""
@@ -166,7 +193,7 @@ def check(found: dict[str, str], frozen: dict[str, str]) -> None:
 
 
 def test_the_modules_export_what_they_did() -> None:
-    classes = {"BatchContext", "Manifest", "RetryPolicy", "RowContext", "SavableLoader", "Shard"}
+    classes = {"BatchContext", "Manifest", "Mixture", "RetryPolicy", "RowContext", "SavableLoader", "Shard"}
     classes |= {"StatefulShardedDataset"}
     assert laneway.__all__ == sorted({*ERRORS, *classes, "merge_states"})
     for module, names in ((dcp, ["GatheredState"]), (laneway, laneway.__all__)):
@@ -197,10 +224,12 @@ def test_public_members_are_what_they_were(tmp_path: Path, owner: str) -> None:
         "gathered": dcp.GatheredState(SavableLoader(dataset)),
         "manifest": Manifest.scan(tmp_path),
         "manifest.files": Manifest.scan(tmp_path).files,
+        "mixture": dataset.repeat(),
         "retries": RetryPolicy(),
         "selection": dataset.selection,
         "selection.steps": dataset.selection.steps[0] if dataset.selection else None,
         "shard": dataset.shards[0],
+        "source progress": SavableLoader(dataset.repeat()).sources["rows"],
         "statistics": next(iter(dataset.statistics().values())),
     }
     found = {}

@@ -12,9 +12,19 @@ from typing import Any
 import pytest
 
 import laneway
-from laneway import BatchContext, Manifest, RetryPolicy, RowContext, SavableLoader, Shard, StatefulShardedDataset
+from laneway import (
+    BatchContext,
+    Manifest,
+    Mixture,
+    RetryPolicy,
+    RowContext,
+    SavableLoader,
+    Shard,
+    StatefulShardedDataset,
+)
 from laneway.core.files import FileTable
 from laneway.dcp import GatheredState
+from laneway.delivery.source_progress import SourceProgress
 from laneway.reading.column_statistics import ColumnStatistics
 from laneway.reading.selection_summary import SelectionStep, SelectionSummary
 from tests.test_public_api import ERRORS, MEMBERS, SIGNATURES
@@ -33,11 +43,13 @@ CLASSES: dict[str, type] = {
     "loader": SavableLoader,
     "manifest": Manifest,
     "manifest.files": FileTable,
+    "mixture": Mixture,
     "retries": RetryPolicy,
     "row context": RowContext,
     "selection": SelectionSummary,
     "selection.steps": SelectionStep,
     "shard": Shard,
+    "source progress": SourceProgress,
     "statistics": ColumnStatistics,
 }
 """Key of `MEMBERS` -> its class."""
@@ -45,6 +57,7 @@ CLASSES: dict[str, type] = {
 NOT_PUBLIC = {
     "dataset": {"check_rank", "definition", "schedule"},
     "loader": {"gather_state", "ranks", "restore_together", "sampler", "use_stateful_dataloader"},
+    "mixture": {"check_rank", "definition", "schedule"},
     "manifest": {
         *("file_scan", "layout", "layout_starts", "num_bytes", "of", "partitions", "planned", "schemas", "selections"),
         *("shared_file", "storage", "versions", "with_selections"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader
@@ -23,29 +22,26 @@ from laneway.delivery.loader_state import (
     rank_state,
     resume_point,
 )
-from laneway.delivery.mixture_definition import MixtureDefinition
 from laneway.delivery.runner import EpochSampler, LoaderIterator, PassRunner
-from laneway.delivery.source_progress import check_same_rows, rows_of_job, sources_of
 from laneway.distributed import rank_in_group
 from laneway.errors import LanewayError
-from laneway.mixture import check_weighting
+from laneway.mixture_loader import MixtureLoader
 from laneway.ranks import Ranks
 from laneway.resumable import ResumableDataset, no_length
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator
 
     from laneway.core.mixture_identity import MixtureIdentity
     from laneway.core.plan import Identity
     from laneway.core.progress import Progress
     from laneway.core.schema import SavedState
-    from laneway.delivery.source_progress import SourceProgress
     from laneway.process_groups import ProcessGroup
 
     State = dict[str, Any]
 
 
-class SavableLoader(DataLoader[Any]):
+class SavableLoader(MixtureLoader, DataLoader[Any]):
     """A DataLoader whose state can be saved from any rank, and restored on any number of ranks and workers.
 
     Each pass delivers one epoch, and the next pass the next epoch; `set_epoch` chooses another. The state counts the
@@ -256,57 +252,6 @@ class SavableLoader(DataLoader[Any]):
         if self._user_loader is not None:
             check_has_no_state(self._user_loader)
         return LoaderIterator(self._runner, self.dataset)
-
-    # -- Mixtures -----------------------------------------------------------------------------------------------------
-
-    @property
-    def sources(self) -> dict[str, SourceProgress]:
-        """Name of each source of a mixture -> how far it has come, over all ranks.
-
-        Each is a tuple of: `epoch`, the oldest epoch of which rows are left; `rows`, delivered since the mixture began;
-        `asked`, its share of the rows by its weight; and `got`, its share of those delivered since it has this weight.
-
-        Raises:
-            LanewayError: The dataset is no mixture; or ranks have not taken the same number of batches.
-        """
-        return sources_of(self._runner, self._mixture("sources"))
-
-    def set_weights(self, weights: Mapping[str, float] | Sequence[tuple[int, Mapping[str, float]]]) -> None:
-        """Give the sources of a mixture other weights, from the next batch on.
-
-        Must be called by all ranks, after the same number of batches. Batches that workers have prefetched are dropped,
-        and their rows come later. The new weights are part of the state; but a run that resumes from it goes on with
-        the weights of its own mixture.
-
-        Args:
-            weights: Name -> weight of each source; or a schedule, which counts rows from the start of the mixture, and
-                replaces the present one.
-
-        Raises:
-            ValueError: A weight is negative, or names are not those of the sources; raised on all ranks.
-            LanewayError: The dataset is no mixture, or ranks have not taken the same number of batches; raised on all
-                ranks.
-            CollectiveError: Ranks gave other weights, or a rank could not be reached.
-        """
-        definition = self._mixture("set_weights")
-        ranks, call = self.ranks(), f"set_weights({weights!r})"
-        changed: list[MixtureDefinition] = []
-
-        def check() -> tuple[int, int]:
-            ranks.check(self._place.rank, self._place.world_size)
-            weighting = check_weighting(weights, definition.sources, definition.weighting.stop)
-            changed.append(definition.with_weighting(replace(weighting, num_epochs=definition.weighting.num_epochs)))
-            return rows_of_job(self._runner), self.batches_delivered
-
-        ranks.compare(call, check, check_same_rows)
-        self._runner.change(changed[0])
-
-    def _mixture(self, call: str) -> MixtureDefinition:
-        definition = self._runner.source.definition
-        if not isinstance(definition, MixtureDefinition):
-            message = f"{call} is for a loader over a Mixture, and this one reads a {type(self.dataset).__name__}"
-            raise LanewayError(message)
-        return definition
 
     # -- States of the whole job, without communication ---------------------------------------------------------------
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from laneway.delivery.definition import DatasetDefinition
     from laneway.delivery.delivered_columns import DeliveredColumns
+    from laneway.delivery.row_errors import RowErrors
 
 Weights = Mapping[str, float]
 """Name of a source -> its weight, a number >= 0."""
@@ -110,7 +111,7 @@ class Mixture(StageableDataset):
                 check_count("lanes", lanes, MAX_LANES), check_count("turn_rows", turn_rows), batch_size=None
             ),
             place=place,
-            transform=Transforms(),
+            transform=Transforms(errors=_common_errors(definitions)),
             sources=definitions,
             weighting=check_weighting(weights, definitions, stop),
             columns=_common_columns(definitions),
@@ -222,9 +223,6 @@ def _definitions_of(sources: Mapping[str, ChangeableDataset]) -> dict[str, Datas
         if definition.stages is not None:
             message = f"source {name!r} has stages: call flat_map() and pack() of the mixture, or after repeat()"
             raise ValueError(message)
-        if definition.transform.errors is not None:
-            message = f'source {name!r} has on_error: rows of a mixture can\'t be masked or skipped; use "raise"'
-            raise ValueError(message)
     return {name: source.definition for name, source in sources.items()}
 
 
@@ -251,6 +249,22 @@ def _common_output(sources: Mapping[str, ChangeableDataset]) -> Any:  # noqa: AN
             )
             raise ValueError(message)
     return outputs[first]
+
+
+def _common_errors(sources: Mapping[str, DatasetDefinition]) -> RowErrors | None:
+    """Return what handles rows for which functions of the sources fail.
+
+    Raises:
+        ValueError: Sources handle them in different ways.
+    """
+    errors = [source.transform.errors for source in sources.values()]
+    if len(errors) > 1:
+        ways = ["raise" if each is None else "skip" if each.skips else "mask" for each in errors]
+        if "mask" in ways or len({*ways}) > 1:
+            name = next(name for name, way in zip(sources, ways, strict=True) if way == "mask" or way != ways[0])
+            message = f'source {name!r} has another on_error: all sources of a mixture must "raise", or all "skip"'
+            raise ValueError(message)
+    return errors[0]
 
 
 def _common_columns(sources: Mapping[str, DatasetDefinition]) -> DeliveredColumns:

@@ -514,9 +514,9 @@ def test_arguments_that_make_states_inexact_are_refused(corpus: Path, make: Any,
 
 
 def test_any_other_dataset_is_refused(corpus: Path) -> None:
-    with pytest.raises(TypeError, match="must be a StatefulShardedDataset, or a DataLoader over one"):
+    with pytest.raises(TypeError, match="must be a StatefulShardedDataset or Mixture, or a DataLoader over one"):
         SavableLoader([1, 2, 3])  # type: ignore[arg-type]  # on purpose
-    with pytest.raises(TypeError, match="must be a StatefulShardedDataset, or a DataLoader over one"):
+    with pytest.raises(TypeError, match="must be a StatefulShardedDataset or Mixture, or a DataLoader over one"):
         SavableLoader(DataLoader([1, 2, 3]))  # type: ignore[arg-type]  # on purpose
     assert "of 16 delivered" in repr(make_savable(corpus))
     assert isinstance(make_savable(corpus).dataset, StatefulShardedDataset)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from laneway.core.assignment import assign_whole_job
 from laneway.core.options import LaneOptions
 from laneway.core.plan import Identity
 from laneway.core.progress import Progress
@@ -80,7 +79,7 @@ def test_a_state_resumes_the_same_whichever_state_was_loaded_before(
     resumed, expected = (load(state, each) for each in (used, fresh))
     assert resumed == expected
     if expected.cut is not None:
-        plans = [assign_whole_job(each, expected).plan for each in (used, fresh)]
+        plans = [each.plan(expected) for each in (used, fresh)]
         assert plans[0].lanes.rows.tolist() == plans[1].lanes.rows.tolist()
         rows = expected.cut.rows()
         completed = [plan.completed_shards(rows).tolist() for plan in plans]

@@ -24,6 +24,7 @@ from laneway import (
 )
 from laneway.dcp import GatheredState
 from laneway.distributed import scan_once
+from laneway.resumable import ResumableDataset
 from tests.corpora import write_corpus
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def test_loaders(tmp_path: Path) -> None:
     assert_type(loader.epoch, int)
     assert_type(loader.batches_delivered, int)
     assert_type(loader.num_workers, int)
-    assert_type(loader.dataset, StatefulShardedDataset)
+    assert_type(loader.dataset, ResumableDataset)
     for _ in loader:
         break
     of_rank = loader.save_state_rank()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from laneway.core.consistency import MAX_COUNT, refuse, require
 from laneway.core.differences import shorten
-from laneway.core.mixing import MAX_SOURCES
+from laneway.core.mixing import MAX_SOURCES, exact_weights
 from laneway.core.mixtures import NAME_LENGTH
 from laneway.core.order import ORDER_VERSIONS
 from laneway.core.progress import CutStart, Group, Rest, SourceStart
@@ -111,7 +111,10 @@ def _decode_start(encoded: object, names: list[str], files: list[str]) -> CutSta
     for weight in weights:
         is_weight = type(weight) in {int, float} and 0 <= weight < MAX_COUNT
         require(is_weight, f"a weight is {shorten(weight)}")
-    require(any(weights), "no source of a cut has a weight")
+    try:
+        exact_weights(weights)
+    except ValueError as error:
+        refuse(f"weights of a cut are {shorten(weights)}: {error}")
     _check_counts(epochs, "epochs of a cut")
     rests: dict[int, list[Rest]] = {}
     for index, epoch, num_rows, of_epoch, of_rest in _rows(columns, 5, "rests", least=-1):

@@ -30,6 +30,7 @@ from laneway.core.progress import (
     ended_cut,
     fresh_cut,
 )
+from laneway.errors import StateFormatError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -91,7 +92,8 @@ def digest_of(identity: Identity) -> bytes:
 
 def name_of(identity: Identity) -> str:
     """Return the name of files and settings in states: the start of their digest, `NAME_LENGTH` characters."""
-    return b85encode(digest_of(identity)).decode("ascii")[:NAME_LENGTH]
+    digest = digest_of(identity)
+    return identity.derived("name in mixtures", lambda: b85encode(digest).decode("ascii")[:NAME_LENGTH])
 
 
 def remainder_of(identity: Identity) -> Remainder:
@@ -199,14 +201,21 @@ class MixturePlan:
         key = (cut, name, epoch)
         if key not in self._plans:
             lanes = self.lanes(cut, name)
-            began = {rest.epoch: rest[2:] for rest in lanes.rests}
-            version, files = began.get(epoch, (lanes.order_version, lanes.files))
+            began = {rest.epoch: rest[1:] for rest in lanes.rests}
+            num_rows, version, files = began.get(epoch, (lanes.epoch_rows, lanes.order_version, lanes.files))
             earlier = tuple(each.ended_cut() for _, each in self._deliveries(name, epoch, cut))
             progress = Progress(epoch, lanes.sharing, fresh_cut(lanes.num_lanes, 1), earlier, order_version=version)
             # A lane is in one epoch, or passes into the next one.
             for old in [old for old in self._plans if old[:2] == key[:2] and old[2] < epoch - 1]:
                 del self._plans[old]
-            self._plans[key] = self.sources[name].identity_of(files).plan(progress)
+            plan = self.sources[name].identity_of(files).plan(progress)
+            if plan.lanes.num_rows != num_rows:
+                message = (
+                    f"this state is damaged: it has {num_rows:,} rows left of epoch {epoch} of source {name!r}, and "
+                    f"its cuts leave {plan.lanes.num_rows:,}"
+                )
+                raise StateFormatError(message)
+            self._plans[key] = plan
         return self._plans[key]
 
     def begun(self, cut: int, name: str) -> tuple[list[Begun], int]:

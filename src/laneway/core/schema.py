@@ -300,7 +300,11 @@ def parse_state(state: object) -> SavedState:
     require(parsed.is_global or has_lanes, "it is not of a whole job, but has no lane_indices")
     check_lanes(known, parsed.place)
     if version == FORMAT_VERSION:
-        digest = digest_with(seal_of(known), known)
+        try:
+            digest = digest_with(seal_of(known), known)
+        except (RecursionError, TypeError, ValueError):
+            # All other fields have been checked.
+            refuse(f"mixture is {shorten(known['mixture'])}")
         if known["digest"] != digest:
             found = shorten(known["digest"])
             refuse(f"its digest is {found}, that of its fields is {digest!r}, so a field was changed")

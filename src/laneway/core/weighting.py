@@ -67,11 +67,12 @@ class Weighting:
             source_rows: Name -> rows of each source, >= 1 unless it has no weight.
 
         Raises:
-            ValueError: A source is never exhausted, because its weight is 0.
+            ValueError: A source is never exhausted, because its weight becomes 0.
         """
         if self.stop is None or isinstance(self.stop, int):
             return self.stop
-        left = {name: Fraction(rows * self.num_epochs) for name, rows in source_rows.items()}
+        read = {name for phase in self.phases for name, weight in phase.weights.items() if weight}
+        left = {name: Fraction(rows * self.num_epochs) for name, rows in source_rows.items() if name in read}
         for phase, following in zip(self.phases, [*self.phases[1:], None], strict=True):
             weights = exact_weights([*phase.weights.values()])
             total = sum(weights)
@@ -85,7 +86,7 @@ class Weighting:
                 waiting = [name for name, rows in left.items() if rows > 0]
                 idle = [name for name in waiting if name not in shares]
                 if length is None and idle:
-                    message = f"source {idle[0]!r} has a weight of 0, so it is never exhausted: give another stop"
+                    message = f"the weight of source {idle[0]!r} becomes 0, so it is never exhausted: give another stop"
                     raise ValueError(message)
                 end = max((left[name] / shares[name] for name in waiting if name in shares), default=Fraction(0))
                 if not idle and (length is None or end <= length):

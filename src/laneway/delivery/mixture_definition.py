@@ -204,14 +204,15 @@ class MixtureDefinition(Definition):
         plan = MixturePlan(self.mixed.sources, assignment.progress)
         indices = {name: index for index, name in enumerate(self.sources)}
 
+        # The columns of all sources are alike.
+        converter = self._to_read(self.columns).with_hidden(HIDDEN_IN_MIXTURES if takes_context else None)
+
         def open_source(name: str, of_epoch: Plan) -> LaneReader:
             source = self.sources[name].of(of_epoch.identity)
             columns = self._to_read(source.columns.with_output(self.columns.output))
-            converter = columns.with_hidden(HIDDEN_IN_MIXTURES if takes_context else None)
             return source.open_lanes(of_epoch, columns, converter, hidden, source_index=indices[name], threads=threads)
 
-        converter = self._to_read(self.columns).with_hidden(HIDDEN_IN_MIXTURES if takes_context else None)
-        lanes = MixtureReader(plan, converter, open_source, threads)
+        lanes = MixtureReader(plan, assignment.ends, converter, open_source, threads)
         contexts = None
         if takes_context:
             of_sources = [

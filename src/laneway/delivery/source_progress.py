@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from laneway.core.mixture_assignment import rows_delivered
 from laneway.core.mixtures import MixturePlan
+from laneway.delivery.mixture_definition import MixtureDefinition
 from laneway.delivery.runner import not_in_lockstep
 from laneway.errors import LanewayError
 
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from laneway.core.progress import Progress
-    from laneway.delivery.mixture_definition import MixtureDefinition
     from laneway.delivery.runner import PassRunner
 
 
@@ -66,12 +66,15 @@ def whole_progress(runner: PassRunner) -> Progress:
     return found
 
 
-def sources_of(runner: PassRunner, definition: MixtureDefinition) -> dict[str, SourceProgress]:
-    """Return name -> how far each source of a mixture has come.
+def sources_of(runner: PassRunner) -> dict[str, SourceProgress]:
+    """Return name -> how far each source of a mixture has come; nothing for a single dataset.
 
     Raises:
         LanewayError: The progress of the whole job can't be inferred.
     """
+    definition = runner.source.definition
+    if not isinstance(definition, MixtureDefinition):
+        return {}
     progress = whole_progress(runner)
     if progress.cut is None:
         progress = definition.resolve(progress, runner.place).progress

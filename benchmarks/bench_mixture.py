@@ -1,0 +1,133 @@
+"""What does mixing cost: the rows of 2 and of 200 sources, beside one source of the same rows?
+
+Writes tables of 40 float32 and an int8 label, and tables of fixed-size lists of 1,024 int32, as 2 and as 200 files of
+log-normal sizes. The files are read as one StatefulShardedDataset, and as a Mixture of as many sources as there are
+files, with their sizes as weights, so that both deliver the same rows once, in shuffled batches, with 0 and 2 workers.
+All run in this process in interleaved rounds, each from `iter` on; each figure is the median of the ratios of the
+rounds. Run `python benchmarks/bench_mixture.py [--short]`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from laneway import Mixture, SavableLoader, StatefulShardedDataset
+
+# Scripts import from their own directory, mypy from the root.
+if TYPE_CHECKING:
+    from benchmarks.machine import warm_memory
+else:
+    from machine import warm_memory
+
+ROWS = {"tabular": 1_200_000, "tokens": 80_000}
+BATCH_ROWS = {"tabular": 1_024, "tokens": 32}
+BLOCK_ROWS = {"tabular": 20_000, "tokens": 1_000}
+NUM_FLOATS, TOKENS = 40, 1_024
+ROUNDS = 5
+NUM_SOURCES = (2, 200)
+
+
+def table(kind: str, num_rows: int, generator: np.random.Generator) -> pa.Table:
+    """Return rows of a kind."""
+    if kind == "tokens":
+        tokens = pa.array(generator.integers(0, 50_257, num_rows * TOKENS, dtype=np.int32))
+        return pa.table({"tokens": pa.FixedSizeListArray.from_arrays(tokens, TOKENS)})
+    columns: dict[str, Any] = {f"x{i}": generator.random(num_rows, np.float32) for i in range(NUM_FLOATS)}
+    return pa.table({**columns, "label": generator.integers(0, 10, num_rows, dtype=np.int8)})
+
+
+def write(folder: Path, kind: str, num_rows: int, num_files: int) -> None:
+    """Write rows as a number of files."""
+    generator = np.random.default_rng(0)
+    shares = generator.lognormal(sigma=0.5, size=num_files)
+    sizes = (shares / shares.sum() * num_rows).astype(int).tolist()
+    for index, size in enumerate(sizes):
+        # Each source has more row groups than there are workers, or all of them would decode the same ones.
+        block_rows = min(BLOCK_ROWS[kind], max(1, size // 4))
+        rows = table(kind, size, generator)
+        pq.write_table(rows, folder / f"{index:03d}.parquet", row_group_size=block_rows, compression="none")
+
+
+def loader_of(folder: Path, kind: str, num_workers: int, *, is_mixed: bool) -> SavableLoader:
+    """Return a loader of all files as one source, or as a source each."""
+    if not is_mixed:
+        dataset = StatefulShardedDataset(folder, shuffle=True, seed=1).batch(BATCH_ROWS[kind])
+        return SavableLoader(dataset, num_workers=num_workers)
+    paths = sorted(folder.iterdir())
+    # A worker holds a window of each source.
+    window_bytes = (64 << 20) // min(len(paths), 16)
+    sources = {
+        path.stem: StatefulShardedDataset(path, shuffle=True, seed=1, window_bytes=window_bytes) for path in paths
+    }
+    weights = {name: source.manifest.num_rows for name, source in sources.items()}
+    mixture = Mixture(sources, weights, stop=sum(weights.values())).batch(BATCH_ROWS[kind])
+    return SavableLoader(mixture, num_workers=num_workers)
+
+
+class Cost(NamedTuple):
+    """What a whole pass takes, from `iter` on."""
+
+    wall_s: float
+    cpu_s: float
+    """Time of all cores, for all threads and workers."""
+
+
+def cost_of(loader: SavableLoader) -> Cost:
+    """Read a whole pass."""
+    start, cpu_before = time.perf_counter(), sum(os.times()[:4])
+    for _ in loader:
+        pass
+    wall_s = time.perf_counter() - start
+    del loader
+    return Cost(wall_s, sum(os.times()[:4]) - cpu_before)
+
+
+def compare(folder: Path, kind: str, num_workers: int, num_rows: int, rounds: int) -> None:
+    """Print how fast a mixture of all files is, beside one source."""
+    costs: dict[bool, list[Cost]] = {False: [], True: []}
+    for _ in range(rounds):
+        for is_mixed, of_way in costs.items():
+            loader = loader_of(folder, kind, num_workers, is_mixed=is_mixed)
+            warm_memory()
+            of_way.append(cost_of(loader))
+    speeds, efforts = (
+        [single[index] / mixed[index] for single, mixed in zip(costs[False], costs[True], strict=True)]
+        for index in range(2)
+    )
+    rates = [num_rows / median(cost.wall_s for cost in costs[is_mixed]) for is_mixed in (True, False)]
+    print(
+        f"{kind}, {len([*folder.iterdir()])} sources, {num_workers} workers: {median(speeds):.2f} "
+        f"({min(speeds):.2f} to {max(speeds):.2f}) of one source, by the time of all cores {median(efforts):.2f}; "
+        f"{rates[0]:,.0f} of {rates[1]:,.0f} rows/s"
+    )
+
+
+def main() -> None:
+    """Write the files, and compare."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--short", action="store_true", help="a quarter of the rows, and three rounds")
+    parser.add_argument("--kind", choices=[*ROWS], action="append", help="only these rows")
+    parser.add_argument("--sources", type=int, action="append", help="only these numbers of sources")
+    parser.add_argument("--workers", type=int, action="append", help="only these numbers of workers")
+    arguments = parser.parse_args()
+    for kind in arguments.kind or ROWS:
+        num_rows = ROWS[kind] // (4 if arguments.short else 1)
+        for num_sources in arguments.sources or NUM_SOURCES:
+            with tempfile.TemporaryDirectory() as folder:
+                write(Path(folder), kind, num_rows, num_sources)
+                for num_workers in arguments.workers or (0, 2):
+                    compare(Path(folder), kind, num_workers, num_rows, 3 if arguments.short else ROUNDS)
+
+
+if __name__ == "__main__":
+    main()

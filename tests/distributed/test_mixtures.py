@@ -1,0 +1,122 @@
+"""Mixtures on real ranks with real workers: each row once, equal batches, one state, weights that all ranks change."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from laneway import LanewayError, Mixture, SavableLoader, StatefulShardedDataset
+from laneway.errors import CollectiveError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.distributed.ranks import RunRanks
+
+SIZES = {"web": 90, "code": 31, "rare": 2}
+FIRST = {"web": 0, "code": 1000, "rare": 2000}
+WEIGHTS = {"web": 0.7, "code": 0.29, "rare": 0.01}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name, num_rows in SIZES.items():
+        table = pa.table({"id": range(FIRST[name], FIRST[name] + num_rows)})
+        pq.write_table(table, tmp_path / f"{name}.parquet", row_group_size=7)
+    return tmp_path
+
+
+def loader_of(
+    folder: Path, num_workers: int, batch_size: int, weights: dict[str, float] | None = None, **options: Any
+) -> SavableLoader:
+    sources = {
+        name: StatefulShardedDataset(folder / f"{name}.parquet", shuffle=True, seed=1, shard_rows=5, window_bytes=200)
+        for name in SIZES
+    }
+    return SavableLoader(Mixture(sources, weights or WEIGHTS, **options).batch(batch_size), num_workers=num_workers)
+
+
+def ids(batches: Any, count: int | None = None) -> list[list[int]]:
+    return [batch["id"].tolist() for batch in islice(batches, count)]
+
+
+def leg(
+    rank: int, folder: Path, index: int, num_workers: int, batch_size: int, count: int, way: str
+) -> tuple[list[list[int]], dict[str, Any], Any]:
+    """Resume from the last leg, change the weights on the way, and save."""
+    loader = loader_of(folder, num_workers, batch_size)
+    path = folder / f"leg {index - 1}.json"
+    if index:
+        state = json.loads(path.read_text())
+        if way == "global":
+            loader.restore_state_global(state if rank == 0 else None)
+        else:
+            loader.load_state_dict(state)
+    batches = iter(loader)
+    received = ids(batches, count)
+    loader.set_weights({"web": 1, "code": 2 + index, "rare": 0.1})
+    received += ids(batches, count)
+    found = loader.state_dict()
+    state = loader.save_state_global() if way == "global" else found
+    if rank == 0:
+        (folder / f"leg {index}.json").write_text(json.dumps(state))
+    return received, found, loader.sources
+
+
+@pytest.mark.parametrize("way", ["global", "state_dict"])
+def test_each_row_comes_once_over_changes_of_ranks_workers_batches_and_weights(
+    run_ranks: RunRanks, folder: Path, way: str
+) -> None:
+    delivered = Counter[int]()
+    for index, (world_size, num_workers, batch_size, count) in enumerate([(2, 2, 3, 2), (3, 0, 2, 1), (1, 2, 4, 2)]):
+        ranks = run_ranks(leg, world_size, folder, index, num_workers, batch_size, count, way)
+        delivered.update(row for received, _, _ in ranks for batch in received for row in batch)
+        assert all(state == ranks[0][1] for _, state, _ in ranks), "any rank's state is the job's"
+        assert {len(batch) for received, _, _ in ranks for batch in received} == {batch_size}
+    sources = ranks[0][2]
+    for name in ("web", "code"):
+        rows = [count for row, count in delivered.items() if FIRST[name] <= row < FIRST[name] + 1000]
+        assert sum(rows) == sources[name].rows
+        assert max(rows) <= sources[name].epoch + 2
+        assert min([*rows, *[0] * (SIZES[name] - len(rows))]) >= sources[name].epoch
+
+
+def finite(rank: int, folder: Path, stop: Any) -> list[int]:
+    del rank
+    loader = loader_of(folder, 2, 4, {"web": 3, "code": 1, "rare": 0}, stop=stop)
+    return [len(batch) for batch in ids(loader)]
+
+
+@pytest.mark.parametrize(
+    ("stop", "least", "most"), [(99, 99, 101), ("first_exhausted", 110, 124), ("all_exhausted", 120, 140)]
+)
+def test_all_ranks_deliver_equally_many_batches(
+    run_ranks: RunRanks, folder: Path, stop: Any, least: int, most: int
+) -> None:
+    ranks = run_ranks(finite, 3, folder, stop)
+    assert len({*map(tuple, ranks)}) == 1
+    assert least <= sum(map(sum, ranks)) <= most
+
+
+def differing(rank: int, folder: Path) -> list[str]:
+    loader = loader_of(folder, 0, 4)
+    batches, found = iter(loader), []
+    for change, taken in (({"web": 1 + rank, "code": 1, "rare": 0}, 1), (dict.fromkeys(SIZES, 1), 1 + rank)):
+        ids(batches, taken)
+        try:
+            loader.set_weights(change)
+        except (CollectiveError, LanewayError) as error:
+            found.append(str(error))
+    return found
+
+
+def test_ranks_that_change_the_weights_in_different_ways_are_refused(run_ranks: RunRanks, folder: Path) -> None:
+    for calls, counts in run_ranks(differing, 2, folder):
+        assert "all ranks must make the same call: rank 0 called set_weights({'web': 1" in calls
+        assert "after the same number of batches: rank 0 has taken 2, rank 1 has taken 3" in counts
