@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import random
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from laneway import StatefulShardedDataset
+from laneway import Mixture, StatefulShardedDataset
 from tests.compat.loaders import saved
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from laneway import RowContext
 
+Staged = TypeVar("Staged", StatefulShardedDataset, Mixture)
 State = dict[str, Any]
 Row = dict[str, Any]
 
@@ -91,10 +92,16 @@ def make_dataset(folder: Path, kind: str, **arguments: Any) -> StatefulShardedDa
     """Return a shuffled dataset of small windows with stages, or with none for "rows"."""
     settings = {"shard_rows": 5, "window_bytes": 2000, "seed": 3, "shuffle": True, **arguments}
     dataset = StatefulShardedDataset(folder, **settings)
-    return dataset if kind == "rows" else _STAGED[kind](dataset)
+    return dataset if kind == "rows" else with_stages(dataset, kind)
 
 
-_STAGED: dict[str, Callable[[StatefulShardedDataset], StatefulShardedDataset]] = {
+def with_stages(rows: Staged, kind: str) -> Staged:
+    """Return the rows of a dataset or mixture with stages."""
+    staged: Staged = _STAGED[kind](rows)
+    return staged
+
+
+_STAGED: dict[str, Callable[[Any], Any]] = {
     "flat_map": lambda rows: rows.flat_map(in_sentences),
     "best_fit of a column": lambda rows: rows.pack(LENGTH, group_rows=8),
     "chunk of a column": lambda rows: rows.pack(LENGTH, strategy="chunk", separator=1),

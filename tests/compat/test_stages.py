@@ -14,6 +14,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from laneway import (
     CheckpointMismatchError,
     ColumnConversionError,
+    LanewayError,
     NotReproducibleError,
     SavableLoader,
     SchemaMismatchError,
@@ -21,14 +22,14 @@ from laneway import (
     merge_states,
 )
 from tests.compat import staged
-from tests.compat.loaders import FORKSERVER, saved
+from tests.compat.loaders import FORKSERVER, loader_raises, saved
 from tests.compat.staged import KINDS, LENGTH, make_dataset, packed_tokens, plain, run, run_with_states
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-PACKED = [kind for kind in KINDS if kind != "flat_map"]
+    from laneway import RowContext
 
 
 @pytest.fixture(scope="module")
@@ -430,6 +431,73 @@ def test_a_stage_may_drop_every_row(corpus: Path) -> None:
     assert dataset.state_dict()["complete"]
     loader = SavableLoader(make_dataset(corpus, "rows").map(lambda _: {"input_ids": []}).pack(4).batch(2))
     assert run(loader) == []
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_stream_without_an_end_that_drops_every_row_is_an_error(corpus: Path, num_workers: int) -> None:
+    for dataset in (
+        make_dataset(corpus, "rows").repeat().flat_map(nothing),
+        make_dataset(corpus, "rows").repeat().map(no_tokens).pack(4, strategy="chunk"),
+        make_dataset(corpus, "rows").repeat().map(same).pack(4, overflow="drop", group_rows=50),
+    ):
+        with loader_raises(LanewayError, "rows of a lane without an end have made no item"):
+            next(iter(SavableLoader(dataset.batch(2), num_workers=num_workers)))
+
+
+def nothing(_: dict[str, Any]) -> None:
+    """Drop a row."""
+
+
+def no_tokens(_: dict[str, Any]) -> dict[str, Any]:
+    return {"input_ids": []}
+
+
+def test_a_stream_without_an_end_resumes_on_any_ranks_workers_and_batches(corpus: Path) -> None:
+    """Each epoch's tokens come once, over real workers, however many there are."""
+    state: dict[str, Any] | None = None
+    found: Counter[tuple[int, int]] = Counter()
+    for world_size, num_workers, batch_size, num_batches in [(1, 2, 3, 9), (2, 0, 2, 7), (1, 3, 1, 11), (2, 2, 2, 6)]:
+        loaders = []
+        for rank in range(world_size):
+            rows = make_dataset(corpus, "rows", rank=rank, world_size=world_size).repeat()
+            items = rows.flat_map(numbered, with_context=True).batch(batch_size)
+            loaders.append(
+                SavableLoader(items, num_workers=num_workers, multiprocessing_context="fork" if num_workers else None)
+            )
+        for loader in loaders:
+            if state is not None:
+                loader.load_state_dict(state)
+            batches = iter(loader)
+            for _ in range(num_batches):
+                batch = next(batches)
+                found.update(zip(*(batch[name].tolist() for name in ("epoch", "id", "number")), strict=True))
+        state = saved(merge_states([loader.save_state_rank() for loader in loaders]))
+    assert max(found.values()) == 1
+    assert sum(found.values()) == 9 * 3 + 7 * 2 * 2 + 11 + 6 * 2 * 2
+
+
+def numbered(row: dict[str, Any], context: RowContext) -> list[dict[str, int]]:
+    """Return up to four items of a row."""
+    return [{"epoch": context.epoch, "id": row["id"], "number": number} for number in range(row["id"] % 5)]
+
+
+@pytest.mark.parametrize("kind", ["flat_map", "best_fit of a column", "chunk of sentences"])
+def test_a_stream_without_an_end_goes_on_exactly(corpus: Path, kind: str) -> None:
+    def make() -> SavableLoader:
+        return SavableLoader(staged.with_stages(make_dataset(corpus, "rows").repeat(), kind).batch(2))
+
+    batches, states = iter(make()), []
+    loader = make()
+    running, expected = iter(loader), []
+    for _ in range(40):
+        expected.append(plain(next(running)))
+        states.append(saved(loader.state_dict()))
+        assert plain(next(batches)) == expected[-1]
+    for step in range(0, 36, 3):
+        resumed = make()
+        resumed.load_state_dict(states[step])
+        again = iter(resumed)
+        assert [plain(next(again)) for _ in range(3)] == expected[step + 1 : step + 4]
 
 
 def test_rows_for_which_a_function_fails_can_be_skipped(corpus: Path) -> None:

@@ -86,6 +86,11 @@ class Definition(ABC):
         """Whether a pass never ends."""
         return False
 
+    @property
+    def max_empty_rows(self) -> int | None:
+        """How many rows of a lane in a row may make no items; None: any number, as the lane has an end."""
+        return None
+
     @abstractmethod
     def resolve(self, progress: Progress, place: WorkerPlace) -> Assignment:
         """Return the assignment of the worker at `place`."""
@@ -212,7 +217,7 @@ class Definition(ABC):
             rows = self.open_items(found)
             is_numpy = self.columns.output == "numpy"
             maker = BatchMaker(rows, stages, self.collate_fn, is_batched=size is not None, is_numpy=is_numpy)
-            return LaneItems(rows, maker, found)
+            return LaneItems(rows, maker, found, self.max_empty_rows)
 
         return ItemStream(
             Cursor(assignment),

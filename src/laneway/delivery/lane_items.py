@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from laneway.stages.runs import Items
     from laneway.stages.tokens import TokenLists
 
+_ROWS_PER_RUN = 1024
+"""Number of rows of few tokens, or of none, whose documents are packed together."""
 _PACKS_PER_RUN = 4
 """Number of packs that are made together of what the user's functions return: few, so that the first comes soon."""
 
@@ -140,17 +142,21 @@ class BatchMaker:
 class LaneItems:
     """Reads the rows of a worker's lanes, and makes items of them."""
 
-    def __init__(self, rows: ItemMaker, batches: BatchMaker, assignment: Assignment) -> None:
+    def __init__(
+        self, rows: ItemMaker, batches: BatchMaker, assignment: Assignment, max_empty_rows: int | None = None
+    ) -> None:
         """Prepare to read.
 
         Args:
             rows: Reads rows, and calls the user's functions.
             batches: Makes batches of the items.
             assignment: The lanes, where they end, and what they were left of groups of earlier cuts.
+            max_empty_rows: See `Flow`.
         """
         self._rows = rows
         self._batches = batches
         self._assignment = assignment
+        self._max_empty_rows = max_empty_rows
         self._stages = batches.stages
         self._flows: dict[int, Flow] = {}
         """Lane -> its items."""
@@ -165,7 +171,7 @@ class LaneItems:
         """
         flow = self._flows.get(lane)
         if flow is None or flow.position != position:
-            flow = self._flows[lane] = Flow(self._runs(lane, position), position)
+            flow = self._flows[lane] = Flow(self._runs(lane, position), position, self._max_empty_rows)
         items = flow.take(num_items)
         return items, flow.position
 
@@ -255,9 +261,9 @@ class LaneItems:
                 found.append(document)
                 rows.append(row)
                 num_tokens += len(document)
-            if num_tokens >= _PACKS_PER_RUN * pack.length:
+            if num_tokens >= _PACKS_PER_RUN * pack.length or row - start >= _ROWS_PER_RUN:
                 yield self._made_documents(pack, lane, found, rows, row + 1)
-                found, rows, num_tokens = [], [], 0
+                found, rows, num_tokens, start = [], [], 0, row + 1
         yield self._made_documents(pack, lane, found, rows, stop)
 
     def _document(self, item: Any, column: str, lane: int, row: int) -> Sized:  # noqa: ANN401 - a user's function

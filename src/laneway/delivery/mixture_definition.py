@@ -38,6 +38,10 @@ if TYPE_CHECKING:
     from laneway.reading.lane_reader import LaneReader
 
 
+_MIN_EMPTY_ROWS = 1_024
+"""Rows of a lane that make no items until a mixture without an end fails, however few rows its sources have."""
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class MixtureDefinition(Definition):
     """The sources, weights and conversion of a mixture."""
@@ -87,6 +91,12 @@ class MixtureDefinition(Definition):
     def is_endless(self) -> bool:
         """Whether a pass never ends."""
         return self.weighting.stop is None
+
+    @property
+    def max_empty_rows(self) -> int | None:
+        """How many rows of a lane in a row may make no items; None: any number, as the lane has an end."""
+        num_rows = sum(each.identity.selected.num_rows for each in self.sources.values())
+        return max(4 * num_rows, _MIN_EMPTY_ROWS) if self.is_endless else None
 
     @property
     def has_functions(self) -> bool:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from laneway.errors import LanewayError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -56,14 +58,18 @@ class Run(NamedTuple):
 class Flow:
     """The items of a lane from a position on."""
 
-    def __init__(self, runs: Iterator[Run], position: LanePosition) -> None:
+    def __init__(self, runs: Iterator[Run], position: LanePosition, max_empty_rows: int | None = None) -> None:
         """Begin.
 
         Args:
             runs: All items of the lane from `position` on.
             position: Where the lane is.
+            max_empty_rows: How many rows in a row may make no items; None: any number, as the lane has an end.
         """
         self._runs = runs
+        self._max_empty_rows = max_empty_rows
+        self._last_row = position.rows
+        """The row of the last item."""
         self._run = no_items(position)
         self._index = 0
         self.position = position
@@ -79,6 +85,7 @@ class Flow:
                 if run is None:
                     break
                 self._run, self._index = run, 0
+                self._check_has_items(run)
                 continue
             part = self._run.items[self._index : self._index + num_items]
             self._index += len(part)
@@ -90,6 +97,21 @@ class Flow:
         elif index:
             self.position = run.position_after(index - 1)
         return found
+
+    def _check_has_items(self, run: Run) -> None:
+        """Check that a lane without an end makes items now and then.
+
+        Raises:
+            LanewayError: It doesn't.
+        """
+        if len(run.items):
+            self._last_row = run.end.rows
+        elif self._max_empty_rows is not None and run.end.rows - self._last_row > self._max_empty_rows:
+            message = (
+                f"the last {run.end.rows - self._last_row:,} rows of a lane without an end have made no item, more "
+                "than there are: does flat_map() drop every row, or pack() find no document that fits?"
+            )
+            raise LanewayError(message)
 
 
 def no_items(end: LanePosition) -> Run:
