@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import laneway
+from laneway import SavableLoader
 from laneway.delivery.iterators import PassIterator
 from tests.compat.loaders import saved
 from tests.compat.savable import make_dataset, make_savable, row_ids
@@ -41,11 +42,30 @@ def skip_some(row: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
+def in_parts(row: dict[str, Any]) -> list[dict[str, int]]:
+    """Return up to three items of a row."""
+    return [{"id": 10 * row["id"] + number} for number in range(row["id"] % 4)]
+
+
+def as_document(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a document of up to six tokens."""
+    return {"input_ids": [10 * row["id"] + number for number in range(row["id"] % 7)]}
+
+
+def as_ids(pack: dict[str, Any]) -> dict[str, Any]:
+    """Return the tokens of a pack, by the name that tests read."""
+    return {"id": pack["input_ids"]}
+
+
 KINDS: dict[str, Callable[[Path], Any]] = {
     "dataset of batches": lambda path: make_dataset(path, batch_size=3),
     "dataset of rows": make_dataset,
     "dataset of transformed rows": lambda path: make_dataset(path, transform=dict, lanes=2, turn_rows=4),
     "dataset of rows, some skipped": lambda path: make_dataset(path, transform=skip_some, on_error="skip"),
+    "dataset of items": lambda path: make_dataset(path, lanes=2).flat_map(in_parts),
+    "dataset of chunks": lambda path: make_dataset(path).map(as_document).pack(4, strategy="chunk").map(as_ids),
+    "dataset of packs": lambda path: make_dataset(path).map(as_document).pack(6, group_rows=9).map(as_ids),
+    "loader of batches of items": lambda path: SavableLoader(make_dataset(path, lanes=2).flat_map(in_parts).batch(3)),
     "loader of batches": make_savable,
     "loader of rows": lambda path: make_savable(path, "rows in turns"),
     "loader with a progress bar": lambda path: make_savable(path, progress=True),
