@@ -84,6 +84,7 @@ class SavableLoader(MixtureLoader, DataLoader[Any]):
 
     Examples:
         >>> import pyarrow as pa, pyarrow.parquet as pq, tempfile
+        >>> from laneway import StatefulShardedDataset
         >>> folder = tempfile.mkdtemp()
         >>> pq.write_table(pa.table({"x": range(10)}), f"{folder}/part-0.parquet")
         >>> loader = SavableLoader(StatefulShardedDataset(folder, batch_size=4), num_workers=0)

@@ -79,7 +79,7 @@ class Mixture(StageableDataset):
         >>> mixture = Mixture(sources, weights={"web": 3, "code": 1}).batch(8)
         >>> batches = iter(mixture)
         >>> next(batches)["x"]
-        tensor([  0,   1, 100,   2,   3,   4, 101,   5])
+        tensor([  0,   1,   2, 100,   3,   4,   5, 101])
         >>> state = mixture.state_dict()
         >>> resumed = Mixture(sources, weights={"web": 3, "code": 1}).batch(8)
         >>> resumed.load_state_dict(state)
