@@ -225,8 +225,8 @@ def no_length(dataset: object, definition: Definition) -> TypeError:
     """Return the error for the length of something that never ends, or whose end depends on the data."""
     if definition.stages is not None and not definition.is_endless:
         message = (
-            f"this {type(dataset).__name__} has no length: how many items flat_map() or pack() make of its rows depends "
-            "on the data"
+            f"this {type(dataset).__name__} has no length: how many items flat_map() or pack() make of its rows "
+            "depends on the data"
         )
         return TypeError(message)
     message = f"a {type(dataset).__name__} without an end has no length: give it a stop, or count the steps"

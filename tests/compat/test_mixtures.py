@@ -111,6 +111,9 @@ def test_an_endless_mixture_goes_on_where_the_last_pass_stopped(corpus: Path) ->
     mixture, loader = mixture_of(corpus), SavableLoader(mixture_of(corpus))
     for each in (mixture, loader):
         assert [*ids(each, 5), *ids(each, 3), *ids(each, 4)] == expected
+    begun = mixture_of(corpus)
+    assert [*ids(begun, 5), *ids(begun.map(lambda batch: batch), 3)] == expected[:8]
+    assert ids(SavableLoader(begun), 3) == expected[5:8]
 
 
 def test_workers_of_a_plain_data_loader_refuse_a_second_endless_pass(corpus: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ import pytest
 
 from laneway import LanewayError, Mixture, SavableLoader, StatefulShardedDataset
 from laneway.errors import CollectiveError
+from tests.distributed.ranks import restore, save
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,26 +50,19 @@ def leg(
     rank: int, folder: Path, index: int, num_workers: int, batch_size: int, count: int, way: str
 ) -> tuple[list[list[int]], dict[str, Any], Any]:
     """Resume from the last leg, change the weights on the way, and save."""
+    del rank
     loader = loader_of(folder, num_workers, batch_size)
-    path = folder / f"leg {index - 1}.json"
     if index:
-        state = json.loads(path.read_text())
-        if way == "global":
-            loader.restore_state_global(state if rank == 0 else None)
-        else:
-            loader.load_state_dict(state)
+        restore(loader, way, folder / f"leg {index - 1}")
     batches = iter(loader)
     received = ids(batches, count)
     loader.set_weights({"web": 1, "code": 2 + index, "rare": 0.1})
     received += ids(batches, count)
-    found = loader.state_dict()
-    state = loader.save_state_global() if way == "global" else found
-    if rank == 0:
-        (folder / f"leg {index}.json").write_text(json.dumps(state))
-    return received, found, loader.sources
+    save(loader, way, folder / f"leg {index}")
+    return received, loader.state_dict(), loader.sources
 
 
-@pytest.mark.parametrize("way", ["global", "state_dict"])
+@pytest.mark.parametrize("way", ["global", "global from every rank", "state_dict", "dcp"])
 def test_each_row_comes_once_over_changes_of_ranks_workers_batches_and_weights(
     run_ranks: RunRanks, folder: Path, way: str
 ) -> None:
@@ -120,3 +113,23 @@ def test_ranks_that_change_the_weights_in_different_ways_are_refused(run_ranks: 
     for calls, counts in run_ranks(differing, 2, folder):
         assert "all ranks must make the same call: rank 0 called set_weights({'web': 1" in calls
         assert "after the same number of batches: rank 0 has taken 2, rank 1 has taken 3" in counts
+
+
+def uneven(rank: int, folder: Path, index: int) -> list[int]:
+    loader = loader_of(folder, 0, 3)
+    if index:
+        restore(loader, "global", folder / "uneven")
+    received = ids(loader, 2 + rank if index == 0 else 2)
+    if index == 0:
+        with pytest.raises(LanewayError, match="not in lockstep"):
+            loader.state_dict(check=True)
+        save(loader, "global", folder / "uneven")
+    return [row for batch in received for row in batch]
+
+
+def test_a_state_gathered_from_ranks_apart_resumes_on_other_ranks(run_ranks: RunRanks, folder: Path) -> None:
+    rows = Counter(
+        row for index in (0, 1) for of_rank in run_ranks(uneven, 2 + index, folder, index) for row in of_rank
+    )
+    assert sum(rows.values()) == 3 * (2 + 3) + 3 * 2 * 3
+    assert max(count for row, count in rows.items() if row < 2000) == 1

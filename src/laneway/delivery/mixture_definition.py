@@ -164,10 +164,9 @@ class MixtureDefinition(Definition):
         """Return the number of batches or rows of the pass that the rank of an assignment has delivered."""
         if self.stages is not None:
             return assignment.num_batches_taken
-        progress, size = assignment.progress, self.options.batch_size or 1
-        before = progress.starts[-1].rows_before if progress.starts else 0
-        own = assignment.cut.rows()[assignment.of_rank().own_lanes].sum() if before or assignment.cut else 0
-        return -(-(before // assignment.place.world_size + int(own)) // size)
+        before = assignment.progress.starts[-1].rows_before // assignment.place.world_size
+        rows = int(assignment.cut.rows()[assignment.of_rank().own_lanes].sum())
+        return -(-(before + rows) // (self.options.batch_size or 1))
 
     def num_left(self, assignment: Assignment) -> int | None:
         """Return the number of batches or rows that the rank of an assignment has yet to deliver; None: no end."""

@@ -81,6 +81,8 @@ class EpochSchedule:
         """
         self.is_endless = is_endless
         """Whether passes never end."""
+        self._start = Progress(0)
+        """Where the first pass starts, if passes never end."""
         self.version = 0
         """Changes whenever this process begins a pass, loads a state or chooses an epoch."""
         self._dataset = dataset
@@ -120,10 +122,16 @@ class EpochSchedule:
     def _copy_to(self, other: EpochSchedule) -> EpochSchedule:
         restored = self.pending
         if restored is None:
-            other.set_next(0 if self.is_endless else self.next_start()[0].epoch)
+            start = self.next_start()[0]
+            other.set_next(start.epoch)
+            other.start_at(start)
         else:
             other.set_next(restored.progress.epoch, restored)
         return other
+
+    def start_at(self, progress: Progress) -> None:
+        """Make the first pass start at some progress, if passes never end."""
+        self._start = progress
 
     def set_next(self, epoch: int, restored: Restored | None = None) -> None:
         """Make the next pass start at an epoch, or resume from a loaded state of this epoch."""
@@ -197,7 +205,7 @@ class EpochSchedule:
             return Progress(epoch), generation
         if begun is not None and self._is_unused(begun):
             return begun.running.progress(), generation
-        return Progress(0 if self.is_endless else self._clock.next()[1]), generation
+        return self._start if self.is_endless else Progress(self._clock.next()[1]), generation
 
     def _is_unused(self, begun: _Begun) -> bool:
         """Return whether nothing was chosen or begun since a pass, and it has delivered nothing, or is endless."""
@@ -208,7 +216,7 @@ class EpochSchedule:
 
     def _check_goes_on(self) -> None:
         """Check that a worker of a user's own DataLoader need not go on where an earlier pass has stopped."""
-        if self.is_endless and self._clock.next(loader_number())[1]:
+        if self.is_endless and (self._start.cut is not None or self._clock.next(loader_number())[1]):
             message = (
                 "another pass over this endless mixture would go on where the last one stopped, but the workers of a "
                 "DataLoader don't know what was delivered: keep its iterator, or use a SavableLoader"
