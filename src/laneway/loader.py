@@ -202,7 +202,7 @@ class SavableLoader(MixtureLoader, DataLoader[Any]):
         """
         num_items = self._runner.num_items
         if num_items is None:
-            raise no_length(self)
+            raise no_length(self, self._runner.source.definition)
         return num_items
 
     def __getstate__(self) -> dict[str, Any]:

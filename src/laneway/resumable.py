@@ -137,7 +137,7 @@ class ResumableDataset(IterableDataset[Any]):
         """
         num_items = self.definition.num_items(self.definition.place, self.epoch)
         if num_items is None:
-            raise no_length(self)
+            raise no_length(self, self.definition)
         return num_items
 
     def __getstate__(self) -> dict[str, Any]:
@@ -223,10 +223,13 @@ class ResumableDataset(IterableDataset[Any]):
             raise StateUnavailableError(message)
 
 
-def no_length(dataset: object) -> TypeError:
-    """Return the error for the length of something that never ends."""
-    message = (
-        f"this {type(dataset).__name__} has no length: it has no end, or how many items flat_map() or pack() make of "
-        "its rows depends on the data; count the steps"
-    )
+def no_length(dataset: object, definition: Definition) -> TypeError:
+    """Return the error for the length of something that never ends, or whose end depends on the data."""
+    if definition.stages is not None and not definition.is_endless:
+        message = (
+            f"this {type(dataset).__name__} has no length: how many items flat_map() or pack() make of its rows "
+            "depends on the data"
+        )
+        return TypeError(message)
+    message = f"a {type(dataset).__name__} without an end has no length: give it a stop, or count the steps"
     return TypeError(message)

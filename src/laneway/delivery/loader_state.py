@@ -88,6 +88,13 @@ def check_lockstep(ranks: Sequence[tuple[str, int, int]]) -> None:
         LanewayError: They differ, as ranks have taken different numbers of batches.
     """
     for rank, (digest, epoch, num_batches) in enumerate(ranks):
+        if digest != ranks[0][0] and (epoch, num_batches) == ranks[0][1:]:
+            message = (
+                f"no rank knows the state of the job, although all have taken {num_batches:,} batches of epoch "
+                f"{epoch}: rank {rank} has another state than rank 0, as where flat_map() or pack() make items of "
+                "rows; call save_state_global() on all ranks instead of state_dict()"
+            )
+            raise LanewayError(message)
         if digest != ranks[0][0]:
             message = (
                 f"ranks are not in lockstep: rank 0 is at batch {ranks[0][2]:,} of epoch {ranks[0][1]}, rank {rank} at "

@@ -1,0 +1,73 @@
+"""Ranks that pack documents: gathered states go on with other ranks, and every token of an epoch comes once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from laneway import SavableLoader, StatefulShardedDataset
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from laneway import RowContext
+    from tests.distributed.ranks import RunRanks
+
+SIZES = [3, 0, 9, 1, 20, 5, 8, 2, 0, 7, 16, 4, 6, 11, 2, 5]
+LENGTH = 8
+EPOCH = 1_000
+"""Tokens of later epochs are larger by this."""
+
+
+def write_documents(folder: Path) -> None:
+    """Write documents whose tokens are 1, 2, 3, ..."""
+    first, documents = 1, []
+    for size in SIZES:
+        documents.append([*range(first, first + size)])
+        first += size
+    folder.mkdir()
+    table = pa.table({"input_ids": pa.array(documents, pa.list_(pa.int32()))})
+    pq.write_table(table, folder / "part-0.parquet", row_group_size=4)
+
+
+def of_epoch(row: dict[str, Any], context: RowContext) -> dict[str, Any]:
+    """Return a row whose tokens differ from epoch to epoch."""
+    return {"input_ids": [token + EPOCH * context.epoch for token in row["input_ids"]]}
+
+
+def pack_some(rank: int, folder: Path, leg: int, num_batches: int) -> list[int]:
+    """Take some batches of packs, between loading and saving a gathered state; return the tokens."""
+    strategy: Any = "chunk" if "chunk" in folder.name else "best_fit"
+    rows = StatefulShardedDataset(folder, shuffle=True, seed=5, shard_rows=4, window_bytes=200)
+    packs = rows.repeat().map(of_epoch, with_context=True).pack(LENGTH, strategy=strategy)
+    loader = SavableLoader(packs.batch(1 + leg % 2), num_workers=leg % 2)
+    path = folder.parent / f"{folder.name}.state"
+    if leg:
+        loader.restore_state_global(torch.load(path, weights_only=True) if rank == 0 else None)
+    found: list[int] = []
+    for batch in islice(loader, num_batches):
+        found += batch["input_ids"][batch["document_ids"] > 0].tolist()
+    own = loader.state_dict()["laneway"][0]
+    assert own["scope"] == ("global" if loader.dataset.definition.place.world_size == 1 else "rank")
+    state = loader.save_state_global()
+    if rank == 0:
+        torch.save(state, path)
+    return found
+
+
+def test_gathered_states_of_packs_go_on_with_any_number_of_ranks(run_ranks: RunRanks, tmp_path: Path) -> None:
+    for name in ("chunk", "best_fit"):
+        folder = tmp_path / name
+        write_documents(folder)
+        found = Counter[int]()
+        for leg, (world_size, num_batches) in enumerate([(2, 3), (3, 2), (2, 4), (3, 3)]):
+            for tokens in run_ranks(pack_some, world_size, folder, leg, num_batches):
+                found.update(tokens)
+        assert max(found.values()) == 1
+        assert {token % EPOCH for token in found} <= {*range(1, 1 + sum(SIZES))}
+        assert sum(found.values()) > sum(SIZES)
