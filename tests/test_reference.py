@@ -47,7 +47,16 @@ NOT_PUBLIC = {
     "loader": {"gather_state", "ranks", "restore_together", "sampler", "use_stateful_dataloader"},
     "manifest": {
         *("file_scan", "layout", "layout_starts", "num_bytes", "of", "partitions", "planned", "schemas", "selections"),
-        *("shared_file", "storage", "versions", "shared_with", "with_selections"),
+        *(
+            "shared_file",
+            "storage",
+            "versions",
+            "shared_with",
+            "vocabularies",
+            "with_selection",
+            "with_selections",
+            "with_vocabularies",
+        ),
     },
     "retries": {"attempts"},
     "selection": {"of"},
