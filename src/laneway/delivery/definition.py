@@ -16,7 +16,7 @@ from laneway.core.state import num_added_files, read_progress
 from laneway.delivery.context import Contexts
 from laneway.delivery.item_stream import ItemStream
 from laneway.delivery.lane_items import BatchMaker, LaneItems
-from laneway.delivery.stream import BatchStream, Closeable, Following, ItemMaker, RowStream
+from laneway.delivery.stream import BatchStream, Closeable, CutReading, ItemMaker, RowStream
 from laneway.reading.lane_reader import LaneReader
 from laneway.reading.origin import HIDDEN
 from laneway.wording import counted
@@ -193,11 +193,9 @@ class Definition(ABC):
     def open(self, assignment: Assignment) -> Stream[Any]:
         """Open the stream of a worker: batches, or single rows or items if there is no batch size."""
         if self.stages is not None:
-            return self._open_stages(assignment, self.stages, self._follow)
-        follow = self._follow(assignment, self.open_items)
-        if self.options.batch_size is None:
-            return RowStream(Cursor(assignment), lambda: self.open_items(assignment), follow)
-        return BatchStream(Cursor(assignment), lambda: self.open_items(assignment), follow)
+            return self._open_stages(assignment, self.stages, goes_on=True)
+        cut = self._reading_of(assignment, self.open_items, goes_on=True)
+        return RowStream(cut) if self.options.batch_size is None else BatchStream(cut)
 
     def open_batches(self, assignment: Assignment) -> TaggedStream[Any]:
         """Open the stream of batches of a worker, up to the end of a cut.
@@ -205,12 +203,10 @@ class Definition(ABC):
         If there is no batch size, each turn of rows, or each item, is a batch.
         """
         if self.stages is not None:
-            return self._open_stages(assignment, self.stages, None)
-        return BatchStream(Cursor(assignment), lambda: self.open_items(assignment))
+            return self._open_stages(assignment, self.stages, goes_on=False)
+        return BatchStream(self._reading_of(assignment, self.open_items, goes_on=False))
 
-    def _open_stages(
-        self, assignment: Assignment, stages: Stages, follow: Callable[..., Callable[[], Any]] | None
-    ) -> ItemStream:
+    def _open_stages(self, assignment: Assignment, stages: Stages, *, goes_on: bool) -> ItemStream:
         size = self.options.batch_size
 
         def open_items(found: Assignment) -> LaneItems:
@@ -220,25 +216,21 @@ class Definition(ABC):
             return LaneItems(rows, maker, found, self.max_empty_rows)
 
         return ItemStream(
-            Cursor(assignment),
-            lambda: open_items(assignment),
-            lambda: None if follow is None else follow(assignment, open_items)(),
+            self._reading_of(assignment, open_items, goes_on=goes_on),
             turn_items=assignment.cut.turn_rows,
             min_items=size if size and self.identity.settings.drop_last else 1,
         )
 
-    def _follow(
-        self, assignment: Assignment, open_items: Callable[[Assignment], T]
-    ) -> Callable[[], Following[T] | None]:
-        """Return a function that opens what follows an assignment."""
+    def _reading_of(
+        self, assignment: Assignment, open_items: Callable[[Assignment], T], *, goes_on: bool
+    ) -> CutReading[T]:
+        """Return what the worker of an assignment delivers of its cut, and if it goes on, of those that follow."""
 
-        def follow() -> Following[T] | None:
-            found = self.following(assignment)
-            if found is None:
-                return None
-            return Following(Cursor(found), lambda: open_items(found), self._follow(found, open_items))
+        def follow() -> CutReading[T] | None:
+            found = self.following(assignment) if goes_on else None
+            return None if found is None else self._reading_of(found, open_items, goes_on=True)
 
-        return follow
+        return CutReading(Cursor(assignment), lambda: open_items(assignment), follow)
 
     def _to_read(self, columns: DeliveredColumns) -> DeliveredColumns:
         """Return which of the columns are read: all, or the one that is packed as it is in the files."""

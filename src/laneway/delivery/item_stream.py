@@ -9,13 +9,10 @@ from laneway.delivery.row_errors import SKIPPED
 from laneway.delivery.stream import TaggedStream
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from laneway.core.cursor import Cursor
     from laneway.core.progress import LanePosition
     from laneway.delivery.lane_items import LaneItems
     from laneway.delivery.passes import Taken
-    from laneway.delivery.stream import Following
+    from laneway.delivery.stream import CutReading
     from laneway.stages.runs import Items
 
 
@@ -25,25 +22,15 @@ class ItemStream(TaggedStream["LaneItems"]):
     A turn takes items of its lane, and brings the position after them. How many rows that are depends on the data.
     """
 
-    def __init__(
-        self,
-        cursor: Cursor,
-        open_items: Callable[[], LaneItems],
-        follow: Callable[[], Following[LaneItems] | None],
-        *,
-        turn_items: int,
-        min_items: int,
-    ) -> None:
-        """Start where `cursor` is.
+    def __init__(self, cut: CutReading[LaneItems], *, turn_items: int, min_items: int) -> None:
+        """Start where a cut is.
 
         Args:
-            cursor: The position of the worker.
-            open_items: Returns what reads and builds the items.
-            follow: Returns what follows when the cut has ended, if anything.
+            cut: The cut.
             turn_items: Items of a turn.
             min_items: Items of a batch; with fewer, at the end of lanes, it is dropped.
         """
-        super().__init__(cursor, open_items, follow)
+        super().__init__(cut)
         self._turn_items = turn_items
         self._min_items = min_items
 

@@ -277,36 +277,25 @@ class Closeable(Protocol):
 T = TypeVar("T", bound=Closeable)
 
 
-class Following(NamedTuple, Generic[T]):
-    """What a worker delivers after a cut has ended, in the same epoch."""
+class CutReading(NamedTuple, Generic[T]):
+    """What a worker delivers of one cut of an epoch."""
 
     cursor: Cursor
-    """The position of the worker in the next cut."""
+    """The position of the worker in the cut."""
     open_items: Callable[[], T]
-    """Returns what reads and builds the items of that cut."""
-    follow: Callable[[], Following[T] | None]
-    """Returns what follows it, if anything."""
+    """Returns what reads and builds the items."""
+    follow: Callable[[], CutReading[T] | None]
+    """Returns what follows in the same epoch when the cut has ended, if anything."""
 
 
 class Stream(Pass, Generic[T]):
     """A pass of one worker, read by this process."""
 
-    def __init__(
-        self,
-        cursor: Cursor,
-        open_items: Callable[[], T],
-        follow: Callable[[], Following[T] | None] = lambda: None,
-    ) -> None:
-        """Start where `cursor` is.
-
-        Args:
-            cursor: The position of the worker.
-            open_items: Returns what reads and builds the items.
-            follow: Returns what follows when the cut has ended, if anything.
-        """
-        super().__init__(cursor)
-        self._current = Following(cursor, open_items, follow)
-        self._items = open_items()
+    def __init__(self, cut: CutReading[T]) -> None:
+        """Start where a cut is."""
+        super().__init__(cut.cursor)
+        self._cut = cut
+        self._items = cut.open_items()
 
     def release(self) -> None:
         """Release windows, files and threads; the progress stays."""
@@ -316,16 +305,16 @@ class Stream(Pass, Generic[T]):
         # A window may be half read, or changed in place by a user's function.
         self._items.close()
         # The last call may have ended while it went on to this cut.
-        self._cursor = self._current.cursor
-        self._items = self._current.open_items()
+        self._cursor = self._cut.cursor
+        self._items = self._cut.open_items()
 
     def _goes_on(self) -> bool:
         """Go on to the next cut at the end of one, and return whether there is one."""
         self._items.close()
-        following = self._current.follow()
+        following = self._cut.follow()
         if following is None:
             return False
-        self._current = following
+        self._cut = following
         self._recover()
         return True
 
@@ -344,14 +333,9 @@ class TaggedBatch(NamedTuple):
 class TaggedStream(Stream[T]):
     """Delivers batches that another process may count."""
 
-    def __init__(
-        self,
-        cursor: Cursor,
-        open_items: Callable[[], T],
-        follow: Callable[[], Following[T] | None] = lambda: None,
-    ) -> None:
-        """Start where `cursor` is; see Stream."""
-        super().__init__(cursor, open_items, follow)
+    def __init__(self, cut: CutReading[T]) -> None:
+        """Start where a cut is."""
+        super().__init__(cut)
         self._is_sent = is_in_worker()
 
     def next_tagged(self) -> TaggedBatch | None:
@@ -382,14 +366,9 @@ class BatchStream(TaggedStream[ItemMaker]):
 class RowStream(Stream[ItemMaker]):
     """Delivers single rows, which are converted many at a time."""
 
-    def __init__(
-        self,
-        cursor: Cursor,
-        open_items: Callable[[], ItemMaker],
-        follow: Callable[[], Following[ItemMaker] | None] = lambda: None,
-    ) -> None:
-        """Start where `cursor` is; see Stream."""
-        super().__init__(cursor, open_items, follow)
+    def __init__(self, cut: CutReading[ItemMaker]) -> None:
+        """Start where a cut is."""
+        super().__init__(cut)
         self._converted: dict[int, tuple[int, list[Any]]] = {}
         """Lane -> position of its first converted row, and the converted rows."""
 
