@@ -47,11 +47,7 @@ def read_mixture(saved: SavedState, identity: MixtureIdentity, place: WorkerPlac
         lines.append(f"order_version: saved {fields['order_version']}, this release reads {ORDER_VERSION}")
     progress = _progress(saved)
     lines += _source_differences(saved, progress, identity)
-    if not is_worker:
-        place = replace(place, worker=saved.place.worker, num_workers=saved.place.num_workers)
-    if saved.is_global:
-        place = replace(place, rank=saved.place.rank, world_size=saved.place.world_size)
-    place_lines = place_differences(saved.place, place)
+    place_lines = place_differences(saved.place, saved.place_to_compare(place, is_worker=is_worker))
     if lines or place_lines:
         raise CheckpointMismatchError(mismatch_message(lines, place_lines, is_of_rank=fields["scope"] == "rank"))
     return progress

@@ -7,7 +7,7 @@ according to its role. `core.state` writes the fields.
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from operator import itemgetter
 from types import NoneType, UnionType
@@ -149,6 +149,19 @@ class SavedState:
     def is_over(self) -> bool:
         """Whether the training loop has left the epoch behind, so that the next pass is the next epoch."""
         return bool(self.fields["over"])
+
+    def place_to_compare(self, place: WorkerPlace, *, is_worker: bool) -> WorkerPlace:
+        """Return with which place that of the state is compared when `place` loads it.
+
+        Args:
+            place: The worker or rank.
+            is_worker: Whether it is a worker. Otherwise the state may be that of any worker of the rank.
+        """
+        if not is_worker:
+            place = replace(place, worker=self.place.worker, num_workers=self.place.num_workers)
+        if self.is_global:
+            place = replace(place, rank=self.place.rank, world_size=self.place.world_size)
+        return place
 
     @property
     def has_offsets(self) -> bool:

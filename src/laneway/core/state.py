@@ -252,11 +252,7 @@ def read_progress(saved: SavedState, identity: Identity, place: WorkerPlace, *, 
         has_new_files = num_added_files(saved, identity) > 0
         if not has_new_files and (fields["selection"] == present["selection"] or not _has_same_files(saved, identity)):
             lines.append(_file_differences(saved, identity))
-    if not is_worker:
-        place = replace(place, worker=saved.place.worker, num_workers=saved.place.num_workers)
-    if saved.is_global:
-        place = replace(place, rank=saved.place.rank, world_size=saved.place.world_size)
-    place_lines = place_differences(saved.place, place)
+    place_lines = place_differences(saved.place, saved.place_to_compare(place, is_worker=is_worker))
     if lines or place_lines:
         raise CheckpointMismatchError(mismatch_message(lines, place_lines, is_of_rank=fields["scope"] == "rank"))
     if saved.has_offsets and identity.settings.stages is None:
