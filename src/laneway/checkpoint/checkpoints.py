@@ -308,12 +308,12 @@ class Checkpoints:
         Raises:
             DataFileError: The folder can't be read.
         """
-        return self._folder.complete()
+        return [*self._folder.complete()][::-1]
 
     @property
     def latest(self) -> Checkpoint | None:
         """The newest complete checkpoint, or None."""
-        return self._folder.newest()
+        return next(self._folder.complete(), None)
 
     def verify(self, which: int | str) -> Checkpoint:
         """Compare the sizes and checksums of all files of a checkpoint, and return it. Any process may call it.

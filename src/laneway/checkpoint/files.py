@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.filesystem import FileSystem
 
 from laneway.checkpoint.layout import BLOCK_BYTES, FileRecord
 from laneway.errors import CheckpointError
-from laneway.storage.reading import read_range
+from laneway.storage.reading import SeekableFile, open_local, read_range
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -72,21 +72,20 @@ class _Writer(io.RawIOBase):
         return FileRecord(self._size, tuple(self._checksums))
 
 
-class _Reader(io.RawIOBase):
+class _Reader(SeekableFile):
     """Reads a file by whole blocks, whose checksums it compares; keeps the last block."""
 
     def __init__(self, folder: CheckpointFolder, name: str, file: str, record: FileRecord, *, verify: bool) -> None:
-        super().__init__()
+        super().__init__(record.size)
         self._storage, self._path = folder.storage, folder.path(name, file)
         self._name, self._record, self._verify = f"{name}/{file}", record, verify
-        self._position = 0
         self._index = -1
         """Index of the block that is kept."""
         self._block = memoryview(b"")
-        self._file: io.RawIOBase | None = None
+        self._file: io.BufferedReader | None = None
         if self._storage.is_local:
             with self._storage.translate_errors(self._path):
-                self._file = Path(self._path).open("rb", buffering=0)  # noqa: SIM115 - closed with this file
+                self._file = cast("io.BufferedReader", open_local(self._path))
             # Memory that is used again and again is much faster to fill than new memory.
             self._buffer = memoryview(bytearray(min(BLOCK_BYTES, record.size)))
 
@@ -96,40 +95,22 @@ class _Reader(io.RawIOBase):
             self._file.close()
         super().close()
 
-    def readable(self) -> bool:
-        """Return True."""
-        return True
-
-    def seekable(self) -> bool:
-        """Return True."""
-        return True
-
-    def tell(self) -> int:
-        """Return the position."""
-        return self._position
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Move to a position."""
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._record.size}[whence]
-        self._position = base + offset
-        return self._position
-
     def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - io's own signature takes any buffer
         """Read bytes of the block at the position."""
         view = memoryview(buffer).cast("B")
-        if self._position >= self._record.size or not len(view):
+        if self._offset >= self._size or not len(view):
             return 0
-        index, first = divmod(self._position, BLOCK_BYTES)
+        index, first = divmod(self._offset, BLOCK_BYTES)
         if index != self._index:
             self._read_block(index)
         part = self._block[first : first + len(view)]
         view[: len(part)] = part
-        self._position += len(part)
+        self._offset += len(part)
         return len(part)
 
     def _read_block(self, index: int) -> None:
         start = index * BLOCK_BYTES
-        stop = min(start + BLOCK_BYTES, self._record.size)
+        stop = min(start + BLOCK_BYTES, self._size)
         self._index = -1
         block = self._fetch(start, stop)
         if len(block) != stop - start or (self._verify and zlib.crc32(block) != self._record.checksums[index]):
@@ -143,10 +124,7 @@ class _Reader(io.RawIOBase):
         block = self._buffer[: stop - start]
         with self._storage.translate_errors(self._path):
             self._file.seek(start)
-            length = 0
-            while length < len(block) and (count := self._file.readinto(block[length:])):
-                length += count
-        return block[:length]
+            return block[: self._file.readinto(block)]
 
 
 def open_verified(
@@ -227,11 +205,6 @@ class CheckpointFiles(FileSystem):
 
     def mkdir(self, path: str | os.PathLike[str]) -> None:
         """Do nothing: the folder of the checkpoint exists."""
-
-    @classmethod
-    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
-        """Return whether torch may use this file system for a path: only where it is passed."""
-        return bool(checkpoint_id) and False
 
     def exists(self, path: str | os.PathLike[str]) -> bool:
         """Return whether a file is there to be read; files that are being written do not exist yet."""

@@ -17,6 +17,8 @@ from laneway.storage.reading import read_range
 from laneway.storage.writing import write_file
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from laneway.checkpoint.layout import Checkpoint
     from laneway.storage.filesystem import Storage
 
@@ -64,34 +66,23 @@ class CheckpointFolder:
             self._known[name] = found
         return self._known[name]
 
-    def complete(self) -> list[Checkpoint]:
-        """Return the complete checkpoints, oldest first. Those with a damaged index are left out, and logged.
+    def complete(self, names: Iterable[str] | None = None) -> Iterator[Checkpoint]:
+        """Yield the complete checkpoints, newest first. Those with a damaged index are left out, and logged.
+
+        Args:
+            names: Names of the folders to look at, newest first; None: all.
 
         Raises:
             DataFileError: The folder can't be listed, or an index can't be read.
         """
-        found: list[Checkpoint] = []
-        for name in reversed(self.names()):
+        for name in self.names() if names is None else names:
             try:
                 checkpoint = self.read_index(name)
             except CheckpointError as error:
                 _log.warning("%s is passed over: %s", name, error)
                 continue
             if checkpoint is not None:
-                found.append(checkpoint)
-        return found
-
-    def newest(self) -> Checkpoint | None:
-        """Return the newest complete checkpoint, or None."""
-        for name in self.names():
-            try:
-                checkpoint = self.read_index(name)
-            except CheckpointError as error:
-                _log.warning("%s is passed over: %s", name, error)
-                continue
-            if checkpoint is not None:
-                return checkpoint
-        return None
+                yield checkpoint
 
     def problem(self, checkpoint: Checkpoint) -> str | None:
         """Return why a checkpoint can't be loaded, judged by the sizes of its files, or None: one listing."""

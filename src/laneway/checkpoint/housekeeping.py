@@ -97,9 +97,10 @@ class Housekeeping:
     def clear_out(self) -> None:
         """Delete what is not kept, and what killed jobs have left; what can't be deleted is tried again next time."""
         try:
-            complete = self._folder.complete()
+            names = self._folder.names()
+            complete = [*self._folder.complete(names)]
             doomed = [each.name for each in to_delete(complete, self._keep, self.resumed_from)]
-            doomed += self._left_over({each.name for each in complete})
+            doomed += self._left_over(names, {each.name for each in complete})
         except LanewayError as error:
             _log.warning("old checkpoints in %r are not deleted for now: %s", self._folder, error)
             return
@@ -109,8 +110,7 @@ class Housekeeping:
             except LanewayError as error:
                 _log.warning("%s could not be deleted, which will be tried again: %s", name, error)
 
-    def _left_over(self, complete: set[str]) -> list[str]:
-        names = self._folder.names()
+    def _left_over(self, names: Sequence[str], complete: set[str]) -> list[str]:
         newest = next((name for name in names if name in complete), None)
         if newest is None:
             return []

@@ -105,22 +105,12 @@ def enforceable_version(storage: Storage, version: str) -> str:
     return version if is_enforceable else ""
 
 
-class RangeFile(io.RawIOBase):
-    """A seekable file object that does not read ahead: every read is one request for exactly these bytes."""
+class SeekableFile(io.RawIOBase):
+    """A file object of known size, with an offset from which a subclass reads."""
 
-    def __init__(self, storage: Storage, path: str, size: int, version: str = "") -> None:
-        """Create the file object, without accessing the file.
-
-        Args:
-            storage: Where the file is.
-            path: The file.
-            size: Its bytes.
-            version: Version of the file when it was listed; "" if unknown.
-        """
+    def __init__(self, size: int) -> None:
+        """Start at the beginning of a file of `size` bytes."""
         super().__init__()
-        self._version = version
-        self._storage = storage
-        self._path = path
         self._size = size
         self._offset = 0
 
@@ -140,6 +130,24 @@ class RangeFile(io.RawIOBase):
         """Move to an offset in bytes and return it."""
         self._offset = max(0, offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._offset, os.SEEK_END: self._size}[whence])
         return self._offset
+
+
+class RangeFile(SeekableFile):
+    """A seekable file object that does not read ahead: every read is one request for exactly these bytes."""
+
+    def __init__(self, storage: Storage, path: str, size: int, version: str = "") -> None:
+        """Create the file object, without accessing the file.
+
+        Args:
+            storage: Where the file is.
+            path: The file.
+            size: Its bytes.
+            version: Version of the file when it was listed; "" if unknown.
+        """
+        super().__init__(size)
+        self._version = version
+        self._storage = storage
+        self._path = path
 
     def read(self, size: int | None = -1) -> bytes:
         """Return up to `size` bytes, fewer only at the end of the file."""
