@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from laneway.arguments import check_choice, check_flag, check_int
@@ -256,20 +257,27 @@ class Checkpoints:
             CollectiveError: A rank could not be reached.
         """
         objects = Objects.of(model, optimizer, loader, {"scheduler": scheduler, **others})
-        candidates = self._ranks.broadcast("resume()", self._housekeeping.candidates, src_rank=0)
-        for checkpoint in candidates:
+        before, num_damaged = None, 0
+        while True:
+            checkpoint, num_passed = self._ranks.broadcast(
+                "resume()", partial(self._housekeeping.candidate, before), src_rank=0
+            )
+            num_damaged += num_passed
+            if checkpoint is None:
+                break
             try:
                 found = self._restore(checkpoint, objects, rng=rng, strict=strict, verify=verify)
             except CheckpointError as error:
                 if self._ranks.rank == 0:
                     _log.warning("%s is passed over: %s", checkpoint.name, error)
+                before, num_damaged = checkpoint.number, num_damaged + 1
                 continue
             self._housekeeping.resumed_from = checkpoint.number
             return found
-        if candidates:
+        if num_damaged:
             message = (
-                f"none of the {len(candidates):,} checkpoints in {self._folder!r} can be loaded, and the objects may "
-                "be restored in part; the log names what is wrong with each"
+                f"none of the {num_damaged:,} checkpoints in {self._folder!r} can be loaded, and the objects may be "
+                "restored in part; the log names what is wrong with each"
             )
             raise CheckpointError(message)
         return None

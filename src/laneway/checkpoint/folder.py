@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from laneway.checkpoint.layout import INDEX, decode_index, parse_name
+from laneway.checkpoint.layout import INDEX, decode_index, number_of, parse_name
 from laneway.errors import CheckpointError
 from laneway.storage.entries import get_entry
 from laneway.storage.listing import list_directory
@@ -41,7 +41,7 @@ class CheckpointFolder:
         """Return the names of the folders of checkpoints, complete or not, newest first: one listing."""
         listed = list_directory(self.storage, self.storage.root)
         names = [posixpath.basename(each.path.rstrip("/")) for each in listed if each.kind == "directory"]
-        return sorted((name for name in names if parse_name(name)), key=_number, reverse=True)
+        return sorted((name for name in names if parse_name(name)), key=number_of, reverse=True)
 
     def path(self, name: str, file: str = "") -> str:
         """Return the path of a checkpoint, or of one of its files, as the storage understands it."""
@@ -153,11 +153,6 @@ class CheckpointFolder:
         entry = get_entry(self.storage, newer)
         now = _time_s(entry.version) if entry is not None else 0.0
         return now - max(times) if times and now and all(times) else 0.0 if times else float("inf")
-
-
-def _number(name: str) -> int:
-    found = parse_name(name)
-    return found[0] if found else 0
 
 
 def _time_s(version: str) -> float:

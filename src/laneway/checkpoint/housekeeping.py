@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from laneway.checkpoint.layout import INDEX, parse_name
+from laneway.checkpoint.layout import INDEX, number_of
 from laneway.checkpoint.lock import WriterLock
 from laneway.checkpoint.retention import to_delete
 from laneway.errors import CheckpointError, LanewayError
@@ -21,6 +21,15 @@ if TYPE_CHECKING:
 LEFT_OVER_S = 3600.0
 """A folder without an index is left over from a job that was killed if nothing was written to it for so long."""
 _log = logging.getLogger(__name__)
+
+
+class Candidate(NamedTuple):
+    """A checkpoint to resume from."""
+
+    checkpoint: Checkpoint | None
+    """The checkpoint; None: there is none left."""
+    num_damaged: int
+    """Number of newer ones that were passed over because they are damaged."""
 
 
 class Housekeeping:
@@ -49,7 +58,7 @@ class Housekeeping:
             lock = WriterLock(self._folder.storage)
             lock.acquire(self._if_locked)
             self._lock = lock
-            self._newest = max((found[0] for name in self._folder.names() if (found := parse_name(name))), default=0)
+            self._newest = max(map(number_of, self._folder.names()), default=0)
         self._lock.check()
 
     def begin(self, reports: Sequence[tuple[Checkpoint, bool]]) -> Checkpoint | None:
@@ -78,21 +87,28 @@ class Housekeeping:
         self._folder.create(found.name)
         return found
 
-    def candidates(self) -> list[Checkpoint]:
-        """Return the checkpoints that can be resumed from as far as their sizes tell, newest first; lock the folder."""
+    def candidate(self, before: int | None) -> Candidate:
+        """Return the newest checkpoint that can be resumed from as far as its sizes tell; lock the folder.
+
+        Args:
+            before: Only those with a lower number; None: all.
+        """
         self._be_writer()
-        found = []
+        num_damaged = 0
         for name in self._folder.names():
+            if before is not None and number_of(name) >= before:
+                continue
             try:
                 checkpoint = self._folder.read_index(name)
                 problem = "it was not completed" if checkpoint is None else self._folder.problem(checkpoint)
+                num_damaged += checkpoint is not None and problem is not None
             except CheckpointError as error:
                 checkpoint, problem = None, str(error)
-            if problem is None and checkpoint is not None:
-                found.append(checkpoint)
-            else:
-                _log.warning("%s is passed over: %s", name, problem)
-        return found
+                num_damaged += 1
+            if problem is None:
+                return Candidate(checkpoint, num_damaged)
+            _log.warning("%s is passed over: %s", name, problem)
+        return Candidate(None, num_damaged)
 
     def clear_out(self) -> None:
         """Delete what is not kept, and what killed jobs have left; what can't be deleted is tried again next time."""

@@ -47,6 +47,12 @@ def parse_name(name: str) -> tuple[int, int] | None:
     return (int(found[1]), int(found[2])) if found else None
 
 
+def number_of(name: str) -> int:
+    """Return the number of the checkpoint in a folder of this name, 0 for any other folder."""
+    found = parse_name(name)
+    return found[0] if found else 0
+
+
 class FileRecord(NamedTuple):
     """A file of a checkpoint."""
 

@@ -254,15 +254,38 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_one_before_is_loaded(
     assert "000002-step-1 is passed over: " in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("file", "harm"),
+    [("job.pt", "flip"), ("job.pt", "cut"), ("job.pt", "remove"), ("index.json", "flip"), ("index.json", "cut")],
+)
 def test_if_every_checkpoint_is_damaged_the_job_does_not_start_again_in_silence(
-    corpus: Path, tmp_path: Path, checkpoints: Checkpoints
+    corpus: Path, tmp_path: Path, file: str, harm: str
 ) -> None:
     job = Job(corpus)
-    checkpoints.save(0, **job.objects)
-    (path,) = (tmp_path / "run").glob("*/job.pt")
-    path.write_bytes(b"x" * path.stat().st_size)
-    with pytest.raises(CheckpointError, match=r"none of the 1 checkpoints in .* can be loaded"):
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        checkpoints.save(0, **job.objects)
+    (path,) = (tmp_path / "run").glob(f"*/{file}")
+    data = path.read_bytes()
+    path.write_bytes(b"x" * len(data) if harm == "flip" else data[:-1])
+    if harm == "remove":
+        path.unlink()
+    with (
+        Checkpoints(tmp_path / "run") as checkpoints,
+        pytest.raises(CheckpointError, match=r"none of the 1 checkpoints in .* can be loaded"),
+    ):
         checkpoints.resume(**job.objects)
+
+
+def test_a_job_resumes_without_looking_at_older_checkpoints(corpus: Path, tmp_path: Path) -> None:
+    job = Job(corpus)
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        for step in range(5):
+            checkpoints.save(step, loader=job.loader)
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        found = checkpoints.resume(loader=job.loader)
+        assert found is not None
+        assert found.step == 4
+        assert [*checkpoints._folder._known] == ["000005-step-4"]
 
 
 def test_a_folder_that_can_not_be_written_is_an_error_that_names_it(tmp_path: Path) -> None:
