@@ -6,16 +6,17 @@ import io
 import multiprocessing
 import traceback
 from contextlib import contextmanager
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from laneway import StatefulShardedDataset
+from laneway import SavableLoader, StatefulShardedDataset, merge_states
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
 State = dict[str, Any]
@@ -72,3 +73,26 @@ def run_with_states(loader: Any) -> tuple[list[list[int]], list[State]]:
         batches.append(batch["id"].tolist())
         states.append(saved(loader.state_dict()))
     return batches, states
+
+
+def received_while_ranks_change(
+    make: Callable[[int, int], SavableLoader], steps: Iterable[tuple[int, int]]
+) -> tuple[list[int], State]:
+    """Return the row ids that jobs received one after another, until one of them was complete, and its state.
+
+    Args:
+        make: Returns the loader of a rank, from the rank and the world size.
+        steps: World size of each job, and number of batches that each of its ranks takes.
+    """
+    received: list[int] = []
+    state: State = {}
+    for world_size, num_batches in steps:
+        ranks = [make(rank, world_size) for rank in range(world_size)]
+        for loader in ranks:
+            if state:
+                loader.load_state_dict(state)
+            received += flat(ids(islice(loader, num_batches)))
+        state = merge_states([loader.save_state_rank() for loader in ranks])
+        if state["complete"]:
+            break
+    return received, state

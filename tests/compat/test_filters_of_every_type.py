@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import decimal
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -14,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from laneway import SavableLoader, StatefulShardedDataset, merge_states
-from tests.compat.loaders import flat, ids, run_with_states
+from laneway import SavableLoader, StatefulShardedDataset
+from tests.compat.loaders import flat, ids, received_while_ranks_change, run_with_states
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -104,20 +103,10 @@ def test_a_filter_selects_what_pyarrow_does_and_resumes_at_every_batch(corpus: P
 
 @pytest.mark.parametrize("name", CONDITIONS)
 def test_ranks_that_change_deliver_each_selected_row_once(corpus: Path, name: str) -> None:
-    received: list[int] = []
-    state: Any = None
-    for world_size, num_batches in ((2, 1), (3, 1), (1, 2), (2, 100)):
-        ranks = [
-            SavableLoader(make(corpus, name, rank=rank, world_size=world_size, remainder="keep"))
-            for rank in range(world_size)
-        ]
-        for loader in ranks:
-            if state is not None:
-                loader.load_state_dict(state)
-            received += flat(ids(islice(loader, num_batches)))
-        state = merge_states([loader.save_state_rank() for loader in ranks])
-        if state["complete"]:
-            break
+    received, state = received_while_ranks_change(
+        lambda rank, size: SavableLoader(make(corpus, name, rank=rank, world_size=size, remainder="keep")),
+        ((2, 1), (3, 1), (1, 2), (2, 100)),
+    )
     assert state["complete"]
     assert sorted(received) == expected_of(corpus, name)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,9 +21,8 @@ from laneway import (
     SavableLoader,
     SchemaMismatchError,
     StatefulShardedDataset,
-    merge_states,
 )
-from tests.compat.loaders import flat, ids, run_with_states
+from tests.compat.loaders import flat, ids, received_while_ranks_change, run_with_states
 from tests.corpora import KINDS, UNEQUAL_FILES, Kind, rows, write_blocks, write_corpus
 
 if TYPE_CHECKING:
@@ -107,17 +105,10 @@ def test_a_stateful_dataloader_with_two_workers_resumes_a_selection(tmp_path: Pa
 @pytest.mark.parametrize("name", SELECTIONS)
 def test_a_selection_is_delivered_once_while_ranks_and_workers_change(tmp_path: Path, name: str) -> None:
     write_corpus(tmp_path)
-    received: list[int] = []
-    state: Any = None
-    for world_size, num_batches in ((2, 1), (3, 1), (1, 2), (2, 100)):
-        ranks = [make(tmp_path, name, rank=rank, world_size=world_size, remainder="keep") for rank in range(world_size)]
-        for loader in ranks:
-            if state is not None:
-                loader.load_state_dict(state)
-            received += flat(ids(islice(loader, num_batches)))
-        state = merge_states([loader.save_state_rank() for loader in ranks])
-        if state["complete"]:
-            break
+    received, state = received_while_ranks_change(
+        lambda rank, size: make(tmp_path, name, rank=rank, world_size=size, remainder="keep"),
+        ((2, 1), (3, 1), (1, 2), (2, 100)),
+    )
     assert state["complete"]
     assert sorted(received) == SELECTIONS[name][1]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from laneway import DataFileError, Manifest, StatefulShardedDataset, merge_states
+from laneway import DataFileError, Manifest, StatefulShardedDataset
 from laneway.core.selection import part_of_blocks
 from laneway.reading.expressions import filter_of
 from laneway.reading.selecting import Planner
-from tests.compat.loaders import run_with_states
+from tests.compat.loaders import received_while_ranks_change, run_with_states
 from tests.storage.beds import flat, ids
 
 if TYPE_CHECKING:
@@ -148,15 +147,8 @@ def test_a_selection_on_s3_resumes_exactly_and_on_other_ranks(s3: Bed, tmp_path:
         resumed = create()
         resumed.load_state_dict(states[done])
         assert uninterrupted[:done] + ids(resumed) == uninterrupted, f"resumed after batch {done}"
-    received, state = [], None
-    for world_size, num_batches in ((2, 3), (3, 100)):
-        ranks = [
-            s3.savable(url, num_workers, rank=rank, world_size=world_size, remainder="keep", filter=condition)
-            for rank in range(world_size)
-        ]
-        for loader in ranks:
-            if state is not None:
-                loader.load_state_dict(state)
-            received += flat(ids(islice(loader, num_batches)))
-        state = merge_states([loader.save_state_rank() for loader in ranks])
+    received, _ = received_while_ranks_change(
+        lambda rank, size: s3.savable(url, num_workers, rank=rank, world_size=size, remainder="keep", filter=condition),
+        ((2, 3), (3, 100)),
+    )
     assert sorted(received) == expected
