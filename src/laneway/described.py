@@ -75,6 +75,7 @@ class DescribedDataset(StageableDataset):
 
         Example:
             >>> import pyarrow as pa, pyarrow.parquet as pq, tempfile
+            >>> from laneway import StatefulShardedDataset
             >>> folder = tempfile.mkdtemp()
             >>> pq.write_table(pa.table({"x": [1, 3, None]}), f"{folder}/part-0.parquet")
             >>> StatefulShardedDataset(folder).statistics()["x"]
