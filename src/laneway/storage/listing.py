@@ -122,15 +122,25 @@ def _list(storage: Storage, path: str, function: Callable[[], T]) -> T:
 def _walk(storage: Storage, directory: str, ancestors: Sequence[str]) -> Iterator[Entry]:
     """Yield the files below a local directory; `ancestors` are the real paths of it and the directories above it."""
     with storage.translate_errors(directory):
-        for entry in list(os.scandir(directory)):
-            found = _local_entry(storage, entry)
+        for found in _local_entries(storage, directory):
+            name = os.path.basename(found.path)  # noqa: PTH119 - paths are strings here
             if found.kind == "file":
                 yield found
-            elif found.kind == "directory" and not is_hidden(entry.name):
-                real = os.path.realpath(entry.path) if entry.is_symlink() else f"{ancestors[-1]}/{entry.name}"
+            elif found.kind == "directory" and not is_hidden(name):
+                real = os.path.realpath(found.path) if os.path.islink(found.path) else f"{ancestors[-1]}/{name}"  # noqa: PTH114
                 # A link to an ancestor would be followed forever.
                 if real not in ancestors:
-                    yield from _walk(storage, entry.path, (*ancestors, real))
+                    yield from _walk(storage, found.path, (*ancestors, real))
+
+
+def _local_entries(storage: Storage, directory: str) -> Iterator[Entry]:
+    """Yield the entries of what is in a local directory; what is removed meanwhile is left out."""
+    for entry in list(os.scandir(directory)):
+        try:
+            found = _local_entry(storage, entry)
+        except FileNotFoundError:
+            continue
+        yield found
 
 
 def _local_entry(storage: Storage, entry: os.DirEntry[str]) -> Entry:
@@ -154,7 +164,7 @@ def list_directory(storage: Storage, directory: str) -> list[Entry]:
     def list_once() -> list[Entry]:
         try:
             if storage.is_local:
-                return [_local_entry(storage, entry) for entry in list(os.scandir(directory))]
+                return list(_local_entries(storage, directory))
             storage.filesystem.invalidate_cache()
             listed = storage.filesystem.ls(directory, detail=True)
         except (FileNotFoundError, NotADirectoryError):

@@ -12,7 +12,7 @@ import pytest
 from laneway.errors import DataFileError
 from laneway.storage.entries import get_entry
 from laneway.storage.filesystem import Storage
-from laneway.storage.listing import find_files, glob_files
+from laneway.storage.listing import find_files, glob_files, list_directory
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -65,3 +65,24 @@ def test_broken_links_do_not_make_a_directory_unreadable(data: Path) -> None:
     for found in (find_files(Storage(data), str(data)), glob_files(Storage(data), f"{data}/*")):
         assert {entry.path for entry in found} == {str(data / "a.bin"), str(data / "deep/b.bin"), *broken}
         assert {(entry.size, entry.version) for entry in found if entry.path in broken} == {(0, "")}
+
+
+def test_a_file_that_is_removed_during_a_listing_is_left_out_alone(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (data / "gone.bin").write_bytes(b"x")
+    scandir = os.scandir
+
+    def scan_and_remove(directory: str) -> list[os.DirEntry[str]]:
+        entries = list(scandir(directory))
+        (data / "gone.bin").unlink(missing_ok=True)
+        return entries
+
+    monkeypatch.setattr(os, "scandir", scan_and_remove)
+    assert [entry.path for entry in list_directory(Storage(data), str(data))] == [
+        str(data / "a.bin"),
+        str(data / "deep"),
+    ]
+    (data / "gone.bin").write_bytes(b"x")
+    assert {entry.path for entry in find_files(Storage(data), str(data))} == {
+        str(data / "a.bin"),
+        str(data / "deep/b.bin"),
+    }
