@@ -82,3 +82,12 @@ def test_every_python_block_of_a_page_is_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text('text\n```python\na = 1\n```\n```sh\nmake\n```\n- item\n  ```python title="c.py"\n  b = 2\n  ```\n')
     assert python_blocks(page) == [(None, "\n\na = 1\n"), ("c.py", "\n" * 9 + "b = 2\n")]
+
+
+LINK = re.compile(r"^ *```.*?^ *```$|\[[^\]]*\]\((?P<path>[^)#:\s]+)", re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "ARCHITECTURE.md", ROOT / "CHANGELOG.md"], ids=lambda page: page.name)
+def test_every_link_to_a_file_leads_to_one(page: Path) -> None:
+    paths = [found["path"] for found in LINK.finditer(page.read_text(encoding="utf-8")) if found["path"]]
+    assert [path for path in paths if not (page.parent / path).exists()] == []
