@@ -84,7 +84,7 @@ def test_every_python_block_of_a_page_is_found(tmp_path: Path) -> None:
     assert python_blocks(page) == [(None, "\n\na = 1\n"), ("c.py", "\n" * 9 + "b = 2\n")]
 
 
-LINK = re.compile(r"^ *```.*?^ *```$|\[[^\]]*\]\((?P<path>[^)#:\s]+)", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"^ *```.*?^ *```$|\[[^\]]*\]\((?P<path>[^)#:\s]+)[)#]", re.DOTALL | re.MULTILINE)
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "ARCHITECTURE.md", ROOT / "CHANGELOG.md"], ids=lambda page: page.name)
