@@ -158,7 +158,8 @@ class SelectableDataset(DescribedDataset):
 
         Args:
             rows: (epoch, start, stop) for each range: rows [start, stop) of that epoch. Both are multiples of
-                `turn_rows`, by default the batch size; or `stop` is the end of the epoch.
+                `turn_rows`, by default the batch size, or 256 in a `SavableLoader` of single rows; or `stop` is the end
+                of the epoch. The first batch, or loading a state, fails with a `ValueError` otherwise.
 
         Raises:
             TypeError: `rows` is something else.
