@@ -18,6 +18,7 @@ from laneway.described import DescribedDataset
 from laneway.errors import LanewayError, SchemaMismatchError
 from laneway.reading.expressions import columns_of, filter_of
 from laneway.reading.hashing import is_hashable
+from laneway.reading.projection import warn_of_missing
 from laneway.reading.selecting import Planner
 from laneway.reading.steps import FunctionFilter, Slice, parts_of
 
@@ -202,6 +203,9 @@ class SelectableDataset(DescribedDataset):
             message = "what filters, splits or slices selects rows of the files: call it before flat_map() and pack()"
             raise ValueError(message)
         self._check_has_no_gaps("a filter, split or slice")
+        # There was a warning of those that are delivered.
+        others = [name for name in schema.names if name not in definition.columns.schema.names]
+        warn_of_missing(definition.manifest, others, self._given_schema, stacklevel=4)
         planner = Planner(definition.manifest, definition.storage, self._cache_dir)
         return [definition.with_selection(each) for each in planner.extend(definition.selection, steps, schema)]
 

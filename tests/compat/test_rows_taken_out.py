@@ -178,7 +178,7 @@ def test_rows_of_a_later_epoch_are_checked_now(tmp_path: Path) -> None:
     write_corpus(tmp_path)
     uninterrupted, states = run_with_states(ranks_of(tmp_path, [], 1)[0])
     wrong = ranks_of(tmp_path, [(2, 6, 10)], 1)[0]
-    with pytest.raises(ValueError, match="rows 6 to 10 of epoch 2 can't be taken out: a turn has 3 rows, .* later$"):
+    with pytest.raises(ValueError, match=r"rows 6 to 10 of epoch 2 can't be taken out: a turn has 3 rows, .* later$"):
         wrong.start()
     for state in states:
         with pytest.raises(ValueError, match="stop 2 rows later"):
