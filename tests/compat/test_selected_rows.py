@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torchdata.stateful_dataloader import StatefulDataLoader
@@ -23,7 +24,7 @@ from laneway import (
     StatefulShardedDataset,
 )
 from tests.compat.loaders import flat, ids, received_while_ranks_change, run_with_states
-from tests.corpora import KINDS, UNEQUAL_FILES, Kind, rows, write_blocks, write_corpus
+from tests.corpora import KINDS, UNEQUAL_FILES, Kind, rows, settle, write_blocks, write_corpus
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -328,6 +329,7 @@ def test_keys_of_directories_decide_without_opening_a_file(tmp_path: Path) -> No
 
 def test_counts_are_cached_and_a_damaged_entry_is_replaced(tmp_path: Path) -> None:
     write_corpus(tmp_path / "d")
+    settle(tmp_path / "d")
     expected = list(range(20, NUM_ROWS))
     calls: list[int] = []
 
@@ -355,6 +357,30 @@ def test_counts_are_cached_and_a_damaged_entry_is_replaced(tmp_path: Path) -> No
         with pytest.warns(ManifestCacheWarning, match="a cached selection is unusable"):
             assert num_calls_of("1") + num_calls_of("2") == num_blocks
         assert first.read_bytes() == whole[0]
+
+
+def test_what_was_counted_and_collected_of_a_file_is_not_taken_for_that_of_another_with_the_same_footer(
+    tmp_path: Path,
+) -> None:
+    source, cache = tmp_path / "d", tmp_path / "cache"
+    source.mkdir()
+
+    def selected(values: list[int], seconds: int) -> tuple[list[int], list[int]]:
+        """Write values to a file, and return the rows that have the first one, and all values."""
+        # The footer has no statistics, and is further than 64 KiB from the values.
+        data = {"value": values + [0] * 12_000, "id": range(12_000 + len(values))}
+        plain: dict[str, Any] = {"use_dictionary": False, "compression": "none", "write_statistics": False}
+        pq.write_table(pa.table(data), source / "a.parquet", **plain)
+        settle(source, seconds)
+        options: dict[str, Any] = {"categories": {"value": None}, "cache_dir": cache, "batch_size": 1000}
+        dataset = StatefulShardedDataset(source, filter=pc.field("value") == 5, **options)
+        return flat(ids(dataset)), dataset.categories["value"]
+
+    assert selected([5, 5, 5, 8, 8], 1) == ([0, 1, 2], [0, 5, 8])
+    fingerprint = Manifest.scan(source).fingerprint
+    assert selected([5, 8, 5, 5, 9], 2) == ([0, 2, 3], [0, 5, 8, 9])
+    assert selected([5, 9, 5, 9, 9], 3) == ([0, 2], [0, 5, 9])
+    assert Manifest.scan(source).fingerprint == fingerprint
 
 
 def test_a_split_of_a_part_with_the_same_seed_is_another_split(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from laneway.catalog.sharing import SharedFile
+from laneway.core.files import digest
 from laneway.formats import FileScan, PlannedFile
 
 if TYPE_CHECKING:
@@ -91,6 +92,13 @@ class ManifestContents:
     def fingerprint(self) -> str:
         """Identity of the dataset: 32 hexadecimal digits that do not depend on its location."""
         return self.files.fingerprint
+
+    @cached_property
+    def versions_digest(self) -> str | None:
+        """Digest of the versions of all files; None: one is unknown, so the file may have changed since."""
+        lengths = np.diff(self.versions.offsets)
+        # Each ends with a NUL byte.
+        return None if (lengths == 1).any() else digest(bytes(self.versions.joined()))
 
     def planned(self, storage: Storage, file_index: int) -> PlannedFile:
         """Return the file at `file_index` as it was scanned, for a reader."""

@@ -218,7 +218,11 @@ class VocabularyPlanner:
         return found
 
     def _entry(self, field: pa.Field[Any]) -> CacheEntry | None:
-        key = (f"version {_VERSION}", self._manifest.fingerprint, field.name, str(field.type))
+        manifest = self._manifest
+        # Values may change where the footers don't.
+        if manifest.versions_digest is None:
+            return None
+        key = (f"version {_VERSION}", manifest.fingerprint, manifest.versions_digest, field.name, str(field.type))
         return CacheEntry.find(self._cache_dir, self._storage, key, "vocabulary")
 
 

@@ -69,7 +69,11 @@ class CountsCache:
         entry.write(sink.getvalue().to_pybytes())
 
     def _entry(self, text: str) -> CacheEntry | None:
-        key = (f"version {_VERSION}", self._manifest.fingerprint, text)
+        manifest = self._manifest
+        # Rows may change where the footers don't.
+        if manifest.versions_digest is None:
+            return None
+        key = (f"version {_VERSION}", manifest.fingerprint, manifest.versions_digest, text)
         return CacheEntry.find(self._cache_dir, self._storage, key, "selection")
 
     def _decode(self, data: memoryview, text: str, name: str) -> Counts:
