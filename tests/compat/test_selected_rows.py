@@ -206,14 +206,17 @@ def test_a_file_that_was_rewritten_after_planning_is_an_error(tmp_path: Path) ->
         (
             pc.field("y") > 3,
             SchemaMismatchError,
-            r"filter \(y > 3\) doesn't fit the columns id: int64, .*FieldRef.Name\(y\)",
+            r"filter \(y > 3\) can't be computed: there is no column 'y': the columns are id, ",
         ),
         (pc.field("x") == "a", SchemaMismatchError, r"filter \(x == \"a\"\) .*no kernel matching .*\(float, string\)"),
         (pc.field("x") + 1, SchemaMismatchError, "its values are of type float, not bool"),
         (pc.field(0) > 1, SchemaMismatchError, "numbers a column: name it"),
         (pc.scalar(True), SchemaMismatchError, "names no column"),  # noqa: FBT003
         ([("x", ">")], TypeError, "filter must be a pyarrow expression, such as"),
-        (5, TypeError, "filter must be a pyarrow expression, such as"),
+        (5, TypeError, "filter must be a pyarrow expression, such as .* not 5$"),
+        ("x > 3", TypeError, "filter must be a pyarrow expression, such as .* not 'x > 3'$"),
+        (pc.field("txt") == "a", SchemaMismatchError, "there is no column 'txt': did you mean 'text'"),
+        (pc.field("x", "a") == "a", SchemaMismatchError, "there is no column 'x.a'"),
         (odd, TypeError, r"pass a function to the method, \.filter\(fn, columns="),
     ],
 )
@@ -267,6 +270,31 @@ def test_arguments_out_of_range_are_refused(tmp_path: Path, change: Change, mess
     write_corpus(tmp_path)
     with pytest.raises(ValueError, match=message):
         change(StatefulShardedDataset(tmp_path))
+
+
+def test_a_field_of_a_struct_is_not_named_by_its_path_in_an_expression(tmp_path: Path) -> None:
+    table = pa.table({"id": [1, 2], "inner": [{"a": {"b": 1}}, {"a": {"b": 2}}]})
+    write_blocks(tmp_path / "a.parquet", "parquet", [table], table.schema)
+    dataset = StatefulShardedDataset(tmp_path, columns=["id"])
+    for condition in (pc.field("inner.a.b") > 1, [("inner.a.b", ">", 1)]):
+        with pytest.raises(
+            SchemaMismatchError, match=r"needs pc\.field\('inner', 'a', 'b'\) for the field of a struct"
+        ):
+            dataset.filter(condition)
+    assert [row["id"] for row in dataset.filter(pc.field("inner", "a", "b") > 1)] == [2]
+    with pytest.raises(SchemaMismatchError, match=r"there is no column 'inner\.a\.c': did you mean 'inner\.a"):
+        dataset.filter(pc.field("inner", "a", "c") > 1)
+
+
+def test_a_split_is_pickled_with_its_names(tmp_path: Path) -> None:
+    write_corpus(tmp_path)
+    parts = StatefulShardedDataset(tmp_path, batch_size=3).split({"train": 0.8, "val": 0.2})
+    copied = pickle.loads(pickle.dumps(parts))
+    assert copied._fields == ("train", "val")
+    assert [flat(ids(part)) for part in copied] == [flat(ids(parts.train)), flat(ids(parts.val))]
+    wrong: Any = [0.8, 0.2]
+    with pytest.raises(TypeError, match=r"shares must be a dict, name of a part -> its share .* not \[0\.8, 0\.2\]"):
+        parts.train.split(wrong)
 
 
 def test_a_split_by_what_has_no_hash_is_refused(tmp_path: Path) -> None:

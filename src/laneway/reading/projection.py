@@ -89,8 +89,18 @@ def _check_names(names: Sequence[str], existing: pa.Schema, what: str) -> None:
     unknown = set(names).difference(existing.names)
     for name in names:
         if name in unknown and find_field(existing, name) is None:
-            message = f"there is no column {name!r}: {_hint(name, existing)}{what} {', '.join(existing.names)}"
-            raise SchemaMismatchError(message)
+            raise SchemaMismatchError(no_column(name, existing, what))
+
+
+def no_column(name: str, existing: pa.Schema, what: str = "the columns are") -> str:
+    """Return what an error says of a column that doesn't exist.
+
+    Args:
+        name: The column, or the path of a field.
+        existing: The columns that there are.
+        what: What they are.
+    """
+    return f"there is no column {name!r}: {_hint(name, existing)}{what} {', '.join(existing.names)}"
 
 
 def _hint(name: str, existing: pa.Schema) -> str:
