@@ -249,7 +249,7 @@ def _named(names: tuple[str, ...], parts: Iterable[Any]) -> Any:  # noqa: ANN401
         """Pickle by the names: the class is in no module."""
         return _named, (names, tuple(split))
 
-    plain = namedtuple("Split", names)  # noqa: PYI024 - the names are not known before
+    plain: Any = namedtuple("Split", names)  # type: ignore[misc]  # noqa: PYI024 - the names are not known before
     made: Any = type("Split", (plain,), {"__slots__": (), "__reduce__": reduce})
     return made(*parts)
 
