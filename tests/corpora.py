@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -84,3 +85,15 @@ def write_blocks(path: Path, kind: Kind, tables: list[pa.Table], schema: pa.Sche
             batches = table.combine_chunks().to_batches() or [pa.RecordBatch.from_pylist([], schema=schema)]
             for batch in batches:
                 writer.write_batch(batch)
+
+
+def settle(directory: Path, seconds: int = 1) -> None:
+    """Give files an old modification time, which tells them from later versions: those of recent files are unknown.
+
+    Args:
+        directory: Where they are.
+        seconds: The time, after 1970.
+    """
+    for path in directory.rglob("*"):
+        if path.is_file():
+            os.utime(path, (seconds, seconds))

@@ -73,6 +73,7 @@ NOT_PUBLIC = {
     "loader": {"gather_state", "ranks", "restore_together", "sampler", "use_stateful_dataloader"},
     "mixture": {"check_rank", "definition", "schedule"},
     "manifest": {
+        "cache_entry",
         *("file_scan", "layout", "layout_starts", "num_bytes", "of", "partitions", "planned", "schemas", "selections"),
         *("shared_file", "storage", "versions", "shared_with", "vocabularies", "with_selection", "with_selections"),
         "with_vocabularies",

@@ -98,8 +98,9 @@ class StatefulShardedDataset(ChangeableDataset):
             "raise": it is raised. "mask": a filler is delivered, so that ranks still deliver the same number of rows,
             and each row has `_valid`, True or False. "skip": nothing is delivered; `len` counts the row nevertheless.
             Both log such rows, at most once a minute.
-        filler: For "mask": what is delivered, such as a row that `transform` could return. None: a row as before
-            `transform`, with zeros and empty values.
+        filler: For "mask": what is delivered, such as a row that `transform` could return; `_path`, `_row` and `_epoch`
+            in it are those of the row. None: a row as before `transform`, with zeros and empty values, if `transform`
+            keeps the columns.
         provenance: Whether to add the columns `_path` (the data file of the row, relative to the source), `_row` (its
             number in the file) and `_epoch`.
         rank: Data-parallel rank, in [0, world_size). None: that of torch.distributed if it is initialised, else RANK

@@ -18,6 +18,7 @@ from laneway.described import DescribedDataset
 from laneway.errors import LanewayError, SchemaMismatchError
 from laneway.reading.expressions import columns_of, filter_of
 from laneway.reading.hashing import is_hashable
+from laneway.reading.projection import warn_of_missing
 from laneway.reading.selecting import Planner
 from laneway.reading.steps import FunctionFilter, Slice, parts_of
 
@@ -81,6 +82,7 @@ class SelectableDataset(DescribedDataset):
             A named tuple of datasets, with the names and the order of `shares`.
 
         Raises:
+            TypeError: `shares` is not a dict, or `by` not a string.
             ValueError: `shares` don't sum to 1, a name can't be that of a field, or `seed` is out of its range.
             SchemaMismatchError: There is no such column, or its values have no hash.
             DataFileError: A file can't be read.
@@ -106,8 +108,7 @@ class SelectableDataset(DescribedDataset):
             if not is_hashable(field.type):
                 message = f"the rows can't be split by column {field.name!r}, which is of type {field.type}"
                 raise SchemaMismatchError(message)
-        # Fields have the names of the parts.
-        return namedtuple("Split", [*shares])(*self._selected(parts, schema))  # noqa: PYI024 - the names are not known before
+        return _named(tuple(shares), self._selected(parts, schema))
 
     def take(self, rows: int | float) -> Self:  # noqa: PYI041 - 1 and 1.0 differ
         """Return a copy with the first rows, in the order of the files, at the start of epoch 0.
@@ -158,7 +159,8 @@ class SelectableDataset(DescribedDataset):
 
         Args:
             rows: (epoch, start, stop) for each range: rows [start, stop) of that epoch. Both are multiples of
-                `turn_rows`, by default the batch size; or `stop` is the end of the epoch.
+                `turn_rows`, by default the batch size, or 256 in a `SavableLoader` of single rows; or `stop` is the end
+                of the epoch. The first batch, or loading a state, fails with a `ValueError` otherwise.
 
         Raises:
             TypeError: `rows` is something else.
@@ -201,6 +203,9 @@ class SelectableDataset(DescribedDataset):
             message = "what filters, splits or slices selects rows of the files: call it before flat_map() and pack()"
             raise ValueError(message)
         self._check_has_no_gaps("a filter, split or slice")
+        # There was a warning of those that are delivered.
+        others = [name for name in schema.names if name not in definition.columns.schema.names]
+        warn_of_missing(definition.manifest, others, self._given_schema, stacklevel=4)
         planner = Planner(definition.manifest, definition.storage, self._cache_dir)
         return [definition.with_selection(each) for each in planner.extend(definition.selection, steps, schema)]
 
@@ -237,7 +242,22 @@ def _checked_gaps(rows: object, identity: Identity) -> list[EpochGap]:
     return gaps
 
 
+def _named(names: tuple[str, ...], parts: Iterable[Any]) -> Any:  # noqa: ANN401 - a new class
+    """Return a named tuple of parts."""
+
+    def reduce(split: Any) -> Any:  # noqa: ANN401 - see __reduce__
+        """Pickle by the names: the class is in no module."""
+        return _named, (names, tuple(split))
+
+    plain: Any = namedtuple("Split", names)  # type: ignore[misc]  # noqa: PYI024 - the names are not known before
+    made: Any = type("Split", (plain,), {"__slots__": (), "__reduce__": reduce})
+    return made(*parts)
+
+
 def _check_shares(shares: Mapping[str, float]) -> None:
+    if not isinstance(shares, Mapping):
+        message = f"shares must be a dict, name of a part -> its share of the rows, not {shares!r:.200}"
+        raise TypeError(message)
     values = [*shares.values()]
     is_wrong = any(
         isinstance(each, bool) or not isinstance(each, (int, float)) or not 0 <= each <= 1 for each in values

@@ -21,7 +21,7 @@ from laneway import (
     StatefulShardedDataset,
 )
 from laneway.reading import categories as module
-from tests.corpora import KINDS, SUFFIX_OF, Kind, write_blocks
+from tests.corpora import KINDS, SUFFIX_OF, Kind, settle, write_blocks
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -168,6 +168,7 @@ def test_a_state_of_other_ids_is_refused(tmp_path: Path) -> None:
 
 def test_a_vocabulary_is_cached_with_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, cache = write(tmp_path / "corpus"), tmp_path / "cache"
+    settle(source)
     expected = brands(StatefulShardedDataset(source, categories={"brand": None}, cache_dir=cache))
     collected: list[Any] = []
     monkeypatch.setattr(module, "distinct_values", lambda *arguments: collected.append(arguments))

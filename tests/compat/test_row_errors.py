@@ -155,6 +155,39 @@ def test_without_a_filler_a_masked_row_has_zeros(corpus: Path) -> None:
     assert fine["_valid"]
 
 
+@pytest.mark.parametrize("way", LOADERS)
+def test_a_default_filler_with_other_keys_than_the_rows_is_refused(corpus: Path, way: str) -> None:
+    for bad in (frozenset({47}), frozenset({0})):
+        rows = make_dataset(corpus, on_error="mask", transform=FailFor(bad), shuffle=False)
+        message = "transform returned has the keys 'id', 'image', but the filler that is used by default has 'id', "
+        with pytest.raises(ValueError, match=message):
+            [*LOADERS[way](rows, 0)]
+
+
+def test_a_filler_with_other_keys_than_rows_that_are_collated_is_refused(corpus: Path) -> None:
+    rows = make_dataset(corpus, on_error="mask", transform=FailFor({0}), shuffle=False, filler={"id": -1})
+    message = r"has the keys 'id', 'image', but filler has 'id': pass filler="
+    with pytest.raises(ValueError, match=message):
+        next(iter(SavableLoader(rows, batch_size=3)))
+    # A collate_fn of one's own may look at _valid first.
+    only_valid = SavableLoader(
+        rows, batch_size=3, collate_fn=lambda batch: [row["id"] for row in batch if "image" in row]
+    )
+    assert next(iter(only_valid)) == [1, 2]
+
+
+def test_a_filler_tells_where_its_row_comes_from_only_if_it_has_these_keys(corpus: Path) -> None:
+    def keep(row: dict[str, Any]) -> dict[str, Any]:
+        return {**FailFor({0})(row), "_row": row["_row"]}
+
+    options: dict[str, Any] = {"on_error": "mask", "shuffle": False, "provenance": True}
+    rows = make_dataset(corpus, transform=FailFor({0, 4}), filler=FILLER, **options)
+    batch = next(iter(SavableLoader(rows, batch_size=3)))
+    assert batch.keys() == {"id", "image", "_valid"}
+    rows = make_dataset(corpus, transform=keep, filler={**FILLER, "_row": -1}, **options)
+    assert next(iter(SavableLoader(rows, batch_size=3)))["_row"].tolist() == [0, 1, 2]
+
+
 def test_rows_are_logged_once_a_minute_with_their_places(
     corpus: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

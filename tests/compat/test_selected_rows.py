@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torchdata.stateful_dataloader import StatefulDataLoader
@@ -23,7 +24,7 @@ from laneway import (
     StatefulShardedDataset,
 )
 from tests.compat.loaders import flat, ids, received_while_ranks_change, run_with_states
-from tests.corpora import KINDS, UNEQUAL_FILES, Kind, rows, write_blocks, write_corpus
+from tests.corpora import KINDS, UNEQUAL_FILES, Kind, rows, settle, write_blocks, write_corpus
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -205,14 +206,17 @@ def test_a_file_that_was_rewritten_after_planning_is_an_error(tmp_path: Path) ->
         (
             pc.field("y") > 3,
             SchemaMismatchError,
-            r"filter \(y > 3\) doesn't fit the columns id: int64, .*FieldRef.Name\(y\)",
+            r"filter \(y > 3\) can't be computed: there is no column 'y': the columns are id, ",
         ),
         (pc.field("x") == "a", SchemaMismatchError, r"filter \(x == \"a\"\) .*no kernel matching .*\(float, string\)"),
         (pc.field("x") + 1, SchemaMismatchError, "its values are of type float, not bool"),
         (pc.field(0) > 1, SchemaMismatchError, "numbers a column: name it"),
         (pc.scalar(True), SchemaMismatchError, "names no column"),  # noqa: FBT003
         ([("x", ">")], TypeError, "filter must be a pyarrow expression, such as"),
-        (5, TypeError, "filter must be a pyarrow expression, such as"),
+        (5, TypeError, "filter must be a pyarrow expression, such as .* not 5$"),
+        ("x > 3", TypeError, "filter must be a pyarrow expression, such as .* not 'x > 3'$"),
+        (pc.field("txt") == "a", SchemaMismatchError, "there is no column 'txt': did you mean 'text'"),
+        (pc.field("x", "a") == "a", SchemaMismatchError, "there is no column 'x.a'"),
         (odd, TypeError, r"pass a function to the method, \.filter\(fn, columns="),
     ],
 )
@@ -266,6 +270,31 @@ def test_arguments_out_of_range_are_refused(tmp_path: Path, change: Change, mess
     write_corpus(tmp_path)
     with pytest.raises(ValueError, match=message):
         change(StatefulShardedDataset(tmp_path))
+
+
+def test_a_field_of_a_struct_is_not_named_by_its_path_in_an_expression(tmp_path: Path) -> None:
+    table = pa.table({"id": [1, 2], "inner": [{"a": {"b": 1}}, {"a": {"b": 2}}]})
+    write_blocks(tmp_path / "a.parquet", "parquet", [table], table.schema)
+    dataset = StatefulShardedDataset(tmp_path, columns=["id"])
+    for condition in (pc.field("inner.a.b") > 1, [("inner.a.b", ">", 1)]):
+        with pytest.raises(
+            SchemaMismatchError, match=r"needs pc\.field\('inner', 'a', 'b'\) for the field of a struct"
+        ):
+            dataset.filter(condition)
+    assert [row["id"] for row in dataset.filter(pc.field("inner", "a", "b") > 1)] == [2]
+    with pytest.raises(SchemaMismatchError, match=r"there is no column 'inner\.a\.c': did you mean 'inner\.a"):
+        dataset.filter(pc.field("inner", "a", "c") > 1)
+
+
+def test_a_split_is_pickled_with_its_names(tmp_path: Path) -> None:
+    write_corpus(tmp_path)
+    parts = StatefulShardedDataset(tmp_path, batch_size=3).split({"train": 0.8, "val": 0.2})
+    copied = pickle.loads(pickle.dumps(parts))
+    assert copied._fields == ("train", "val")
+    assert [flat(ids(part)) for part in copied] == [flat(ids(parts.train)), flat(ids(parts.val))]
+    wrong: Any = [0.8, 0.2]
+    with pytest.raises(TypeError, match=r"shares must be a dict, name of a part -> its share .* not \[0\.8, 0\.2\]"):
+        parts.train.split(wrong)
 
 
 def test_a_split_by_what_has_no_hash_is_refused(tmp_path: Path) -> None:
@@ -328,6 +357,7 @@ def test_keys_of_directories_decide_without_opening_a_file(tmp_path: Path) -> No
 
 def test_counts_are_cached_and_a_damaged_entry_is_replaced(tmp_path: Path) -> None:
     write_corpus(tmp_path / "d")
+    settle(tmp_path / "d")
     expected = list(range(20, NUM_ROWS))
     calls: list[int] = []
 
@@ -355,6 +385,30 @@ def test_counts_are_cached_and_a_damaged_entry_is_replaced(tmp_path: Path) -> No
         with pytest.warns(ManifestCacheWarning, match="a cached selection is unusable"):
             assert num_calls_of("1") + num_calls_of("2") == num_blocks
         assert first.read_bytes() == whole[0]
+
+
+def test_what_was_counted_and_collected_of_a_file_is_not_taken_for_that_of_another_with_the_same_footer(
+    tmp_path: Path,
+) -> None:
+    source, cache = tmp_path / "d", tmp_path / "cache"
+    source.mkdir()
+
+    def selected(values: list[int], seconds: int) -> tuple[list[int], list[int]]:
+        """Write values to a file, and return the rows that have the first one, and all values."""
+        # The footer has no statistics, and is further than 64 KiB from the values.
+        data = {"value": values + [0] * 12_000, "id": range(12_000 + len(values))}
+        plain: dict[str, Any] = {"use_dictionary": False, "compression": "none", "write_statistics": False}
+        pq.write_table(pa.table(data), source / "a.parquet", **plain)
+        settle(source, seconds)
+        options: dict[str, Any] = {"categories": {"value": None}, "cache_dir": cache, "batch_size": 1000}
+        dataset = StatefulShardedDataset(source, filter=pc.field("value") == 5, **options)
+        return flat(ids(dataset)), dataset.categories["value"]
+
+    assert selected([5, 5, 5, 8, 8], 1) == ([0, 1, 2], [0, 5, 8])
+    fingerprint = Manifest.scan(source).fingerprint
+    assert selected([5, 8, 5, 5, 9], 2) == ([0, 2, 3], [0, 5, 8, 9])
+    assert selected([5, 9, 5, 9, 9], 3) == ([0, 2], [0, 5, 9])
+    assert Manifest.scan(source).fingerprint == fingerprint
 
 
 def test_a_split_of_a_part_with_the_same_seed_is_another_split(tmp_path: Path) -> None:

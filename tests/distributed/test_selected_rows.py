@@ -12,7 +12,7 @@ import torch
 from laneway import SavableLoader, StatefulShardedDataset
 from laneway.distributed import scan_once
 from laneway.reading.reader import RowReader
-from tests.corpora import write_corpus
+from tests.corpora import settle, write_corpus
 from tests.distributed.ranks import RunRanks, flat, ids, refusal
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ def counted(rank: int, corpus: Path, cache: Path) -> dict[str, Any]:
 
 def test_each_rank_counts_and_collects_a_part_and_all_know_the_whole(run_ranks: RunRanks, tmp_path: Path) -> None:
     num_rows = write_corpus(tmp_path / "d")
+    settle(tmp_path / "d")
     results = run_ranks(counted, 3, tmp_path / "d", tmp_path / "cache")
     assert all(result["read"] for result in results)
     files = [{file for file, _ in result["read"]} for result in results]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
+from laneway.catalog.caching import CacheEntry
 from laneway.catalog.sharing import SharedFile
+from laneway.core.files import digest
 from laneway.formats import FileScan, PlannedFile
 
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from laneway.catalog.caching import CacheDir
     from laneway.catalog.partitions import Partitions
     from laneway.catalog.schemas import FileSchemas
     from laneway.core.files import FileTable
@@ -91,6 +94,32 @@ class ManifestContents:
     def fingerprint(self) -> str:
         """Identity of the dataset: 32 hexadecimal digits that do not depend on its location."""
         return self.files.fingerprint
+
+    @cached_property
+    def _versions_digest(self) -> str | None:
+        """Digest of the versions of all files; None: one is unknown."""
+        lengths = np.diff(self.versions.offsets)
+        # Each ends with a NUL byte.
+        return None if (lengths == 1).any() else digest(bytes(self.versions.joined()))
+
+    def cache_entry(
+        self, cache_dir: CacheDir, storage: Storage, key: Sequence[str], kind: Literal["selection", "vocabulary"]
+    ) -> CacheEntry | None:
+        """Return the entry of what was found in the rows of the files, or None if it is not to be cached.
+
+        It belongs to these versions of the files, since rows may change where the footers don't. If the version of a
+        file is unknown, nothing is cached.
+
+        Args:
+            cache_dir: The option of the user.
+            storage: Where the files are.
+            key: What was found.
+            kind: What is cached.
+        """
+        versions = self._versions_digest
+        if versions is None:
+            return None
+        return CacheEntry.find(cache_dir, storage, (self.fingerprint, versions, *key), kind)
 
     def planned(self, storage: Storage, file_index: int) -> PlannedFile:
         """Return the file at `file_index` as it was scanned, for a reader."""

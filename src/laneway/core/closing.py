@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 import numpy as np
 
 from laneway.core.division import TurnDivision
-from laneway.core.gaps import Gap
+from laneway.core.gaps import Gap, turn_problem
 from laneway.core.lanes import Lanes
 from laneway.core.turns import turns_taken
 from laneway.errors import CheckpointMismatchError
@@ -60,18 +60,12 @@ def _problem_with(place: Gap, division: Division) -> str | None:
     if not division.has_turns:
         return "it began in an older release, whose order has no row numbers; rows of its next epoch can be"
     start, stop = place
-    turn_rows, num_rows = division.turn_rows, division.num_rows
+    num_rows = division.num_rows
     if start < 0:
         return f"{min(-start, stop - start):,} of them have been delivered; load a state that was saved before"
     if stop > num_rows:
         return f"the epoch has {max(num_rows - start, 0):,} rows from there on, not {stop - start:,}"
-    if start % turn_rows or (stop % turn_rows and stop < num_rows):
-        early, late = start % turn_rows, min(-stop % turn_rows, num_rows - stop)
-        return (
-            f"a turn has {turn_rows:,} rows, and only whole turns can be: start {early:,} rows earlier, and stop "
-            f"{late:,} rows later"
-        )
-    return None
+    return turn_problem(place, division.turn_rows, num_rows)
 
 
 def check_undelivered(

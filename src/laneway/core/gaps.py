@@ -10,6 +10,8 @@ import re
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
+from laneway.wording import counted
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -84,3 +86,37 @@ def overlap(gaps: Iterable[EpochGap]) -> tuple[EpochGap, EpochGap] | None:
         if gap.epoch == following.epoch and following.start < gap.stop:
             return gap, following
     return None
+
+
+def turn_problem(gap: Gap, turn_rows: int, num_rows: int) -> str | None:
+    """Return why a gap can't be taken out of a cut, or None if it consists of whole turns.
+
+    Args:
+        gap: Its rows, counted from the first one of the cut.
+        turn_rows: Rows of a turn.
+        num_rows: Rows of the cut, of which the last turn may be shorter.
+    """
+    early, late = gap.start % turn_rows, min(-gap.stop % turn_rows, num_rows - gap.stop)
+    ways_out = [f"start {counted(early, 'row')} earlier"] if early else []
+    ways_out += [f"stop {counted(late, 'row')} later"] if late else []
+    if not ways_out:
+        return None
+    return f"a turn has {counted(turn_rows, 'row')}, and only whole turns can be: {', and '.join(ways_out)}"
+
+
+def check_turns(gaps: Iterable[EpochGap], turn_rows: int, num_rows: int) -> None:
+    """Check that gaps consist of whole turns, as the epochs that they are in will be cut.
+
+    Args:
+        gaps: Gaps of epochs that have not begun.
+        turn_rows: Rows of a turn.
+        num_rows: Rows of an epoch.
+
+    Raises:
+        ValueError: One of them doesn't.
+    """
+    for gap in gaps:
+        problem = turn_problem(Gap(gap.start, gap.stop), turn_rows, num_rows)
+        if problem is not None:
+            message = f"{gap.text} can't be taken out: {problem}"
+            raise ValueError(message)

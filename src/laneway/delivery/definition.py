@@ -10,7 +10,7 @@ from torch.utils.data import default_collate
 
 from laneway.core.assignment import is_fresh, resolve_cut
 from laneway.core.cursor import Cursor
-from laneway.core.gaps import text_of
+from laneway.core.gaps import check_turns, parse_gaps, text_of
 from laneway.core.plan import Identity
 from laneway.core.state import num_added_files, read_progress
 from laneway.delivery.context import Contexts
@@ -384,7 +384,8 @@ class DatasetDefinition(Definition):
         """Return the assignment of the worker at `place`; see `laneway.core.assignment.resolve_cut`.
 
         Raises:
-            ValueError: Ranks would deliver different numbers of batches, and the user has not said that they may.
+            ValueError: Ranks would deliver different numbers of batches, and the user has not said that they may; or
+                rows that are taken out of an epoch that has not begun are no whole turns.
         """
         if self.stages is not None and place.world_size > 1 and self.identity.settings.remainder is None:
             message = (
@@ -393,6 +394,7 @@ class DatasetDefinition(Definition):
                 'or pass remainder="keep" if the training loop can end at another step on each rank'
             )
             raise ValueError(message)
+        self._check_gaps_ahead(progress)
         return resolve_cut(self.identity, progress, place, self.options)
 
     def is_fresh(self, assignment: Assignment) -> bool:
@@ -400,8 +402,20 @@ class DatasetDefinition(Definition):
         return is_fresh(self.identity, assignment, self.options)
 
     def read_progress(self, saved: SavedState, place: WorkerPlace, *, is_worker: bool) -> Progress:
-        """Return the progress in a state that belongs to this dataset; see `laneway.core.state.read_progress`."""
-        return read_progress(saved, self.identity, place, is_worker=is_worker)
+        """Return the progress in a state that belongs to this dataset; see `laneway.core.state.read_progress`.
+
+        Raises:
+            ValueError: Rows that are taken out of a later epoch are no whole turns.
+        """
+        progress = read_progress(saved, self.identity, place, is_worker=is_worker)
+        self._check_gaps_ahead(progress)
+        return progress
+
+    def _check_gaps_ahead(self, progress: Progress) -> None:
+        """Check the rows that are taken out of epochs that have not begun: hours may pass until they do."""
+        begun = progress.epoch if progress.cut is None and not progress.earlier else progress.epoch + 1
+        ahead = [gap for gap in parse_gaps(self.identity.settings.without) if gap.epoch >= begun]
+        check_turns(ahead, self.options.default_turn_rows, self.identity.selected.num_rows)
 
     def remarks(self, saved: SavedState, progress: Progress) -> list[str]:
         """Return how many files were added since a complete state was saved, if some were."""

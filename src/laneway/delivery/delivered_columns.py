@@ -10,7 +10,7 @@ import pyarrow as pa
 from laneway.convert.batches import BatchConverter
 from laneway.reading.categories import find_categories
 from laneway.reading.origin import PROVENANCE, Origin
-from laneway.reading.projection import select_columns, with_provenance
+from laneway.reading.projection import select_columns, warn_of_missing, with_provenance
 from laneway.reading.selected import open_rows
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ class DeliveredColumns:
     ) -> Self:
         """Return the columns that a user asks for; see `StatefulShardedDataset` for the arguments and errors."""
         found, vocabularies = select_columns(manifest, names, schema), None
+        warn_of_missing(manifest, found.names, schema, stacklevel=3)
         if categories:
             vocabularies = find_categories(categories, manifest, storage, found, cache_dir)
             found = vocabularies.as_delivered(found)

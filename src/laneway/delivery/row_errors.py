@@ -16,7 +16,7 @@ from laneway.reading.origin import PROVENANCE
 from laneway.wording import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from laneway.convert.batches import BatchConverter
     from laneway.convert.columns import Output
@@ -44,23 +44,29 @@ SKIPPED: Final = Skipped.SKIPPED
 class RowErrors:
     """Delivers a filler, or nothing, where the user's functions fail for a row."""
 
-    def __init__(self, filler: Mapping[str, Any] | None, kept: Collection[str] = ()) -> None:
+    def __init__(self, filler: Mapping[str, Any] | None, *, is_default: bool = False) -> None:
         """Start to count.
 
         Args:
-            filler: What is delivered instead of a row, apart from `VALID`; None: nothing.
-            kept: Columns that a filler has from the row.
+            filler: What is delivered instead of a row, apart from `VALID`; columns that tell where it comes from are
+                those of the row. None: nothing.
+            is_default: Whether it is a row of zeros, since the user has given no filler.
         """
         self._filler = filler
-        self._kept = kept
+        self._is_default = is_default
         self._num_hidden = 0
         self._next_log_s = 0.0
 
-    def accept(self, row: Any) -> Any:  # noqa: ANN401 - a user's function may return anything
+    def accept(self, row: Any, *, is_collated: bool) -> Any:  # noqa: ANN401 - a user's function may return anything
         """Return what is delivered for a row for which the functions have not failed.
+
+        Args:
+            row: What they returned.
+            is_collated: Whether `default_collate` makes a batch of it, for which all rows must have the same keys.
 
         Raises:
             TypeError: It can't be marked as valid.
+            ValueError: A filler has other keys.
         """
         if self._filler is None:
             return row
@@ -69,7 +75,20 @@ class RowErrors:
                 f'on_error="mask" adds {VALID!r} to each row, so transform must return a dict, not {type(row).__name__}'
             )
             raise TypeError(message)
+        if self._is_default or is_collated:
+            self._check_keys(row, self._filler)
         return {**row, VALID: True}
+
+    def _check_keys(self, row: Mapping[str, Any], filler: Mapping[str, Any]) -> None:
+        """Check that a filler has the keys of a row: the first row of a batch says which keys the batch has."""
+        if row.keys() - {VALID} == filler.keys() - {VALID}:
+            return
+        which = "the filler that is used by default" if self._is_default else "filler"
+        message = (
+            f'on_error="mask": a row that transform returned has the keys {_listed(row)}, but {which} has '
+            f"{_listed(filler)}: pass filler=, such as a row that transform could return"
+        )
+        raise ValueError(message)
 
     @classmethod
     def of(
@@ -114,13 +133,14 @@ class RowErrors:
         if output == "arrow":
             message = f'on_error="mask" adds {VALID!r} to each row, but with output="arrow" rows are record batches'
             raise ValueError(message)
+        is_default = filler is None
         if filler is None:
             zeros = OpenRows.from_batch(zero_row(converter.schema), converter.vectorized)
             filler = converter.gather_rows([zeros])[0]
         elif not isinstance(filler, dict):
             message = f"filler must be a dict, such as a row that transform returns, not {filler!r}"
             raise TypeError(message)
-        return cls(filler, [name for name in PROVENANCE.names if name in converter.schema.names])
+        return cls(filler, is_default=is_default)
 
     @property
     def skips(self) -> bool:
@@ -144,5 +164,9 @@ class RowErrors:
             _log.warning("%s %s, the last one %s: %s: %s", hidden, action, place(), kind, error)
         if self._filler is None:
             return SKIPPED
-        kept = {name: row[name] for name in self._kept if name in row}
-        return {**copy.deepcopy(self._filler), **kept, VALID: False}
+        origin = {name: row[name] for name in PROVENANCE.names if name in self._filler and name in row}
+        return {**copy.deepcopy(self._filler), **origin, VALID: False}
+
+
+def _listed(keys: Iterable[Any]) -> str:
+    return ", ".join(map(repr, keys)) or "none"

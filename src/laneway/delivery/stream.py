@@ -127,7 +127,8 @@ class ItemMaker:
             result = self.transform(item, context)
         except Exception as error:  # noqa: BLE001 - the user's functions may raise any
             return errors.hide(error, item, lambda: self._name_of(row, ranges, index))
-        return errors.accept(self._checked(result, is_delivered=self._delivers_results))
+        result = self._checked(result, is_delivered=self._delivers_results)
+        return errors.accept(result, is_collated=self._collate_fn is default_collate)
 
     def read_on(self, lane: int, start: int, stop: int) -> OpenRows:
         """Return the first rows of [start, stop) of a lane as they were read; see `LaneReader.read_on`."""

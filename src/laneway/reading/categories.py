@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Final, final
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from laneway.catalog.caching import CacheEntry
 from laneway.convert.arrays import decode
 from laneway.errors import ColumnConversionError, DataFileError, SchemaMismatchError
 from laneway.reading.column_statistics import compared_type, distinct_values, with_one_zero
@@ -20,7 +19,7 @@ from laneway.wording import counted
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from laneway.catalog.caching import CacheDir
+    from laneway.catalog.caching import CacheDir, CacheEntry
     from laneway.catalog.contents import ManifestContents
     from laneway.reading.rows import Rows
     from laneway.storage.filesystem import Storage
@@ -218,8 +217,8 @@ class VocabularyPlanner:
         return found
 
     def _entry(self, field: pa.Field[Any]) -> CacheEntry | None:
-        key = (f"version {_VERSION}", self._manifest.fingerprint, field.name, str(field.type))
-        return CacheEntry.find(self._cache_dir, self._storage, key, "vocabulary")
+        key = (f"version {_VERSION}", field.name, str(field.type))
+        return self._manifest.cache_entry(self._cache_dir, self._storage, key, "vocabulary")
 
 
 def _listed(field: pa.Field[Any], values: Sequence[Any]) -> Any:  # noqa: ANN401 - an array

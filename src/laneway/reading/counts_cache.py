@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from laneway.catalog.caching import CacheEntry
 from laneway.core.selection import compact
 from laneway.errors import DataFileError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from laneway.catalog.caching import CacheDir
+    from laneway.catalog.caching import CacheDir, CacheEntry
     from laneway.catalog.contents import ManifestContents
     from laneway.storage.filesystem import Storage
 
@@ -69,8 +68,7 @@ class CountsCache:
         entry.write(sink.getvalue().to_pybytes())
 
     def _entry(self, text: str) -> CacheEntry | None:
-        key = (f"version {_VERSION}", self._manifest.fingerprint, text)
-        return CacheEntry.find(self._cache_dir, self._storage, key, "selection")
+        return self._manifest.cache_entry(self._cache_dir, self._storage, (f"version {_VERSION}", text), "selection")
 
     def _decode(self, data: memoryview, text: str, name: str) -> Counts:
         try:

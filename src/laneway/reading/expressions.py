@@ -14,7 +14,8 @@ import pyarrow.dataset as pads
 from pyarrow import acero
 
 from laneway.errors import SchemaMismatchError
-from laneway.reading.projection import select_columns
+from laneway.formats.field_paths import find_field
+from laneway.reading.projection import no_column, select_columns
 from laneway.reading.steps import mask_of
 
 if TYPE_CHECKING:
@@ -166,13 +167,16 @@ def _expression_of(tuples: object) -> pc.Expression:
     from pyarrow.parquet import filters_to_expression  # noqa: PLC0415 - slow to import, and few need it
 
     given: Any = [tuples] if isinstance(tuples, tuple) else tuples
+    message = (
+        "filter must be a pyarrow expression, such as pc.field('price') > 10, or tuples, such as "
+        f"[('price', '>', 10)], not {tuples!r:.200}"
+    )
+    if not isinstance(given, list):
+        raise TypeError(message)
     try:
         found: pc.Expression = filters_to_expression(given)
     except (ValueError, TypeError, IndexError) as error:
-        message = (
-            f"filter must be a pyarrow expression, such as pc.field('price') > 10, or tuples, such as "
-            f"[('price', '>', 10)], not {tuples!r:.200} ({error})"
-        )
+        message = f"{message} ({error})"
         raise TypeError(message) from error
     return found
 
@@ -180,8 +184,23 @@ def _expression_of(tuples: object) -> pc.Expression:
 def _check(expression: pc.Expression, schema: pa.Schema) -> None:
     problem = _problem(expression, schema)
     if problem is not None:
-        message = f"filter {expression} doesn't fit the columns {_columns_text(schema)}: {problem}"
+        reason = _missing(problem, schema) or f"doesn't fit the columns {_columns_text(schema)}: {problem}"
+        message = f"filter {expression} {reason}"
         raise SchemaMismatchError(message)
+
+
+def _missing(problem: str, schema: pa.Schema) -> str | None:
+    """Return which column doesn't exist, if that is what pyarrow complains of."""
+    found = re.match(r"No match for (FieldRef\..*\)) in ", problem)
+    names = [] if found is None else re.findall(r"FieldRef\.Name\((.*?)\)(?= |\)|$)", found[1])
+    if not names:
+        return None
+    name = ".".join(names)
+    path = find_field(schema, name)
+    if path is not None and len(names) == 1:
+        names_of_path = ", ".join(map(repr, path))
+        return f"needs pc.field({names_of_path}) for the field of a struct, not pc.field({name!r})"
+    return f"can't be computed: {no_column(name, schema)}"
 
 
 def _columns_text(schema: pa.Schema) -> str:

@@ -16,7 +16,7 @@ from laneway.formats.nested_types import unreadable_type
 from laneway.reading.origin import PROVENANCE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from laneway.catalog.contents import ManifestContents
 
@@ -48,6 +48,26 @@ def select_columns(
     return pa.schema(list(zip(names, types, strict=True)))
 
 
+def warn_of_missing(
+    manifest: ManifestContents, names: Iterable[str], schema: pa.Schema | None, *, stacklevel: int
+) -> None:
+    """Warn of columns that a user's schema has, and no file.
+
+    Args:
+        manifest: The files.
+        names: The columns that are used.
+        schema: The schema; None: the user has given none.
+        stacklevel: The user's line, as for `warnings.warn`, counted from the caller.
+    """
+    missing = [name for name in names if schema is not None and name in schema.names]
+    for index in range(len(manifest.schemas.distinct)):
+        missing = [name for name in missing if _type_in(manifest, index, name) is None]
+    for name in missing:
+        message = f"no file has the column {name!r} of schema=, so it is null in all rows"
+        hint = _hint(name, manifest.schema)
+        warnings.warn(f"{message}: {hint.strip()}" if hint else message, stacklevel=stacklevel + 1)
+
+
 def with_provenance(schema: pa.Schema) -> pa.Schema:
     """Return a schema with the columns of `PROVENANCE` after its own.
 
@@ -69,8 +89,18 @@ def _check_names(names: Sequence[str], existing: pa.Schema, what: str) -> None:
     unknown = set(names).difference(existing.names)
     for name in names:
         if name in unknown and find_field(existing, name) is None:
-            message = f"there is no column {name!r}: {_hint(name, existing)}{what} {', '.join(existing.names)}"
-            raise SchemaMismatchError(message)
+            raise SchemaMismatchError(no_column(name, existing, what))
+
+
+def no_column(name: str, existing: pa.Schema, what: str = "the columns are") -> str:
+    """Return what an error says of a column that doesn't exist.
+
+    Args:
+        name: The column, or the path of a field.
+        existing: The columns that there are.
+        what: What they are.
+    """
+    return f"there is no column {name!r}: {_hint(name, existing)}{what} {', '.join(existing.names)}"
 
 
 def _hint(name: str, existing: pa.Schema) -> str:
@@ -115,10 +145,6 @@ def _check_castable(manifest: ManifestContents, name: str, type_: pa.DataType) -
                 f"type in schema= ({problem}): give it another type there, or leave it out"
             )
             raise SchemaMismatchError(message)
-    if all(source is None for source in found):
-        message = f"no file has the column {name!r} of schema=, so it is null in all rows"
-        hint = _hint(name, manifest.schema)
-        warnings.warn(f"{message}: {hint.strip()}" if hint else message, stacklevel=4)
 
 
 def _check_readable(manifest: ManifestContents, index: int, name: str, type_: pa.DataType) -> None:

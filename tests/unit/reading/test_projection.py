@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.ipc
 import pytest
 
+from laneway import StatefulShardedDataset
 from laneway.errors import SchemaMismatchError
 from laneway.manifest import Manifest
 from laneway.reading.projection import select_columns
@@ -97,13 +100,25 @@ def test_a_schema_that_can_not_be_delivered_is_an_error(
         select_columns(manifest, columns, schema_of(text=type_))
 
 
-def test_a_column_that_no_file_has_gives_a_warning(manifest: Manifest) -> None:
-    schema = schema_of(texts=pa.string())
-    with pytest.warns(UserWarning, match=r"'texts' of schema=, so it is null in all rows: did you mean 'text'\?"):
-        assert select_columns(manifest, None, schema) == schema
-    schema = schema_of(qqq=pa.string())
-    with pytest.warns(UserWarning, match=r"no file has the column 'qqq' of schema=, so it is null in all rows$"):
-        assert select_columns(manifest, None, schema) == schema
+def test_a_column_that_no_file_has_gives_one_warning_at_the_line_of_the_user(tmp_path: Path) -> None:
+    manifest = scan(tmp_path, a=A)
+    schema = schema_of(id=pa.int64(), texts=pa.string(), qqq=pa.string())
+    conditions = [pc.field("texts").is_null(), pc.field("qqq").is_null()]
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        dataset = StatefulShardedDataset(manifest, schema=schema, columns=["id", "texts"], filter=conditions[0])
+        texts = ["no file has the column 'texts' of schema=, so it is null in all rows: did you mean 'text'?"]
+        assert [str(each.message) for each in found] == texts
+        filtered = dataset.filter(conditions[0])
+        assert len(found) == 1
+        filtered.filter(conditions[1])
+        texts.append("no file has the column 'qqq' of schema=, so it is null in all rows")
+        assert [str(each.message) for each in found] == texts
+        StatefulShardedDataset(manifest, schema=schema, columns=["id"], filter=conditions[1])
+        assert [str(each.message) for each in found] == [*texts, texts[1]]
+        dataset.split({"a": 1.0}, by="qqq")
+        assert [str(each.message) for each in found] == [*texts, texts[1], texts[1]]
+        assert {each.filename for each in found} == {__file__}
 
 
 def test_a_column_of_only_some_files_may_be_a_key_of_the_directories_of_the_others(tmp_path: Path) -> None:
