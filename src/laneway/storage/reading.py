@@ -27,6 +27,27 @@ def read_range(storage: Storage, path: str, start: int, stop: int, version: str 
     return bytes(read_ranges(storage, path, [(start, stop)], version)[0])
 
 
+def read_small_file(storage: Storage, path: str) -> bytes | None:
+    """Return the content of a small file in one request, or None if it does not exist.
+
+    Where the storage lies about the length of a response, the content may be short: see `read_ranges`.
+
+    Raises:
+        DataFileError: The file can't be read.
+    """
+
+    def read() -> bytes | None:
+        try:
+            if storage.is_local:
+                with open_local(path) as file:
+                    return file.read()
+            return bytes(storage.filesystem.cat_file(storage.request_path(path)))
+        except FileNotFoundError:
+            return None
+
+    return storage.call(path, read)
+
+
 def read_ranges(storage: Storage, path: str, ranges: Sequence[tuple[int, int]], version: str = "") -> list[Data]:
     """Return the bytes [start, stop) of a file for each range. Ranges of a remote file are requested concurrently.
 
