@@ -221,6 +221,18 @@ def test_two_jobs_that_begin_at_once_on_one_folder_do_not_both_save(
     assert len(opened(each_s3, url).list()) == 1
 
 
+def test_the_file_of_a_writer_that_is_gone_is_taken_over(
+    s3: Bed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = s3.upload(tmp_path) + "/run"
+    monkeypatch.setattr(lock, "STALE_S", 0.2)
+    for content in (b'{"owner": "a", "host": "elsewhere", "pid": 1, "beat": 9}', b"", b"{"):
+        s3.put(f"{url}/writer.json", content)
+        with opened(s3, url) as checkpoints:
+            save(checkpoints, Job(), 0)
+    assert len(opened(s3, url).list()) == 3
+
+
 def upload_run(bed: Bed, folder: Path, count: int) -> str:
     """Upload the indices of many checkpoints of nothing."""
     for number in range(1, count + 1):

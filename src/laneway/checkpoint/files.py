@@ -32,6 +32,8 @@ class _Writer(io.RawIOBase):
         self._file = file
         self._size = 0
         self._checksums: list[int] = []
+        self.error: Exception | None = None
+        """Why a write failed: torch.save only tells that one did."""
 
     def writable(self) -> bool:
         """Return True."""
@@ -48,7 +50,11 @@ class _Writer(io.RawIOBase):
         while start < len(view):
             filled = self._size % BLOCK_BYTES
             part = view[start : start + BLOCK_BYTES - filled]
-            self._file.write(part)
+            try:
+                self._file.write(part)
+            except Exception as error:
+                self.error = error
+                raise
             if filled:
                 self._checksums[-1] = zlib.crc32(part, self._checksums[-1])
             else:
@@ -121,7 +127,12 @@ class CheckpointFiles(FileSystem):
             )
             with cast("BinaryIO", opened()) as stream:
                 writer = _Writer(stream)
-                yield writer
+                try:
+                    yield writer
+                except Exception as error:
+                    if writer.error is None:
+                        raise
+                    raise writer.error from error
         with self._lock:
             self.written[self._final_name(file)] = writer.record
 
