@@ -2,13 +2,15 @@
 
 A model of some hundred MB and its AdamW states, in a single process:
 
-- a synchronous save, beside `torch.distributed.checkpoint.save` with its files synced to disk, as laneway's are
-- a load, beside `torch.distributed.checkpoint.load`
-- the blocking part of an asynchronous save, beside a copy of all tensors in memory
-- the steps of a training loop that saves asynchronously every 50 steps, beside the same loop without saves
+- a synchronous save, beside `torch.distributed.checkpoint.save` with its files synced to disk, as laneway's are, and
+  beside `torch.save`, Accelerate's `save_state` and the checkpoint of a Lightning trainer, which sync nothing
+- a load, beside those of the same
+- the blocking part of an asynchronous save, beside a copy of all tensors into new memory
+- the steps of a training loop that saves asynchronously every 50 steps, beside the same loop without saves; with the
+  wait for the last save at its end, and without
 
-Each pair is run in turn, several times; the medians are compared. Run
-`python benchmarks/bench_checkpoint.py [--short] [--json PATH]`.
+All contenders are run in turn, in another order each time; medians of wall time and of CPU time (of all threads) are
+compared. Run `python benchmarks/bench_checkpoint.py [--short] [--json PATH]`.
 """
 
 from __future__ import annotations
@@ -16,15 +18,20 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import logging
+import random
 import shutil
 import tempfile
 import time
 import warnings
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from accelerate import Accelerator
+from lightning import LightningModule, Trainer
 from torch import nn
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
@@ -36,7 +43,7 @@ from laneway.checkpoint import KeepLatest
 
 # Scripts import from their own directory, mypy from the root.
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from benchmarks.machine import warm_memory
 else:
@@ -48,6 +55,13 @@ NUM_LAYERS = 6
 SAVE_EVERY = 50
 STEP_S = 0.02
 """Time of a step that computes on an accelerator, while the CPU is free."""
+
+
+class Cost(NamedTuple):
+    """Medians of the runs of a contender."""
+
+    wall_s: float
+    cpu_s: float
 
 
 class Job:
@@ -77,69 +91,136 @@ class Job:
         return [*states["model"].values(), *of_optimizer]
 
 
-def timed(function: Callable[[], object]) -> float:
-    """Return the seconds that a call takes."""
-    start = time.perf_counter()
+class LightningJob(LightningModule):
+    """The same job as a trainer runs it."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__()
+        self.job = job
+        self.model = job.model
+
+    def training_step(self, batch: torch.Tensor, _: int) -> torch.Tensor:
+        """Return a loss."""
+        loss: torch.Tensor = self.model(batch).sum()
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return the optimizer."""
+        return self.job.optimizer
+
+
+def timed(function: Callable[[], object]) -> Cost:
+    """Return what a call takes."""
+    wall, cpu = time.perf_counter(), time.process_time()
     function()
-    return time.perf_counter() - start
+    return Cost(time.perf_counter() - wall, time.process_time() - cpu)
 
 
-def compare(ours: Callable[[], object], theirs: Callable[[], object]) -> tuple[float, float]:
-    """Return the median seconds of both, run in turn; the first run of each does not count."""
-    runs = [(timed(ours), timed(theirs)) for _ in range(REPEATS + 1)][1:]
-    return median(a for a, _ in runs), median(b for _, b in runs)
+def medians(costs: list[Cost]) -> Cost:
+    """Return the medians of runs; the first one does not count."""
+    return Cost(*(median(values) for values in zip(*costs[1:], strict=True)))
 
 
-def bare_save(job: Job, folder: Path, index: int) -> None:
-    """Save with torch.distributed.checkpoint alone, then delete the checkpoint before."""
-    save(job.states(), storage_writer=FileSystemWriter(folder / str(index), sync_files=True), no_dist=True)
-    shutil.rmtree(folder / str(index - 1), ignore_errors=True)
+def in_turn(contenders: Mapping[str, Callable[[], object]]) -> dict[str, Cost]:
+    """Run all contenders in turn, in another order each time, and return the cost of each."""
+    runs: dict[str, list[Cost]] = {name: [] for name in contenders}
+    for _ in range(REPEATS + 1):
+        for name in random.sample([*contenders], len(contenders)):
+            runs[name].append(timed(contenders[name]))
+    return {name: medians(costs) for name, costs in runs.items()}
 
 
-def bare_load(job: Job, folder: Path) -> None:
-    """Load with torch.distributed.checkpoint alone."""
-    states = job.states()
-    load(states, storage_reader=FileSystemReader(folder), no_dist=True)
-    set_state_dict(job.model, job.optimizer, model_state_dict=states["model"], optim_state_dict=states["optimizer"])
+@dataclass
+class Folder:
+    """The checkpoints of a contender: the one before is deleted once the next one is written, as laneway does."""
+
+    root: Path
+    newest: Path = Path()
+    _numbers: itertools.count[int] = field(default_factory=itertools.count)
+
+    def save(self, write: Callable[[Path], object]) -> None:
+        """Write a checkpoint into a new folder."""
+        before, self.newest = self.newest, self.root / str(next(self._numbers))
+        self.newest.mkdir(parents=True)
+        write(self.newest)
+        if before.name:
+            shutil.rmtree(before)
 
 
-def saving(job: Job, root: Path) -> dict[str, Any]:
+def saving(job: Job, root: Path) -> tuple[dict[str, Cost], dict[str, Cost]]:
     """Compare synchronous saves, and loads."""
     steps = itertools.count()
+    dcp, plain, hf, lightning = (Folder(root / name) for name in ("dcp", "plain", "accelerate", "lightning"))
+    accelerator = Accelerator(cpu=True)
+    accelerator.prepare(job.model, job.optimizer)
+    trainer = Trainer(
+        accelerator="cpu", max_steps=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False,
+    )  # fmt: skip
+    width = job.tensors()[0].shape[0]
+    trainer.fit(LightningJob(job), torch.utils.data.DataLoader(torch.zeros(1, width)))
 
-    def theirs() -> None:
-        bare_save(job, root / "bare", next(bare_steps))
+    def dcp_load() -> None:
+        states = job.states()
+        load(states, storage_reader=FileSystemReader(dcp.newest), no_dist=True)
+        set_state_dict(job.model, job.optimizer, model_state_dict=states["model"], optim_state_dict=states["optimizer"])
 
-    bare_steps = itertools.count()
-    # Both keep one checkpoint.
+    def plain_load() -> None:
+        states = torch.load(plain.newest / "all.pt", weights_only=True)
+        job.model.load_state_dict(states["model"])
+        job.optimizer.load_state_dict(states["optimizer"])
+
+    def lightning_load() -> None:
+        states = trainer.strategy.load_checkpoint(lightning.newest / "last.ckpt", weights_only=False)
+        trainer.strategy.load_model_state_dict(states, strict=True)
+        trainer.strategy.load_optimizer_state_dict(states)
+
+    def dcp_save(path: Path) -> None:
+        save(job.states(), storage_writer=FileSystemWriter(path, sync_files=True), no_dist=True)
+
+    def plain_save(path: Path) -> None:
+        torch.save({"model": job.model.state_dict(), "optimizer": job.optimizer.state_dict()}, path / "all.pt")
+
+    # All keep one checkpoint.
     with Checkpoints(root / "ours", keep=[KeepLatest(1)]) as checkpoints:
-        save_s = compare(lambda: checkpoints.save(next(steps), **job.objects), theirs)
-        newest = root / "bare" / str(next(bare_steps) - 1)
-        load_s = compare(lambda: checkpoints.resume(**job.objects), lambda: bare_load(job, newest))
-    return {"save": save_s, "load": load_s}
+        saves = in_turn(
+            {
+                "laneway": lambda: checkpoints.save(next(steps), **job.objects),
+                "dcp.save": lambda: dcp.save(dcp_save),
+                "torch.save": lambda: plain.save(plain_save),
+                "Accelerate save_state": lambda: hf.save(lambda path: accelerator.save_state(str(path))),
+                "Lightning save_checkpoint": lambda: lightning.save(
+                    lambda path: trainer.save_checkpoint(path / "last.ckpt")
+                ),
+            }
+        )
+        loads = in_turn(
+            {
+                "laneway": lambda: checkpoints.resume(**job.objects),
+                "dcp.load": dcp_load,
+                "torch.load": plain_load,
+                "Accelerate load_state": lambda: accelerator.load_state(str(hf.newest)),
+                "Lightning load_checkpoint": lightning_load,
+            }
+        )
+    return saves, loads
 
 
-def blocking(job: Job, root: Path) -> tuple[float, float]:
+def blocking(job: Job, root: Path) -> dict[str, Cost]:
     """Compare the blocking part of asynchronous saves with a copy in memory."""
-    step = 0
-    with Checkpoints(root / "blocking", async_save=True) as checkpoints:
-
-        def ours() -> float:
-            nonlocal step
-            step += 1
-            return timed(lambda: checkpoints.save(step, **job.objects))
-
-        runs = []
+    steps = itertools.count()
+    ours, copies = [], []
+    with Checkpoints(root / "blocking", async_save=True, keep=[KeepLatest(1)]) as checkpoints:
         for _ in range(REPEATS + 1):
-            copy_s = timed(lambda: [each.clone() for each in job.tensors()])
-            runs.append((ours(), copy_s))
+            copies.append(timed(lambda: [each.clone() for each in job.tensors()]))
+            ours.append(timed(lambda: checkpoints.save(next(steps), **job.objects)))
             # What was written before must not slow down the next one.
             checkpoints.wait()
-    return median(a for a, _ in runs[1:]), median(b for _, b in runs[1:])
+    return {"laneway": medians(ours), "copy into new memory": medians(copies)}
 
 
-def steps(job: Job, root: Path, num_steps: int) -> tuple[float, float]:
-    """Compare a loop that saves asynchronously with one that does not."""
+def stepping(job: Job, root: Path, num_steps: int) -> tuple[dict[str, Cost], dict[str, Cost]]:
+    """Compare a loop that saves asynchronously with one that does not: its steps, and all of it."""
 
     def loop(checkpoints: Checkpoints | None) -> None:
         for step in range(1, num_steps + 1):
@@ -147,16 +228,26 @@ def steps(job: Job, root: Path, num_steps: int) -> tuple[float, float]:
             if checkpoints is not None and checkpoints.due(step, every_steps=SAVE_EVERY):
                 checkpoints.save(step, **job.objects)
 
-    def ours() -> None:
-        with Checkpoints(Path(tempfile.mkdtemp(dir=root)), async_save=True) as checkpoints:
-            loop(checkpoints)
+    steps, everything, none = [], [], []
 
-    return compare(ours, lambda: loop(None))
+    def ours() -> None:
+        with Checkpoints(root / "steps", async_save=True, keep=[KeepLatest(1)]) as checkpoints:
+            steps.append(timed(lambda: loop(checkpoints)))
+
+    for _ in range(REPEATS + 1):
+        everything.append(timed(ours))
+        none.append(timed(lambda: loop(None)))
+    before = medians(none)
+    return (
+        {"laneway": medians(steps), "no saves": before},
+        {"laneway": medians(everything), "no saves": before},
+    )
 
 
 def main() -> None:
     """Measure, and print a table."""
-    warnings.filterwarnings("ignore", "torch.distributed is disabled")
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--short", action="store_true", help="a smaller model")
     parser.add_argument("--json", type=Path, help="also write the results to this file")
@@ -164,16 +255,22 @@ def main() -> None:
     warm_memory(4_096)
     job = Job(SHORT_WIDTH if arguments.short else WIDTH)
     num_bytes = sum(each.nbytes for each in job.tensors())
-    print(f"{num_bytes / 2**20:,.0f} MiB of tensors; medians of {REPEATS} runs in turn\n")
+    print(f"{num_bytes / 2**20:,.0f} MiB of tensors; medians of {REPEATS} runs in turn")
+    found: dict[str, dict[str, Cost]] = {}
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        found = saving(job, root)
         found["blocking part of an async save"] = blocking(job, root)
-        found[f"{4 * SAVE_EVERY} steps, async saves"] = steps(job, root, 4 * SAVE_EVERY)
-    others = ("dcp.save", "dcp.load", "copy in memory", "no saves")
-    print(f"{'':34}{'laneway s':>12}{'beside':>18}{'s':>10}{'ratio':>8}")
-    for (name, (ours, theirs)), other in zip(found.items(), others, strict=True):
-        print(f"{name:34}{ours:12.3f}{other:>18}{theirs:10.3f}{ours / theirs:8.2f}")
+        steps, everything = stepping(job, root, 4 * SAVE_EVERY)
+        found[f"{4 * SAVE_EVERY} steps, 4 async saves"], found["with the wait at the end"] = steps, everything
+        found["save"], found["load"] = saving(job, root)
+    print(f"\n{'':34}{'beside':>26}{'wall s':>10}{'cpu s':>9}{'laneway: wall':>16}{'cpu':>8}")
+    for name, costs in found.items():
+        ours = costs["laneway"]
+        print(f"{name:34}{'laneway':>26}{ours.wall_s:10.3f}{ours.cpu_s:9.3f}")
+        for other, cost in costs.items():
+            if other != "laneway":
+                ratios = f"{ours.wall_s / cost.wall_s:16.2f}{ours.cpu_s / cost.cpu_s:8.2f}"
+                print(f"{'':34}{other:>26}{cost.wall_s:10.3f}{cost.cpu_s:9.3f}{ratios}")
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=1) + "\n")
 

@@ -24,7 +24,9 @@ from urllib.parse import urlsplit
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-Kind = Literal["drop", "reset", "500", "503", "403", "404", "short", "ignore range", "stall", "stall at once"]
+Kind = Literal[
+    "drop", "reset", "500", "503", "403", "404", "short", "ignore range", "stall", "stall at once", "cut", "lost"
+]
 """Kind of a fault; see `Fault.kind`."""
 
 _CHUNK_BYTES = 256 * 1024
@@ -44,7 +46,8 @@ class Fault:
     kind: Kind
     """`drop` closes the connection mid-body with a correct Content-Length, `reset` does the same with a TCP reset;
     `short` sends half of the body with a matching Content-Length; `ignore range` responds with 200 and the whole
-    object; `stall` stops mid-body, `stall at once` before the first byte; a number is the status of an S3 error."""
+    object; `stall` stops mid-body, `stall at once` before the first byte; a number is the status of an S3 error. `cut` resets the
+    connection instead of passing the request on; `lost` passes it on, and then resets it instead of answering."""
     method: str = "GET"
     """Method of the matching requests; "" for any."""
     path: str = ""
@@ -247,6 +250,9 @@ class _Proxy:
             await asyncio.sleep(self._latency_s)
         if fault == "stall at once":
             await self._stall(client)
+        if fault == "cut":
+            _reset(answer)
+            raise _Gone
         if fault in _ERRORS:
             await self._refuse(fault, method, answer, entry)
             return upstream
@@ -266,6 +272,10 @@ class _Proxy:
             writer.write(message)
             reply = await _Head.read(reader)
         entry["status"] = int(reply.line[1])
+        if fault == "lost":
+            writer.close()
+            _reset(answer)
+            raise _Gone
         try:
             await self._pass_on(method, reply, reader, client, answer, fault, entry)
         except BaseException:

@@ -10,7 +10,7 @@ from laneway.arguments import check_choice, check_flag, check_int
 from laneway.checkpoint.content import Objects
 from laneway.checkpoint.exporting import export_model
 from laneway.checkpoint.folder import CheckpointFolder
-from laneway.checkpoint.housekeeping import Housekeeping
+from laneway.checkpoint.housekeeping import Housekeeping, wanted_checkpoint
 from laneway.checkpoint.layout import Checkpoint
 from laneway.checkpoint.preemption import Polls, SignalFlag
 from laneway.checkpoint.reading import verify_files
@@ -98,7 +98,7 @@ class Checkpoints:
         self._folder = CheckpointFolder(Storage(path, filesystem, storage_options, retries))
         self._ranks = Ranks.of(process_group, 0, 1).with_own_exchange("Checkpoints()")
         self._group = OwnGroup(as_group(process_group) if is_initialised() else None)
-        self._housekeeping = Housekeeping(self._folder, tuple(keep), if_locked)
+        self._housekeeping = Housekeeping(self._folder, keep, if_locked)
         """What rank 0 does for all."""
         self._flag = SignalFlag(signals) if signals else None
         self._polls = Polls(self._ranks, self._flag, deadline_s)
@@ -179,22 +179,18 @@ class Checkpoints:
 
         Raises:
             CheckpointError: It could not be written, or with `async_save` the last one could not; raised on all ranks.
-            TypeError: A value can't be saved.
+            TypeError: A value can't be saved, or has the wrong type.
             CollectiveError: A rank could not be reached.
         """
         self._saver.raise_failure()
         check_choice("if_busy", if_busy, ("wait", "skip"))
         objects = Objects.of(model, optimizer, loader, {"scheduler": scheduler, **others})
-        wanted = Checkpoint(
-            number=0,
-            step=check_int("step", step, minimum=0),
-            tag=tag,
-            metrics={name: float(value) for name, value in (metrics or {}).items()},
-            world_size=self._ranks.world_size,
-            parts=objects.parts,
-        )
         is_skipping = if_busy == "skip" and self._saver.is_busy
-        reports = self._ranks.gather(f"save({step})", lambda: (wanted, is_skipping), dst_rank=0)
+
+        def report() -> tuple[Checkpoint, bool]:
+            return wanted_checkpoint(step, tag, metrics or {}, self._ranks.world_size, objects.parts), is_skipping
+
+        reports = self._ranks.gather(f"save({step})", report, dst_rank=0)
         checkpoint = self._ranks.broadcast(
             f"save({step}): begin", lambda: self._housekeeping.begin(reports or []), src_rank=0
         )
@@ -277,7 +273,7 @@ class Checkpoints:
         if num_damaged:
             message = (
                 f"none of the {num_damaged:,} checkpoints in {self._folder!r} can be loaded, and the objects may be "
-                "restored in part; the log names what is wrong with each"
+                "restored in part; the log says what is wrong with each. To start anew, use another folder"
             )
             raise CheckpointError(message)
         return None

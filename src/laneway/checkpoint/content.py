@@ -197,19 +197,28 @@ def encode(values: Mapping[str, Any], what: str) -> bytes:
         TypeError: A value holds more than tensors, numbers, strings, and lists, tuples and dicts of them.
     """
     try:
-        data = _encoded(values)
+        return _encoded(values)
     except Exception as error:
         for name, value in values.items():
-            try:
-                _encoded(value)
-            except Exception as found:
+            if (found := _unsavable(value, name)) is not None:
+                place, culprit = found
                 message = (
-                    f"{name} in {what} can't be saved: a checkpoint holds tensors, numbers, strings, and lists, tuples "
-                    f"and dicts of them ({type(found).__name__}: {str(found).splitlines()[0]})"
+                    f"{place} in {what} can't be saved, it is a {type(culprit).__name__}: a checkpoint holds tensors, "
+                    "numbers, strings, and lists, tuples and dicts of them"
                 )
-                raise TypeError(message) from found
-        raise error from None
-    return data
+                raise TypeError(message) from error
+        raise
+
+
+def _unsavable(value: object, place: str) -> tuple[str, object] | None:
+    """Return the place of the innermost value that can't be saved, and the value; None if all can."""
+    try:
+        _encoded(value)
+    except Exception:  # noqa: BLE001 - whatever torch says about it
+        parts = value.items() if isinstance(value, dict) else enumerate(value if type(value) in {list, tuple} else ())
+        inner = (_unsavable(each, f"{place}[{key!r}]") for key, each in parts)
+        return next(filter(None, inner), (place, value))
+    return None
 
 
 def _encoded(value: object) -> bytes:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from torch.distributed.checkpoint.filesystem import FileSystem
 
-from laneway.checkpoint.layout import BLOCK_BYTES, FileRecord
+from laneway.checkpoint.layout import BLOCK_BYTES, METADATA, FileRecord
+from laneway.checkpoint.verified import VerifiedFile, open_buffered
 from laneway.errors import CheckpointError
-from laneway.storage.reading import SeekableFile, open_local, read_range
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -32,6 +32,8 @@ class _Writer(io.RawIOBase):
         self._file = file
         self._size = 0
         self._checksums: list[int] = []
+        self.error: Exception | None = None
+        """Why a write failed: torch.save only tells that one did."""
 
     def writable(self) -> bool:
         """Return True."""
@@ -48,7 +50,11 @@ class _Writer(io.RawIOBase):
         while start < len(view):
             filled = self._size % BLOCK_BYTES
             part = view[start : start + BLOCK_BYTES - filled]
-            self._file.write(part)
+            try:
+                self._file.write(part)
+            except Exception as error:
+                self.error = error
+                raise
             if filled:
                 self._checksums[-1] = zlib.crc32(part, self._checksums[-1])
             else:
@@ -70,73 +76,6 @@ class _Writer(io.RawIOBase):
     def record(self) -> FileRecord:
         """The size and the checksums."""
         return FileRecord(self._size, tuple(self._checksums))
-
-
-class _Reader(SeekableFile):
-    """Reads a file by whole blocks, whose checksums it compares; keeps the last block."""
-
-    def __init__(self, folder: CheckpointFolder, name: str, file: str, record: FileRecord, *, verify: bool) -> None:
-        super().__init__(record.size)
-        self._storage, self._path = folder.storage, folder.path(name, file)
-        self._name, self._record, self._verify = f"{name}/{file}", record, verify
-        self._index = -1
-        """Index of the block that is kept."""
-        self._block = memoryview(b"")
-        self._file: io.BufferedReader | None = None
-        if self._storage.is_local:
-            with self._storage.translate_errors(self._path):
-                self._file = cast("io.BufferedReader", open_local(self._path))
-            # Memory that is used again and again is much faster to fill than new memory.
-            self._buffer = memoryview(bytearray(min(BLOCK_BYTES, record.size)))
-
-    def close(self) -> None:
-        """Close the file."""
-        if self._file is not None:
-            self._file.close()
-        super().close()
-
-    def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - io's own signature takes any buffer
-        """Read bytes of the block at the position."""
-        view = memoryview(buffer).cast("B")
-        if self._offset >= self._size or not len(view):
-            return 0
-        index, first = divmod(self._offset, BLOCK_BYTES)
-        if index != self._index:
-            self._read_block(index)
-        part = self._block[first : first + len(view)]
-        view[: len(part)] = part
-        self._offset += len(part)
-        return len(part)
-
-    def _read_block(self, index: int) -> None:
-        start = index * BLOCK_BYTES
-        stop = min(start + BLOCK_BYTES, self._size)
-        self._index = -1
-        block = self._fetch(start, stop)
-        if len(block) != stop - start or (self._verify and zlib.crc32(block) != self._record.checksums[index]):
-            message = f"{self._name} is damaged: the checksum of its bytes {start:,} to {stop:,} differs"
-            raise CheckpointError(message)
-        self._index, self._block = index, block
-
-    def _fetch(self, start: int, stop: int) -> memoryview:
-        if self._file is None:
-            return memoryview(read_range(self._storage, self._path, start, stop))
-        block = self._buffer[: stop - start]
-        with self._storage.translate_errors(self._path):
-            self._file.seek(start)
-            return block[: self._file.readinto(block)]
-
-
-def open_verified(
-    folder: CheckpointFolder, name: str, file: str, record: FileRecord, *, verify: bool = True
-) -> io.BufferedReader:
-    """Open a file of a checkpoint for reading; with `verify`, the checksum of each part is compared when it is read.
-
-    Raises, while reading:
-        CheckpointError: The file is damaged.
-        DataFileError: The file can't be read.
-    """
-    return io.BufferedReader(_Reader(folder, name, file, record, verify=verify), buffer_size=1 << 20)
 
 
 class CheckpointFiles(FileSystem):
@@ -173,8 +112,13 @@ class CheckpointFiles(FileSystem):
             if self._records is None or file not in self._records:
                 message = f"{self._name} has no file {file}"
                 raise CheckpointError(message)
-            with open_verified(self._folder, self._name, file, self._records[file], verify=self._verify) as reader:
-                yield reader
+            record = self._records[file]
+            if file == METADATA:
+                with open_buffered(self._folder, self._name, file, record) as buffered:
+                    yield buffered
+            else:
+                with VerifiedFile(self._folder, self._name, file, record, verify=self._verify) as reader:
+                    yield reader
             return
         storage, target = self._folder.storage, self._folder.path(self._name, self._final_name(file))
         with storage.translate_errors(target, "written"):
@@ -183,7 +127,12 @@ class CheckpointFiles(FileSystem):
             )
             with cast("BinaryIO", opened()) as stream:
                 writer = _Writer(stream)
-                yield writer
+                try:
+                    yield writer
+                except Exception as error:
+                    if writer.error is None:
+                        raise
+                    raise writer.error from error
         with self._lock:
             self.written[self._final_name(file)] = writer.record
 

@@ -5,23 +5,26 @@ from __future__ import annotations
 import logging
 import os
 import posixpath
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from laneway.checkpoint.layout import INDEX, decode_index, number_of, parse_name
 from laneway.errors import CheckpointError
-from laneway.storage.entries import get_entry
+from laneway.storage.entries import file_size, get_entry
 from laneway.storage.listing import list_directory
-from laneway.storage.reading import read_range
-from laneway.storage.writing import write_file
+from laneway.storage.reading import read_range, read_small_file
+from laneway.storage.writing import create_file, write_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from laneway.checkpoint.layout import Checkpoint
     from laneway.storage.filesystem import Storage
 
+NUM_CONCURRENT = 32
+"""Indices that are read from remote storage at the same time."""
 _log = logging.getLogger(__name__)
 
 
@@ -55,16 +58,23 @@ class CheckpointFolder:
             DataFileError: The index can't be read.
         """
         if name not in self._known:
-            path = self.path(name, INDEX)
-            entry = get_entry(self.storage, path)
-            if entry is None:
+            data = read_small_file(self.storage, self.path(name, INDEX))
+            if data is None:
                 return None
-            found = decode_index(read_range(self.storage, path, 0, entry.size), name)
+            try:
+                found = decode_index(data, name)
+            except CheckpointError:
+                # Was the response cut, or is the file damaged?
+                found = decode_index(self._read_by_size(name), name)
             if found.name != name:
                 message = f"{name}/{INDEX} is that of {found.name}: the folder was renamed or copied"
                 raise CheckpointError(message)
             self._known[name] = found
         return self._known[name]
+
+    def _read_by_size(self, name: str) -> bytes:
+        path = self.path(name, INDEX)
+        return read_range(self.storage, path, 0, file_size(self.storage, path))
 
     def complete(self, names: Iterable[str] | None = None) -> Iterator[Checkpoint]:
         """Yield the complete checkpoints, newest first. Those with a damaged index are left out, and logged.
@@ -75,14 +85,26 @@ class CheckpointFolder:
         Raises:
             DataFileError: The folder can't be listed, or an index can't be read.
         """
-        for name in self.names() if names is None else names:
+        remaining = [*(self.names() if names is None else names)]
+        num_now = 1
+        while remaining:
+            now, remaining = remaining[:num_now], remaining[num_now:]
+            yield from filter(None, self._read_indices(now))
+            # Many callers need the newest one only.
+            num_now = NUM_CONCURRENT
+
+    def _read_indices(self, names: Sequence[str]) -> list[Checkpoint | None]:
+        def read(name: str) -> Checkpoint | None:
             try:
-                checkpoint = self.read_index(name)
+                return self.read_index(name)
             except CheckpointError as error:
                 _log.warning("%s is passed over: %s", name, error)
-                continue
-            if checkpoint is not None:
-                yield checkpoint
+                return None
+
+        if self.storage.is_local or len(names) == 1:
+            return [*map(read, names)]
+        with ThreadPoolExecutor(NUM_CONCURRENT, "laneway-index") as pool:
+            return [*pool.map(read, names)]
 
     def problem(self, checkpoint: Checkpoint) -> str | None:
         """Return why a checkpoint can't be loaded, judged by the sizes of its files, or None: one listing."""
@@ -122,10 +144,12 @@ class CheckpointFolder:
             raise CheckpointError(message)
         if self.storage.is_local:
             _sync_directory(self.path(name))
-        write_file(self.storage, self.path(name, INDEX), checkpoint.encode())
-        if self.storage.is_local:
+            write_file(self.storage, self.path(name, INDEX), checkpoint.encode())
             _sync_directory(self.path(name))
             _sync_directory(self.storage.root)
+        elif not create_file(self.storage, self.path(name, INDEX), checkpoint.encode()):
+            message = f"{name} can't be completed: another job has written a checkpoint of the same name"
+            raise CheckpointError(message)
         self._known[name] = checkpoint
 
     def delete(self, name: str) -> None:
@@ -138,11 +162,23 @@ class CheckpointFolder:
         storage, path = self.storage, self.path(name)
         listed = [each.path for each in list_directory(storage, path)]
         index = [each for each in listed if posixpath.basename(each) == INDEX]
-        for each in (*index, *(other for other in listed if other not in index)):
-            storage.call(each, partial(_remove, storage, each), access="written")
+        with ThreadPoolExecutor(NUM_CONCURRENT, "laneway-delete") as pool:
+            for paths in (index, [each for each in listed if each not in index]):
+                # Not a bulk request: s3fs passes over what such a request could not delete.
+                for _ in pool.map(self._remove, paths):
+                    pass
         if storage.is_local:
             with storage.translate_errors(path, "written"):
                 Path(path).rmdir()
+
+    def _remove(self, path: str) -> None:
+        storage = self.storage
+
+        def remove() -> None:
+            with suppress(FileNotFoundError):
+                Path(path).unlink() if storage.is_local else storage.filesystem.rm_file(storage.request_path(path))
+
+        storage.call(path, remove, access="written")
 
     def age_s(self, name: str, newer: str) -> float:
         """Return how many seconds older than the file `newer` the last file in a folder is, by the storage's clock.
@@ -157,16 +193,6 @@ class CheckpointFolder:
 
 def _time_s(version: str) -> float:
     return int(version) / 1e9 if version.isdigit() else 0.0
-
-
-def _remove(storage: Storage, path: str) -> None:
-    try:
-        if storage.is_local:
-            Path(path).unlink()
-        else:
-            storage.filesystem.rm_file(storage.request_path(path))
-    except FileNotFoundError:
-        pass
 
 
 def _sync_directory(path: str) -> None:

@@ -6,16 +6,16 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from laneway.checkpoint.layout import INDEX, number_of
+from laneway.arguments import check_int
+from laneway.checkpoint.layout import INDEX, Checkpoint, number_of
 from laneway.checkpoint.lock import WriterLock
-from laneway.checkpoint.retention import to_delete
+from laneway.checkpoint.retention import check_policies, to_delete
 from laneway.errors import CheckpointError, LanewayError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from laneway.checkpoint.folder import CheckpointFolder
-    from laneway.checkpoint.layout import Checkpoint
     from laneway.checkpoint.retention import Policy
 
 LEFT_OVER_S = 3600.0
@@ -32,6 +32,32 @@ class Candidate(NamedTuple):
     """Number of newer ones that were passed over because they are damaged."""
 
 
+def wanted_checkpoint(
+    step: int, tag: str | None, metrics: Mapping[str, float], world_size: int, parts: tuple[str, ...]
+) -> Checkpoint:
+    """Check the arguments of a user, and return the checkpoint, which has no number yet.
+
+    Raises:
+        TypeError: One of them has the wrong type.
+        ValueError: `step` is negative, or `tag` is empty.
+    """
+    if tag is not None and not isinstance(tag, str):
+        message = f"tag must be a string, not {tag!r}"
+        raise TypeError(message)
+    if tag == "":
+        message = "tag must not be empty"
+        raise ValueError(message)
+    found = {}
+    for name, value in metrics.items():
+        try:
+            found[str(name)] = float(value)
+        except (TypeError, ValueError) as error:
+            message = f"metrics[{name!r}] must be a number, not {value!r}"
+            raise TypeError(message) from error
+    step = check_int("step", step, minimum=0)
+    return Checkpoint(number=0, step=step, tag=tag, metrics=found, world_size=world_size, parts=parts)
+
+
 class Housekeeping:
     """Numbers, finds and deletes the checkpoints of a folder."""
 
@@ -44,15 +70,19 @@ class Housekeeping:
             if_locked: What to do if another job writes there.
         """
         self._folder = folder
-        self._keep = keep
+        self._keep = check_policies(keep)
         self._if_locked = if_locked
         self._lock: WriterLock | None = None
+        self._has_ended = False
         self._newest = 0
         """The highest number in use."""
         self.resumed_from: int | None = None
         """Number of the checkpoint that this job resumed from."""
 
     def _be_writer(self) -> None:
+        if self._has_ended:
+            message = f"these Checkpoints of {self._folder!r} were closed: create others to save or resume again"
+            raise CheckpointError(message)
         if self._lock is None:
             self._folder.create_root()
             lock = WriterLock(self._folder.storage)
@@ -136,6 +166,7 @@ class Housekeeping:
 
     def end(self) -> None:
         """Let others write to the folder."""
+        self._has_ended = True
         if self._lock is not None:
             self._lock.release()
             self._lock = None

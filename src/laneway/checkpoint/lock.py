@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from laneway.checkpoint.layout import WRITER
 from laneway.errors import CheckpointError, LanewayError
-from laneway.storage.entries import get_entry
-from laneway.storage.reading import read_range
-from laneway.storage.writing import write_file
+from laneway.storage.reading import read_small_file
+from laneway.storage.writing import create_file, write_file
 
 if TYPE_CHECKING:
     from laneway.storage.filesystem import Storage
@@ -134,30 +133,20 @@ class WriterLock:
 
     def _create(self) -> bool:
         """Create the file, and return whether it did not exist."""
-        storage, data = self._storage, self._mine.encode()
-        if storage.is_local:
-            with storage.translate_errors(self._path, "written"):
-                try:
-                    with Path(self._path).open("xb") as file:
-                        file.write(data)
-                except FileExistsError:
-                    return False
-            return True
-        if get_entry(storage, self._path) is not None:
-            return False
-        write_file(storage, self._path, data)
-        return self._read() == self._mine
+        is_mine = create_file(self._storage, self._path, self._mine.encode())
+        # Not every store that accepts a condition respects it.
+        return is_mine and (self._storage.is_local or self._read() == self._mine)
 
     def _read(self) -> _Holder | None:
-        entry = get_entry(self._storage, self._path)
-        if entry is None:
+        data = read_small_file(self._storage, self._path)
+        if data is None:
             return None
         try:
-            fields = json.loads(read_range(self._storage, self._path, 0, entry.size))
+            fields = json.loads(data)
             return _Holder(str(fields["owner"]), str(fields["host"]), int(fields["pid"]), int(fields["beat"]))
         except (ValueError, KeyError, TypeError):
             # It is being written, or its writer's disk was full.
-            return _Holder("", "unknown", 0, entry.size)
+            return _Holder("", "unknown", 0, len(data))
 
     def _is_gone(self, holder: _Holder) -> bool:
         """Return whether a writer is gone, after watching it for a while."""

@@ -30,12 +30,18 @@ class SignalFlag:
 
         Args:
             signals: Numbers or names, such as "SIGTERM".
+
+        Raises:
+            ValueError: There is no such signal.
+            TypeError: It is no list.
         """
+        if isinstance(signals, str):
+            message = f"signals must be a list such as [{signals!r}], not {signals!r}"
+            raise TypeError(message)
         self.received: int | None = None
         """The first signal that has arrived."""
         self._before: dict[int, Handler] = {}
-        for each in signals:
-            number = signal.Signals[each] if isinstance(each, str) else signal.Signals(each)
+        for number in [*map(_signal, signals)]:
             self._before[number] = signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -51,6 +57,14 @@ class SignalFlag:
             if signal.getsignal(number) == self._handle:
                 signal.signal(number, before if before is not None else signal.SIG_DFL)
         self._before.clear()
+
+
+def _signal(given: int | str) -> signal.Signals:
+    try:
+        return signal.Signals[given] if isinstance(given, str) else signal.Signals(given)
+    except (KeyError, ValueError):
+        message = f"there is no signal {given!r}: give names such as 'SIGTERM', or numbers"
+        raise ValueError(message) from None
 
 
 class _Report(NamedTuple):

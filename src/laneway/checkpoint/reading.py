@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from laneway.checkpoint.content import decode
-from laneway.checkpoint.files import open_verified
 from laneway.checkpoint.layout import JOB, METADATA, rank_file
 from laneway.checkpoint.torch_calls import load_states
+from laneway.checkpoint.verified import VerifiedFile
 from laneway.errors import CheckpointError, LanewayError
 
 if TYPE_CHECKING:
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from laneway.checkpoint.folder import CheckpointFolder
     from laneway.checkpoint.layout import Checkpoint
 
-READ_BYTES = 1 << 20
-
 
 def read_values(folder: CheckpointFolder, checkpoint: Checkpoint, file: str) -> dict[str, Any]:
     """Return the values in the file of the job or of a rank.
@@ -27,8 +25,8 @@ def read_values(folder: CheckpointFolder, checkpoint: Checkpoint, file: str) -> 
         CheckpointError: The file is damaged.
         DataFileError: The file can't be read.
     """
-    with open_verified(folder, checkpoint.name, file, checkpoint.files[file]) as opened:
-        values: dict[str, Any] = decode(opened.read())
+    with VerifiedFile(folder, checkpoint.name, file, checkpoint.files[file]) as opened:
+        values: dict[str, Any] = decode(opened.readall())
     return values
 
 
@@ -103,9 +101,8 @@ def verify_files(folder: CheckpointFolder, checkpoint: Checkpoint, first: int = 
 
 def _verify(folder: CheckpointFolder, checkpoint: Checkpoint, file: str) -> None:
     try:
-        with open_verified(folder, checkpoint.name, file, checkpoint.files[file]) as opened:
-            while opened.read(READ_BYTES):
-                pass
+        with VerifiedFile(folder, checkpoint.name, file, checkpoint.files[file]) as opened:
+            opened.verify()
     except CheckpointError:
         raise
     except LanewayError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from laneway.arguments import check_choice
 from laneway.checkpoint.reading import (
     read_job_values,
     read_rank_values,
@@ -69,6 +70,7 @@ def restore(
         CheckpointError: A file is damaged.
         CheckpointMismatchError: The checkpoint holds other parts, or other parameters, or is of other files.
     """
+    check_choice("verify", verify, ("read", "all", "sizes"))
     name, is_same_size = checkpoint.name, checkpoint.world_size == ranks.world_size
 
     def values() -> tuple[dict[str, Any], list[dict[str, Any]]]:

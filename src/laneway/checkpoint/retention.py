@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from laneway.arguments import check_choice, check_int
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from laneway.checkpoint.layout import Checkpoint
 
 
+@runtime_checkable
 class Policy(Protocol):
     """Says which checkpoints to keep."""
 
@@ -75,6 +76,20 @@ class KeepBest:
         sign = 1 if self.mode == "min" else -1
         measured = [each for each in checkpoints if not math.isnan(each.metrics.get(self.metric, math.nan))]
         return sorted(measured, key=lambda each: sign * each.metrics[self.metric])[: self.count]
+
+
+def check_policies(keep: Sequence[Policy]) -> tuple[Policy, ...]:
+    """Return the policies in a list.
+
+    Raises:
+        TypeError: It is no list of policies.
+    """
+    found = keep if isinstance(keep, (list, tuple)) else [keep]
+    for each in found:
+        if each is keep or not isinstance(each, Policy):
+            message = f"keep must be a list of policies such as [KeepLatest(3)], not {keep!r}"
+            raise TypeError(message)
+    return tuple(found)
 
 
 def to_delete(

@@ -6,11 +6,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch.distributed.checkpoint.staging import BlockingAsyncStager
-
 from laneway.checkpoint.content import encode
 from laneway.checkpoint.rng import rng_state
+from laneway.checkpoint.staging import Staging
 from laneway.checkpoint.writing import Snapshot, write_snapshot
 from laneway.errors import CheckpointError
 
@@ -49,7 +47,7 @@ class Saver:
         self._folder, self._ranks, self._group = folder, ranks, group
         self._writer_ranks = ranks.with_own_exchange("Checkpoints(): writer")
         self._after_save = after_save
-        self._stager = BlockingAsyncStager(cache_staged_state_dict=torch.cuda.is_available()) if is_async else None
+        self._staging = Staging() if is_async else None
         self._executor = ThreadPoolExecutor(1, "laneway-checkpoint") if is_async else None
         self._writing: Future[None] | None = None
 
@@ -79,8 +77,8 @@ class Saver:
             return encode(job, "the checkpoint"), encode(mine, f"the checkpoint of rank {self._ranks.rank}")
 
         job, mine = self._ranks.agree(f"save {checkpoint.name}: collect", encoded)
-        if sharded and self._stager is not None:
-            sharded = self._stager.stage(sharded)
+        if sharded and self._staging is not None:
+            sharded = self._staging.copy(sharded)
         # Made here, where all ranks are at the same call.
         self._group.get()
         return Snapshot(checkpoint, sharded, job, mine)

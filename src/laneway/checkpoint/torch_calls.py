@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from laneway.checkpoint.files import CheckpointFiles
+from laneway.checkpoint.torch_files import TorchFilesReader, without_zip_checksums
 from laneway.errors import CheckpointError, CheckpointMismatchError, LanewayError
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def save_states(
     files = CheckpointFiles(folder, name)
     writer = FileSystemWriter(name, sync_files=folder.storage.is_local)
     writer.fs = files
-    with _errors(name, "written", CheckpointError):
+    with _errors(name, "written", CheckpointError), without_zip_checksums():
         save(states, storage_writer=writer, process_group=group, no_dist=group is None)
     return files.written
 
@@ -85,8 +86,8 @@ def load_states(
         load(states, storage_reader=reader, process_group=group, no_dist=group is None)
 
 
-def _reader(folder: CheckpointFolder, checkpoint: Checkpoint, *, verify: bool) -> FileSystemReader:
-    reader = FileSystemReader(checkpoint.name)
+def _reader(folder: CheckpointFolder, checkpoint: Checkpoint, *, verify: bool) -> TorchFilesReader:
+    reader = TorchFilesReader(checkpoint.name)
     reader.fs = CheckpointFiles(folder, checkpoint.name, checkpoint.files, verify=verify)
     return reader
 

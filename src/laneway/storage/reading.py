@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from laneway.storage.deadlines import call_within
-from laneway.storage.entries import request_info, version_of_info, versions_differ
+from laneway.storage.entries import file_size, request_info, version_of_info, versions_differ
 from laneway.storage.ranges import Request, ShortBodyError, VersionError, check_data
 from laneway.storage.retries import is_transient
 
@@ -21,10 +21,43 @@ if TYPE_CHECKING:
     from laneway.storage.filesystem import Storage
     from laneway.storage.ranges import Data
 
+_SMALL_BYTES = 1 << 20
+
 
 def read_range(storage: Storage, path: str, start: int, stop: int, version: str = "") -> bytes:
     """Return the bytes [start, stop) of a file; see `read_ranges`."""
     return bytes(read_ranges(storage, path, [(start, stop)], version)[0])
+
+
+def read_small_file(storage: Storage, path: str) -> bytes | None:
+    """Return the content of a file that is small as a rule, in one request then, or None if it does not exist.
+
+    Where a storage lies about the length of a response, the content may be short: see `read_ranges`.
+
+    Raises:
+        DataFileError: The file can't be read.
+    """
+
+    def read() -> bytes | None:
+        try:
+            if storage.is_local:
+                with open_local(path) as file:
+                    return file.read()
+            # Some filesystems look for the file in a listing that they remember.
+            storage.filesystem.invalidate_cache()
+            return bytes(storage.filesystem.cat_file(storage.request_path(path), start=0, end=_SMALL_BYTES))
+        except FileNotFoundError:
+            return None
+        except Exception:
+            # S3 refuses any range of an empty object.
+            if storage.is_local or request_info(storage, path).get("size") != 0:
+                raise
+            return b""
+
+    found = storage.call(path, read)
+    if storage.is_local or found is None or len(found) < _SMALL_BYTES:
+        return found
+    return read_range(storage, path, 0, file_size(storage, path))
 
 
 def read_ranges(storage: Storage, path: str, ranges: Sequence[tuple[int, int]], version: str = "") -> list[Data]:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from laneway.errors import DataFileError
+from laneway.storage.entries import get_entry
+from laneway.storage.reading import read_small_file
+
 if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
     from laneway.storage.filesystem import Storage
 
 
@@ -33,3 +40,44 @@ def write_file(storage: Storage, path: str, data: bytes) -> None:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+def create_file(storage: Storage, path: str, data: bytes) -> bool:
+    """Write a file unless it exists, and return whether it now holds `data`.
+
+    One request does both where the filesystem can make a write conditional, as s3fs and gcsfs can. Elsewhere on remote
+    storage the file is looked for first, so two processes may both write it.
+
+    Raises:
+        DataFileError: The storage refused.
+    """
+    if storage.is_local:
+        with storage.translate_errors(path, "written"):
+            try:
+                with Path(path).open("xb") as file:
+                    file.write(data)
+            except FileExistsError:
+                return False
+        return True
+    if not _can_create(storage.filesystem):
+        if get_entry(storage, path) is not None:
+            return False
+        write_file(storage, path, data)
+        return True
+    request_path = storage.request_path(path)
+    try:
+        storage.call(
+            path, lambda: storage.filesystem.pipe_file(request_path, data, mode="create"), access="written"
+        )
+    except DataFileError:
+        # Servers say in different ways that it exists. It may be ours: an answer was lost, and the request repeated.
+        found = read_small_file(storage, path)
+        if found is None:
+            raise
+        return found == data
+    return True
+
+
+def _can_create(filesystem: AbstractFileSystem) -> bool:
+    """Return whether a filesystem offers a write that fails if the file exists."""
+    return "mode" in inspect.signature(filesystem.pipe_file).parameters

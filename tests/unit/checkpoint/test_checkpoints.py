@@ -198,7 +198,7 @@ def test_a_loader_of_other_files_is_an_error_and_not_passed_over(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"user": {"f": print}}, "user in the checkpoint can't be saved"),
+        ({"user": {"a": [1, {"b": print}]}}, r"user\['a'\]\[1\]\['b'\] in the checkpoint can't be saved, it is a builtin"),
         ({"rank_user": object()}, "user in the checkpoint of rank 0 can't be saved"),
         ({"loader": [1]}, "loader must have state_dict"),
         ({"ema": 3}, "ema must have state_dict"),
@@ -478,3 +478,48 @@ def test_a_second_job_on_the_same_folder_is_refused_until_the_first_one_ends(
     second.save(2)
     second.close()
     assert [each.step for each in second.list()] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"keep": KeepLatest(3)}, r"keep must be a list of policies such as \[KeepLatest\(3\)\], not KeepLatest"),
+        ({"keep": ["latest"]}, r"keep must be a list of policies .*, not \['latest'\]"),
+        ({"signals": "SIGTERM"}, r"signals must be a list such as \['SIGTERM'\], not 'SIGTERM'"),
+        ({"signals": ["SIGFOO"]}, r"there is no signal 'SIGFOO': give names such as 'SIGTERM'"),
+        ({"signals": [4711]}, r"there is no signal 4711"),
+    ],
+)
+def test_a_wrong_argument_is_an_error_that_shows_a_right_one(
+    tmp_path: Path, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        Checkpoints(tmp_path, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"tag": 3}, "tag must be a string, not 3"),
+        ({"tag": ""}, "tag must not be empty"),
+        ({"metrics": {"loss": "low"}}, r"metrics\['loss'\] must be a number, not 'low'"),
+    ],
+)
+def test_a_wrong_argument_of_save_is_an_error_that_names_it(
+    checkpoints: Checkpoints, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        checkpoints.save(0, **arguments)
+    assert checkpoints.list() == []
+
+
+@pytest.mark.parametrize("async_save", [False, True])
+def test_what_was_closed_can_be_read_but_not_saved_to(tmp_path: Path, *, async_save: bool) -> None:
+    with Checkpoints(tmp_path, async_save=async_save) as checkpoints:
+        checkpoints.save(0, user={"a": 1})
+    for call in (checkpoints.resume, lambda: checkpoints.save(1)):
+        with pytest.raises(CheckpointError, match="were closed: create others"):
+            call()
+    assert checkpoints.load(0).user == {"a": 1}
+    with pytest.raises(ValueError, match="verify must be one of"):
+        checkpoints.load(0, verify="none")  # type: ignore[arg-type]

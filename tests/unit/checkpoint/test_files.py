@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from laneway.checkpoint import files as module
-from laneway.checkpoint.files import CheckpointFiles, open_verified
+from laneway.checkpoint import verified
+from laneway.checkpoint.files import CheckpointFiles
 from laneway.checkpoint.folder import CheckpointFolder
+from laneway.checkpoint.verified import VerifiedFile
 from laneway.errors import CheckpointError
 from laneway.storage.filesystem import Storage
 
@@ -31,7 +33,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> CheckpointFolder:
 @pytest.fixture(autouse=True, scope="module")
 def small_blocks() -> object:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "BLOCK_BYTES", BLOCK)
+        for each in (module, verified):
+            patch.setattr(each, "BLOCK_BYTES", BLOCK)
         yield
 
 
@@ -46,7 +49,7 @@ def test_any_part_of_what_was_written_in_any_pieces_is_read(
         assert stream.tell() == sum(map(len, pieces))
     record, data = files.written["x"], b"".join(pieces)
     assert (record.size, len(record.checksums)) == (len(data), -(-len(data) // BLOCK))
-    with open_verified(folder, NAME, "x", record) as opened:
+    with VerifiedFile(folder, NAME, "x", record) as opened:
         opened.seek(start)
         assert opened.read(length) == data[start : start + length]
 
@@ -65,9 +68,9 @@ def test_a_changed_byte_is_found_where_its_block_is_read(
     with open(path, "wb") as file:  # noqa: PTH123 - a path of the storage
         file.write(changed)
     with (
-        open_verified(folder, NAME, "y", files.written["y"]) as opened,
+        VerifiedFile(folder, NAME, "y", files.written["y"]) as opened,
         pytest.raises(CheckpointError, match="damaged"),
     ):
         opened.read()
-    with open_verified(folder, NAME, "y", files.written["y"], verify=False) as opened:
+    with VerifiedFile(folder, NAME, "y", files.written["y"], verify=False) as opened:
         assert opened.read() == changed

@@ -1,0 +1,132 @@
+"""Faults of the machine: a quota in the middle of a write, a folder of thousands of checkpoints, clocks set back."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import resource
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from laneway import Checkpoints
+from laneway.checkpoint import KeepLatest, folder
+from laneway.checkpoint.layout import Checkpoint, folder_name
+from laneway.errors import CheckpointError, DataFileError
+from tests.fuzzing import num_cases
+
+WIDTH = 300
+QUOTA_BYTES = WIDTH * WIDTH * 2
+"""Half of a checkpoint's largest file."""
+
+
+def model_of(step: int) -> nn.Module:
+    model = nn.Linear(WIDTH, WIDTH)
+    with torch.no_grad():
+        model.weight.fill_(step)
+    return model
+
+
+def resumed(path: Path) -> tuple[int, float]:
+    model = model_of(-1)
+    with Checkpoints(path) as checkpoints:
+        start = checkpoints.resume(model=model)
+    assert start is not None
+    return start.step, float(model.weight[0, 0].detach())
+
+
+def save_within_a_quota(path: Path, *, async_save: bool) -> None:
+    # Without a handler the kernel ends a process that writes beyond the limit.
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    with Checkpoints(path, async_save=async_save) as checkpoints:
+        checkpoints.save(0, model=model_of(0))
+        checkpoints.wait()
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (QUOTA_BYTES, limits[1]))
+        with pytest.raises(CheckpointError, match=os.strerror(errno.EFBIG)):
+            checkpoints.save(1, model=model_of(1))
+            checkpoints.wait()
+        assert checkpoints.latest is not None
+        assert checkpoints.latest.step == 0
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        # More space, and training goes on.
+        checkpoints.save(2, model=model_of(2))
+
+
+@pytest.mark.parametrize("async_save", [False, True])
+def test_a_quota_that_is_reached_in_mid_write_leaves_the_checkpoint_before_and_later_ones_work(
+    tmp_path: Path, *, async_save: bool
+) -> None:
+    process = multiprocessing.get_context("forkserver").Process(
+        target=save_within_a_quota, args=(tmp_path,), kwargs={"async_save": async_save}
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert resumed(tmp_path) == (2, 2)
+    os.remove(tmp_path / "000003-step-2" / "index.json")
+    assert resumed(tmp_path) == (0, 0)
+
+
+def many(path: Path, count: int) -> None:
+    """Write the indices of checkpoints that hold nothing."""
+    for number in range(1, count + 1):
+        each = path / folder_name(number, number)
+        each.mkdir(parents=True)
+        (each / "index.json").write_bytes(Checkpoint(number, number).encode())
+
+
+def test_a_folder_of_thousands_of_checkpoints_is_resumed_from_without_reading_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = num_cases(2_000)
+    many(tmp_path, count)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(count + 1, model=model_of(1))
+        assert len(checkpoints.list()) == count + 1
+    read = []
+    decode = folder.decode_index
+    monkeypatch.setattr(folder, "decode_index", lambda data, name: (read.append(name), decode(data, name))[1])
+    assert resumed(tmp_path) == (count + 1, 1)
+    assert read == [folder_name(count + 1, count + 1)]
+    with Checkpoints(tmp_path, keep=[KeepLatest(2)]) as checkpoints:
+        checkpoints.save(count + 2, model=model_of(2))
+        assert [each.step for each in checkpoints.list()] == [count + 1, count + 2]
+
+
+def test_clocks_that_are_set_back_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.time()
+    for step in range(3):
+        # A day earlier with every save.
+        monkeypatch.setattr(time, "time", lambda step=step: now - 86_400 * step)
+        with Checkpoints(tmp_path, keep=[KeepLatest(2)]) as checkpoints:
+            checkpoints.save(step, model=model_of(step))
+        for file in (tmp_path / folder_name(step + 1, step)).iterdir():
+            os.utime(file, (now - 86_400 * step,) * 2)
+    assert resumed(tmp_path) == (2, 2)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert [each.step for each in checkpoints.list()] == [1, 2]
+
+
+@pytest.mark.parametrize("error", [errno.EDQUOT, errno.EROFS, errno.EIO])
+def test_a_disk_that_refuses_is_an_error_that_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(0, model=model_of(0))
+
+        def refuse(*_: Any) -> None:
+            raise OSError(error, os.strerror(error))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", refuse)
+            with pytest.raises((CheckpointError, DataFileError), match=os.strerror(error)):
+                checkpoints.save(1, model=model_of(1))
+        checkpoints.save(2, model=model_of(2))
+    assert resumed(tmp_path) == (2, 2)
