@@ -12,10 +12,12 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
 
-demo: .venv/installed ## Train, get killed, resume (on more ranks too), and prove that no row is lost (a minute or two)
+demo: .venv/installed ## Train, get killed, resume (also on more ranks, packing text), and prove that nothing is lost (two minutes)
 	@$(BIN)/python -u examples/train_resume.py
 	@echo
 	@$(BIN)/python -u examples/ddp_elastic.py
+	@echo
+	@$(BIN)/python -u examples/pretrain.py
 
 test: .venv/installed ## Run all tests, the doctests and the code in README.md
 	$(BIN)/python -m pytest -n 2 --dist loadfile
