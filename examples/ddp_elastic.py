@@ -36,7 +36,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from laneway import SavableLoader, StatefulShardedDataset
+from laneway import Checkpoints, SavableLoader, StatefulShardedDataset
+from laneway.checkpoint import KeepLatest
 
 HOME = Path(__file__).resolve().parent.parent / ".demo"
 GLOBAL_BATCH = 96
@@ -77,38 +78,25 @@ def train(corpus: Path, run: Path) -> None:
 
     began = time.time()
     loader = SavableLoader(make_dataset(corpus, world_size), num_workers=1)
-    step = 0
-    if (run / "checkpoint.pt").exists():
-        saved = torch.load(run / "checkpoint.pt", weights_only=True)
-        net.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        loader.load_state_dict(saved["loader"])
-        step = saved["step"]
-
     run.mkdir(parents=True, exist_ok=True)
-    with (run / f"rank-{rank}-of-{world_size}.jsonl").open("w", buffering=1) as log:
+    with (
+        Checkpoints(run / "checkpoints", keep=[KeepLatest(2)]) as checkpoints,
+        (run / f"rank-{rank}-of-{world_size}.jsonl").open("w", buffering=1) as log,
+    ):
         log.write(json.dumps({"pid": os.getpid(), "began": began}) + "\n")
-        for batch in loader:
+        start = checkpoints.resume(model=model, optimizer=optimizer, loader=loader)
+        for step, batch in enumerate(loader, start.step + 1 if start else 1):
             loss = (model(batch["x"]).squeeze(1) - batch["y"]).square().mean()
             # Logged before gradients are reduced: once a rank saves a step, all ranks have logged it.
             log.write(json.dumps({"ids": batch["id"].tolist(), "loss": loss.item(), "time": time.time()}) + "\n")
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            step += 1
 
-            if rank == 0 and step % SAVE_EVERY == 0:
-                # All ranks take the same number of steps, so the state of rank 0 covers the whole job.
-                checkpoint = {
-                    "step": step,
-                    "model": net.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "loader": loader.state_dict(),
-                }
-                # Written to a temporary file and renamed: a kill during the write keeps the previous checkpoint.
-                torch.save(checkpoint, run / "checkpoint.tmp")
-                os.replace(run / "checkpoint.tmp", run / "checkpoint.pt")
-                print(f"      step {step:4}  loss {loss.item():.4f}  checkpoint saved by rank 0", flush=True)
+            if checkpoints.due(step, every_steps=SAVE_EVERY):
+                checkpoints.save(step, model=model, optimizer=optimizer, loader=loader)
+                if rank == 0:
+                    print(f"      step {step:4}  loss {loss.item():.4f}  checkpoint saved", flush=True)
     dist.destroy_process_group()
 
 
@@ -253,7 +241,10 @@ def demonstrate() -> bool:
     print(f"\n[1/2] torchrun with 2 ranks, a checkpoint every {SAVE_EVERY} steps, and kill -9 of rank 1 mid-epoch")
     kill_a_rank(start(corpus, run, 2), run, 2, num_steps // 2 // SAVE_EVERY * SAVE_EVERY + SAVE_EVERY // 2)
     killed = read_logs(run, 2)
-    saved_step = torch.load(run / "checkpoint.pt", weights_only=True)["step"]
+    saved = Checkpoints(run / "checkpoints").latest
+    if saved is None:
+        raise SystemExit("the rank was killed before the first checkpoint")
+    saved_step = saved.step
     print(f"      SIGKILL of rank 1 after step {len(killed[1].ids)}; torchrun stopped the job")
 
     print(f"\n[2/2] torchrun with 3 ranks, resuming from step {saved_step}")

@@ -5,8 +5,8 @@ code of Python's standard library. All output goes below `.demo/`.
 
 The function to read is `train`. The code around it kills it and checks it:
 
-1. One process trains an epoch without interruption.
-2. Another process starts the same training, saves checkpoints, and dies by SIGKILL mid-epoch.
+1. One process trains an epoch without interruption, and saves checkpoints.
+2. Another process starts the same training, and dies by SIGKILL mid-epoch.
 3. A third process loads the last checkpoint and resumes to the end of the epoch.
 
 Each process logs the row ids and the loss of every step, and the logs must agree.
@@ -37,7 +37,8 @@ from torch import Tensor, nn
 from torchdata.stateful_dataloader import StatefulDataLoader
 from tqdm import tqdm
 
-from laneway import StatefulShardedDataset
+from laneway import Checkpoints, StatefulShardedDataset
+from laneway.checkpoint import KeepLatest
 
 HOME = Path(__file__).resolve().parent.parent / ".demo"
 ROW_BYTES = 512
@@ -63,8 +64,8 @@ class NextByte(nn.Module):
         return nn.functional.cross_entropy(logits.flatten(0, 1), windows[..., -1].flatten())
 
 
-def train(corpus: Path, run: Path, *, save: bool, resume: bool) -> None:
-    """Train an epoch and log every step; `save` writes checkpoints, `resume` loads the last one."""
+def train(corpus: Path, run: Path) -> None:
+    """Train an epoch, from the newest checkpoint if there is one, and log every step."""
     torch.manual_seed(0)
     model = NextByte()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
@@ -81,18 +82,15 @@ def train(corpus: Path, run: Path, *, save: bool, resume: bool) -> None:
     )
     # With a generator of its own, the loader draws nothing from the one that dropout uses.
     loader = StatefulDataLoader(dataset, batch_size=None, num_workers=2, generator=torch.Generator())
-    step = 0
-    if resume:
-        saved = torch.load(run / "checkpoint.pt", weights_only=True)
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        loader.load_state_dict(saved["loader"])
-        torch.set_rng_state(saved["rng"])
-        step = saved["step"]
-
     interval_s = 0.1 if sys.stderr.isatty() else 5.0
-    bar = tqdm(loader, initial=step, bar_format=BAR, unit=" steps", mininterval=interval_s)
-    with (run / "steps.jsonl").open("a", buffering=1) as log:
+    with (
+        Checkpoints(run / "checkpoints", keep=[KeepLatest(2)]) as checkpoints,
+        (run / "steps.jsonl").open("a", buffering=1) as log,
+    ):
+        # The random number generators, from which dropout draws, are among what is saved and restored.
+        start = checkpoints.resume(model=model, optimizer=optimizer, loader=loader)
+        step = start.step if start else 0
+        bar = tqdm(loader, initial=step, bar_format=BAR, unit=" steps", mininterval=interval_s)
         for batch in bar:
             loss = model(batch["text"])
             optimizer.zero_grad()
@@ -102,17 +100,8 @@ def train(corpus: Path, run: Path, *, save: bool, resume: bool) -> None:
 
             log.write(json.dumps({"ids": batch["id"].tolist(), "loss": loss.item().hex()}) + "\n")
             bar.set_postfix_str(f"loss {loss.item():.2f}", refresh=False)
-            if save and step % SAVE_EVERY == 0:
-                checkpoint = {
-                    "step": step,
-                    "model": model.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "loader": loader.state_dict(),
-                    "rng": torch.get_rng_state(),
-                }
-                # Written to a temporary file and renamed: a kill during the write keeps the previous checkpoint.
-                torch.save(checkpoint, run / "checkpoint.tmp")
-                os.replace(run / "checkpoint.tmp", run / "checkpoint.pt")
+            if checkpoints.due(step, every_steps=SAVE_EVERY):
+                checkpoints.save(step, model=model, optimizer=optimizer, loader=loader)
 
 
 # --- The corpus --------------------------------------------------------------------------------------
@@ -180,11 +169,11 @@ def read_log(run: Path) -> list[Step]:
     return [Step(**json.loads(line)) for line in (run / "steps.jsonl").read_text().splitlines()]
 
 
-def start(corpus: Path, run: Path, *flags: str) -> subprocess.Popen[bytes]:
+def start(corpus: Path, run: Path) -> subprocess.Popen[bytes]:
     """Start `train` in a new process with its own process group."""
     run.mkdir(parents=True, exist_ok=True)
     (run / "steps.jsonl").touch()
-    command = [sys.executable, __file__, "train", str(corpus), str(run), *flags]
+    command = [sys.executable, __file__, "train", str(corpus), str(run)]
     return subprocess.Popen(command, process_group=0)
 
 
@@ -249,21 +238,23 @@ def demonstrate() -> bool:
         write_corpus(corpus)
     describe(corpus)
 
-    print("\n[1/3] train one epoch without interruption")
+    print(f"\n[1/3] train one epoch without interruption, with a checkpoint every {SAVE_EVERY} steps")
     finish(start(corpus, runs / "whole"))
     whole = read_log(runs / "whole")
 
-    print(f"\n[2/3] the same again, with a checkpoint every {SAVE_EVERY} steps, and kill -9 mid-epoch")
+    print("\n[2/3] the same again, and kill -9 mid-epoch")
     half_way = len(whole) // 2 // SAVE_EVERY * SAVE_EVERY + SAVE_EVERY // 2
-    kill_at(half_way, start(corpus, runs / "killed", "--save"), runs / "killed")
+    kill_at(half_way, start(corpus, runs / "killed"), runs / "killed")
     killed = read_log(runs / "killed")
-    saved_step = torch.load(runs / "killed" / "checkpoint.pt", weights_only=True)["step"]
+    saved = Checkpoints(runs / "killed" / "checkpoints").latest
+    if saved is None:
+        raise SystemExit("the training process was killed before its first checkpoint")
+    saved_step = saved.step
     print(f"\n      SIGKILL after step {len(killed)}; the last checkpoint is of step {saved_step}")
 
     print(f"\n[3/3] a new process resumes from step {saved_step}")
-    (runs / "resumed").mkdir()
-    shutil.copy(runs / "killed" / "checkpoint.pt", runs / "resumed")
-    finish(start(corpus, runs / "resumed", "--resume"))
+    shutil.copytree(runs / "killed" / "checkpoints", runs / "resumed" / "checkpoints")
+    finish(start(corpus, runs / "resumed"))
 
     print("\nproof")
     holds = prove(corpus, whole, killed, read_log(runs / "resumed"), saved_step)
@@ -277,8 +268,6 @@ def main() -> None:
     trainer = parser.add_subparsers(dest="command").add_parser("train", help="one training process of the demo")
     trainer.add_argument("corpus", type=Path)
     trainer.add_argument("run", type=Path)
-    trainer.add_argument("--save", action="store_true")
-    trainer.add_argument("--resume", action="store_true")
     arguments = parser.parse_args()
     # Losses are bitwise comparable only if sums run in the same order.
     torch.set_num_threads(1)
@@ -286,7 +275,7 @@ def main() -> None:
     # torchdata 0.11 calls a deprecated function of torch, which users can't change.
     warnings.filterwarnings("ignore", message="'set_vital' is deprecated", category=UserWarning)
     if arguments.command == "train":
-        train(arguments.corpus, arguments.run, save=arguments.save, resume=arguments.resume)
+        train(arguments.corpus, arguments.run)
     elif not demonstrate():
         raise SystemExit(1)
 

@@ -263,14 +263,22 @@ def _common_errors(sources: Mapping[str, DatasetDefinition]) -> RowErrors | None
     Raises:
         ValueError: Sources handle them in different ways.
     """
-    errors = [source.transform.errors for source in sources.values()]
-    if len(errors) > 1:
-        ways = ["raise" if each is None else "skip" if each.skips else "mask" for each in errors]
-        if "mask" in ways or len({*ways}) > 1:
-            name = next(name for name, way in zip(sources, ways, strict=True) if way == "mask" or way != ways[0])
-            message = f'source {name!r} has another on_error: all sources of a mixture must "raise", or all "skip"'
+    first, errors = next((name, source.transform.errors) for name, source in sources.items())
+    for name, source in sources.items():
+        other = source.transform.errors
+        ways = ["raise" if each is None else "skip" if each.skips else "mask" for each in (errors, other)]
+        if ways[0] != ways[1]:
+            message = (
+                f"source {first!r} has on_error={ways[0]!r}, and source {name!r} on_error={ways[1]!r}: give all "
+                "sources of a mixture the same"
+            )
             raise ValueError(message)
-    return errors[0]
+        if errors is not None and other is not None and not errors.delivers_as(other):
+            message = (
+                f"sources {first!r} and {name!r} have different fillers: give all sources of a mixture the same filler="
+            )
+            raise ValueError(message)
+    return errors
 
 
 def _common_columns(sources: Mapping[str, DatasetDefinition]) -> DeliveredColumns:

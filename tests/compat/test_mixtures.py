@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
@@ -353,6 +354,48 @@ def test_sources_whose_functions_deliver_other_columns_are_refused(corpus: Path)
         ids(Mixture(sources, {"web": 1, "code": 1, "rare": 0}).batch(8), 1)
 
 
+def failing(row: dict[str, Any]) -> dict[str, Any]:
+    if row["id"] % 3 == 0:
+        raise ValueError(row["id"])
+    return {"id": torch.tensor(row["id"])}
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_bad_rows_of_all_sources_are_masked_with_one_filler(corpus: Path, num_workers: int) -> None:
+    def mixture(**code: Any) -> Mixture:
+        options: dict[str, Any] = {"on_error": "mask", "filler": {"id": torch.tensor(-1)}, "transform": failing}
+        sources = {
+            "web": StatefulShardedDataset(corpus / "web", **options),
+            "code": StatefulShardedDataset(corpus / "code", **{**options, "filler": {"id": torch.tensor(-1)}, **code}),
+        }
+        return Mixture(sources, {"web": 2, "code": 1})
+
+    loader = SavableLoader(mixture().batch(6), num_workers=num_workers)
+    batches = [*islice(loader, 5)]
+    for batch in batches:
+        assert len(batch["id"]) == 6
+        assert batch["_valid"].equal(batch["id"] != -1)
+    rows = [row for batch in batches for row in batch["id"].tolist() if row != -1]
+    assert all(row % 3 for row in rows)
+    assert min(rows) < 1000 <= max(rows)
+    for filler in ({"id": -1}, {"id": torch.tensor(-2)}, {"id": torch.tensor(-1.0)}, {"text": ""}, None):
+        with pytest.raises(ValueError, match="sources 'web' and 'code' have different fillers"):
+            mixture(filler=filler)
+
+
+@pytest.mark.parametrize("on_error", ["mask", "skip"])
+def test_other_columns_of_a_source_are_no_bad_rows(corpus: Path, on_error: Any) -> None:
+    filler = {"id": -1} if on_error == "mask" else None
+    sources = {
+        name: StatefulShardedDataset(corpus / name, on_error=on_error, filler=filler).map(function)
+        for name, function in (("web", lambda row: {"id": row["id"]}), ("code", lambda row: {"ids": row["id"]}))
+    }
+    mixture = Mixture(sources, {"web": 1, "code": 1})
+    for each in (mixture, mixture.flat_map(lambda row: [row]) if on_error == "skip" else mixture.batch(2)):
+        with pytest.raises(SchemaMismatchError, match="and source 'code' does not"):
+            [*islice(each, 4)]
+
+
 def test_a_mixture_in_which_every_row_is_skipped_is_ended_by_an_error(
     corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -438,7 +481,7 @@ def test_bad_sources_are_refused(corpus: Path) -> None:
     sources = sources_of(corpus)
     for other, error, message in (
         ({"batch_size": 3}, ValueError, "source 'code' yields batches of 3 rows"),
-        ({"on_error": "skip"}, ValueError, "source 'code' has another on_error"),
+        ({"on_error": "skip"}, ValueError, "'web' has on_error='raise', and source 'code' on_error='skip'"),
         ({"columns": ["id"]}, SchemaMismatchError, "source 'web' delivers column 'text', and source 'code' does not"),
         ({"columns": ["text", "id"]}, SchemaMismatchError, "deliver their columns in another order"),
         ({"output": "numpy"}, ValueError, "source 'web' has output=None, and source 'code' output='numpy'"),

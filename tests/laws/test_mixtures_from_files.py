@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     import pytest
 
+    from laneway.delivery.source_progress import SourceProgress
+
 NAMES = "abcd"
 WEIGHTS = [0, 1, 3, 0.2, 1.006, 1e-3]
 
@@ -33,8 +35,9 @@ class Row(NamedTuple):
 class Corpora:
     """The files of sources, which grow."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, remainder: Any = None) -> None:
         self.folder = folder
+        self.remainder = remainder
         self.versions: dict[str, list[Manifest]] = {}
         """Source -> its files before they grew, and now."""
 
@@ -56,6 +59,7 @@ class Corpora:
                 shard_rows=4,
                 window_bytes=100,
                 provenance=True,
+                remainder=self.remainder,
                 rank=rank,
                 world_size=world_size,
             )
@@ -90,14 +94,8 @@ def weights_of(values: list[float], names: list[str]) -> dict[str, float]:
 sizes = st.lists(st.integers(1, 9), min_size=1, max_size=3)
 
 
-@given(st.lists(sizes, min_size=4, max_size=4), st.lists(legs(), min_size=1, max_size=5))
-@settings(max_examples=25, deadline=None)
-def test_each_row_comes_once_in_each_epoch_of_its_source(
-    tmp_path_factory: pytest.TempPathFactory, first_sizes: list[list[int]], chain: list[dict[str, Any]]
-) -> None:
-    corpora = Corpora(tmp_path_factory.mktemp("sources"))
-    for name, of_source in zip(NAMES, first_sizes, strict=True):
-        corpora.write(name, of_source)
+def run(corpora: Corpora, chain: list[dict[str, Any]]) -> tuple[Counter[Row], dict[str, SourceProgress]]:
+    """Return the rows that a chain of legs delivers, and how far the sources say that they have come."""
     state, delivered = None, Counter[Row]()
     names: list[str] = []
     for leg in chain:
@@ -123,12 +121,43 @@ def test_each_row_comes_once_in_each_epoch_of_its_source(
         states = [loader.state_dict() for loader in loaders]
         assert all(each == states[0] for each in states)
         state = states[0]
+    return delivered, loaders[0].sources
+
+
+def corpora_of(folder: Path, first_sizes: list[list[int]], remainder: Any = None) -> Corpora:
+    corpora = Corpora(folder, remainder)
+    for name, of_source in zip(NAMES, first_sizes, strict=True):
+        corpora.write(name, of_source)
+    return corpora
+
+
+@given(st.lists(sizes, min_size=4, max_size=4), st.lists(legs(), min_size=1, max_size=5))
+@settings(max_examples=25, deadline=None)
+def test_each_row_comes_once_in_each_epoch_of_its_source(
+    tmp_path_factory: pytest.TempPathFactory, first_sizes: list[list[int]], chain: list[dict[str, Any]]
+) -> None:
+    corpora = corpora_of(tmp_path_factory.mktemp("sources"), first_sizes)
+    delivered, sources = run(corpora, chain)
     assert max(delivered.values(), default=1) == 1
-    for name, source in loaders[0].sources.items():
+    for name, source in sources.items():
+        assert source.rows == sum(1 for row in delivered if row.source == name)
         complete = [row for row in delivered if row.source == name and row.epoch < source.epoch]
         by_epoch = Counter(row.epoch for row in complete)
         assert len(by_epoch) == source.epoch
         assert min(by_epoch.values(), default=99) >= corpora.versions[name][0].num_rows
         if len(corpora.versions[name]) == 1:
             assert {*by_epoch.values()} <= {corpora.versions[name][0].num_rows}
-            assert source.rows == sum(1 for row in delivered if row.source == name)
+
+
+@given(
+    st.lists(st.lists(st.integers(6, 9), min_size=1, max_size=2), min_size=4, max_size=4),
+    st.lists(legs(), min_size=1, max_size=4),
+    st.sampled_from(["pad", "drop"]),
+)
+@settings(max_examples=15, deadline=None)
+def test_sources_count_the_rows_that_they_deliver_with_any_remainder(
+    tmp_path_factory: pytest.TempPathFactory, first_sizes: list[list[int]], chain: list[dict[str, Any]], remainder: str
+) -> None:
+    delivered, sources = run(corpora_of(tmp_path_factory.mktemp("sources"), first_sizes, remainder), chain)
+    for name, source in sources.items():
+        assert source.rows == sum(count for row, count in delivered.items() if row.source == name)

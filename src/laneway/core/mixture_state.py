@@ -47,6 +47,7 @@ def _encode_start(start: CutStart, indices: Mapping[str, int], of_files: Mapping
     rests = [[index, *rest[:3], of_files[rest.files]] for index, source in enumerate(sources) for rest in source.rests]
     of_sources = [indices[source.name] for source in sources]
     files = [of_files[source.files] for source in sources]
+    rows = [source.rows for source in sources]
     return [
         start.order_version,
         start.group_rows,
@@ -57,6 +58,7 @@ def _encode_start(start: CutStart, indices: Mapping[str, int], of_files: Mapping
         [source.weight for source in sources],
         [source.next_epoch for source in sources],
         [list(column) for column in zip(*rests, strict=True)],
+        *([rows] if any(rows) else []),
     ]
 
 
@@ -94,15 +96,17 @@ def decode_mixture(encoded: object, progress: Progress) -> Progress:
 
 
 def _decode_start(encoded: object, names: list[str], files: list[str]) -> CutStart:
-    values = _lists(encoded, 9, "start of a cut", numbers=4)
-    version, group_rows, num_carried, rows_before, of_sources, of_files, weights, epochs, columns = values
+    has_rows = type(encoded) is list and len(encoded) == 10  # noqa: PLR2004 - the rows come last, if there are any
+    values = _lists(encoded, 10 if has_rows else 9, "start of a cut", numbers=4)
+    version, group_rows, num_carried, rows_before, of_sources, of_files, weights, epochs, columns, *rest = values
     require(version in ORDER_VERSIONS, f"order_version of a cut is {version}")
     require(1 <= group_rows < MAX_COUNT, f"a group has {group_rows} rows")
     require(0 <= num_carried < MAX_COUNT, f"a cut has {num_carried} groups")
     require(0 <= rows_before < MAX_COUNT, f"a cut began after {rows_before} rows")
     of_sources = [*range(len(weights))] if of_sources is None else of_sources
     of_files = of_sources if of_files is None else of_files
-    is_table = len(of_sources) == len(of_files) == len(weights) == len(epochs)
+    rows = rest[0] if rest else [0] * len(weights)
+    is_table = len(of_sources) == len(of_files) == len(weights) == len(epochs) == len(rows)
     require(is_table, f"weights of a cut are {shorten(weights)}")
     for index in of_sources:
         require(type(index) is int and -1 <= index < len(names), f"a source of a cut is {shorten(index)}")
@@ -116,6 +120,7 @@ def _decode_start(encoded: object, names: list[str], files: list[str]) -> CutSta
     except ValueError as error:
         refuse(f"weights of a cut are {shorten(weights)}: {error}")
     _check_counts(epochs, "epochs of a cut")
+    _check_counts(rows, "rows of a cut")
     rests: dict[int, list[Rest]] = {}
     for index, epoch, num_rows, of_epoch, of_rest in _rows(columns, 5, "rests", least=-1):
         require(min(index, epoch) >= 0 and of_rest < len(files), f"a rest is of source {index}, files {of_rest}")
@@ -131,9 +136,10 @@ def _decode_start(encoded: object, names: list[str], files: list[str]) -> CutSta
             epoch,
             tuple(rests.get(index, ())),
             files[of_source] if of_source >= 0 else "",
+            num_rows,
         )
-        for index, (name, of_source, weight, epoch) in enumerate(
-            zip(of_sources, of_files, weights, epochs, strict=True)
+        for index, (name, of_source, weight, epoch, num_rows) in enumerate(
+            zip(of_sources, of_files, weights, epochs, rows, strict=True)
         )
     )
     named = [source.name for source in sources if source.name]

@@ -225,9 +225,13 @@ class MixturePlan:
             self._begun[key] = self.lanes(cut, name).begun(self._source_rows[cut][self._indices[cut][name]])
         return self._begun[key]
 
-    def rows_of(self, name: str) -> int:
-        """Return the rows of a source that were delivered in the current cut."""
+    def rows_in_cut(self, name: str) -> int:
+        """Return the rows of a source that were delivered in the current cut, padding included."""
         return int(self._source_rows[-1][self._indices[-1][name]].sum())
+
+    def rows_of(self, name: str) -> int:
+        """Return the rows of a source that were delivered since the mixture began, padding included."""
+        return self.progress.starts[-1].sources[self._indices[-1][name]].rows + self.rows_in_cut(name)
 
     def _unfinished(self, name: str) -> list[Begun]:
         """Return the epochs of a source that have begun, and of which something is left."""
@@ -282,7 +286,8 @@ class MixturePlan:
                 sources.append(SourceStart(name, weight, files=files))
                 continue
             rests = tuple(each.rest._replace(num_rows=each.rows_left) for each in self._unfinished(name))
-            sources.append(SourceStart(name, weight, self.begun(self.current, name)[1], rests, files))
+            next_epoch, rows = self.begun(self.current, name)[1], self.rows_of(name)
+            sources.append(SourceStart(name, weight, next_epoch, rests, files, rows))
         carried = self._half_delivered()
         for group in carried:
             gone = {each.source for each in self.ranges(group, self.progress.starts[group.cut].group_rows)} - {*weights}
@@ -297,7 +302,11 @@ class MixturePlan:
         # A source that is removed and added again begins anew, so its earlier epochs must not be found.
         before = [
             replace(
-                each, sources=tuple(s if s.name in weights else s._replace(name="", rests=()) for s in each.sources)
+                each,
+                sources=tuple(
+                    source._replace(rows=0) if source.name in weights else source._replace(name="", rests=(), rows=0)
+                    for source in each.sources
+                ),
             )
             for each in self.progress.starts
         ]

@@ -148,6 +148,8 @@ class SourceStart(NamedTuple):
     """What is left of the epochs before, oldest first."""
     files: str = ""
     """The files and settings with which epochs begin; see `Source.files`."""
+    rows: int = 0
+    """Rows that were delivered in the cuts before, padding included; 0 if this is an earlier cut."""
 
 
 class Group(NamedTuple):

@@ -8,6 +8,9 @@ import time
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, final, get_args
 
+import numpy as np
+import torch
+
 from laneway.arguments import check_choice
 from laneway.convert.open_rows import OpenRows
 from laneway.convert.zero_rows import zero_row
@@ -147,6 +150,10 @@ class RowErrors:
         """Whether nothing is delivered instead of a row."""
         return self._filler is None
 
+    def delivers_as(self, other: RowErrors) -> bool:
+        """Return whether the same is delivered instead of a row as by another handler."""
+        return (self._filler is None) == (other._filler is None) and _is_same(self._filler, other._filler)
+
     def hide(self, error: Exception, row: Any, place: Callable[[], str]) -> Any:  # noqa: ANN401 - a row in any output
         """Return what is delivered instead of a row, and log it, at most once a minute.
 
@@ -154,7 +161,12 @@ class RowErrors:
             error: What the functions raised.
             row: The row, which the functions may have changed.
             place: Returns the name of the row.
+
+        Raises:
+            SchemaMismatchError: It is that error: sources of a mixture deliver different columns, and no row is at fault.
         """
+        if isinstance(error, SchemaMismatchError):
+            raise error
         self._num_hidden += 1
         if time.monotonic() >= self._next_log_s:
             self._next_log_s = time.monotonic() + _LOG_INTERVAL_S
@@ -170,3 +182,18 @@ class RowErrors:
 
 def _listed(keys: Iterable[Any]) -> str:
     return ", ".join(map(repr, keys)) or "none"
+
+
+def _is_same(one: Any, other: Any) -> bool:  # noqa: ANN401 - values of any type, such as columns of a row
+    """Return whether two values are the same, with their types: tensors, arrays, and dicts and lists of values."""
+    if one is other:
+        return True
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_is_same(value, other[name]) for name, value in one.items())
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(_is_same, one, other))
+    if isinstance(one, (torch.Tensor, np.ndarray)):
+        return one.dtype == other.dtype and np.array_equal(np.asarray(one), np.asarray(other))
+    return bool(one == other)

@@ -23,11 +23,11 @@ class SourceProgress(NamedTuple):
     epoch: int
     """The oldest epoch of which rows are left, zero-based."""
     rows: int
-    """Rows that were delivered, since the mixture began."""
+    """Rows that were delivered, since the mixture began; with `remainder="pad"`, those that came twice too."""
     asked: float
     """Its share of the rows by its present weight, in [0, 1]."""
     got: float
-    """Its share of the rows that were delivered since it has this weight, in [0, 1]; NaN: none were."""
+    """Its share of the rows delivered since weights, ranks or workers last changed, in [0, 1]; NaN: none were."""
 
 
 def source_progress(definition: MixtureDefinition, progress: Progress) -> dict[str, SourceProgress]:
@@ -38,18 +38,17 @@ def source_progress(definition: MixtureDefinition, progress: Progress) -> dict[s
         progress: Progress of the whole job, in a cut.
     """
     plan = MixturePlan(definition.mixed.sources, progress)
-    start, first = progress.starts[-1], definition.mixed.first_epochs(progress.epoch)
+    start = progress.starts[-1]
     total = sum(source.weight for source in start.sources)
-    counts = {source.name: plan.rows_of(source.name) for source in start.sources}
+    counts = {source.name: plan.rows_in_cut(source.name) for source in start.sources}
     delivered = sum(counts.values())
     found = {}
     for source in start.sources:
         begun, next_epoch = plan.begun(plan.current, source.name)
-        left = {each.rest.epoch: each.rows_left for each in begun if each.rows_left and not each.is_complete}
-        epoch_rows = definition.mixed.sources[source.name].identity.selected.num_rows
-        rows = (next_epoch - first[source.name]) * epoch_rows - sum(left.values())
+        left = [each.rest.epoch for each in begun if each.rows_left and not each.is_complete]
         got = counts[source.name] / delivered if delivered else float("nan")
-        found[source.name] = SourceProgress(min(left, default=next_epoch), rows, source.weight / total, got)
+        epoch, rows = min(left, default=next_epoch), plan.rows_of(source.name)
+        found[source.name] = SourceProgress(epoch, rows, source.weight / total, got)
     return found
 
 

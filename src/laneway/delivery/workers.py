@@ -8,7 +8,9 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
-# DataLoader imports it in each worker; imported here, forked workers find it and need no import lock.
+# DataLoader imports the one in each worker, numpy.unique the other; imported here, forked workers find them, without
+# the time that it takes, and need no import lock.
+import numpy.ma
 import numpy.random  # noqa: F401
 from torch._C import _remove_worker_pids
 from torch.utils.data import get_worker_info

@@ -19,7 +19,7 @@ BEFORE = CutStart((SourceStart("", 1), SourceStart("code", 0.3, 1, (Rest(0, 5, f
 CURRENT = CutStart(
     (
         SourceStart("web", 0.7, 2, (Rest(0, 2, files="web00"), Rest(1, 7, files="web01")), "web01"),
-        SourceStart("code", 0.3, 1, (Rest(0, 5, 1, "code0"),), "code0"),
+        SourceStart("code", 0.3, 1, (Rest(0, 5, 1, "code0"),), "code0", 12),
     ),
     6,
     2,
@@ -34,7 +34,11 @@ def test_a_mixture_is_saved_as_plain_values() -> None:
         "web01code0web00",
         [
             [2, 1, 0, 0, [-1, 1], None, [1, 0.3], [0, 1], [[1], [0], [5], [2], [1]]],
-            [2, 6, 2, 9, None, None, [0.7, 0.3], [2, 1], [[0, 0, 1], [0, 1, 0], [2, 7, 5], [2, 2, 1], [2, 0, 1]]],
+            [
+                *(2, 6, 2, 9, None, None, [0.7, 0.3], [2, 1]),
+                [[0, 0, 1], [0, 1, 0], [2, 7, 5], [2, 2, 1], [2, 0, 1]],
+                [0, 12],
+            ],
         ],
         [[0, -1], [3, 0], [12, 6], [1, 4]],
     ]
