@@ -22,7 +22,7 @@ from laneway.core.lanes import MAX_LANES, Remainder
 from laneway.core.options import LaneOptions
 from laneway.core.plan import Identity, Settings
 from laneway.core.turns import WorkerPlace
-from laneway.delivery.definition import DatasetDefinition
+from laneway.delivery.dataset_definition import DatasetDefinition
 from laneway.delivery.delivered_columns import DeliveredColumns
 from laneway.delivery.row_errors import OnError, RowErrors
 from laneway.delivery.schedule import EpochSchedule

@@ -24,7 +24,7 @@ from laneway.staged import StageableDataset
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from laneway.delivery.definition import DatasetDefinition
+    from laneway.delivery.dataset_definition import DatasetDefinition
     from laneway.delivery.delivered_columns import DeliveredColumns
     from laneway.delivery.row_errors import RowErrors
 
@@ -151,6 +151,14 @@ class Mixture(StageableDataset):
         added = self._changed(replace(before, sources=now.sources, weighting=now.weighting, columns=columns))
         added._sources = other._sources  # noqa: SLF001 - a copy of this object
         return added
+
+    def _with_lengths(self, column: str) -> Self:
+        """Refuse: how far the lanes of a mixture have come follows from its rows."""
+        message = (
+            f"lengths={column!r} counts the packs of a single dataset in advance, and those of a mixture depend on "
+            "what it has mixed: omit lengths"
+        )
+        raise ValueError(message)
 
     def __repr__(self) -> str:
         definition = self.definition

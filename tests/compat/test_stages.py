@@ -70,7 +70,9 @@ def test_forked_workers_resume_anywhere(corpus: Path, kind: str) -> None:
     check_resumes_everywhere(make, every=5)
 
 
-@pytest.mark.parametrize("kind", ["flat_map", "best_fit of a column", "chunk of sentences"])
+@pytest.mark.parametrize(
+    "kind", ["flat_map", "best_fit of a column", "chunk of sentences", "best_fit of known lengths"]
+)
 def test_workers_of_a_fork_server_resume(corpus: Path, kind: str) -> None:
     def make() -> SavableLoader:
         dataset = make_dataset(corpus, kind)

@@ -105,7 +105,7 @@ class Assignment:
 
 def assign_whole_job(identity: Identity, progress: Progress) -> Assignment:
     """Return the assignment of a single worker that reads all lanes of the current cut."""
-    has_stages = identity.settings.stages is not None
+    has_stages = not identity.counts_items
     # Of items that stages make, a short batch is dropped where it is made.
     drop_last = identity.settings.drop_last and not has_stages
     ends = identity.plan(progress).division.ends(progress.sharing.remainder, drop_last=drop_last)

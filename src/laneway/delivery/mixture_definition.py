@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from laneway.core.schema import SavedState
     from laneway.core.turns import WorkerPlace
     from laneway.core.weighting import Weighting
-    from laneway.delivery.definition import DatasetDefinition
+    from laneway.delivery.dataset_definition import DatasetDefinition
     from laneway.delivery.delivered_columns import DeliveredColumns
     from laneway.delivery.schedule import EpochSchedule
     from laneway.reading.lane_reader import LaneReader
