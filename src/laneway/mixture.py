@@ -58,6 +58,8 @@ class Mixture(StageableDataset):
         stop: When a pass ends: after a number of rows of the whole job; "first_exhausted": once a source has delivered
             all its rows; "all_exhausted": once all of them have; None: never. All ranks deliver equally many batches;
             with several ranks, "first_exhausted" may leave out, and "all_exhausted" repeat, a few rows of each lane.
+        epoch_batches: Number of batches of each rank after which a pass ends, and an epoch; the next pass is the next
+            epoch, and goes on there. Not with `stop`. None: passes end as `stop` says.
         lanes: Number of independent streams; see StatefulShardedDataset.
         turn_rows: Rows taken from a lane before it is the next lane's turn; see StatefulShardedDataset.
         rank: Data-parallel rank, in [0, world_size). None: that of the sources, which must agree.
@@ -94,13 +96,23 @@ class Mixture(StageableDataset):
         *,
         seed: int = 0,
         stop: int | Stop | None = None,
+        epoch_batches: int | None = None,
         lanes: int | None = None,
         turn_rows: int | None = None,
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
         definitions = _definitions_of(sources)
-        self._arguments: dict[str, Any] = {"seed": seed, "stop": stop, "lanes": lanes, "turn_rows": turn_rows}
+        if epoch_batches is not None and stop is not None:
+            message = f"epoch_batches={epoch_batches} ends each pass, and so would stop={stop!r}: give one of them"
+            raise ValueError(message)
+        self._arguments: dict[str, Any] = {
+            "seed": seed,
+            "stop": stop,
+            "epoch_batches": epoch_batches,
+            "lanes": lanes,
+            "turn_rows": turn_rows,
+        }
         self._sources = dict(sources)
         self._asks_rank = rank is None and world_size is None and all(each._asks_rank for each in sources.values())  # noqa: SLF001 - of the same base
         place = _common_place(definitions) if rank is None and world_size is None else None
@@ -116,9 +128,10 @@ class Mixture(StageableDataset):
             weighting=check_weighting(weights, definitions, stop),
             columns=_common_columns(definitions),
             seed=check_seed(seed),
+            epoch_batches=check_count("epoch_batches", epoch_batches),
         )
         """The sources, weights and conversion."""
-        self.schedule = EpochSchedule(is_endless=self.definition.is_endless)
+        self.schedule = EpochSchedule(is_endless=self.definition.is_endless, has_epochs=self.definition.has_epochs)
         """The epoch of the next pass, and the progress of the last one."""
 
     @property
@@ -172,6 +185,7 @@ class Mixture(StageableDataset):
             shown.append(f"  ... ({len(definition.sources):,} sources)\n")
         unit = definition.unit
         end = "without end" if weighting.stop is None else f"until {weighting.stop}"
+        end = end if definition.epoch_batches is None else f"{end}, in epochs of {definition.epoch_batches:,} batches"
         changes = f", {len(weighting.phases) - 1} change(s) of weights" if len(weighting.phases) > 1 else ""
         return (
             f"{type(self).__name__}(\n"
@@ -187,7 +201,7 @@ _ONLY = "rows"
 """The name of the source of a mixture of one."""
 
 
-def repeated(dataset: ChangeableDataset, epochs: int | None) -> Mixture:
+def repeated(dataset: ChangeableDataset, epochs: int | None, epoch_batches: int | None = None) -> Mixture:
     """Return the rows of a number of epochs of a dataset as one pass; None: without end."""
     options = dataset.definition.options
     found = Mixture(
@@ -195,6 +209,7 @@ def repeated(dataset: ChangeableDataset, epochs: int | None) -> Mixture:
         {_ONLY: 1},
         seed=dataset.definition.identity.settings.seed,
         stop=None if epochs is None else "all_exhausted",
+        epoch_batches=epoch_batches,
         lanes=options.lanes,
         turn_rows=options.turn_rows,
     )

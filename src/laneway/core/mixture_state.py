@@ -57,6 +57,7 @@ def _encode_start(start: CutStart, indices: Mapping[str, int], of_files: Mapping
         [source.weight for source in sources],
         [source.next_epoch for source in sources],
         [list(column) for column in zip(*rests, strict=True)],
+        *([start.batches_before] if start.batches_before else []),
     ]
 
 
@@ -94,6 +95,10 @@ def decode_mixture(encoded: object, progress: Progress) -> Progress:
 
 
 def _decode_start(encoded: object, names: list[str], files: list[str]) -> CutStart:
+    last = encoded[9:] if type(encoded) is list else []
+    encoded, batches_before = (encoded[:9], last[0]) if type(encoded) is list and len(last) == 1 else (encoded, 0)
+    is_count = type(batches_before) is int and abs(batches_before) < MAX_COUNT
+    require(is_count and (batches_before != 0 or not last), f"a cut began after {shorten(batches_before)} batches")
     values = _lists(encoded, 9, "start of a cut", numbers=4)
     version, group_rows, num_carried, rows_before, of_sources, of_files, weights, epochs, columns = values
     require(version in ORDER_VERSIONS, f"order_version of a cut is {version}")
@@ -138,7 +143,7 @@ def _decode_start(encoded: object, names: list[str], files: list[str]) -> CutSta
     )
     named = [source.name for source in sources if source.name]
     require(len({*named}) == len(named), "a source occurs twice in a cut")
-    return CutStart(sources, group_rows, num_carried, version, rows_before)
+    return CutStart(sources, group_rows, num_carried, version, rows_before, batches_before)
 
 
 def _lists(value: object, length: int, what: str, *, numbers: int = 0) -> list[Any]:

@@ -63,6 +63,8 @@ class Settings:
     """The rows that are taken out of the order of epochs; None: there are none. See `core.gaps`."""
     stages: str | None = None
     """The stages that make items of the rows, on which offsets within rows depend; None: there are none."""
+    epoch_batches: int | None = None
+    """Of a mixture without an end: batches of each rank that make an epoch; None: there are no epochs."""
 
     def remainder_for(self, world_size: int) -> Remainder:
         """Return how `world_size` ranks handle the one row by which they differ."""

@@ -106,9 +106,8 @@ def write_state(
     if progress.cut is not None:
         next_turn, in_step = progress.cut.next_turn, _part_in_step(progress)
         part_rows = in_step or 0
-        is_job_complete = (
-            complete and progress.place is None and ends_follow(progress.order_version) and identity.counts_items
-        )
+        follows = identity.counts_items and identity.settings.epoch_batches is None
+        is_job_complete = complete and progress.place is None and ends_follow(progress.order_version) and follows
         if in_step is None and not is_job_complete:
             positions = progress.cut.positions
             lanes = sorted(positions)
@@ -157,7 +156,7 @@ def write_job_state(
         over: Whether the training loop has been told that the epoch has ended.
     """
     next_turn, part_rows, complete = job
-    if isinstance(identity, MixtureIdentity) and not complete:
+    if isinstance(identity, MixtureIdentity) and (not complete or identity.settings.epoch_batches is not None):
         progress = identity.without_finished_cuts(progress, next_turn, part_rows)
     return _write(
         identity,

@@ -186,8 +186,10 @@ class DatasetDefinition(Definition):
         if not self.identity.counts_items and place.world_size > 1 and self.identity.settings.remainder is None:
             message = (
                 f"how many items are made of the rows depends on the data, so the {place.world_size} ranks would "
-                "deliver different numbers of batches: call repeat(), before the stages, for a stream without an end, "
-                'or pass remainder="keep" if the training loop can end at another step on each rank'
+                "deliver different numbers of batches: call repeat() for a stream without an end, or "
+                "repeat(epoch_batches=n) for epochs of n batches on each rank; if rows are packed one by one, "
+                "count_lengths() or pack(lengths=) makes the numbers equal; or pass "
+                'remainder="keep" if the training loop can end at another step on each rank'
             )
             raise ValueError(message)
         return resolve_cut(self.identity, progress, place, self.options)

@@ -69,8 +69,13 @@ class Definition(ABC):
 
     @property
     def is_endless(self) -> bool:
-        """Whether a pass never ends."""
+        """Whether there are always further rows, so that each pass goes on where the last one stopped."""
         return False
+
+    @property
+    def has_epochs(self) -> bool:
+        """Whether passes end, if only after a number of batches."""
+        return not self.is_endless
 
     @property
     def max_empty_rows(self) -> int | None:
