@@ -248,6 +248,8 @@ class StatefulShardedDataset(ChangeableDataset):
         Raises:
             ValueError: An argument is out of its range, both are given, or the dataset delivers batches: call `repeat`
                 before `batch`.
+
+        After `flat_map` or `pack`, it is as if it had been called before: packs go on from one epoch to the next.
         """
         return repeated(self, check_count("epochs", epochs), epoch_batches)
 

@@ -16,6 +16,7 @@ from laneway import (
     CheckpointMismatchError,
     ColumnConversionError,
     ManifestCacheWarning,
+    Mixture,
     NotReproducibleError,
     SavableLoader,
     SchemaMismatchError,
@@ -283,3 +284,60 @@ def test_what_makes_no_sense_is_refused(corpus: Path, change: Any, error: Any, m
 def test_rows_that_are_hidden_have_no_length(corpus: Path) -> None:
     with pytest.raises(ValueError, match="needs a document of each row, but on_error="):
         make_dataset(corpus, "rows", on_error="skip").count_lengths("input_ids")
+
+
+# -- Weights of tokens ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, StatefulShardedDataset]:
+    """Return two sources of known lengths: one of 24 documents of 5 tokens on average, one of 10 of 30."""
+    found = {}
+    for name, sizes in (("short", [2, 8] * 12), ("long", [20, 40] * 5)):
+        folder = tmp_path_factory.mktemp(name)
+        table = pa.table({"input_ids": pa.array([[7] * size for size in sizes], pa.list_(pa.int32()))})
+        pq.write_table(table, folder / "part-0.parquet", row_group_size=4)
+        found[name] = StatefulShardedDataset(folder, shuffle=True, shard_rows=4).count_lengths("input_ids")
+    return found
+
+
+def test_weights_of_tokens_are_kept_over_whole_epochs(sources: dict[str, StatefulShardedDataset]) -> None:
+    mixture = Mixture(sources, {"short": 0.25, "long": 0.75}, weights_of="tokens")
+    assert mixture.weights == {"short": 0.25, "long": 0.75}
+    # Two rows of a source for one of the other; 10 epochs of 24 rows, and 12 of 10.
+    documents = [row["input_ids"] for row in islice(mixture, 360)]
+    of_short = sum(len(document) for document in documents if len(document) <= 8)
+    assert [of_short, sum(map(len, documents))] == [240 * 5, 240 * 5 + 120 * 30]
+    for count in range(1, 360):
+        num_short = sum(len(document) <= 8 for document in documents[:count])
+        assert abs(num_short - count * 2 / 3) <= 2
+
+
+def test_weights_of_tokens_that_change_are_of_tokens_too(sources: dict[str, StatefulShardedDataset]) -> None:
+    mixture = Mixture(sources, [(0, {"short": 1, "long": 0}), (20, {"short": 1, "long": 3})], weights_of="tokens")
+    loader = SavableLoader(mixture.batch(4))
+    batches = iter(loader)
+    for _ in range(20):
+        next(batches)
+    assert loader.sources["short"].asked == pytest.approx(2 / 3)
+    loader.set_weights({"short": 1, "long": 12})
+    assert loader.sources["short"].asked == pytest.approx(1 / 3)
+    added = mixture.add({"more": sources["short"]}, {"short": 1, "more": 1, "long": 6})
+    assert added.weights == {"short": 1, "more": 1, "long": 6}
+    weights = [*added.definition.weighting.weights_at(0).values()]
+    assert [weight / weights[0] for weight in weights] == pytest.approx([1, 1, 1])
+
+
+def test_weights_of_tokens_need_lengths(sources: dict[str, StatefulShardedDataset], corpus: Path) -> None:
+    uncounted = {**sources, "corpus": make_dataset(corpus, "rows", columns=["input_ids"])}
+    with pytest.raises(ValueError, match=r"needs the lengths of source 'corpus': call its count_lengths\(\)"):
+        Mixture(uncounted, {"short": 1, "long": 1, "corpus": 1}, weights_of="tokens")
+    with pytest.raises(ValueError, match="weights_of must be one of"):
+        Mixture(sources, {"short": 1, "long": 1}, weights_of="bytes")  # type: ignore[arg-type]  # what is refused
+    empty = {"none": make_dataset(corpus, "rows").map(no_tokens).count_lengths(no_tokens, num_workers=0)}
+    with pytest.raises(ValueError, match="source 'none' has no tokens"):
+        Mixture(empty, {"none": 1}, weights_of="tokens")
+
+
+def no_tokens(_: dict[str, Any]) -> dict[str, Any]:
+    return {"input_ids": []}

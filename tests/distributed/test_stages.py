@@ -103,16 +103,16 @@ def test_the_state_of_one_rank_is_that_of_the_job_if_lengths_are_known(run_ranks
         assert found == Counter(range(1, 1 + sum(SIZES)))
 
 
-def pack_epochs(rank: int, folder: Path, is_resumed: bool, num_batches: int) -> tuple[list[int], list[int]]:  # noqa: FBT001 - positional, from the test
+def pack_epochs(rank: int, folder: Path, leg: int, num_batches: int) -> tuple[list[int], list[int]]:
     """Take some batches of an epoch of five, or the rest of one, and the next epoch; return numbers and tokens."""
     rows = StatefulShardedDataset(folder, shuffle=True, seed=5, shard_rows=4, window_bytes=200)
     packs = rows.repeat(epoch_batches=5).map(of_epoch, with_context=True).pack(LENGTH, strategy="chunk")
     loader = SavableLoader(packs.batch(1), num_workers=rank % 2)
     path = folder.parent / "epochs.state"
-    if is_resumed:
+    if leg:
         loader.restore_state_global(torch.load(path, weights_only=True) if rank == 0 else None)
     epochs = [[*islice(loader, num_batches)]]
-    if is_resumed:
+    if leg:
         loader.set_epoch(1)
         epochs.append([*loader])
     state = loader.save_state_global()
@@ -125,8 +125,8 @@ def pack_epochs(rank: int, folder: Path, is_resumed: bool, num_batches: int) -> 
 
 def test_epochs_of_batches_are_equal_on_all_ranks(run_ranks: RunRanks, tmp_path: Path) -> None:
     write_documents(tmp_path / "documents")
-    first = run_ranks(pack_epochs, 2, tmp_path / "documents", False, 2)
-    second = run_ranks(pack_epochs, 3, tmp_path / "documents", True, 5)
+    first = run_ranks(pack_epochs, 2, tmp_path / "documents", 0, 2)
+    second = run_ranks(pack_epochs, 3, tmp_path / "documents", 1, 5)
     assert [numbers for numbers, _ in first] == [[2]] * 2
     assert [numbers for numbers, _ in second] == [[3, 5]] * 3
     found = Counter(token for _, tokens in (*first, *second) for token in tokens)

@@ -101,6 +101,11 @@ class DatasetDefinition(Definition):
         settings = replace(self.identity.settings, without=text_of(gaps))
         return replace(self, identity=replace(self.identity, settings=settings))
 
+    def without_stages(self) -> Self:
+        """Return the definition of the rows of which stages make items."""
+        identity = replace(self.identity, settings=replace(self.identity.settings, stages=None), packs=None)
+        return replace(self, stages=None, identity=identity)
+
     def of(self, identity: Identity) -> DatasetDefinition:
         """Return the definition with these files and settings: this one, or one before files were added."""
         return next((each for each in self.former if each.identity is identity), self)

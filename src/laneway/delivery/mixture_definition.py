@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from torch.utils.data import default_collate
 
@@ -58,6 +58,8 @@ class MixtureDefinition(Definition):
     """Whether the last global batch is dropped if it is incomplete."""
     epoch_batches: int | None = None
     """Of a mixture without an end: batches of each rank that make an epoch; None: there are no epochs."""
+    weights_of: Literal["rows", "tokens"] = "rows"
+    """What a user gives weights of; those of the weighting are of rows."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out derived values."""
