@@ -42,7 +42,8 @@ SIGNATURES = {
         "storage_options=None, retries=None, cache_dir=None)"
     ),
     "laneway.Mixture": (
-        "(sources, weights, *, seed=0, stop=None, lanes=None, turn_rows=None, rank=None, world_size=None)"
+        "(sources, weights, *, seed=0, stop=None, epoch_batches=None, weights_of='rows', lanes=None, turn_rows=None, "
+        "rank=None, world_size=None)"
     ),
     "laneway.SavableLoader": (
         "(dataset, *, num_workers=0, batch_size=None, collate_fn=None, pin_memory=False, prefetch_factor=None, "
@@ -125,6 +126,7 @@ MEMBERS = {
         "batch": "(batch_size, *, drop_last=False)",
         "categories": "attribute",
         "completed_shards": "()",
+        "count_lengths": "(of, *, column='input_ids', version=None, num_workers=None, progress=None)",
         "epoch": "attribute",
         "extend": "(grown)",
         "filter": "(condition, *, columns=None, version=None)",
@@ -134,9 +136,9 @@ MEMBERS = {
         "map": "(fn, *, with_context=False)",
         "pack": (
             "(length, *, column='input_ids', strategy='best_fit', separator=None, overflow='split', "
-            "mask='document_ids', pad_value=0, group_rows=None)"
+            "mask='document_ids', pad_value=0, group_rows=None, lengths=None)"
         ),
-        "repeat": "(epochs=None)",
+        "repeat": "(epochs=None, *, epoch_batches=None)",
         "schema": "attribute",
         "selection": "attribute",
         "set_epoch": "(epoch)",
@@ -192,7 +194,7 @@ MEMBERS = {
         "map": "(fn, *, with_context=False)",
         "pack": (
             "(length, *, column='input_ids', strategy='best_fit', separator=None, overflow='split', "
-            "mask='document_ids', pad_value=0, group_rows=None)"
+            "mask='document_ids', pad_value=0, group_rows=None, lengths=None)"
         ),
         "schema": "attribute",
         "set_epoch": "(epoch)",

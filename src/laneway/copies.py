@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Self
 
 from laneway.arguments import check_seed
 from laneway.core.plan import Settings
-from laneway.selectable import SelectableDataset
+from laneway.countable import CountableDataset
 
 if TYPE_CHECKING:
     from laneway.core.plan import Identity
 
 
-class ChangeableDataset(SelectableDataset):
+class ChangeableDataset(CountableDataset):
     """A dataset of which there can be changed copies."""
 
     def shuffle(self, seed: int = 0) -> Self:

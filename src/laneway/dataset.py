@@ -22,7 +22,7 @@ from laneway.core.lanes import MAX_LANES, Remainder
 from laneway.core.options import LaneOptions
 from laneway.core.plan import Identity, Settings
 from laneway.core.turns import WorkerPlace
-from laneway.delivery.definition import DatasetDefinition
+from laneway.delivery.dataset_definition import DatasetDefinition
 from laneway.delivery.delivered_columns import DeliveredColumns
 from laneway.delivery.row_errors import OnError, RowErrors
 from laneway.delivery.schedule import EpochSchedule
@@ -236,18 +236,23 @@ class StatefulShardedDataset(ChangeableDataset):
         (changed,) = self._definitions(*self._filter(condition, None, None))
         return changed
 
-    def repeat(self, epochs: int | None = None) -> Mixture:
+    def repeat(self, epochs: int | None = None, *, epoch_batches: int | None = None) -> Mixture:
         """Return the rows of several epochs as one pass, or of all epochs, without end: a mixture of one.
 
         With several ranks, each repeats up to one row of each lane at the end: all deliver equally many batches.
 
         Args:
             epochs: Number of epochs, >= 1; None: without end.
+            epoch_batches: Number of batches of each rank after which a pass ends; the next one goes on there, as the
+                next epoch. Not with `epochs`.
 
         Raises:
-            ValueError: `epochs` is out of its range, or the dataset delivers batches: call `repeat` before `batch`.
+            ValueError: An argument is out of its range, both are given, or the dataset delivers batches: call `repeat`
+                before `batch`.
+
+        After `flat_map` or `pack`, it is as if it had been called before: packs go on from one epoch to the next.
         """
-        return repeated(self, check_count("epochs", epochs))
+        return repeated(self, check_count("epochs", epochs), epoch_batches)
 
     def completed_shards(self) -> list[Shard]:
         """Return the shards of this epoch that have been delivered completely, as far as this process knows.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from laneway.catalog.caching import CacheDir
     from laneway.core.shards import ShardTable
-    from laneway.delivery.definition import DatasetDefinition
+    from laneway.delivery.dataset_definition import DatasetDefinition
     from laneway.manifest import Manifest
 
 

@@ -5,31 +5,29 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Self, get_args
+from typing import TYPE_CHECKING, Any, Self
 
-from laneway.arguments import check_count, check_seed, plain_int
+from laneway.arguments import check_count, check_seed
 from laneway.copies import ChangeableDataset
 from laneway.core.lanes import MAX_LANES
-from laneway.core.mixing import exact_weights
 from laneway.core.options import LaneOptions
 from laneway.core.turns import WorkerPlace
-from laneway.core.weighting import Phase, Stop, Weighting
 from laneway.delivery.mixture_definition import MixtureDefinition
 from laneway.delivery.schedule import EpochSchedule
 from laneway.delivery.transforms import Transforms
 from laneway.distributed import data_parallel_rank
 from laneway.errors import SchemaMismatchError
+from laneway.mixture_weights import check_weighting, tokens_per_row
 from laneway.staged import StageableDataset
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from laneway.delivery.definition import DatasetDefinition
+    from laneway.core.weighting import Stop
+    from laneway.delivery.dataset_definition import DatasetDefinition
     from laneway.delivery.delivered_columns import DeliveredColumns
     from laneway.delivery.row_errors import RowErrors
-
-Weights = Mapping[str, float]
-"""Name of a source -> its weight, a number >= 0."""
+    from laneway.mixture_weights import Weights, WeightsOf
 
 
 class Mixture(StageableDataset):
@@ -58,6 +56,11 @@ class Mixture(StageableDataset):
         stop: When a pass ends: after a number of rows of the whole job; "first_exhausted": once a source has delivered
             all its rows; "all_exhausted": once all of them have; None: never. All ranks deliver equally many batches;
             with several ranks, "first_exhausted" may leave out, and "all_exhausted" repeat, a few rows of each lane.
+        epoch_batches: Number of batches of each rank after which a pass ends, and an epoch; the next pass is the next
+            epoch, and goes on there. Not with `stop`. None: passes end as `stop` says.
+        weights_of: What the weights are shares of: "rows"; or "tokens", for which `count_lengths` of each source was
+            called before: the more tokens its rows have, the fewer of them are read. Over whole epochs of the sources,
+            tokens have the shares that are asked for; in between, as far as the rows of a source are equally long.
         lanes: Number of independent streams; see StatefulShardedDataset.
         turn_rows: Rows taken from a lane before it is the next lane's turn; see StatefulShardedDataset.
         rank: Data-parallel rank, in [0, world_size). None: that of the sources, which must agree.
@@ -94,13 +97,25 @@ class Mixture(StageableDataset):
         *,
         seed: int = 0,
         stop: int | Stop | None = None,
+        epoch_batches: int | None = None,
+        weights_of: WeightsOf = "rows",
         lanes: int | None = None,
         turn_rows: int | None = None,
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
         definitions = _definitions_of(sources)
-        self._arguments: dict[str, Any] = {"seed": seed, "stop": stop, "lanes": lanes, "turn_rows": turn_rows}
+        if epoch_batches is not None and stop is not None:
+            message = f"epoch_batches={epoch_batches} ends each pass, and so would stop={stop!r}: give one of them"
+            raise ValueError(message)
+        self._arguments: dict[str, Any] = {
+            "seed": seed,
+            "stop": stop,
+            "epoch_batches": epoch_batches,
+            "weights_of": weights_of,
+            "lanes": lanes,
+            "turn_rows": turn_rows,
+        }
         self._sources = dict(sources)
         self._asks_rank = rank is None and world_size is None and all(each._asks_rank for each in sources.values())  # noqa: SLF001 - of the same base
         place = _common_place(definitions) if rank is None and world_size is None else None
@@ -113,18 +128,26 @@ class Mixture(StageableDataset):
             place=place,
             transform=Transforms(errors=_common_errors(definitions)),
             sources=definitions,
-            weighting=check_weighting(weights, definitions, stop),
+            weighting=check_weighting(weights, definitions, stop, weights_of),
+            weights_of=weights_of,
             columns=_common_columns(definitions),
             seed=check_seed(seed),
+            epoch_batches=check_count("epoch_batches", epoch_batches),
         )
         """The sources, weights and conversion."""
-        self.schedule = EpochSchedule(is_endless=self.definition.is_endless)
+        self.schedule = EpochSchedule(is_endless=self.definition.is_endless, has_epochs=self.definition.has_epochs)
         """The epoch of the next pass, and the progress of the last one."""
 
     @property
     def weights(self) -> dict[str, float]:
         """Name -> weight of each source, with which the mixture begins."""
-        return dict(self.definition.weighting.weights_at(0))
+        weights = dict(self.definition.weighting.weights_at(0))
+        if self.definition.weights_of == "tokens":
+            for name, source in self.definition.sources.items():
+                # Up to twelve digits, it is the weight that was given.
+                if weights[name]:
+                    weights[name] = float(f"{weights[name] * float(tokens_per_row(name, source)):.12g}")
+        return weights
 
     @property
     def schema(self) -> pa.Schema:
@@ -152,6 +175,14 @@ class Mixture(StageableDataset):
         added._sources = other._sources  # noqa: SLF001 - a copy of this object
         return added
 
+    def _with_lengths(self, column: str) -> Self:
+        """Refuse: how far the lanes of a mixture have come follows from its rows."""
+        message = (
+            f"lengths={column!r} counts the packs of a single dataset in advance, and those of a mixture depend on "
+            "what it has mixed: omit lengths"
+        )
+        raise ValueError(message)
+
     def __repr__(self) -> str:
         definition = self.definition
         weighting, place = definition.weighting, definition.place
@@ -164,6 +195,7 @@ class Mixture(StageableDataset):
             shown.append(f"  ... ({len(definition.sources):,} sources)\n")
         unit = definition.unit
         end = "without end" if weighting.stop is None else f"until {weighting.stop}"
+        end = end if definition.epoch_batches is None else f"{end}, in epochs of {definition.epoch_batches:,} batches"
         changes = f", {len(weighting.phases) - 1} change(s) of weights" if len(weighting.phases) > 1 else ""
         return (
             f"{type(self).__name__}(\n"
@@ -179,20 +211,24 @@ _ONLY = "rows"
 """The name of the source of a mixture of one."""
 
 
-def repeated(dataset: ChangeableDataset, epochs: int | None) -> Mixture:
-    """Return the rows of a number of epochs of a dataset as one pass; None: without end."""
-    options = dataset.definition.options
+def repeated(dataset: ChangeableDataset, epochs: int | None, epoch_batches: int | None = None) -> Mixture:
+    """Return the rows of a number of epochs of a dataset as one pass; None: without end. Its stages follow them."""
+    options, stages = dataset.definition.options, dataset.definition.stages
+    if stages is not None:
+        dataset = dataset._changed(dataset.definition.without_stages())  # noqa: SLF001 - of the same base
     found = Mixture(
         {_ONLY: dataset},
         {_ONLY: 1},
         seed=dataset.definition.identity.settings.seed,
         stop=None if epochs is None else "all_exhausted",
+        epoch_batches=epoch_batches,
         lanes=options.lanes,
         turn_rows=options.turn_rows,
     )
     definition = found.definition
     weighting = replace(definition.weighting, num_epochs=epochs or 1)
-    found.definition = replace(definition, weighting=weighting)
+    definition = replace(definition, weighting=weighting)
+    found.definition = definition if stages is None else definition.with_stages(stages)
     return found
 
 
@@ -323,67 +359,3 @@ def _difference(first: str, columns: DeliveredColumns, name: str, others: Delive
     if texts[0] != texts[1]:
         return f"sources {first!r} and {name!r} have other categories, so the same id would mean different values"
     return None
-
-
-def check_weighting(weights: object, sources: Mapping[str, DatasetDefinition], stop: object) -> Weighting:
-    """Check the weights and the end of a mixture, and return them.
-
-    Args:
-        weights: What a user gave.
-        sources: Name -> source.
-        stop: When a pass ends.
-
-    Raises:
-        ValueError: Names differ, a weight or a row is out of its range, or a source with a weight has no rows.
-        TypeError: Something has the wrong type.
-    """
-    schedule = [(0, weights)] if isinstance(weights, Mapping) else weights
-    if isinstance(schedule, (str, bytes)) or not isinstance(schedule, Sequence) or not schedule:
-        message = f"weights must be a mapping from names to numbers, or a sequence of (rows, mapping), not {weights!r}"
-        raise TypeError(message)
-    phases: list[Phase] = []
-    for each in schedule:
-        if not isinstance(each, (tuple, list)) or len(each) != 2 or not isinstance(each[1], Mapping):  # noqa: PLR2004 - a pair
-            message = f"a change of weights must be (rows, weights), not {each!r}"
-            raise TypeError(message)
-        start, checked = plain_int(each[0]), _check_weights(each[1], sources)
-        if start is None or (start != 0 if not phases else start <= phases[-1].start):
-            message = f"weights must start at row 0, and at later rows from there on, not at {each[0]!r}"
-            raise ValueError(message)
-        if not phases or phases[-1].weights != checked:
-            phases.append(Phase(start, checked))
-    for name, source in sources.items():
-        if not source.identity.selected.num_rows and any(phase.weights[name] for phase in phases):
-            message = f"source {name!r} has no rows: give it a weight of 0, or leave it out of the mixture"
-            raise ValueError(message)
-    rows = {name: source.identity.selected.num_rows for name, source in sources.items()}
-    weighting = Weighting(tuple(phases), _check_stop(stop))
-    weighting.rows_in_all(rows)
-    return weighting
-
-
-def _check_weights(weights: Mapping[Any, Any], sources: Mapping[str, DatasetDefinition]) -> dict[str, float]:
-    lacking = [name for name in sources if name not in weights]
-    unknown = [name for name in weights if name not in sources]
-    if lacking or unknown:
-        problem = f"no weight of source {lacking[0]!r}" if lacking else f"one of {unknown[0]!r}, which is no source"
-        message = f"weights must name each source once, and there is {problem}: a source that is not read has weight 0"
-        raise ValueError(message)
-    for name, weight in weights.items():
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)):
-            message = f"the weight of source {name!r} must be a number, not {weight!r}"
-            raise TypeError(message)
-    # In the order of the sources: it breaks ties.
-    ordered = {name: weights[name] for name in sources}
-    exact_weights([*ordered.values()])
-    return ordered
-
-
-def _check_stop(stop: object) -> int | Stop | None:
-    if stop is None or stop in get_args(Stop):
-        return stop  # type: ignore[return-value]  # checked
-    number = plain_int(stop)  # type: ignore[arg-type]  # that is what it checks
-    if number is None or not 0 < number < 2**40:
-        message = f"stop must be a number of rows, one of {', '.join(map(repr, get_args(Stop)))}, or None, not {stop!r}"
-        raise ValueError(message)
-    return number

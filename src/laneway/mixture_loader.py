@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from laneway.delivery.mixture_definition import MixtureDefinition
 from laneway.delivery.source_progress import check_same_rows, rows_of_job, sources_of
 from laneway.errors import LanewayError
-from laneway.mixture import check_weighting
+from laneway.mixture_weights import check_weighting
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -65,7 +65,7 @@ class MixtureLoader:
 
         def check() -> tuple[int, int]:
             ranks.check(self._place.rank, self._place.world_size)
-            weighting = check_weighting(weights, definition.sources, definition.weighting.stop)
+            weighting = check_weighting(weights, definition.sources, definition.weighting.stop, definition.weights_of)
             changed.append(definition.with_weighting(replace(weighting, num_epochs=definition.weighting.num_epochs)))
             return rows_of_job(self._runner), self._runner.num_received()
 

@@ -111,7 +111,10 @@ class ResumableDataset(IterableDataset[Any]):
     def _changed(self, definition: Definition) -> Self:
         """Return a copy with another definition, at the start of epoch 0."""
         changed = copy.copy(self)
-        changed.definition, changed.schedule = definition, EpochSchedule(is_endless=definition.is_endless)
+        changed.definition, changed.schedule = (
+            definition,
+            EpochSchedule(is_endless=definition.is_endless, has_epochs=definition.has_epochs),
+        )
         return changed
 
     def __copy__(self) -> Self:
@@ -231,5 +234,7 @@ def no_length(dataset: object, definition: Definition) -> TypeError:
             "depends on the data"
         )
         return TypeError(message)
-    message = f"a {type(dataset).__name__} without an end has no length: give it a stop, or count the steps"
+    message = (
+        f"a {type(dataset).__name__} without an end has no length: give it a stop or epoch_batches=, or count the steps"
+    )
     return TypeError(message)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from laneway.core.plan import Identity
-    from laneway.delivery.definition import DatasetDefinition
+    from laneway.delivery.dataset_definition import DatasetDefinition
     from laneway.reading.steps import Step
 
 
@@ -201,6 +201,9 @@ class SelectableDataset(DescribedDataset):
         definition = self.definition
         if definition.stages is not None:
             message = "what filters, splits or slices selects rows of the files: call it before flat_map() and pack()"
+            raise ValueError(message)
+        if definition.lengths is not None:
+            message = "a filter, split or slice leaves other rows than those of count_lengths(): call that afterwards"
             raise ValueError(message)
         self._check_has_no_gaps("a filter, split or slice")
         # There was a warning of those that are delivered.

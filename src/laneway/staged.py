@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 from laneway.arguments import check_flag, check_function
-from laneway.delivery.lane_items import Stages
+from laneway.delivery.item_stages import Stages
 from laneway.errors import SchemaMismatchError
 from laneway.resumable import ResumableDataset
 from laneway.stages.packs import GROUP_ROWS, PackOptions
@@ -62,6 +63,7 @@ class StageableDataset(ResumableDataset):
         mask: Mask | None = "document_ids",
         pad_value: int = 0,
         group_rows: int | None = None,
+        lengths: str | None = None,
     ) -> Self:
         """Return a copy that packs documents of tokens into sequences of one length, at the start of epoch 0.
 
@@ -88,6 +90,8 @@ class StageableDataset(ResumableDataset):
             pad_value: Token of padding.
             group_rows: With "best_fit", rows whose documents are packed together, in memory. None: 2,048. More rows
                 need less padding; a pass that resumes packs one group again.
+            lengths: A column of the files that holds the number of tokens of each row, or its list of tokens: packs
+                are counted by it, as after `count_lengths`. None: they are counted if `count_lengths` was called.
 
         Raises:
             ValueError: An argument is out of its range; the dataset delivers batches or packs already; `remainder` is
@@ -117,7 +121,7 @@ class StageableDataset(ResumableDataset):
             GROUP_ROWS if group_rows is None else group_rows,
         )
         self._check_takes_rows("pack")
-        definition = self.definition
+        definition = (self if lengths is None else self._with_lengths(lengths)).definition
         stages = definition.stages or Stages()
         if not definition.has_functions and not stages.expansion.steps:
             names = definition.columns.names_in_files
@@ -126,6 +130,10 @@ class StageableDataset(ResumableDataset):
                 raise SchemaMismatchError(message)
             check_token_type(column, definition.columns.schema.field(column).type)
         return self._changed(definition.with_stages(replace(stages, pack=options)))
+
+    @abstractmethod
+    def _with_lengths(self, column: str) -> Self:
+        """Return a copy that knows how many tokens each row has, by a column."""
 
     def _check_takes_rows(self, method: str) -> None:
         """Check that what is delivered are rows, or items of `flat_map`.

@@ -111,6 +111,10 @@ _STAGED: dict[str, Callable[[Any], Any]] = {
     "chunk of sentences": lambda rows: (
         rows.flat_map(in_sentences).map(tokenise).pack(LENGTH, strategy="chunk", separator=1)
     ),
+    "best_fit of known lengths": lambda rows: (
+        rows.count_lengths(tokenise, num_workers=0).map(tokenise).pack(LENGTH, separator=1, group_rows=8)
+    ),
+    "chunk of known lengths": lambda rows: rows.pack(LENGTH, strategy="chunk", separator=1, lengths="input_ids"),
     "random": lambda rows: rows.map(jittered, with_context=True).pack(LENGTH, strategy="chunk"),
 }
 KINDS = [*_STAGED]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -70,7 +71,9 @@ def test_forked_workers_resume_anywhere(corpus: Path, kind: str) -> None:
     check_resumes_everywhere(make, every=5)
 
 
-@pytest.mark.parametrize("kind", ["flat_map", "best_fit of a column", "chunk of sentences"])
+@pytest.mark.parametrize(
+    "kind", ["flat_map", "best_fit of a column", "chunk of sentences", "best_fit of known lengths"]
+)
 def test_workers_of_a_fork_server_resume(corpus: Path, kind: str) -> None:
     def make() -> SavableLoader:
         dataset = make_dataset(corpus, kind)
@@ -479,6 +482,23 @@ def test_a_stream_without_an_end_resumes_on_any_ranks_workers_and_batches(corpus
 def numbered(row: dict[str, Any], context: RowContext) -> list[dict[str, int]]:
     """Return up to four items of a row."""
     return [{"epoch": context.epoch, "id": row["id"], "number": number} for number in range(row["id"] % 5)]
+
+
+@pytest.mark.parametrize("kind", ["flat_map", "chunk of sentences", "chunk of known lengths"])
+def test_repeating_stages_is_to_repeat_rows_before_them(corpus: Path, kind: str) -> None:
+    after = make_dataset(corpus, kind).repeat()
+    items = [plain(item) for item in islice(after, 200)]
+    if kind != "chunk of known lengths":
+        before = staged.with_stages(make_dataset(corpus, "rows").repeat(), kind)
+        assert items == [plain(item) for item in islice(before, 200)]
+    assert len(items) == 200
+    twice = run(make_dataset(corpus, kind).repeat(2).batch(2))
+    resumed = make_dataset(corpus, kind).repeat(2).batch(2)
+    for _ in islice(resumed, 11):
+        pass
+    again = make_dataset(corpus, kind).repeat(2).batch(2)
+    again.load_state_dict(resumed.state_dict())
+    assert run(again) == twice[11:]
 
 
 @pytest.mark.parametrize("kind", ["flat_map", "best_fit of a column", "chunk of sentences"])

@@ -71,3 +71,63 @@ def test_gathered_states_of_packs_go_on_with_any_number_of_ranks(run_ranks: RunR
         assert max(found.values()) == 1
         assert {token % EPOCH for token in found} <= {*range(1, 1 + sum(SIZES))}
         assert sum(found.values()) > sum(SIZES)
+
+
+def pack_epoch(rank: int, folder: Path, leg: int, num_batches: int | None) -> tuple[int, list[int]]:
+    """Take some batches of packs of known lengths, from the state that rank 1 saved alone; return the tokens."""
+    strategy: Any = "chunk" if "chunk" in folder.name else "best_fit"
+    rows = StatefulShardedDataset(folder, shuffle=True, seed=5, shard_rows=4, window_bytes=200)
+    packs = rows.pack(LENGTH, strategy=strategy, group_rows=4, lengths="input_ids")
+    loader = SavableLoader(packs.batch(1 + leg % 2), num_workers=leg % 2)
+    path = folder.parent / f"{folder.name}.state"
+    if leg:
+        loader.load_state_dict(torch.load(path, weights_only=True))
+    batches = [*islice(loader, num_batches)]
+    state = loader.state_dict(check=True)
+    if rank == loader.dataset.definition.place.world_size - 1:
+        torch.save(state, path)
+    tokens = [token for batch in batches for token in batch["input_ids"][batch["document_ids"] > 0].tolist()]
+    return len(batches), tokens
+
+
+def test_the_state_of_one_rank_is_that_of_the_job_if_lengths_are_known(run_ranks: RunRanks, tmp_path: Path) -> None:
+    for name in ("known_chunk", "known_best_fit"):
+        folder = tmp_path / name
+        write_documents(folder)
+        found = Counter[int]()
+        for leg, (world_size, num_batches) in enumerate([(2, 2), (3, 1), (2, 1), (1, None)]):
+            of_ranks = run_ranks(pack_epoch, world_size, folder, leg, num_batches)
+            assert len({number for number, _ in of_ranks}) == 1
+            for _, tokens in of_ranks:
+                found.update(tokens)
+        assert found == Counter(range(1, 1 + sum(SIZES)))
+
+
+def pack_epochs(rank: int, folder: Path, leg: int, num_batches: int) -> tuple[list[int], list[int]]:
+    """Take some batches of an epoch of five, or the rest of one, and the next epoch; return numbers and tokens."""
+    rows = StatefulShardedDataset(folder, shuffle=True, seed=5, shard_rows=4, window_bytes=200)
+    packs = rows.repeat(epoch_batches=5).map(of_epoch, with_context=True).pack(LENGTH, strategy="chunk")
+    loader = SavableLoader(packs.batch(1), num_workers=rank % 2)
+    path = folder.parent / "epochs.state"
+    if leg:
+        loader.restore_state_global(torch.load(path, weights_only=True) if rank == 0 else None)
+    epochs = [[*islice(loader, num_batches)]]
+    if leg:
+        loader.set_epoch(1)
+        epochs.append([*loader])
+    state = loader.save_state_global()
+    if rank == 0:
+        torch.save(state, path)
+    batches = [batch for epoch in epochs for batch in epoch]
+    tokens = [token for batch in batches for token in batch["input_ids"][batch["document_ids"] > 0].tolist()]
+    return [*map(len, epochs)], tokens
+
+
+def test_epochs_of_batches_are_equal_on_all_ranks(run_ranks: RunRanks, tmp_path: Path) -> None:
+    write_documents(tmp_path / "documents")
+    first = run_ranks(pack_epochs, 2, tmp_path / "documents", 0, 2)
+    second = run_ranks(pack_epochs, 3, tmp_path / "documents", 1, 5)
+    assert [numbers for numbers, _ in first] == [[2]] * 2
+    assert [numbers for numbers, _ in second] == [[3, 5]] * 3
+    found = Counter(token for _, tokens in (*first, *second) for token in tokens)
+    assert max(found.values()) == 1

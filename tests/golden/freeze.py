@@ -19,7 +19,7 @@ from laneway.core.state import write_state
 from laneway.core.turns import WorkerPlace
 from tests.compat.loaders import saved
 from tests.corpora import write_corpus
-from tests.golden import many_files
+from tests.golden import many_files, streams
 
 HERE = Path(__file__).parent
 CORPUS = HERE / "corpus"
@@ -118,6 +118,7 @@ def main() -> None:
     frozen[f"apart_v{FORMAT_VERSION}.json"] = state_apart()
     frozen[f"orders_v{ORDER_VERSION}.json"] = {case: epochs(case) for case in CASES}
     frozen[f"many_files_v{ORDER_VERSION}.json"] = {case: many_files.orders(case) for case in many_files.CASES}
+    frozen[f"streams_v{FORMAT_VERSION}.json"] = {name: streams.state_and_rest(name) for name in streams.CASES}
     for name, content in frozen.items():
         if not (HERE / name).exists():
             (HERE / name).write_text(json.dumps(content) + "\n")

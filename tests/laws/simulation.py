@@ -54,7 +54,9 @@ def identities(draw: st.DrawFn, *, remainder: Remainder | None = None) -> Identi
 
 
 def rows_of(plan: Plan, lane: int, start: int, stop: int) -> list[int]:
-    """Return the row numbers, counted over all files, of rows [start, stop) of a lane."""
+    """Return the row numbers, counted over all files, of rows [start, stop) of a lane; or its packs, by number."""
+    if plan.line is not None:
+        return [n for each in plan.lanes.segments(lane, start, stop) for n in range(each.start, each.stop)]
     files = plan.identity.files
     first_rows = files.block_row_starts[files.block_starts[:-1]]
     found: list[int] = []

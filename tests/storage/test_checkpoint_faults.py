@@ -114,7 +114,8 @@ def test_a_job_on_a_broken_network_goes_on_from_its_last_checkpoint_but_one_at_w
     with opened(s3, url, keep=[KeepLatest(2)], async_save=async_save) as checkpoints:
         checkpoints.resume(model=job.model)
         faults = [
-            Fault(kind, method="", probability=generator.choice([0.02, 0.1, 0.3])) for kind in generator.sample(KINDS, 2)
+            Fault(kind, method="", probability=generator.choice([0.02, 0.1, 0.3]))
+            for kind in generator.sample(KINDS, 2)
         ]
         s3.proxy.behave(*faults, seed=seed)
         for step in range(1, 5):

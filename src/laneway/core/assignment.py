@@ -44,6 +44,8 @@ class Assignment:
     """Whether it never ends."""
     has_stages: bool = False
     """Whether turns take items that stages make of rows, and how many rows these are depends on the data."""
+    turn_end: int | None = None
+    """The job's turn with which the epoch ends, wherever lanes are, and go on in the next one; None: lanes end."""
 
     @property
     def cut(self) -> CutProgress:
@@ -53,6 +55,8 @@ class Assignment:
     @property
     def is_complete(self) -> bool:
         """Whether the known lanes have delivered all their rows of this epoch."""
+        if self.turn_end is not None and self.cut.next_turn >= self.turn_end:
+            return True
         return self.is_last and all(position.rows >= self.ends[lane] for lane, position in self.cut.positions.items())
 
     @property
@@ -94,6 +98,8 @@ class Assignment:
         """Return the number of batches, or rows if `batch_size` is None, that the rank has yet to deliver."""
         if self.is_complete:
             return 0
+        if self.turn_end is not None:
+            return (self.turn_end - self.cut.next_turn) // self.progress.sharing.job_turns
         cut, own = self.cut, self.of_rank().own_lanes
         rows, ends = cut.rows()[own], self.ends[own]
         rows_left = np.maximum(ends - rows, 0)
@@ -105,7 +111,7 @@ class Assignment:
 
 def assign_whole_job(identity: Identity, progress: Progress) -> Assignment:
     """Return the assignment of a single worker that reads all lanes of the current cut."""
-    has_stages = identity.settings.stages is not None
+    has_stages = not identity.counts_items
     # Of items that stages make, a short batch is dropped where it is made.
     drop_last = identity.settings.drop_last and not has_stages
     ends = identity.plan(progress).division.ends(progress.sharing.remainder, drop_last=drop_last)

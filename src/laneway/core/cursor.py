@@ -45,8 +45,8 @@ class Cursor:
         """Start at the progress of `assignment`."""
         cut, place = assignment.cut, assignment.place
         self._progress = assignment.progress
-        self.is_last = assignment.is_last
-        """Whether the epoch ends with these lanes."""
+        self._is_last_cut = assignment.is_last
+        self._turn_end = assignment.turn_end
         self.is_endless = assignment.is_endless
         """Whether it never ends."""
         self._num_lanes = cut.num_lanes
@@ -74,8 +74,17 @@ class Cursor:
 
     @property
     def is_at_end(self) -> bool:
-        """Whether this worker has delivered all its rows of the cut."""
-        return self._num_rows_left() == 0
+        """Whether this worker has delivered all its rows of the cut, or all its batches of the epoch."""
+        return self._is_at_turn_end or self._num_rows_left() == 0
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the epoch ends where this worker comes to its end."""
+        return self._is_last_cut or self._is_at_turn_end
+
+    @property
+    def _is_at_turn_end(self) -> bool:
+        return self._turn_end is not None and self.next_turn >= self._turn_end
 
     def position_of(self, lane: int) -> LanePosition:
         """Return the position of a lane of this worker."""
@@ -95,7 +104,7 @@ class Cursor:
     def next_batch(self) -> BatchRanges | None:
         """Return the rows of this worker's next batch, or None at the end of the epoch."""
         first_turn = self.next_turn
-        while not self.is_at_end:
+        while not self.is_at_end and (self._turn_end is None or first_turn < self._turn_end):
             batch = self.batch_at(first_turn)
             if batch.ranges:
                 return batch

@@ -33,6 +33,7 @@ class JobInference:
         """Up to this turn, all ranks deliver the same number of items."""
         self._ends_last = True
         """Whether no other rank reaches its end after this one."""
+        self._turn_end = assignment.turn_end
         self._follows = not assignment.has_stages
         """Whether positions follow from turns, and not from what stages make of the rows."""
         if cut.num_lanes % (place.world_size * group) == 0:
@@ -71,7 +72,7 @@ class JobInference:
         place, cut = progress.place, current_cut(progress)
         if place is None or not self._follows or (is_complete and not self._ends_last):
             return None
-        if is_complete:
+        if is_complete and self._turn_end is None:
             # Ranks that deliver fewer batches reached their end earlier.
             return JobTurn(self._num_turns, 0, is_complete)
         next_turn, num_lanes, positions = cut.next_turn, cut.num_lanes, cut.positions

@@ -43,6 +43,8 @@ class Mixed(NamedTuple):
     """Whether the last global batch is dropped if it is incomplete."""
     stage_rows: int | None = None
     """Rows from which the last stage makes items at a time; None: there are no stages."""
+    epoch_batches: int | None = None
+    """Batches of each rank that make an epoch; None: there are no epochs, or they end with the sources."""
 
     @property
     def num_rows(self) -> int | None:
@@ -85,7 +87,7 @@ def resolve_mixture(mixed: Mixed, progress: Progress, place: WorkerPlace) -> Ass
         CheckpointMismatchError: The progress is that of one worker, and the worker at `place` can't resume from it.
         ValueError: A source with a weight has no rows.
     """
-    sources, weighting, options, _, stage_rows = mixed
+    sources, weighting, options, _, stage_rows, epoch_batches = mixed
     group_rows = stage_rows or 1
     if progress.cut is None:
         epoch, weights = progress.epoch, weighting.weights_at(0)
@@ -105,6 +107,7 @@ def resolve_mixture(mixed: Mixed, progress: Progress, place: WorkerPlace) -> Ass
             group_rows=group_rows,
             stays=stays,
             has_stages=stage_rows is not None,
+            counts_batches=epoch_batches is not None,
         )
     else:
         progress = _of_worker(mixed, progress, place)
@@ -112,7 +115,12 @@ def resolve_mixture(mixed: Mixed, progress: Progress, place: WorkerPlace) -> Ass
     ends, is_last = _ends(mixed, progress)
     is_endless = weighting.stop is None
     has_stages = stage_rows is not None
-    return Assignment(progress, ends, progress.sharing.turns_per_batch, place, is_last, is_endless, has_stages)
+    turn_end = None
+    if epoch_batches is not None:
+        left = (progress.epoch + 1) * epoch_batches - progress.starts[-1].batches_before
+        turn_end = left * progress.sharing.job_turns
+    sharing = progress.sharing
+    return Assignment(progress, ends, sharing.turns_per_batch, place, is_last, is_endless, has_stages, turn_end)
 
 
 def _of_worker(mixed: Mixed, progress: Progress, place: WorkerPlace) -> Progress:

@@ -59,6 +59,7 @@ def resume_mixture(
     group_rows: int = 1,
     stays: bool = True,
     has_stages: bool = False,
+    counts_batches: bool = False,
 ) -> Progress:
     """Return the progress of a mixture as the workers of the job resume it. All of them arrive at the same.
 
@@ -74,6 +75,7 @@ def resume_mixture(
         group_rows: Rows from which the last stage builds items at a time; 1 without a stage.
         stays: Whether the mixture may stay in its cut.
         has_stages: Whether stages make items of the rows.
+        counts_batches: Whether a number of batches makes an epoch.
 
     Raises:
         ValueError: See `MixturePlan.cut_again`.
@@ -84,10 +86,22 @@ def resume_mixture(
     if stays and before == wanted and start.group_rows == group_rows:
         resumed = _in_same_cut(progress, place, options, has_stages=has_stages)
         if resumed is not None:
-            return resumed
+            if not counts_batches or resumed.sharing.job_turns == progress.sharing.job_turns:
+                return resumed
+            # The same turns are other numbers of batches.
+            taken = batches_taken(progress) - current_cut(progress).next_turn // resumed.sharing.job_turns
+            return replace(resumed, starts=(*resumed.starts[:-1], replace(start, batches_before=taken)))
     sharing = _sharing(place, options, options.default_turn_rows)
     plan = MixturePlan(sources, progress)
-    return plan.cut_again(weights, options.fresh_cut(place), sharing, group_rows=group_rows)
+    batches_before = batches_taken(progress) if counts_batches else 0
+    return plan.cut_again(
+        weights, options.fresh_cut(place), sharing, group_rows=group_rows, batches_before=batches_before
+    )
+
+
+def batches_taken(progress: Progress) -> int:
+    """Return the batches of a mixture that each rank has taken, if a number of them makes an epoch."""
+    return progress.starts[-1].batches_before + current_cut(progress).next_turn // progress.sharing.job_turns
 
 
 def _sharing(place: WorkerPlace, options: LaneOptions, turn_rows: int) -> Sharing:

@@ -35,6 +35,11 @@ class MixtureIdentity:
     encoded_files = ""
     """States don't hold the files of sources, only digests."""
 
+    @property
+    def counts_items(self) -> bool:
+        """Whether lanes count the items that are delivered, and not the rows of which stages make them."""
+        return self.settings.stages is None
+
     def derived(self, key: object, compute: Callable[[], T]) -> T:
         """Return a value that follows from sources and settings, which is computed once."""
         if key not in self._derived:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from laneway.core.schema import SavedState
     from laneway.core.turns import WorkerPlace
 
-_SETTINGS = ("seed", "drop_last", "stages")
+_SETTINGS = ("seed", "drop_last", "stages", "epoch_batches")
 
 
 def read_mixture(saved: SavedState, identity: MixtureIdentity, place: WorkerPlace, *, is_worker: bool) -> Progress:

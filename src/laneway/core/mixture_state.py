@@ -58,6 +58,7 @@ def _encode_start(start: CutStart, indices: Mapping[str, int], of_files: Mapping
         [source.weight for source in sources],
         [source.next_epoch for source in sources],
         [list(column) for column in zip(*rests, strict=True)],
+        *([start.batches_before] if start.batches_before else []),
         *([rows] if any(rows) else []),
     ]
 
@@ -96,8 +97,16 @@ def decode_mixture(encoded: object, progress: Progress) -> Progress:
 
 
 def _decode_start(encoded: object, names: list[str], files: list[str]) -> CutStart:
-    has_rows = type(encoded) is list and len(encoded) == 10  # noqa: PLR2004 - the rows come last, if there are any
-    values = _lists(encoded, 10 if has_rows else 9, "start of a cut", numbers=4)
+    # What most cuts do without comes last: a number of batches, and the rows of each source.
+    last = encoded[9:] if type(encoded) is list else []
+    batches_before = 0
+    if last and type(last[0]) is not list:
+        batches_before = last.pop(0)
+        is_count = type(batches_before) is int and 0 < abs(batches_before) < MAX_COUNT
+        require(is_count, f"a cut began after {shorten(batches_before)} batches")
+    require(len(last) <= 1, f"start of a cut is {shorten(encoded)}")
+    values = encoded if type(encoded) is not list else [*encoded[:9], *last]
+    values = _lists(values, 9 + len(last), "start of a cut", numbers=4)
     version, group_rows, num_carried, rows_before, of_sources, of_files, weights, epochs, columns, *rest = values
     require(version in ORDER_VERSIONS, f"order_version of a cut is {version}")
     require(1 <= group_rows < MAX_COUNT, f"a group has {group_rows} rows")
@@ -144,7 +153,7 @@ def _decode_start(encoded: object, names: list[str], files: list[str]) -> CutSta
     )
     named = [source.name for source in sources if source.name]
     require(len({*named}) == len(named), "a source occurs twice in a cut")
-    return CutStart(sources, group_rows, num_carried, version, rows_before)
+    return CutStart(sources, group_rows, num_carried, version, rows_before, batches_before)
 
 
 def _lists(value: object, length: int, what: str, *, numbers: int = 0) -> list[Any]:

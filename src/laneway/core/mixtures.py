@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from base64 import b85encode
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,6 +20,7 @@ import numpy as np
 from laneway.core.endless import EpochRange, SourceLanes
 from laneway.core.mixing import Mixing
 from laneway.core.order import ORDER_VERSION
+from laneway.core.plan import Settings
 from laneway.core.progress import (
     CutProgress,
     CutStart,
@@ -84,7 +85,10 @@ def digest_of(identity: Identity) -> bytes:
 
     def compute() -> bytes:
         settings = asdict(replace(identity.settings, drop_last=False))
-        text = json.dumps([identity.fingerprint_in(ORDER_VERSION), sorted(settings.items())])
+        defaults = {each.name: each.default for each in fields(Settings)}
+        # Without those that have their default, so that further settings leave digests as they are.
+        given = sorted((name, value) for name, value in settings.items() if value != defaults[name])
+        text = json.dumps([identity.fingerprint_in(ORDER_VERSION), given])
         return hashlib.blake2b(text.encode(), digest_size=20).digest()
 
     return identity.derived("digest in mixtures", compute)
@@ -265,7 +269,13 @@ class MixturePlan:
     # -- The next cut -------------------------------------------------------------------------------------------------
 
     def cut_again(
-        self, weights: Mapping[str, float], cut: CutProgress, sharing: Sharing, *, group_rows: int = 1
+        self,
+        weights: Mapping[str, float],
+        cut: CutProgress,
+        sharing: Sharing,
+        *,
+        group_rows: int = 1,
+        batches_before: int = 0,
     ) -> Progress:
         """Return the progress of a new cut of what the sources have left. The positions of all lanes must be known.
 
@@ -275,6 +285,7 @@ class MixturePlan:
             cut: The lanes and turns of the new cut, of which nothing has been delivered.
             sharing: How ranks share them.
             group_rows: Rows from which the last stage builds items at a time.
+            batches_before: See `CutStart`.
 
         Raises:
             ValueError: A source that is no longer named has rows in a group that is half delivered.
@@ -298,7 +309,9 @@ class MixturePlan:
                 )
                 raise ValueError(message)
         rows_before = self.progress.starts[-1].rows_before + int(current_cut(self.progress).rows().sum())
-        start = CutStart(tuple(sources), group_rows, len(carried), rows_before=rows_before)
+        start = CutStart(
+            tuple(sources), group_rows, len(carried), rows_before=rows_before, batches_before=batches_before
+        )
         # A source that is removed and added again begins anew, so its earlier epochs must not be found.
         before = [
             replace(

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from laneway.core.closing import close_gaps
 from laneway.core.cutting import cut_again, cut_epoch
-from laneway.core.division import Sharing, divide
+from laneway.core.division import EvenDivision, Sharing, divide
 from laneway.core.gaps import gaps_in
 from laneway.core.lanes import Lanes, Remainder, Segment, Windows
 from laneway.core.order import ORDER_VERSION, window_order
+from laneway.core.pack_line import PackLine
 from laneway.core.progress import EarlierCut, Progress, current_cut
 from laneway.core.shards import cut_shards
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from laneway.core.division import Division
     from laneway.core.files import FileTable
     from laneway.core.gaps import Gap
+    from laneway.core.pack_line import KnownPacks, PackPiece
     from laneway.core.selection import Selection
     from laneway.core.shards import ShardTable
 
@@ -61,6 +63,8 @@ class Settings:
     """The rows that are taken out of the order of epochs; None: there are none. See `core.gaps`."""
     stages: str | None = None
     """The stages that make items of the rows, on which offsets within rows depend; None: there are none."""
+    epoch_batches: int | None = None
+    """Of a mixture without an end: batches of each rank that make an epoch; None: there are no epochs."""
 
     def remainder_for(self, world_size: int) -> Remainder:
         """Return how `world_size` ranks handle the one row by which they differ."""
@@ -85,15 +89,19 @@ class Identity:
     """The arguments that determine the order of their rows."""
     selection: Selection | None = None
     """How many rows of each block belong to the dataset; None: all."""
+    packs: KnownPacks | None = None
+    """The lengths of the documents of these rows, if packs are delivered and counted in advance; else None."""
     _last_plan: dict[object, Plan] = field(default_factory=dict, init=False, repr=False)
     """The last plan by its key: loading a state, starting a pass and forked workers all need the same one."""
+    _last_line: dict[object, tuple[Windows, PackLine]] = field(default_factory=dict, init=False, repr=False)
+    """The last line of packs by its key: it takes a step for each document."""
     _derived: dict[object, Any] = field(default_factory=dict, init=False, repr=False)
     """Other values that follow from files and settings; see `derived`."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out derived values, which may be large."""
-        kept = {"files": self.files, "settings": self.settings, "selection": self.selection}
-        return {**kept, "_last_plan": {}, "_derived": {}}
+        kept = {"files": self.files, "settings": self.settings, "selection": self.selection, "packs": self.packs}
+        return {**kept, "_last_plan": {}, "_last_line": {}, "_derived": {}}
 
     def derived(self, key: object, compute: Callable[[], T]) -> T:
         """Return a value that follows from files and settings, which is computed once."""
@@ -143,6 +151,17 @@ class Identity:
         """Return the number of rows of an epoch."""
         return self.selected.num_rows - sum(gap.num_rows for gap in self.gaps(epoch))
 
+    @property
+    def counts_items(self) -> bool:
+        """Whether lanes count the items that are delivered: rows, or packs of documents of known lengths."""
+        return self.settings.stages is None or self.packs is not None
+
+    def num_items(self, epoch: int) -> int:
+        """Return the number of rows of an epoch, or of packs if documents have known lengths."""
+        if self.packs is None:
+            return self.num_rows(epoch)
+        return self._pack_line(self.packs, ORDER_VERSION, epoch)[1].places.num_packs
+
     def sharing(self, world_size: int, turns_per_batch: int) -> Sharing:
         """Return how ranks share lanes with these settings."""
         return Sharing(world_size, turns_per_batch, self.settings.remainder_for(world_size))
@@ -164,18 +183,17 @@ class Identity:
         return plan
 
     def _replay(self, version: int, epoch: int, cuts: tuple[EarlierCut, ...]) -> Plan:
-        settings, shards, num_rows = self.settings, self.shards_in(version), self.selected.num_rows
+        shards, num_rows = self.shards_in(version), self.selected.num_rows
         gaps, num_delivered = self.gaps(epoch), 0
         first, *others = cuts
-        division = divide(version, num_rows, first.num_lanes, first.turn_rows, first.sharing)
-        windows, lanes = cut_epoch(
-            shards,
-            division,
-            window_bytes=settings.window_bytes,
-            shuffle=settings.shuffle,
-            seed=settings.seed,
-            epoch=epoch,
-        )
+        line = None
+        if self.packs is None:
+            division = divide(version, num_rows, first.num_lanes, first.turn_rows, first.sharing)
+            windows, lanes = self._cut_epoch(version, division, epoch)
+        else:
+            windows, line = self._pack_line(self.packs, version, epoch)
+            division = divide(version, line.places.num_packs, first.num_lanes, first.turn_rows, first.sharing)
+            lanes = cut_again(line.packs, division)
         lanes_before, rows_before = [], [cut.rows() for cut in cuts[:-1]]
         known = [gaps if cut.gaps is None else cut.gaps for cut in cuts]
         lanes, division, places = close_gaps(lanes, division, known[0])
@@ -187,7 +205,32 @@ class Identity:
             lanes = cut_again(rest, division)
             lanes, division, places = close_gaps(lanes, division, gaps, gaps_before, num_delivered)
         before = tuple(lanes_before), tuple(rows_before)
-        return Plan(self, epoch, shards, windows, lanes, division, places, *before)
+        return Plan(self, epoch, shards, windows, lanes, division, places, *before, line)
+
+    def _cut_epoch(self, version: int, division: Division, epoch: int) -> tuple[Windows, Lanes]:
+        settings = self.settings
+        return cut_epoch(
+            self.shards_in(version),
+            division,
+            window_bytes=settings.window_bytes,
+            shuffle=settings.shuffle,
+            seed=settings.seed,
+            epoch=epoch,
+        )
+
+    def _pack_line(self, known: KnownPacks, version: int, epoch: int) -> tuple[Windows, PackLine]:
+        """Return the windows of an epoch whose rows are in one line, and the packs along it."""
+        key = (version, epoch)
+        if key not in self._last_line:
+            division = EvenDivision(self.selected.num_rows, 1, 1)
+            windows, rows = self._cut_epoch(version, division, epoch)
+            plan = Plan(self, epoch, self.shards_in(version), windows, rows, division, {}, (), ())
+            lengths = known.lengths[plan.rows_in_files()]
+            # That of this epoch, and of the next one.
+            for old in [*self._last_line][:-1]:
+                del self._last_line[old]
+            self._last_line[key] = windows, PackLine(rows, lengths, known.packing.places(lengths.astype(np.int64)))
+        return self._last_line[key]
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,6 +255,36 @@ class Plan:
     """The lanes of each earlier cut, oldest first."""
     rows_before: tuple[NDArray[np.int64], ...]
     """Rows delivered from the lanes of each earlier cut, each of shape (num_lanes of that cut,)."""
+    line: PackLine | None = None
+    """The packs that the lanes count in the place of rows; None: they count rows."""
+
+    def of_rows(self, pieces: Mapping[int, list[PackPiece]]) -> Plan:
+        """Return the plan of the rows of which lanes of packs are made.
+
+        Args:
+            pieces: Lane -> its packs, as `pieces` returns them.
+        """
+        if self.line is None:
+            return self
+        return replace(self, lanes=self.line.lanes_of(pieces, self.lanes.num_lanes), line=None)
+
+    def pieces(self, lane: int, stop: int) -> list[PackPiece]:
+        """Return the packs before `stop` of a lane, its padding included; none if lanes count rows."""
+        return [] if self.line is None else self.line.pieces(self.lanes.segments(lane, 0, stop))
+
+    def rows_in_files(self) -> NDArray[np.int64]:
+        """Return the number of each row of a line, counted over the selected rows of all files, in its order."""
+        files, shards, windows = self.identity.selected, self.shards, self.windows
+        first = files.block_row_starts[files.block_starts[shards.file_index]] + shards.row_offset
+        starts = first[windows.shard] + windows.start
+        found = []
+        for window, (low, high) in enumerate(zip(windows.piece_starts[:-1], windows.piece_starts[1:], strict=True)):
+            counts = windows.stop[low:high] - windows.start[low:high]
+            before = np.cumsum(counts) - counts
+            rows = np.repeat(starts[low:high] - before, counts) + np.arange(counts.sum())
+            order = self.window_order(window)
+            found.append(rows if order is None else rows[order])
+        return np.concatenate(found) if found else np.zeros(0, np.int64)
 
     def window_files(self, window: int) -> list[FileRange]:
         """Return the ranges of data files that make up a window, in the order before shuffling."""
@@ -255,6 +328,8 @@ class Plan:
         Returns:
             int64 array of shape (num_completed,): indices of the shards in file order.
         """
+        if self.line is not None:
+            return self._completed_by_packs(self.line, rows)
         delivered = np.zeros(len(self.shards), np.int64)
         windows = self.windows
         all_lanes, all_rows = (*self.lanes_before, self.lanes), (*self.rows_before, rows)
@@ -280,3 +355,14 @@ class Plan:
                 piece_rows[pieces] += np.bincount(piece, minlength=len(ends))
             np.add.at(delivered, windows.shard, piece_rows)
         return np.flatnonzero(delivered >= self.shards.row_length)
+
+    def _completed_by_packs(self, line: PackLine, packs: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the shards of which all packs have been delivered; see `completed_shards`."""
+        done = [*map(Lanes.delivered, (*self.lanes_before, self.lanes), (*self.rows_before, packs))]
+        segments = [each for lanes in done for each in zip(lanes.start.tolist(), lanes.stop.tolist(), strict=True)]
+        finished = np.zeros(len(line.lengths), bool)
+        finished[self.rows_in_files()] = line.finished_rows(segments)
+        counts = np.concatenate([[0], np.cumsum(finished)])
+        files, shards = self.identity.selected, self.shards
+        starts = files.block_row_starts[files.block_starts[shards.file_index]] + shards.row_offset
+        return np.flatnonzero(counts[starts + shards.row_length] - counts[starts] == shards.row_length)

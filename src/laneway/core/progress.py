@@ -179,6 +179,8 @@ class CutStart:
     """The order in which epochs of sources begin."""
     rows_before: int = 0
     """Rows of the mixture that were delivered before this cut."""
+    batches_before: int = 0
+    """If a number of batches makes an epoch: those that each rank has taken, less those that follow from the turns."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,12 +106,8 @@ def write_state(
     if progress.cut is not None:
         next_turn, in_step = progress.cut.next_turn, _part_in_step(progress)
         part_rows = in_step or 0
-        is_job_complete = (
-            complete
-            and progress.place is None
-            and ends_follow(progress.order_version)
-            and identity.settings.stages is None
-        )
+        follows = identity.counts_items and identity.settings.epoch_batches is None
+        is_job_complete = complete and progress.place is None and ends_follow(progress.order_version) and follows
         if in_step is None and not is_job_complete:
             positions = progress.cut.positions
             lanes = sorted(positions)
@@ -160,7 +156,7 @@ def write_job_state(
         over: Whether the training loop has been told that the epoch has ended.
     """
     next_turn, part_rows, complete = job
-    if isinstance(identity, MixtureIdentity) and not complete:
+    if isinstance(identity, MixtureIdentity) and (not complete or identity.settings.epoch_batches is not None):
         progress = identity.without_finished_cuts(progress, next_turn, part_rows)
     return _write(
         identity,
@@ -255,7 +251,7 @@ def read_progress(saved: SavedState, identity: Identity, place: WorkerPlace, *, 
     place_lines = place_differences(saved.place, saved.place_to_compare(place, is_worker=is_worker))
     if lines or place_lines:
         raise CheckpointMismatchError(mismatch_message(lines, place_lines, is_of_rank=fields["scope"] == "rank"))
-    if saved.has_offsets and identity.settings.stages is None:
+    if saved.has_offsets and identity.counts_items:
         message = (
             "this checkpoint belongs to a dataset with a stage that turns rows into several items, and stopped "
             "mid-row; this dataset has no such stage: resume with the dataset that saved it"
@@ -382,7 +378,7 @@ def _locate(saved: SavedState, identity: Identity) -> Progress:
         is_shortened or fields["complete"] == found.is_complete,
         f"complete={fields['complete']} contradicts its positions",
     )
-    if not is_job_in_step and identity.settings.stages is None:
+    if not is_job_in_step and identity.counts_items:
         _check_next_turn(found, fields["scope"])
     return found.progress
 

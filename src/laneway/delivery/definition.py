@@ -1,4 +1,4 @@
-"""The definition of a dataset: everything a worker needs to read its share of an epoch, as one value."""
+"""What the definitions of a dataset and of a mixture have in common: what is delivered, and how."""
 
 from __future__ import annotations
 
@@ -6,43 +6,29 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from torch.utils.data import default_collate
-
-from laneway.core.assignment import is_fresh, resolve_cut
 from laneway.core.cursor import Cursor
-from laneway.core.gaps import check_turns, parse_gaps, text_of
-from laneway.core.plan import Identity
-from laneway.core.state import num_added_files, read_progress
-from laneway.delivery.context import Contexts
 from laneway.delivery.item_stream import ItemStream
 from laneway.delivery.lane_items import BatchMaker, LaneItems
 from laneway.delivery.stream import BatchStream, Closeable, CutReading, ItemMaker, RowStream
-from laneway.reading.lane_reader import LaneReader
-from laneway.reading.origin import HIDDEN
 from laneway.wording import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-    from concurrent.futures import Executor
+    from collections.abc import Callable
 
-    from laneway.convert.batches import BatchConverter
     from laneway.convert.columns import Output
     from laneway.core.assignment import Assignment
-    from laneway.core.gaps import EpochGap
     from laneway.core.mixture_identity import MixtureIdentity
     from laneway.core.options import LaneOptions
-    from laneway.core.plan import Plan
+    from laneway.core.plan import Identity
     from laneway.core.progress import Progress
     from laneway.core.schema import SavedState
     from laneway.core.turns import WorkerPlace
     from laneway.delivery.delivered_columns import DeliveredColumns
-    from laneway.delivery.lane_items import Stages
+    from laneway.delivery.item_stages import Stages
+    from laneway.delivery.known_packs import KnownPackReader
     from laneway.delivery.schedule import EpochSchedule
     from laneway.delivery.stream import Stream, TaggedStream
     from laneway.delivery.transforms import Transforms
-    from laneway.manifest import Manifest
-    from laneway.reading.selecting import RowSelection
-    from laneway.storage.filesystem import Storage
 
 
 T = TypeVar("T", bound=Closeable)
@@ -83,8 +69,13 @@ class Definition(ABC):
 
     @property
     def is_endless(self) -> bool:
-        """Whether a pass never ends."""
+        """Whether there are always further rows, so that each pass goes on where the last one stopped."""
         return False
+
+    @property
+    def has_epochs(self) -> bool:
+        """Whether passes end, if only after a number of batches."""
+        return not self.is_endless
 
     @property
     def max_empty_rows(self) -> int | None:
@@ -164,13 +155,17 @@ class Definition(ABC):
             raise ValueError(message)
         return replace(self, collate_fn=Collating(self.collate_fn, function))
 
+    def known_packs(self, assignment: Assignment) -> KnownPackReader | None:  # noqa: ARG002 - a dataset may know them
+        """Return the packs of the lanes of an assignment, if these count packs."""
+        return None
+
     def following(self, assignment: Assignment) -> Assignment | None:  # noqa: ARG002 - a mixture may go on
         """Return what the worker reads after an assignment has ended, in the same epoch; None: nothing."""
         return None
 
     def num_left(self, assignment: Assignment) -> int | None:
         """Return the number of batches or rows that the rank of an assignment has yet to deliver; None: unknown."""
-        return None if self.stages is not None else assignment.num_items_left(self.options.batch_size)
+        return assignment.num_items_left(self.options.batch_size) if self.identity.counts_items else None
 
     def with_stages(self, stages: Stages) -> Self:
         """Return the definition of what stages make of its rows.
@@ -207,18 +202,20 @@ class Definition(ABC):
         return BatchStream(self._reading_of(assignment, self.open_items, goes_on=False))
 
     def _open_stages(self, assignment: Assignment, stages: Stages, *, goes_on: bool) -> ItemStream:
-        size = self.options.batch_size
+        size, counts_items = self.options.batch_size, self.identity.counts_items
 
         def open_items(found: Assignment) -> LaneItems:
             rows = self.open_items(found)
             is_numpy = self.columns.output == "numpy"
             maker = BatchMaker(rows, stages, self.collate_fn, is_batched=size is not None, is_numpy=is_numpy)
-            return LaneItems(rows, maker, found, self.max_empty_rows)
+            return LaneItems(rows, maker, found, self.max_empty_rows, self.known_packs(found))
 
+        # If lanes count items, they end where batches are dropped.
+        drops = bool(size) and self.identity.settings.drop_last and not counts_items
         return ItemStream(
             self._reading_of(assignment, open_items, goes_on=goes_on),
-            turn_items=assignment.cut.turn_rows,
-            min_items=size if size and self.identity.settings.drop_last else 1,
+            turn_items=None if counts_items else assignment.cut.turn_rows,
+            min_items=size if size and drops else 1,
         )
 
     def _reading_of(
@@ -262,207 +259,3 @@ class Definition(ABC):
         @property
         def columns(self) -> DeliveredColumns:
             """The columns of rows, before any function is called."""
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class DatasetDefinition(Definition):
-    """The files, order and conversion of a dataset, which don't change while it is read."""
-
-    identity: Identity
-    """The files, and the settings that determine the order of their rows."""
-    manifest: Manifest
-    """The data files and their metadata."""
-    storage: Storage
-    """Storage of the data files."""
-    columns: DeliveredColumns
-    """The columns that are delivered."""
-    prefetch_windows: int
-    """Windows of each lane that are read ahead."""
-    selection: RowSelection | None = None
-    """The rows that belong to the dataset; None: all."""
-    former: tuple[DatasetDefinition, ...] = ()
-    """Its definitions before files were added, oldest first; only mixtures finish what began with them."""
-
-    def __post_init__(self) -> None:
-        """Check that no rank may deliver fewer rows than the others, unless they may anyway.
-
-        Raises:
-            ValueError: One may.
-        """
-        errors = self.transform.errors
-        if self.stages is None and errors is not None and errors.skips and self.place.world_size > 1:
-            remainder = self.identity.settings.remainder
-            if remainder != "keep":
-                message = (
-                    f'on_error="skip" would let the {self.place.world_size} ranks deliver different numbers of rows: '
-                    'use "mask", or remainder="keep" if the training loop can end at another step on each rank'
-                )
-                raise ValueError(message)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out the file table of the identity: the manifest has it, and may travel as a file."""
-        return {**vars(self), "identity": self.identity.settings}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore the identity."""
-        rows = None if state["selection"] is None else state["selection"].rows
-        vars(self).update(state, identity=Identity(state["manifest"].files, state["identity"], rows))
-
-    def with_selection(self, selection: RowSelection) -> Self:
-        """Return the definition of the rows of a selection."""
-        settings = replace(self.identity.settings, selection=selection.rows.text)
-        return replace(self, identity=Identity(self.manifest.files, settings, selection.rows), selection=selection)
-
-    def with_gaps(self, gaps: Iterable[EpochGap]) -> Self:
-        """Return the definition of the same rows, without some of the order of some epochs."""
-        settings = replace(self.identity.settings, without=text_of(gaps))
-        return replace(self, identity=replace(self.identity, settings=settings))
-
-    def of(self, identity: Identity) -> DatasetDefinition:
-        """Return the definition with these files and settings: this one, or one before files were added."""
-        return next((each for each in self.former if each.identity is identity), self)
-
-    def with_stages(self, stages: Stages) -> Self:
-        """Return the definition of what stages make of its rows.
-
-        Raises:
-            ValueError: Other arguments don't go together with stages.
-        """
-        settings = self.identity.settings
-        if settings.remainder not in {None, "keep"}:
-            message = (
-                f'remainder="{settings.remainder}" evens out rows, but how many items are made of these depends on '
-                'the data: use "keep"'
-            )
-            raise ValueError(message)
-        if settings.without is not None:
-            message = (
-                "without() leaves out rows by their number in an epoch, and how far a step with stages gets depends on "
-                "the data: take rows out with filter()"
-            )
-            raise ValueError(message)
-        identity = replace(self.identity, settings=replace(settings, stages=stages.text))
-        return replace(super().with_stages(stages), identity=identity)
-
-    @property
-    def has_functions(self) -> bool:
-        """Whether functions are called on rows."""
-        return bool(self.transform)
-
-    def num_items(self, place: WorkerPlace, epoch: int) -> int | None:
-        """Return the number of batches, or rows if there are no batches, that a rank delivers in a whole epoch.
-
-        None: it depends on what stages make of the rows.
-        """
-        if self.stages is not None:
-            return None
-        return self.options.num_items(self.identity.num_rows(epoch), place, self.identity.settings)
-
-    def batched(self, options: LaneOptions, output: Output, *, drop_last: bool) -> Self:
-        """Return the same rows in batches; see `Definition.batched`."""
-        settings = replace(self.identity.settings, drop_last=drop_last)
-        changed = replace(self, options=options, identity=replace(self.identity, settings=settings))
-        if self.stages is not None:
-            return changed
-        if self.transform:
-            return replace(changed, collate_fn=default_collate)
-        return replace(changed, columns=self.columns.with_output(output))
-
-    def num_received(self, assignment: Assignment) -> int:
-        """Return the number of batches or rows of the epoch that the rank of an assignment has delivered."""
-        num_items = self.num_items(assignment.place, assignment.progress.epoch)
-        if num_items is None:
-            return assignment.num_batches_taken
-        return max(0, num_items - assignment.num_items_left(self.options.batch_size))
-
-    def warnings_at_start(self, schedule: EpochSchedule, place: WorkerPlace) -> list[str]:
-        """Return what to warn of when the worker at `place` starts to read the next pass of `schedule`."""
-        of_options = self.options.warnings_for(self.identity.selected.num_rows, place, self.identity.settings)
-        return [*of_options, *filter(None, [schedule.warning_at_start(place)])]
-
-    def resolve(self, progress: Progress, place: WorkerPlace) -> Assignment:
-        """Return the assignment of the worker at `place`; see `laneway.core.assignment.resolve_cut`.
-
-        Raises:
-            ValueError: Ranks would deliver different numbers of batches, and the user has not said that they may; or
-                rows that are taken out of an epoch that has not begun are no whole turns.
-        """
-        if self.stages is not None and place.world_size > 1 and self.identity.settings.remainder is None:
-            message = (
-                f"how many items are made of the rows depends on the data, so the {place.world_size} ranks would "
-                "deliver different numbers of batches: call repeat(), before the stages, for a stream without an end, "
-                'or pass remainder="keep" if the training loop can end at another step on each rank'
-            )
-            raise ValueError(message)
-        self._check_gaps_ahead(progress)
-        return resolve_cut(self.identity, progress, place, self.options)
-
-    def is_fresh(self, assignment: Assignment) -> bool:
-        """Return whether a pass starts here, in the cut that every worker derives from the epoch number alone."""
-        return is_fresh(self.identity, assignment, self.options)
-
-    def read_progress(self, saved: SavedState, place: WorkerPlace, *, is_worker: bool) -> Progress:
-        """Return the progress in a state that belongs to this dataset; see `laneway.core.state.read_progress`.
-
-        Raises:
-            ValueError: Rows that are taken out of a later epoch are no whole turns.
-        """
-        progress = read_progress(saved, self.identity, place, is_worker=is_worker)
-        self._check_gaps_ahead(progress)
-        return progress
-
-    def _check_gaps_ahead(self, progress: Progress) -> None:
-        """Check the rows that are taken out of epochs that have not begun: hours may pass until they do."""
-        begun = progress.epoch if progress.cut is None and not progress.earlier else progress.epoch + 1
-        ahead = [gap for gap in parse_gaps(self.identity.settings.without) if gap.epoch >= begun]
-        check_turns(ahead, self.options.default_turn_rows, self.identity.selected.num_rows)
-
-    def remarks(self, saved: SavedState, progress: Progress) -> list[str]:
-        """Return how many files were added since a complete state was saved, if some were."""
-        num_added = num_added_files(saved, self.identity)
-        if not num_added:
-            return []
-        return [
-            f"{num_added} files were added since the checkpoint at the end of epoch {progress.epoch} was saved",
-        ]
-
-    def open_items(self, assignment: Assignment) -> ItemMaker:
-        """Open what reads and builds the items of an assignment."""
-        takes_context = self.takes_context
-        plan, seed = self.identity.plan(assignment.progress), self.identity.settings.seed
-        columns = self._to_read(self.columns)
-        converter = columns.with_hidden(HIDDEN if takes_context else None)
-        lanes = self.open_lanes(plan, columns, converter, frozenset(HIDDEN.names if takes_context else ()))
-        contexts = Contexts(self.manifest.files.paths, seed=seed, epoch=plan.epoch) if takes_context else None
-        return ItemMaker(lanes, converter, self.transform, contexts, self.collate_fn)
-
-    def open_lanes(
-        self,
-        plan: Plan,
-        columns: DeliveredColumns,
-        converter: BatchConverter,
-        hidden: frozenset[str],
-        *,
-        source_index: int = 0,
-        threads: Executor | None = None,
-    ) -> LaneReader:
-        """Open what reads the lanes of an epoch.
-
-        Args:
-            plan: The lanes.
-            columns: The columns that are read.
-            converter: Converts the rows, with the hidden columns.
-            hidden: Names of the hidden columns that come too, from which contexts are made.
-            source_index: In a mixture, the index of this source.
-            threads: Those that read; None: threads of its own.
-        """
-        rows = columns.open(
-            self.manifest,
-            self.storage,
-            converter.schema,
-            epoch=plan.epoch,
-            selection=self.selection,
-            hidden=hidden,
-            source_index=source_index,
-        )
-        return LaneReader(plan, rows, converter.vectorized, self.prefetch_windows, threads)

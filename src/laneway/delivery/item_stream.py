@@ -22,12 +22,12 @@ class ItemStream(TaggedStream["LaneItems"]):
     A turn takes items of its lane, and brings the position after them. How many rows that are depends on the data.
     """
 
-    def __init__(self, cut: CutReading[LaneItems], *, turn_items: int, min_items: int) -> None:
+    def __init__(self, cut: CutReading[LaneItems], *, turn_items: int | None, min_items: int) -> None:
         """Start where a cut is.
 
         Args:
             cut: The cut.
-            turn_items: Items of a turn.
+            turn_items: Items of a turn; None: lanes count items, and their ranges say how many come next.
             min_items: Items of a batch; with fewer, at the end of lanes, it is dropped.
         """
         super().__init__(cut)
@@ -40,8 +40,9 @@ class ItemStream(TaggedStream["LaneItems"]):
             return self._read(num_delivered) if self._goes_on() else None
         parts: list[Items] = []
         positions: list[tuple[int, LanePosition]] = []
-        for lane, _, _ in found.ranges:
-            items, position = self._items.take(lane, self._cursor.position_of(lane), self._turn_items)
+        for lane, start, stop in found.ranges:
+            num_items = self._turn_items or stop - start
+            items, position = self._items.take(lane, self._cursor.position_of(lane), num_items)
             parts += items
             positions.append((lane, position))
         is_dropped = sum(map(len, parts)) < self._min_items

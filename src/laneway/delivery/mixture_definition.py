@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from torch.utils.data import default_collate
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from laneway.core.schema import SavedState
     from laneway.core.turns import WorkerPlace
     from laneway.core.weighting import Weighting
-    from laneway.delivery.definition import DatasetDefinition
+    from laneway.delivery.dataset_definition import DatasetDefinition
     from laneway.delivery.delivered_columns import DeliveredColumns
     from laneway.delivery.schedule import EpochSchedule
     from laneway.reading.lane_reader import LaneReader
@@ -56,6 +56,10 @@ class MixtureDefinition(Definition):
     """Seed of what workers draw."""
     drop_last: bool = False
     """Whether the last global batch is dropped if it is incomplete."""
+    epoch_batches: int | None = None
+    """Of a mixture without an end: batches of each rank that make an epoch; None: there are no epochs."""
+    weights_of: Literal["rows", "tokens"] = "rows"
+    """What a user gives weights of; those of the weighting are of rows."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out derived values."""
@@ -70,7 +74,8 @@ class MixtureDefinition(Definition):
         }
         stages = self.stages
         stage_rows = None if stages is None else stages.group_rows
-        return Mixed(sources, self.weighting, self.options, self.drop_last and stages is None, stage_rows)
+        drop_last = self.drop_last and stages is None
+        return Mixed(sources, self.weighting, self.options, drop_last, stage_rows, self.epoch_batches)
 
     @cached_property
     def identity(self) -> MixtureIdentity:
@@ -84,13 +89,19 @@ class MixtureDefinition(Definition):
             remainder=None,
             drop_last=self.drop_last,
             stages=None if self.stages is None else self.stages.text,
+            epoch_batches=self.epoch_batches,
         )
         return MixtureIdentity(self.mixed.sources, settings)
 
     @property
     def is_endless(self) -> bool:
-        """Whether a pass never ends."""
+        """Whether there are always further rows, so that each pass goes on where the last one stopped."""
         return self.weighting.stop is None
+
+    @property
+    def has_epochs(self) -> bool:
+        """Whether passes end, if only after a number of batches."""
+        return not self.is_endless or self.epoch_batches is not None
 
     @property
     def max_empty_rows(self) -> int | None:
@@ -112,11 +123,30 @@ class MixtureDefinition(Definition):
         if self.stages is not None and place.world_size > 1 and not self.is_endless:
             message = (
                 f"how many items are made of the rows depends on the data, so the {place.world_size} ranks would "
-                f"deliver different numbers of batches until stop={self.weighting.stop!r}: leave out stop (or the "
-                "epochs of repeat()), and count the steps"
+                f"deliver different numbers of batches until stop={self.weighting.stop!r}: in the place of stop (or "
+                "of the epochs of repeat()), give epoch_batches=, the batches of each rank that make an epoch; or "
+                "neither, and count the steps"
             )
             raise ValueError(message)
+        if self.epoch_batches is not None:
+            self._check_has_batches()
         return resolve_mixture(self.mixed, progress, place)
+
+    def _check_has_batches(self) -> None:
+        """Check that what epoch_batches counts are batches, and that all ranks come to their number together.
+
+        Raises:
+            ValueError: They are not, or don't.
+        """
+        if self.options.batch_size is None:
+            message = f"epoch_batches={self.epoch_batches} counts batches, but single rows are delivered: call batch()"
+            raise ValueError(message)
+        if self.stages is not None and len(self.weighting.phases) > 1:
+            message = (
+                "epoch_batches= counts the batches of each rank, and with flat_map() or pack(), ranks come to a change "
+                "of the weights after different numbers of batches: give the mixture one set of weights"
+            )
+            raise ValueError(message)
 
     def following(self, assignment: Assignment) -> Assignment | None:
         """Return what the worker reads after an assignment has ended, in the same epoch; None: nothing."""
@@ -155,13 +185,15 @@ class MixtureDefinition(Definition):
         """Return the number of batches, or rows, that a rank delivers in a whole pass; None: it doesn't end."""
         stop = self.weighting.stop
         if stop is None or self.stages is not None:
-            return None
+            return self.epoch_batches
         if not isinstance(stop, int) and len(self.weighting.phases) == 1:
             return self.resolve(Progress(epoch), place).num_items_left(self.options.batch_size)
         return self.options.num_items(self.mixed.num_rows or 0, place, self.identity.settings)
 
     def num_received(self, assignment: Assignment) -> int:
         """Return the number of batches or rows of the pass that the rank of an assignment has delivered."""
+        if self.epoch_batches is not None:
+            return self.epoch_batches - assignment.num_items_left(self.options.batch_size)
         if self.stages is not None:
             return assignment.num_batches_taken
         before = assignment.progress.starts[-1].rows_before // assignment.place.world_size
@@ -170,6 +202,8 @@ class MixtureDefinition(Definition):
 
     def num_left(self, assignment: Assignment) -> int | None:
         """Return the number of batches or rows that the rank of an assignment has yet to deliver; None: no end."""
+        if self.epoch_batches is not None:
+            return assignment.num_items_left(self.options.batch_size)
         if self.is_endless or self.stages is not None:
             return None
         if assignment.is_last:

@@ -263,5 +263,5 @@ class EpochSampler(Sampler[None]):
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next pass, unless it is just Fabric's count of passes since the process started."""
-        if not is_counted_by_fabric() and not self._schedule.is_endless:
+        if not is_counted_by_fabric() and self._schedule.has_epochs:
             self._schedule.set_epoch(epoch)

@@ -41,6 +41,8 @@ class Restored:
     """Generation of the clock in which it is valid."""
     pid: int
     """The process that loaded it."""
+    goes_on: bool = False
+    """Whether the next epoch goes on where this one ends."""
 
     @property
     def follows(self) -> bool:
@@ -50,9 +52,14 @@ class Restored:
     @property
     def start(self) -> Progress:
         """The progress from which the next pass starts."""
-        if self.follows or (self.loaded is Loaded.OVER and self.chosen is None):
-            return Progress(self.progress.epoch + 1)
-        return self.progress
+        if not self.follows and (self.loaded is not Loaded.OVER or self.chosen is not None):
+            return self.progress
+        return next_epoch(self.progress) if self.goes_on else Progress(self.progress.epoch + 1)
+
+
+def next_epoch(progress: Progress) -> Progress:
+    """Return the progress of the next epoch, which goes on where this one ends."""
+    return replace(progress, epoch=progress.epoch + 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,17 +79,22 @@ class _Begun:
 class EpochSchedule:
     """The passes over one dataset: in the main process and, as copies that share a clock, in its DataLoader workers."""
 
-    def __init__(self, dataset: EpochSchedule | None = None, *, is_endless: bool = False) -> None:
+    def __init__(
+        self, dataset: EpochSchedule | None = None, *, is_endless: bool = False, has_epochs: bool = True
+    ) -> None:
         """Start before epoch 0.
 
         Args:
             dataset: For the schedule of a loader: that of its dataset.
-            is_endless: Whether passes never end, so that the next one goes on where the last one stopped.
+            is_endless: Whether there are always further rows, so that the next pass goes on where the last one stopped.
+            has_epochs: Whether passes end.
         """
         self.is_endless = is_endless
-        """Whether passes never end."""
+        """Whether the next pass goes on where the last one stopped."""
+        self.has_epochs = has_epochs
+        """Whether passes end."""
         self._start = Progress(0)
-        """Where the first pass starts, if passes never end."""
+        """Where the first pass starts, if the next one goes on there."""
         self.version = 0
         """Changes whenever this process begins a pass, loads a state or chooses an epoch."""
         self._dataset = dataset
@@ -108,14 +120,14 @@ class EpochSchedule:
 
     def copy(self) -> EpochSchedule:
         """Return an independent schedule whose next pass is the same."""
-        return self._copy_to(EpochSchedule(is_endless=self.is_endless))
+        return self._copy_to(EpochSchedule(is_endless=self.is_endless, has_epochs=self.has_epochs))
 
     def of_loader(self) -> EpochSchedule:
         """Return the schedule of a loader over this dataset, which counts its own passes.
 
         Epochs that are chosen and states that are loaded here apply to it too. The passes that it begins count here.
         """
-        other = self._copy_to(EpochSchedule(self, is_endless=self.is_endless))
+        other = self._copy_to(EpochSchedule(self, is_endless=self.is_endless, has_epochs=self.has_epochs))
         self._loaders.add(other)
         return other
 
@@ -130,7 +142,7 @@ class EpochSchedule:
         return other
 
     def start_at(self, progress: Progress) -> None:
-        """Make the first pass start at some progress, if passes never end."""
+        """Make the first pass start at some progress, if the next one goes on there."""
         self._start = progress
 
     def set_next(self, epoch: int, restored: Restored | None = None) -> None:
@@ -205,14 +217,15 @@ class EpochSchedule:
                 epoch = max(epoch, begun.running.epoch + 1)
             return Progress(epoch), generation
         if begun is not None and self._is_unused(begun):
-            return begun.running.progress(), generation
+            progress = begun.running.progress()
+            return next_epoch(progress) if begun.running.is_complete else progress, generation
         return self._start if self.is_endless else Progress(self._clock.next()[1]), generation
 
     def _is_unused(self, begun: _Begun) -> bool:
         """Return whether nothing was chosen or begun since a pass, and it has delivered nothing, or is endless."""
-        is_last = begun.pid == os.getpid() and self._clock.is_untouched(begun.generation)
         if self.is_endless:
-            return is_last
+            return begun.pid == os.getpid()
+        is_last = begun.pid == os.getpid() and self._clock.is_untouched(begun.generation)
         return is_last and not begun.running.num_delivered and not begun.running.is_over
 
     def _check_goes_on(self) -> None:
@@ -230,15 +243,28 @@ class EpochSchedule:
         if number is None or not 0 <= number < MAX_EPOCHS:
             message = f"epoch must be an int in [0, {MAX_EPOCHS}), not {epoch!r}"
             raise ValueError(message)
-        if self.is_endless:
+        if not self.has_epochs:
             message = (
                 f"set_epoch({epoch}) of an endless mixture: it has no epochs of its own, and goes on where the last "
-                "pass stopped; give it a stop, or don't call set_epoch"
+                "pass stopped; give it a stop or epoch_batches=, or don't call set_epoch"
             )
             raise LanewayError(message)
-        found = [each.choose(number) for each in self._with_loaders()]
+        choosing = [each for each in self._with_loaders() if each.can_choose(number)]
+        if not choosing:
+            message = (
+                f"set_epoch({epoch}), but epochs of a number of batches follow each other, and the next pass is of "
+                f"epoch {self.next_progress.epoch}: start the loop over epochs there"
+            )
+            raise LanewayError(message)
+        found = [each.choose(number) for each in choosing]
         for warning in dict.fromkeys(filter(None, found)):
             warnings.warn(warning, stacklevel=3)
+
+    def can_choose(self, epoch: int) -> bool:
+        """Return whether the next pass can be of an epoch: of any, unless it goes on where the last one stopped."""
+        restored, following = self.pending, self.next_progress.epoch
+        is_complete = restored is not None and restored.loaded is Loaded.COMPLETE and restored.chosen is None
+        return not self.is_endless or epoch in {following, following + is_complete}
 
     def _with_loaders(self) -> list[EpochSchedule]:
         """Return this schedule and those of the loaders over this dataset."""
@@ -299,7 +325,7 @@ class EpochSchedule:
             clock.set_num_active_workers(0)
             clock.set(epoch if kept is None else kept, is_chosen=kept is not None)
         saved = replace(saved, original=copy.deepcopy(saved.original))
-        self._restored = Restored(saved, progress, loaded, kept, clock.generation, os.getpid())
+        self._restored = Restored(saved, progress, loaded, kept, clock.generation, os.getpid(), goes_on=self.is_endless)
         if is_in_worker() and loaded is Loaded.OVER and chosen == epoch:
             return (
                 f"set_epoch({chosen}) was called, but that epoch has ended, so the next pass of the StatefulDataLoader "

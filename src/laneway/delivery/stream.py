@@ -312,7 +312,7 @@ class Stream(Pass, Generic[T]):
     def _goes_on(self) -> bool:
         """Go on to the next cut at the end of one, and return whether there is one."""
         self._items.close()
-        following = self._cut.follow()
+        following = None if self._cursor.is_last else self._cut.follow()
         if following is None:
             return False
         self._cut = following

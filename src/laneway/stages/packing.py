@@ -168,26 +168,22 @@ def _pieces_of(lengths: NDArray[np.int64], length: int, overflow: Overflow, *, s
     return _Pieces(document, start, tokens, (tokens < length) & separator)
 
 
-def best_fit(
-    lengths: NDArray[np.int64], length: int, *, separator: bool = False, overflow: Overflow = "split"
-) -> Packs:
-    """Pack documents so that little padding is needed, and no document is cut that fits into a pack.
+class _Fitted(NamedTuple):
+    order: NDArray[np.int64]
+    """Pieces, the longest first."""
+    packs: list[int]
+    """The pack of each of them."""
+    opened: list[int]
+    """The first piece of each pack."""
 
-    Best-fit decreasing (Johnson, "Near-optimal bin packing algorithms", MIT 1973): the longest piece first, each into
-    the fullest pack that it fits into. Packs are in the order of their longest pieces among the documents, and the
-    pieces of a pack in that of their documents, so that neither depends on how long documents are.
+
+def _fit(widths: NDArray[np.int64], length: int) -> _Fitted:
+    """Put pieces into packs, the longest first, each into the fullest pack that it fits into.
 
     Args:
-        lengths: Tokens of each document, int64 of shape (num_documents,). Empty documents are left out.
-        length: Tokens of a pack, >= 1.
-        separator: Whether a separator follows each document.
-        overflow: What becomes of a document that is longer than a pack.
-
-    Raises:
-        DocumentTooLongError: A document is longer than a pack, and `overflow` is "error".
+        widths: Places that each piece takes.
+        length: Places of a pack.
     """
-    document, start, tokens, separators = _pieces_of(lengths, length, overflow, separator=separator)
-    widths = tokens + separators
     # Stable: of pieces of one length, the first comes first.
     order = np.argsort(-widths, kind="stable")
     rooms: list[int] = []
@@ -213,6 +209,35 @@ def best_fit(
             if not packs:
                 insort(rooms, room)
             packs.append(pack)
+    return _Fitted(order, found, opened)
+
+
+def num_packs(lengths: NDArray[np.int64], length: int, *, separator: bool, overflow: Overflow) -> int:
+    """Return how many packs `best_fit` makes of documents; see there."""
+    pieces = _pieces_of(lengths, length, overflow, separator=separator)
+    return len(_fit(pieces.tokens + pieces.separator, length).opened)
+
+
+def best_fit(
+    lengths: NDArray[np.int64], length: int, *, separator: bool = False, overflow: Overflow = "split"
+) -> Packs:
+    """Pack documents so that little padding is needed, and no document is cut that fits into a pack.
+
+    Best-fit decreasing (Johnson, "Near-optimal bin packing algorithms", MIT 1973): the longest piece first, each into
+    the fullest pack that it fits into. Packs are in the order of their longest pieces among the documents, and the
+    pieces of a pack in that of their documents, so that neither depends on how long documents are.
+
+    Args:
+        lengths: Tokens of each document, int64 of shape (num_documents,). Empty documents are left out.
+        length: Tokens of a pack, >= 1.
+        separator: Whether a separator follows each document.
+        overflow: What becomes of a document that is longer than a pack.
+
+    Raises:
+        DocumentTooLongError: A document is longer than a pack, and `overflow` is "error".
+    """
+    document, start, tokens, separators = _pieces_of(lengths, length, overflow, separator=separator)
+    order, found, opened = _fit(tokens + separators, length)
     rank = np.empty(len(opened), np.int64)
     rank[np.argsort(np.array(opened, np.int64))] = np.arange(len(opened))
     pack_of = np.empty(len(order), np.int64)

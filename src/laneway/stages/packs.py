@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Self, get_args
 import numpy as np
 
 from laneway.arguments import check_choice, check_int, plain_int
+from laneway.core.pack_line import PackPlaces
 from laneway.core.progress import LanePosition
 from laneway.stages.offsets import check_offset, decode_offset, digest_of, encode_offset, resume_group
-from laneway.stages.packing import Overflow, best_fit, chunk, chunk_places, chunk_tokens
+from laneway.stages.packing import Overflow, best_fit, chunk, chunk_places, chunk_tokens, num_packs
 from laneway.stages.runs import PackColumns, Run, no_items
 from laneway.stages.tokens import TokenLists
 
@@ -70,6 +71,27 @@ class PackOptions:
         if self.strategy == "chunk" and self.overflow != "split":
             message = f'overflow={self.overflow!r} has no effect with strategy="chunk", which cuts documents anyway'
             raise ValueError(message)
+
+    def places(self, lengths: NDArray[np.int64]) -> PackPlaces:
+        """Return where the packs of documents are, given the tokens of each, in their order.
+
+        Raises:
+            DocumentTooLongError: A document is longer than a pack, and `overflow` is "error".
+        """
+        has_separator, num_rows = self.separator is not None, len(lengths)
+        if self.strategy == "chunk":
+            document, offset = chunk_places(lengths, self.length, separator=has_separator)
+            places = np.append(document, num_rows), np.append(offset, 0)
+            # What doesn't fill a pack is in a last one.
+            is_whole = int(lengths.sum() + (lengths > 0).sum() * has_separator) % self.length == 0
+            rows, tokens = (np.delete(each, -2) if is_whole else each for each in places)
+            return PackPlaces(np.arange(len(rows), dtype=np.int64), rows, tokens)
+        rows = np.append(np.arange(0, num_rows, self.group_rows), num_rows).astype(np.int64)
+        packs = [
+            num_packs(lengths[start:stop], self.length, separator=has_separator, overflow=self.overflow)
+            for start, stop in zip(rows[:-1].tolist(), rows[1:].tolist(), strict=True)
+        ]
+        return PackPlaces(np.cumsum([0, *packs], dtype=np.int64), rows, np.zeros_like(rows))
 
     @property
     def text(self) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from laneway.core.mixture_assignment import ENDLESS, Mixed, following_cut, resolve_mixture, rows_delivered
+from laneway.core.mixture_cuts import batches_taken
 from laneway.core.mixtures import Source
 from laneway.core.options import LaneOptions
 from laneway.core.plan import Identity
@@ -107,3 +108,32 @@ def test_a_source_without_rows_is_named() -> None:
     empty = {**SOURCES, "b": Source(Identity(file_table([[]]), PLAIN))}
     with pytest.raises(ValueError, match="source 'b' has 0 rows: give it a weight of 0"):
         resolve_mixture(mixed()._replace(sources=empty), Progress(0), WorkerPlace())
+
+
+def test_batches_of_an_epoch_are_counted_through_other_ranks_batch_sizes_and_cuts() -> None:
+    """However many turns a batch of all ranks takes, and whether the lanes are cut again for it."""
+    taken, progress = 0, Progress(0)
+    for world_size, batch_size, steps, is_cut_again in [
+        (2, 4, 4, False),
+        (4, 4, 2, False),
+        (2, 8, 1, False),
+        (3, 4, 3, True),
+        (1, 4, 4, False),
+    ]:
+        options = LaneOptions(12 if world_size == 3 else 8, 4, batch_size)
+        of_batches = mixed(options=options, epoch_batches=20)
+        found = resolve_mixture(of_batches, progress, WorkerPlace(0, world_size))
+        assert (len(found.progress.earlier) > len(progress.earlier)) == is_cut_again
+        assert found.num_items_left(batch_size) == 20 - taken
+        progress = after(found, found.cut.next_turn + steps * found.progress.sharing.job_turns)
+        taken += steps
+        assert batches_taken(progress) == taken
+
+
+def test_an_epoch_of_batches_ends_wherever_lanes_are() -> None:
+    found = resolve_mixture(mixed(epoch_batches=3), Progress(0), WorkerPlace(0, 2))
+    assert (found.turn_end, found.is_complete, found.ends.tolist()) == (6, False, [ENDLESS] * 2)
+    done = after(found, 6)
+    assert resolve_mixture(mixed(epoch_batches=3), done, WorkerPlace(1, 3)).is_complete
+    following = resolve_mixture(mixed(epoch_batches=3), replace(done, epoch=1), WorkerPlace(0, 2))
+    assert (following.is_complete, following.turn_end, following.num_items_left(4)) == (False, 12, 3)

@@ -15,7 +15,9 @@ from laneway.core.progress import CutStart, EarlierCut, Group, Progress, Rest, S
 from laneway.errors import StateFormatError
 
 PROGRESS = Progress(0, cut=fresh_cut(3, 2), earlier=(EarlierCut(4, 2, next_turn=9),))
-BEFORE = CutStart((SourceStart("", 1), SourceStart("code", 0.3, 1, (Rest(0, 5, files="code0"),), "code0")))
+BEFORE = CutStart(
+    (SourceStart("", 1), SourceStart("code", 0.3, 1, (Rest(0, 5, files="code0"),), "code0")), batches_before=-2
+)
 CURRENT = CutStart(
     (
         SourceStart("web", 0.7, 2, (Rest(0, 2, files="web00"), Rest(1, 7, files="web01")), "web01"),
@@ -33,7 +35,7 @@ def test_a_mixture_is_saved_as_plain_values() -> None:
         ["web", "code"],
         "web01code0web00",
         [
-            [2, 1, 0, 0, [-1, 1], None, [1, 0.3], [0, 1], [[1], [0], [5], [2], [1]]],
+            [2, 1, 0, 0, [-1, 1], None, [1, 0.3], [0, 1], [[1], [0], [5], [2], [1]], -2],
             [
                 *(2, 6, 2, 9, None, None, [0.7, 0.3], [2, 1]),
                 [[0, 0, 1], [0, 1, 0], [2, 7, 5], [2, 2, 1], [2, 0, 1]],
@@ -92,6 +94,9 @@ def test_a_mixture_of_many_sources_takes_under_thirty_bytes_for_each() -> None:
         ((2, 1, 8, 2), [0, 7, 5]),
         ((2, 1, 8, 3), [2, 2, 9]),
         ((2, 1, 8), [[0], [0], [2]]),
+        ((2, 0, 9), 0),
+        ((2, 0, 9), 10**400),
+        ((2, 0, 9), None),
         ((3,), []),
         ((3, 0), [1, -1]),
         ((3, 0), [-2, -1]),

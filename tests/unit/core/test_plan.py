@@ -57,8 +57,9 @@ def test_a_pickled_identity_leaves_out_plans_and_shards_and_derives_the_same_pla
     identity = Identity(file_table([[5], [6]]), SHUFFLED)
     plan = identity.plan(cut_twice(3, 4))
     sent = pickle.loads(pickle.dumps(identity))
-    assert vars(sent).keys() == {"files", "settings", "selection", "_last_plan", "_derived"}
+    assert vars(sent).keys() == {"files", "settings", "selection", "packs", "_last_plan", "_last_line", "_derived"}
     assert not sent._last_plan
+    assert not sent._last_line
     assert not sent._derived
     other = sent.plan(cut_twice(3, 4))
     assert [rows_of(other, lane, 0, 2) for lane in (0, 1)] == [rows_of(plan, lane, 0, 2) for lane in (0, 1)]

@@ -41,7 +41,14 @@ EARLIER = (EarlierCut(3, positions=tuple(map(LanePosition, (2, 0, 1)))),)
 PROGRESS = Progress(3, cut=CutProgress(2, 2, 2, {0: LanePosition(2), 1: LanePosition(2)}), earlier=EARLIER)
 OUT_OF_STEP = replace(PROGRESS, cut=CutProgress(2, 2, 4, {0: LanePosition(4), 1: LanePosition(2)}))
 BEFORE = replace(OUT_OF_STEP, order_version=1)
-ABSENT: dict[str, object] = {"categories": None, "mixture": [], "selection": None, "stages": None, "without": None}
+ABSENT: dict[str, object] = {
+    "categories": None,
+    "mixture": [],
+    "selection": None,
+    "stages": None,
+    "without": None,
+    "epoch_batches": None,
+}
 """The fields that are left out of a state where they have these values."""
 
 
@@ -95,6 +102,7 @@ def test_a_setting_with_a_default_is_a_field_with_that_default() -> None:
     assert {each.name for each in setting_fields(Settings) if each.default is not REQUIRED} == {
         "categories",
         "stages",
+        "epoch_batches",
         "without",
         "selection",
     }
@@ -113,7 +121,7 @@ def test_a_state_that_lacks_a_field_with_a_default_gets_the_default(monkeypatch:
 def test_a_state_that_lacks_a_required_field_is_refused() -> None:
     for each in FIELDS:
         state = a_state()
-        if each.name in {"categories", "mixture", "selection", "stages", "without"}:
+        if each.name in {"categories", "epoch_batches", "mixture", "selection", "stages", "without"}:
             assert each.name not in state
             continue
         del state[each.name]
@@ -127,7 +135,7 @@ def test_any_field_that_was_changed_is_damage() -> None:
     changed = {**other, "seed": 8, "files": "", "fingerprint": "0", "rank": 1, "world_size": 2, "shuffle": True}
     changed |= {"selection": "filter (x > 3)", "categories": "x: 3 values 0123456789abcdef"}
     changed |= {"without": "rows 4 to 6 of epoch 3"}
-    changed |= {"stages": "flat_map"}
+    changed |= {"stages": "flat_map", "epoch_batches": 7}
     for name in (each.name for each in FIELDS):
         if state.get(name) != changed.get(name):
             with pytest.raises(StateFormatError, match="this state is damaged"):

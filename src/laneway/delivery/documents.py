@@ -1,0 +1,132 @@
+"""The documents of the rows of lanes: of a column of the files, or of what the user's functions return."""
+
+from __future__ import annotations
+
+from collections.abc import Sized
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from laneway.stages.packs import TOKENS_PER_RUN, Documents
+from laneway.stages.tokens import DocumentError, from_arrow, from_rows, with_separators
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from laneway.delivery.stream import ItemMaker
+    from laneway.delivery.transforms import Expansion
+    from laneway.stages.packs import PackOptions
+    from laneway.stages.tokens import TokenLists
+
+_ROWS_PER_RUN = 1024
+"""Number of rows of few tokens, or of none, whose documents are packed together."""
+_PACKS_PER_RUN = 4
+"""Number of packs that are made together of what the user's functions return: few, so that the first comes soon."""
+
+
+class DocumentReader:
+    """Reads the documents of rows of lanes."""
+
+    def __init__(self, rows: ItemMaker, expansion: Expansion) -> None:
+        """Prepare to read.
+
+        Args:
+            rows: Reads rows, and calls the user's functions on them.
+            expansion: Further functions, which make items of a row.
+        """
+        self._rows = rows
+        self._expansion = expansion
+
+    def expanded(self, lane: int, start: int, stop: int) -> Iterator[tuple[int, list[Any]]]:
+        """Yield (row, its items) for rows [start, stop) of a lane."""
+        while start < stop:
+            for items in self._rows.expanded(lane, start, stop, self._expansion):
+                yield start, items
+                start += 1
+
+    def read(self, pack: PackOptions, lane: int, start: int, stop: int) -> Iterator[Documents]:
+        """Yield the documents of rows [start, stop) of a lane, some at a time."""
+        if not self._rows.transform and not self._expansion.steps:
+            yield from self._documents_in_files(pack, lane, start, stop)
+            return
+        found: list[Any] = []
+        rows: list[int] = []
+        num_tokens, row = 0, start - 1
+        for row, items in self.expanded(lane, start, stop):
+            for item in items:
+                document = self._document(item, pack.column, lane, row)
+                found.append(document)
+                rows.append(row)
+                num_tokens += len(document)
+            if num_tokens >= _PACKS_PER_RUN * pack.length or row - start >= _ROWS_PER_RUN:
+                yield self._made_documents(pack, lane, found, rows, row + 1)
+                found, rows, num_tokens, start = [], [], 0, row + 1
+        yield self._made_documents(pack, lane, found, rows, stop)
+
+    def _document(self, item: Any, column: str, lane: int, row: int) -> Sized:  # noqa: ANN401 - a user's function
+        """Return the document in an item.
+
+        Raises:
+            TypeError: There is none.
+        """
+        document = item.get(column) if isinstance(item, dict) else None
+        if document is None:
+            found = f"a dict with {', '.join(map(repr, item))}" if isinstance(item, dict) else type(item).__name__
+            message = (
+                f"pack() needs column {column!r}, but the functions before it returned {found} for "
+                f"{self._rows.name_of_row(lane, row)}: return a dict with a list of ints as {column!r}, or name "
+                "another column"
+            )
+            raise TypeError(message)
+        if not isinstance(document, Sized):
+            message = (
+                f"column {column!r} can't be packed: for {self._rows.name_of_row(lane, row)} it is "
+                f"{type(document).__name__}, not a list of ints"
+            )
+            raise TypeError(message)
+        return document
+
+    def _made_documents(self, pack: PackOptions, lane: int, found: list[Any], rows: list[int], stop: int) -> Documents:
+        of_rows = np.array(rows, np.int64)
+        try:
+            return _of_rows(pack, from_rows(pack.column, found), of_rows, stop)
+        except DocumentError as error:
+            self.name_row(error, lane, of_rows)
+            raise
+
+    def _documents_in_files(self, pack: PackOptions, lane: int, start: int, stop: int) -> Iterator[Documents]:
+        """Yield the documents of a column of the files, without a step for each."""
+        while start < stop:
+            rows = self._rows.read_on(lane, start, stop)
+            num_rows, numbers = rows.num_rows, np.arange(start, start + rows.num_rows, dtype=np.int64)
+            try:
+                lists = from_arrow(pack.column, rows.column(pack.column))
+            except DocumentError as error:
+                self.name_row(error, lane, numbers)
+                raise
+            first = 0
+            while first < num_rows:
+                last = int(np.searchsorted(lists.starts, lists.starts[first] + TOKENS_PER_RUN, side="right")) - 1
+                last = max(last, first + 1)
+                yield _of_rows(pack, lists.slice(first, last), numbers[first:last], start + last)
+                first = last
+            start += num_rows
+
+    def name_of_row(self, lane: int, row: int) -> str:
+        """Return the file and number of a row of a lane."""
+        return self._rows.name_of_row(lane, row)
+
+    def name_row(self, error: DocumentError, lane: int, rows: NDArray[np.int64]) -> None:
+        """Add the row of a document to an error, as a note."""
+        if error.document is not None:
+            name = self._rows.name_of_row(lane, int(rows[error.document]))
+            error.add_note(f"document {error.document} is that of {name}")
+
+
+def _of_rows(pack: PackOptions, tokens: TokenLists, rows: NDArray[np.int64], stop: int) -> Documents:
+    """Return the documents of whole rows; those that are cut into chunks have their separators."""
+    if pack.strategy == "chunk" and pack.separator is not None:
+        tokens = with_separators(tokens, pack.separator)
+    return Documents.of(tokens, rows, stop)

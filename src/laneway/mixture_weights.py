@@ -1,0 +1,114 @@
+"""The weights of a mixture, as a user gives them: checked, and turned into weights of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from laneway.arguments import check_choice, plain_int
+from laneway.core.mixing import exact_weights
+from laneway.core.weighting import Phase, Stop, Weighting
+
+if TYPE_CHECKING:
+    from laneway.delivery.dataset_definition import DatasetDefinition
+
+Weights = Mapping[str, float]
+"""Name of a source -> its weight, a number >= 0."""
+WeightsOf = Literal["rows", "tokens"]
+"""What weights are shares of."""
+
+
+def check_weighting(
+    weights: object, sources: Mapping[str, DatasetDefinition], stop: object, weights_of: WeightsOf = "rows"
+) -> Weighting:
+    """Check the weights and the end of a mixture, and return them.
+
+    Args:
+        weights: What a user gave.
+        sources: Name -> source.
+        stop: When a pass ends.
+        weights_of: What they are shares of. The weighting is one of rows.
+
+    Raises:
+        ValueError: Names differ, a weight or a row is out of its range, or a source with a weight has no rows.
+        TypeError: Something has the wrong type.
+    """
+    schedule = [(0, weights)] if isinstance(weights, Mapping) else weights
+    if isinstance(schedule, (str, bytes)) or not isinstance(schedule, Sequence) or not schedule:
+        message = f"weights must be a mapping from names to numbers, or a sequence of (rows, mapping), not {weights!r}"
+        raise TypeError(message)
+    check_choice("weights_of", weights_of, get_args(WeightsOf))
+    phases: list[Phase] = []
+    for each in schedule:
+        if not isinstance(each, (tuple, list)) or len(each) != 2 or not isinstance(each[1], Mapping):  # noqa: PLR2004 - a pair
+            message = f"a change of weights must be (rows, weights), not {each!r}"
+            raise TypeError(message)
+        start, checked = plain_int(each[0]), _check_weights(each[1], sources)
+        if start is None or (start != 0 if not phases else start <= phases[-1].start):
+            message = f"weights must start at row 0, and at later rows from there on, not at {each[0]!r}"
+            raise ValueError(message)
+        if weights_of == "tokens":
+            checked = _by_tokens(checked, sources)
+        if not phases or phases[-1].weights != checked:
+            phases.append(Phase(start, checked))
+    for name, source in sources.items():
+        if not source.identity.selected.num_rows and any(phase.weights[name] for phase in phases):
+            message = f"source {name!r} has no rows: give it a weight of 0, or leave it out of the mixture"
+            raise ValueError(message)
+    rows = {name: source.identity.selected.num_rows for name, source in sources.items()}
+    weighting = Weighting(tuple(phases), _check_stop(stop))
+    weighting.rows_in_all(rows)
+    return weighting
+
+
+def _check_weights(weights: Mapping[Any, Any], sources: Mapping[str, DatasetDefinition]) -> dict[str, float]:
+    lacking = [name for name in sources if name not in weights]
+    unknown = [name for name in weights if name not in sources]
+    if lacking or unknown:
+        problem = f"no weight of source {lacking[0]!r}" if lacking else f"one of {unknown[0]!r}, which is no source"
+        message = f"weights must name each source once, and there is {problem}: a source that is not read has weight 0"
+        raise ValueError(message)
+    for name, weight in weights.items():
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+            message = f"the weight of source {name!r} must be a number, not {weight!r}"
+            raise TypeError(message)
+    # In the order of the sources: it breaks ties.
+    ordered = {name: weights[name] for name in sources}
+    exact_weights([*ordered.values()])
+    return ordered
+
+
+def _by_tokens(weights: Mapping[str, float], sources: Mapping[str, DatasetDefinition]) -> dict[str, float]:
+    """Return the weights of rows with which tokens have the given ones."""
+    exact = dict(zip(weights, exact_weights([*weights.values()]), strict=True))
+    of_rows = {
+        name: float(weight / tokens_per_row(name, sources[name])) if weight else 0 for name, weight in exact.items()
+    }
+    exact_weights([*of_rows.values()])
+    return of_rows
+
+
+def tokens_per_row(name: str, source: DatasetDefinition) -> Fraction:
+    """Return how many tokens the rows of a source have on average.
+
+    Raises:
+        ValueError: They are not known, or there are none.
+    """
+    if source.lengths is None:
+        message = f'weights_of="tokens" needs the lengths of source {name!r}: call its count_lengths() before'
+        raise ValueError(message)
+    if not source.lengths.num_tokens:
+        message = f"source {name!r} has no tokens: give it a weight of 0, or leave it out of the mixture"
+        raise ValueError(message)
+    return Fraction(source.lengths.num_tokens, len(source.lengths.rows))
+
+
+def _check_stop(stop: object) -> int | Stop | None:
+    if stop is None or stop in get_args(Stop):
+        return stop  # type: ignore[return-value]  # checked
+    number = plain_int(stop)  # type: ignore[arg-type]  # that is what it checks
+    if number is None or not 0 < number < 2**40:
+        message = f"stop must be a number of rows, one of {', '.join(map(repr, get_args(Stop)))}, or None, not {stop!r}"
+        raise ValueError(message)
+    return number
