@@ -26,8 +26,9 @@ from laneway.delivery.passes import Delivery, Pass, RowsDelivery, Taken
 from laneway.delivery.sending import raise_if_unsent
 from laneway.delivery.signals import holding_back_signals, ignore_signals_of_the_group, release_signals
 from laneway.delivery.stream import TaggedBatch, unchanged
-from laneway.delivery.workers import end_with_parent, end_workers, worker_place
+from laneway.delivery.workers import end_with_parent, end_workers, num_ready, worker_place
 from laneway.errors import LanewayError
+from laneway.metering import Counts, Meter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -72,6 +73,8 @@ class _WorkerDataset(IterableDataset["TaggedBatch"]):
         self._definition = definition
         self._progress = Progress(0)
         self._ends_with_parent = False
+        self.meter: Meter | None = None
+        """Measures the pass that this process reads itself."""
         # Shared with persistent workers. A late worker may read the epoch of a later pass, but only after the loader
         # has begun that pass and takes no more batches of this one.
         self._fresh_epoch = shared_cells(self, 1)
@@ -91,7 +94,10 @@ class _WorkerDataset(IterableDataset["TaggedBatch"]):
             place = rank
         elif self._ends_with_parent:
             end_with_parent()
-        return _TaggedBatches(self._definition.open_batches(self._definition.resolve(progress, place)))
+        meter = Meter()
+        stream = self._definition.open_batches(self._definition.resolve(progress, place), meter)
+        self.meter = meter
+        return _TaggedBatches(stream)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +149,10 @@ class BatchSource:
         self._loader = self._make_loader()
         self._running: Iterator[TaggedBatch] | None = None
         """What `batches` returned last, until its workers are discarded."""
+        self._packed: dict[int, bytes] = {}
+        """Worker -> what it had counted when it sent the last batch that was taken."""
+        self._counted: dict[int, Counts] = {}
+        """Worker -> what those before the running ones have counted."""
 
     def _make_loader(self) -> DataLoader[TaggedBatch]:
         return DataLoader(self._dataset, batch_size=None, collate_fn=unchanged, **self._keywords)
@@ -150,6 +160,7 @@ class BatchSource:
     def change(self, definition: Definition) -> None:
         """Read other batches of the same rank, from the next start of the workers on."""
         self.definition = replace(definition, options=self.definition.options, collate_fn=self.definition.collate_fn)
+        self._keep_counts()
         self._dataset = _WorkerDataset(self.definition)
         self.discard_workers()
 
@@ -170,6 +181,7 @@ class BatchSource:
 
     def batches(self, assignment: Assignment) -> Iterator[TaggedBatch]:
         """Start the workers on an assignment, and return an iterator over their batches."""
+        self._keep_counts()
         is_fresh = self.definition.is_fresh(assignment)
         if not is_fresh or not self._loader.persistent_workers:
             # Only fresh epochs reach persistent workers.
@@ -183,6 +195,35 @@ class BatchSource:
             batches: Iterator[TaggedBatch] = iter(self._dataset if is_direct else self._loader)
             self._running = batches
         return batches
+
+    # -- What the workers have counted --------------------------------------------------------------------------------
+
+    def receive_counts(self, tagged: TaggedBatch) -> None:
+        """Store what a worker had counted when it sent a batch."""
+        if tagged.counts is not None:
+            worker, packed = tagged.counts
+            self._packed[worker] = packed
+
+    def counts(self) -> dict[int, Counts]:
+        """Return for each worker what it, and those in its place before, had counted with its last batch."""
+        found, running = dict(self._counted), self._latest_counts()
+        return found | {worker: found.get(worker, Counts()).plus(counts) for worker, counts in running.items()}
+
+    @property
+    def queue_depth(self) -> int:
+        """Number of batches that the workers have read ahead."""
+        return num_ready(self._running)
+
+    def _latest_counts(self) -> dict[int, Counts]:
+        meter = self._dataset.meter
+        if meter is not None:
+            return {0: meter.counts()._replace(memory_bytes=0)}
+        return {worker: Counts.unpack(packed) for worker, packed in list(self._packed.items())}
+
+    def _keep_counts(self) -> None:
+        """Add what was counted to the sums, before other workers start at zero."""
+        self._counted = {worker: each._replace(memory_bytes=0) for worker, each in self.counts().items()}
+        self._packed, self._dataset.meter = {}, None
 
 
 class DataLoaderPass(Pass):
@@ -295,5 +336,6 @@ class DataLoaderPass(Pass):
             except BaseException:
                 self._recover()
                 raise
+            self._source.receive_counts(tagged)
             if tagged.positions:
                 return tagged

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from torch.utils.data import default_collate
@@ -17,6 +18,7 @@ from laneway.delivery.context import Contexts
 from laneway.delivery.item_stream import ItemStream
 from laneway.delivery.lane_items import BatchMaker, LaneItems
 from laneway.delivery.stream import BatchStream, Closeable, CutReading, ItemMaker, RowStream
+from laneway.metering import Meter
 from laneway.reading.lane_reader import LaneReader
 from laneway.reading.origin import HIDDEN
 from laneway.wording import counted
@@ -128,8 +130,8 @@ class Definition(ABC):
         """Return what to warn of when the worker at `place` starts to read the next pass of `schedule`."""
 
     @abstractmethod
-    def open_items(self, assignment: Assignment) -> ItemMaker:
-        """Open what reads and builds the items of an assignment."""
+    def open_items(self, assignment: Assignment, meter: Meter) -> ItemMaker:
+        """Open what reads and builds the items of an assignment, as measured by a meter."""
 
     @abstractmethod
     def batched(self, options: LaneOptions, output: Output, *, drop_last: bool) -> Self:
@@ -192,31 +194,37 @@ class Definition(ABC):
 
     def open(self, assignment: Assignment) -> Stream[Any]:
         """Open the stream of a worker: batches, or single rows or items if there is no batch size."""
+        meter = Meter()
         if self.stages is not None:
-            return self._open_stages(assignment, self.stages, goes_on=True)
-        cut = self._reading_of(assignment, self.open_items, goes_on=True)
-        return RowStream(cut) if self.options.batch_size is None else BatchStream(cut)
+            return self._open_stages(assignment, self.stages, meter, goes_on=True)
+        cut = self._reading_of(assignment, partial(self.open_items, meter=meter), goes_on=True)
+        return RowStream(cut) if self.options.batch_size is None else BatchStream(cut, meter)
 
-    def open_batches(self, assignment: Assignment) -> TaggedStream[Any]:
+    def open_batches(self, assignment: Assignment, meter: Meter) -> TaggedStream[Any]:
         """Open the stream of batches of a worker, up to the end of a cut.
 
         If there is no batch size, each turn of rows, or each item, is a batch.
+
+        Args:
+            assignment: What the worker reads.
+            meter: Measures how.
         """
         if self.stages is not None:
-            return self._open_stages(assignment, self.stages, goes_on=False)
-        return BatchStream(self._reading_of(assignment, self.open_items, goes_on=False))
+            return self._open_stages(assignment, self.stages, meter, goes_on=False)
+        return BatchStream(self._reading_of(assignment, partial(self.open_items, meter=meter), goes_on=False), meter)
 
-    def _open_stages(self, assignment: Assignment, stages: Stages, *, goes_on: bool) -> ItemStream:
+    def _open_stages(self, assignment: Assignment, stages: Stages, meter: Meter, *, goes_on: bool) -> ItemStream:
         size = self.options.batch_size
 
         def open_items(found: Assignment) -> LaneItems:
-            rows = self.open_items(found)
+            rows = self.open_items(found, meter)
             is_numpy = self.columns.output == "numpy"
             maker = BatchMaker(rows, stages, self.collate_fn, is_batched=size is not None, is_numpy=is_numpy)
             return LaneItems(rows, maker, found, self.max_empty_rows)
 
         return ItemStream(
             self._reading_of(assignment, open_items, goes_on=goes_on),
+            meter,
             turn_items=assignment.cut.turn_rows,
             min_items=size if size and self.identity.settings.drop_last else 1,
         )
@@ -412,15 +420,15 @@ class DatasetDefinition(Definition):
             f"{num_added} files were added since the checkpoint at the end of epoch {progress.epoch} was saved",
         ]
 
-    def open_items(self, assignment: Assignment) -> ItemMaker:
-        """Open what reads and builds the items of an assignment."""
+    def open_items(self, assignment: Assignment, meter: Meter) -> ItemMaker:
+        """Open what reads and builds the items of an assignment, as measured by a meter."""
         takes_context = self.takes_context
         plan, seed = self.identity.plan(assignment.progress), self.identity.settings.seed
         columns = self._to_read(self.columns)
         converter = columns.with_hidden(HIDDEN if takes_context else None)
-        lanes = self.open_lanes(plan, columns, converter, frozenset(HIDDEN.names if takes_context else ()))
+        lanes = self.open_lanes(plan, columns, converter, frozenset(HIDDEN.names if takes_context else ()), meter)
         contexts = Contexts(self.manifest.files.paths, seed=seed, epoch=plan.epoch) if takes_context else None
-        return ItemMaker(lanes, converter, self.transform, contexts, self.collate_fn)
+        return ItemMaker(lanes, converter, self.transform, contexts, self.collate_fn, meter)
 
     def open_lanes(
         self,
@@ -428,6 +436,7 @@ class DatasetDefinition(Definition):
         columns: DeliveredColumns,
         converter: BatchConverter,
         hidden: frozenset[str],
+        meter: Meter,
         *,
         source_index: int = 0,
         threads: Executor | None = None,
@@ -439,6 +448,7 @@ class DatasetDefinition(Definition):
             columns: The columns that are read.
             converter: Converts the rows, with the hidden columns.
             hidden: Names of the hidden columns that come too, from which contexts are made.
+            meter: Measures what is read.
             source_index: In a mixture, the index of this source.
             threads: Those that read; None: threads of its own.
         """
@@ -451,4 +461,4 @@ class DatasetDefinition(Definition):
             hidden=hidden,
             source_index=source_index,
         )
-        return LaneReader(plan, rows, converter.vectorized, self.prefetch_windows, threads)
+        return LaneReader(plan, rows, converter.vectorized, self.prefetch_windows, meter, threads)

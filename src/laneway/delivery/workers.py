@@ -82,6 +82,18 @@ def end_with_parent() -> None:
             os._exit(1)
 
 
+def num_ready(batches: object) -> int:
+    """Return how many batches of a DataLoader's iterator its workers have sent, and nobody has taken yet."""
+    if not isinstance(batches, _MultiProcessingDataLoaderIter) or batches._shutdown:  # noqa: SLF001
+        return 0
+    # Private; see `end_workers`. Batches that came out of turn are in the list of tasks.
+    queues = [batches._worker_result_queue]  # noqa: SLF001
+    if batches._data_queue is not batches._worker_result_queue:  # noqa: SLF001 - page-locked ones
+        queues.append(batches._data_queue)  # noqa: SLF001
+    num_early = sum(len(task) > 1 for task in list(batches._task_info.values()))  # noqa: SLF001
+    return num_early + sum(queue.qsize() for queue in queues)
+
+
 def end_workers(batches: object) -> None:
     """Shut down the workers of a DataLoader's iterator now, rather than when the last reference to it is gone.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple, final
@@ -17,6 +18,7 @@ from laneway.convert.casting import cast_column
 from laneway.errors import DataFileError
 from laneway.formats import FORMATS
 from laneway.formats.field_paths import find_field
+from laneway.metering import current_meter
 from laneway.storage.entries import file_size
 from laneway.wording import counted
 
@@ -229,8 +231,10 @@ class RowReader:
         reader = self._borrow(file_index)
         blocks = f"{self._format.block_name} {first}" + (f" to {stop - 1}" if stop - first > 1 else "")
         path = self._storage.join(self._manifest.files.paths[file_index])
+        meter = current_meter()
         try:
-            table = self._read_blocks(reader, first, stop, columns)
+            with nullcontext() if meter is None else meter.decoding():
+                table = self._read_blocks(reader, first, stop, columns)
         except DataFileError:
             reader.close()
             self._check_unchanged(file_index)
