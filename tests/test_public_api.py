@@ -47,7 +47,7 @@ SIGNATURES = {
     "laneway.SavableLoader": (
         "(dataset, *, num_workers=0, batch_size=None, collate_fn=None, pin_memory=False, prefetch_factor=None, "
         "persistent_workers=False, multiprocessing_context=None, timeout=0, worker_init_fn=None, shield_workers=False, "
-        "process_group=None, progress=False, sampler=None, batch_sampler=None)"
+        "process_group=None, progress=None, observer=None, observe_every_s=10.0, sampler=None, batch_sampler=None)"
     ),
     "laneway.Manifest.scan": (
         "(source, *, format=None, filesystem=None, storage_options=None, retries=None, progress=None, cache_dir=None)"
@@ -158,6 +158,7 @@ MEMBERS = {
         "dataset": "attribute",
         "epoch": "attribute",
         "load_state_dict": "(state_dict)",
+        "metrics": "()",
         "num_workers": "attribute",
         "restore_state_global": "(state, src_rank=0)",
         "restore_state_rank": "(state)",

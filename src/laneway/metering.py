@@ -13,7 +13,7 @@ import threading
 import time
 from contextlib import contextmanager
 from time import perf_counter
-from typing import TYPE_CHECKING, Final, NamedTuple, Self, final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, final
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,8 +48,8 @@ class Counts(NamedTuple):
 
     def plus(self, other: Counts) -> Counts:
         """Return the sums; the memory is that of `other`."""
-        sums = Counts(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
-        return sums._replace(memory_bytes=other.memory_bytes)
+        sums: list[Any] = [mine + theirs for mine, theirs in zip(self, other, strict=True)]
+        return Counts(*sums)._replace(memory_bytes=other.memory_bytes)
 
 
 @final

@@ -428,7 +428,7 @@ class DatasetDefinition(Definition):
         converter = columns.with_hidden(HIDDEN if takes_context else None)
         lanes = self.open_lanes(plan, columns, converter, frozenset(HIDDEN.names if takes_context else ()), meter)
         contexts = Contexts(self.manifest.files.paths, seed=seed, epoch=plan.epoch) if takes_context else None
-        return ItemMaker(lanes, converter, self.transform, contexts, self.collate_fn, meter)
+        return ItemMaker(lanes, converter, self.transform, contexts, self.collate_fn, meter=meter)
 
     def open_lanes(
         self,
@@ -461,4 +461,4 @@ class DatasetDefinition(Definition):
             hidden=hidden,
             source_index=source_index,
         )
-        return LaneReader(plan, rows, converter.vectorized, self.prefetch_windows, meter, threads)
+        return LaneReader(plan, rows, converter.vectorized, self.prefetch_windows, meter, threads=threads)

@@ -59,7 +59,7 @@ class WorkerMetrics:
     hidden_rows: int
     """Rows that `on_error` has masked or skipped."""
     memory_bytes: int
-    """Its resident memory, with what it shares with other processes; 0 if it has ended, or is the main process."""
+    """Its resident memory when it made that batch, with what it shares with others; 0 if it is the main process."""
     stages: StageSeconds
     """Where its time went."""
 

@@ -215,7 +215,7 @@ class MixtureDefinition(Definition):
                 of_epoch, columns, converter, hidden, meter, source_index=indices[name], threads=threads
             )
 
-        lanes = MixtureReader(plan, assignment.ends, converter, open_source, meter, threads)
+        lanes = MixtureReader(plan, assignment.ends, converter, open_source, threads, meter=meter)
         contexts = None
         if takes_context:
             of_sources = [
@@ -223,4 +223,4 @@ class MixtureDefinition(Definition):
                 for name, each in self.sources.items()
             ]
             contexts = MixtureContexts(of_sources, epoch=assignment.progress.epoch)
-        return ItemMaker(lanes, converter, transform, contexts, self.collate_fn, meter)
+        return ItemMaker(lanes, converter, transform, contexts, self.collate_fn, meter=meter)

@@ -52,6 +52,7 @@ class ItemMaker:
         transform: Transforms,
         contexts: AnyContexts | None,
         collate_fn: Callable[[list[Any]], Any] | None,
+        *,
         meter: Meter,
     ) -> None:
         """Prepare to build items.

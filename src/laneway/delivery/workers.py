@@ -87,11 +87,9 @@ def num_ready(batches: object) -> int:
     if not isinstance(batches, _MultiProcessingDataLoaderIter) or batches._shutdown:  # noqa: SLF001
         return 0
     # Private; see `end_workers`. Batches that came out of turn are in the list of tasks.
-    queues = [batches._worker_result_queue]  # noqa: SLF001
-    if batches._data_queue is not batches._worker_result_queue:  # noqa: SLF001 - page-locked ones
-        queues.append(batches._data_queue)  # noqa: SLF001
     num_early = sum(len(task) > 1 for task in list(batches._task_info.values()))  # noqa: SLF001
-    return num_early + sum(queue.qsize() for queue in queues)
+    num_pinned = batches._data_queue.qsize() if batches._pin_memory else 0  # noqa: SLF001
+    return num_early + num_pinned + batches._worker_result_queue.qsize()  # noqa: SLF001
 
 
 def end_workers(batches: object) -> None:

@@ -96,6 +96,7 @@ class LaneReader:
         vectorized: Mapping[str, ToStored],
         num_ahead: int,
         meter: Meter,
+        *,
         threads: Executor | None = None,
     ) -> None:
         """Read lanes of `plan`.

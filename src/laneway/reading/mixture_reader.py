@@ -78,8 +78,9 @@ class MixtureReader:
         ends: NDArray[np.int64],
         converter: BatchConverter,
         open_source: Callable[[str, Plan], LaneReader],
-        meter: Meter,
         threads: Executor,
+        *,
+        meter: Meter,
     ) -> None:
         """Read lanes of the current cut of `plan`.
 
@@ -88,8 +89,8 @@ class MixtureReader:
             ends: Rows that each lane delivers, shape (num_lanes,): no block is longer.
             converter: Converts the rows of all sources.
             open_source: Opens a reader of an epoch of a source, given its name, which reads with `threads`.
-            meter: Measures how rows are put in order.
             threads: Those that read; they end with `end`.
+            meter: Measures how rows are put in order.
         """
         self._plan = plan
         self._ends: list[int] = ends.tolist()
