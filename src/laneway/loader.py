@@ -24,6 +24,7 @@ from laneway.delivery.loader_state import (
 )
 from laneway.delivery.reports import LOG_INTERVAL_S, Reports, log_line
 from laneway.delivery.runner import EpochSampler, LoaderIterator, PassRunner
+from laneway.delivery.watchdog import Patience
 from laneway.distributed import rank_in_group
 from laneway.errors import LanewayError
 from laneway.mixture_loader import MixtureLoader
@@ -85,6 +86,11 @@ class SavableLoader(MixtureLoader, DataLoader[Any]):
         observer: Called in the main process with the `LoaderMetrics` of each interval, before a batch is read, and at
             the end of each pass. What it raises is raised by `next()`, and no batch is lost.
         observe_every_s: Seconds of such an interval, > 0; one may be longer, as it ends when a batch is requested.
+        stall_warning_s: Seconds without a batch after which the log "laneway" says what its worker is doing: the stage,
+            the file and row group or row, and the Python stacks; again after twice as long, and so on. None: never.
+        stall_timeout_s: Seconds without a batch after which the workers are replaced and the batch is read again,
+            which changes nothing of the order or of states. The third time at the same file or row, a `WorkerError`
+            names it. None: workers may take as long as they need. It must exceed the time in which workers start.
         sampler: None, as for any DataLoader over an iterable dataset; Lightning passes it when it copies a loader.
         batch_sampler: As `sampler`.
 
@@ -126,6 +132,8 @@ class SavableLoader(MixtureLoader, DataLoader[Any]):
         progress: Progressing | None = None,
         observer: Callable[[LoaderMetrics], None] | None = None,
         observe_every_s: float = 10.0,
+        stall_warning_s: float | None = 60.0,
+        stall_timeout_s: float | None = None,
         sampler: None = None,
         batch_sampler: None = None,
     ) -> None:
@@ -156,8 +164,9 @@ class SavableLoader(MixtureLoader, DataLoader[Any]):
         check_choice("progress", progress, get_args(Progressing))
         check_callable("observer", observer)
         check_seconds("observe_every_s", observe_every_s)
+        patience = Patience.of(stall_warning_s, stall_timeout_s, arguments.keywords["num_workers"])
         definition = arguments.apply_to(source.definition)
-        batches = BatchSource(definition, arguments.keywords, shields_workers=shield_workers)
+        batches = BatchSource(definition, arguments.keywords, shields_workers=shield_workers, patience=patience)
         self._schedule = source.schedule.of_loader()
         reports = Reports()
         if progress == "log" and batches.place.rank == 0:

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, final
 
+from laneway.activity import Activity, Stage
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -58,11 +60,20 @@ class Meter:
 
     __slots__ = (
         *("batches", "convert_s", "hidden_rows", "rows", "send_s", "transform_s", "wait_s"),
+        *("activity", "cells"),
         *("_bytes_read", "_decode_s", "_lock", "_memory_at", "_memory_bytes", "_order_s", "_read_s", "_retries"),
     )
 
-    def __init__(self) -> None:
-        """Start at zero."""
+    def __init__(self, cells: memoryview | None = None) -> None:
+        """Start at zero.
+
+        Args:
+            cells: Memory that shows what the threads are doing; see `Activity`.
+        """
+        self.activity = Activity(cells)
+        """What the threads are doing."""
+        self.cells = self.activity.cells
+        """Its memory."""
         self.batches = 0
         """Batches that were built."""
         self.rows = 0
@@ -86,18 +97,25 @@ class Meter:
     @contextmanager
     def on_this_thread(self) -> Iterator[None]:
         """Measure what this thread reads within the block."""
-        before, _here.meter = current_meter(), self
+        before = _here.meter, _here.slot
+        _here.meter, _here.slot = self, self.activity.take_slot()
         try:
             yield
         finally:
-            _here.meter = before
+            self.activity.give_back(_here.slot)
+            _here.meter, _here.slot = before
 
     @contextmanager
-    def decoding(self) -> Iterator[None]:
-        """Measure the block as decoding, but for the reads within."""
+    def decoding(self, place: str) -> Iterator[None]:
+        """Measure the block as decoding, but for the reads within.
+
+        Args:
+            place: What is decoded, such as "row group 3 of part-0.parquet".
+        """
         began, read_before = perf_counter(), _here.read_s
         try:
-            yield
+            with self.activity.part(_here.slot, place):
+                yield
         finally:
             elapsed = perf_counter() - began - (_here.read_s - read_before)
             with self._lock:
@@ -108,7 +126,8 @@ class Meter:
         """Measure the block as putting rows in order."""
         began = perf_counter()
         try:
-            yield
+            with self.activity.stage(_here.slot, Stage.ORDER):
+                yield
         finally:
             elapsed = perf_counter() - began
             with self._lock:
@@ -119,7 +138,8 @@ class Meter:
         """Measure the block as a read of this thread."""
         began = perf_counter()
         try:
-            yield
+            with self.activity.stage(_here.slot, Stage.READ):
+                yield
         finally:
             elapsed = perf_counter() - began
             _here.read_s += elapsed
@@ -167,6 +187,8 @@ class _Here(threading.local):
     """What a thread measures."""
 
     meter: Meter | None = None
+    slot: int | None = None
+    """Where the activity of the meter shows what this thread does."""
     read_s = 0.0
     """Seconds that the thread has spent reading, for any meter."""
 

@@ -10,11 +10,13 @@ from __future__ import annotations
 import threading
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
+from laneway.activity import NUM_CELLS
 from laneway.core.cursor import Cursor, LaneRange
 from laneway.core.job import JobInference
 from laneway.core.mixture_assignment import following_cut
@@ -25,8 +27,17 @@ from laneway.delivery.cells import shared_cells
 from laneway.delivery.passes import Delivery, Pass, RowsDelivery, Taken
 from laneway.delivery.sending import raise_if_unsent
 from laneway.delivery.signals import holding_back_signals, ignore_signals_of_the_group, release_signals
+from laneway.delivery.stacks import offer_stacks
 from laneway.delivery.stream import TaggedBatch, unchanged
-from laneway.delivery.workers import end_with_parent, end_workers, num_ready, worker_place
+from laneway.delivery.watchdog import Patience, Reading, Watchdog
+from laneway.delivery.workers import (
+    end_with_parent,
+    end_workers,
+    is_timeout,
+    num_ready,
+    wait_at_most,
+    worker_place,
+)
 from laneway.errors import LanewayError
 from laneway.metering import Counts, Meter
 
@@ -69,10 +80,11 @@ class _TaggedBatches:
 class _WorkerDataset(IterableDataset["TaggedBatch"]):
     """The dataset of the DataLoader; the main process chooses where the next pass starts."""
 
-    def __init__(self, definition: Definition) -> None:
+    def __init__(self, definition: Definition, cells: torch.Tensor) -> None:
         self._definition = definition
         self._progress = Progress(0)
         self._ends_with_parent = False
+        self._cells = cells
         self.meter: Meter | None = None
         """Measures the pass that this process reads itself."""
         # Shared with persistent workers. A late worker may read the epoch of a later pass, but only after the loader
@@ -94,10 +106,15 @@ class _WorkerDataset(IterableDataset["TaggedBatch"]):
             place = rank
         elif self._ends_with_parent:
             end_with_parent()
-        meter = Meter()
+        meter = Meter(_cells_of(self._cells, place.worker))
         stream = self._definition.open_batches(self._definition.resolve(progress, place), meter)
         self.meter = meter
         return _TaggedBatches(stream)
+
+
+def _cells_of(cells: torch.Tensor, worker: int) -> memoryview:
+    """Return the memory that shows what a worker is doing."""
+    return memoryview(cells[worker].numpy()).cast("B").cast("q")  # type: ignore[arg-type]  # numpy's stubs
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +123,13 @@ class _StartWorker:
 
     init: Callable[[int], None] | None
     is_shielded: bool
+    cells: torch.Tensor
 
     def __call__(self, worker: int) -> None:
         if self.is_shielded:
             ignore_signals_of_the_group()
         release_signals(shielded=self.is_shielded)
+        offer_stacks(_cells_of(self.cells, worker))
         if self.init is not None:
             self.init(worker)
 
@@ -118,13 +137,21 @@ class _StartWorker:
 class BatchSource:
     """Reads the batches of one rank with the workers of a plain DataLoader."""
 
-    def __init__(self, definition: Definition, keywords: Mapping[str, Any], *, shields_workers: bool = False) -> None:
+    def __init__(
+        self,
+        definition: Definition,
+        keywords: Mapping[str, Any],
+        *,
+        shields_workers: bool = False,
+        patience: Patience | None = None,
+    ) -> None:
         """Prepare to read.
 
         Args:
             definition: The dataset to read; if it has no batches, each turn of rows is sent as a batch.
             keywords: Further arguments of DataLoader.
             shields_workers: Whether workers ignore signals that are sent to their process group.
+            patience: How long to wait for a batch of the workers; None: as long as it takes.
         """
         self.yields_rows = definition.options.batch_size is None and definition.stages is None
         """Whether items are single rows."""
@@ -139,13 +166,22 @@ class BatchSource:
         """Any worker of the rank."""
         self.in_order = self.place.num_workers == 1 or bool(keywords.get("in_order", True))
         """Whether the loader returns batches in the order of their turns."""
-        self._dataset = _WorkerDataset(definition)
+        num_workers = self.place.num_workers
+        # What each worker is doing.
+        self._cells = shared_cells(self, num_workers * NUM_CELLS).view(num_workers, NUM_CELLS)
+        self.watchdog = Watchdog(
+            replace(patience or Patience(), loader_timeout_s=keywords.get("timeout", 0)), self._cells
+        )
+        """Watches the batches of the workers."""
+        self._dataset = _WorkerDataset(definition, self._cells)
         # Without its own generator, a DataLoader seeds workers from the global one, and a resumed run would then
         # draw other numbers for the model.
         self._generator = torch.Generator()
         self._keywords = {**keywords, "generator": keywords.get("generator") or self._generator}
         if keywords["num_workers"]:
-            self._keywords["worker_init_fn"] = _StartWorker(keywords.get("worker_init_fn"), shields_workers)
+            self._keywords["worker_init_fn"] = _StartWorker(
+                keywords.get("worker_init_fn"), shields_workers, self._cells
+            )
         self._loader = self._make_loader()
         self._running: Iterator[TaggedBatch] | None = None
         """What `batches` returned last, until its workers are discarded."""
@@ -161,7 +197,7 @@ class BatchSource:
         """Read other batches of the same rank, from the next start of the workers on."""
         self.definition = replace(definition, options=self.definition.options, collate_fn=self.definition.collate_fn)
         self._keep_counts()
-        self._dataset = _WorkerDataset(self.definition)
+        self._dataset = _WorkerDataset(self.definition, self._cells)
         self.discard_workers()
 
     def resolve(self, progress: Progress) -> Assignment:
@@ -173,10 +209,14 @@ class BatchSource:
         if batches is self._running and not self._loader.persistent_workers:
             self.discard_workers()
 
-    def discard_workers(self) -> None:
-        """Shut down all workers, persistent ones too; the next pass starts new ones."""
+    def discard_workers(self, *, kill: bool = False) -> None:
+        """Shut down all workers, persistent ones too; the next pass starts new ones.
+
+        Args:
+            kill: Whether to kill them, since they may not answer.
+        """
         running, self._running = self._running, None
-        end_workers(running)
+        end_workers(running, kill=kill)
         self._loader = self._make_loader()
 
     def batches(self, assignment: Assignment) -> Iterator[TaggedBatch]:
@@ -191,9 +231,12 @@ class BatchSource:
         self._generator.manual_seed(base_seed(seed=seed, epoch=epoch, rank=self.place.rank))
         # Without workers, a DataLoader would add nothing but its own overhead.
         is_direct = not self._keywords["num_workers"] and not self._keywords.get("pin_memory")
+        # Persistent workers may take their time to begin.
+        wait_at_most(self._running, self._keywords.get("timeout") or inf)
         with holding_back_signals() if self._keywords["num_workers"] else nullcontext():
             batches: Iterator[TaggedBatch] = iter(self._dataset if is_direct else self._loader)
             self._running = batches
+        self.watchdog.begin(batches)
         return batches
 
     # -- What the workers have counted --------------------------------------------------------------------------------
@@ -208,6 +251,11 @@ class BatchSource:
         """Return for each worker what it, and those in its place before, had counted with its last batch."""
         found, running = dict(self._counted), self._latest_counts()
         return found | {worker: found.get(worker, Counts()).plus(counts) for worker, counts in running.items()}
+
+    def memory_of(self, worker: int) -> int:
+        """Return the resident memory of a worker when it sent its last batch, in bytes; 0 if it has sent none."""
+        packed = self._packed.get(worker)
+        return 0 if packed is None else Counts.unpack(packed).memory_bytes
 
     @property
     def queue_depth(self) -> int:
@@ -296,8 +344,10 @@ class DataLoaderPass(Pass):
         if batches is not None:
             self._source.end(batches)
 
-    def _recover(self) -> None:
+    def _recover(self, *, kill: bool = False) -> None:
         # Batches that were prefetched are dropped: the next read starts after the last delivered one.
+        if kill:
+            self._source.discard_workers(kill=True)
         self.release()
         self._source.discard_workers()
 
@@ -323,6 +373,7 @@ class DataLoaderPass(Pass):
                 return None
             try:
                 tagged = next(self._batches)
+                self._source.watchdog.received(self._batches)
                 raise_if_unsent(tagged.batch)
             except StopIteration:
                 self._batches = None
@@ -333,9 +384,32 @@ class DataLoaderPass(Pass):
                     return None
                 message = "the workers ended before all rows of the epoch were delivered"
                 raise LanewayError(message) from None
-            except BaseException:
-                self._recover()
+            except BaseException as error:
+                if self._waits_on_after(error):
+                    continue
                 raise
             self._source.receive_counts(tagged)
             if tagged.positions:
                 return tagged
+
+    def _waits_on_after(self, error: BaseException) -> bool:
+        """Return whether an error is none: the batch is only late. Workers may have been replaced, to read it again.
+
+        Raises:
+            WorkerError: Workers were replaced often enough, or one was killed.
+            RuntimeError: The time limit of the DataLoader has passed.
+        """
+        source, batches, is_late = self._source, self._batches, is_timeout(error)
+        try:
+            if is_late:
+                reading = Reading(self._assignment, self._cursor)
+                if source.watchdog.wakes_up(batches, source.definition, reading):
+                    self._recover(kill=True)
+                return True
+            if isinstance(error, Exception):
+                source.watchdog.check_killed(batches, source.memory_of, source.place.rank, error)
+        except BaseException:
+            self._recover(kill=is_late)
+            raise
+        self._recover()
+        return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 from time import perf_counter
 from typing import TYPE_CHECKING
 
+from laneway.activity import LANE, ROW
 from laneway.delivery.passes import Delivery
 from laneway.delivery.row_errors import SKIPPED
 from laneway.delivery.stream import TaggedStream
@@ -52,6 +53,7 @@ class ItemStream(TaggedStream["LaneItems"]):
             positions.append((lane, position))
             meter.rows += position.rows - before.rows
         is_dropped = sum(map(len, parts)) < self._min_items
+        meter.cells[LANE] = meter.cells[ROW] = 0
         batch = SKIPPED if is_dropped else self._items.batch(parts)
         # The functions and stages are called by generators, which also read.
         meter.transform_s += perf_counter() - began - (meter.wait_s + meter.convert_s - waited_before)

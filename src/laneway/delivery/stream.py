@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
 from torch.utils.data import default_collate, get_worker_info
 
+from laneway.activity import LANE, ROW, STAGE, Stage
 from laneway.core.cursor import LaneRange, Positions
 from laneway.delivery.passes import Delivery, Pass, RowsDelivery, Taken
 from laneway.delivery.row_errors import SKIPPED
@@ -67,6 +68,7 @@ class ItemMaker:
         """
         self._lanes = lanes
         self._meter = meter
+        self._cells = meter.cells
         self._converter = converter
         self.transform = transform
         """The user's functions."""
@@ -84,11 +86,13 @@ class ItemMaker:
             if not self.transform and self._contexts is None:
                 return batch
             began = perf_counter()
+            self._cells[STAGE] = Stage.TRANSFORM
             item, context = (batch, None) if self._contexts is None else self._contexts.of_batch(batch)
             result = self._transform(item, context, ranges)
         else:
             rows = self._convert(self._converter.gather_rows, ranges)
             began = perf_counter()
+            self._cells[STAGE] = Stage.TRANSFORM
             result = self._collate(self._collate_fn, rows, ranges)
         self._meter.transform_s += perf_counter() - began
         return result
@@ -97,6 +101,7 @@ class ItemMaker:
         """Return the batch of these rows, after calling `transform` on each."""
         if self.transform:
             rows = [self._row(row, ranges, index) for index, row in enumerate(rows)]
+            self._cells[ROW] = 0
             if self.transform.errors is not None and collate_fn is not unchanged:
                 rows = [row for row in rows if row is not SKIPPED]
                 if not rows:
@@ -134,6 +139,8 @@ class ItemMaker:
 
     def _row(self, row: Any, ranges: list[LaneRange] | None = None, index: int | None = None) -> Any:  # noqa: ANN401
         """Return the result of the user's functions for a row, or what is delivered instead."""
+        if index is not None:
+            self._cells[ROW] = index + 1
         errors = self.transform.errors
         if errors is None:
             return self._transform(*self._with_context(row), ranges, index)
@@ -148,7 +155,9 @@ class ItemMaker:
     def read_on(self, lane: int, start: int, stop: int) -> OpenRows:
         """Return the first rows of [start, stop) of a lane as they were read; see `LaneReader.read_on`."""
         began = perf_counter()
+        self._cells[STAGE] = Stage.WAIT
         rows = self._lanes.read_on(lane, start, stop)
+        self._cells[STAGE] = Stage.TRANSFORM
         self._meter.wait_s += perf_counter() - began
         return rows
 
@@ -157,7 +166,7 @@ class ItemMaker:
 
         These are as many as are in memory together, at least one.
         """
-        errors = self.transform.errors
+        errors, cells = self.transform.errors, self._cells
 
         def items_of(row: Any, context: RowContext | None) -> list[Any]:  # noqa: ANN401 - a row in any output
             return expansion(self.transform(row, context), context)
@@ -165,6 +174,7 @@ class ItemMaker:
         rows = self.read_on(lane, start, min(stop, start + _ROWS_PER_CONVERSION))
         ranges = [LaneRange(lane, start, start + rows.num_rows)]
         for index, row in enumerate(self._converted(self._converter.gather_rows, [rows], ranges)):
+            cells[STAGE], cells[LANE], cells[ROW] = Stage.TRANSFORM, lane + 1, start + index + 1
             item, context = self._with_context(row)
             if errors is None:
                 yield self._call(partial(items_of, context=context), item, ranges, index)
@@ -193,6 +203,7 @@ class ItemMaker:
     def _convert(self, convert: Callable[[list[OpenRows]], Any], ranges: list[LaneRange]) -> Any:  # noqa: ANN401
         """Return the converted rows of lane ranges."""
         read, began = self._lanes.read, perf_counter()
+        self._cells[STAGE] = Stage.WAIT
         rows = [found for lane_range in ranges for found in read(lane_range)]
         self._meter.wait_s += perf_counter() - began
         return self._converted(convert, rows, ranges)
@@ -205,6 +216,7 @@ class ItemMaker:
     ) -> Any:  # noqa: ANN401 - columns or rows in any output
         """Return the converted rows of lane ranges, which were read."""
         began = perf_counter()
+        self._cells[STAGE] = Stage.CONVERT
         try:
             result = convert(rows)
         except NullInColumnError as error:
@@ -384,6 +396,7 @@ class TaggedStream(Stream[T]):
         if self._worker is None:
             return TaggedBatch(delivery.turn, delivery.positions, batch)
         counts = self._worker, self._meter.pack()
+        self._meter.cells[STAGE] = Stage.SEND
         return TaggedBatch(delivery.turn, delivery.positions, SentItem(batch, self._meter), counts)
 
     def _taken(self, delivery: Delivery, batch: Any) -> Taken:  # noqa: ANN401 - a user's function may return anything

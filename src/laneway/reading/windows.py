@@ -201,29 +201,29 @@ class WindowReader:
     def _open(self, rows: FileRange, vectorized: Mapping[str, ToStored]) -> list[OpenRows]:
         with self._meter.on_this_thread():
             table = self._rows.read(*rows)
-        with self._meter.ordering():
-            if table.num_columns == 0 or table.get_total_buffer_size() > MAX_OFFSET:
-                batches = table.to_batches()
-            else:
-                batches = [_combine(table, self._plan.identity.files.paths[rows.file_index])]
-            return [OpenRows.from_batch(batch, vectorized) for batch in batches]
+            with self._meter.ordering():
+                if table.num_columns == 0 or table.get_total_buffer_size() > MAX_OFFSET:
+                    batches = table.to_batches()
+                else:
+                    batches = [_combine(table, self._plan.identity.files.paths[rows.file_index])]
+                return [OpenRows.from_batch(batch, vectorized) for batch in batches]
 
     def _assemble(self, assembler: WindowAssembler, part: Part, pieces: list[_Piece]) -> list[OpenRows] | None:
         """Read a part of neighbouring pieces of a file; return all rows of the window if these are its last ones."""
         with self._meter.on_this_thread():
             table = self._rows.read(*part.rows)
-        with self._meter.ordering():
-            if not part.is_whole:
-                table = _copied(table)
-            is_last = False
-            for piece in pieces:
-                start, stop = max(piece.rows.start, part.rows.start), min(piece.rows.stop, part.rows.stop)
-                if start < stop:
-                    rows = table.slice(start - part.rows.start, stop - start)
-                    is_last |= assembler.put(piece.start + start - piece.rows.start, rows)
-                    del rows
-            del table  # released before all rows are put in order
-            return [assembler.finish()] if is_last else None
+            with self._meter.ordering():
+                if not part.is_whole:
+                    table = _copied(table)
+                is_last = False
+                for piece in pieces:
+                    start, stop = max(piece.rows.start, part.rows.start), min(piece.rows.stop, part.rows.stop)
+                    if start < stop:
+                        rows = table.slice(start - part.rows.start, stop - start)
+                        is_last |= assembler.put(piece.start + start - piece.rows.start, rows)
+                        del rows
+                del table  # released before all rows are put in order
+                return [assembler.finish()] if is_last else None
 
     def close(self) -> None:
         """Close the files; the reader can still be used."""

@@ -1,0 +1,72 @@
+"""The Python stacks of a worker, also of one that is stuck: asked for by a signal, written by the interpreter itself."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from laneway.activity import STACKS
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+# A real-time signal: no library has a meaning for it.
+_SIGNAL: Final = signal.SIGRTMIN + 9 if sys.platform == "linux" else 0
+_TIMEOUT_S: Final = 2.0
+_POLL_S: Final = 0.01
+
+
+def offer_stacks(cells: memoryview) -> None:
+    """Have this worker write the stacks of its threads when its parent asks for them; on Linux only.
+
+    Args:
+        cells: The memory of its activity, where the parent finds the file.
+    """
+    if sys.platform == "linux":
+        file = os.memfd_create("laneway-stacks")
+        # It needs neither the lock of the interpreter nor a thread that is free.
+        faulthandler.register(_SIGNAL, file=file, all_threads=True)
+        cells[STACKS] = file + 1
+
+
+def stacks_of(pid: int, cells: memoryview) -> str:
+    """Return the stacks of the threads of a worker, or "" if it doesn't tell them.
+
+    Args:
+        pid: The worker.
+        cells: The memory of its activity.
+    """
+    file = cells[STACKS] - 1
+    if file < 0:
+        return ""
+    try:
+        with Path(f"/proc/{pid}/fd/{file}").open("rb") as stacks:
+            before = os.fstat(stacks.fileno()).st_size
+            os.kill(pid, _SIGNAL)
+            end, size = time.monotonic() + _TIMEOUT_S, before
+            while time.monotonic() < end:
+                time.sleep(_POLL_S)
+                last, size = size, os.fstat(stacks.fileno()).st_size
+                if before < last == size:
+                    break
+            stacks.seek(before)
+            return stacks.read().decode(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def stacks_of_threads(threads: Collection[int]) -> str:
+    """Return the stacks of some threads of this process, named by their idents, those that are gone left out."""
+    found = []
+    for ident, frame in sys._current_frames().items():  # noqa: SLF001 - the documented way to ask
+        if ident in threads:
+            found.append(
+                f"Thread {ident:#x} (most recent call last):\n{''.join(traceback.format_stack(frame))}".strip()
+            )
+    return "\n\n".join(found)
