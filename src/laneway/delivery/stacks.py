@@ -1,4 +1,4 @@
-"""The Python stacks of a worker, also of one that is stuck: asked for by a signal, written by the interpreter itself."""
+"""The Python stacks of a process, also of a worker that is stuck: it writes them when it receives a signal."""
 
 from __future__ import annotations
 
@@ -66,7 +66,6 @@ def stacks_of_threads(threads: Collection[int]) -> str:
     found = []
     for ident, frame in sys._current_frames().items():  # noqa: SLF001 - the documented way to ask
         if ident in threads:
-            found.append(
-                f"Thread {ident:#x} (most recent call last):\n{''.join(traceback.format_stack(frame))}".strip()
-            )
+            stack = "".join(traceback.format_stack(frame)).rstrip()
+            found.append(f"Thread {ident:#x} (most recent call last):\n{stack}")
     return "\n\n".join(found)

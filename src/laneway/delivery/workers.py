@@ -117,7 +117,7 @@ def awaited_worker(batches: object) -> tuple[int, int]:
 
 
 def killed_workers(batches: object) -> list[tuple[int, int, int]]:
-    """Return (number, pid, exit code) of the workers of a DataLoader's iterator that have ended otherwise than normally.
+    """Return (number, pid, exit code) of the workers of a DataLoader's iterator that have not ended normally.
 
     The exit code is minus the signal that has killed it.
     """
