@@ -173,7 +173,13 @@ class SavableLoader(MixtureLoader, DataLoader[Any]):
             reports.add(log_line, LOG_INTERVAL_S)
         if observer is not None:
             reports.add(observer, observe_every_s)
-        self._runner = PassRunner(batches, self._schedule, reports, shows_bar=progress == "bar")
+        self._runner = PassRunner(
+            batches,
+            self._schedule,
+            reports,
+            shows_bar=progress == "bar",
+            own_warning_s=None if arguments.keywords["num_workers"] else stall_warning_s,
+        )
         self._place = batches.place
         super().__init__(source, sampler=sampler, batch_sampler=batch_sampler, **arguments.of_dataloader())
         # A DataLoader refuses another sampler for an iterable dataset.

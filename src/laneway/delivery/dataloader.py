@@ -258,6 +258,12 @@ class BatchSource:
         return 0 if packed is None else Counts.unpack(packed).memory_bytes
 
     @property
+    def own_cells(self) -> memoryview | None:
+        """What this process is doing, if it reads without workers and has begun to."""
+        meter = self._dataset.meter
+        return None if meter is None else meter.cells
+
+    @property
     def queue_depth(self) -> int:
         """Number of batches that the workers have read ahead."""
         return num_ready(self._running)
@@ -279,7 +285,8 @@ class DataLoaderPass(Pass):
 
     def __init__(self, source: BatchSource, assignment: Assignment) -> None:
         """Prepare to read from `source` what is assigned to the rank."""
-        self._source = source
+        self.source = source
+        """Reads the batches."""
         self._first = assignment
         super().__init__(Cursor(assignment.of_rank()))
         self._resume(assignment)
@@ -303,7 +310,7 @@ class DataLoaderPass(Pass):
 
         Batches that were prefetched are dropped.
         """
-        assignment, num_delivered = self._source.resolve(progress), self.num_delivered
+        assignment, num_delivered = self.source.resolve(progress), self.num_delivered
         self._recover()
         self.delivery = Delivery(taken=1, before=num_delivered - 1)
         # In this order, an interruption leaves the pass where it was, or where it goes on.
@@ -311,9 +318,13 @@ class DataLoaderPass(Pass):
         self._cursor = Cursor(assignment.of_rank())
         self._resume(assignment)
 
+    def reading(self) -> Reading:
+        """Return where the rank is."""
+        return Reading(self._assignment, self._cursor)
+
     def _resume(self, assignment: Assignment) -> None:
         """Take an assignment of the rank."""
-        source = self._source
+        source = self.source
         self._assignment = assignment.of_rank()
         self._inference = JobInference(assignment, yields_rows=source.yields_rows, in_order=source.in_order)
         self._cursor = Cursor(self._assignment)
@@ -334,32 +345,32 @@ class DataLoaderPass(Pass):
         """Start the workers, unless they run already."""
         if self._batches is None and not self._cursor.is_at_end:
             has_moved = self.num_delivered > 0
-            assignment = self._source.resolve(self._cursor.progress()) if has_moved else self._first
+            assignment = self.source.resolve(self._cursor.progress()) if has_moved else self._first
             self._resume(assignment)
-            self._batches = self._source.batches(assignment)
+            self._batches = self.source.batches(assignment)
 
     def release(self) -> None:
         """Shut the workers down, unless they are persistent; the progress stays."""
         batches, self._batches = self._batches, None
         if batches is not None:
-            self._source.end(batches)
+            self.source.end(batches)
 
     def _recover(self, *, kill: bool = False) -> None:
         # Batches that were prefetched are dropped: the next read starts after the last delivered one.
         if kill:
-            self._source.discard_workers(kill=True)
+            self.source.discard_workers(kill=True)
         self.release()
-        self._source.discard_workers()
+        self.source.discard_workers()
 
     def _read(self, num_delivered: int) -> Taken | None:
         tagged = self._next_batch()
         if tagged is None:
             return None
-        if not self._source.yields_rows:
+        if not self.source.yields_rows:
             return Taken(Delivery(tagged.turn, tagged.positions, before=num_delivered), 1, tagged.batch)
         ((lane, (stop, _)),) = tagged.positions
         place = LaneRange(lane, stop - len(tagged.batch), stop)
-        errors = self._source.definition.transform.errors
+        errors = self.source.definition.transform.errors
         is_ready = errors is None or not errors.skips
         return self._take_row(RowsDelivery(tagged.turn, place, tagged.batch, before=num_delivered, is_ready=is_ready))
 
@@ -373,7 +384,7 @@ class DataLoaderPass(Pass):
                 return None
             try:
                 tagged = next(self._batches)
-                self._source.watchdog.received(self._batches)
+                self.source.watchdog.received(self._batches)
                 raise_if_unsent(tagged.batch)
             except StopIteration:
                 self._batches = None
@@ -388,7 +399,7 @@ class DataLoaderPass(Pass):
                 if self._waits_on_after(error):
                     continue
                 raise
-            self._source.receive_counts(tagged)
+            self.source.receive_counts(tagged)
             if tagged.positions:
                 return tagged
 
@@ -399,11 +410,10 @@ class DataLoaderPass(Pass):
             WorkerError: Workers were replaced often enough, or one was killed.
             RuntimeError: The time limit of the DataLoader has passed.
         """
-        source, batches, is_late = self._source, self._batches, is_timeout(error)
+        source, batches, is_late = self.source, self._batches, is_timeout(error)
         try:
             if is_late:
-                reading = Reading(self._assignment, self._cursor)
-                if source.watchdog.wakes_up(batches, source.definition, reading):
+                if source.watchdog.wakes_up(batches, source.definition, self.reading()):
                     self._recover(kill=True)
                 return True
             if isinstance(error, Exception):

@@ -40,6 +40,11 @@ class LoopTimes:
         self._waited_s += now - self._since
         self._since, self._is_waiting = now, False
 
+    @property
+    def waiting_since(self) -> float:
+        """The time since when the loop waits, as of `time.perf_counter`; 0: it does not."""
+        return self._since if self._is_waiting else 0.0
+
     def leave(self) -> None:
         """Record that the loop is between two passes."""
         self._since = 0.0

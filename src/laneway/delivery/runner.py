@@ -22,13 +22,14 @@ from laneway.delivery.callers import (
 from laneway.delivery.dataloader import DataLoaderPass
 from laneway.delivery.iterators import PassIterator
 from laneway.delivery.metrics import LoaderMetrics, metrics_of_worker
+from laneway.delivery.own_watch import watch
 from laneway.delivery.passes import Delivery
 from laneway.delivery.reports import LoopTimes
 from laneway.errors import CheckpointMismatchError, LanewayError
 from laneway.metering import memory_in_use
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from laneway.core.assignment import Assignment
     from laneway.core.progress import Progress
@@ -56,7 +57,13 @@ class PassRunner:
     """Runs the passes of one rank."""
 
     def __init__(
-        self, source: BatchSource, schedule: EpochSchedule, reports: Reports, *, shows_bar: bool = False
+        self,
+        source: BatchSource,
+        schedule: EpochSchedule,
+        reports: Reports,
+        *,
+        shows_bar: bool = False,
+        own_warning_s: float | None = None,
     ) -> None:
         """Prepare to run.
 
@@ -65,6 +72,8 @@ class PassRunner:
             schedule: Determines the epoch of each pass.
             reports: What is told of the passes while they run.
             shows_bar: Whether rank 0 shows a progress bar.
+            own_warning_s: Seconds without a batch after which to warn, if this process reads without workers; None:
+                never.
         """
         self.source = source
         self.schedule = schedule
@@ -78,6 +87,8 @@ class PassRunner:
         """How long the training loop has waited."""
         self._counted = _Counted(0, 0, None)
         self._shows_bar = shows_bar
+        self.own_warning_s = own_warning_s
+        """Seconds without a batch after which to warn, if this process reads without workers; None: never."""
         self.placement: Placement | None = None
         """Where an Accelerator puts the items, if one has prepared the loader."""
 
@@ -235,6 +246,8 @@ class LoaderIterator(PassIterator):
         self._runner = runner
         self._dataset = dataset
         self._running: DataLoaderPass | None = None
+        self._end_watch: Callable[[], object] = bool
+        """Ends the thread that warns of a batch that does not come, if there is one."""
         self._bar: tqdm[Any] | None = None
         """Its progress bar, once the pass has begun."""
         self._accelerated: AcceleratedPass | None = None
@@ -261,6 +274,7 @@ class LoaderIterator(PassIterator):
             if taken is None:
                 times.leave()
         if taken is None:
+            self._end_watch()
             runner.reports.tell_last(runner.metrics)
         return taken
 
@@ -300,6 +314,10 @@ class LoaderIterator(PassIterator):
             check_batch_count(self._dataset, self._runner.num_received())
             running = self._runner.next_pass()
             weakref.finalize(self, running.release).atexit = False
+            warning_s = self._runner.own_warning_s
+            if warning_s is not None:
+                self._end_watch = watch(running, self._runner.times, warning_s)
+                weakref.finalize(self, self._end_watch).atexit = False
             self._running = self._pass = running
         self._runner.begin(running)
         bar = self._runner.open_bar(running)

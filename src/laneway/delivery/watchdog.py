@@ -191,7 +191,7 @@ class Watchdog:
         """
         worker, pid = awaited_worker(batches)
         cells = self.cells_of(worker)
-        place = _place_of(cells, definition, read)
+        place = place_of(cells, definition, read)
         rank = definition.place.rank
         text = (
             f"no batch for {waited_s:,.0f} s: worker {worker} of rank {rank} (pid {pid}, "
@@ -222,7 +222,7 @@ class Watchdog:
         raise error
 
 
-def _place_of(cells: memoryview, definition: Definition, read: Reading) -> _Place:
+def place_of(cells: memoryview, definition: Definition, read: Reading) -> _Place:
     """Return what a worker is doing, and where."""
     stage, threads = read_activity(cells)
     if stage is Stage.WAIT and threads:
@@ -240,32 +240,33 @@ def _place_of(cells: memoryview, definition: Definition, read: Reading) -> _Plac
 
 def _row_of(cells: memoryview, definition: Definition, read: Reading) -> str:
     """Return the name of the row that a worker is at, or of the first one of the batch."""
-    lane, number = cells[LANE] - 1, cells[ROW] - 1
 
     def find() -> str:
-        found = read.cursor.next_batch()
-        if found is None:
-            return "an unknown row"
-        at, row = lane, number
-        if lane < 0:
-            # Counted in the batch.
-            left = max(number, 0)
-            at, row, stop = found.ranges[0]
-            for at, row, stop in found.ranges:
-                if left < stop - row:
-                    break
-                left -= stop - row
-            row += left
+        lane, row = _lane_and_row(cells, read.cursor)
         items = definition.open_items(read.assignment, Meter())
         try:
-            return items.name_of_row(at, row)
+            return items.name_of_row(lane, row)
         finally:
             items.close()
 
     try:
         return call_within(find, _LOCATE_S)
-    except Exception:  # noqa: BLE001 - what is said of the worker must not depend on it
+    except Exception:  # noqa: BLE001 - a warning about a stall must come, even if it can't name the row
         return "an unknown row"
+
+
+def _lane_and_row(cells: memoryview, cursor: Cursor) -> tuple[int, int]:
+    """Return the lane of the row that a worker is at, and its number in it."""
+    lane, row = cells[LANE] - 1, max(cells[ROW] - 1, 0)
+    if lane >= 0:
+        return lane, row
+    batch = cursor.next_batch()
+    for of_lane, start, stop in () if batch is None else batch.ranges:
+        if row < stop - start:
+            return of_lane, start + row
+        row -= stop - start
+    message = f"the batch has no row {row}"
+    raise IndexError(message)
 
 
 def _state_of(pid: int) -> str:
