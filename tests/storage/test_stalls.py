@@ -11,7 +11,7 @@ import pytest
 from laneway import RetryPolicy, WorkerError
 from laneway.loader import SavableLoader
 from tests.compat.loaders import loader_raises
-from tests.storage.beds import ids
+from tests.storage.beds import THOROUGH, ids
 from tests.storage.fault_proxy import Fault
 
 if TYPE_CHECKING:
@@ -21,11 +21,15 @@ if TYPE_CHECKING:
 
 PATIENT = RetryPolicy(attempt_timeout_s=600, deadline_s=600, read_timeout_s=600)
 """As if the client of the storage had no time limit of its own."""
-STALL_S = 2.0
+STALL_S = 6.0
+"""Workers need some seconds for their first request, on a busy machine."""
 
 
 def loader_of(s3: Bed, url: str, **arguments: Any) -> SavableLoader:
-    return SavableLoader(s3.dataset(url, retries=PATIENT, cache_dir=False), num_workers=2, **arguments)
+    # All retries are left to the policy.
+    options = {**s3.options, "config_kwargs": {"retries": {"mode": "standard", "total_max_attempts": 1}}}
+    dataset = s3.dataset(url, retries=PATIENT, storage_options=options, cache_dir=False)
+    return SavableLoader(dataset, num_workers=2, **arguments)
 
 
 def test_a_storage_that_stalls_is_read_again_by_new_workers(
@@ -46,6 +50,7 @@ def test_a_storage_that_stalls_is_read_again_by_new_workers(
     assert loader.metrics().rows == sum(map(len, expected))
 
 
+@pytest.mark.skipif(not THOROUGH, reason="waits for the same file three times: make test-storage does")
 def test_a_storage_that_never_answers_is_an_error_that_names_the_file_and_no_batch_is_lost(
     s3: Bed, tmp_path: Path
 ) -> None:
@@ -54,7 +59,7 @@ def test_a_storage_that_never_answers_is_an_error_that_names_the_file_and_no_bat
     loader = loader_of(s3, url, stall_warning_s=None, stall_timeout_s=STALL_S)
     s3.proxy.behave(Fault("stall at once", path=r"part-002\."))
     batches, found = iter(loader), []
-    with loader_raises(WorkerError, r"reads row group .* each of the last 3 times .* is part-002\.parquet damaged"):
+    with loader_raises(WorkerError, r"reads row group .* has happened 3 times .* is part-002\.parquet damaged"):
         found.extend(batch["id"].tolist() for batch in batches)
     s3.proxy.behave()
     found += [batch["id"].tolist() for batch in batches]
@@ -64,10 +69,10 @@ def test_a_storage_that_never_answers_is_an_error_that_names_the_file_and_no_bat
 def test_retries_are_counted(s3: Bed, tmp_path: Path) -> None:
     url = s3.corpus(tmp_path)
     loader = loader_of(s3, url)
-    s3.proxy.behave(Fault("503", path=r"part-002\.", times=2))
+    s3.proxy.behave(Fault("503", path=r"part-002\.", times=1))
     ids(loader)
     found = loader.metrics()
-    assert found.retries == 2
+    assert found.retries == 1
     assert found.stages.read > 0
     sent = sum(each.body_bytes for each in s3.proxy.requests() if each.status < 400)
     assert found.bytes_read == sent

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import re
 import signal
 import sys
 import time
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 
 # A real-time signal: no library has a meaning for it.
 _SIGNAL: Final = signal.SIGRTMIN + 9 if sys.platform == "linux" else 0
+_IDLE: Final = re.compile(r"reading/threads\.py\", line \d+ in _work$|multiprocessing/queues\.py\", line \d+ in _feed$")
+"""Line of a thread that has nothing to read, or to send."""
+_WORKER: Final = re.compile(r"in _worker_loop$")
+"""Line of what a DataLoader runs in a worker; a forked one has the stack of its parent below it."""
 _TIMEOUT_S: Final = 2.0
 _POLL_S: Final = 0.01
 
@@ -56,9 +61,21 @@ def stacks_of(pid: int, cells: memoryview) -> str:
                 if before < last == size:
                     break
             stacks.seek(before)
-            return stacks.read().decode(errors="replace").strip()
+            return _relevant(stacks.read().decode(errors="replace"))
     except OSError:
         return ""
+
+
+def _relevant(stacks: str) -> str:
+    """Return the stacks without threads that wait for work, each down to where the worker has begun."""
+    found = []
+    for stack in stacks.strip().split("\n\n"):
+        lines = stack.splitlines()
+        if any(_IDLE.search(line) for line in lines[:3]):
+            continue
+        start = next((index for index, line in enumerate(lines) if _WORKER.search(line)), len(lines))
+        found.append("\n".join(lines[:start]))
+    return "\n\n".join(found)
 
 
 def stacks_of_threads(threads: Collection[int]) -> str:

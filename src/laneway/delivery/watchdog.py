@@ -87,7 +87,7 @@ class _Place(NamedTuple):
     text: str
     """What it is doing there, for a message."""
     key: str
-    """The file that it reads, or the row: stalls of the same key are counted together."""
+    """The file that it reads, or the row; "": neither. Stalls of the same key are counted together."""
 
 
 @final
@@ -197,24 +197,26 @@ class Watchdog:
             f"no batch for {waited_s:,.0f} s: worker {worker} of rank {rank} (pid {pid}, "
             f"{rounded_size(memory_in_use(pid))} of memory{_state_of(pid)}) {place.text}"
         )
+        stacks = stacks_of(pid, cells)
         if not is_stalled:
-            stacks = stacks_of(pid, cells)
-            _log.warning("%s%s", text, f"\n{stacks}" if stacks else "")
+            _log.warning("%s\n%s", text, stacks)
             return
         self._stalls[place.key] += 1
         count = self._stalls[place.key]
-        stacks = stacks_of(pid, cells)
         if count < MAX_STALLS:
-            _log.warning(
-                "%s; the workers are replaced, and the batch is read again (%d of %d times at this place)\n%s",
-                *(text, count, MAX_STALLS - 1, stacks),
-            )
+            text += f"; the workers are replaced, and the batch is read again ({count} of {MAX_STALLS - 1} times here)"
+            # The warning before has them.
+            _log.warning("%s%s", text, "" if self._num_warnings else f"\n{stacks}")
             return
         self._stalls.clear()
+        reason = (
+            f"is {place.key} damaged, its storage down, or does a function not return for its rows?"
+            if place.key
+            else "do they need longer than that to start?"
+        )
         message = (
-            f"{text}; the same happened each of the last {count} times that it was read, with new workers each time: "
-            f"is {place.key} damaged, its storage down, or does a function not return for its rows? A state that is "
-            "saved now resumes with this batch; stall_timeout_s= is how long it may take"
+            f"{text}; this has happened {count} times at the same place, with new workers each time: {reason} A state "
+            "that is saved now resumes with this batch; stall_timeout_s= is how long one may take"
         )
         error = WorkerError(message)
         if stacks:
@@ -231,7 +233,7 @@ def place_of(cells: memoryview, definition: Definition, read: Reading) -> _Place
         text = f"{slowest.stage.text} {slowest.place} (for {slowest.seconds:,.0f} s{others})"
         return _Place(text, slowest.place.rpartition(" of ")[2])
     if stage in {Stage.START, Stage.WAIT}:
-        return _Place(stage.text, stage.text)
+        return _Place(stage.text, "")
     is_row = cells[ROW] > 0
     row = _row_of(cells, definition, read)
     what = "" if is_row else "the batch that begins with "
