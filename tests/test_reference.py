@@ -81,6 +81,7 @@ NOT_PUBLIC = {
         *("shared_file", "storage", "versions", "shared_with", "vocabularies", "with_selection", "with_selections"),
         "with_vocabularies",
     },
+    "metrics.stages": {"of"},
     "retries": {"attempts"},
     "selection": {"of"},
 }

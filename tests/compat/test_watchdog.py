@@ -199,7 +199,8 @@ def test_a_worker_that_is_killed_is_named_and_no_batch_is_lost(corpus: Path, met
     expected = ids(SavableLoader(StatefulShardedDataset(corpus, batch_size=8), num_workers=2))
     dataset = StatefulShardedDataset(corpus, batch_size=8, transform=KillAt(40, context=context))
     loader = SavableLoader(dataset, num_workers=2, multiprocessing_context=context)
-    batches, found = iter(loader), []
+    batches = iter(loader)
+    found: list[list[int]] = []
     with loader_raises(WorkerError, r"worker [01] of rank 0 \(pid \d+\) was killed by signal SIGKILL, ") as raised:
         found.extend(batch["id"].tolist() for batch in batches)
     del raised
@@ -237,7 +238,8 @@ def test_the_timeout_of_a_dataloader_is_still_an_error_and_costs_no_batch(corpus
     stall = Stall(40, 1)
     dataset = StatefulShardedDataset(corpus, batch_size=8, transform=stall)
     loader = SavableLoader(dataset, num_workers=1, timeout=STALL_S, stall_warning_s=STALL_S / 4)
-    batches, found = iter(loader), []
+    batches = iter(loader)
+    found: list[list[int]] = []
     with loader_raises(RuntimeError, f"DataLoader timed out after {STALL_S} seconds"):
         found.extend(batch["id"].tolist() for batch in batches)
     found += [batch["id"].tolist() for batch in batches]

@@ -58,7 +58,8 @@ def test_a_storage_that_never_answers_is_an_error_that_names_the_file_and_no_bat
     expected = ids(loader_of(s3, url))
     loader = loader_of(s3, url, stall_warning_s=None, stall_timeout_s=STALL_S)
     s3.proxy.behave(Fault("stall at once", path=r"part-002\."))
-    batches, found = iter(loader), []
+    batches = iter(loader)
+    found: list[list[int]] = []
     with loader_raises(WorkerError, r"reads row group .* has happened 3 times .* is part-002\.parquet damaged"):
         found.extend(batch["id"].tolist() for batch in batches)
     s3.proxy.behave()

@@ -13,7 +13,7 @@ from laneway.activity import LANE, NUM_CELLS, ROW, STACKS, STAGE, Stage, read_ac
 from laneway.arguments import check_seconds
 from laneway.delivery.stacks import stacks_of
 from laneway.delivery.worker_ends import MemoryBefore, end_of_worker
-from laneway.delivery.workers import awaited_worker, killed_workers, wait_at_most
+from laneway.delivery.workers import awaited_worker, check_pinning, killed_workers, wait_at_most
 from laneway.errors import WorkerError
 from laneway.metering import Meter, memory_in_use
 from laneway.storage.deadlines import call_within
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 MAX_STALLS: Final = 3
 """How often workers may be replaced at the same place."""
+_CHECK_S: Final = 5.0
+"""Seconds between two looks for a worker that has ended: not every one is a child, of which the kernel tells."""
 _LOCATE_S: Final = 5.0
 """Seconds to find out which row a worker is at: it may have to read from the storage that doesn't answer."""
 _log = logging.getLogger("laneway")
@@ -104,6 +106,8 @@ class Watchdog:
         self._patience = patience
         self._cells = memoryview(cells.numpy()).cast("B").cast("q")  # type: ignore[arg-type]  # numpy's stubs
         self._since = 0.0
+        self._tick_s = 0.0
+        """Seconds after which the watchdog is woken up next."""
         self._num_warnings = 0
         self._waits = False
         """Whether the batch that comes next is late."""
@@ -121,14 +125,19 @@ class Watchdog:
             cells[STAGE], cells[STACKS] = Stage.START, 0
         self._before = MemoryBefore.now()
         self._waits, self._num_warnings = False, 0
-        wait_at_most(batches, self._patience.next_s(0, 0))
+        self._wait(batches, self._patience.next_s(0, 0))
 
     def received(self, batches: object) -> None:
         """Record that a batch has come."""
         if self._waits:
             self._waits, self._num_warnings = False, 0
-            wait_at_most(batches, self._patience.next_s(0, 0))
+            self._wait(batches, self._patience.next_s(0, 0))
         self._stalls.clear()
+
+    def _wait(self, batches: object, seconds: float) -> None:
+        """Be woken up after some time at the latest; inf: never."""
+        self._tick_s = seconds if seconds == inf else min(seconds, _CHECK_S)
+        wait_at_most(batches, self._tick_s)
 
     def wakes_up(self, batches: object, definition: Definition, read: Reading) -> bool:
         """Do what is to be done when a time has passed, and return whether the workers must be replaced.
@@ -139,12 +148,13 @@ class Watchdog:
             read: Where the rank is.
 
         Raises:
-            RuntimeError: The DataLoader's own time limit has passed.
+            RuntimeError: The DataLoader's own time limit has passed, or its thread that locks pages has ended.
             WorkerError: Workers have been replaced often enough at this place.
         """
+        check_pinning(batches)
         now, patience = time.monotonic(), self._patience
         if not self._waits:
-            self._waits, self._since = True, now - patience.next_s(0, 0)
+            self._waits, self._since = True, now - self._tick_s
         # A timer may fire a little early.
         waited_s = now - self._since + 1e-3
         if patience.loader_timeout_s and waited_s >= patience.loader_timeout_s:
@@ -156,7 +166,7 @@ class Watchdog:
             self._num_warnings += is_noted
             self._report(waited_s, batches, definition, read, is_stalled=is_stalled)
         if not is_stalled:
-            wait_at_most(batches, patience.next_s(waited_s, self._num_warnings) - waited_s)
+            self._wait(batches, patience.next_s(waited_s, self._num_warnings) - waited_s)
         return is_stalled
 
     def check_killed(self, batches: object, memory_of: Callable[[int], int], rank: int, error: Exception) -> None:

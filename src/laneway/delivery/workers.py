@@ -107,6 +107,21 @@ def is_timeout(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and str(error).startswith("DataLoader timed out after ")
 
 
+def check_pinning(batches: object) -> None:
+    """Check that the thread of a DataLoader's iterator that copies batches to page-locked memory still runs.
+
+    With a time limit, the iterator itself does not.
+
+    Raises:
+        RuntimeError: It has ended.
+    """
+    if not isinstance(batches, _MultiProcessingDataLoaderIter) or not batches._pin_memory:  # noqa: SLF001
+        return
+    if not batches._pin_memory_thread.is_alive():  # noqa: SLF001 - see `end_workers`
+        message = "the thread that copies batches to page-locked memory has ended unexpectedly"
+        raise RuntimeError(message)
+
+
 def awaited_worker(batches: object) -> tuple[int, int]:
     """Return the number and pid of the worker whose batch a DataLoader's iterator waits for."""
     if not isinstance(batches, _MultiProcessingDataLoaderIter):
