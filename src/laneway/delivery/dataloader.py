@@ -29,7 +29,8 @@ from laneway.delivery.sending import raise_if_unsent
 from laneway.delivery.signals import holding_back_signals, ignore_signals_of_the_group, release_signals
 from laneway.delivery.stacks import offer_stacks
 from laneway.delivery.stream import TaggedBatch, unchanged
-from laneway.delivery.watchdog import Patience, Reading, Watchdog
+from laneway.delivery.watchdog import Patience, Reading, Watchdog, cells_of
+from laneway.delivery.worker_counts import WorkerCounts
 from laneway.delivery.workers import (
     end_with_parent,
     end_workers,
@@ -39,7 +40,7 @@ from laneway.delivery.workers import (
     worker_place,
 )
 from laneway.errors import LanewayError
-from laneway.metering import Counts, Meter
+from laneway.metering import Meter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -106,15 +107,10 @@ class _WorkerDataset(IterableDataset["TaggedBatch"]):
             place = rank
         elif self._ends_with_parent:
             end_with_parent()
-        meter = Meter(_cells_of(self._cells, place.worker))
+        meter = Meter(cells_of(self._cells, place.worker))
         stream = self._definition.open_batches(self._definition.resolve(progress, place), meter)
         self.meter = meter
         return _TaggedBatches(stream)
-
-
-def _cells_of(cells: torch.Tensor, worker: int) -> memoryview:
-    """Return the memory that shows what a worker is doing."""
-    return memoryview(cells[worker].numpy()).cast("B").cast("q")  # type: ignore[arg-type]  # numpy's stubs
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +125,7 @@ class _StartWorker:
         if self.is_shielded:
             ignore_signals_of_the_group()
         release_signals(shielded=self.is_shielded)
-        offer_stacks(_cells_of(self.cells, worker))
+        offer_stacks(cells_of(self.cells, worker))
         if self.init is not None:
             self.init(worker)
 
@@ -185,10 +181,8 @@ class BatchSource:
         self._loader = self._make_loader()
         self._running: Iterator[TaggedBatch] | None = None
         """What `batches` returned last, until its workers are discarded."""
-        self._packed: dict[int, bytes] = {}
-        """Worker -> what it had counted when it sent the last batch that was taken."""
-        self._counted: dict[int, Counts] = {}
-        """Worker -> what those before the running ones have counted."""
+        self.counts = WorkerCounts()
+        """What the workers have counted."""
 
     def _make_loader(self) -> DataLoader[TaggedBatch]:
         return DataLoader(self._dataset, batch_size=None, collate_fn=unchanged, **self._keywords)
@@ -196,7 +190,6 @@ class BatchSource:
     def change(self, definition: Definition) -> None:
         """Read other batches of the same rank, from the next start of the workers on."""
         self.definition = replace(definition, options=self.definition.options, collate_fn=self.definition.collate_fn)
-        self._keep_counts()
         self._dataset = _WorkerDataset(self.definition, self._cells)
         self.discard_workers()
 
@@ -221,7 +214,7 @@ class BatchSource:
 
     def batches(self, assignment: Assignment) -> Iterator[TaggedBatch]:
         """Start the workers on an assignment, and return an iterator over their batches."""
-        self._keep_counts()
+        self.counts.start_again()
         is_fresh = self.definition.is_fresh(assignment)
         if not is_fresh or not self._loader.persistent_workers:
             # Only fresh epochs reach persistent workers.
@@ -231,53 +224,22 @@ class BatchSource:
         self._generator.manual_seed(base_seed(seed=seed, epoch=epoch, rank=self.place.rank))
         # Without workers, a DataLoader would add nothing but its own overhead.
         is_direct = not self._keywords["num_workers"] and not self._keywords.get("pin_memory")
+        if self._running is None:
+            self.watchdog.forget_workers()
         # Persistent workers may take their time to begin.
         wait_at_most(self._running, self._keywords.get("timeout") or inf)
         with holding_back_signals() if self._keywords["num_workers"] else nullcontext():
             batches: Iterator[TaggedBatch] = iter(self._dataset if is_direct else self._loader)
             self._running = batches
         self.watchdog.begin(batches)
+        if not self._keywords["num_workers"] and self._dataset.meter is not None:
+            self.counts.receive((0, self._dataset.meter))
         return batches
-
-    # -- What the workers have counted --------------------------------------------------------------------------------
-
-    def receive_counts(self, tagged: TaggedBatch) -> None:
-        """Store what a worker had counted when it sent a batch."""
-        if tagged.counts is not None:
-            worker, packed = tagged.counts
-            self._packed[worker] = packed
-
-    def counts(self) -> dict[int, Counts]:
-        """Return for each worker what it, and those in its place before, had counted with its last batch."""
-        found, running = dict(self._counted), self._latest_counts()
-        return found | {worker: found.get(worker, Counts()).plus(counts) for worker, counts in running.items()}
-
-    def memory_of(self, worker: int) -> int:
-        """Return the resident memory of a worker when it sent its last batch, in bytes; 0 if it has sent none."""
-        packed = self._packed.get(worker)
-        return 0 if packed is None else Counts.unpack(packed).memory_bytes
-
-    @property
-    def own_cells(self) -> memoryview | None:
-        """What this process is doing, if it reads without workers and has begun to."""
-        meter = self._dataset.meter
-        return None if meter is None else meter.cells
 
     @property
     def queue_depth(self) -> int:
         """Number of batches that the workers have read ahead."""
         return num_ready(self._running)
-
-    def _latest_counts(self) -> dict[int, Counts]:
-        meter = self._dataset.meter
-        if meter is not None:
-            return {0: meter.counts()._replace(memory_bytes=0)}
-        return {worker: Counts.unpack(packed) for worker, packed in list(self._packed.items())}
-
-    def _keep_counts(self) -> None:
-        """Add what was counted to the sums, before other workers start at zero."""
-        self._counted = {worker: each._replace(memory_bytes=0) for worker, each in self.counts().items()}
-        self._packed, self._dataset.meter = {}, None
 
 
 class DataLoaderPass(Pass):
@@ -399,7 +361,7 @@ class DataLoaderPass(Pass):
                 if self._waits_on_after(error):
                     continue
                 raise
-            self.source.receive_counts(tagged)
+            self.source.counts.receive(tagged.counts)
             if tagged.positions:
                 return tagged
 
@@ -417,7 +379,7 @@ class DataLoaderPass(Pass):
                     self._recover(kill=True)
                 return True
             if isinstance(error, Exception):
-                source.watchdog.check_killed(batches, source.memory_of, source.place.rank, error)
+                source.watchdog.check_killed(batches, source.counts.memory_of, source.place.rank, error)
         except BaseException:
             self._recover(kill=is_late)
             raise

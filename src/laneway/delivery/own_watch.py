@@ -65,8 +65,8 @@ def _watch(
 def _warn(running: DataLoaderPass, waited_s: float, thread: int) -> None:
     """Log what this process is doing instead of delivering a batch."""
     source = running.source
-    cells = source.own_cells
-    place = "is starting" if cells is None else place_of(cells, source.definition, running.reading()).text
+    meter = source.counts.own_meter
+    place = "is starting" if meter is None else place_of(meter.cells, source.definition, running.reading()).text
     readers = {each.ident or 0 for each in threading.enumerate() if each.name == "laneway-read"}
     _log.warning(
         "no batch for %s s: rank %d, which has no workers (pid %d, %s of memory) %s\n%s",

@@ -179,7 +179,7 @@ class PassRunner:
             waited_s=waited_s,
             queue_depth=self.source.queue_depth,
             memory_bytes=memory_in_use(),
-            workers=tuple(metrics_of_worker(*each) for each in sorted(self.source.counts().items())),
+            workers=tuple(metrics_of_worker(*each) for each in sorted(self.source.counts.sums().items())),
         )
 
     def resolve(self, progress: Progress) -> Assignment:

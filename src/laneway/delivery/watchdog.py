@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, Final, NamedTuple, Self, final
 
-from laneway.activity import LANE, NUM_CELLS, ROW, STACKS, STAGE, Stage, read_activity
+from laneway.activity import LANE, ROW, Stage, read_activity
 from laneway.arguments import check_seconds
 from laneway.delivery.stacks import stacks_of
 from laneway.delivery.worker_ends import MemoryBefore, end_of_worker
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from laneway.delivery.definition import Definition
 
 MAX_STALLS: Final = 3
-"""How often workers may be replaced at the same place."""
+"""Stalls at the same place, without a batch in between, that are an error; after those before, workers are replaced."""
 _CHECK_S: Final = 5.0
 """Seconds between two looks for a worker that has ended: not every one is a child, of which the kernel tells."""
 _LOCATE_S: Final = 5.0
@@ -104,7 +104,7 @@ class Watchdog:
             cells: The activity of each worker, int64 of shape (num_workers, NUM_CELLS).
         """
         self._patience = patience
-        self._cells = memoryview(cells.numpy()).cast("B").cast("q")  # type: ignore[arg-type]  # numpy's stubs
+        self._cells = cells
         self._since = 0.0
         self._tick_s = 0.0
         """Seconds after which the watchdog is woken up next."""
@@ -116,13 +116,14 @@ class Watchdog:
 
     def cells_of(self, worker: int) -> memoryview:
         """Return the activity of a worker."""
-        return self._cells[worker * NUM_CELLS : (worker + 1) * NUM_CELLS]
+        return cells_of(self._cells, worker)
+
+    def forget_workers(self) -> None:
+        """Forget what workers were doing, before others start in their places."""
+        self._cells.zero_()
 
     def begin(self, batches: object) -> None:
         """Watch the batches of a DataLoader's iterator."""
-        for worker in range(len(self._cells) // NUM_CELLS):
-            cells = self.cells_of(worker)
-            cells[STAGE], cells[STACKS] = Stage.START, 0
         self._before = MemoryBefore.now()
         self._waits, self._num_warnings = False, 0
         self._wait(batches, self._patience.next_s(0, 0))
@@ -232,6 +233,16 @@ class Watchdog:
         if stacks:
             error.add_note(f"stacks of the worker:\n{stacks}")
         raise error
+
+
+def cells_of(cells: torch.Tensor, worker: int) -> memoryview:
+    """Return the memory that shows what a worker is doing.
+
+    Args:
+        cells: That of all workers, int64 of shape (num_workers, NUM_CELLS).
+        worker: The worker.
+    """
+    return memoryview(cells[worker].numpy()).cast("B").cast("q")  # type: ignore[arg-type]  # numpy's stubs
 
 
 def place_of(cells: memoryview, definition: Definition, read: Reading) -> _Place:
