@@ -27,6 +27,7 @@ ERRORS = {
     "ManifestCacheWarning": "UserWarning, Warning",
     "NullInColumnError": "ColumnConversionError, LanewayError, TypeError",
     "NotReproducibleError": "LanewayError, RuntimeError",
+    "WorkerError": "LanewayError, RuntimeError",
     "SchemaMismatchError": "LanewayError, ValueError",
     "StateFormatError": "LanewayError, ValueError",
     "StateUnavailableError": "LanewayError, RuntimeError",
@@ -48,7 +49,8 @@ SIGNATURES = {
     "laneway.SavableLoader": (
         "(dataset, *, num_workers=0, batch_size=None, collate_fn=None, pin_memory=False, prefetch_factor=None, "
         "persistent_workers=False, multiprocessing_context=None, timeout=0, worker_init_fn=None, shield_workers=False, "
-        "process_group=None, progress=False, sampler=None, batch_sampler=None)"
+        "process_group=None, progress=None, observer=None, observe_every_s=10.0, stall_warning_s=60.0, "
+        "stall_timeout_s=None, sampler=None, batch_sampler=None)"
     ),
     "laneway.Manifest.scan": (
         "(source, *, format=None, filesystem=None, storage_options=None, retries=None, progress=None, cache_dir=None)"
@@ -160,6 +162,7 @@ MEMBERS = {
         "dataset": "attribute",
         "epoch": "attribute",
         "load_state_dict": "(state_dict)",
+        "metrics": "()",
         "num_workers": "attribute",
         "restore_state_global": "(state, src_rank=0)",
         "restore_state_rank": "(state)",
@@ -221,6 +224,22 @@ MEMBERS = {
     ),
     "shard": {"path": "attribute", "row_length": "attribute", "row_offset": "attribute"},
     "source progress": dict.fromkeys(["asked", "epoch", "got", "rows"], "attribute"),
+    "metrics": {
+        **dict.fromkeys(
+            [
+                *("batches", "batches_per_s", "bytes_per_s", "bytes_read", "epoch", "epoch_batches", "epoch_total"),
+                *("hidden_rows", "memory_bytes", "progress", "queue_depth", "retries", "rows", "rows_per_s", "seconds"),
+                *("stages", "waited_s", "waited_share", "workers"),
+            ],
+            "attribute",
+        ),
+        "as_dict": "()",
+        "since": "(earlier)",
+    },
+    "metrics.workers": dict.fromkeys(
+        ["batches", "bytes_read", "hidden_rows", "memory_bytes", "retries", "rows", "stages", "worker"], "attribute"
+    ),
+    "metrics.stages": dict.fromkeys(["convert", "decode", "order", "read", "send", "transform", "wait"], "attribute"),
     "statistics": dict.fromkeys(["count", "distinct", "max", "mean", "min", "nans", "nulls", "std"], "attribute"),
 }
 """An object -> its public members: the parameters of a method, or "attribute"."""
@@ -317,6 +336,11 @@ def test_public_members_are_what_they_were(tmp_path: Path, owner: str) -> None:
         "source progress": SavableLoader(dataset.repeat()).sources["rows"],
         "statistics": next(iter(dataset.statistics().values())),
     }
+    loader = SavableLoader(dataset)
+    next(iter(loader))
+    owners["metrics"] = loader.metrics()
+    owners["metrics.workers"] = loader.metrics().workers[0]
+    owners["metrics.stages"] = loader.metrics().stages
     found = {}
     for name in MEMBERS[owner]:
         member = getattr(owners[owner], name, None)

@@ -27,6 +27,7 @@ from laneway import (
 from laneway.checkpoint import Checkpoint, KeepBest, KeepEvery, KeepLatest, Policy, Resumed
 from laneway.core.files import FileTable
 from laneway.dcp import GatheredState
+from laneway.delivery.metrics import LoaderMetrics, StageSeconds, WorkerMetrics
 from laneway.delivery.source_progress import SourceProgress
 from laneway.reading.column_statistics import ColumnStatistics
 from laneway.reading.selection_summary import SelectionStep, SelectionSummary
@@ -58,6 +59,9 @@ CLASSES: dict[str, type] = {
     "row context": RowContext,
     "selection": SelectionSummary,
     "selection.steps": SelectionStep,
+    "metrics": LoaderMetrics,
+    "metrics.workers": WorkerMetrics,
+    "metrics.stages": StageSeconds,
     "shard": Shard,
     "source progress": SourceProgress,
     "statistics": ColumnStatistics,
@@ -78,6 +82,7 @@ NOT_PUBLIC = {
         *("shared_file", "storage", "versions", "shared_with", "vocabularies", "with_selection", "with_selections"),
         "with_vocabularies",
     },
+    "metrics.stages": {"of"},
     "retries": {"attempts"},
     "selection": {"of"},
 }

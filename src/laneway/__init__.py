@@ -19,6 +19,7 @@ from laneway.errors import (
     SchemaMismatchError,
     StateFormatError,
     StateUnavailableError,
+    WorkerError,
 )
 from laneway.loader import SavableLoader
 from laneway.manifest import Manifest
@@ -50,6 +51,7 @@ __all__ = [
     "StateFormatError",
     "StateUnavailableError",
     "StatefulShardedDataset",
+    "WorkerError",
     "merge_states",
 ]
 __version__ = "0.1.0"

@@ -143,6 +143,18 @@ def check_schema(schema: pa.Schema | None) -> pa.Schema | None:
     return schema
 
 
+def check_seconds(name: str, seconds: float | None) -> None:
+    """Check that a time is positive and finite, or None.
+
+    Raises:
+        ValueError: It is not.
+    """
+    is_number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
+    if seconds is not None and (not is_number or not 0 < seconds < float("inf")):
+        message = f"{name} must be a finite number of seconds above 0, not {seconds!r}"
+        raise ValueError(message)
+
+
 def check_choice(name: str, choice: str | None, choices: tuple[str, ...]) -> None:
     """Check that an option is one of `choices`, or None.
 

@@ -26,6 +26,10 @@ class StateUnavailableError(LanewayError, RuntimeError):
     """A loader or its workers hold the progress, so the dataset does not know it."""
 
 
+class WorkerError(LanewayError, RuntimeError):
+    """A worker process was killed, or its batch did not come although workers were replaced several times."""
+
+
 class DataFileError(LanewayError, OSError):
     """A data file is missing, unreadable, damaged, changed or of another format, or there are no data files."""
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from torch.utils.data import DataLoader
 
-from laneway.arguments import check_flag
+from laneway.arguments import check_callable, check_choice, check_flag, check_seconds
 from laneway.core.apart import merge_gathered, state_of_rank
 from laneway.core.schema import parse_state, sealed, wrap_state
 from laneway.delivery.accelerate import check_checkpoint_of_caller, placement_of_caller
@@ -22,7 +22,9 @@ from laneway.delivery.loader_state import (
     rank_state,
     resume_point,
 )
+from laneway.delivery.reports import LOG_INTERVAL_S, Reports, log_line
 from laneway.delivery.runner import EpochSampler, LoaderIterator, PassRunner
+from laneway.delivery.watchdog import Patience
 from laneway.distributed import rank_in_group
 from laneway.errors import LanewayError
 from laneway.mixture_loader import MixtureLoader
@@ -37,9 +39,13 @@ if TYPE_CHECKING:
     from laneway.core.plan import Identity
     from laneway.core.progress import Progress
     from laneway.core.schema import SavedState
+    from laneway.delivery.metrics import LoaderMetrics
     from laneway.process_groups import ProcessGroup
 
     State = dict[str, Any]
+
+Progressing = Literal["bar", "log"]
+"""What is shown of the progress: a bar, or lines of a log."""
 
 
 class SavableLoader(MixtureLoader, DataLoader[Any]):
@@ -74,7 +80,17 @@ class SavableLoader(MixtureLoader, DataLoader[Any]):
         process_group: Process group, or one-dimensional DeviceMesh, of the data-parallel ranks. It determines rank and
             world size. None: those of the dataset. Ranks that share a data-parallel rank, as in tensor parallelism,
             get the same rows.
-        progress: Whether rank 0 shows a progress bar, which starts where the epoch resumes.
+        progress: What rank 0 shows of the progress, which starts where the epoch resumes, on stderr: "bar", a progress
+            bar; "log", a line of metrics every 30 s and at the end of each pass, for jobs without a terminal; None:
+            nothing.
+        observer: Called in the main process with the `LoaderMetrics` of each interval, before a batch is read, and at
+            the end of each pass. What it raises is raised by `next()`, and no batch is lost.
+        observe_every_s: Seconds of such an interval, > 0; one may be longer, as it ends when a batch is requested.
+        stall_warning_s: Seconds without a batch after which the log "laneway" says what its worker is doing: the stage,
+            the file and row group or row, and the Python stacks; again after twice as long, and so on. None: never.
+        stall_timeout_s: Seconds without a batch after which the workers are replaced and the batch is read again,
+            which changes nothing of the order or of states. The third time at the same file or row, a `WorkerError`
+            names it. None: workers may take as long as they need. It must exceed the time in which workers start.
         sampler: None, as for any DataLoader over an iterable dataset; Lightning passes it when it copies a loader.
         batch_sampler: As `sampler`.
 
@@ -113,7 +129,11 @@ class SavableLoader(MixtureLoader, DataLoader[Any]):
         worker_init_fn: Callable[[int], None] | None = None,
         shield_workers: bool = False,
         process_group: ProcessGroup | None = None,
-        progress: bool = False,
+        progress: Progressing | None = None,
+        observer: Callable[[LoaderMetrics], None] | None = None,
+        observe_every_s: float = 10.0,
+        stall_warning_s: float | None = 60.0,
+        stall_timeout_s: float | None = None,
         sampler: None = None,
         batch_sampler: None = None,
     ) -> None:
@@ -141,10 +161,25 @@ class SavableLoader(MixtureLoader, DataLoader[Any]):
             source = _of_rank(source, rank, world_size)
             self._ranks = Ranks.of(process_group, rank, world_size)
         check_flag("shield_workers", shield_workers)
+        check_choice("progress", progress, get_args(Progressing))
+        check_callable("observer", observer)
+        check_seconds("observe_every_s", observe_every_s)
+        patience = Patience.of(stall_warning_s, stall_timeout_s, arguments.keywords["num_workers"])
         definition = arguments.apply_to(source.definition)
-        batches = BatchSource(definition, arguments.keywords, shields_workers=shield_workers)
+        batches = BatchSource(definition, arguments.keywords, shields_workers=shield_workers, patience=patience)
         self._schedule = source.schedule.of_loader()
-        self._runner = PassRunner(batches, self._schedule, shows_progress=progress)
+        reports = Reports()
+        if progress == "log" and batches.place.rank == 0:
+            reports.add(log_line, LOG_INTERVAL_S)
+        if observer is not None:
+            reports.add(observer, observe_every_s)
+        self._runner = PassRunner(
+            batches,
+            self._schedule,
+            reports,
+            shows_bar=progress == "bar",
+            own_warning_s=None if arguments.keywords["num_workers"] else stall_warning_s,
+        )
         self._place = batches.place
         super().__init__(source, sampler=sampler, batch_sampler=batch_sampler, **arguments.of_dataloader())
         # A DataLoader refuses another sampler for an iterable dataset.
@@ -220,6 +255,13 @@ class SavableLoader(MixtureLoader, DataLoader[Any]):
         num_items = self._runner.num_items
         of_all = "" if num_items is None else f" of {num_items:,}"
         return f"{type(self).__name__}({self.dataset!r}, {reader}, {self.batches_delivered:,}{of_all} delivered)"
+
+    def metrics(self) -> LoaderMetrics:
+        """Return what was delivered on this rank since the loader was made, how fast, and where the time went.
+
+        Any thread may call it. It changes nothing, and nothing is communicated.
+        """
+        return self._runner.metrics()
 
     # -- Passes -------------------------------------------------------------------------------------------------------
 

@@ -25,3 +25,11 @@ def size(num_bytes: int) -> str:
         if num_bytes and num_bytes % factor == 0:
             return f"{num_bytes // factor:,} {unit}"
     return counted(num_bytes, "byte")
+
+
+def rounded_size(num_bytes: float) -> str:
+    """Return a measured size in the largest unit of which it is at least one, such as "1.4 GiB"."""
+    for unit in ("TiB", "GiB", "MiB", "KiB"):
+        if num_bytes >= _UNITS[unit]:
+            return f"{num_bytes / _UNITS[unit]:,.1f} {unit}"
+    return counted(round(num_bytes), "byte")

@@ -68,7 +68,7 @@ KINDS: dict[str, Callable[[Path], Any]] = {
     "loader of batches of items": lambda path: SavableLoader(make_dataset(path, lanes=2).flat_map(in_parts).batch(3)),
     "loader of batches": make_savable,
     "loader of rows": lambda path: make_savable(path, "rows in turns"),
-    "loader with a progress bar": lambda path: make_savable(path, progress=True),
+    "loader with a progress bar": lambda path: make_savable(path, progress="bar"),
 }
 
 

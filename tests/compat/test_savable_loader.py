@@ -398,20 +398,20 @@ def ids_of_batch(batch: dict[str, Any]) -> list[int]:
 
 
 def test_a_progress_bar_starts_where_the_epoch_resumes(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    loader = make_savable(corpus, progress=True)
+    loader = make_savable(corpus, progress="bar")
     batches = iter(loader)
     next(batches)
     next(batches)
     state = saved(loader.state_dict())
     capsys.readouterr()
-    resumed = make_savable(corpus, progress=True)
+    resumed = make_savable(corpus, progress="bar")
     resumed.load_state_dict(state)
     rest = iter(resumed)
     next(rest)
     assert "2/16" in capsys.readouterr().err
     assert len(row_ids(rest)) == 13
     assert "16/16" in capsys.readouterr().err
-    other = make_savable(corpus, dataset={"rank": 1, "world_size": 2}, progress=True)
+    other = make_savable(corpus, dataset={"rank": 1, "world_size": 2}, progress="bar")
     assert len(row_ids(other)) == 8
     assert capsys.readouterr().err == ""
 

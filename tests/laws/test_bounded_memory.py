@@ -14,6 +14,7 @@ import pytest
 from laneway.convert.batches import BatchConverter
 from laneway.core.cursor import LaneRange
 from laneway.manifest import scan_source
+from laneway.metering import Meter
 from laneway.reading.lane_reader import LaneReader
 from laneway.reading.projection import select_columns
 from laneway.reading.reader import RowReader
@@ -96,7 +97,7 @@ def test_memory_stays_below_its_bound(
     gc.collect()
     tracemalloc.start()
     with counted_memory() as pool:
-        lanes = LaneReader(plan, reader, BatchConverter(reader.schema, "numpy").vectorized, num_ahead)
+        lanes = LaneReader(plan, reader, BatchConverter(reader.schema, "numpy").vectorized, num_ahead, Meter())
         for start in range(0, 24_000 // num_lanes, 250):
             for lane in range(num_lanes):
                 assert sum(rows.num_rows for rows in lanes.read(LaneRange(lane, start, start + 250))) == 250

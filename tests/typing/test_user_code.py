@@ -108,7 +108,7 @@ def test_loaders(tmp_path: Path) -> None:
     dataset = StatefulShardedDataset(tmp_path, batch_size=4)
     SavableLoader(DataLoader(dataset, batch_size=None))
     SavableLoader(StatefulDataLoader(dataset, batch_size=None))
-    loader = SavableLoader(dataset, num_workers=0, pin_memory=False, progress=False)
+    loader = SavableLoader(dataset, num_workers=0, pin_memory=False, progress=None)
     assert_type(len(loader), int)
     assert_type(loader.epoch, int)
     assert_type(loader.batches_delivered, int)

@@ -10,11 +10,13 @@ from __future__ import annotations
 import threading
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
+from laneway.activity import NUM_CELLS
 from laneway.core.cursor import Cursor, LaneRange
 from laneway.core.job import JobInference
 from laneway.core.mixture_assignment import following_cut
@@ -25,9 +27,20 @@ from laneway.delivery.cells import shared_cells
 from laneway.delivery.passes import Delivery, Pass, RowsDelivery, Taken
 from laneway.delivery.sending import raise_if_unsent
 from laneway.delivery.signals import holding_back_signals, ignore_signals_of_the_group, release_signals
+from laneway.delivery.stacks import offer_stacks
 from laneway.delivery.stream import TaggedBatch, unchanged
-from laneway.delivery.workers import end_with_parent, end_workers, worker_place
+from laneway.delivery.watchdog import Patience, Reading, Watchdog, cells_of
+from laneway.delivery.worker_counts import WorkerCounts
+from laneway.delivery.workers import (
+    end_with_parent,
+    end_workers,
+    is_timeout,
+    num_ready,
+    wait_at_most,
+    worker_place,
+)
 from laneway.errors import LanewayError
+from laneway.metering import Meter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -68,10 +81,13 @@ class _TaggedBatches:
 class _WorkerDataset(IterableDataset["TaggedBatch"]):
     """The dataset of the DataLoader; the main process chooses where the next pass starts."""
 
-    def __init__(self, definition: Definition) -> None:
+    def __init__(self, definition: Definition, cells: torch.Tensor) -> None:
         self._definition = definition
         self._progress = Progress(0)
         self._ends_with_parent = False
+        self._cells = cells
+        self.meter: Meter | None = None
+        """Measures the pass that this process reads itself."""
         # Shared with persistent workers. A late worker may read the epoch of a later pass, but only after the loader
         # has begun that pass and takes no more batches of this one.
         self._fresh_epoch = shared_cells(self, 1)
@@ -91,7 +107,10 @@ class _WorkerDataset(IterableDataset["TaggedBatch"]):
             place = rank
         elif self._ends_with_parent:
             end_with_parent()
-        return _TaggedBatches(self._definition.open_batches(self._definition.resolve(progress, place)))
+        meter = Meter(cells_of(self._cells, place.worker))
+        stream = self._definition.open_batches(self._definition.resolve(progress, place), meter)
+        self.meter = meter
+        return _TaggedBatches(stream)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +119,13 @@ class _StartWorker:
 
     init: Callable[[int], None] | None
     is_shielded: bool
+    cells: torch.Tensor
 
     def __call__(self, worker: int) -> None:
         if self.is_shielded:
             ignore_signals_of_the_group()
         release_signals(shielded=self.is_shielded)
+        offer_stacks(cells_of(self.cells, worker))
         if self.init is not None:
             self.init(worker)
 
@@ -112,13 +133,21 @@ class _StartWorker:
 class BatchSource:
     """Reads the batches of one rank with the workers of a plain DataLoader."""
 
-    def __init__(self, definition: Definition, keywords: Mapping[str, Any], *, shields_workers: bool = False) -> None:
+    def __init__(
+        self,
+        definition: Definition,
+        keywords: Mapping[str, Any],
+        *,
+        shields_workers: bool = False,
+        patience: Patience | None = None,
+    ) -> None:
         """Prepare to read.
 
         Args:
             definition: The dataset to read; if it has no batches, each turn of rows is sent as a batch.
             keywords: Further arguments of DataLoader.
             shields_workers: Whether workers ignore signals that are sent to their process group.
+            patience: How long to wait for a batch of the workers; None: as long as it takes.
         """
         self.yields_rows = definition.options.batch_size is None and definition.stages is None
         """Whether items are single rows."""
@@ -133,16 +162,27 @@ class BatchSource:
         """Any worker of the rank."""
         self.in_order = self.place.num_workers == 1 or bool(keywords.get("in_order", True))
         """Whether the loader returns batches in the order of their turns."""
-        self._dataset = _WorkerDataset(definition)
+        num_workers = self.place.num_workers
+        # What each worker is doing.
+        self._cells = shared_cells(self, num_workers * NUM_CELLS).view(num_workers, NUM_CELLS)
+        self.watchdog = Watchdog(
+            replace(patience or Patience(), loader_timeout_s=keywords.get("timeout", 0)), self._cells
+        )
+        """Watches the batches of the workers."""
+        self._dataset = _WorkerDataset(definition, self._cells)
         # Without its own generator, a DataLoader seeds workers from the global one, and a resumed run would then
         # draw other numbers for the model.
         self._generator = torch.Generator()
         self._keywords = {**keywords, "generator": keywords.get("generator") or self._generator}
         if keywords["num_workers"]:
-            self._keywords["worker_init_fn"] = _StartWorker(keywords.get("worker_init_fn"), shields_workers)
+            self._keywords["worker_init_fn"] = _StartWorker(
+                keywords.get("worker_init_fn"), shields_workers, self._cells
+            )
         self._loader = self._make_loader()
         self._running: Iterator[TaggedBatch] | None = None
         """What `batches` returned last, until its workers are discarded."""
+        self.counts = WorkerCounts()
+        """What the workers have counted."""
 
     def _make_loader(self) -> DataLoader[TaggedBatch]:
         return DataLoader(self._dataset, batch_size=None, collate_fn=unchanged, **self._keywords)
@@ -150,7 +190,7 @@ class BatchSource:
     def change(self, definition: Definition) -> None:
         """Read other batches of the same rank, from the next start of the workers on."""
         self.definition = replace(definition, options=self.definition.options, collate_fn=self.definition.collate_fn)
-        self._dataset = _WorkerDataset(self.definition)
+        self._dataset = _WorkerDataset(self.definition, self._cells)
         self.discard_workers()
 
     def resolve(self, progress: Progress) -> Assignment:
@@ -162,14 +202,19 @@ class BatchSource:
         if batches is self._running and not self._loader.persistent_workers:
             self.discard_workers()
 
-    def discard_workers(self) -> None:
-        """Shut down all workers, persistent ones too; the next pass starts new ones."""
+    def discard_workers(self, *, kill: bool = False) -> None:
+        """Shut down all workers, persistent ones too; the next pass starts new ones.
+
+        Args:
+            kill: Whether to kill them, since they may not answer.
+        """
         running, self._running = self._running, None
-        end_workers(running)
+        end_workers(running, kill=kill)
         self._loader = self._make_loader()
 
     def batches(self, assignment: Assignment) -> Iterator[TaggedBatch]:
         """Start the workers on an assignment, and return an iterator over their batches."""
+        self.counts.start_again()
         is_fresh = self.definition.is_fresh(assignment)
         if not is_fresh or not self._loader.persistent_workers:
             # Only fresh epochs reach persistent workers.
@@ -179,10 +224,22 @@ class BatchSource:
         self._generator.manual_seed(base_seed(seed=seed, epoch=epoch, rank=self.place.rank))
         # Without workers, a DataLoader would add nothing but its own overhead.
         is_direct = not self._keywords["num_workers"] and not self._keywords.get("pin_memory")
+        if self._running is None:
+            self.watchdog.forget_workers()
+        # Persistent workers may take their time to begin.
+        wait_at_most(self._running, self._keywords.get("timeout") or inf)
         with holding_back_signals() if self._keywords["num_workers"] else nullcontext():
             batches: Iterator[TaggedBatch] = iter(self._dataset if is_direct else self._loader)
             self._running = batches
+        self.watchdog.begin(batches)
+        if not self._keywords["num_workers"] and self._dataset.meter is not None:
+            self.counts.receive((0, self._dataset.meter))
         return batches
+
+    @property
+    def queue_depth(self) -> int:
+        """Number of batches that the workers have read ahead."""
+        return num_ready(self._running)
 
 
 class DataLoaderPass(Pass):
@@ -190,7 +247,8 @@ class DataLoaderPass(Pass):
 
     def __init__(self, source: BatchSource, assignment: Assignment) -> None:
         """Prepare to read from `source` what is assigned to the rank."""
-        self._source = source
+        self.source = source
+        """Reads the batches."""
         self._first = assignment
         super().__init__(Cursor(assignment.of_rank()))
         self._resume(assignment)
@@ -214,7 +272,7 @@ class DataLoaderPass(Pass):
 
         Batches that were prefetched are dropped.
         """
-        assignment, num_delivered = self._source.resolve(progress), self.num_delivered
+        assignment, num_delivered = self.source.resolve(progress), self.num_delivered
         self._recover()
         self.delivery = Delivery(taken=1, before=num_delivered - 1)
         # In this order, an interruption leaves the pass where it was, or where it goes on.
@@ -222,9 +280,13 @@ class DataLoaderPass(Pass):
         self._cursor = Cursor(assignment.of_rank())
         self._resume(assignment)
 
+    def reading(self) -> Reading:
+        """Return where the rank is."""
+        return Reading(self._assignment, self._cursor)
+
     def _resume(self, assignment: Assignment) -> None:
         """Take an assignment of the rank."""
-        source = self._source
+        source = self.source
         self._assignment = assignment.of_rank()
         self._inference = JobInference(assignment, yields_rows=source.yields_rows, in_order=source.in_order)
         self._cursor = Cursor(self._assignment)
@@ -245,30 +307,32 @@ class DataLoaderPass(Pass):
         """Start the workers, unless they run already."""
         if self._batches is None and not self._cursor.is_at_end:
             has_moved = self.num_delivered > 0
-            assignment = self._source.resolve(self._cursor.progress()) if has_moved else self._first
+            assignment = self.source.resolve(self._cursor.progress()) if has_moved else self._first
             self._resume(assignment)
-            self._batches = self._source.batches(assignment)
+            self._batches = self.source.batches(assignment)
 
     def release(self) -> None:
         """Shut the workers down, unless they are persistent; the progress stays."""
         batches, self._batches = self._batches, None
         if batches is not None:
-            self._source.end(batches)
+            self.source.end(batches)
 
-    def _recover(self) -> None:
+    def _recover(self, *, kill: bool = False) -> None:
         # Batches that were prefetched are dropped: the next read starts after the last delivered one.
+        if kill:
+            self.source.discard_workers(kill=True)
         self.release()
-        self._source.discard_workers()
+        self.source.discard_workers()
 
     def _read(self, num_delivered: int) -> Taken | None:
         tagged = self._next_batch()
         if tagged is None:
             return None
-        if not self._source.yields_rows:
+        if not self.source.yields_rows:
             return Taken(Delivery(tagged.turn, tagged.positions, before=num_delivered), 1, tagged.batch)
         ((lane, (stop, _)),) = tagged.positions
         place = LaneRange(lane, stop - len(tagged.batch), stop)
-        errors = self._source.definition.transform.errors
+        errors = self.source.definition.transform.errors
         is_ready = errors is None or not errors.skips
         return self._take_row(RowsDelivery(tagged.turn, place, tagged.batch, before=num_delivered, is_ready=is_ready))
 
@@ -282,6 +346,7 @@ class DataLoaderPass(Pass):
                 return None
             try:
                 tagged = next(self._batches)
+                self.source.watchdog.received(self._batches)
                 raise_if_unsent(tagged.batch)
             except StopIteration:
                 self._batches = None
@@ -292,8 +357,31 @@ class DataLoaderPass(Pass):
                     return None
                 message = "the workers ended before all rows of the epoch were delivered"
                 raise LanewayError(message) from None
-            except BaseException:
-                self._recover()
+            except BaseException as error:
+                if self._waits_on_after(error):
+                    continue
                 raise
+            self.source.counts.receive(tagged.counts)
             if tagged.positions:
                 return tagged
+
+    def _waits_on_after(self, error: BaseException) -> bool:
+        """Return whether an error is none: the batch is only late. Workers may have been replaced, to read it again.
+
+        Raises:
+            WorkerError: Workers were replaced often enough, or one was killed.
+            RuntimeError: The time limit of the DataLoader has passed.
+        """
+        source, batches, is_late = self.source, self._batches, is_timeout(error)
+        try:
+            if is_late:
+                if source.watchdog.wakes_up(batches, source.definition, self.reading()):
+                    self._recover(kill=True)
+                return True
+            if isinstance(error, Exception):
+                source.watchdog.check_killed(batches, source.counts.memory_of, source.place.rank, error)
+        except BaseException:
+            self._recover(kill=is_late)
+            raise
+        self._recover()
+        return False

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from laneway.delivery.item_stages import Stages
     from laneway.delivery.schedule import EpochSchedule
     from laneway.manifest import Manifest
+    from laneway.metering import Meter
     from laneway.reading.lengths import Lengths
     from laneway.reading.selecting import RowSelection
     from laneway.storage.filesystem import Storage
@@ -230,16 +231,16 @@ class DatasetDefinition(Definition):
             f"{num_added} files were added since the checkpoint at the end of epoch {progress.epoch} was saved",
         ]
 
-    def open_items(self, assignment: Assignment) -> ItemMaker:
-        """Open what reads and builds the items of an assignment."""
+    def open_items(self, assignment: Assignment, meter: Meter) -> ItemMaker:
+        """Open what reads and builds the items of an assignment, as measured by a meter."""
         takes_context = self.takes_context
         plan, seed = self.identity.plan(assignment.progress), self.identity.settings.seed
         plan = plan.of_rows(self._pieces(plan, assignment))
         columns = self._to_read(self.columns)
         converter = columns.with_hidden(HIDDEN if takes_context else None)
-        lanes = self.open_lanes(plan, columns, converter, frozenset(HIDDEN.names if takes_context else ()))
+        lanes = self.open_lanes(plan, columns, converter, frozenset(HIDDEN.names if takes_context else ()), meter)
         contexts = Contexts(self.manifest.files.paths, seed=seed, epoch=plan.epoch) if takes_context else None
-        return ItemMaker(lanes, converter, self.transform, contexts, self.collate_fn)
+        return ItemMaker(lanes, converter, self.transform, contexts, self.collate_fn, meter=meter)
 
     def known_packs(self, assignment: Assignment) -> KnownPackReader | None:
         """Return the packs of the lanes of an assignment, if these count packs."""
@@ -256,6 +257,7 @@ class DatasetDefinition(Definition):
         columns: DeliveredColumns,
         converter: BatchConverter,
         hidden: frozenset[str],
+        meter: Meter,
         *,
         source_index: int = 0,
         threads: Executor | None = None,
@@ -267,6 +269,7 @@ class DatasetDefinition(Definition):
             columns: The columns that are read.
             converter: Converts the rows, with the hidden columns.
             hidden: Names of the hidden columns that come too, from which contexts are made.
+            meter: Measures what is read.
             source_index: In a mixture, the index of this source.
             threads: Those that read; None: threads of its own.
         """
@@ -279,4 +282,4 @@ class DatasetDefinition(Definition):
             hidden=hidden,
             source_index=source_index,
         )
-        return LaneReader(plan, rows, converter.vectorized, self.prefetch_windows, threads)
+        return LaneReader(plan, rows, converter.vectorized, self.prefetch_windows, meter, threads=threads)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from laneway.core.cursor import Cursor
 from laneway.delivery.item_stream import ItemStream
 from laneway.delivery.lane_items import BatchMaker, LaneItems
 from laneway.delivery.stream import BatchStream, Closeable, CutReading, ItemMaker, RowStream
+from laneway.metering import Meter
 from laneway.wording import counted
 
 if TYPE_CHECKING:
@@ -119,8 +121,8 @@ class Definition(ABC):
         """Return what to warn of when the worker at `place` starts to read the next pass of `schedule`."""
 
     @abstractmethod
-    def open_items(self, assignment: Assignment) -> ItemMaker:
-        """Open what reads and builds the items of an assignment."""
+    def open_items(self, assignment: Assignment, meter: Meter) -> ItemMaker:
+        """Open what reads and builds the items of an assignment, as measured by a meter."""
 
     @abstractmethod
     def batched(self, options: LaneOptions, output: Output, *, drop_last: bool) -> Self:
@@ -187,25 +189,30 @@ class Definition(ABC):
 
     def open(self, assignment: Assignment) -> Stream[Any]:
         """Open the stream of a worker: batches, or single rows or items if there is no batch size."""
+        meter = Meter()
         if self.stages is not None:
-            return self._open_stages(assignment, self.stages, goes_on=True)
-        cut = self._reading_of(assignment, self.open_items, goes_on=True)
-        return RowStream(cut) if self.options.batch_size is None else BatchStream(cut)
+            return self._open_stages(assignment, self.stages, meter, goes_on=True)
+        cut = self._reading_of(assignment, partial(self.open_items, meter=meter), goes_on=True)
+        return RowStream(cut) if self.options.batch_size is None else BatchStream(cut, meter)
 
-    def open_batches(self, assignment: Assignment) -> TaggedStream[Any]:
+    def open_batches(self, assignment: Assignment, meter: Meter) -> TaggedStream[Any]:
         """Open the stream of batches of a worker, up to the end of a cut.
 
         If there is no batch size, each turn of rows, or each item, is a batch.
+
+        Args:
+            assignment: What the worker reads.
+            meter: Measures how.
         """
         if self.stages is not None:
-            return self._open_stages(assignment, self.stages, goes_on=False)
-        return BatchStream(self._reading_of(assignment, self.open_items, goes_on=False))
+            return self._open_stages(assignment, self.stages, meter, goes_on=False)
+        return BatchStream(self._reading_of(assignment, partial(self.open_items, meter=meter), goes_on=False), meter)
 
-    def _open_stages(self, assignment: Assignment, stages: Stages, *, goes_on: bool) -> ItemStream:
+    def _open_stages(self, assignment: Assignment, stages: Stages, meter: Meter, *, goes_on: bool) -> ItemStream:
         size, counts_items = self.options.batch_size, self.identity.counts_items
 
         def open_items(found: Assignment) -> LaneItems:
-            rows = self.open_items(found)
+            rows = self.open_items(found, meter)
             is_numpy = self.columns.output == "numpy"
             maker = BatchMaker(rows, stages, self.collate_fn, is_batched=size is not None, is_numpy=is_numpy)
             return LaneItems(rows, maker, found, self.max_empty_rows, self.known_packs(found))
@@ -214,6 +221,7 @@ class Definition(ABC):
         drops = bool(size) and self.identity.settings.drop_last and not counts_items
         return ItemStream(
             self._reading_of(assignment, open_items, goes_on=goes_on),
+            meter,
             turn_items=None if counts_items else assignment.cut.turn_rows,
             min_items=size if size and drops else 1,
         )

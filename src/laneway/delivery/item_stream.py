@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from time import perf_counter
 from typing import TYPE_CHECKING
 
+from laneway.activity import LANE, ROW
 from laneway.delivery.passes import Delivery
 from laneway.delivery.row_errors import SKIPPED
 from laneway.delivery.stream import TaggedStream
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     from laneway.delivery.lane_items import LaneItems
     from laneway.delivery.passes import Taken
     from laneway.delivery.stream import CutReading
+    from laneway.metering import Meter
     from laneway.stages.runs import Items
 
 
@@ -22,15 +25,16 @@ class ItemStream(TaggedStream["LaneItems"]):
     A turn takes items of its lane, and brings the position after them. How many rows that are depends on the data.
     """
 
-    def __init__(self, cut: CutReading[LaneItems], *, turn_items: int | None, min_items: int) -> None:
+    def __init__(self, cut: CutReading[LaneItems], meter: Meter, *, turn_items: int | None, min_items: int) -> None:
         """Start where a cut is.
 
         Args:
             cut: The cut.
+            meter: Measures the stream.
             turn_items: Items of a turn; None: lanes count items, and their ranges say how many come next.
             min_items: Items of a batch; with fewer, at the end of lanes, it is dropped.
         """
-        super().__init__(cut)
+        super().__init__(cut, meter)
         self._turn_items = turn_items
         self._min_items = min_items
 
@@ -38,13 +42,19 @@ class ItemStream(TaggedStream["LaneItems"]):
         found = self._cursor.next_batch()
         if found is None:
             return self._read(num_delivered) if self._goes_on() else None
+        meter = self._meter
+        began, waited_before = perf_counter(), meter.wait_s + meter.convert_s
         parts: list[Items] = []
         positions: list[tuple[int, LanePosition]] = []
         for lane, start, stop in found.ranges:
-            num_items = self._turn_items or stop - start
-            items, position = self._items.take(lane, self._cursor.position_of(lane), num_items)
+            before = self._cursor.position_of(lane)
+            items, position = self._items.take(lane, before, self._turn_items or stop - start)
             parts += items
             positions.append((lane, position))
+            meter.rows += position.rows - before.rows
         is_dropped = sum(map(len, parts)) < self._min_items
-        delivery = Delivery(found.turn, positions, before=num_delivered)
-        return self._taken(delivery, SKIPPED if is_dropped else self._items.batch(parts))
+        meter.cells[LANE] = meter.cells[ROW] = 0
+        batch = SKIPPED if is_dropped else self._items.batch(parts)
+        # The functions and stages are called by generators, which also read.
+        meter.transform_s += perf_counter() - began - (meter.wait_s + meter.convert_s - waited_before)
+        return self._taken(Delivery(found.turn, positions, before=num_delivered), batch)

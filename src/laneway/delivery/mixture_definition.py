@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from laneway.delivery.dataset_definition import DatasetDefinition
     from laneway.delivery.delivered_columns import DeliveredColumns
     from laneway.delivery.schedule import EpochSchedule
+    from laneway.metering import Meter
     from laneway.reading.lane_reader import LaneReader
 
 
@@ -228,8 +229,8 @@ class MixtureDefinition(Definition):
         """Return the same mixture with other weights."""
         return replace(self, weighting=weighting)
 
-    def open_items(self, assignment: Assignment) -> ItemMaker:
-        """Open what reads and builds the items of an assignment."""
+    def open_items(self, assignment: Assignment, meter: Meter) -> ItemMaker:
+        """Open what reads and builds the items of an assignment, as measured by a meter."""
         functions = SourceFunctions.of({name: each.transform for name, each in self.sources.items()})
         transform = self.transform if functions is None else self.transform.after(functions)
         takes_context = transform.takes_context or self.takes_context
@@ -244,9 +245,11 @@ class MixtureDefinition(Definition):
         def open_source(name: str, of_epoch: Plan) -> LaneReader:
             source = self.sources[name].of(of_epoch.identity)
             columns = self._to_read(source.columns.with_output(self.columns.output))
-            return source.open_lanes(of_epoch, columns, converter, hidden, source_index=indices[name], threads=threads)
+            return source.open_lanes(
+                of_epoch, columns, converter, hidden, meter, source_index=indices[name], threads=threads
+            )
 
-        lanes = MixtureReader(plan, assignment.ends, converter, open_source, threads)
+        lanes = MixtureReader(plan, assignment.ends, converter, open_source, threads, meter=meter)
         contexts = None
         if takes_context:
             of_sources = [
@@ -254,4 +257,4 @@ class MixtureDefinition(Definition):
                 for name, each in self.sources.items()
             ]
             contexts = MixtureContexts(of_sources, epoch=assignment.progress.epoch)
-        return ItemMaker(lanes, converter, transform, contexts, self.collate_fn)
+        return ItemMaker(lanes, converter, transform, contexts, self.collate_fn, meter=meter)

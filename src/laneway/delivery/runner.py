@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import warnings
 import weakref
-from typing import TYPE_CHECKING, Any
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch.utils.data import Sampler
 from tqdm.auto import tqdm
@@ -20,11 +21,15 @@ from laneway.delivery.callers import (
 )
 from laneway.delivery.dataloader import DataLoaderPass
 from laneway.delivery.iterators import PassIterator
+from laneway.delivery.metrics import LoaderMetrics, metrics_of_worker
+from laneway.delivery.own_watch import watch
 from laneway.delivery.passes import Delivery
+from laneway.delivery.reports import LoopTimes
 from laneway.errors import CheckpointMismatchError, LanewayError
+from laneway.metering import memory_in_use
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from laneway.core.assignment import Assignment
     from laneway.core.progress import Progress
@@ -33,19 +38,42 @@ if TYPE_CHECKING:
     from laneway.delivery.dataloader import BatchSource
     from laneway.delivery.definition import Definition
     from laneway.delivery.passes import Taken
+    from laneway.delivery.reports import Reports
     from laneway.delivery.schedule import EpochSchedule
+
+
+class _Counted(NamedTuple):
+    """Items of an epoch when a pass began, or went on."""
+
+    before: int
+    """Items that had been delivered."""
+    delivered: int
+    """Those of them that the pass itself had delivered."""
+    total: int | None
+    """Items of the epoch; None: unknown, or without an end."""
 
 
 class PassRunner:
     """Runs the passes of one rank."""
 
-    def __init__(self, source: BatchSource, schedule: EpochSchedule, *, shows_progress: bool) -> None:
+    def __init__(
+        self,
+        source: BatchSource,
+        schedule: EpochSchedule,
+        reports: Reports,
+        *,
+        shows_bar: bool = False,
+        own_warning_s: float | None = None,
+    ) -> None:
         """Prepare to run.
 
         Args:
             source: Reads the batches of the rank.
             schedule: Determines the epoch of each pass.
-            shows_progress: Whether rank 0 shows a progress bar.
+            reports: What is told of the passes while they run.
+            shows_bar: Whether rank 0 shows a progress bar.
+            own_warning_s: Seconds without a batch after which to warn, if this process reads without workers; None:
+                never.
         """
         self.source = source
         self.schedule = schedule
@@ -53,7 +81,14 @@ class PassRunner:
         """The last pass."""
         self._prepared: tuple[DataLoaderPass, int] | None = None
         """A pass whose workers were started early, and the version of the schedule at that time."""
-        self._shows_progress = shows_progress
+        self.reports = reports
+        """What is told of the passes while they run."""
+        self.times = LoopTimes()
+        """How long the training loop has waited."""
+        self._counted = _Counted(0, 0, None)
+        self._shows_bar = shows_bar
+        self.own_warning_s = own_warning_s
+        """Seconds without a batch after which to warn, if this process reads without workers; None: never."""
         self.placement: Placement | None = None
         """Where an Accelerator puts the items, if one has prepared the loader."""
 
@@ -117,16 +152,34 @@ class PassRunner:
         self.schedule.begin(running, self.place)
 
     def open_bar(self, running: DataLoaderPass) -> tqdm[Any]:
-        """Return the progress bar of a pass, which starts where the epoch resumes."""
+        """Return the progress bar of a pass, which starts where the epoch resumes; metrics count from there too."""
         assignment = running.assignment()
         num_left = self._num_left(assignment)
         num_received = self._num_received(assignment)
+        total = None if num_left is None else num_received + num_left
+        self._counted = _Counted(num_received, running.num_delivered, total)
         return tqdm(
-            total=None if num_left is None else num_received + num_left,
+            total=total,
             initial=num_received,
             desc=f"epoch {running.epoch}",
             unit="row" if self.source.yields_rows else "batch",
-            disable=not self._shows_progress or self.place.rank > 0,
+            disable=not self._shows_bar or self.place.rank > 0,
+        )
+
+    def metrics(self) -> LoaderMetrics:
+        """Return what was delivered and how long it took. Any thread may call it: it only looks."""
+        last, counted = self.last, self._counted
+        seconds, waited_s = self.times.until(perf_counter(), is_running=last is not None and last.is_reading)
+        num_received = counted.before + (0 if last is None else last.num_delivered - counted.delivered)
+        return LoaderMetrics(
+            epoch=self.schedule.epoch if last is None else last.epoch,
+            epoch_batches=num_received,
+            epoch_total=counted.total,
+            seconds=seconds,
+            waited_s=waited_s,
+            queue_depth=self.source.queue_depth,
+            memory_bytes=memory_in_use(),
+            workers=tuple(metrics_of_worker(*each) for each in sorted(self.source.counts.sums().items())),
         )
 
     def resolve(self, progress: Progress) -> Assignment:
@@ -193,6 +246,8 @@ class LoaderIterator(PassIterator):
         self._runner = runner
         self._dataset = dataset
         self._running: DataLoaderPass | None = None
+        self._end_watch: Callable[[], object] = bool
+        """Ends the thread that warns of a batch that does not come, if there is one."""
         self._bar: tqdm[Any] | None = None
         """Its progress bar, once the pass has begun."""
         self._accelerated: AcceleratedPass | None = None
@@ -204,6 +259,26 @@ class LoaderIterator(PassIterator):
 
     def _take(self) -> Taken | None:
         self.check_process()
+        runner = self._runner
+        times, began = runner.times, perf_counter()
+        if began >= runner.reports.next_s:
+            runner.reports.tell(began, runner.metrics)
+        if self._bar is None:
+            times.leave()
+        times.begin_to_wait(began)
+        taken = None
+        try:
+            taken = self._take_next()
+        finally:
+            times.end_to_wait(perf_counter())
+            if taken is None:
+                times.leave()
+        if taken is None:
+            self._end_watch()
+            runner.reports.tell_last(runner.metrics)
+        return taken
+
+    def _take_next(self) -> Taken | None:
         running, bar = self._running, self._bar
         if running is None or bar is None:
             running, bar = self._begin()
@@ -239,6 +314,10 @@ class LoaderIterator(PassIterator):
             check_batch_count(self._dataset, self._runner.num_received())
             running = self._runner.next_pass()
             weakref.finalize(self, running.release).atexit = False
+            warning_s = self._runner.own_warning_s
+            if warning_s is not None:
+                self._end_watch = watch(running, self._runner.times, warning_s)
+                weakref.finalize(self, self._end_watch).atexit = False
             self._running = self._pass = running
         self._runner.begin(running)
         bar = self._runner.open_bar(running)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import pickle
 from multiprocessing.reduction import ForkingPickler
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from laneway.delivery.buffers import Memory
+    from laneway.metering import Meter
 
 _ALIGNMENT = 64
 """Alignment of blocks in bytes, enough for every dtype."""
@@ -108,12 +110,20 @@ ForkingPickler.register(SentBatch, _reduce)
 class SentItem:
     """An item that is sent to another process; if it can't be pickled, the error is sent instead."""
 
-    def __init__(self, item: Any) -> None:  # noqa: ANN401 - a user's transform may return anything
-        """Send `item`."""
+    def __init__(self, item: Any, meter: Meter) -> None:  # noqa: ANN401 - a user's transform may return anything
+        """Send `item`, as measured by a meter."""
         self.item = item
+        self.meter = meter
 
 
-ForkingPickler.register(SentItem, lambda sent: _reduce_item(sent.item))
+def _reduce_sent(sent: SentItem) -> tuple[Any, ...]:
+    began = perf_counter()
+    reduced = _reduce_item(sent.item)
+    sent.meter.send_s += perf_counter() - began
+    return reduced
+
+
+ForkingPickler.register(SentItem, _reduce_sent)
 
 
 def _reduce_item(item: Any) -> tuple[Any, ...]:  # noqa: ANN401 - a user's transform may return anything

@@ -7,16 +7,17 @@ the slices and calls the user's functions.
 from __future__ import annotations
 
 from functools import partial
+from time import perf_counter
 from types import GeneratorType, NoneType
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
-from torch.utils.data import default_collate
+from torch.utils.data import default_collate, get_worker_info
 
+from laneway.activity import LANE, ROW, STAGE, Stage
 from laneway.core.cursor import LaneRange, Positions
 from laneway.delivery.passes import Delivery, Pass, RowsDelivery, Taken
 from laneway.delivery.row_errors import SKIPPED
 from laneway.delivery.sending import SentItem, to_send
-from laneway.delivery.workers import is_in_worker
 from laneway.errors import ColumnConversionError, NullInColumnError
 from laneway.wording import counted
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from laneway.core.cursor import Cursor
     from laneway.delivery.context import AnyContexts, BatchContext, RowContext
     from laneway.delivery.transforms import Expansion, Transforms
+    from laneway.metering import Meter
     from laneway.reading.rows import LaneRows
 
 _ROWS_PER_CONVERSION = 1024
@@ -51,6 +53,8 @@ class ItemMaker:
         transform: Transforms,
         contexts: AnyContexts | None,
         collate_fn: Callable[[list[Any]], Any] | None,
+        *,
+        meter: Meter,
     ) -> None:
         """Prepare to build items.
 
@@ -60,8 +64,11 @@ class ItemMaker:
             transform: Called on each row, or on each batch of columns.
             contexts: Makes the contexts that it takes; None: it takes none.
             collate_fn: Builds a batch from a list of rows; None: batches are built column by column.
+            meter: Measures how.
         """
         self._lanes = lanes
+        self._meter = meter
+        self._cells = meter.cells
         self._converter = converter
         self.transform = transform
         """The user's functions."""
@@ -76,17 +83,30 @@ class ItemMaker:
         """Return the batch of these rows; `SKIPPED` if nothing is delivered for any of them."""
         if self._collate_fn is None:
             batch = self._convert(self._converter.gather, ranges)
-            if self._contexts is None:
-                return self._transform(batch, None, ranges)
-            return self._transform(*self._contexts.of_batch(batch), ranges)
-        rows = self._convert(self._converter.gather_rows, ranges)
+            if not self.transform and self._contexts is None:
+                return batch
+            began = perf_counter()
+            self._cells[STAGE] = Stage.TRANSFORM
+            item, context = (batch, None) if self._contexts is None else self._contexts.of_batch(batch)
+            result = self._transform(item, context, ranges)
+        else:
+            rows = self._convert(self._converter.gather_rows, ranges)
+            began = perf_counter()
+            self._cells[STAGE] = Stage.TRANSFORM
+            result = self._collate(self._collate_fn, rows, ranges)
+        self._meter.transform_s += perf_counter() - began
+        return result
+
+    def _collate(self, collate_fn: Callable[[list[Any]], Any], rows: list[Any], ranges: list[LaneRange]) -> Any:  # noqa: ANN401
+        """Return the batch of these rows, after calling `transform` on each."""
         if self.transform:
             rows = [self._row(row, ranges, index) for index, row in enumerate(rows)]
-            if self.transform.errors is not None and self._collate_fn is not unchanged:
+            self._cells[ROW] = 0
+            if self.transform.errors is not None and collate_fn is not unchanged:
                 rows = [row for row in rows if row is not SKIPPED]
                 if not rows:
                     return SKIPPED
-        return self._call(self._collate_fn, rows, ranges)
+        return self._call(collate_fn, rows, ranges)
 
     def rows(self, ranges: list[LaneRange]) -> list[Any]:
         """Return these rows one by one, before `transform`."""
@@ -119,6 +139,8 @@ class ItemMaker:
 
     def _row(self, row: Any, ranges: list[LaneRange] | None = None, index: int | None = None) -> Any:  # noqa: ANN401
         """Return the result of the user's functions for a row, or what is delivered instead."""
+        if index is not None:
+            self._cells[ROW] = index + 1
         errors = self.transform.errors
         if errors is None:
             return self._transform(*self._with_context(row), ranges, index)
@@ -126,27 +148,34 @@ class ItemMaker:
         try:
             result = self.transform(item, context)
         except Exception as error:  # noqa: BLE001 - the user's functions may raise any
+            self._meter.hidden_rows += 1
             return errors.hide(error, item, lambda: self._name_of(row, ranges, index))
         result = self._checked(result, is_delivered=self._delivers_results)
         return errors.accept(result, is_collated=self._collate_fn is default_collate)
 
     def read_on(self, lane: int, start: int, stop: int) -> OpenRows:
         """Return the first rows of [start, stop) of a lane as they were read; see `LaneReader.read_on`."""
-        return self._lanes.read_on(lane, start, stop)
+        began = perf_counter()
+        self._cells[STAGE] = Stage.WAIT
+        rows = self._lanes.read_on(lane, start, stop)
+        self._cells[STAGE] = Stage.TRANSFORM
+        self._meter.wait_s += perf_counter() - began
+        return rows
 
     def expanded(self, lane: int, start: int, stop: int, expansion: Expansion) -> Iterator[list[Any]]:
         """Yield the items that the user's functions make of each of the first rows of [start, stop) of a lane.
 
         These are as many as are in memory together, at least one.
         """
-        errors = self.transform.errors
+        errors, cells = self.transform.errors, self._cells
 
         def items_of(row: Any, context: RowContext | None) -> list[Any]:  # noqa: ANN401 - a row in any output
             return expansion(self.transform(row, context), context)
 
-        rows = self._lanes.read_on(lane, start, min(stop, start + _ROWS_PER_CONVERSION))
+        rows = self.read_on(lane, start, min(stop, start + _ROWS_PER_CONVERSION))
         ranges = [LaneRange(lane, start, start + rows.num_rows)]
         for index, row in enumerate(self._converted(self._converter.gather_rows, [rows], ranges)):
+            cells[STAGE], cells[LANE], cells[ROW] = Stage.TRANSFORM, lane + 1, start + index + 1
             item, context = self._with_context(row)
             if errors is None:
                 yield self._call(partial(items_of, context=context), item, ranges, index)
@@ -154,6 +183,7 @@ class ItemMaker:
             try:
                 items = items_of(item, context)
             except Exception as error:  # noqa: BLE001 - the user's functions may raise any
+                self._meter.hidden_rows += 1
                 errors.hide(error, item, partial(self._lanes.locate, ranges, index))
                 items = []
             yield items
@@ -173,8 +203,11 @@ class ItemMaker:
 
     def _convert(self, convert: Callable[[list[OpenRows]], Any], ranges: list[LaneRange]) -> Any:  # noqa: ANN401
         """Return the converted rows of lane ranges."""
-        read = self._lanes.read
-        return self._converted(convert, [found for lane_range in ranges for found in read(lane_range)], ranges)
+        read, began = self._lanes.read, perf_counter()
+        self._cells[STAGE] = Stage.WAIT
+        rows = [found for lane_range in ranges for found in read(lane_range)]
+        self._meter.wait_s += perf_counter() - began
+        return self._converted(convert, rows, ranges)
 
     def _converted(
         self,
@@ -183,12 +216,16 @@ class ItemMaker:
         ranges: list[LaneRange],
     ) -> Any:  # noqa: ANN401 - columns or rows in any output
         """Return the converted rows of lane ranges, which were read."""
+        began = perf_counter()
+        self._cells[STAGE] = Stage.CONVERT
         try:
-            return convert(rows)
+            result = convert(rows)
         except NullInColumnError as error:
             if error.row_index is None:
                 raise
             raise error.at(self._lanes.locate(ranges, error.row_index)) from None
+        self._meter.convert_s += perf_counter() - began
+        return result
 
     def _with_context(self, row: Any) -> tuple[Any, RowContext | None]:  # noqa: ANN401 - a row in any output
         return (row, None) if self._contexts is None else self._contexts.of_row(row)
@@ -329,15 +366,25 @@ class TaggedBatch(NamedTuple):
     """(lane, new position) for each of its lanes; empty: the turns have no rows, and there is no batch."""
     batch: Any
     """The batch, or `SKIPPED`."""
+    counts: tuple[int, bytes] | None = None
+    """What the worker has counted up to now, if another process made the batch: (its number, `Meter.pack()`)."""
 
 
 class TaggedStream(Stream[T]):
     """Delivers batches that another process may count."""
 
-    def __init__(self, cut: CutReading[T]) -> None:
-        """Start where a cut is."""
+    def __init__(self, cut: CutReading[T], meter: Meter) -> None:
+        """Start where a cut is.
+
+        Args:
+            cut: The cut.
+            meter: Measures the stream.
+        """
         super().__init__(cut)
-        self._is_sent = is_in_worker()
+        self._meter = meter
+        info = get_worker_info()
+        self._worker = None if info is None else info.id
+        """The worker that sends the batches; None: they stay in this process."""
 
     def next_tagged(self) -> TaggedBatch | None:
         """Return the next batch with its tag, or None at the end; for a process that sends it, it is delivered."""
@@ -346,10 +393,15 @@ class TaggedStream(Stream[T]):
             return None
         delivery, num_taken, batch = taken
         delivery.taken = num_taken
-        return TaggedBatch(delivery.turn, delivery.positions, SentItem(batch) if self._is_sent else batch)
+        self._meter.batches += 1
+        if self._worker is None:
+            return TaggedBatch(delivery.turn, delivery.positions, batch)
+        counts = self._worker, self._meter.pack()
+        self._meter.cells[STAGE] = Stage.SEND
+        return TaggedBatch(delivery.turn, delivery.positions, SentItem(batch, self._meter), counts)
 
     def _taken(self, delivery: Delivery, batch: Any) -> Taken:  # noqa: ANN401 - a user's function may return anything
-        return Taken(delivery, 1, to_send(batch) if self._is_sent else batch)
+        return Taken(delivery, 1, batch if self._worker is None else to_send(batch))
 
 
 class BatchStream(TaggedStream[ItemMaker]):
@@ -360,6 +412,8 @@ class BatchStream(TaggedStream[ItemMaker]):
         if found is None:
             return self._read(num_delivered) if self._goes_on() else None
         batch = self._items.batch(found.ranges)
+        for _, start, stop in found.ranges:
+            self._meter.rows += stop - start
         delivery = Delivery(found.turn, found.new_positions(), before=num_delivered)
         return self._taken(delivery, batch)
 

@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 import sys
+from math import inf
 from typing import TYPE_CHECKING
 
 # DataLoader imports the one in each worker, numpy.unique the other; imported here, forked workers find them, without
@@ -84,10 +85,73 @@ def end_with_parent() -> None:
             os._exit(1)
 
 
-def end_workers(batches: object) -> None:
+def num_ready(batches: object) -> int:
+    """Return how many batches of a DataLoader's iterator its workers have sent, and nobody has taken yet."""
+    if not isinstance(batches, _MultiProcessingDataLoaderIter) or batches._shutdown:  # noqa: SLF001
+        return 0
+    # Private; see `end_workers`. Batches that came out of turn are in the list of tasks.
+    num_early = sum(len(task) > 1 for task in list(batches._task_info.values()))  # noqa: SLF001
+    num_pinned = batches._data_queue.qsize() if batches._pin_memory else 0  # noqa: SLF001
+    return num_early + num_pinned + batches._worker_result_queue.qsize()  # noqa: SLF001
+
+
+def wait_at_most(batches: object, seconds: float) -> None:
+    """Have a DataLoader's iterator raise an error, `is_timeout`, if no batch comes for some time; inf: it never does.
+
+    Its next call goes on to wait for the same batch.
+    """
+    if isinstance(batches, _MultiProcessingDataLoaderIter):
+        batches._timeout = seconds if seconds < inf else 0  # noqa: SLF001 - see `end_workers`
+
+
+def is_timeout(error: BaseException) -> bool:
+    """Return whether an error says that no batch came in time; see `wait_at_most`."""
+    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader timed out after ")
+
+
+def check_pinning(batches: object) -> None:
+    """Check that the thread of a DataLoader's iterator that copies batches to page-locked memory still runs.
+
+    With a time limit, the iterator itself does not.
+
+    Raises:
+        RuntimeError: It has ended.
+    """
+    if not isinstance(batches, _MultiProcessingDataLoaderIter) or not batches._pin_memory:  # noqa: SLF001
+        return
+    if not batches._pin_memory_thread.is_alive():  # noqa: SLF001 - see `end_workers`
+        message = "the thread that copies batches to page-locked memory has ended unexpectedly"
+        raise RuntimeError(message)
+
+
+def awaited_worker(batches: object) -> tuple[int, int]:
+    """Return the number and pid of the worker whose batch a DataLoader's iterator waits for."""
+    if not isinstance(batches, _MultiProcessingDataLoaderIter):
+        return 0, os.getpid()
+    task = batches._task_info.get(batches._rcvd_idx)  # noqa: SLF001 - see `end_workers`
+    worker = 0 if task is None else int(task[0])
+    return worker, batches._workers[worker].pid or 0  # noqa: SLF001
+
+
+def killed_workers(batches: object) -> list[tuple[int, int, int]]:
+    """Return (number, pid, exit code) of the workers of a DataLoader's iterator that have not ended normally.
+
+    The exit code is minus the signal that has killed it.
+    """
+    if not isinstance(batches, _MultiProcessingDataLoaderIter):
+        return []
+    found = [(index, each.pid or 0, each.exitcode) for index, each in enumerate(batches._workers)]  # noqa: SLF001
+    return [(index, pid, code) for index, pid, code in found if code]
+
+
+def end_workers(batches: object, *, kill: bool = False) -> None:
     """Shut down the workers of a DataLoader's iterator now, rather than when the last reference to it is gone.
 
     An exception that was kept holds such a reference. Does nothing for anything else, such as None.
+
+    Args:
+        batches: The iterator.
+        kill: Whether to kill them first, since they may not answer.
     """
     if isinstance(batches, _MultiProcessingDataLoaderIter):
         with holding_back_signals():
@@ -96,4 +160,6 @@ def end_workers(batches: object) -> None:
                 # How a worker ends doesn't matter any more. Otherwise torch raises an error if a signal ends it.
                 _remove_worker_pids(id(batches))
                 batches._worker_pids_set = False  # noqa: SLF001
+            for worker in batches._workers if kill else ():  # noqa: SLF001
+                worker.kill()
             batches._shutdown_workers()  # noqa: SLF001

@@ -36,6 +36,7 @@ from laneway.formats.record_batches import (
     dictionary_value_types,
     needs_validation,
 )
+from laneway.metering import current_meter
 from laneway.storage.reading import open_local, read_ranges
 
 if TYPE_CHECKING:
@@ -149,9 +150,13 @@ class ArrowFormat:
                 mapped = _map_copy_on_write(file.fileno(), planned.size)
             except OSError as error:
                 raise storage.error_for(path, "can't be memory-mapped", error) from storage.cause(error)
-        return ArrowBlocks(
-            lambda spans: [mapped.slice(start, stop - start) for start, stop in spans], planned.layout, schema
-        )
+
+        def look_up(spans: Sequence[tuple[int, int]]) -> list[pa.Buffer]:
+            if (meter := current_meter()) is not None:
+                meter.count_bytes(sum(stop - start for start, stop in spans))
+            return [mapped.slice(start, stop - start) for start, stop in spans]
+
+        return ArrowBlocks(look_up, planned.layout, schema)
 
 
 @final

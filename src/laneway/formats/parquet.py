@@ -19,6 +19,7 @@ from laneway.formats.base import FileScan, name_error
 from laneway.formats.field_paths import path_of, select_fields
 from laneway.formats.row_group_matches import row_group_matches
 from laneway.formats.row_groups import check_chunks, check_row_counts, chunk_range, leaf_ranges, memory_bytes
+from laneway.metering import current_meter
 from laneway.storage.entries import file_size
 from laneway.storage.ranges import coalesce
 from laneway.storage.reading import read_range, read_ranges
@@ -130,7 +131,9 @@ class ParquetBlocks:
         """Decode the row groups [first, stop) of these columns, in this order."""
         table = self._columns.decode(self._file, first, stop, columns)
         # After decoding, which finds damaged size statistics: pyarrow aborts the process when it is asked for them.
-        self._columns.check(self._file.metadata, first, stop, columns, self._planned.size)
+        _, num_bytes = self._columns.check(self._file.metadata, first, stop, columns, self._planned.size)
+        if (meter := current_meter()) is not None:
+            meter.count_bytes(num_bytes)
         return table
 
     def matches(
@@ -165,7 +168,7 @@ class RemoteParquetBlocks:
     def read(self, first: int, stop: int, columns: Sequence[str]) -> pa.Table:
         """Decode the row groups [first, stop) of these columns, in this order."""
         planned = self._planned
-        leaves = self._columns.check(self._metadata, first, stop, columns, planned.size)
+        leaves, _ = self._columns.check(self._metadata, first, stop, columns, planned.size)
         chunks = [chunk_range(self._metadata.row_group(i).column(leaf)) for i in range(first, stop) for leaf in leaves]
         ranges = coalesce(chunks, _MAX_GAP_BYTES, _MAX_SPAN_BYTES)
         parts = read_ranges(self._storage, planned.path, ranges, planned.version)
@@ -235,12 +238,12 @@ class _Columns:
         self.schema = schema
         self.leaves = leaf_ranges(schema)
 
-    def check(self, metadata: pq.FileMetaData, first: int, stop: int, names: Sequence[str], size: int) -> list[int]:
-        """Return the indices of the leaf columns of some columns, after checking what the footer says about them."""
+    def check(
+        self, metadata: pq.FileMetaData, first: int, stop: int, names: Sequence[str], size: int
+    ) -> tuple[list[int], int]:
+        """Check what the footer says about some columns; return the indices of their leaves, and bytes in the file."""
         leaves = [leaf for name in names for leaf in self._leaves_of(name)]
-        for group in range(first, stop):
-            check_chunks(metadata, group, leaves, size)
-        return leaves
+        return leaves, sum(check_chunks(metadata, group, leaves, size) for group in range(first, stop))
 
     def decode(self, file: pq.ParquetFile, first: int, stop: int, names: Sequence[str]) -> pa.Table:
         """Decode the row groups [first, stop) of some columns."""

@@ -75,8 +75,10 @@ def check_row_counts(metadata: pq.FileMetaData) -> list[int]:
     return rows
 
 
-def check_chunks(metadata: pq.FileMetaData, group_index: int, indices: Iterable[int], size: int) -> None:
-    """Raise unless the footer's numbers for some column chunks of a row group agree with its rows and with the file.
+def check_chunks(metadata: pq.FileMetaData, group_index: int, indices: Iterable[int], size: int) -> int:
+    """Return the bytes of some column chunks of a row group in the file, after checking the footer's numbers for them.
+
+    They must agree with its rows and with the file.
 
     Args:
         metadata: The footer.
@@ -88,7 +90,7 @@ def check_chunks(metadata: pq.FileMetaData, group_index: int, indices: Iterable[
         ValueError: They don't.
     """
     group = metadata.row_group(group_index)
-    rows = group.num_rows
+    rows, num_bytes = group.num_rows, 0
     for index in indices:
         chunk = group.column(index)
         values = chunk.num_values
@@ -100,6 +102,8 @@ def check_chunks(metadata: pq.FileMetaData, group_index: int, indices: Iterable[
         if not 0 <= start <= stop <= size or chunk.total_uncompressed_size < 0:
             message = f"the footer places {chunk.path_in_schema!r} at bytes {start} to {stop} of {size}"
             raise ValueError(message)
+        num_bytes += stop - start
+    return num_bytes
 
 
 def chunk_range(chunk: pq.ColumnChunkMetaData) -> tuple[int, int]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from laneway.core.cursor import LaneRange
     from laneway.core.lanes import Segment
     from laneway.core.plan import Plan
+    from laneway.metering import Meter
     from laneway.reading.rows import Rows
     from laneway.reading.windows import PendingWindow, ReadAhead
 
@@ -94,6 +95,8 @@ class LaneReader:
         rows: Rows,
         vectorized: Mapping[str, ToStored],
         num_ahead: int,
+        meter: Meter,
+        *,
         threads: Executor | None = None,
     ) -> None:
         """Read lanes of `plan`.
@@ -103,11 +106,12 @@ class LaneReader:
             rows: Reads the data files.
             vectorized: Columns to convert once per window; see `BatchConverter.vectorized`.
             num_ahead: Windows to prefetch in each lane.
+            meter: Measures what is read.
             threads: Those that read, which are shared with other readers; None: threads of its own.
         """
         self._plan = plan
         self._rows = rows
-        self._windows = WindowReader(plan, rows, vectorized, threads)
+        self._windows = WindowReader(plan, rows, vectorized, meter, threads)
         # If the iterator is dropped mid-epoch, stop its threads instead of draining the queue.
         self._end = weakref.finalize(self, self._windows.end)
         self._read_ahead = self._windows.read_ahead(num_ahead)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from laneway.core.mixing import LaneMixing, SourceRows
     from laneway.core.mixtures import MixturePlan
     from laneway.core.plan import Plan
+    from laneway.metering import Meter
     from laneway.reading.lane_reader import LaneReader
 
 _BLOCK_BYTES = 16 << 20
@@ -78,6 +79,8 @@ class MixtureReader:
         converter: BatchConverter,
         open_source: Callable[[str, Plan], LaneReader],
         threads: Executor,
+        *,
+        meter: Meter,
     ) -> None:
         """Read lanes of the current cut of `plan`.
 
@@ -87,11 +90,13 @@ class MixtureReader:
             converter: Converts the rows of all sources.
             open_source: Opens a reader of an epoch of a source, given its name, which reads with `threads`.
             threads: Those that read; they end with `end`.
+            meter: Measures how rows are put in order.
         """
         self._plan = plan
         self._ends: list[int] = ends.tolist()
         self._converter = converter
         self._open_source = open_source
+        self._meter = meter
         self._stop_threads = weakref.finalize(self, threads.shutdown, wait=False, cancel_futures=True)
         self._readers: dict[tuple[int, str, int], LaneReader] = {}
         """(cut, source, epoch) -> its reader."""
@@ -146,7 +151,8 @@ class MixtureReader:
                 parts.append(_Part(rows, places[taken : taken + rows.num_rows]))
                 taken += rows.num_rows
         self._leave_epochs(cut, cut_lane, split)
-        found = _assemble(parts, stop - start, self._converter)
+        with self._meter.ordering():
+            found = _assemble(parts, stop - start, self._converter)
         if found is None:
             return _Block(start, stop, None, parts)
         num_bytes = sum(values.nbytes for values in found.numbers.values()) + (found.rest.nbytes if found.rest else 0)

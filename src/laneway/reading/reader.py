@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple, final
@@ -17,6 +18,7 @@ from laneway.convert.casting import cast_column
 from laneway.errors import DataFileError
 from laneway.formats import FORMATS
 from laneway.formats.field_paths import find_field
+from laneway.metering import current_meter
 from laneway.storage.entries import file_size
 from laneway.wording import counted
 
@@ -226,11 +228,13 @@ class RowReader:
         return found
 
     def _decode(self, file_index: int, first: int, stop: int, num_rows: int, columns: list[str]) -> pa.Table:
-        reader = self._borrow(file_index)
         blocks = f"{self._format.block_name} {first}" + (f" to {stop - 1}" if stop - first > 1 else "")
         path = self._storage.join(self._manifest.files.paths[file_index])
+        with self._decoding(file_index, blocks):
+            reader = self._borrow(file_index)
         try:
-            table = self._read_blocks(reader, first, stop, columns)
+            with self._decoding(file_index, blocks):
+                table = self._read_blocks(reader, first, stop, columns)
         except DataFileError:
             reader.close()
             self._check_unchanged(file_index)
@@ -246,6 +250,13 @@ class RowReader:
             difference = f"{blocks} had {counted(num_rows, 'row')} and now has {table.num_rows:,}"
             raise self._storage.change_error(path, difference)
         return table
+
+    def _decoding(self, file_index: int, blocks: str) -> AbstractContextManager[None]:
+        """Measure a block of code as decoding, if what this thread reads is measured."""
+        meter = current_meter()
+        return (
+            nullcontext() if meter is None else meter.decoding(f"{blocks} of {self._manifest.files.paths[file_index]}")
+        )
 
     def _read_blocks(self, reader: BlockReader, first: int, stop: int, columns: list[str]) -> pa.Table:
         try:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from laneway.convert.columns import ToStored
     from laneway.core.plan import FileRange, Plan
+    from laneway.metering import Meter
     from laneway.reading.parts import Part
     from laneway.reading.rows import Rows
 
@@ -105,7 +106,12 @@ class WindowReader:
     """Reads segments of windows in the order of the requests, each with several threads."""
 
     def __init__(
-        self, plan: Plan, rows: Rows, vectorized: Mapping[str, ToStored], threads: Executor | None = None
+        self,
+        plan: Plan,
+        rows: Rows,
+        vectorized: Mapping[str, ToStored],
+        meter: Meter,
+        threads: Executor | None = None,
     ) -> None:
         """Start the threads, which end with `end`, unless they are given.
 
@@ -113,11 +119,13 @@ class WindowReader:
             plan: The windows.
             rows: Reads the data files.
             vectorized: Columns to convert once per window; see `BatchConverter.vectorized`.
+            meter: Measures what is read.
             threads: Those that read, which are shared with other readers; None: threads of its own.
         """
         self._plan = plan
         self._rows = rows
         self._vectorized = vectorized
+        self._meter = meter
         is_instant = rows.is_instant and not plan.identity.settings.shuffle
         self._owns_threads = is_instant or threads is None
         self._threads = NoThreads() if is_instant else threads or reading_threads(is_remote=rows.is_remote)
@@ -191,27 +199,31 @@ class WindowReader:
         return PendingWindow(segment, reads)
 
     def _open(self, rows: FileRange, vectorized: Mapping[str, ToStored]) -> list[OpenRows]:
-        table = self._rows.read(*rows)
-        if table.num_columns == 0 or table.get_total_buffer_size() > MAX_OFFSET:
-            batches = table.to_batches()
-        else:
-            batches = [_combine(table, self._plan.identity.files.paths[rows.file_index])]
-        return [OpenRows.from_batch(batch, vectorized) for batch in batches]
+        with self._meter.on_this_thread():
+            table = self._rows.read(*rows)
+            with self._meter.ordering():
+                if table.num_columns == 0 or table.get_total_buffer_size() > MAX_OFFSET:
+                    batches = table.to_batches()
+                else:
+                    batches = [_combine(table, self._plan.identity.files.paths[rows.file_index])]
+                return [OpenRows.from_batch(batch, vectorized) for batch in batches]
 
     def _assemble(self, assembler: WindowAssembler, part: Part, pieces: list[_Piece]) -> list[OpenRows] | None:
         """Read a part of neighbouring pieces of a file; return all rows of the window if these are its last ones."""
-        table = self._rows.read(*part.rows)
-        if not part.is_whole:
-            table = _copied(table)
-        is_last = False
-        for piece in pieces:
-            start, stop = max(piece.rows.start, part.rows.start), min(piece.rows.stop, part.rows.stop)
-            if start < stop:
-                rows = table.slice(start - part.rows.start, stop - start)
-                is_last |= assembler.put(piece.start + start - piece.rows.start, rows)
-                del rows
-        del table  # released before all rows are put in order
-        return [assembler.finish()] if is_last else None
+        with self._meter.on_this_thread():
+            table = self._rows.read(*part.rows)
+            with self._meter.ordering():
+                if not part.is_whole:
+                    table = _copied(table)
+                is_last = False
+                for piece in pieces:
+                    start, stop = max(piece.rows.start, part.rows.start), min(piece.rows.stop, part.rows.stop)
+                    if start < stop:
+                        rows = table.slice(start - part.rows.start, stop - start)
+                        is_last |= assembler.put(piece.start + start - piece.rows.start, rows)
+                        del rows
+                del table  # released before all rows are put in order
+                return [assembler.finish()] if is_last else None
 
     def close(self) -> None:
         """Close the files; the reader can still be used."""

@@ -13,6 +13,7 @@ from laneway.core.progress import Progress
 from laneway.core.turns import WorkerPlace
 from laneway.delivery.stream import BatchStream, RowStream
 from laneway.delivery.transforms import Transforms
+from laneway.metering import Meter
 from tests.corpora import write_corpus
 from tests.unit.delivery.taking import take, take_all
 
@@ -43,7 +44,7 @@ def test_a_definition_is_opened_as_batches_or_rows(corpus: Path) -> None:
     assert [type(stream_of(each)) for each in (rows, batches, collated)] == [RowStream, BatchStream, BatchStream]
     assert take(stream_of(rows))["id"] == 0
     assert take(stream_of(batches))["id"] == [0, 1, 2, 3]
-    by_turn = turns.open_batches(turns.resolve(Progress(0), turns.place))
+    by_turn = turns.open_batches(turns.resolve(Progress(0), turns.place), Meter())
     assert [take(stream_of(collated)), take(by_turn)] == [4, 3]
 
 

@@ -13,6 +13,7 @@ from laneway.core.schema import parse_state
 from laneway.core.state import write_state
 from laneway.core.turns import WorkerPlace
 from laneway.delivery.dataloader import BatchSource
+from laneway.delivery.reports import Reports
 from laneway.delivery.runner import LoaderIterator, PassRunner
 from laneway.delivery.schedule import EpochSchedule
 from laneway.errors import CheckpointMismatchError, LanewayError
@@ -30,10 +31,10 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def runner_of(corpus: Path, *, shows_progress: bool = False, **arguments: Any) -> PassRunner:
+def runner_of(corpus: Path, *, shows_bar: bool = False, **arguments: Any) -> PassRunner:
     dataset = StatefulShardedDataset(corpus, **{"batch_size": 10, "output": "python", **arguments})
     return PassRunner(
-        BatchSource(dataset.definition, {"num_workers": 0}), EpochSchedule(), shows_progress=shows_progress
+        BatchSource(dataset.definition, {"num_workers": 0}), EpochSchedule(), Reports(), shows_bar=shows_bar
     )
 
 
@@ -248,7 +249,7 @@ def test_a_rank_infers_the_progress_of_the_job(corpus: Path) -> None:
 
 def test_the_progress_bar_starts_where_the_epoch_is_resumed(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bars: list[Any] = []
-    runner = runner_of(corpus, shows_progress=True)
+    runner = runner_of(corpus, shows_bar=True)
     restore(runner, at(30, epoch=2))
     open_bar = runner.open_bar
 
@@ -269,7 +270,7 @@ def test_the_progress_bar_starts_where_the_epoch_is_resumed(corpus: Path, monkey
 
 def test_only_rank_0_shows_a_progress_bar(corpus: Path) -> None:
     for rank, disabled in ((0, False), (1, True)):
-        runner = runner_of(corpus, shows_progress=True, rank=rank, world_size=2)
+        runner = runner_of(corpus, shows_bar=True, rank=rank, world_size=2)
         bar = runner.open_bar(runner.next_pass())
         assert bar.disable is disabled
         bar.close()

@@ -15,6 +15,7 @@ from laneway.convert.batches import BatchConverter
 from laneway.core.cursor import LaneRange
 from laneway.errors import DataFileError
 from laneway.manifest import scan_source
+from laneway.metering import Meter
 from laneway.reading.lane_reader import LaneReader
 from laneway.reading.projection import select_columns
 from laneway.reading.reader import RowReader
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 def open_source(source: Path, *, num_ahead: int = 0, **options: Any) -> tuple[Plan, LaneReader]:
     manifest, storage = scan_source(source)
     plan, rows = plan_of(manifest, **options), RowReader(manifest, storage, select_columns(manifest))
-    return plan, LaneReader(plan, rows, BatchConverter(rows.schema, "numpy").vectorized, num_ahead)
+    return plan, LaneReader(plan, rows, BatchConverter(rows.schema, "numpy").vectorized, num_ahead, Meter())
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from laneway.core.cursor import LaneRange
 from laneway.core.mixtures import MixturePlan
 from laneway.core.progress import Progress
 from laneway.core.turns import WorkerPlace
+from laneway.metering import Meter
 from laneway.reading import mixture_reader
 from laneway.reading.mixture_reader import MixtureReader
 from laneway.reading.windows import reading_threads
@@ -49,9 +50,9 @@ def reader_of(mixture: Mixture) -> tuple[MixtureReader, MixturePlan]:
 
     def open_source(name: str, of_epoch: Plan) -> Any:
         source = definition.sources[name]
-        return source.open_lanes(of_epoch, source.columns, converter, frozenset(), threads=threads)
+        return source.open_lanes(of_epoch, source.columns, converter, frozenset(), Meter(), threads=threads)
 
-    return MixtureReader(plan, assignment.ends, converter, open_source, threads), plan
+    return MixtureReader(plan, assignment.ends, converter, open_source, threads, meter=Meter()), plan
 
 
 def expected_rows(plan: MixturePlan, lane: int, start: int, stop: int) -> list[int]:

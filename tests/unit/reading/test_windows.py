@@ -12,6 +12,7 @@ from laneway.convert.batches import BatchConverter
 from laneway.core.lanes import Segment
 from laneway.errors import ColumnConversionError, DataFileError, NullInColumnError
 from laneway.manifest import scan_source
+from laneway.metering import Meter
 from laneway.reading.projection import select_columns
 from laneway.reading.reader import RowReader
 from laneway.reading.windows import WindowReader
@@ -36,7 +37,7 @@ def open_windows() -> Iterator[Open]:
     def open_source(source: Path, **options: Any) -> tuple[Plan, WindowReader]:
         manifest, storage = scan_source(source)
         plan, rows = plan_of(manifest, **options), RowReader(manifest, storage, select_columns(manifest))
-        opened.append(WindowReader(plan, rows, BatchConverter(rows.schema, "numpy").vectorized))
+        opened.append(WindowReader(plan, rows, BatchConverter(rows.schema, "numpy").vectorized, Meter()))
         return plan, opened[-1]
 
     yield open_source

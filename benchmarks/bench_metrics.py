@@ -1,0 +1,169 @@
+"""What do the metrics of a loader cost?
+
+Compares the CPU time of a whole pass, workers included, with that of another revision of laneway: by default the last
+one without metrics. Both run side by side: a process for each, which take turns pass by pass, so that whatever else the
+machine does affects both. Needs a git checkout.
+Run `python benchmarks/bench_metrics.py [--short] [--against REVISION] [--json PATH]`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+# Scripts import from their own directory, mypy from the root.
+if TYPE_CHECKING:
+    from benchmarks.corpora import Corpus, CorpusName, FileFormat, Size, make_corpus
+else:
+    from corpora import make_corpus
+
+ROOT = Path(__file__).resolve().parent.parent
+LAST_WITHOUT_METRICS = "cec32b6"
+BATCH_ROWS = 256
+PASSES = {"short": 11, "full": 41}
+TARGET = 0.01
+
+
+class Case(NamedTuple):
+    """A row of the table."""
+
+    corpus: CorpusName
+    file_format: FileFormat
+    shuffle: bool
+    num_workers: int
+
+    @property
+    def title(self) -> str:
+        """The title in the table."""
+        order = "shuffled" if self.shuffle else "in file order"
+        return f"{self.corpus} {self.file_format} {order} K={self.num_workers}"
+
+
+CASES = (
+    Case("tabular", "parquet", shuffle=True, num_workers=0),
+    Case("tokens", "parquet", shuffle=True, num_workers=0),
+    Case("tokens", "arrow", shuffle=False, num_workers=0),
+    Case("text", "parquet", shuffle=True, num_workers=0),
+    Case("tabular", "parquet", shuffle=True, num_workers=2),
+    Case("text", "parquet", shuffle=True, num_workers=2),
+)
+
+
+def serve() -> None:
+    """Run a pass for each line that comes in, and print the seconds of CPU time that it took."""
+    from laneway import SavableLoader, StatefulShardedDataset  # noqa: PLC0415 - of the revision in PYTHONPATH
+
+    folder, shuffle, num_workers = sys.argv[2], sys.argv[3] == "True", int(sys.argv[4])
+    dataset = StatefulShardedDataset(folder, batch_size=BATCH_ROWS, shuffle=shuffle)
+    for _ in sys.stdin:
+        loader = SavableLoader(dataset, num_workers=num_workers)
+        before = _cpu_s()
+        for _ in loader:
+            pass
+        # Those of the workers count once they have ended.
+        del loader
+        for worker in multiprocessing.active_children():
+            worker.join()
+        print(_cpu_s() - before, flush=True)
+
+
+def _cpu_s() -> float:
+    # More precise than os.times().
+    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in usage)
+
+
+class Contender:
+    """A process that runs passes with one revision."""
+
+    def __init__(self, source: Path, corpus: Corpus, case: Case) -> None:
+        """Start it.
+
+        Args:
+            source: The directory with the package.
+            corpus: The data.
+            case: How it is read.
+        """
+        command = [sys.executable, __file__, "serve", str(corpus.folder(case.file_format))]
+        self._process = subprocess.Popen(
+            [*command, str(case.shuffle), str(case.num_workers)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(source)},
+        )
+
+    def run(self) -> float:
+        """Run a pass and return its CPU time in seconds."""
+        if self._process.stdin is None or self._process.stdout is None:
+            message = "the process has no pipes"
+            raise RuntimeError(message)
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return float(self._process.stdout.readline())
+
+    def end(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.wait()
+
+
+def measure(case: Case, corpus: Corpus, other: Path, num_passes: int) -> dict[str, Any]:
+    """Return the CPU time of both revisions, and by how much this one takes longer."""
+    with ExitStack() as stack:
+        contenders = []
+        for source in (other, ROOT / "src"):
+            contenders.append(Contender(source, corpus, case))
+            stack.callback(contenders[-1].end)
+        for each in contenders:
+            each.run()
+        times: dict[int, list[float]] = {0: [], 1: []}
+        for number in range(num_passes):
+            for index in (0, 1) if number % 2 else (1, 0):
+                times[index].append(contenders[index].run())
+    # The lowest one: whatever else the machine does can only add to it.
+    without, with_metrics = min(times[0]), min(times[1])
+    return {"case": case.title, "without_s": without, "with_s": with_metrics, "cost": with_metrics / without - 1}
+
+
+def main() -> None:
+    """Measure and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--short", action="store_true", help="smaller corpora and fewer passes")
+    parser.add_argument("--against", default=LAST_WITHOUT_METRICS, help="another revision, as git names it")
+    parser.add_argument("--json", type=Path, help="also write the numbers here")
+    arguments = parser.parse_args()
+    size: Size = "short" if arguments.short else "full"
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        archive = subprocess.run(
+            ["git", "-C", str(ROOT), "archive", arguments.against, "src"],  # noqa: S607 - the user's git
+            check=True,
+            stdout=subprocess.PIPE,
+        )
+        subprocess.run(["tar", "-x", "-C", folder], check=True, input=archive.stdout)  # noqa: S607 - the user's tar
+        print(f"Lowest CPU time of a pass in batches of {BATCH_ROWS}, with metrics and without ({arguments.against}):")
+        for case in CASES:
+            corpus = make_corpus(case.corpus, Path(tempfile.gettempdir()) / "laneway-corpora", size)
+            found.append(measure(case, corpus, Path(folder) / "src", PASSES[size]))
+            row = found[-1]
+            verdict = "" if row["cost"] <= TARGET else f"  above {TARGET:.0%}"
+            print(f"  {row['case']:36} {row['without_s']:7.3f} s {row['with_s']:7.3f} s {row['cost']:+7.2%}{verdict}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["serve"]:
+        serve()
+    else:
+        main()
