@@ -89,7 +89,7 @@ def find_data_files(
     requested = [storage.path_of(each) for each in sources]
     listed_at_ns = time.time_ns()
     listings = _list_all(storage, requested)
-    storage = storage.at(_above_partitions(_common_directory([listing.root for listing in listings])))
+    storage = storage.at(_above_partitions(common_directory([listing.root for listing in listings])))
 
     counts = Counter(path for listing in listings for path in listing.files) if len(listings) > 1 else {}
     twice = sorted(path for path, count in counts.items() if count > 1)
@@ -244,7 +244,8 @@ def _parent(path: str) -> str:
     return head or slash
 
 
-def _common_directory(roots: Sequence[str]) -> str:
+def common_directory(roots: Sequence[str]) -> str:
+    """Return the deepest directory that contains all of some directories."""
     if len(set(roots)) == 1:
         return roots[0]
     levels = zip(*(root.split("/") for root in roots), strict=False)

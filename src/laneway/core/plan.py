@@ -61,6 +61,8 @@ class Settings:
     """The rows that are taken out of the order of epochs; None: there are none. See `core.gaps`."""
     stages: str | None = None
     """The stages that make items of the rows, on which offsets within rows depend; None: there are none."""
+    table: str | None = None
+    """The version of the table that says which rows there are; None: it has no version, or files are read as such."""
 
     def remainder_for(self, world_size: int) -> Remainder:
         """Return how `world_size` ranks handle the one row by which they differ."""

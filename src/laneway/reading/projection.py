@@ -30,7 +30,8 @@ def select_columns(
         manifest: The files.
         columns: Names of the columns, in the order of the result, including those from directory names, and paths of
             fields inside of structs; None: all.
-        schema: Names and types to deliver, whatever the types in the files; None: the types in the files.
+        schema: Names and types to deliver, whatever the types in the files; None: those of the table, or if the files
+            were found in directories, the types in the files.
 
     Raises:
         SchemaMismatchError: A column does not exist or is selected twice; its types in the files differ, or can't be
@@ -39,12 +40,14 @@ def select_columns(
     existing = manifest.schema if schema is None else schema
     names = list(existing.names if columns is None else columns)
     _check_names(names, existing, "the columns are" if schema is None else "schema has")
-    if schema is None:
+    if schema is None and manifest.table is None:
         types = [_type_in_files(manifest, name) for name in names]
     else:
-        types = [schema.field(name).type for name in names]
+        types = [field_type(existing, path_of(existing, name)) for name in names]
         for name, type_ in zip(names, types, strict=True):
-            _check_castable(manifest, name, type_)
+            is_in_files = _check_castable(manifest, name, type_)
+            if not is_in_files and schema is not None:
+                _warn_of_nulls(manifest, name)
     return pa.schema(list(zip(names, types, strict=True)))
 
 
@@ -101,8 +104,12 @@ def _type_in_files(manifest: ManifestContents, name: str) -> pa.DataType:
     return common
 
 
-def _check_castable(manifest: ManifestContents, name: str, type_: pa.DataType) -> None:
-    """Check that a column can be cast to a type, as far as this doesn't depend on its values."""
+def _check_castable(manifest: ManifestContents, name: str, type_: pa.DataType) -> bool:
+    """Check that a column can be cast to a type, as far as this doesn't depend on its values.
+
+    Returns:
+        Whether a file has the column.
+    """
     found = [_type_in(manifest, index, name) for index in range(len(manifest.schemas.distinct))]
     for index, source in enumerate(found):
         if source is None or source.equals(type_):
@@ -112,13 +119,16 @@ def _check_castable(manifest: ManifestContents, name: str, type_: pa.DataType) -
         if problem is not None:
             message = (
                 f"the column {name!r} is {source} in {_path(manifest, index)}, which can't be cast to {type_}, the "
-                f"type in schema= ({problem}): give it another type there, or leave it out"
+                f"type in schema= or of the table ({problem}): give it another type in schema=, or leave it out"
             )
             raise SchemaMismatchError(message)
-    if all(source is None for source in found):
-        message = f"no file has the column {name!r} of schema=, so it is null in all rows"
-        hint = _hint(name, manifest.schema)
-        warnings.warn(f"{message}: {hint.strip()}" if hint else message, stacklevel=4)
+    return any(source is not None for source in found)
+
+
+def _warn_of_nulls(manifest: ManifestContents, name: str) -> None:
+    message = f"no file has the column {name!r} of schema=, so it is null in all rows"
+    hint = _hint(name, manifest.schema)
+    warnings.warn(f"{message}: {hint.strip()}" if hint else message, stacklevel=4)
 
 
 def _check_readable(manifest: ManifestContents, index: int, name: str, type_: pa.DataType) -> None:

@@ -1,0 +1,76 @@
+"""The columns of a file with the names that they have in a table, also inside of lists, maps and structs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    Field = pa.Field[Any]
+    Path = tuple[str, ...]
+    FileKey = Callable[[Path, Field], object]
+    """Returns what identifies a field of a file, given its path there; None: nothing does."""
+    TableKey = Callable[[Field], object]
+    """Returns what identifies a field of the table."""
+
+_types: Any = pa.types
+
+
+def rename_fields(schema: pa.Schema, table: pa.Schema, file_key: FileKey, table_key: TableKey) -> pa.Schema:
+    """Return the columns of a file with the names of those of the table that have the same key.
+
+    Args:
+        schema: The columns of the file.
+        table: The columns of the table.
+        file_key: See FileKey.
+        table_key: See TableKey.
+    """
+    return pa.schema(_renamed(schema, table, (), file_key, table_key))
+
+
+def _renamed(
+    fields: Iterable[Field], others: Iterable[Field], path: Path, file_key: FileKey, table_key: TableKey
+) -> list[Field]:
+    known = {table_key(each): each for each in others}
+    taken = {each.name for each in known.values()}
+    found = []
+    for number, field in enumerate(fields):
+        key = file_key((*path, field.name), field)
+        other = None if key is None else known.get(key)
+        if other is None:
+            # A column that was dropped: the table may have another one of its name.
+            name = next(text for text in _unused(field.name, number) if text not in taken)
+            found.append(pa.field(name, field.type))
+        else:
+            type_ = _renamed_type(field.type, other.type, (*path, field.name), file_key, table_key)
+            found.append(pa.field(other.name, type_, field.nullable))
+    return found
+
+
+def _unused(name: str, number: int) -> Iterable[str]:
+    yield f"{name} (dropped)"
+    yield from (f"{name} (dropped {number}, {again})" for again in range(1 << 16))
+
+
+def _renamed_type(type_: Any, other: Any, path: Path, file_key: FileKey, table_key: TableKey) -> Any:  # noqa: ANN401
+    def inner(field: Field, of_table: Field, step: str) -> Field:
+        return field.with_type(_renamed_type(field.type, of_table.type, (*path, step), file_key, table_key))
+
+    if _types.is_struct(type_) and _types.is_struct(other):
+        return pa.struct(_renamed(type_, other, path, file_key, table_key))
+    if _types.is_map(type_) and _types.is_map(other):
+        key = inner(type_.key_field, other.key_field, "key")
+        return pa.map_(key, inner(type_.item_field, other.item_field, "value"))
+    if not (_is_list(type_) and _is_list(other)):
+        return type_
+    value = inner(type_.value_field, other.value_field, "element")
+    if _types.is_fixed_size_list(type_):
+        return pa.list_(value, type_.list_size)
+    return pa.large_list(value) if _types.is_large_list(type_) else pa.list_(value)
+
+
+def _is_list(type_: Any) -> bool:  # noqa: ANN401 - a type of pyarrow
+    return bool(_types.is_list(type_) or _types.is_large_list(type_) or _types.is_fixed_size_list(type_))
