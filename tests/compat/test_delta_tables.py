@@ -14,7 +14,7 @@ from deltalake import DeltaTable, QueryBuilder, write_deltalake
 
 from laneway import CheckpointMismatchError, DataFileError, Manifest, SavableLoader, StatefulShardedDataset
 from laneway.distributed import scan_once
-from tests.compat.loaders import flat, ids, received_while_ranks_change, run_with_states
+from tests.compat.loaders import FORKSERVER, flat, ids, received_while_ranks_change, run_with_states
 from tests.delta_tables import add, add_version, added, field, metadata, protocol, removed
 
 if TYPE_CHECKING:
@@ -219,7 +219,7 @@ def test_rows_come_once_while_ranks_and_workers_change(tmp_path: Path) -> None:
 def test_workers_that_are_spawned_read_the_table(tmp_path: Path) -> None:
     path = deleted_table(tmp_path / "t")
     alone = flat(ids(make(path, lanes=2)))
-    assert flat(ids(make(path, lanes=2, num_workers=2, context="spawn"))) == alone
+    assert flat(ids(make(path, lanes=2, num_workers=2, context=FORKSERVER))) == alone
 
 
 def test_a_table_that_has_moved_on_is_named_and_the_old_version_resumes(tmp_path: Path) -> None:

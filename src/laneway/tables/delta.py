@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from laneway.errors import DataFileError
 from laneway.storage.redaction import redact
 from laneway.tables.base import Bounds, Catalog, TableFiles
-from laneway.tables.renaming import rename_fields
+from laneway.tables.columns import FIELD_ID, plain, rename_fields
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,7 +31,6 @@ _FEATURES: Final = frozenset(
 """What a reader must know of to read a table, and this one does."""
 _PHYSICAL_NAME: Final = b"delta.columnMapping.physicalName"
 _ID: Final = b"delta.columnMapping.id"
-_FIELD_ID: Final = b"PARQUET:field_id"
 _S3_OPTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "aws_access_key_id": ("key",),
     "aws_secret_access_key": ("secret",),
@@ -79,7 +78,7 @@ class DeltaCatalog(Catalog):
     @cached_property
     def schema(self) -> pa.Schema:
         """See Catalog."""
-        return pa.schema([_plain(each) for each in self._fields])
+        return plain(self._fields)
 
     @cached_property
     def _actions(self) -> pa.Table:
@@ -111,7 +110,7 @@ class DeltaCatalog(Catalog):
             return schema
         if self._mode == "id":
             return rename_fields(
-                schema, self._fields, lambda _, field: _metadata(field, _FIELD_ID), lambda field: _metadata(field, _ID)
+                schema, self._fields, lambda _, field: _metadata(field, FIELD_ID), lambda field: _metadata(field, _ID)
             )
         return rename_fields(
             schema, self._fields, lambda path, _: path[-1].encode(), lambda field: _metadata(field, _PHYSICAL_NAME)
@@ -216,19 +215,6 @@ def _for_deltalake(options: Mapping[str, Any]) -> dict[str, str]:
 
 def _metadata(field: pa.Field[Any], key: bytes) -> bytes | None:
     return (field.metadata or {}).get(key)
-
-
-def _plain(field: pa.Field[Any]) -> pa.Field[Any]:
-    """Return a column without what the log says of it besides name and type."""
-    return pa.field(field.name, _plain_type(field.type))
-
-
-def _plain_type(type_: Any) -> Any:  # noqa: ANN401 - a type of pyarrow
-    if pa.types.is_struct(type_):
-        return pa.struct([_plain(each) for each in type_])
-    if pa.types.is_map(type_):
-        return pa.map_(_plain_type(type_.key_type), _plain_type(type_.item_type))
-    return pa.list_(_plain_type(type_.value_type)) if pa.types.is_list(type_) else type_
 
 
 def _one(column: Any) -> Any:  # noqa: ANN401 - a column, and its array

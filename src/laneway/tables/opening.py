@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
 
 from laneway.errors import LanewayError
 from laneway.tables.base import Catalog
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from typing import TypeAlias
 
     from deltalake import DeltaTable
+    from pyiceberg.table import DataScan
+    from pyiceberg.table import Table as IcebergTable
 
-    Table: TypeAlias = Catalog | DeltaTable
+    Table: TypeAlias = Catalog | DeltaTable | IcebergTable | DataScan
+
+
+_LIBRARIES: Final[Mapping[str, str]] = {"delta": "deltalake", "iceberg": "pyiceberg"}
+"""Protocol of the URL of a table -> the library that opens it."""
 
 
 def catalog_of(source: object, storage_options: Mapping[str, Any] | None = None) -> Catalog | None:
@@ -29,25 +35,33 @@ def catalog_of(source: object, storage_options: Mapping[str, Any] | None = None)
     """
     if isinstance(source, Catalog):
         return source
-    if isinstance(source, str) and source.startswith("delta://"):
-        return _delta(source, storage_options)
+    if isinstance(source, str):
+        return _of_url(source, storage_options)
+    given: Any = source
     library = type(source).__module__.partition(".")[0]
     if library == "deltalake":
         from laneway.tables.delta import DeltaCatalog  # noqa: PLC0415 - as its library
 
-        return DeltaCatalog(source)  # type: ignore[arg-type]
+        return DeltaCatalog(given)
+    if library == "pyiceberg":
+        from laneway.tables.iceberg import iceberg_catalog  # noqa: PLC0415 - as its library
+
+        return iceberg_catalog(given)
     return None
 
 
-def _delta(url: str, storage_options: Mapping[str, Any] | None) -> Catalog:
+def _of_url(url: str, storage_options: Mapping[str, Any] | None) -> Catalog | None:
+    protocol, mark, _ = url.partition("://")
+    if not mark or protocol not in _LIBRARIES:
+        return None
     try:
-        from laneway.tables.delta import open_delta  # noqa: PLC0415 - as its library
+        if protocol == "delta":
+            from laneway.tables.delta import open_delta  # noqa: PLC0415 - as its library
 
-        return open_delta(url, storage_options)
+            return open_delta(url, storage_options)
+        from laneway.tables.iceberg import open_iceberg  # noqa: PLC0415 - as its library
+
+        return open_iceberg(url)
     except ImportError as error:
-        raise _not_installed(url, "deltalake", "delta", error) from error
-
-
-def _not_installed(url: str, library: str, extra: str, error: ImportError) -> LanewayError:
-    message = f"{url.partition('://')[0]}:// needs {library}: pip install 'laneway[{extra}]' ({error})"
-    return LanewayError(message)
+        message = f"{protocol}:// needs {_LIBRARIES[protocol]}: pip install 'laneway[{protocol}]' ({error})"
+        raise LanewayError(message) from error

@@ -1,8 +1,8 @@
-"""The columns of a file with the names that they have in a table, also inside of lists, maps and structs."""
+"""The columns of tables and of their files, also inside of lists, maps and structs."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     TableKey = Callable[[Field], object]
     """Returns what identifies a field of the table."""
 
+FIELD_ID: Final = b"PARQUET:field_id"
+"""Key of the metadata of a field that numbers it in its file."""
 _types: Any = pa.types
 
 
@@ -29,6 +31,27 @@ def rename_fields(schema: pa.Schema, table: pa.Schema, file_key: FileKey, table_
         table_key: See TableKey.
     """
     return pa.schema(_renamed(schema, table, (), file_key, table_key))
+
+
+def plain(schema: Iterable[Field]) -> pa.Schema:
+    """Return columns with nothing but names and types; strings, binaries and lists with offsets of 32 bits."""
+    return pa.schema([_plain(each) for each in schema])
+
+
+def _plain(field: Field) -> Field:
+    return pa.field(field.name, _plain_type(field.type))
+
+
+def _plain_type(type_: Any) -> Any:  # noqa: ANN401 - a type of pyarrow
+    if _types.is_struct(type_):
+        return pa.struct([_plain(each) for each in type_])
+    if _types.is_map(type_):
+        return pa.map_(_plain_type(type_.key_type), _plain_type(type_.item_type))
+    if _types.is_list(type_) or _types.is_large_list(type_):
+        return pa.list_(_plain_type(type_.value_type))
+    if _types.is_large_string(type_):
+        return pa.string()
+    return pa.binary() if _types.is_large_binary(type_) else type_
 
 
 def _renamed(
