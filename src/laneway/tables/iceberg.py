@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from pyiceberg.manifest import DataFile
     from pyiceberg.table import FileScanTask
+    from pyiceberg.table.name_mapping import MappedField
 
 PREFIX: Final = "iceberg://"
 """How the URL of an Iceberg table begins: `iceberg://catalog/namespace.table@snapshot`."""
@@ -179,15 +180,8 @@ class IcebergCatalog(Catalog):
                     "schema.name-mapping.default that says which are which: set one, or rewrite the file"
                 )
                 raise SchemaMismatchError(message)
-            known = mapping
-
-            def by_name(path: tuple[str, ...], _: object) -> object:
-                try:
-                    return str(known.find(*path).field_id).encode()
-                except ValueError:
-                    return None
-
-            return rename_fields(schema, self._fields, by_name, _field_id)
+            known = [*mapping]
+            return rename_fields(schema, self._fields, lambda path, _: _mapped_id(known, path), _field_id)
         return rename_fields(schema, self._fields, lambda _, field: _field_id(field), _field_id)
 
     def bounds(self, name: str) -> Bounds | None:
@@ -273,6 +267,14 @@ def _path(location: str) -> str:
 
 def _field_id(field: pa.Field[Any]) -> bytes | None:
     return cast("bytes | None", (field.metadata or {}).get(FIELD_ID))
+
+
+def _mapped_id(fields: Sequence[MappedField], path: Sequence[str]) -> bytes | None:
+    """Return the number that the name mapping of a table gives to a field of a file without numbers."""
+    found = next((each for each in fields if path[0] in each.names), None)
+    if found is not None and len(path) > 1:
+        return _mapped_id(found.fields, path[1:])
+    return None if found is None or found.field_id is None else str(found.field_id).encode()
 
 
 def _decoded(type_: PrimitiveType, data: bytes | None, partition: object) -> Any:  # noqa: ANN401 - a value of any type

@@ -97,6 +97,7 @@ def test_a_setting_with_a_default_is_a_field_with_that_default() -> None:
         "stages",
         "without",
         "selection",
+        "table",
     }
 
 
