@@ -59,10 +59,11 @@ def _check_table(contents: ManifestContents, num_files: int) -> None:
     _require(all(each is None or isinstance(each, str) for each in (table.version, table.filter)), "its table")
     _require(len(set(table.schema.names)) == len(table.schema.names), "a column of its table has the name of another")
     deleted = table.deleted
-    _check_starts(deleted.starts, num_files, len(deleted.rows), "deleted_starts")
-    owners = np.repeat(np.arange(num_files), np.diff(deleted.starts))
-    _require(bool((deleted.rows >= 0).all() and (deleted.rows < contents.files.rows[owners]).all()), "its deleted rows")
-    is_ascending = (np.diff(deleted.rows) > 0) | (np.diff(owners) > 0)
+    _check_starts(deleted.starts, num_files, len(deleted.ranges), "deleted_starts")
+    owners, first, stop = deleted.owners, deleted.ranges[:, 0], deleted.ranges[:, 1]
+    is_inside = (first >= 0) & (first < stop) & (stop <= contents.files.rows[owners])
+    _require(bool(is_inside.all()), "its deleted rows")
+    is_ascending = (first[1:] > stop[:-1]) | (np.diff(owners) > 0)
     _require(bool(is_ascending.all()), "the order of its deleted rows")
 
 

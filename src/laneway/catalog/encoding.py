@@ -136,7 +136,7 @@ def _split(contents: ManifestContents) -> tuple[dict[str, Any], dict[str, NDArra
     table = contents.table
     if table is not None:
         values["table"] = [table.version, encode_schema(table.schema), table.filter]
-        columns |= {"deleted_starts": table.deleted.starts, "deleted_rows": table.deleted.rows}
+        columns |= {"deleted_starts": table.deleted.starts, "deleted_ranges": table.deleted.ranges.reshape(-1)}
     columns = {name: np.ascontiguousarray(column, "<i8") for name, column in columns.items()}
     for name, column in texts.items():
         columns[f"{name}.offsets"] = np.ascontiguousarray(column.offsets, "<i8")
@@ -222,7 +222,7 @@ def _join(values: Mapping[str, Any], columns: _Columns) -> ManifestContents:
 
 def _table(values: Sequence[Any], columns: _Columns) -> TableFacts:
     version, schema, condition = values
-    deleted = DeletedRows(columns.integers("deleted_starts"), columns.integers("deleted_rows"))
+    deleted = DeletedRows(columns.integers("deleted_starts"), columns.integers("deleted_ranges").reshape(-1, 2))
     return TableFacts(version, decode_schema(schema), deleted, condition)
 
 

@@ -1,4 +1,4 @@
-"""What a manifest says of the table whose catalog lists its files: its version, its columns, and its deleted rows."""
+"""What a manifest says of the table whose catalog lists its files: its version, its columns, and which rows it has."""
 
 from __future__ import annotations
 
@@ -20,32 +20,41 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True, eq=False)
 class DeletedRows:
-    """The rows of data files that don't belong to the table any more."""
+    """The rows of data files that don't belong to the table, as ranges: a slice of a file is one or two of them."""
 
     starts: NDArray[np.int64]
-    """Index of the first deleted row of each file in `rows`, shape (num_files + 1,)."""
-    rows: NDArray[np.int64]
-    """Number in its file of each deleted row, ascending in each file, shape (num_deleted,)."""
+    """Index of the first range of each file in `ranges`, shape (num_files + 1,)."""
+    ranges: NDArray[np.int64]
+    """First row, and one past the last row, of each range; ascending and apart in each file, shape (num_ranges, 2)."""
 
     @classmethod
     def of(cls, deleted: Mapping[int, NDArray[np.int64]], num_files: int) -> DeletedRows:
-        """Return the deleted rows, given those of each file that has some."""
-        found = {index: np.unique(np.asarray(rows, np.int64)) for index, rows in deleted.items()}
+        """Return the deleted rows, given those of each file that has some: row numbers, or ranges of shape (n, 2)."""
+        found = {index: _ranges_of(np.asarray(rows, np.int64)) for index, rows in sorted(deleted.items())}
         counts = np.zeros(num_files, np.int64)
-        for index, rows in found.items():
-            counts[index] = len(rows)
+        for index, ranges in found.items():
+            counts[index] = len(ranges)
         starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        rows = np.concatenate([np.zeros(0, np.int64), *(found[index] for index in sorted(found))])
-        return cls(starts, rows)
+        return cls(starts, np.concatenate([np.zeros((0, 2), np.int64), *found.values()]))
+
+    @cached_property
+    def num_rows(self) -> int:
+        """Number of rows."""
+        return int((self.ranges[:, 1] - self.ranges[:, 0]).sum())
+
+    @property
+    def owners(self) -> NDArray[np.int64]:
+        """Index of the file of each range, shape (num_ranges,)."""
+        return np.repeat(np.arange(len(self.starts) - 1), np.diff(self.starts))
 
     def of_file(self, file_index: int) -> NDArray[np.int64]:
-        """Return the deleted rows of a file, ascending, shape (num_deleted,)."""
-        return self.rows[self.starts[file_index] : self.starts[file_index + 1]]
+        """Return the ranges of a file, shape (num_ranges, 2)."""
+        return self.ranges[self.starts[file_index] : self.starts[file_index + 1]]
 
     @cached_property
     def digest(self) -> str:
         """Digest of all of them."""
-        return digest(*(np.ascontiguousarray(column, "<i8").tobytes() for column in (self.starts, self.rows)))
+        return digest(*(np.ascontiguousarray(column, "<i8").tobytes() for column in (self.starts, self.ranges)))
 
 
 @final
@@ -61,3 +70,17 @@ class TableFacts:
     """The rows of the files that don't belong to it."""
     filter: str | None = None
     """The text of the filter for which files without a matching row are left out; None: all files are there."""
+
+
+def _ranges_of(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return row numbers, or ranges, as ranges that are ascending and apart."""
+    if rows.ndim == 1:
+        rows = np.unique(rows)
+        rows = np.stack([rows, rows + 1], axis=1)
+    rows = rows[rows[:, 1] > rows[:, 0]]
+    rows = rows[np.argsort(rows[:, 0], kind="stable")]
+    if len(rows) == 0:
+        return rows.reshape(0, 2)
+    ends = np.maximum.accumulate(rows[:, 1])
+    begins = np.flatnonzero(np.concatenate([[True], rows[1:, 0] > ends[:-1]]))
+    return np.stack([rows[begins, 0], ends[np.concatenate([begins[1:] - 1, [len(rows) - 1]])]], axis=1)

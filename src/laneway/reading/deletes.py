@@ -1,4 +1,4 @@
-"""The rows of a table that were not deleted: the first step of each selection of a table that has deleted rows."""
+"""The rows of data files that their table has: the first step of each selection, unless it has all of them."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True, eq=False)
 class NotDeleted:
-    """Selects the rows of data files that their table still has."""
+    """Selects the rows of data files that their table has."""
 
     deleted: DeletedRows
-    """The rows that it has no more."""
+    """The rows that it doesn't have."""
     paths: Strings
     """Paths of the files."""
     columns: tuple[str, ...] = field(default=(), init=False)
@@ -35,8 +35,8 @@ class NotDeleted:
 
     @property
     def text(self) -> str:
-        """How many rows were deleted, and a digest of which."""
-        return f"without {len(self.deleted.rows)} deleted rows [{self.deleted.digest}]"
+        """How many rows the table doesn't have, and a digest of which."""
+        return f"without {self.deleted.num_rows} rows that the table doesn't have [{self.deleted.digest}]"
 
     @cached_property
     def _indices(self) -> dict[str, int]:
@@ -48,26 +48,32 @@ class NotDeleted:
         index = self._indices.get(run.path)
         if index is None:
             return left
-        deleted = self.deleted.of_file(index)
-        first, stop = np.searchsorted(deleted, [run.first_row, run.first_row + run.num_rows])
-        found = left.copy()
-        found[deleted[first:stop] - run.first_row] = False
+        ranges = self.deleted.of_file(index)
+        # +1 where a range begins, -1 where it ends: the sum up to a row says whether the row is in one.
+        marks = np.zeros(run.num_rows + 1, np.int32)
+        ranges = np.clip(ranges - run.first_row, 0, run.num_rows)
+        np.add.at(marks, ranges[:, 0], 1)
+        np.subtract.at(marks, ranges[:, 1], 1)
+        found: Mask = left & (np.cumsum(marks[:-1]) == 0)
         return found
 
     def counts(self, files: FileTable) -> NDArray[np.int64]:
         """Return how many rows of each block it selects, shape (num_blocks,)."""
-        rows = files.block_rows.astype(np.int64)
-        owners = np.repeat(np.arange(files.num_files), np.diff(self.deleted.starts))
+        deleted = self.deleted
         # Row numbers are those of a file, and `block_row_starts` counts over all files.
-        places = files.block_row_starts[files.block_starts[owners]] + self.deleted.rows
-        blocks = np.searchsorted(files.block_row_starts, places, side="right") - 1
-        np.subtract.at(rows, blocks, 1)
-        return rows
+        ranges = files.block_row_starts[files.block_starts[deleted.owners]][:, None] + deleted.ranges
+        before = np.concatenate([[0], np.cumsum(ranges[:, 1] - ranges[:, 0])])
+        index = np.searchsorted(ranges[:, 0], files.block_row_starts, side="right") - 1
+        # Deleted rows before the start of each block: those of earlier ranges, and a part of the last one that began.
+        within = np.clip(files.block_row_starts - ranges[index, 0], 0, ranges[index, 1] - ranges[index, 0])
+        num_before = np.where(index < 0, 0, before[index] + within)
+        found: NDArray[np.int64] = files.block_rows - np.diff(num_before)
+        return found
 
 
 def not_deleted(manifest: ManifestContents) -> NotDeleted | None:
-    """Return the step that selects the rows that a table still has; None: no row of the files was deleted."""
+    """Return the step that selects the rows that a table has; None: it has all rows of its files."""
     table = manifest.table
-    if table is None or len(table.deleted.rows) == 0:
+    if table is None or len(table.deleted.ranges) == 0:
         return None
     return NotDeleted(table.deleted, manifest.files.paths)

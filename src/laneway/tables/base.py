@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
+    from laneway.convert.columns import Output
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TableFiles:
@@ -47,6 +49,8 @@ class Catalog(ABC):
 
     format: str = "parquet"
     """"parquet" or "arrow"."""
+    output: Output | None = None
+    """What columns are delivered as, unless the user says; None: as by default."""
     storage_options: Mapping[str, Any] | None = None
     """Arguments of the fsspec filesystem of the files, such as credentials; those that the user gives come first."""
 
@@ -95,12 +99,13 @@ class Catalog(ABC):
         return None
 
     def deleted_rows(self, indices: Sequence[int]) -> Mapping[int, NDArray[np.int64]]:  # noqa: ARG002 - none
-        """Return the rows that don't belong to the table any more.
+        """Return the rows of the files that don't belong to the table, such as those that were deleted.
 
         Args:
             indices: The files to consider, by their places in `files`.
 
         Returns:
-            Place in `files` -> numbers of rows in the file, for those files that have some.
+            Place in `files` -> numbers of rows in the file, shape (num_rows,), or ranges of them, shape (num_ranges, 2),
+            for those files that have some.
         """
         return {}

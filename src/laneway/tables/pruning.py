@@ -49,15 +49,16 @@ def _facts_of(field: pa.Field[Any], bounds: Bounds) -> list[tuple[int, Any]]:
     least, greatest = (_cast(each, field.type) for each in (bounds.least, bounds.greatest))
     found: list[tuple[int, Any]] = [(index, column.is_null()) for index in np.flatnonzero(bounds.is_null).tolist()]
     is_known = np.asarray(least.is_valid()) & np.asarray(greatest.is_valid()) & ~bounds.is_null
-    made: dict[tuple[object, object, bool], Any] = {}
+    same: dict[object, Any] = {}
     for index in np.flatnonzero(is_known).tolist():
         low, high, has_nulls = least[index], greatest[index], bool(bounds.has_nulls[index])
-        # Equal for all files of a partition; to build an expression takes most of the time.
-        key = low.as_py() if low.equals(high) else index, high.as_py() if low.equals(high) else index, has_nulls
-        if key not in made:
-            inside = (column == low) if low.equals(high) else (column >= low) & (column <= high)
-            made[key] = inside | column.is_null() if has_nulls else inside
-        found.append((index, made[key]))
+        if not low.equals(high):
+            fact = (column >= low) & (column <= high)
+        else:
+            # All files of a partition have the same: to build an expression takes most of the time.
+            value = low.as_py()
+            fact = same[value] if value in same else same.setdefault(value, column == low)
+        found.append((index, fact | column.is_null() if has_nulls else fact))
     return found
 
 

@@ -188,11 +188,10 @@ def _constants(catalog: Catalog, files: TableFiles, kept: Any, schemas: FileSche
 
 def _within(deleted: DeletedRows, contents: ManifestContents) -> DeletedRows:
     """Check that each deleted row is in its file."""
-    files = contents.files
-    owners = np.repeat(np.arange(files.num_files), np.diff(deleted.starts))
-    wrong = np.flatnonzero((deleted.rows < 0) | (deleted.rows >= files.rows[owners]))
+    files, owners = contents.files, deleted.owners
+    wrong = np.flatnonzero((deleted.ranges[:, 0] < 0) | (deleted.ranges[:, 1] > files.rows[owners]))
     if len(wrong):
-        index, row = int(owners[wrong[0]]), int(deleted.rows[wrong[0]])
+        index, row = int(owners[wrong[0]]), int(deleted.ranges[wrong[0], 1]) - 1
         message = (
             f"the table says that row {row:,} of {files.paths[index]} is deleted, which has "
             f"{counted(int(files.rows[index]), 'row')}: the file, or the metadata of the table, is damaged"
