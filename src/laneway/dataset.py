@@ -28,10 +28,11 @@ from laneway.delivery.row_errors import OnError, RowErrors
 from laneway.delivery.schedule import EpochSchedule
 from laneway.delivery.transforms import Transforms
 from laneway.distributed import data_parallel_rank
-from laneway.manifest import open_source
+from laneway.manifest import Manifest, open_source
 from laneway.mixture import repeated
 from laneway.reading.deletes import NotDeleted
 from laneway.reading.selecting import rows_of
+from laneway.tables.opening import catalog_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from laneway.catalog.caching import CacheDir
     from laneway.convert.fill import FillNull
     from laneway.core.shards import Shard
-    from laneway.manifest import Manifest, Source
+    from laneway.manifest import Source
     from laneway.mixture import Mixture
     from laneway.reading.selecting import RowSelection
     from laneway.storage.retries import RetryPolicy
@@ -188,10 +189,12 @@ class StatefulShardedDataset(ChangeableDataset):
             remainder=remainder,
             drop_last=drop_last,
         )
+        catalog = None if isinstance(source, Manifest) else catalog_of(source, storage_options)
+        output = output if catalog is None or output is not None else catalog.output
         self._asks_rank = rank is None and world_size is None
         place = WorkerPlace(*data_parallel_rank(rank, world_size))
         manifest, storage = open_source(
-            source,
+            source if catalog is None else catalog,
             format=format,
             filesystem=filesystem,
             storage_options=storage_options,

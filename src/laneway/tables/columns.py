@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pyarrow as pa
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Container, Iterable
 
     Field = pa.Field[Any]
     Path = tuple[str, ...]
@@ -65,17 +65,25 @@ def _renamed(
         other = None if key is None else known.get(key)
         if other is None:
             # A column that was dropped: the table may have another one of its name.
-            name = next(text for text in _unused(field.name, number) if text not in taken)
-            found.append(pa.field(name, field.type))
+            found.append(pa.field(dropped_name(field.name, number, taken), field.type))
         else:
             type_ = _renamed_type(field.type, other.type, (*path, field.name), file_key, table_key)
             found.append(pa.field(other.name, type_, field.nullable))
     return found
 
 
-def _unused(name: str, number: int) -> Iterable[str]:
-    yield f"{name} (dropped)"
-    yield from (f"{name} (dropped {number}, {again})" for again in range(1 << 16))
+def dropped_name(name: str, number: int, taken: Container[str]) -> str:
+    """Return a name that no other column has, for a column of a file that the table doesn't have.
+
+    Args:
+        name: Its name in the file.
+        number: Its place there.
+        taken: The names of the columns of the table.
+    """
+    found = f"{name} (dropped, {number})"
+    while found in taken:
+        found += "'"
+    return found
 
 
 def _renamed_type(type_: Any, other: Any, path: Path, file_key: FileKey, table_key: TableKey) -> Any:  # noqa: ANN401

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
 from laneway.errors import LanewayError
 from laneway.tables.base import Catalog
@@ -15,7 +15,20 @@ if TYPE_CHECKING:
     from pyiceberg.table import DataScan
     from pyiceberg.table import Table as IcebergTable
 
-    Table: TypeAlias = Catalog | DeltaTable | IcebergTable | DataScan
+    Table: TypeAlias = Catalog | DeltaTable | IcebergTable | DataScan | ArrowDataset
+
+
+@runtime_checkable
+class ArrowDataset(Protocol):
+    """A `datasets.Dataset`, which publishes no types."""
+
+    @property
+    def data(self) -> Any:  # noqa: ANN401 - a table of datasets
+        """Its Arrow table."""
+
+    @property
+    def cache_files(self) -> list[dict[str, Any]]:
+        """Its Arrow files."""
 
 
 _LIBRARIES: Final[Mapping[str, str]] = {"delta": "deltalake", "iceberg": "pyiceberg"}
@@ -43,6 +56,10 @@ def catalog_of(source: object, storage_options: Mapping[str, Any] | None = None)
         from laneway.tables.delta import DeltaCatalog  # noqa: PLC0415 - as its library
 
         return DeltaCatalog(given)
+    if library == "datasets" and isinstance(given, ArrowDataset):
+        from laneway.tables.hf_datasets import HfCatalog  # noqa: PLC0415 - as its library
+
+        return HfCatalog(given)
     if library == "pyiceberg":
         from laneway.tables.iceberg import iceberg_catalog  # noqa: PLC0415 - as its library
 
