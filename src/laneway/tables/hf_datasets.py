@@ -76,6 +76,9 @@ class HfCatalog(Catalog):
         self.output = _OUTPUTS[given["type"]]
         self._columns = cast("list[str]", given["columns"])
         self._pieces = [each for each in _pieces(dataset.data) if each.stop > each.start]
+        if len(dataset) == 0:
+            message = "the dataset has no rows: nothing says of which files it is"
+            raise DataFileError(message)
         changes = {each.changes for each in self._pieces}
         if len(changes) > 1:
             message = f"the columns of the files of the dataset were renamed or left out differently: {_SAVE}"
@@ -99,6 +102,10 @@ class HfCatalog(Catalog):
 
     def files(self) -> TableFiles:
         """See Catalog."""
+        missing = [path for path in self._paths if not os.path.exists(path)]  # noqa: PTH110
+        if missing:
+            message = f"{missing[0]} does not exist: load the dataset again"
+            raise DataFileError(message)
         return TableFiles(paths=self._paths, sizes=[os.stat(path).st_size for path in self._paths])  # noqa: PTH116
 
     def rename(self, schema: pa.Schema) -> pa.Schema:
