@@ -26,17 +26,23 @@ from laneway.manifest import Manifest
 from laneway.mixture import Mixture
 from laneway.storage.retries import RetryPolicy
 
+from laneway.tables.base import Bounds, Catalog, TableFiles
+
 if TYPE_CHECKING:
     from laneway.checkpoint import Checkpoints
+    from laneway.integrations.hf_datasets import DecodeFeatures, load_hf
 
 __all__ = [
     "BatchContext",
+    "Bounds",
+    "Catalog",
     "CheckpointError",
     "CheckpointMismatchError",
     "Checkpoints",
     "CollectiveError",
     "ColumnConversionError",
     "DataFileError",
+    "DecodeFeatures",
     "LanewayError",
     "Manifest",
     "ManifestCacheWarning",
@@ -51,7 +57,9 @@ __all__ = [
     "StateFormatError",
     "StateUnavailableError",
     "StatefulShardedDataset",
+    "TableFiles",
     "WorkerError",
+    "load_hf",
     "merge_states",
 ]
 __version__ = "0.1.0"
@@ -68,5 +76,9 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401 - a module's attribute
         from laneway.checkpoint import Checkpoints  # noqa: PLC0415
 
         return Checkpoints
+    if name in {"DecodeFeatures", "load_hf"}:
+        from laneway.integrations import hf_datasets  # noqa: PLC0415
+
+        return getattr(hf_datasets, name)
     message = f"module {__name__!r} has no attribute {name!r}"
     raise AttributeError(message)

@@ -28,11 +28,13 @@ from laneway.delivery.row_errors import OnError, RowErrors
 from laneway.delivery.schedule import EpochSchedule
 from laneway.delivery.transforms import Transforms
 from laneway.distributed import data_parallel_rank
-from laneway.manifest import open_source
+from laneway.manifest import Manifest, open_source
 from laneway.mixture import repeated
+from laneway.reading.deletes import NotDeleted
+from laneway.reading.selecting import rows_of
+from laneway.tables.opening import catalog_of
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Mapping, Sequence
 
     import pyarrow as pa
@@ -43,8 +45,9 @@ if TYPE_CHECKING:
     from laneway.catalog.caching import CacheDir
     from laneway.convert.fill import FillNull
     from laneway.core.shards import Shard
-    from laneway.manifest import Manifest
+    from laneway.manifest import Source
     from laneway.mixture import Mixture
+    from laneway.reading.selecting import RowSelection
     from laneway.storage.retries import RetryPolicy
 
 
@@ -60,7 +63,8 @@ class StatefulShardedDataset(ChangeableDataset):
 
     Args:
         source: A directory (read recursively), a glob, a file, or a sequence of these, on any filesystem that fsspec
-            opens by URL; or a `Manifest`, so that no footer needs to be read in advance.
+            opens by URL; or a `Manifest`, so that no footer needs to be read in advance; or a table, which says itself
+            which rows it has: a `deltalake.DeltaTable`, "delta://path@version", or a `Catalog` of your own.
         format: "parquet" or "arrow" (IPC file or stream format); None: detected by suffix, else by the first bytes.
         columns: Names of the columns to deliver, in this order; None: all. Keys of Hive-style directories
             (`lang=en/part-0.parquet`) are columns too. A path such as "image.bytes" is a field of a struct, which is
@@ -138,7 +142,7 @@ class StatefulShardedDataset(ChangeableDataset):
 
     def __init__(
         self,
-        source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Manifest,
+        source: Source | Manifest,
         *,
         format: Literal["parquet", "arrow"] | None = None,  # noqa: A002 - the name that pyarrow gives it
         columns: Sequence[str] | None = None,
@@ -186,15 +190,19 @@ class StatefulShardedDataset(ChangeableDataset):
             remainder=remainder,
             drop_last=drop_last,
         )
+        catalog = None if isinstance(source, Manifest) else catalog_of(source, storage_options)
+        output = output if catalog is None or output is not None else catalog.output
         self._asks_rank = rank is None and world_size is None
         place = WorkerPlace(*data_parallel_rank(rank, world_size))
         manifest, storage = open_source(
-            source,
+            source if catalog is None else catalog,
             format=format,
             filesystem=filesystem,
             storage_options=storage_options,
             retries=retries,
             cache_dir=cache_dir,
+            condition=filter,
+            schema=schema,
         )
         self._given_output = output
         output = output or ("python" if batch_size is None else "torch")
@@ -211,6 +219,9 @@ class StatefulShardedDataset(ChangeableDataset):
         )
         if delivered.categories is not None:
             settings = replace(settings, categories=delivered.categories.text)
+        table = manifest.table
+        if table is not None:
+            settings = replace(settings, table=table.version)
         functions = Transforms(errors=RowErrors.of(on_error, filler, batch_size, output, delivered.converter))
         self.definition: DatasetDefinition = DatasetDefinition(
             identity=Identity(manifest.files, settings),
@@ -224,8 +235,12 @@ class StatefulShardedDataset(ChangeableDataset):
         )
         """The files, order and conversion."""
         self._given_schema, self._cache_dir = schema, cache_dir
+        rows = rows_of(manifest)
+        if rows is not None:
+            self.definition = self.definition.with_selection(rows)
         if filter is not None:
             self.definition = self._with_filter(filter)
+        _check_has_files(manifest, self.definition.selection)
         self.schedule = EpochSchedule()
         """The epoch of the next pass, and the progress of the last one."""
 
@@ -267,6 +282,20 @@ class StatefulShardedDataset(ChangeableDataset):
             return []
         plan = self.definition.identity.plan(progress)
         return [plan.shards[index] for index in plan.completed_shards(progress.cut.rows()).tolist()]
+
+
+def _check_has_files(manifest: Manifest, selection: RowSelection | None) -> None:
+    """Check that the files that a manifest of a table leaves out have no row that the dataset selects."""
+    left_out_by = None if manifest.table is None else manifest.table.filter
+    if left_out_by is None:
+        return
+    steps = [] if selection is None else [step.text for step in selection.steps if not isinstance(step, NotDeleted)]
+    if steps[:1] != [left_out_by]:
+        message = (
+            f"the manifest has only the files of the table in which {left_out_by} may match: pass the same filter=, or "
+            "scan the table without one"
+        )
+        raise ValueError(message)
 
 
 def _lane_options(lanes: int | None, turn_rows: int | None, batch_size: int | None, *, drop_last: bool) -> LaneOptions:

@@ -162,6 +162,7 @@ def scan_once(
             retries=retries,
             progress=progress,
             cache_dir=cache_dir,
+            condition=filter,
         )
         storages.append(storage)
         return manifest

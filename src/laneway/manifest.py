@@ -24,12 +24,15 @@ from laneway.storage.listing import find_files
 from laneway.storage.reading import read_range
 from laneway.storage.redaction import redact
 from laneway.storage.writing import write_file
+from laneway.tables.opening import catalog_of
+from laneway.tables.scanning import scan_table
 from laneway.wording import counted
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    import pyarrow as pa
     import pyarrow.compute as pc
 
     from laneway.catalog.caching import CacheDir
@@ -38,7 +41,9 @@ if TYPE_CHECKING:
     from laneway.storage.filesystem import FileSystem
     from laneway.storage.retries import RetryPolicy
 
-    Source: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+    from laneway.tables.opening import Table
+
+    Source: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Table
 
 
 @final
@@ -83,7 +88,8 @@ class Manifest(ManifestContents):
         or for several sources to the deepest directory that contains all of them.
 
         Args:
-            source: A directory, a glob, a file, any URL of these that fsspec supports, or a sequence of them.
+            source: A directory, a glob, a file, any URL of these that fsspec supports, or a sequence of them; or a
+                table, as for `StatefulShardedDataset`, which lists its files itself.
             format: "parquet" or "arrow"; None: detected by suffix, else by the first bytes.
             filesystem: The filesystem, of fsspec or pyarrow, of the path `source`.
             storage_options: Arguments for the filesystem of a URL: credentials, endpoints.
@@ -260,8 +266,30 @@ def scan_source(
     retries: RetryPolicy | None = None,
     progress: bool | None = None,
     cache_dir: CacheDir = None,
+    condition: object = None,
+    schema: pa.Schema | None = None,
 ) -> tuple[Manifest, Storage]:
-    """Return the result of `Manifest.scan`, and the storage it used, which holds the credentials of a URL."""
+    """Return the result of `Manifest.scan`, and the storage it used, which holds the credentials of a URL.
+
+    Of a table, the files in which a condition can't match any row are left out; `schema` are types that were given for
+    its columns.
+    """
+    catalog = catalog_of(source, storage_options)
+    if catalog is not None:
+        if format is not None:
+            message = f"format is {format!r}, but a table says itself of which format its files are: omit it"
+            raise ValueError(message)
+        contents, storage = scan_table(
+            catalog,
+            condition=condition,
+            schema=schema,
+            filesystem=filesystem,
+            storage_options=storage_options,
+            retries=retries,
+            progress=progress,
+            cache_dir=cache_dir,
+        )
+        return Manifest.of(contents), storage
     found = find_data_files(
         source, format=format, filesystem=filesystem, storage_options=storage_options, retries=retries
     )
@@ -286,8 +314,13 @@ def open_source(
     storage_options: Mapping[str, Any] | None = None,
     retries: RetryPolicy | None = None,
     cache_dir: CacheDir = None,
+    condition: object = None,
+    schema: pa.Schema | None = None,
 ) -> tuple[Manifest, Storage]:
-    """Return the manifest of a source, scanned unless it is a manifest itself, and the storage of its files."""
+    """Return the manifest of a source, scanned unless it is a manifest itself, and the storage of its files.
+
+    See `scan_source` for `condition` and `schema`.
+    """
     if isinstance(source, Manifest):
         return source, source.storage(filesystem=filesystem, storage_options=storage_options, retries=retries)
     return scan_source(
@@ -297,6 +330,8 @@ def open_source(
         storage_options=storage_options,
         retries=retries,
         cache_dir=cache_dir,
+        condition=condition,
+        schema=schema,
     )
 
 

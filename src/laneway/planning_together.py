@@ -54,11 +54,12 @@ def count_together(
         return planner.count_part(step, step.schema, part_of_blocks(manifest.files, ranks.rank, ranks.world_size))
 
     # Its text, too: ranks that count something else would count other rows.
-    known = ranks.broadcast(f"{call}: {step.text}", lambda: planner.known(step), src_rank=0)
+    text = planner.text_of(step)
+    known = ranks.broadcast(f"{call}: {text}", lambda: planner.known(step), src_rank=0)
     if known is None:
         parts = ranks.gather(f"{call}: count", count, dst_rank=0)
         known = ranks.broadcast(f"{call}: counts", lambda: planner.join(step, parts or []), src_rank=0)
-    return manifest.with_selection(Selection(step.text, known.block_rows))
+    return manifest.with_selection(Selection(text, known.block_rows))
 
 
 def collect_together(

@@ -45,6 +45,26 @@ def check_contents(contents: ManifestContents) -> None:
     if files.block_memory_bytes is not files.block_bytes:
         _check_counts(files.block_memory_bytes, "block_memory_bytes")
     _check_columns(contents, num_files)
+    _check_table(contents, num_files)
+
+
+def _check_table(contents: ManifestContents, num_files: int) -> None:
+    schemas, table = contents.schemas, contents.table
+    if schemas.stored:
+        pairs = [*zip(schemas.stored, schemas.distinct, strict=False)]
+        _require(len(schemas.stored) == len(schemas.distinct), "the names of its columns")
+        _require(all(len(stored) == len(each) for stored, each in pairs), "the names of its columns")
+    if table is None:
+        return
+    _require(all(each is None or isinstance(each, str) for each in (table.version, table.filter)), "its table")
+    _require(len(set(table.schema.names)) == len(table.schema.names), "a column of its table has the name of another")
+    deleted = table.deleted
+    _check_starts(deleted.starts, num_files, len(deleted.ranges), "deleted_starts")
+    owners, first, stop = deleted.owners, deleted.ranges[:, 0], deleted.ranges[:, 1]
+    is_inside = (first >= 0) & (first < stop) & (stop <= contents.files.rows[owners])
+    _require(bool(is_inside.all()), "its deleted rows")
+    is_ascending = (first[1:] > stop[:-1]) | (np.diff(owners) > 0)
+    _require(bool(is_ascending.all()), "the order of its deleted rows")
 
 
 def _check_columns(contents: ManifestContents, num_files: int) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from laneway.catalog.caching import CacheDir
     from laneway.catalog.partitions import Partitions
     from laneway.catalog.schemas import FileSchemas
+    from laneway.catalog.table_facts import TableFacts
     from laneway.core.files import FileTable
     from laneway.core.selection import Selection
     from laneway.core.strings import Strings
@@ -62,6 +63,8 @@ class ManifestContents:
 
     Not part of the fingerprint: a copy of a dataset has other versions.
     """
+    table: TableFacts | None = None
+    """The table whose catalog lists these files; None: they were found in directories."""
     selections: tuple[Selection, ...] = ()
     """Selections that were planned already, which datasets need not plan again. Not part of a saved manifest."""
     vocabularies: tuple[Vocabulary, ...] = ()
@@ -73,8 +76,11 @@ class ManifestContents:
     def schema(self) -> pa.Schema:
         """The columns of the dataset: those in any file, then those derived from directory names.
 
-        A column that differs from file to file has its type in the first file that has it.
+        A column that differs from file to file has its type in the first file that has it. A table says itself which
+        columns it has.
         """
+        if self.table is not None:
+            return self.table.schema
         in_files = self.schemas.union
         keys = (field for field in self.partitions.fields if in_files.get_field_index(field.name) < 0)
         return pa.schema([*in_files, *keys])
@@ -138,7 +144,7 @@ class ManifestContents:
         files = self.files
         blocks = slice(files.block_starts[file_index], files.block_starts[file_index + 1])
         return FileScan(
-            schema=self.schemas.of_file(file_index),
+            schema=self.schemas.stored_in(file_index),
             block_rows=files.block_rows[blocks].tolist(),
             block_bytes=files.block_bytes[blocks].tolist(),
             block_memory_bytes=files.block_memory_bytes[blocks].tolist(),

@@ -15,6 +15,7 @@ from laneway.catalog.contents import ManifestContents, layout_table
 from laneway.catalog.encoding import (
     FORMAT_VERSION,
     MAGIC,
+    TABLE_FORMAT_VERSION,
     decode_columns,
     decode_schema,
     digests_of,
@@ -203,10 +204,10 @@ def _require_types(values: Any, expected: type) -> None:  # noqa: ANN401 - any J
 
 
 def _check_version(version: object, name: str) -> None:
-    if version != FORMAT_VERSION:
+    if version not in {FORMAT_VERSION, TABLE_FORMAT_VERSION}:
         message = (
             f"{name} is a manifest of format {version!r:.40}, but this release of laneway reads formats "
-            f"{_JSON_VERSION} and {FORMAT_VERSION}: update laneway or scan the dataset again"
+            f"{_JSON_VERSION} to {TABLE_FORMAT_VERSION}: update laneway or scan the dataset again"
         )
         raise DataFileError(message)
 

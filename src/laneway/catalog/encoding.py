@@ -22,6 +22,7 @@ from laneway.catalog.contents import ManifestContents
 from laneway.catalog.partitions import Partitions
 from laneway.catalog.schemas import FileSchemas
 from laneway.catalog.sharing import HEAD_BYTES
+from laneway.catalog.table_facts import DeletedRows, TableFacts
 from laneway.core.files import FileTable
 from laneway.core.strings import Strings
 
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION: Final = 3
 """Version of the encoding."""
+TABLE_FORMAT_VERSION: Final = 4
+"""Version of the encoding of files that a table lists: earlier releases would read its deleted rows."""
 MAGIC: Final = b"LANEWAYM"
 """First bytes of a manifest."""
 HEAD: Final = struct.Struct("<8sI4xQ32s8x")
@@ -86,7 +89,8 @@ def encode(contents: ManifestContents) -> bytes:
     state = hashlib.sha256()
     for part in parts:
         state.update(part)
-    head = HEAD.pack(MAGIC, FORMAT_VERSION, sum(map(len, parts)), state.digest())
+    version = FORMAT_VERSION if contents.table is None else TABLE_FORMAT_VERSION
+    head = HEAD.pack(MAGIC, version, sum(map(len, parts)), state.digest())
     return b"".join([head, *parts])
 
 
@@ -127,6 +131,12 @@ def _split(contents: ManifestContents) -> tuple[dict[str, Any], dict[str, NDArra
             columns[f"partition_{index}_values"] = np.array(list(codes), np.int64)
         else:
             texts[f"partition_{index}_values"] = Strings.of(map(str, codes))
+    if contents.schemas.stored:
+        texts["stored_schemas"] = Strings.of(map(encode_schema, contents.schemas.stored))
+    table = contents.table
+    if table is not None:
+        values["table"] = [table.version, encode_schema(table.schema), table.filter]
+        columns |= {"deleted_starts": table.deleted.starts, "deleted_ranges": table.deleted.ranges.reshape(-1)}
     columns = {name: np.ascontiguousarray(column, "<i8") for name, column in columns.items()}
     for name, column in texts.items():
         columns[f"{name}.offsets"] = np.ascontiguousarray(column.offsets, "<i8")
@@ -206,7 +216,14 @@ def _join(values: Mapping[str, Any], columns: _Columns) -> ManifestContents:
         layout=layout.reshape(len(layout) // width if width else 0, width),
         layout_starts=columns.integers("layout_starts"),
         versions=columns.strings("versions"),
+        table=None if "table" not in values else _table(values["table"], columns),
     )
+
+
+def _table(values: Sequence[Any], columns: _Columns) -> TableFacts:
+    version, schema, condition = values
+    deleted = DeletedRows(columns.integers("deleted_starts"), columns.integers("deleted_ranges").reshape(-1, 2))
+    return TableFacts(version, decode_schema(schema), deleted, condition)
 
 
 class _Columns:
@@ -227,9 +244,10 @@ class _Columns:
 
     def schemas(self) -> FileSchemas:
         distinct = tuple(map(decode_schema, self._checked("schemas")))
+        stored = tuple(map(decode_schema, self._checked("stored_schemas"))) if self.has("stored_schemas.data") else ()
         if not self.has("schema_indices"):
-            return FileSchemas(distinct, np.zeros(len(self.integers("sizes")), np.int64))
-        return FileSchemas(distinct, self.integers("schema_indices"))
+            return FileSchemas(distinct, np.zeros(len(self.integers("sizes")), np.int64), stored)
+        return FileSchemas(distinct, self.integers("schema_indices"), stored)
 
     def coded(self, index: int, field: pa.Field[Any]) -> Sequence[PartitionValue]:
         name = f"partition_{index}_values"

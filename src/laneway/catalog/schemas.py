@@ -14,7 +14,7 @@ from laneway.core.files import digest
 from laneway.formats.nested_types import storage_type
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from numpy.typing import NDArray
 
@@ -56,6 +56,31 @@ class FileSchemas:
     """Without metadata and all nullable, in the order of the first files that have them."""
     indices: NDArray[np.int64]
     """Index of the schema of each file, shape (num_files,)."""
+    stored: tuple[pa.Schema, ...] = ()
+    """The same schemas with the names and the metadata that the files have; empty: the names are the same."""
+
+    @classmethod
+    def renamed(cls, schemas: Iterable[pa.Schema], rename: Callable[[pa.Schema], pa.Schema]) -> FileSchemas:
+        """Return the distinct schemas of files whose columns a table gives other names.
+
+        Args:
+            schemas: The schema of each file.
+            rename: Returns a schema with the names of the table, which has the same fields at the same places.
+        """
+        pairs: list[tuple[pa.Schema, pa.Schema]] = []
+        indices: list[int] = []
+        known: dict[bytes, int] = {}
+        for each in schemas:
+            schema = each.remove_metadata()
+            # With the metadata of its fields, which may number them.
+            key = schema.serialize().to_pybytes()
+            if key not in known:
+                known[key] = len(pairs)
+                names = rename(schema)
+                pairs.append((pa.schema(list(zip(names.names, names.types, strict=True))), schema))
+            indices.append(known[key])
+        distinct, stored = zip(*pairs, strict=True) if pairs else ((), ())
+        return cls(tuple(distinct), np.array(indices, np.int64), tuple(stored))
 
     @classmethod
     def of(cls, schemas: Iterable[pa.Schema]) -> FileSchemas:
@@ -87,6 +112,10 @@ class FileSchemas:
         """Return the schema of a file."""
         return self.distinct[int(self.indices[file_index])]
 
+    def stored_in(self, file_index: int) -> pa.Schema:
+        """Return the schema of a file, with the names that it has there."""
+        return self.stored[int(self.indices[file_index])] if self.stored else self.of_file(file_index)
+
     def first_file(self, index: int) -> int:
         """Return the index of the first file that has the schema at `index`."""
         return int(np.argmax(self.indices == index))
@@ -108,7 +137,8 @@ class FileSchemas:
 
         It depends neither on extension types, which are known only where they are registered, nor on metadata.
         """
-        stored = [[(field.name, storage_type(field.type)) for field in schema] for schema in self.distinct]
+        in_files = self.stored or self.distinct
+        stored = [[(field.name, storage_type(field.type)) for field in schema] for schema in in_files]
         texts = ["\n".join(f"{name}: {type_}" for name, type_ in columns).encode() for columns in stored]
         if all(columns == stored[0] for columns in stored):
             return digest(texts[0])

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import time
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from laneway.catalog.partitions import partition_key
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
 SETTLED_AFTER_NS = 2 * 10**9
 """A file modified less than this before a listing may be rewritten without a new modification time."""
 _THREADS = 32
+_IS_METADATA = re.compile(r"^/?(_delta_log/.*\.json|metadata/[^/]*\.metadata\.json(\.gz)?)$")
+"""What the path of a file below a directory is if the directory is a Delta or an Iceberg table."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,6 +65,8 @@ class _Listing:
     """Listed files by path."""
     is_named: bool
     """Whether the source is the path of a file, which is data whatever its name."""
+    table: str = ""
+    """The metadata of a table that lie beside these files; "" if there are none."""
 
 
 def find_data_files(
@@ -89,7 +96,7 @@ def find_data_files(
     requested = [storage.path_of(each) for each in sources]
     listed_at_ns = time.time_ns()
     listings = _list_all(storage, requested)
-    storage = storage.at(_above_partitions(_common_directory([listing.root for listing in listings])))
+    storage = storage.at(_above_partitions(common_directory([listing.root for listing in listings])))
 
     counts = Counter(path for listing in listings for path in listing.files) if len(listings) > 1 else {}
     twice = sorted(path for path, count in counts.items() if count > 1)
@@ -99,6 +106,8 @@ def find_data_files(
 
     chosen = FORMATS[format] if format else _choose_format(storage, listings)
     files = {path: entry for listing in listings for path, entry in _select(listing, chosen).items()}
+    for listing in listings:
+        _warn_of_table(storage, listing)
     if chosen is None or not files:
         raise _nothing_found(storage, sources, listings, chosen)
     root = storage.join("")
@@ -175,7 +184,37 @@ def _list(storage: Storage, path: str) -> _Listing:
 
 
 def _below(root: str, files: dict[str, Entry]) -> _Listing:
-    return _Listing(root, _visible(root, files), is_named=False)
+    return _Listing(root, _visible(root, files), is_named=False, table=_table_metadata(root, files))
+
+
+def _table_metadata(root: str, files: Iterable[str]) -> str:
+    """Return a file in a directory that says that the directory is a table; "" if there is none."""
+    return next((path for path in files if _IS_METADATA.search(path[len(root) :])), "")
+
+
+def _warn_of_table(storage: Storage, listing: _Listing) -> None:
+    path, is_delta = listing.table, "_delta_log" in listing.table
+    if not path and storage.is_local and not listing.is_named:
+        path, is_delta = _local_metadata(listing.root)
+    if path:
+        kind, way = ("a Delta", "deltalake.DeltaTable, or delta://") if is_delta else ("an Iceberg", "table of pyiceberg")
+        message = (
+            f"{storage.redact(path)} says that the files in {storage.redact(listing.root)} are those of {kind} table: a "
+            f"directory is read with all files in it, also those that are no more, or not yet, part of the table, and "
+            f"with rows that were deleted; pass the table instead, as a {way}"
+        )
+        warnings.warn(message, stacklevel=5)
+
+
+def _local_metadata(root: str) -> tuple[str, bool]:
+    """Return what says that a directory is a table, or inside of one; "" if nothing does; and whether it is of Delta."""
+    for directory in (Path(root), Path(root).parent):
+        if (directory / "_delta_log").is_dir():
+            return str(directory / "_delta_log"), True
+        found = next((directory / "metadata").glob("*.metadata.json"), None)
+        if found is not None:
+            return str(found), False
+    return "", False
 
 
 def _by_path(entries: Iterable[Entry]) -> dict[str, Entry]:
@@ -244,7 +283,8 @@ def _parent(path: str) -> str:
     return head or slash
 
 
-def _common_directory(roots: Sequence[str]) -> str:
+def common_directory(roots: Sequence[str]) -> str:
+    """Return the deepest directory that contains all of some directories."""
     if len(set(roots)) == 1:
         return roots[0]
     levels = zip(*(root.split("/") for root in roots), strict=False)

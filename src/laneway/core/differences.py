@@ -32,8 +32,10 @@ _REPR = reprlib.Repr()
 """Doesn't write out a large value only to truncate it."""
 _REPR.maxlevel, _REPR.maxlist, _REPR.maxstring, _REPR.maxother = 3, 20, 80, 80
 _MAX_PATH_LENGTH = 300
-_DEFAULTS = {"remainder": 'None: "keep" on one rank, "pad" on several'}
+_DEFAULTS = {"remainder": 'None: "keep" on one rank, "pad" on several', "table": "None: no table with versions"}
 """Setting -> what its default means."""
+_REMEDIES = {"table": "open the saved version of the table to resume, such as with delta://path@version"}
+"""Setting -> how to give it the saved value, where that is not an argument of the same name."""
 _OTHER_CONTENTS = "the same files had other row groups, or other columns, when this state was saved"
 
 
@@ -44,7 +46,7 @@ def identity_differences(names: Iterable[str], saved: Mapping[str, Any], present
         values = saved[name], present[name]
         if values[0] != values[1]:
             was, now = (_shown(name, value) for value in values)
-            note = _DEFAULTS.get(name) if None in values else None
+            note = _DEFAULTS.get(name) if None in values else _REMEDIES.get(name)
             found.append(f"{name}: saved {was}, this run has {now}" + (f" ({note})" if note else ""))
     return found
 

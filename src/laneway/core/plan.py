@@ -65,6 +65,8 @@ class Settings:
     """The stages that make items of the rows, on which offsets within rows depend; None: there are none."""
     epoch_batches: int | None = None
     """Of a mixture without an end: batches of each rank that make an epoch; None: there are no epochs."""
+    table: str | None = None
+    """The version of the table that says which rows there are; None: it has no version, or files are read as such."""
 
     def remainder_for(self, world_size: int) -> Remainder:
         """Return how `world_size` ranks handle the one row by which they differ."""

@@ -56,6 +56,41 @@ def select_fields(table: pa.Table, fields: Sequence[tuple[str, FieldPath]]) -> p
     return pa.table(columns, names=[name for name, _ in fields])
 
 
+def stored_name(schema: pa.Schema, stored: pa.Schema, path: FieldPath) -> str:
+    """Return the name of a field in a file, where a table gives other names to the same fields at the same places.
+
+    Args:
+        schema: The columns with the names of the table.
+        stored: The same columns with the names in the file.
+        path: The field in `schema`.
+    """
+    parent: Any = schema
+    there: Any = stored
+    names = []
+    for name in path:
+        index = parent.get_field_index(name)
+        field = there.field(index)
+        names.append(field.name)
+        parent, there = parent.field(index).type, field.type
+    return ".".join(names)
+
+
+def renamed(table: pa.Table, names: Sequence[str], types: Sequence[pa.DataType]) -> pa.Table:
+    """Return a table with other names of its columns, and of the fields inside of them.
+
+    Args:
+        table: The table.
+        names: The names of its columns.
+        types: The types of its columns, which differ in the names of fields only.
+    """
+    columns: list[Any] = [
+        column if column.type.equals(type_) else pa.chunked_array([each.view(type_) for each in column.chunks], type_)
+        for column, type_ in zip(table.columns, types, strict=True)
+    ]
+    # A table without columns still has rows.
+    return pa.table(columns, names=[*names]) if columns else table
+
+
 def fields_inside(fields: Iterable[pa.Field[Any]], prefix: str = "") -> Iterator[str]:
     """Yield the names of columns and the paths of the fields inside of their structs."""
     for field in fields:

@@ -19,6 +19,8 @@ from laneway.reading.projection import no_column, select_columns
 from laneway.reading.steps import mask_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from laneway.catalog.contents import ManifestContents
     from laneway.reading.steps import Mask, Run
 
@@ -125,15 +127,27 @@ def filter_of(expression: object, manifest: ManifestContents, schema: pa.Schema 
         TypeError: It is neither.
         SchemaMismatchError: It names a column that doesn't exist, or compares what can't be compared.
     """
+    return _filter(expression, manifest.schema, schema, lambda names: columns_of(manifest, names, schema))
+
+
+def filter_on(expression: object, columns: pa.Schema, schema: pa.Schema | None) -> Filter:
+    """Return the step for an expression on the columns of a table, of which no file has been read; see `filter_of`."""
+    types = {each.name: each.type for each in (*columns, *(schema or ()))}
+    return _filter(expression, columns, schema, lambda names: pa.schema([(name, types[name]) for name in names]))
+
+
+def _filter(
+    expression: object, existing: pa.Schema, schema: pa.Schema | None, columns_named: Callable[[list[str]], pa.Schema]
+) -> Filter:
     if not isinstance(expression, pc.Expression):
         expression = _expression_of(expression)
     if "FieldPath(" in str(expression):
         message = f"filter {expression} numbers a column: name it instead, as in pc.field('price')"
         raise SchemaMismatchError(message)
-    existing = {each.name: each for each in manifest.schema} | {each.name: each for each in schema or ()}
-    columns = pa.schema(list(existing.values()))
+    fields = {each.name: each for each in existing} | {each.name: each for each in schema or ()}
+    columns = pa.schema(list(fields.values()))
     _check(expression, columns)
-    needed = columns_of(manifest, _needed(expression, columns, columns.names), schema)
+    needed = columns_named(_needed(expression, columns, columns.names))
     if not needed.names:
         message = f"filter {expression} names no column: it selects all rows or none"
         raise SchemaMismatchError(message)

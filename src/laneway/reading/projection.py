@@ -30,7 +30,8 @@ def select_columns(
         manifest: The files.
         columns: Names of the columns, in the order of the result, including those from directory names, and paths of
             fields inside of structs; None: all.
-        schema: Names and types to deliver, whatever the types in the files; None: the types in the files.
+        schema: Names and types to deliver, whatever the types in the files; None: those of the table, or if the files
+            were found in directories, the types in the files.
 
     Raises:
         SchemaMismatchError: A column does not exist or is selected twice; its types in the files differ, or can't be
@@ -39,10 +40,10 @@ def select_columns(
     existing = manifest.schema if schema is None else schema
     names = list(existing.names if columns is None else columns)
     _check_names(names, existing, "the columns are" if schema is None else "schema has")
-    if schema is None:
+    if schema is None and manifest.table is None:
         types = [_type_in_files(manifest, name) for name in names]
     else:
-        types = [schema.field(name).type for name in names]
+        types = [field_type(existing, path_of(existing, name)) for name in names]
         for name, type_ in zip(names, types, strict=True):
             _check_castable(manifest, name, type_)
     return pa.schema(list(zip(names, types, strict=True)))
@@ -142,7 +143,7 @@ def _check_castable(manifest: ManifestContents, name: str, type_: pa.DataType) -
         if problem is not None:
             message = (
                 f"the column {name!r} is {source} in {_path(manifest, index)}, which can't be cast to {type_}, the "
-                f"type in schema= ({problem}): give it another type there, or leave it out"
+                f"type in schema= or of the table ({problem}): give it another type in schema=, or leave it out"
             )
             raise SchemaMismatchError(message)
 

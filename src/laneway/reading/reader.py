@@ -17,7 +17,7 @@ from laneway.catalog.partitions import keys_of
 from laneway.convert.casting import cast_column
 from laneway.errors import DataFileError
 from laneway.formats import FORMATS
-from laneway.formats.field_paths import find_field
+from laneway.formats.field_paths import field_type, find_field, path_of, renamed, stored_name
 from laneway.metering import current_meter
 from laneway.storage.entries import file_size
 from laneway.wording import counted
@@ -45,6 +45,10 @@ class _Sources:
 
     columns: list[str]
     """Those that are in the files."""
+    stored: list[str]
+    """Their names there."""
+    types: list[pa.DataType]
+    """Their types there, with the names that a table gives to the fields of structs."""
     keys: dict[str, int]
     """Those that are in the names of directories only -> index of the partition key."""
     checked_keys: list[str]
@@ -56,9 +60,15 @@ class _Sources:
         in_files = {name for name in names if find_field(schema, name)}
         keys = {field.name: index for index, field in enumerate(manifest.partitions.fields)}
         columns = [name for name in names if name in in_files]
-        in_directories = {name for name, _ in keys_of(manifest.files.paths[0])}
+        # A table says itself which values a partition has.
+        in_directories = {name for name, _ in keys_of(manifest.files.paths[0])} if manifest.table is None else set()
+        paths = [path_of(schema, name) for name in columns]
         return cls(
             columns,
+            [stored_name(schema, manifest.schemas.stored[schema_index], path) for path in paths]
+            if manifest.schemas.stored
+            else columns,
+            [field_type(schema, path) for path in paths],
             {name: keys[name] for name in names if name in keys and name not in in_files},
             [name for name in columns if name in in_directories],
         )
@@ -177,7 +187,9 @@ class RowReader:
         first = int(np.searchsorted(row_starts, start, side="right")) - 1
         end = int(np.searchsorted(row_starts, stop, side="left"))
         sources = self._sources_of(int(self._manifest.schemas.indices[file_index]))
-        table = self._decode(file_index, first, end, int(row_starts[end] - row_starts[first]), sources.columns)
+        table = self._decode(file_index, first, end, int(row_starts[end] - row_starts[first]), sources.stored)
+        if sources.stored is not sources.columns:
+            table = renamed(table, sources.columns, sources.types)
         table = table.slice(start - int(row_starts[first]), stop - start)
         if sources.checked_keys:
             self._check_keys(table, file_index, sources.checked_keys)
@@ -199,6 +211,9 @@ class RowReader:
             DataFileError: The file is missing, unreadable or damaged, or changed since it was planned.
         """
         in_file = self._manifest.schemas.of_file(file_index)
+        if self._manifest.schemas.stored and not in_file.equals(self._manifest.schemas.stored_in(file_index)):
+            # The statistics have other names than the conditions; those of the table have decided what they can.
+            return None
         others = [field for field in schema if field.name not in in_file.names]
         if any(not in_file.field(each.name).type.equals(each.type) for each in schema if each not in others):
             return None
@@ -312,7 +327,7 @@ class RowReader:
         planned = self._manifest.planned(self._storage, file_index)
         # One at a time: the second open uses the metadata that the first one read.
         with opening:
-            return self._format.open(self._storage, planned, self._manifest.schemas.of_file(file_index))
+            return self._format.open(self._storage, planned, self._manifest.schemas.stored_in(file_index))
 
     def _release(self, file_index: int, reader: BlockReader) -> None:
         with self._lock:

@@ -14,6 +14,7 @@ from laneway.core.selection import Selection, compact
 from laneway.reading import pruning
 from laneway.reading.block_runs import block_runs, num_reading_threads
 from laneway.reading.counts_cache import Counts, CountsCache
+from laneway.reading.deletes import not_deleted
 from laneway.reading.expressions import Filter
 from laneway.reading.reader import RowReader
 from laneway.reading.steps import Part, Run, Slice, select
@@ -54,6 +55,15 @@ class RowSelection:
         return found
 
 
+def rows_of(manifest: ManifestContents) -> RowSelection | None:
+    """Return the rows of the files that belong to their table; None: all."""
+    step = not_deleted(manifest)
+    if step is None:
+        return None
+    counts = Counts(compact(step.counts(manifest.files)), 0, 0, 0)
+    return RowSelection((step,), pa.schema([]), (counts,), Selection(step.text, counts.block_rows))
+
+
 class Planner:
     """Counts the rows of selections of one manifest."""
 
@@ -72,18 +82,20 @@ class Planner:
         self._storage = storage
         self._cache = CountsCache(manifest, storage, cache_dir)
         self._progress = progress
+        self._all = rows_of(manifest)
 
     def extend(self, selection: RowSelection | None, steps: Sequence[Step], schema: pa.Schema) -> list[RowSelection]:
         """Return the selection with each of some steps after its own. What is read is read once for all of them.
 
         Args:
-            selection: The rows that the steps choose from; None: all.
+            selection: The rows that the steps choose from; None: all, without those that a table has deleted.
             steps: The steps.
             schema: The columns that they look at.
 
         Raises:
             DataFileError: A file can't be read, or a step can't be computed for its rows.
         """
+        selection = self._all if selection is None else selection
         before = () if selection is None else selection.steps
         planned = () if selection is None else selection.planned
         fields = {each.name: each for each in (*(() if selection is None else selection.schema), *schema)}
@@ -102,9 +114,13 @@ class Planner:
             if counts is not None
         ]
 
+    def text_of(self, step: Step) -> str:
+        """Return the text of the selection that a step makes of all rows."""
+        return _text_of((*(() if self._all is None else self._all.steps), step))
+
     def known(self, step: Step) -> Counts | None:
         """Return the counts of a step of all rows, if they are known already."""
-        return self._known(step.text) if step.is_named else None
+        return self._known(self.text_of(step)) if step.is_named else None
 
     def count_part(self, step: Step, schema: pa.Schema, blocks: slice) -> Counts:
         """Return the counts of a step of all rows in some blocks, so that ranks can share the work.
@@ -117,14 +133,14 @@ class Planner:
         Raises:
             DataFileError: A file can't be read, or the step can't be computed for its rows.
         """
-        (counts,) = self._count(None, [step], schema, blocks)
+        (counts,) = self._count(self._all, [step], schema, blocks)
         return counts._replace(block_rows=counts.block_rows[blocks])
 
     def join(self, step: Step, parts: Sequence[Counts]) -> Counts:
         """Return the counts of all blocks from those of consecutive parts, and cache them."""
         totals = np.sum([counts[1:] for counts in parts], axis=0).tolist()
         counts = Counts(np.concatenate([counts.block_rows for counts in parts]), *totals)
-        self._remember(step.text, counts)
+        self._remember(self.text_of(step), counts)
         return counts
 
     def _remember(self, text: str, counts: Counts) -> None:
@@ -142,8 +158,9 @@ class Planner:
         files = self._manifest.files
         left = files.block_rows if selection is None else selection.rows.block_rows
         if blocks is not None:
-            left = np.zeros_like(left)
-            left[blocks] = files.block_rows[blocks]
+            mine = np.zeros_like(left)
+            mine[blocks] = left[blocks]
+            left = mine
         before = () if selection is None else selection.steps
         counting = _Counting(self._manifest, self._storage, before, left, columns, self._progress)
         found = []

@@ -124,9 +124,9 @@ def test_a_flipped_bit_after_the_head_is_told_by_the_digest(contents: ManifestCo
 
 def test_another_format_version_is_refused(contents: ManifestContents) -> None:
     data = encode(contents)
-    message = "m is a manifest of format 4, but this release of laneway reads formats 2 and 3: update laneway or scan"
-    assert refusal(data[:8] + b"\4" + data[9:]).startswith(message)
-    for version in (1, 4, "2", None, 2.0, True):
+    message = "m is a manifest of format 5, but this release of laneway reads formats 2 to 4: update laneway or scan"
+    assert refusal(data[:8] + b"\5" + data[9:]).startswith(message)
+    for version in (1, 5, "2", None, 2.0, True):
         found = refusal(json.dumps({"laneway_manifest": version, "new": []}).encode())
         assert f"is a manifest of format {version!r}" in found
 

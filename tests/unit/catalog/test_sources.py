@@ -258,3 +258,28 @@ def test_a_source_that_is_no_path_is_a_type_error(source: Any) -> None:
 def test_options_of_the_wrong_type_are_type_errors(tmp_path: Path, arguments: dict[str, Any]) -> None:
     with pytest.raises(TypeError, match=next(iter(arguments))):
         find_data_files(tmp_path, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "source", "kind"),
+    [
+        ("_delta_log/00000000000000000000.json", "", "a Delta table"),
+        ("_delta_log/00000000000000000000.json", "lang=en", "a Delta table"),
+        ("metadata/00000-0.metadata.json", "", "an Iceberg table"),
+        ("metadata/00000-0.metadata.json", "data", "an Iceberg table"),
+    ],
+)
+def test_a_directory_of_a_table_is_read_with_a_warning(tmp_path: Path, metadata: str, source: str, kind: str) -> None:
+    for name in (metadata, f"{source or 'data'}/part-0.parquet"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"PAR1")
+    with pytest.warns(UserWarning, match=f"are those of {kind}: a directory is read with all files in it"):
+        found = find_data_files(tmp_path / source)
+    assert len(found.paths) == 1
+
+
+def test_other_files_named_metadata_are_no_table(tmp_path: Path) -> None:
+    for name in ("metadata/notes.json", "a.metadata.json", "part-0.parquet", "deep/_delta_log/0.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"PAR1")
+    assert find_data_files(tmp_path).paths == ["part-0.parquet"]

@@ -105,6 +105,7 @@ def test_a_setting_with_a_default_is_a_field_with_that_default() -> None:
         "epoch_batches",
         "without",
         "selection",
+        "table",
     }
 
 

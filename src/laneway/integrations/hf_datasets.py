@@ -1,0 +1,93 @@
+"""Datasets of Hugging Face by name, and their features decoded as `datasets` decodes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, final
+
+from laneway.dataset import StatefulShardedDataset
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping
+
+    from datasets import Features
+
+
+@final
+@dataclass(frozen=True)
+class DecodeFeatures:
+    """Decodes what a dataset of Hugging Face stores: `Image` and `Audio` become what `datasets` delivers for them.
+
+    Pass it as `transform=`, or to `map`. Columns without such features stay as they are, and so do `ClassLabel`, which
+    is a number, and `Array2D` to `Array5D`, which are lists.
+
+    Args:
+        features: The features of the dataset.
+
+    Examples:
+        >>> from datasets import Features, Value
+        >>> DecodeFeatures(Features({"x": Value("int64")}))({"x": 3})
+        {'x': 3}
+    """
+
+    features: Features
+
+    def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a row, or a batch with `output="python"`, with decoded features.
+
+        Args:
+            row: The columns as they are stored.
+        """
+        from datasets import Features  # noqa: PLC0415 - only where it is used
+
+        known = Features({name: self.features[name] for name in row if name in self.features})
+        decoded: dict[str, Any] = known.decode_example({name: row[name] for name in known})
+        return {**row, **decoded}
+
+
+def load_hf(
+    name_or_path: str | os.PathLike[str],
+    config: str | None = None,
+    *,
+    split: str,
+    revision: str | None = None,
+    decode: bool = False,
+    load_options: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> StatefulShardedDataset:
+    """Return a dataset of the Hub, or of a folder, as `datasets.load_dataset` finds, prepares and caches it.
+
+    The first call prepares the Arrow files of the cache; later ones read them.
+
+    Args:
+        name_or_path: Such as "allenai/c4", or a folder, or the name of a format with `data_files` in `load_options`.
+        config: The configuration of the dataset.
+        split: Such as "train", "train[10%:20%]" or "train+test".
+        revision: Commit, tag or branch on the Hub. A checkpoint resumes only with the same files: give a commit.
+        decode: Whether single rows come with images and audio decoded, as with `datasets`; see `DecodeFeatures`.
+        load_options: Other arguments of `datasets.load_dataset`, such as `cache_dir`, `data_files` or `token`.
+        **options: Arguments of `StatefulShardedDataset`.
+
+    Raises:
+        ValueError: `decode` is set for batches: decode rows, then call `batch`; or there is no such split.
+        DataFileError: The dataset has no Arrow files in the cache.
+
+    Examples:
+        >>> import pyarrow as pa, pyarrow.parquet as pq, tempfile
+        >>> folder = tempfile.mkdtemp()
+        >>> pq.write_table(pa.table({"x": range(10)}), f"{folder}/part-0.parquet")
+        >>> dataset = load_hf(folder, split="train[20%:50%]", load_options={"cache_dir": folder + "/cache"})
+        >>> [row["x"] for row in dataset]
+        [2, 3, 4]
+    """
+    import datasets  # noqa: PLC0415 - takes a second to import
+
+    if decode and options.get("batch_size") is not None:
+        message = "decode=True decodes single rows: leave out batch_size, and call batch() on the dataset"
+        raise ValueError(message)
+    loaded = datasets.load_dataset(
+        str(name_or_path), config, split=split, revision=revision, **(load_options or {})
+    )
+    dataset = StatefulShardedDataset(loaded, **options)
+    return dataset.map(DecodeFeatures(loaded.features)) if decode else dataset

@@ -1,0 +1,221 @@
+"""Delta tables: the files, partition values, statistics and deletion vectors that the log of a table lists."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final, final
+from urllib.parse import unquote
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from laneway.errors import DataFileError
+from laneway.storage.redaction import redact
+from laneway.tables.base import Bounds, Catalog, TableFiles
+from laneway.tables.columns import FIELD_ID, plain, rename_fields
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from deltalake import DeltaTable
+    from numpy.typing import NDArray
+
+PREFIX: Final = "delta://"
+"""How the URL of a Delta table begins: `delta://path@version`, where the path may be a URL itself."""
+_FEATURES: Final = frozenset(
+    {"columnMapping", "deletionVectors", "domainMetadata", "timestampNtz", "typeWidening", "typeWidening-preview"}
+    | {"v2Checkpoint", "vacuumProtocolCheck", "variantType"}
+)
+"""What a reader must know of to read a table, and this one does."""
+_PHYSICAL_NAME: Final = b"delta.columnMapping.physicalName"
+_ID: Final = b"delta.columnMapping.id"
+_S3_OPTIONS: Final[Mapping[str, tuple[str, ...]]] = {
+    "aws_access_key_id": ("key",),
+    "aws_secret_access_key": ("secret",),
+    "aws_session_token": ("token",),
+    "aws_endpoint_url": ("endpoint_url",),
+    "aws_region": ("client_kwargs", "region_name"),
+}
+"""Options of deltalake -> where s3fs has them."""
+
+
+@final
+class DeltaCatalog(Catalog):
+    """The version of a Delta table that was loaded."""
+
+    def __init__(self, table: DeltaTable) -> None:
+        """Take what the table says now: it may be updated later.
+
+        Args:
+            table: The table, at the version to read.
+
+        Raises:
+            DataFileError: It needs a feature that this reader doesn't have, or was loaded without its files.
+        """
+        self._table = table
+        self._uri = table.table_uri.rstrip("/")
+        missing = sorted({*(table.protocol().reader_features or ())} - _FEATURES)
+        if missing:
+            message = f"{redact(self._uri)} needs the reader features {', '.join(missing)}, which laneway doesn't have"
+            raise DataFileError(f"{message}: rewrite the table without them")
+        self._version = table.version()
+        self._id = table.metadata().id
+        self._fields = pa.schema(table.schema())  # type: ignore[arg-type]  # by the protocol of Arrow
+        self.storage_options = _for_s3fs(table._storage_options) if self._uri.startswith("s3") else None  # noqa: SLF001
+
+    @property
+    def root(self) -> str:
+        """See Catalog."""
+        return self._uri.removeprefix("file://") if self._uri.startswith("file://") else self._uri
+
+    @property
+    def version(self) -> str:
+        """See Catalog."""
+        return f"version {self._version} of the Delta table {self._id}"
+
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """See Catalog."""
+        return plain(self._fields)
+
+    @cached_property
+    def _actions(self) -> pa.Table:
+        """What the log says of each file."""
+        try:
+            return pa.table(self._table.get_add_actions(flatten=True))
+        except Exception as error:
+            message = f"the log of {redact(self._uri)} can't be read: {redact(str(error))}"
+            raise DataFileError(message) from None
+
+    @cached_property
+    def _paths(self) -> list[str]:
+        # As the log has them, which is how URLs are written.
+        return [unquote(path) for path in self._actions["path"].to_pylist()]
+
+    def files(self) -> TableFiles:
+        """See Catalog."""
+        names = self._table.metadata().partition_columns
+        constants = {name: self._actions[f"partition.{name}"].to_pylist() for name in names}
+        return TableFiles(paths=self._paths, sizes=self._actions["size_bytes"].to_pylist(), constants=constants)
+
+    @cached_property
+    def _mode(self) -> str:
+        return self._table.metadata().configuration.get("delta.columnMapping.mode") or "none"
+
+    def rename(self, schema: pa.Schema) -> pa.Schema:
+        """See Catalog: files have other names where the columns of the table were renamed."""
+        if self._mode == "none":
+            return schema
+        if self._mode == "id":
+            return rename_fields(
+                schema, self._fields, lambda _, field: _metadata(field, FIELD_ID), lambda field: _metadata(field, _ID)
+            )
+        return rename_fields(
+            schema, self._fields, lambda path, _: path[-1].encode(), lambda field: _metadata(field, _PHYSICAL_NAME)
+        )
+
+    def bounds(self, name: str) -> Bounds | None:
+        """See Catalog."""
+        actions, num_files = self._actions, self._actions.num_rows
+        if f"partition.{name}" in actions.column_names:
+            values = _one(actions[f"partition.{name}"])
+            is_null = np.asarray(values.is_null())
+            return Bounds(values, values, is_null, is_null)
+        if f"min.{name}" not in actions.column_names or f"max.{name}" not in actions.column_names:
+            return None
+        least, greatest = (_one(actions[f"{kind}.{name}"]) for kind in ("min", "max"))
+        if pa.types.is_timestamp(greatest.type):
+            # The log has milliseconds, rounded down.
+            unit = pa.scalar(1, pa.duration("ms")).cast(pa.duration(greatest.type.unit))
+            greatest = pc.add(greatest, unit)
+        nulls = actions[f"null_count.{name}"] if f"null_count.{name}" in actions.column_names else None
+        if nulls is None:
+            return Bounds(least, greatest, np.ones(num_files, bool), np.zeros(num_files, bool))
+        num_nulls = np.asarray(pc.fill_null(nulls, -1))
+        num_rows = np.asarray(pc.fill_null(actions["num_records"], -2))
+        return Bounds(least, greatest, num_nulls != 0, num_nulls == num_rows)
+
+    def deleted_rows(self, indices: Sequence[int]) -> Mapping[int, NDArray[np.int64]]:
+        """See Catalog: those of deletion vectors."""
+        if "deletionVectors" not in (self._table.protocol().reader_features or ()):
+            return {}
+        place_of, wanted = {path: place for place, path in enumerate(self._paths)}, {*indices}
+        found: dict[int, NDArray[np.int64]] = {}
+        for batch in self._table.deletion_vectors():
+            vectors = pa.record_batch(batch)
+            for uri, keeps in zip(vectors["filepath"].to_pylist(), vectors["selection_vector"], strict=True):
+                path = uri.removeprefix(f"{self._uri}/")
+                index = place_of.get(unquote(path), place_of.get(path))
+                if index is None:
+                    message = f"{redact(uri)} has a deletion vector, but the log doesn't list this file"
+                    raise DataFileError(message)
+                if index in wanted:
+                    found[index] = np.flatnonzero(~keeps.values.to_numpy(zero_copy_only=False)).astype(np.int64)
+        return found
+
+
+def open_delta(url: str, storage_options: Mapping[str, Any] | None) -> DeltaCatalog:
+    """Return the table of a URL such as `delta://path@version`; without a version, the latest one.
+
+    Raises:
+        DataFileError: There is no such table, or no such version of it.
+    """
+    from deltalake import DeltaTable  # noqa: PLC0415 - only where it is used
+    from deltalake.exceptions import DeltaError  # noqa: PLC0415
+
+    location = url.removeprefix(PREFIX)
+    path, at, version = location.rpartition("@")
+    if not at or not version.isdigit():
+        path, version = location, ""
+    try:
+        options = _for_deltalake(storage_options) if storage_options else None
+        return DeltaCatalog(DeltaTable(path, version=int(version) if version else None, storage_options=options))
+    except (DeltaError, OSError, ValueError) as error:
+        message = f"{redact(path)} can't be opened as a Delta table: {redact(str(error), storage_options)}"
+        raise DataFileError(message) from None
+
+
+def _for_s3fs(options: Mapping[str, str] | None) -> dict[str, Any] | None:
+    """Return the options of deltalake as s3fs takes them."""
+    found: dict[str, Any] = {}
+    for name, value in (options or {}).items():
+        lower = name.lower()
+        lower = lower if lower.startswith("aws_") else f"aws_{lower}"
+        lower = {"aws_endpoint": "aws_endpoint_url", "aws_default_region": "aws_region"}.get(lower, lower)
+        if lower in _S3_OPTIONS:
+            *parents, last = _S3_OPTIONS[lower]
+            inner = found
+            for parent in parents:
+                inner = inner.setdefault(parent, {})
+            inner[last] = value
+        elif lower == "aws_skip_signature":
+            found["anon"] = value.lower() in {"1", "true"}
+    return found or None
+
+
+def _for_deltalake(options: Mapping[str, Any]) -> dict[str, str]:
+    """Return the options of s3fs as deltalake takes them."""
+    found: dict[str, str] = {}
+    client = options.get("client_kwargs") or {}
+    flat = {**options, "endpoint_url": options.get("endpoint_url") or client.get("endpoint_url")}
+    for name, path in _S3_OPTIONS.items():
+        value: Any = flat
+        for step in path:
+            value = (value or {}).get(step)
+        if value is not None:
+            found[name] = str(value)
+    if str(found.get("aws_endpoint_url", "")).startswith("http://"):
+        found["aws_allow_http"] = "true"
+    if options.get("anon"):
+        found["aws_skip_signature"] = "true"
+    return found
+
+
+def _metadata(field: pa.Field[Any], key: bytes) -> bytes | None:
+    return (field.metadata or {}).get(key)
+
+
+def _one(column: Any) -> Any:  # noqa: ANN401 - a column, and its array
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column

@@ -1,0 +1,84 @@
+"""Recognises sources that are tables, and opens their catalogs: each of their libraries is imported only when used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
+
+from laneway.errors import LanewayError
+from laneway.tables.base import Catalog
+
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    from deltalake import DeltaTable
+    from pyiceberg.table import DataScan
+    from pyiceberg.table import Table as IcebergTable
+
+    Table: TypeAlias = Catalog | DeltaTable | IcebergTable | DataScan | ArrowDataset
+
+
+@runtime_checkable
+class ArrowDataset(Protocol):
+    """A `datasets.Dataset`, which publishes no types."""
+
+    @property
+    def data(self) -> Any:  # noqa: ANN401 - a table of datasets
+        """Its Arrow table."""
+
+    @property
+    def cache_files(self) -> list[dict[str, Any]]:
+        """Its Arrow files."""
+
+
+_LIBRARIES: Final[Mapping[str, str]] = {"delta": "deltalake", "iceberg": "pyiceberg"}
+"""Protocol of the URL of a table -> the library that opens it."""
+
+
+def catalog_of(source: object, storage_options: Mapping[str, Any] | None = None) -> Catalog | None:
+    """Return the catalog of a source; None: it is no table.
+
+    Args:
+        source: A `Catalog`, a table of a library, or the URL of one.
+        storage_options: Arguments of the filesystem of the files, for a URL that names a path.
+
+    Raises:
+        LanewayError: The library of a URL is not installed.
+        DataFileError: There is no such table, or it can't be read.
+    """
+    if isinstance(source, Catalog):
+        return source
+    if isinstance(source, str):
+        return _of_url(source, storage_options)
+    given: Any = source
+    library = type(source).__module__.partition(".")[0]
+    if library == "deltalake":
+        from laneway.tables.delta import DeltaCatalog  # noqa: PLC0415 - as its library
+
+        return DeltaCatalog(given)
+    if library == "datasets" and isinstance(given, ArrowDataset):
+        from laneway.tables.hf_datasets import HfCatalog  # noqa: PLC0415 - as its library
+
+        return HfCatalog(given)
+    if library == "pyiceberg":
+        from laneway.tables.iceberg import iceberg_catalog  # noqa: PLC0415 - as its library
+
+        return iceberg_catalog(given)
+    return None
+
+
+def _of_url(url: str, storage_options: Mapping[str, Any] | None) -> Catalog | None:
+    protocol, mark, _ = url.partition("://")
+    if not mark or protocol not in _LIBRARIES:
+        return None
+    try:
+        if protocol == "delta":
+            from laneway.tables.delta import open_delta  # noqa: PLC0415 - as its library
+
+            return open_delta(url, storage_options)
+        from laneway.tables.iceberg import open_iceberg  # noqa: PLC0415 - as its library
+
+        return open_iceberg(url)
+    except ImportError as error:
+        message = f"{protocol}:// needs {_LIBRARIES[protocol]}: pip install 'laneway[{protocol}]' ({error})"
+        raise LanewayError(message) from error

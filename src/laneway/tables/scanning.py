@@ -1,0 +1,204 @@
+"""The manifest of a table: the files that its catalog lists, those left out in which a filter can't match a row."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import replace
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from laneway.catalog.caching import CacheEntry
+from laneway.catalog.contents import ManifestContents, layout_table
+from laneway.catalog.decoding import decode, pack
+from laneway.catalog.encoding import TABLE_FORMAT_VERSION, encode
+from laneway.catalog.footers import read_footers
+from laneway.catalog.partitions import Partitions
+from laneway.catalog.schemas import FileSchemas
+from laneway.catalog.sources import DataFiles, common_directory
+from laneway.catalog.table_facts import DeletedRows, TableFacts
+from laneway.core.files import FileTable
+from laneway.core.strings import Strings
+from laneway.errors import DataFileError, SchemaMismatchError
+from laneway.formats import FORMATS
+from laneway.reading.expressions import filter_on
+from laneway.storage.filesystem import Storage
+from laneway.tables.pruning import files_that_may_match
+from laneway.wording import counted
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from laneway.catalog.caching import CacheDir
+    from laneway.formats import FileScan
+    from laneway.storage.filesystem import FileSystem
+    from laneway.storage.retries import RetryPolicy
+    from laneway.tables.base import Catalog, TableFiles
+
+
+def scan_table(
+    catalog: Catalog,
+    *,
+    condition: object = None,
+    schema: pa.Schema | None = None,
+    filesystem: FileSystem | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    retries: RetryPolicy | None = None,
+    progress: bool | None = None,
+    cache_dir: CacheDir = None,
+) -> tuple[ManifestContents, Storage]:
+    """Return the contents of the manifest of a table, and the storage of its files.
+
+    Args:
+        catalog: The table.
+        condition: The filter that the dataset begins with: files in which it can't match a row are left out.
+        schema: Types of columns that the user gave; None: those of the table.
+        filesystem: The filesystem of the files; None: the one that `Catalog.root` names.
+        storage_options: Its arguments; None: those of the catalog.
+        retries: Limits of the retries when the storage fails.
+        progress: Whether to show a progress bar; see `Manifest.scan`.
+        cache_dir: Where manifests are cached; see `Manifest.scan`.
+
+    Raises:
+        DataFileError: The table has no files, or one is listed twice, missing, unreadable, damaged or of another
+            format.
+        SchemaMismatchError: The filter doesn't fit the columns, or a constant has no place in a manifest.
+    """
+    if filesystem is None and storage_options is None:
+        storage_options = catalog.storage_options
+    storage = Storage(catalog.root, filesystem, storage_options, retries)
+    files = catalog.files()
+    if not files.paths:
+        message = f"{_name(catalog)} has no data files: write rows to it before you read it"
+        raise DataFileError(message)
+    left_out_by, kept = None, np.arange(len(files.paths))
+    if condition is not None:
+        step = filter_on(condition, catalog.schema, schema)
+        is_kept = files_that_may_match(catalog, step, len(kept))
+        if not is_kept.all():
+            # A manifest has at least one file; of this one, its own statistics will leave out all rows.
+            is_kept[0] |= not is_kept.any()
+            left_out_by, kept = step.text, np.flatnonzero(is_kept)
+    storage, kept, paths = _place(storage, files, kept)
+    found = DataFiles(
+        storage=storage,
+        sources=(storage.root,),
+        format=FORMATS[catalog.format],
+        paths=paths,
+        sizes=[files.sizes[index] for index in kept.tolist()],
+        versions=[""] * len(paths),
+        listed_at_ns=time.time_ns(),
+    )
+    scans, cache = _scan(found, cache_dir, progress=progress)
+    contents = _combine(catalog, files, kept, found, scans)
+    if cache is not None and left_out_by is None:
+        data = encode(contents)
+        cache.write(data if cache.local_path else pack(data, "zstd"))
+    deleted = catalog.deleted_rows(kept.tolist())
+    at = {index: place for place, index in enumerate(kept.tolist())}
+    rows = DeletedRows.of({at[index]: rows for index, rows in deleted.items()}, len(paths))
+    table = TableFacts(catalog.version, catalog.schema, _within(rows, contents), left_out_by)
+    return replace(contents, table=table), storage
+
+
+def _place(storage: Storage, files: TableFiles, kept: Any) -> tuple[Storage, Any, list[str]]:  # noqa: ANN401
+    """Return the storage at the directory that contains all files, and the files sorted by their paths below it."""
+    given = [files.paths[index] for index in kept.tolist()]
+    if any(path.startswith("/") or "://" in path for path in given):
+        # To ask fsspec for each path takes long.
+        whole = [storage.path_of(path) if "://" in path else path for path in given]
+        whole = [path if path.startswith("/") or "://" in given[at] else storage.join(path) for at, path in enumerate(whole)]
+        storage = storage.at(common_directory([path.rpartition("/")[0] or "/" for path in whole]))
+        root = storage.join("")
+        given = [path.removeprefix(root) for path in whole]
+    twice = [path for path, count in Counter(given).items() if count > 1]
+    if twice:
+        message = f"{storage.redact(storage.join(twice[0]))} is listed twice ({len(twice):,} such files)"
+        raise DataFileError(f"{message}: the rows of a table come once, so its catalog must list each file once")
+    order = sorted(range(len(given)), key=given.__getitem__)
+    return storage, kept[order], [given[index] for index in order]
+
+
+def _scan(found: DataFiles, cache_dir: CacheDir, *, progress: bool | None) -> tuple[list[FileScan], CacheEntry | None]:
+    """Return the metadata of data files, and the cache entry that should be renewed, if any.
+
+    The files of a table don't change, so a path and a size identify what was cached.
+    """
+    entry = CacheEntry.find(cache_dir, found.storage, (f"table {TABLE_FORMAT_VERSION}", found.format.name))
+    cached = None if entry is None else entry.load(lambda data: decode(data, entry.redacted_path))
+    known: dict[int, FileScan] = {}
+    if cached is not None:
+        index_of = {path: index for index, path in enumerate(cached.files.paths)}
+        for index, (path, size) in enumerate(zip(found.paths, found.sizes, strict=True)):
+            old = index_of.get(path)
+            if old is not None and int(cached.files.sizes[old]) == size:
+                known[index] = cached.file_scan(old)
+    missing = [index for index in range(len(found.paths)) if index not in known]
+    known.update(zip(missing, read_footers(found, missing, progress=progress), strict=True))
+    is_current = cached is not None and not missing and cached.files.num_files == len(found.paths)
+    return [known[index] for index in range(len(found.paths))], None if is_current else entry
+
+
+def _combine(
+    catalog: Catalog, files: TableFiles, kept: Any, found: DataFiles, scans: Sequence[FileScan]  # noqa: ANN401
+) -> ManifestContents:
+    schemas = FileSchemas.renamed((scan.schema for scan in scans), catalog.rename)
+    return ManifestContents(
+        root=found.storage.redact(found.storage.root),
+        format=found.format.name,
+        files=FileTable.build(
+            found.paths,
+            found.sizes,
+            [scan.digest for scan in scans],
+            [(scan.block_rows, scan.block_bytes) for scan in scans],
+            schemas.digest,
+            memory_bytes=[scan.block_memory_bytes for scan in scans],
+        ),
+        schemas=schemas,
+        partitions=_constants(catalog, files, kept, schemas),
+        layout=layout_table([entry for scan in scans for entry in scan.layout]),
+        layout_starts=np.array([0, *accumulate(len(scan.layout) for scan in scans)], np.int64),
+        versions=Strings.of(found.versions),
+        table=TableFacts(catalog.version, catalog.schema, DeletedRows.of({}, len(scans))),
+    )
+
+
+def _constants(catalog: Catalog, files: TableFiles, kept: Any, schemas: FileSchemas) -> Partitions:  # noqa: ANN401
+    """Return the constants as partition keys, which are integers or strings that are cast to the types of the table."""
+    fields, columns = [], []
+    for name, values in files.constants.items():
+        if all(name in schema.names for schema in schemas.distinct):
+            continue
+        type_ = catalog.schema.field(name).type
+        try:
+            given: Any = pa.array([values[index] for index in kept.tolist()], type_)
+            is_integer = pa.types.is_integer(type_) and not pa.types.is_uint64(type_)
+            column = given.cast(pa.int64() if is_integer else pa.string())
+            column.cast(type_)
+        except pa.ArrowException as error:
+            message = f"{name!r} is constant in the files of {_name(catalog)}, and of type {type_}, which has no text"
+            raise SchemaMismatchError(f"{message}: {error}") from error
+        fields.append(pa.field(name, column.type))
+        columns.append(tuple(column.to_pylist()))
+    return Partitions(tuple(fields), tuple(columns))
+
+
+def _within(deleted: DeletedRows, contents: ManifestContents) -> DeletedRows:
+    """Check that each deleted row is in its file."""
+    files, owners = contents.files, deleted.owners
+    wrong = np.flatnonzero((deleted.ranges[:, 0] < 0) | (deleted.ranges[:, 1] > files.rows[owners]))
+    if len(wrong):
+        index, row = int(owners[wrong[0]]), int(deleted.ranges[wrong[0], 1]) - 1
+        message = (
+            f"the table says that row {row:,} of {files.paths[index]} is deleted, which has "
+            f"{counted(int(files.rows[index]), 'row')}: the file, or the metadata of the table, is damaged"
+        )
+        raise DataFileError(message)
+    return deleted
+
+
+def _name(catalog: Catalog) -> str:
+    return catalog.version or f"the table of {type(catalog).__name__}"

@@ -1,0 +1,220 @@
+"""Datasets of Hugging Face as sources: the rows that `datasets` itself delivers, resumed exactly."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+import torch
+from datasets import Array2D, ClassLabel, Dataset, Features, Image, Value, concatenate_datasets, load_dataset, load_from_disk
+from PIL import Image as Pictures
+
+from laneway import DataFileError, DecodeFeatures, Manifest, SavableLoader, StatefulShardedDataset, load_hf
+from tests.compat.loaders import FORKSERVER, flat, ids, received_while_ranks_change, run_with_states
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+SPLIT = "train[10%:20%]+train[50%:]"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of Parquet files that `datasets` can load."""
+    path = tmp_path_factory.mktemp("source")
+    for start in (0, 100, 200):
+        rows = pa.table({"id": pa.array(range(start, start + 100)), "text": [f"row {i}" for i in range(100)]})
+        pq.write_table(rows, path / f"train-{start:03}.parquet", row_group_size=30)
+    return path
+
+
+@pytest.fixture
+def loaded(folder: Path, tmp_path: Path) -> Any:
+    """Return a part of it, loaded by `datasets`."""
+    datasets.disable_progress_bars()
+    return load_dataset(str(folder), split=SPLIT, cache_dir=str(tmp_path / "cache"))
+
+
+def doubled(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row with one more column."""
+    return {"twice": 2 * row["id"]}
+
+
+CHANGES: dict[str, Callable[[Any], Any]] = {
+    "loaded": lambda dataset: dataset,
+    "sliced": lambda dataset: dataset.select(range(7, 150)),
+    "filtered": lambda dataset: dataset.filter(lambda row: row["id"] % 3 == 0),
+    "filtered and sliced": lambda dataset: dataset.filter(lambda row: row["id"] % 3 == 0).select(range(5, 20)),
+    "split": lambda dataset: dataset.train_test_split(0.3, shuffle=False)["test"],
+    "a shard": lambda dataset: dataset.shard(3, 1),
+    "mapped": lambda dataset: dataset.map(doubled),
+    "renamed": lambda dataset: dataset.rename_column("id", "number"),
+    "swapped": lambda dataset: dataset.rename_columns({"id": "text", "text": "id"}),
+    "without a column": lambda dataset: dataset.remove_columns("text"),
+    "cast": lambda dataset: dataset.cast_column("id", Value("int32")),
+    "of columns": lambda dataset: dataset.select_columns(["text"]),
+    "formatted": lambda dataset: dataset.with_format(None, columns=["id"]),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_the_rows_are_those_of_the_dataset_in_its_order(loaded: Any, name: str) -> None:
+    dataset = CHANGES[name](loaded)
+    found = StatefulShardedDataset(dataset)
+    assert list(found) == [*dataset]
+    assert found.schema.names == dataset.format["columns"]
+    assert len(found) == len(dataset)
+    assert list(found.skip(3).take(5)) == [*dataset.skip(3).take(5)]
+
+
+@pytest.mark.parametrize("name", ["shuffled", "reversed", "reversed files"])
+def test_another_order_than_that_of_the_files_is_a_warning(loaded: Any, tmp_path: Path, name: str) -> None:
+    loaded.save_to_disk(tmp_path / "a", num_shards=1)
+    loaded.select(range(10)).save_to_disk(tmp_path / "b", num_shards=1)
+    dataset = {
+        "shuffled": lambda: loaded.shuffle(seed=1),
+        "reversed": lambda: loaded.select(range(len(loaded) - 1, -1, -1)),
+        "reversed files": lambda: concatenate_datasets([load_from_disk(tmp_path / "b"), load_from_disk(tmp_path / "a")]),
+    }[name]()
+    with pytest.warns(UserWarning, match="the rows of the dataset are not in the order of its files"):
+        found = StatefulShardedDataset(dataset)
+    assert sorted(map(repr, found)) == sorted(map(repr, dataset))
+
+
+def test_files_in_order_are_no_warning(loaded: Any, tmp_path: Path) -> None:
+    loaded.save_to_disk(tmp_path / "saved", num_shards=3)
+    saved = load_from_disk(tmp_path / "saved")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert list(StatefulShardedDataset(saved)) == [*loaded] == list(StatefulShardedDataset(tmp_path / "saved"))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda d: d.add_column("new", list(range(len(d)))), DataFileError, "has columns that are only in memory"),
+        (lambda _: Dataset.from_dict({"id": [1, 2]}), DataFileError, "has 2 rows that are only in memory"),
+        (lambda d: d.select([1, 1, 2]), DataFileError, r"has row 31 of .*\.arrow twice \(1 such row\)"),
+        (lambda d: d.with_transform(lambda batch: batch), ValueError, "the format of the dataset is a function"),
+        (lambda d: d.with_format("pandas"), ValueError, "the format of the dataset is of type 'pandas'"),
+        (
+            lambda d: concatenate_datasets([d, d.rename_column("id", "x").rename_column("x", "id").remove_columns([])]),
+            DataFileError,
+            "were renamed or left out differently",
+        ),
+        (lambda d: d.filter(lambda _: False), DataFileError, "has no rows"),
+    ],
+)
+def test_what_has_no_equal_is_refused(loaded: Any, change: Callable[[Any], Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        StatefulShardedDataset(change(loaded))
+
+
+def test_the_format_decides_what_columns_are_delivered_as(loaded: Any) -> None:
+    tensors = loaded.with_format("torch", columns=["id"])
+    assert [row["id"] for row in StatefulShardedDataset(tensors).take(2)] == [row["id"] for row in tensors.take(2)]
+    assert isinstance(next(iter(StatefulShardedDataset(tensors)))["id"], torch.Tensor)
+    arrays = StatefulShardedDataset(loaded.with_format("numpy"), batch_size=4)
+    assert isinstance(next(iter(arrays))["id"], np.ndarray)
+    assert next(iter(StatefulShardedDataset(tensors, output="python")))["id"] == 30
+
+
+def make(dataset: Any, *, num_workers: int = 0, context: Any = None, **options: Any) -> SavableLoader:
+    """Return a loader of shuffled batches of seven rows."""
+    arguments = {"shard_rows": 9, "window_bytes": 600, "seed": 5, "batch_size": 7, "shuffle": True, "columns": ["id"]}
+    source = StatefulShardedDataset(dataset, **{**arguments, **options})
+    return SavableLoader(source, num_workers=num_workers, multiprocessing_context=context)
+
+
+def test_a_shuffled_and_filtered_dataset_is_resumed_exactly(loaded: Any) -> None:
+    chosen = loaded.filter(lambda row: row["id"] % 2 == 0).shuffle(seed=3)
+    expected = sorted(chosen["id"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        uninterrupted, states = run_with_states(make(chosen))
+        assert sorted(flat(uninterrupted)) == expected
+        for done, state in enumerate(states):
+            resumed = make(chosen)
+            resumed.load_state_dict(state)
+            assert uninterrupted[:done] + ids(resumed) == uninterrupted
+        received, state = received_while_ranks_change(
+            lambda rank, size: make(chosen, rank=rank, world_size=size, remainder="keep"),
+            ((2, 1), (3, 1), (1, 2), (2, 100)),
+        )
+        assert state["complete"]
+        assert sorted(received) == expected
+        alone = flat(ids(make(chosen, lanes=2)))
+        assert flat(ids(make(chosen, lanes=2, num_workers=2, context=FORKSERVER))) == alone
+
+
+def test_filters_splits_and_saved_manifests(loaded: Any, tmp_path: Path) -> None:
+    expected = [row["id"] for row in loaded if row["id"] > 200]
+    for dataset in (
+        StatefulShardedDataset(loaded, filter=pc.field("id") > 200),
+        StatefulShardedDataset(loaded).filter(pc.field("id") > 200),
+    ):
+        assert [row["id"] for row in dataset] == expected
+    train, val = StatefulShardedDataset(loaded).split({"train": 0.5, "val": 0.5})
+    assert sorted(row["id"] for part in (train, val) for row in part) == loaded["id"][:]
+    Manifest.scan(loaded).save(tmp_path / "manifest")
+    assert list(StatefulShardedDataset(Manifest.load(tmp_path / "manifest"))) == [*loaded]
+
+
+def test_load_hf_reads_what_load_dataset_cached(folder: Path, loaded: Any, tmp_path: Path) -> None:
+    options = {"cache_dir": str(tmp_path / "cache")}
+    dataset = load_hf(folder, split=SPLIT, load_options=options, batch_size=50)
+    assert [row for batch in dataset for row in batch["id"].tolist()] == loaded["id"][:]
+    with pytest.raises(ValueError, match="decode=True decodes single rows"):
+        load_hf(folder, split="train", load_options=options, decode=True, batch_size=3)
+
+
+def picture(value: int) -> dict[str, Any]:
+    """Return an image as `datasets` stores it."""
+    data = io.BytesIO()
+    Pictures.new("L", (4, 3), value).save(data, "PNG")
+    return {"bytes": data.getvalue(), "path": None}
+
+
+def test_features_are_decoded_on_request_as_datasets_does(tmp_path: Path) -> None:
+    features = Features(
+        {
+            "id": Value("int64"),
+            "image": Image(),
+            "label": ClassLabel(names=["cat", "dog"]),
+            "grid": Array2D((2, 2), "int32"),
+        }
+    )
+    rows = {
+        "id": [0, 1, 2],
+        "image": [picture(0), picture(100), None],
+        "label": [0, 1, 0],
+        "grid": [[[1, 2], [3, 4]]] * 3,
+    }
+    Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "saved")
+    saved = load_from_disk(tmp_path / "saved")
+    stored = list(StatefulShardedDataset(saved))
+    assert [row["image"] for row in stored] == rows["image"]
+    assert [row["grid"] for row in stored] == rows["grid"]
+    decoded = list(StatefulShardedDataset(saved, transform=DecodeFeatures(saved.features)))
+    for row, expected in zip(decoded, saved, strict=True):
+        assert {**row, "image": None} == {**expected, "image": None}
+        assert (row["image"] is None) == (expected["image"] is None)
+        assert row["image"] is None or row["image"].tobytes() == expected["image"].tobytes()
+    partly = StatefulShardedDataset(saved, columns=["id", "image.bytes"], transform=DecodeFeatures(saved.features))
+    assert next(iter(partly)) == {"id": 0, "image.bytes": picture(0)["bytes"]}
+
+
+def test_files_that_are_gone_are_named(loaded: Any) -> None:
+    path = loaded.cache_files[0]["filename"]
+    shutil.move(path, path + ".gone")
+    with pytest.raises(DataFileError, match=r"\.arrow does not exist"):
+        StatefulShardedDataset(loaded)
