@@ -44,7 +44,8 @@ def read_footers(found: DataFiles, indices: Sequence[int], *, progress: bool | N
     """
     scans: list[FileScan] = []
     errors: list[DataFileError] = []
-    bar = progress_bar(len(indices), "reading footers", " files", progress=progress)
+    what = "indexing files" if found.format.scans_all else "reading footers"
+    bar = progress_bar(len(indices), what, " files", progress=progress)
     with bar, closing(_results(found, indices)) as tasks:
         for results in tasks:
             bar.update(len(results))

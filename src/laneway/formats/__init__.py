@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from laneway.formats.arrow import ArrowFormat
 from laneway.formats.base import BlockMatches, BlockReader, FileScan, Format, PlannedFile, TypeInference
+from laneway.formats.delimited import DelimitedFormat
 from laneway.formats.json_lines import JsonLinesFormat
 from laneway.formats.parquet import ParquetFormat
 from laneway.formats.registry import FORMATS, format_of_content, format_of_suffix
@@ -13,6 +14,7 @@ __all__ = [
     "ArrowFormat",
     "BlockMatches",
     "BlockReader",
+    "DelimitedFormat",
     "FileScan",
     "Format",
     "JsonLinesFormat",

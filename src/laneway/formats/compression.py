@@ -106,7 +106,7 @@ def _plain_pieces(storage: Storage, path: str, size: int, version: str) -> Itera
             yield Piece(bytes(data), end)
 
 
-def _gzip_pieces(file: io.BufferedReader, size: int) -> Iterator[Piece]:
+def _gzip_pieces(file: io.BufferedReader[RangeFile], size: int) -> Iterator[Piece]:
     stream, offset = zlib.decompressobj(_GZIP_WINDOW), 0
     # At the end of the file, what zlib still holds back.
     while offset < size or not stream.eof:
@@ -126,7 +126,7 @@ def _gzip_pieces(file: io.BufferedReader, size: int) -> Iterator[Piece]:
             stream = zlib.decompressobj(_GZIP_WINDOW)
 
 
-def _skip_zeros(file: io.BufferedReader, offset: int) -> int:
+def _skip_zeros(file: io.BufferedReader[RangeFile], offset: int) -> int:
     """Return where the next gzip member begins: there may be zeros between them, and at the end of the file."""
     file.seek(offset)
     while data := file.read(_GZIP_BYTES_AT_ONCE):
@@ -163,7 +163,7 @@ def _inflate(stream: zlib._Decompress, data: Data, length: int) -> bytes:
         raise ValueError(message) from error
 
 
-def _zstd_pieces(file: io.BufferedReader, size: int) -> Iterator[Piece]:
+def _zstd_pieces(file: io.BufferedReader[RangeFile], size: int) -> Iterator[Piece]:
     start = 0
     while start < size:
         stop = _zstd_frame_stop(file, start, size)
@@ -186,7 +186,7 @@ def _read_stream(stream: pa.NativeFile, length: int) -> bytes:
         raise ValueError(message) from error
 
 
-def _zstd_frame_stop(file: io.BufferedReader, start: int, size: int) -> int:
+def _zstd_frame_stop(file: io.BufferedReader[RangeFile], start: int, size: int) -> int:
     """Return where a zstd frame ends, from the sizes of its blocks (RFC 8878)."""
     file.seek(start)
     magic, descriptor = _exactly(file, 4), _exactly(file, 1)[0]
@@ -208,7 +208,7 @@ def _zstd_frame_stop(file: io.BufferedReader, start: int, size: int) -> int:
     return _within(position + (4 if descriptor >> 2 & 1 else 0), size)
 
 
-def _exactly(file: io.BufferedReader, length: int) -> bytes:
+def _exactly(file: io.BufferedReader[RangeFile], length: int) -> bytes:
     data = file.read(length)
     if len(data) < length:
         message = "the zstd data ends too early: the file is truncated"
@@ -228,7 +228,7 @@ class _Section:
 
     closed = False
 
-    def __init__(self, file: io.BufferedReader, length: int) -> None:
+    def __init__(self, file: io.BufferedReader[RangeFile], length: int) -> None:
         self._file = file
         self._left = length
 

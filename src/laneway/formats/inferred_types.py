@@ -16,6 +16,9 @@ import pyarrow.json
 if TYPE_CHECKING:
     from laneway.formats.base import TypeInference
 
+# The stubs of pyarrow accept fewer types here.
+_read_json: Any = pyarrow.json.read_json
+_read_csv: Any = pyarrow.csv.read_csv
 _SCALARS: Final = frozenset({pa.null(), pa.bool_(), pa.int64(), pa.float64()})
 
 
@@ -105,9 +108,9 @@ def _json_example(type_: pa.DataType) -> object:
 
 def _is_parsed_json(example: object, type_: pa.DataType) -> bool:
     text = json.dumps({"value": example}).encode()
-    options = pa.json.ParseOptions(explicit_schema=pa.schema([("value", type_)]))
+    options = pyarrow.json.ParseOptions(explicit_schema=pa.schema([("value", type_)]))
     try:
-        pa.json.read_json(pa.BufferReader(text), parse_options=options)
+        _read_json(pa.BufferReader(text), parse_options=options)
     except pa.ArrowNotImplementedError:
         return False
     except pa.ArrowInvalid as error:
@@ -117,9 +120,9 @@ def _is_parsed_json(example: object, type_: pa.DataType) -> bool:
 
 
 def _is_parsed_csv(type_: pa.DataType) -> bool:
-    options = pa.csv.ConvertOptions(column_types={"value": type_})
+    options = pyarrow.csv.ConvertOptions(column_types={"value": type_})
     try:
-        pa.csv.read_csv(pa.BufferReader(b"value\n\n"), convert_options=options)
+        _read_csv(pa.BufferReader(b"value\n\n"), convert_options=options)
     except pa.ArrowNotImplementedError:
         return False
     return True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, final
+from typing import TYPE_CHECKING, Any, Final, Literal, final
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +11,7 @@ import pyarrow.json
 from laneway.formats.base import Format
 from laneway.formats.field_paths import fields_inside
 from laneway.formats.inferred_types import JsonTypes
-from laneway.formats.text import NEWLINE, FoundRows, RowError, codes_of, names_of, without_row_number
+from laneway.formats.text import NEWLINE, FoundRows, RowError, codes_of, is_conflict, names_of, without_row_number
 from laneway.formats.text_blocks import TextBlocks
 from laneway.formats.text_index import scan_text
 
@@ -26,7 +26,7 @@ _OPENING, _CLOSING = ord("{"), ord("}")
 _SPACES: Final = b" \t\r"
 _IS_SPACE: Final = np.isin(np.arange(256), list(_SPACES))
 _MAX_STEPS: Final = 16
-_UNLIMITED: Final = {"use_threads": False}
+_read_json: Any = pyarrow.json.read_json  # its stubs accept fewer types
 
 
 @final
@@ -109,17 +109,16 @@ class JsonLinesParser:
 
     def parse(self, text: Text, parsing: Parsing) -> pa.Table:
         """Return the rows of a text."""
-        others = "error" if parsing.is_closed else "ignore"
-        return _parse(
-            text, pyarrow.json.ParseOptions(explicit_schema=parsing.schema, unexpected_field_behavior=others)
-        )
+        others: Literal["error", "ignore"] = "error" if parsing.is_closed else "ignore"
+        return _parse(text, pyarrow.json.ParseOptions(explicit_schema=parsing.schema, unexpected_field_behavior=others))
 
     def explain(self, row: bytes, error: Exception, parsing: Parsing | None) -> str:
         """Return what is wrong with a line."""
         try:
             alone = self.infer(row, [])
         except pa.ArrowInvalid as own:
-            return f"is malformed: {without_row_number(own)}"
+            what = "has values of several types" if is_conflict(own) else "is malformed"
+            return f"{what}: {without_row_number(own)}"
         if alone.num_rows != 1:
             return f"has {alone.num_rows:,} JSON objects: each line must be one"
         if parsing is not None and parsing.is_closed:
@@ -136,7 +135,8 @@ class JsonLinesParser:
 def _parse(text: Text, options: pyarrow.json.ParseOptions) -> pa.Table:
     # As one block: rows of a block are parsed together, so that a line of any length fits.
     reading = pyarrow.json.ReadOptions(use_threads=False, block_size=len(text) + 1)
-    return pyarrow.json.read_json(pa.BufferReader(text), reading, options)
+    table: pa.Table = _read_json(pa.BufferReader(text), reading, options)
+    return table
 
 
 def _skip_spaces(

@@ -15,7 +15,7 @@ from pyarrow.parquet.core import ParquetReader
 
 from laneway.core.files import digest
 from laneway.errors import DataFileError
-from laneway.formats.base import FileScan, name_error
+from laneway.formats.base import FileScan, Format, name_error
 from laneway.formats.field_paths import path_of, select_fields
 from laneway.formats.row_group_matches import row_group_matches
 from laneway.formats.row_groups import check_chunks, check_row_counts, chunk_range, leaf_ranges, memory_bytes
@@ -45,13 +45,12 @@ _MAX_FOOTER_BYTES: Final = 64 << 20  # of all decoded footers that a process cac
 
 
 @final
-class ParquetFormat:
+class ParquetFormat(Format):
     """Reads Parquet files with pyarrow, by row group and column."""
 
     name = "parquet"
     suffixes = (".parquet", ".pq")
     block_name = "row group"
-    is_mapped = False
     tail_bytes = 64 * 1024
 
     def recognises(self, head: bytes) -> bool:

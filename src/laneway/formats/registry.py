@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, final
 
 from laneway.errors import DataFileError
 from laneway.formats.arrow import ArrowFormat
+from laneway.formats.delimited import DelimitedFormat
 from laneway.formats.json_lines import JsonLinesFormat
 from laneway.formats.parquet import ParquetFormat
 from laneway.storage.reading import read_range
@@ -91,7 +92,9 @@ class Formats(Mapping[str, "Format"]):
         return None
 
 
-FORMATS: Final = Formats((ParquetFormat(), ArrowFormat(), JsonLinesFormat()))
+FORMATS: Final = Formats(
+    (ParquetFormat(), ArrowFormat(), JsonLinesFormat(), DelimitedFormat("csv", ","), DelimitedFormat("tsv", "\t"))
+)
 """The formats by name."""
 
 

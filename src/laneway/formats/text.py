@@ -157,11 +157,11 @@ def checksum(text: Text) -> int:
 
 def codes_of(text: Text) -> Codes:
     """Return the bytes of a text as an array."""
-    return np.frombuffer(text, np.uint8)
+    return np.frombuffer(memoryview(text), np.uint8)
 
 
 def count_lines(text: bytes) -> int:
-    """Return how many lines end in a text, whether with "\\n", "\\r\\n" or "\\r"."""
+    """Return how many lines end in a text, whether with LF, CR LF or CR."""
     newlines = text.count(b"\n")
     return max(newlines, text.count(b"\r")) if b"\r" in text else newlines
 
@@ -196,6 +196,11 @@ def without_row_number(error: Exception) -> str:
     """Return the message of pyarrow for a row, without the number of the row, which counts from another one."""
     text = str(error).partition(" in row ")[0].strip()
     return text.removeprefix("JSON parse error: ").removeprefix("CSV parse error: ")
+
+
+def is_conflict(error: Exception) -> bool:
+    """Return whether pyarrow has found JSON values of several types for a field."""
+    return "changed from" in str(error)
 
 
 def names_of(columns: Sequence[str]) -> str:

@@ -17,6 +17,7 @@ from laneway.formats.text_index import (
     FILE_STOP,
     LENGTH,
     LINE,
+    NUM_COLUMNS,
     SKIP,
     TEXT_START,
 )
@@ -51,6 +52,11 @@ class TextBlocks:
         self._planned = planned
         self._schema = schema
         self._in_file = list(schema.names if planned.schema is None else planned.schema.names)
+        if planned.layout.shape != (len(planned.block_rows), NUM_COLUMNS):
+            message = (
+                f"the manifest has no index of the blocks of {storage.redact(planned.path)}: scan the dataset again"
+            )
+            raise DataFileError(message)
 
     def read(self, first: int, stop: int, columns: Sequence[str]) -> pa.Table:
         """Parse the blocks [first, stop) of these columns, in this order.
@@ -91,7 +97,7 @@ class TextBlocks:
         try:
             text = decompress(Compression(entries[0][COMPRESSION]), data, offsets[-1] + entries[-1][LENGTH])
         except ValueError as error:
-            raise self._storage.error_for(planned.path, f"changed since it was planned (block {first})", error) from error
+            raise self._storage.change_error(planned.path, str(error)) from error
         view = memoryview(text)
         texts: list[Text] = []
         for index, (entry, offset) in enumerate(zip(entries, offsets, strict=True)):

@@ -20,10 +20,10 @@ from laneway.formats.text import (
     codes_of,
     count_lines,
     first_that_fails,
+    is_conflict,
     row_text,
     without_row_number,
 )
-from laneway.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,10 +44,10 @@ _LARGE_FRAME_BYTES: Final = 64 << 20
 _BOM: Final = b"\xef\xbb\xbf"
 _OTHER_BOMS: Final = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
-# Columns of the layout, which has one entry per block.
+# Columns of the layout, which has one entry per block: compression; the range of the file to read; the offset of its
+# text in the text of the file; how much of that comes before the block; bytes of the block; its first line; checksum.
 COMPRESSION, FILE_START, FILE_STOP, TEXT_START, SKIP, LENGTH, LINE, CHECKSUM = range(8)
-"""Compression; the range of the file to read; the offset of its text in the text of the file; how much of this text
-comes before the block; bytes of the block; the number of its first line; its checksum."""
+NUM_COLUMNS: Final = 8
 
 
 def scan_text(parser: TextParser, storage: Storage, path: str, size: int, version: str) -> FileScan:
@@ -251,17 +251,16 @@ class _Scanner:
         names = self._names or []
         try:
             table = self._parser.infer(sample, names)
-            if table.num_rows != found.count_until(index):
-                message = f"{counted(table.num_rows, 'value')} where {counted(found.count_until(index), 'line')} are"
-                raise pa.ArrowInvalid(message)
         except pa.ArrowInvalid as error:
             table = self._infer_until_conflict(sample, found, names, error)
+        else:
+            if table.num_rows != found.count_until(index):
+                message = f"{table.num_rows:,} rows where {found.count_until(index):,} are"
+                table = self._infer_until_conflict(sample, found, names, ValueError(message))
         schema = pa.schema([(each.name, without_times(each.type)) for each in table.schema])
         self._schema = join_schemas(self._parser.inference, self._schema, schema)
 
-    def _infer_until_conflict(
-        self, sample: bytes, found: FoundRows, names: list[str], error: pa.ArrowInvalid
-    ) -> pa.Table:
+    def _infer_until_conflict(self, sample: bytes, found: FoundRows, names: list[str], error: Exception) -> pa.Table:
         """Return the rows before the first that has a value of another type; raise an error for any other problem."""
         bad = first_that_fails(sample, found, lambda text: self._parser.infer(text, names))
         start = int(found.ends[bad - 1]) if bad else 0
@@ -269,7 +268,9 @@ class _Scanner:
         try:
             alone = self._parser.infer(row, names)
         except pa.ArrowInvalid as own:
-            raise self._error(sample, start, self._parser.explain(row, own, None)) from own
+            if not is_conflict(own):
+                raise self._error(sample, start, self._parser.explain(row, own, None)) from own
+            alone = pa.table({"row": [0]}).select([])
         if alone.num_rows != 1:
             raise self._error(sample, start, self._parser.explain(row, error, None)) from error
         if not self._has_warned:
@@ -309,7 +310,7 @@ class _Scanner:
             file_starts, file_stops, text_starts = in_file[first], in_file[last], in_text[first]
             self._warn_of_large_frames(in_text)
         rows, fields = np.array(self._rows, np.int64), np.array(self._fields, np.int64)
-        table = np.zeros((len(starts), 8), np.int64)
+        table = np.zeros((len(starts), NUM_COLUMNS), np.int64)
         table[:, COMPRESSION] = self._compression
         table[:, FILE_START], table[:, FILE_STOP], table[:, TEXT_START] = file_starts, file_stops, text_starts
         table[:, SKIP], table[:, LENGTH] = starts - text_starts, lengths

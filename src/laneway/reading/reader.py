@@ -323,11 +323,14 @@ class RowReader:
         if inference is None:
             return distinct
         (inferred,) = distinct
-        made = frozenset[str]() if self._origin is None else self._origin.names
-        keys = {field.name for field in self._manifest.partitions.fields}
+        others = {field.name for field in self._manifest.partitions.fields}
+        others.update(() if self._origin is None else self._origin.names)
         # A column that was given with its type may be in rows that nobody has looked at.
-        types = {name: type_ for name, type_ in self._types.items() if name not in made and find_field(inferred, name) is None and name not in keys}
-        types = {name: inference.parsed(None, type_) for name, type_ in types.items()}
+        types = {
+            name: inference.parsed(None, type_)
+            for name, type_ in self._types.items()
+            if name not in others and find_field(inferred, name) is None
+        }
         for field in inferred:
             wanted = self._types.get(field.name)
             types[field.name] = field.type if wanted is None else inference.parsed(field.type, wanted)
