@@ -6,6 +6,7 @@ from laneway.formats.arrow import ArrowFormat
 from laneway.formats.base import BlockMatches, BlockReader, FileScan, Format, PlannedFile, TypeInference
 from laneway.formats.delimited import DelimitedFormat
 from laneway.formats.json_lines import JsonLinesFormat
+from laneway.formats.orc import OrcFormat
 from laneway.formats.parquet import ParquetFormat
 from laneway.formats.registry import FORMATS, format_of_content, format_of_suffix
 
@@ -18,6 +19,7 @@ __all__ = [
     "FileScan",
     "Format",
     "JsonLinesFormat",
+    "OrcFormat",
     "ParquetFormat",
     "PlannedFile",
     "TypeInference",

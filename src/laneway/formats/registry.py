@@ -12,6 +12,7 @@ from laneway.errors import DataFileError
 from laneway.formats.arrow import ArrowFormat
 from laneway.formats.delimited import DelimitedFormat
 from laneway.formats.json_lines import JsonLinesFormat
+from laneway.formats.orc import OrcFormat
 from laneway.formats.parquet import ParquetFormat
 from laneway.storage.reading import read_range
 
@@ -93,7 +94,10 @@ class Formats(Mapping[str, "Format"]):
 
 
 FORMATS: Final = Formats(
-    (ParquetFormat(), ArrowFormat(), JsonLinesFormat(), DelimitedFormat("csv", ","), DelimitedFormat("tsv", "\t"))
+    (
+        *(ParquetFormat(), ArrowFormat(), OrcFormat()),
+        *(JsonLinesFormat(), DelimitedFormat("csv", ","), DelimitedFormat("tsv", "\t")),
+    )
 )
 """The formats by name."""
 
