@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from laneway.arguments import (
     check_callable,
@@ -61,7 +61,7 @@ class StatefulShardedDataset(ChangeableDataset):
     Args:
         source: A directory (read recursively), a glob, a file, or a sequence of these, on any filesystem that fsspec
             opens by URL; or a `Manifest`, so that no footer needs to be read in advance.
-        format: "parquet" or "arrow" (IPC file or stream format); None: detected by suffix, else by the first bytes.
+        format: Name of a format, such as "parquet" or "jsonl"; None: detected by suffix, else by the first bytes.
         columns: Names of the columns to deliver, in this order; None: all. Keys of Hive-style directories
             (`lang=en/part-0.parquet`) are columns too. A path such as "image.bytes" is a field of a struct, which is
             read without the other fields. Files may differ in other columns.
@@ -139,7 +139,7 @@ class StatefulShardedDataset(ChangeableDataset):
         self,
         source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Manifest,
         *,
-        format: Literal["parquet", "arrow"] | None = None,  # noqa: A002 - the name that pyarrow gives it
+        format: str | None = None,  # noqa: A002 - the name that pyarrow gives it
         columns: Sequence[str] | None = None,
         filter: pc.Expression | Sequence[Any] | None = None,  # noqa: A002 - the name that users know
         schema: pa.Schema | None = None,

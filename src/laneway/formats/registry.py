@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Final, final
 
@@ -60,6 +61,17 @@ class Formats(Mapping[str, "Format"]):
             self._complete()
             found = self._find(candidates)
         return found
+
+    @contextmanager
+    def including(self, added: Format) -> Iterator[None]:
+        """Add a format while the context lasts, instead of one of the same name or suffix; see `laneway.testing`."""
+        before = self._by_name, self._by_suffix
+        self._by_name = {**self._by_name, added.name: added}
+        self._by_suffix = {**self._by_suffix, **dict.fromkeys(added.suffixes, added)}
+        try:
+            yield
+        finally:
+            self._by_name, self._by_suffix = before
 
     def _find(self, suffixes: list[str]) -> Format | None:
         return next((self._by_suffix[each] for each in suffixes if each in self._by_suffix), None)
