@@ -9,11 +9,12 @@ import enum
 import io
 import struct
 import zlib
-from typing import TYPE_CHECKING, Final, NamedTuple, cast
+from functools import partial
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, cast, final
 
 import pyarrow as pa
 
-from laneway.storage.reading import RangeFile, read_ranges
+from laneway.storage.reading import RangeFile, read_range, read_ranges
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,9 +22,9 @@ if TYPE_CHECKING:
     from laneway.storage.filesystem import Storage
     from laneway.storage.ranges import Data
 
-PIECE_BYTES: Final = 4 << 20
-"""Most bytes of text that are looked at together, unless a row is longer."""
-_RANGES_AT_ONCE: Final = 4  # of a remote file, which are requested concurrently
+PIECE_BYTES: Final = 1 << 20
+"""Most bytes of text that are looked at together, unless a row is longer: so many stay in the cache of a processor."""
+_RANGES_AT_ONCE: Final = 16  # of a remote file, which are requested concurrently
 _GZIP_WINDOW: Final = 31  # zlib's number for a gzip member with the largest window
 _GZIP_BYTES_AT_ONCE: Final = 128 << 10  # what follows the end of a member is copied
 _GZIP_MAGIC: Final = b"\x1f\x8b"
@@ -53,25 +54,90 @@ class Piece(NamedTuple):
     """A part of the text of a file."""
 
     text: bytes
-    """The text, which follows that of the piece before."""
+    """The text."""
     frame_stop: int | None
     """Offset in the file at which a frame ends with this piece; None: the text goes on in the frame."""
 
 
-def read_pieces(storage: Storage, path: str, size: int, version: str, compression: Compression) -> Iterator[Piece]:
-    """Yield the text of a file, in pieces of up to `PIECE_BYTES`.
+class TextStream(Protocol):
+    """The text of a file in pieces, of which the reader may leave the end for the next piece."""
 
-    Every piece of a file that isn't compressed ends a frame, since reading can begin anywhere.
+    frames: list[tuple[int, int]]
+    """Where frames begin and end so far: offset in the file, and in the text."""
 
-    Raises:
-        DataFileError: The file can't be read.
-        ValueError: It is truncated or damaged.
-    """
+    def read(self, unused: int) -> Piece:
+        """Return the next piece: the last `unused` bytes of the one before, and at least as much again.
+
+        Raises:
+            DataFileError: The file can't be read.
+            ValueError: It is truncated or damaged.
+        """
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the last piece ended with the text of the file."""
+
+
+def open_text(storage: Storage, path: str, size: int, version: str, compression: Compression) -> TextStream:
+    """Return the text of a file that is not empty."""
+    if compression is Compression.NONE and storage.is_local:
+        return _LocalText(storage, path, size, version)
     if compression is Compression.NONE:
-        yield from _plain_pieces(storage, path, size, version)
-        return
-    file = io.BufferedReader(RangeFile(storage, path, size, version), PIECE_BYTES)
-    yield from (_gzip_pieces if compression is Compression.GZIP else _zstd_pieces)(file, size)
+        return _PiecedText(_plain_pieces(storage, path, size, version), size)
+    file = io.BufferedReader(RangeFile(storage, path, size, version), PIECE_BYTES * _RANGES_AT_ONCE)
+    pieces = (_gzip_pieces if compression is Compression.GZIP else _zstd_pieces)(file, size)
+    return _PiecedText(pieces, size)
+
+
+@final
+class _LocalText:
+    """The text of a local file: what was left is read again, which costs less than to join it with what follows."""
+
+    def __init__(self, storage: Storage, path: str, size: int, version: str) -> None:
+        self._read = partial(read_range, storage, path, version=version)
+        self._size = size
+        self._position = 0
+        self.frames = [(0, 0)]
+
+    def read(self, unused: int) -> Piece:
+        start = self._position - unused
+        self._position = min(start + max(PIECE_BYTES, 2 * unused), self._size)
+        return Piece(self._read(start, self._position), self._position)
+
+    @property
+    def is_done(self) -> bool:
+        return self._position == self._size
+
+
+@final
+class _PiecedText:
+    """The text of a file that comes in pieces."""
+
+    def __init__(self, pieces: Iterator[Piece], size: int) -> None:
+        self._pieces = pieces
+        self._size = size
+        self._last = b""
+        self._text_stop = 0
+        self.frames = [(0, 0)]
+
+    def read(self, unused: int) -> Piece:
+        parts, length = [self._last[len(self._last) - unused :]], 0
+        # At least as much again: a row of any length is joined a few times only.
+        while not length or length < unused:
+            piece = next(self._pieces)
+            parts.append(piece.text)
+            length += len(piece.text)
+            self._text_stop += len(piece.text)
+            if piece.frame_stop is not None:
+                self.frames.append((piece.frame_stop, self._text_stop))
+                if self.is_done or length >= unused:
+                    break
+        self._last = b"".join(parts) if parts[0] or len(parts) > 2 else parts[1]  # noqa: PLR2004 - one piece
+        return Piece(self._last, piece.frame_stop)
+
+    @property
+    def is_done(self) -> bool:
+        return self.frames[-1][0] == self._size
 
 
 def decompress(compression: Compression, data: Data, length: int) -> Data | pa.Buffer:
@@ -98,9 +164,8 @@ def decompress(compression: Compression, data: Data, length: int) -> Data | pa.B
 
 
 def _plain_pieces(storage: Storage, path: str, size: int, version: str) -> Iterator[Piece]:
-    at_once = PIECE_BYTES if storage.is_local else PIECE_BYTES * _RANGES_AT_ONCE
-    for start in range(0, size, at_once):
-        stop = min(start + at_once, size)
+    for start in range(0, size, PIECE_BYTES * _RANGES_AT_ONCE):
+        stop = min(start + PIECE_BYTES * _RANGES_AT_ONCE, size)
         ranges = [(each, min(each + PIECE_BYTES, stop)) for each in range(start, stop, PIECE_BYTES)]
         for (_, end), data in zip(ranges, read_ranges(storage, path, ranges, version), strict=True):
             yield Piece(bytes(data), end)

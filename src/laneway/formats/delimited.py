@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from laneway.storage.filesystem import Storage
 
 _QUOTE: Final = ord('"')
+_ENDS_LINE: Final = np.isin(np.arange(256), (NEWLINE, RETURN))
 _read_csv: Any = pyarrow.csv.read_csv  # its stubs accept fewer types
 
 
@@ -90,9 +91,7 @@ class DelimitedParser:
     def __init__(self, delimiter: str) -> None:
         """Create the parser."""
         self._delimiter = delimiter
-        self.separator = ord(delimiter)
-        """The delimiter."""
-        between = [self.separator, NEWLINE, RETURN]
+        between = [ord(delimiter), NEWLINE, RETURN]
         # A quote beside another one stands for a quote, or they are an empty field.
         self._beside_quotes = np.isin(np.arange(256), [*between, _QUOTE])
         # As pyarrow understands them: only a quote at the beginning of a field opens one.
@@ -111,12 +110,13 @@ class DelimitedParser:
             ends = np.sort(np.concatenate([ends, alone + 1])) if len(alone) else ends
         if is_end and len(codes) and (not len(ends) or ends[-1] < len(codes)):
             ends = np.append(ends, len(codes))
+        line_ends = ends
         if b'"' in text:
             ends = self._outside_quotes(text, codes, ends, is_end=is_end)
         starts = np.zeros(len(ends), np.int64)
         starts[1:] = ends[:-1]
-        is_empty = np.isin(codes[starts], (NEWLINE, RETURN)) if len(ends) else np.zeros(0, bool)
-        return FoundRows(ends, is_empty if is_empty.any() else None)
+        is_empty = _ENDS_LINE[codes[starts]]
+        return FoundRows(ends, is_empty if is_empty.any() else None, line_ends)
 
     def _outside_quotes(self, text: bytes, codes: Codes, ends: NDArray[np.int64], *, is_end: bool) -> NDArray[np.int64]:
         """Return the ends that are not inside of quoted fields."""
@@ -140,6 +140,11 @@ class DelimitedParser:
             )
         outside: NDArray[np.int64] = ends[~is_inside]
         return outside
+
+    def count_fields(self, text: Text, num_rows: int, num_names: int) -> int:
+        """Return how many fields there are."""
+        del text
+        return num_rows * num_names
 
     def parse_header(self, row: bytes) -> list[str]:
         """Return the names of columns."""

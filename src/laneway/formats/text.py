@@ -40,10 +40,16 @@ class FoundRows(NamedTuple):
     """Offsets one past the last byte of each row and of its newline, empty lines included, shape (found,)."""
     is_empty: NDArray[np.bool_] | None
     """Which of them are empty lines, which are no rows, shape (found,); None: none."""
+    line_ends: NDArray[np.int64]
+    """Offsets one past the last byte of each line and of its newline, also inside of rows."""
 
     def count_until(self, index: int) -> int:
         """Return how many rows the first `index` of these are."""
         return index - (0 if self.is_empty is None else int(np.count_nonzero(self.is_empty[:index])))
+
+    def count_lines(self, start: int, stop: int) -> int:
+        """Return how many lines end in a part of the text, from one offset to another."""
+        return int(np.subtract(*np.searchsorted(self.line_ends, [stop, start], side="right")))
 
 
 class Parsing(NamedTuple):
@@ -65,10 +71,6 @@ class TextParser(Protocol):
         """How types are inferred."""
 
     @property
-    def separator(self) -> int:
-        """The byte between two fields, which tells about how many fields a text has."""
-
-    @property
     def has_header(self) -> bool:
         """Whether the first row names the columns."""
 
@@ -82,6 +84,9 @@ class TextParser(Protocol):
         Raises:
             RowError: What stands between two ends is no row.
         """
+
+    def count_fields(self, text: Text, num_rows: int, num_names: int) -> int:
+        """Return about how many numbers these rows hold, whose header has so many names."""
 
     def parse_header(self, row: bytes) -> list[str]:
         """Return the names of columns from the first row of a file.

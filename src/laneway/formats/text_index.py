@@ -12,35 +12,35 @@ import pyarrow as pa
 from laneway.core.files import digest
 from laneway.errors import DataFileError
 from laneway.formats.base import FileScan
-from laneway.formats.compression import PIECE_BYTES, Compression, read_pieces
+from laneway.formats.compression import PIECE_BYTES, Compression, open_text
 from laneway.formats.inferred_types import join_schemas, without_times
 from laneway.formats.text import (
     Checksum,
     RowError,
-    codes_of,
     count_lines,
     first_that_fails,
     is_conflict,
     row_text,
     without_row_number,
 )
+from laneway.storage.reading import read_range
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from laneway.formats.compression import Piece
+    from laneway.formats.compression import TextStream
     from laneway.formats.text import FoundRows, TextParser
     from laneway.storage.filesystem import Storage
 
 BLOCK_BYTES: Final = 1 << 20
 """About as many bytes of text does a block have, unless a row or a compressed frame is longer."""
-_SAMPLE_BYTES: Final = 16 << 20
-"""Types are inferred from about as many bytes of a file, spread over it, at most an eighth of a file that is large."""
-_SAMPLE_PART: Final = 8
-_LEAST_SAMPLE_BYTES: Final = 16 << 10
-_FIRST_SAMPLE_BYTES: Final = 256 << 10
+_SAMPLE_BYTES: Final = 256 << 10
+"""Types are inferred from so many bytes at the beginning of a file, and of a part of the pieces that follow. A call of
+pyarrow costs as much as parsing 64 KiB, so there are few of them."""
+_PIECES_PER_SAMPLE: Final = 4
+"""At least: a sixteenth of a file is parsed."""
+_MAX_SAMPLES: Final = 64
 _TEXT_PER_COMPRESSED: Final = 4  # a guess, for where in a compressed file the rows are from which types are inferred
 _LARGE_FRAME_BYTES: Final = 64 << 20
+_HEAD_BYTES: Final = 8
 _BOM: Final = b"\xef\xbb\xbf"
 _OTHER_BOMS: Final = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
@@ -58,29 +58,14 @@ def scan_text(parser: TextParser, storage: Storage, path: str, size: int, versio
     Raises:
         DataFileError: The file can't be read, is damaged or isn't UTF-8, or a row is malformed that was looked at.
     """
-    scanner = _Scanner(parser, storage, path, size)
+    head = read_range(storage, path, 0, min(size, _HEAD_BYTES), version)
+    scanner = _Scanner(parser, storage, path, size, Compression.of(head))
     try:
-        scanner.read(_peekable(storage, path, size, version))
+        if size:
+            scanner.read(open_text(storage, path, size, version, scanner.compression))
     except ValueError as error:
         raise storage.error_for(path, "can't be read", error) from storage.cause(error)
     return scanner.result()
-
-
-def _peekable(storage: Storage, path: str, size: int, version: str) -> Iterator[tuple[Compression, Piece, bool]]:
-    """Yield the pieces of a file, each with how the file is compressed and whether it is the last one."""
-    plain = read_pieces(storage, path, size, version, Compression.NONE)
-    first = next(plain, None)
-    if first is None:
-        return
-    compression = Compression.of(first.text[:8])
-    pieces = plain
-    if compression is not Compression.NONE:
-        pieces = read_pieces(storage, path, size, version, compression)
-        first = next(pieces)
-    for following in pieces:
-        yield compression, first, False
-        first = following
-    yield compression, first, True
 
 
 @dataclass(slots=True)
@@ -102,12 +87,16 @@ class _Block:
 class _Scanner:
     """What is known of a file after some of its text."""
 
-    def __init__(self, parser: TextParser, storage: Storage, path: str, size: int) -> None:
+    def __init__(self, parser: TextParser, storage: Storage, path: str, size: int, compression: Compression) -> None:
         self._parser = parser
         self._storage = storage
         self._path = path
         self._size = size
-        self._compression = Compression.NONE
+        text_bytes = size * (1 if compression is Compression.NONE else _TEXT_PER_COMPRESSED)
+        self._pieces_per_sample = max(_PIECES_PER_SAMPLE, text_bytes // (PIECE_BYTES * _MAX_SAMPLES))
+        self._num_pieces = 0
+        """Pieces that have been looked at, of those in which a row ends."""
+        self.compression = compression
         self._names: list[str] | None = None
         self._schema = pa.schema([])
         self._has_warned = False
@@ -125,27 +114,19 @@ class _Scanner:
         self._rows: list[int] = []
         self._fields: list[int] = []
 
-    def read(self, pieces: Iterator[tuple[Compression, Piece, bool]]) -> None:
+    def read(self, stream: TextStream) -> None:
         """Look at the text of the file."""
-        parts: list[bytes] = []
-        text_stop, is_begun = 0, False
-        for self._compression, piece, is_end in pieces:
-            text_stop += len(piece.text)
-            if piece.frame_stop is not None and self._compression is not Compression.NONE:
-                self._frames.append((piece.frame_stop, text_stop))
-            parts.append(piece.text)
-            # A row that is longer than a piece is looked at when its end is found.
-            may_end = b"\n" in piece.text or b"\r" in piece.text
-            if not may_end and not is_end:
-                continue
-            text = parts[0] if len(parts) == 1 else b"".join(parts)
+        unused, is_begun = 0, False
+        while not stream.is_done:
+            piece = stream.read(unused)
+            text = piece.text
             if not is_begun:
                 text, is_begun = self._without_bom(text), True
-            used = self._take(text, is_end=is_end)
-            parts = [text[used:]] if used < len(text) else []
-            if self._compression is not Compression.NONE and (is_end or piece.frame_stop is not None):
+            unused = len(text) - self._take(text, is_end=stream.is_done)
+            if self.compression is not Compression.NONE and (stream.is_done or piece.frame_stop is not None):
                 self._close(least=BLOCK_BYTES)
         self._close(least=0)
+        self._frames = stream.frames
 
     def _without_bom(self, text: bytes) -> bytes:
         encoding = _OTHER_BOMS.get(text[:2])
@@ -171,14 +152,17 @@ class _Scanner:
         if skipped:
             used = self._start_after(text, int(found.ends[skipped - 1]))
             return used + (self._take(text[used:], is_end=is_end) if used < len(text) else 0)
-        self._infer(text, found)
-        num_blocks = max(1, round(used / BLOCK_BYTES)) if self._compression is Compression.NONE else 1
+        if self._num_pieces % self._pieces_per_sample == 0:
+            self._infer(text, found)
+        self._num_pieces += 1
+        num_blocks = max(1, round(used / BLOCK_BYTES)) if self.compression is Compression.NONE else 1
         goals = np.arange(1, num_blocks + 1) * used // num_blocks
         start = first = 0
         for index in np.unique(np.searchsorted(found.ends, goals) + 1).tolist():
             stop = int(found.ends[index - 1])
-            self._add(text[start:stop], found.count_until(index) - found.count_until(first))
-            if self._compression is Compression.NONE:
+            num_rows = found.count_until(index) - found.count_until(first)
+            self._add(memoryview(text)[start:stop], num_rows, found.count_lines(start, stop))
+            if self.compression is Compression.NONE:
                 self._close(least=0)
             start, first = stop, index
         return used
@@ -203,15 +187,15 @@ class _Scanner:
         self._schema = pa.schema([(name, pa.null()) for name in self._names])
         return index + 1
 
-    def _add(self, text: bytes, num_rows: int) -> None:
+    def _add(self, text: memoryview, num_rows: int, num_lines: int) -> None:
         """Add rows to the block that is being put together."""
         block = self._block
-        block.checksum.update(memoryview(text))
+        block.checksum.update(text)
         block.length += len(text)
         block.rows += num_rows
-        block.fields += num_rows + int(np.count_nonzero(codes_of(text) == self._parser.separator))
+        block.fields += self._parser.count_fields(text, num_rows, len(self._names or ()))
         self._text_start += len(text)
-        self._line += count_lines(text)
+        self._line += num_lines
 
     def _close(self, least: int) -> None:
         """End the block, unless it has less than `least` bytes, or no row."""
@@ -242,8 +226,7 @@ class _Scanner:
 
     def _infer(self, text: bytes, found: FoundRows) -> None:
         """Infer the types of the first rows of a text."""
-        wanted = self._sample_bytes(len(text))
-        index = max(1, int(np.searchsorted(found.ends, wanted, side="right")))
+        index = max(1, int(np.searchsorted(found.ends, _SAMPLE_BYTES, side="right")))
         sample = text[: int(found.ends[index - 1])]
         if found.count_until(index) == 0:
             return
@@ -282,13 +265,6 @@ class _Scanner:
             )
         return self._parser.infer(sample[:start], names) if start else alone
 
-    def _sample_bytes(self, length: int) -> int:
-        """Return how much of a text is enough to infer types from."""
-        size = self._size * (1 if self._compression is Compression.NONE else _TEXT_PER_COMPRESSED)
-        of_each = _SAMPLE_BYTES // (1 + size // PIECE_BYTES)
-        wanted = max(_LEAST_SAMPLE_BYTES, min(of_each, length // _SAMPLE_PART))
-        return wanted if self._rows or self._block.rows else max(wanted, _FIRST_SAMPLE_BYTES)
-
     def _line_at(self, text: bytes, offset: int) -> int:
         return self._line + count_lines(text[:offset])
 
@@ -300,7 +276,7 @@ class _Scanner:
     def result(self) -> FileScan:
         """Return what was found."""
         starts, lengths = np.array(self._starts, np.int64), np.array(self._lengths, np.int64)
-        if self._compression is Compression.NONE:
+        if self.compression is Compression.NONE:
             file_starts, file_stops, text_starts = starts, starts + lengths, starts
         else:
             in_file, in_text = np.array([*self._frames, (self._size, self._text_start)], np.int64).T
@@ -311,7 +287,7 @@ class _Scanner:
             self._warn_of_large_frames(in_text)
         rows, fields = np.array(self._rows, np.int64), np.array(self._fields, np.int64)
         table = np.zeros((len(starts), NUM_COLUMNS), np.int64)
-        table[:, COMPRESSION] = self._compression
+        table[:, COMPRESSION] = self.compression
         table[:, FILE_START], table[:, FILE_STOP], table[:, TEXT_START] = file_starts, file_stops, text_starts
         table[:, SKIP], table[:, LENGTH] = starts - text_starts, lengths
         table[:, LINE], table[:, CHECKSUM] = self._lines, self._checksums
@@ -332,7 +308,7 @@ class _Scanner:
         what, remedy = {
             Compression.GZIP: ("gzip member", "bgzip"),
             Compression.ZSTD: ("zstd frame", "pzstd"),
-        }[self._compression]
+        }[self.compression]
         warnings.warn(
             f"{self._storage.redact(self._path)} has a {what} of {largest >> 20:,} MiB of text, which is decompressed "
             f"and parsed as a whole, and held in memory, for any of its rows: compress the file in small parts, as "
