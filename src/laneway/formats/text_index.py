@@ -35,8 +35,8 @@ BLOCK_BYTES: Final = 1 << 20
 _SAMPLE_BYTES: Final = 256 << 10
 """Types are inferred from so many bytes at the beginning of a file, and of a part of the pieces that follow. A call of
 pyarrow costs as much as parsing 64 KiB, so there are few of them."""
-_PIECES_PER_SAMPLE: Final = 4
-"""At least: a sixteenth of a file is parsed."""
+_PIECES_PER_SAMPLE: Final = 8
+"""At least: a thirty-second of a large file is parsed."""
 _MAX_SAMPLES: Final = 64
 _TEXT_PER_COMPRESSED: Final = 4  # a guess, for where in a compressed file the rows are from which types are inferred
 _LARGE_FRAME_BYTES: Final = 64 << 20
