@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from laneway.arguments import (
     check_callable,
@@ -65,7 +65,7 @@ class StatefulShardedDataset(ChangeableDataset):
         source: A directory (read recursively), a glob, a file, or a sequence of these, on any filesystem that fsspec
             opens by URL; or a `Manifest`, so that no footer needs to be read in advance; or a table, which says itself
             which rows it has: a `deltalake.DeltaTable`, "delta://path@version", or a `Catalog` of your own.
-        format: "parquet" or "arrow" (IPC file or stream format); None: detected by suffix, else by the first bytes.
+        format: Name of a format, such as "parquet" or "jsonl"; None: detected by suffix, else by the first bytes.
         columns: Names of the columns to deliver, in this order; None: all. Keys of Hive-style directories
             (`lang=en/part-0.parquet`) are columns too. A path such as "image.bytes" is a field of a struct, which is
             read without the other fields. Files may differ in other columns.
@@ -144,7 +144,7 @@ class StatefulShardedDataset(ChangeableDataset):
         self,
         source: Source | Manifest,
         *,
-        format: Literal["parquet", "arrow"] | None = None,  # noqa: A002 - the name that pyarrow gives it
+        format: str | None = None,  # noqa: A002 - the name that pyarrow gives it
         columns: Sequence[str] | None = None,
         filter: pc.Expression | Sequence[Any] | None = None,  # noqa: A002 - the name that users know
         schema: pa.Schema | None = None,

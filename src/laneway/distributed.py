@@ -133,7 +133,7 @@ def scan_once(
         source: A directory, glob, file, URL or sequence of them, as for `Manifest.scan`. This argument and the others
             up to `cache_dir` are only used on rank 0, but `filesystem`, `storage_options` and `retries` on all ranks if
             they share work.
-        format: "parquet" or "arrow"; None: detected.
+        format: Name of a format, such as "parquet" or "jsonl"; None: detected.
         filesystem: An fsspec or pyarrow filesystem; `source` is a path on it.
         storage_options: Arguments for the filesystem that the URL names.
         retries: Policy for retries when the storage fails; None: `RetryPolicy()`.

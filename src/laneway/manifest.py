@@ -90,7 +90,7 @@ class Manifest(ManifestContents):
         Args:
             source: A directory, a glob, a file, any URL of these that fsspec supports, or a sequence of them; or a
                 table, as for `StatefulShardedDataset`, which lists its files itself.
-            format: "parquet" or "arrow"; None: detected by suffix, else by the first bytes.
+            format: Name of a format, such as "parquet" or "jsonl"; None: detected by suffix, else by the first bytes.
             filesystem: The filesystem, of fsspec or pyarrow, of the path `source`.
             storage_options: Arguments for the filesystem of a URL: credentials, endpoints.
             retries: Limits of the retries when the storage fails; None: `RetryPolicy()`.

@@ -72,10 +72,11 @@ def _check_columns(contents: ManifestContents, num_files: int) -> None:
     _require(len(schemas.indices) == num_files, "the schemas of its files")
     _require(schemas.indices.min() >= 0 and schemas.indices.max() < len(schemas.distinct), "the schemas of its files")
     of_files = [schema.names for schema in schemas.distinct]
+    readable = [schema.names for schema in contents.readable.distinct]
     for names in (*of_files, [field.name for field in partitions.fields]):
         _require(len(set(names)) == len(names), "a column has the name of another")
     # A key that all files have as a column adds none.
-    in_all = set(of_files[0]).intersection(*of_files)
+    in_all = set(readable[0]).intersection(*readable)
     _require(not any(field.name in in_all for field in partitions.fields), "a column has the name of another")
     _require(len(partitions.values) == len(partitions.fields), "its partition keys")
     for field, values in zip(partitions.fields, partitions.values, strict=True):

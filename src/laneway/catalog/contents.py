@@ -12,7 +12,7 @@ import pyarrow as pa
 from laneway.catalog.caching import CacheEntry
 from laneway.catalog.sharing import SharedFile
 from laneway.core.files import digest
-from laneway.formats import FileScan, PlannedFile
+from laneway.formats import FORMATS, FileScan, PlannedFile
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,11 +47,11 @@ class ManifestContents:
     root: str
     """Directory or URL that the paths are relative to, without credentials."""
     format: str
-    """"parquet" or "arrow"."""
+    """Name of the format of the files, such as "parquet"."""
     files: FileTable
     """The files, sorted by path: the part that determines the fingerprint."""
     schemas: FileSchemas
-    """The columns in each file."""
+    """The columns in each file, as it was scanned."""
     partitions: Partitions
     """The columns derived from directory names."""
     layout: NDArray[np.int64]
@@ -73,15 +73,21 @@ class ManifestContents:
     """A file with the same contents, which spawned workers map. A changed copy has none yet."""
 
     @cached_property
+    def readable(self) -> FileSchemas:
+        """The columns that can be read from each file: those in it, or in any file where types are inferred."""
+        inference = FORMATS[self.format].inference
+        return self.schemas if inference is None else self.schemas.joined(inference)
+
+    @cached_property
     def schema(self) -> pa.Schema:
         """The columns of the dataset: those in any file, then those derived from directory names.
 
-        A column that differs from file to file has its type in the first file that has it. A table says itself which
-        columns it has.
+        A column that differs from file to file has its type in the first file that has it, or the type that all its
+        values have, where types are inferred. A table says itself which columns it has.
         """
         if self.table is not None:
             return self.table.schema
-        in_files = self.schemas.union
+        in_files = self.readable.union
         keys = (field for field in self.partitions.fields if in_files.get_field_index(field.name) < 0)
         return pa.schema([*in_files, *keys])
 
@@ -137,6 +143,7 @@ class ManifestContents:
             block_rows=files.block_rows[files.block_starts[file_index] : files.block_starts[file_index + 1]],
             layout=self.layout[self.layout_starts[file_index] : self.layout_starts[file_index + 1]],
             version=self.versions[file_index],
+            schema=self.schemas.of_file(file_index),
         )
 
     def file_scan(self, file_index: int) -> FileScan:

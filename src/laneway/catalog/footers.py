@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from time import perf_counter, thread_time
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 _THREADS = 32
 _FILES_PER_TASK = 64
+_CPUS = os.cpu_count() or 1
 # Where one thread can send many requests concurrently: number of tasks, and files per task.
 _BATCHES = 4
 _FILES_PER_BATCH = 32
@@ -42,7 +44,8 @@ def read_footers(found: DataFiles, indices: Sequence[int], *, progress: bool | N
     """
     scans: list[FileScan] = []
     errors: list[DataFileError] = []
-    bar = progress_bar(len(indices), "reading footers", " files", progress=progress)
+    what = "indexing files" if found.format.scans_all else "reading footers"
+    bar = progress_bar(len(indices), what, " files", progress=progress)
     with bar, closing(_results(found, indices)) as tasks:
         for results in tasks:
             bar.update(len(results))
@@ -66,11 +69,14 @@ def _results(found: DataFiles, indices: Sequence[int]) -> Generator[list[_Result
     """Yield the scans and errors of each task, in the order of the files."""
     batched = found.storage.client.is_concurrent and found.format.tail_bytes > 0
     threads, max_files = (_BATCHES, _FILES_PER_BATCH) if batched else (_THREADS, _FILES_PER_TASK)
+    if found.format.scans_all:
+        # Each holds a part of a file in memory, and computes more than it waits, at least for local files.
+        threads, max_files = (min(_THREADS, _CPUS if found.storage.is_local else 4 * _CPUS), 1)
     # Several files per task: submitting a task costs as much as reading a local footer.
     length = min(max_files, 1 + len(indices) // (4 * threads))
     tasks = [indices[start : start + length] for start in range(0, len(indices), length)]
     done = 0
-    if found.storage.is_local:
+    if found.storage.is_local and not found.format.scans_all:
         # Threads compete for the interpreter lock: they only help if reads block.
         slow = False
         while done < len(tasks) and not slow:

@@ -110,6 +110,7 @@ def _combine(found: DataFiles, scans: Sequence[FileScan]) -> ManifestContents:
     """Return the contents for data files and their scans."""
     schemas = FileSchemas.of(scan.schema for scan in scans)
     _check_names(found, schemas)
+    inference = found.format.inference
     files = FileTable.build(
         found.paths,
         found.sizes,
@@ -123,7 +124,7 @@ def _combine(found: DataFiles, scans: Sequence[FileScan]) -> ManifestContents:
         format=found.format.name,
         files=files,
         schemas=schemas,
-        partitions=Partitions.parse(files.paths, schemas),
+        partitions=Partitions.parse(files.paths, schemas if inference is None else schemas.joined(inference)),
         layout=layout_table([entry for scan in scans for entry in scan.layout]),
         layout_starts=np.array([0, *accumulate(len(scan.layout) for scan in scans)], np.int64),
         versions=Strings.of(found.versions),

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial, reduce
 from typing import TYPE_CHECKING, Final, final
 
 import numpy as np
 import pyarrow as pa
 
 from laneway.core.files import digest
+from laneway.formats.inferred_types import join_schemas
 from laneway.formats.nested_types import storage_type
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from numpy.typing import NDArray
+
+    from laneway.formats import TypeInference
 
 _NUM_RECENT: Final = 8
 
@@ -130,6 +133,11 @@ class FileSchemas:
             for field in schema:
                 fields.setdefault(field.name, field)
         return pa.schema(list(fields.values()))
+
+    def joined(self, inference: TypeInference) -> FileSchemas:
+        """Return these files with all columns in each, of the types that all their values have."""
+        found = reduce(partial(join_schemas, inference), self.distinct)
+        return FileSchemas.same(found, len(self.indices))
 
     @property
     def digest(self) -> str:

@@ -43,6 +43,8 @@ class DeliveredColumns:
     """The vocabularies of those that are ids; None: there are none."""
     fill_null: FillNull | None = None
     """What replaces nulls in columns of numbers."""
+    is_closed: bool = False
+    """Whether they are all columns, as they were inferred: a field that is none of them is an error."""
 
     @classmethod
     def of(
@@ -66,7 +68,9 @@ class DeliveredColumns:
             found = vocabularies.as_delivered(found)
         if provenance:
             found = with_provenance(found)
-        return cls(found, output, BatchConverter(found, output, fill_null), provenance, vocabularies, fill_null)
+        is_closed = names is None and schema is None
+        converter = BatchConverter(found, output, fill_null)
+        return cls(found, output, converter, provenance, vocabularies, fill_null, is_closed)
 
     @property
     def names_in_files(self) -> list[str]:
@@ -111,4 +115,12 @@ class DeliveredColumns:
         """
         made = hidden.union(PROVENANCE.names if self.provenance else ())
         origin = Origin(epoch, made, source_index) if made else None
-        return open_rows(manifest, storage, schema, origin, selection=selection, categories=self.categories)
+        return open_rows(
+            manifest,
+            storage,
+            schema,
+            origin,
+            selection=selection,
+            categories=self.categories,
+            is_closed=self.is_closed,
+        )

@@ -17,7 +17,7 @@ from laneway.core.files import digest
 from laneway.errors import DataFileError
 from laneway.formats.arrow_checks import check_messages
 from laneway.formats.arrow_files import MAGIC, find_messages
-from laneway.formats.base import FileScan, name_error
+from laneway.formats.base import FileScan, Format, name_error
 from laneway.formats.field_paths import path_of, select_fields
 from laneway.formats.messages import (
     CONTINUATION,
@@ -62,14 +62,13 @@ _FOOTER_KIND = 0
 
 
 @final
-class ArrowFormat:
+class ArrowFormat(Format):
     """Reads Arrow IPC by record batch; local files are memory-mapped, without a copy."""
 
     name = "arrow"
     suffixes = (".arrow", ".arrows", ".ipc", ".feather")
     block_name = "record batch"
     is_mapped = True
-    tail_bytes = 0
 
     def recognises(self, head: bytes) -> bool:
         """Return whether a file may be an Arrow file or stream, given its first bytes."""

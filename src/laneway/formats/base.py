@@ -52,6 +52,10 @@ class PlannedFile:
     """`FileScan.layout`, shape (entries, values per entry)."""
     version: str = ""
     """`Entry.version` when it was listed, "" if unknown."""
+    schema: pa.Schema | None = None
+    """`FileScan.schema`, without metadata."""
+    is_closed: bool = False
+    """Whether a field that is in none of the columns is an error, if types are inferred; otherwise it is left out."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,8 +92,26 @@ class BlockReader(Protocol):
         """Close the file. Tables read from it stay valid."""
 
 
+class TypeInference(Protocol):
+    """What follows from the values of files that don't say which types their columns have."""
+
+    def join(self, first: pa.DataType, second: pa.DataType) -> pa.DataType | None:
+        """Return the type of a column in which values of both types were found, or None if they don't fit together."""
+
+    def parsed(self, inferred: pa.DataType | None, delivered: pa.DataType) -> pa.DataType:
+        """Return the type as which a column is to be parsed; it is cast to `delivered` afterwards.
+
+        Args:
+            inferred: The type that was inferred; None: no value of it was found.
+            delivered: The type that is wanted.
+        """
+
+
 class Format(Protocol):
-    """A file format. Implementations are stateless and thread-safe."""
+    """A file format. Implementations are stateless and thread-safe.
+
+    A class that derives from this one need not define the properties that have a default here.
+    """
 
     @property
     def name(self) -> str:
@@ -106,13 +128,27 @@ class Format(Protocol):
     @property
     def is_mapped(self) -> bool:
         """Whether local files are memory-mapped, so that most reads cost nothing."""
+        return False
+
+    @property
+    def inference(self) -> TypeInference | None:
+        """How types are inferred; None if a file says which types its columns have."""
+        return None
+
+    @property
+    def scans_all(self) -> bool:
+        """Whether `scan` reads the whole file, so that scanning takes threads even if the file is local."""
+        return False
 
     def recognises(self, head: bytes) -> bool:
         """Return whether a file may be of this format, given its first 8 bytes (fewer for a smaller file)."""
+        del head
+        return False
 
     @property
     def tail_bytes(self) -> int:
         """Bytes at the end of a file that `scan` reads first; 0 if it reads from the front."""
+        return 0
 
     def scan(self, storage: Storage, path: str, size: int, tail: bytes | None = None, version: str = "") -> FileScan:
         """Read the metadata of a file.
@@ -134,7 +170,8 @@ class Format(Protocol):
         Args:
             storage: Where the file is.
             planned: The file as the manifest describes it.
-            schema: Its columns, without metadata.
+            schema: Its columns, without metadata; where types are inferred, all columns of the dataset, in the types
+                to parse.
 
         Raises:
             DataFileError: The file is missing or unreadable, or changed since it was planned.

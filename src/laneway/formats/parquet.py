@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-from bisect import bisect_right
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Final, cast, final
 
@@ -15,7 +14,8 @@ from pyarrow.parquet.core import ParquetReader
 
 from laneway.core.files import digest
 from laneway.errors import DataFileError
-from laneway.formats.base import FileScan, name_error
+from laneway.formats.base import FileScan, Format, name_error
+from laneway.formats.fetched_file import FetchedFile
 from laneway.formats.field_paths import path_of, select_fields
 from laneway.formats.row_group_matches import row_group_matches
 from laneway.formats.row_groups import check_chunks, check_row_counts, chunk_range, leaf_ranges, memory_bytes
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
     from laneway.formats.base import BlockMatches, BlockReader, PlannedFile
     from laneway.storage.filesystem import Storage
-    from laneway.storage.ranges import Data
 
 _MAGIC = b"PAR1"
 _ENCRYPTED_MAGIC = b"PARE"
@@ -46,13 +45,12 @@ _MAX_FOOTER_BYTES: Final = 64 << 20  # of all decoded footers that a process cac
 
 
 @final
-class ParquetFormat:
+class ParquetFormat(Format):
     """Reads Parquet files with pyarrow, by row group and column."""
 
     name = "parquet"
     suffixes = (".parquet", ".pq")
     block_name = "row group"
-    is_mapped = False
     tail_bytes = 64 * 1024
 
     def recognises(self, head: bytes) -> bool:
@@ -172,7 +170,7 @@ class RemoteParquetBlocks:
         chunks = [chunk_range(self._metadata.row_group(i).column(leaf)) for i in range(first, stop) for leaf in leaves]
         ranges = coalesce(chunks, _MAX_GAP_BYTES, _MAX_SPAN_BYTES)
         parts = read_ranges(self._storage, planned.path, ranges, planned.version)
-        fetched = FetchedFile(self._storage, planned, ranges, parts)
+        fetched = FetchedFile(self._storage, planned.path, planned.size, ranges, parts, version=planned.version)
         file = pq.ParquetFile(
             pa.PythonFile(cast("IOBase", fetched), mode="r"), metadata=self._metadata, page_checksum_verification=True
         )
@@ -186,49 +184,6 @@ class RemoteParquetBlocks:
 
     def close(self) -> None:
         """Do nothing: no file is open."""
-
-
-class FetchedFile:
-    """A file object for pyarrow that holds fetched ranges, and fetches any other range when it is read."""
-
-    closed = False
-
-    def __init__(
-        self, storage: Storage, planned: PlannedFile, ranges: Sequence[tuple[int, int]], parts: Sequence[Data]
-    ) -> None:
-        """Store the fetched ranges, which are sorted and disjoint."""
-        self._storage = storage
-        self._planned = planned
-        self._starts = [start for start, _ in ranges]
-        self._parts = [pa.py_buffer(part) for part in parts]
-        self._offset = 0
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Move to an offset and return it."""
-        self._offset = offset + (self._planned.size if whence == os.SEEK_END else 0)
-        return self._offset
-
-    def tell(self) -> int:
-        """Return the offset of the next read."""
-        return self._offset
-
-    def read(self, size: int) -> pa.Buffer:
-        """Return the next bytes, without a copy if they were fetched."""
-        start, stop = self._offset, min(self._offset + size, self._planned.size)
-        self._offset = stop
-        index = bisect_right(self._starts, start) - 1
-        if index >= 0:
-            part, offset = self._parts[index], start - self._starts[index]
-            if offset + stop - start <= part.size:
-                return part.slice(offset, stop - start)
-        return pa.py_buffer(read_range(self._storage, self._planned.path, start, stop, self._planned.version))
-
-    read_buffer = read
-
-    def close(self) -> None:
-        """Release the fetched ranges."""
-        self._starts.clear()
-        self._parts.clear()
 
 
 class _Columns:

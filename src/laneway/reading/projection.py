@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from laneway.convert.casting import cast_problem, common_type
 from laneway.errors import SchemaMismatchError
+from laneway.formats import FORMATS
 from laneway.formats.field_paths import field_type, fields_inside, find_field, path_of
 from laneway.formats.nested_types import unreadable_type
 from laneway.reading.origin import PROVENANCE
@@ -61,10 +62,12 @@ def warn_of_missing(
         stacklevel: The user's line, as for `warnings.warn`, counted from the caller.
     """
     missing = [name for name in names if schema is not None and name in schema.names]
-    for index in range(len(manifest.schemas.distinct)):
+    for index in range(len(manifest.readable.distinct)):
         missing = [name for name in missing if _type_in(manifest, index, name) is None]
     for name in missing:
         message = f"no file has the column {name!r} of schema=, so it is null in all rows"
+        if FORMATS[manifest.format].inference is not None:
+            message = f"no row that was looked at has the column {name!r} of schema=, so it may be null in all rows"
         hint = _hint(name, manifest.schema)
         warnings.warn(f"{message}: {hint.strip()}" if hint else message, stacklevel=stacklevel + 1)
 
@@ -111,11 +114,13 @@ def _hint(name: str, existing: pa.Schema) -> str:
 
 def _type_in_files(manifest: ManifestContents, name: str) -> pa.DataType:
     """Return the type of a column that all files have."""
-    if len(manifest.schemas.distinct) == 1:
+    if FORMATS[manifest.format].inference is not None:
+        _check_inferred(manifest, name)
+    if len(manifest.readable.distinct) == 1:
         only = field_type(manifest.schema, path_of(manifest.schema, name))
         _check_readable(manifest, 0, name, only)
         return only
-    found = [_type_in(manifest, index, name) for index in range(len(manifest.schemas.distinct))]
+    found = [_type_in(manifest, index, name) for index in range(len(manifest.readable.distinct))]
     first, common = next((index, type_) for index, type_ in enumerate(found) if type_ is not None)
     _check_readable(manifest, first, name, common)
     for index, type_ in enumerate(found):
@@ -132,9 +137,30 @@ def _type_in_files(manifest: ManifestContents, name: str) -> pa.DataType:
     return common
 
 
+def _check_inferred(manifest: ManifestContents, name: str) -> None:
+    """Check that the types that were inferred for a column from the values of each file fit together."""
+    first, common = 0, None
+    inference = FORMATS[manifest.format].inference
+    for index, schema in enumerate(manifest.readable.distinct):
+        path = find_field(schema, name)
+        if inference is None or path is None:
+            continue
+        found = field_type(schema, path)
+        joined = found if common is None else inference.join(common, found)
+        if joined is None:
+            paths = manifest.files.paths
+            here, there = (paths[manifest.schemas.first_file(each)] for each in (first, index))
+            message = (
+                f"the files have different columns: {name!r} is {common} in {here} and {found} in {there}: correct "
+                f"the files, or leave the column out with columns="
+            )
+            raise SchemaMismatchError(message)
+        first, common = (index if common is None else first), joined
+
+
 def _check_castable(manifest: ManifestContents, name: str, type_: pa.DataType) -> None:
     """Check that a column can be cast to a type, as far as this doesn't depend on its values."""
-    found = [_type_in(manifest, index, name) for index in range(len(manifest.schemas.distinct))]
+    found = [_type_in(manifest, index, name) for index in range(len(manifest.readable.distinct))]
     for index, source in enumerate(found):
         if source is None or source.equals(type_):
             continue
@@ -160,7 +186,7 @@ def _check_readable(manifest: ManifestContents, index: int, name: str, type_: pa
 
 def _type_in(manifest: ManifestContents, index: int, name: str) -> pa.DataType | None:
     """Return the type of a column in the files of one schema, or in the names of their directories."""
-    schema: pa.Schema = manifest.schemas.distinct[index]
+    schema: pa.Schema = manifest.readable.distinct[index]
     path = find_field(schema, name)
     if path is not None:
         return field_type(schema, path)
@@ -169,4 +195,4 @@ def _type_in(manifest: ManifestContents, index: int, name: str) -> pa.DataType |
 
 
 def _path(manifest: ManifestContents, index: int) -> str:
-    return manifest.files.paths[manifest.schemas.first_file(index)]
+    return manifest.files.paths[manifest.readable.first_file(index)]

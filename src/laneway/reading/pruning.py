@@ -35,7 +35,7 @@ UNKNOWN: Final = 2
 def keys_only(manifest: ManifestContents, step: Step) -> bool:
     """Return whether a step looks only at columns that are in the names of directories, and in no file."""
     return bool(step.columns) and not any(
-        find_field(schema, name) for schema in manifest.schemas.distinct for name in step.columns
+        find_field(schema, name) for schema in manifest.readable.distinct for name in step.columns
     )
 
 
@@ -69,10 +69,10 @@ def by_known_keys(manifest: ManifestContents, step: Filter) -> NDArray[np.int8]:
     if not keys:
         return found
     # Some files may have the column itself.
-    in_files = [any(find_field(schema, each.name) for _, each in keys) for schema in manifest.schemas.distinct]
+    in_files = [any(find_field(schema, each.name) for _, each in keys) for schema in manifest.readable.distinct]
     values = zip(*(manifest.partitions.values[index] for index, _ in keys), strict=True)
     is_excluded: dict[tuple[PartitionValue, ...], bool] = {}
-    for file_index, (each, schema_index) in enumerate(zip(values, manifest.schemas.indices.tolist(), strict=True)):
+    for file_index, (each, schema_index) in enumerate(zip(values, manifest.readable.indices.tolist(), strict=True)):
         if in_files[schema_index]:
             continue
         if each not in is_excluded:

@@ -6,7 +6,7 @@ import os
 import threading
 from collections import deque
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 
@@ -55,8 +55,9 @@ class _Sources:
     """Those that are in both."""
 
     @classmethod
-    def of(cls, manifest: ManifestContents, schema_index: int, names: Sequence[str]) -> _Sources:
-        schema = manifest.schemas.distinct[schema_index]
+    def of(
+        cls, manifest: ManifestContents, schema: pa.Schema, stored: pa.Schema | None, names: Sequence[str]
+    ) -> _Sources:
         in_files = {name for name in names if find_field(schema, name)}
         keys = {field.name: index for index, field in enumerate(manifest.partitions.fields)}
         columns = [name for name in names if name in in_files]
@@ -65,9 +66,7 @@ class _Sources:
         paths = [path_of(schema, name) for name in columns]
         return cls(
             columns,
-            [stored_name(schema, manifest.schemas.stored[schema_index], path) for path in paths]
-            if manifest.schemas.stored
-            else columns,
+            columns if stored is None else [stored_name(schema, stored, path) for path in paths],
             [field_type(schema, path) for path in paths],
             {name: keys[name] for name in names if name in keys and name not in in_files},
             [name for name in columns if name in in_directories],
@@ -104,7 +103,13 @@ class RowReader:
     """
 
     def __init__(
-        self, manifest: ManifestContents, storage: Storage, schema: pa.Schema, origin: Origin | None = None
+        self,
+        manifest: ManifestContents,
+        storage: Storage,
+        schema: pa.Schema,
+        origin: Origin | None = None,
+        *,
+        is_closed: bool = False,
     ) -> None:
         """Prepare to read; a file is opened when its rows are requested.
 
@@ -113,16 +118,20 @@ class RowReader:
             storage: Where they are; its root is the dataset's.
             schema: Names and types of the columns, as `select_columns` returned them, and those of `origin`.
             origin: Makes the columns that tell where rows come from; None: there are none.
+            is_closed: Whether a field that is in none of the columns is an error, where types are inferred.
         """
         self._manifest = manifest
         self._storage = storage
         self._format = FORMATS[manifest.format]
+        self._is_closed = is_closed
         self.schema = schema
         """Schema of the tables that `read` returns."""
         self._types = dict(zip(schema.names, schema.types, strict=True))
         self._origin = origin
         self._sources: dict[int, _Sources] = {}
         """For each schema of files that were read, where the columns come from."""
+        self._schemas = self._schemas_to_read()
+        """The columns of the files of each schema, in the types to decode."""
         self._forget_files()
 
     def _forget_files(self) -> None:
@@ -186,7 +195,7 @@ class RowReader:
             return self.schema.empty_table()
         first = int(np.searchsorted(row_starts, start, side="right")) - 1
         end = int(np.searchsorted(row_starts, stop, side="left"))
-        sources = self._sources_of(int(self._manifest.schemas.indices[file_index]))
+        sources = self._sources_of(int(self._manifest.readable.indices[file_index]))
         table = self._decode(file_index, first, end, int(row_starts[end] - row_starts[first]), sources.stored)
         if sources.stored is not sources.columns:
             table = renamed(table, sources.columns, sources.types)
@@ -210,7 +219,7 @@ class RowReader:
         Raises:
             DataFileError: The file is missing, unreadable or damaged, or changed since it was planned.
         """
-        in_file = self._manifest.schemas.of_file(file_index)
+        in_file = self._schema_of(file_index)
         if self._manifest.schemas.stored and not in_file.equals(self._manifest.schemas.stored_in(file_index)):
             # The statistics have other names than the conditions; those of the table have decided what they can.
             return None
@@ -239,7 +248,10 @@ class RowReader:
         if found is None:
             made = frozenset[str]() if self._origin is None else self._origin.names
             names = [name for name in self.schema.names if name not in made]
-            found = self._sources[schema_index] = _Sources.of(self._manifest, schema_index, names)
+            in_table = self._manifest.schemas.stored
+            stored = in_table[schema_index] if in_table else None
+            found = _Sources.of(self._manifest, self._schemas[schema_index], stored, names)
+            self._sources[schema_index] = found
         return found
 
     def _decode(self, file_index: int, first: int, stop: int, num_rows: int, columns: list[str]) -> pa.Table:
@@ -325,9 +337,35 @@ class RowReader:
                     return reader
             opening = self._opening.setdefault(file_index, threading.Lock())
         planned = self._manifest.planned(self._storage, file_index)
+        if self._is_closed:
+            planned = replace(planned, is_closed=True)
         # One at a time: the second open uses the metadata that the first one read.
         with opening:
-            return self._format.open(self._storage, planned, self._manifest.schemas.stored_in(file_index))
+            schemas = self._manifest.schemas
+            schema = schemas.stored_in(file_index) if schemas.stored else self._schema_of(file_index)
+            return self._format.open(self._storage, planned, schema)
+
+    def _schema_of(self, file_index: int) -> pa.Schema:
+        return self._schemas[int(self._manifest.readable.indices[file_index])]
+
+    def _schemas_to_read(self) -> tuple[pa.Schema, ...]:
+        """Return the columns of the files, in the types that they have, or in those to parse where none are known."""
+        distinct, inference = self._manifest.readable.distinct, self._format.inference
+        if inference is None:
+            return distinct
+        (inferred,) = distinct
+        others = {field.name for field in self._manifest.partitions.fields}
+        others.update(() if self._origin is None else self._origin.names)
+        # A column that was given with its type may be in rows that nobody has looked at.
+        types = {
+            name: inference.parsed(None, type_)
+            for name, type_ in self._types.items()
+            if name not in others and find_field(inferred, name) is None
+        }
+        for field in inferred:
+            wanted = self._types.get(field.name)
+            types[field.name] = field.type if wanted is None else inference.parsed(field.type, wanted)
+        return (pa.schema(list(types.items())),)
 
     def _release(self, file_index: int, reader: BlockReader) -> None:
         with self._lock:

@@ -32,6 +32,7 @@ def open_rows(
     *,
     selection: RowSelection | None = None,
     categories: Categories | None = None,
+    is_closed: bool = False,
 ) -> Rows:
     """Return a reader of the rows of a selection, with ids in the place of categories.
 
@@ -42,12 +43,13 @@ def open_rows(
         origin: Makes the columns that tell where rows come from; None: there are none.
         selection: The rows; None: all.
         categories: The vocabularies of some columns; None: there are none.
+        is_closed: See `RowReader`.
     """
     in_files = schema if categories is None else categories.as_read(schema)
     if selection is None:
-        rows: Rows = RowReader(manifest, storage, in_files, origin)
+        rows: Rows = RowReader(manifest, storage, in_files, origin, is_closed=is_closed)
     else:
-        rows = SelectedReader(manifest, storage, in_files, origin, selection)
+        rows = SelectedReader(manifest, storage, in_files, origin, selection, is_closed=is_closed)
     return rows if categories is None else CategoryReader(rows, categories, manifest)
 
 
@@ -62,11 +64,13 @@ class SelectedReader:
         schema: pa.Schema,
         origin: Origin | None,
         selection: RowSelection,
+        *,
+        is_closed: bool = False,
     ) -> None:
         """Prepare to read; see `RowReader`."""
         # What only the selection looks at is read, too, and dropped.
         others = [each for each in selection.schema if each.name not in schema.names]
-        self._all_rows = RowReader(manifest, storage, pa.schema([*schema, *others]), origin)
+        self._all_rows = RowReader(manifest, storage, pa.schema([*schema, *others]), origin, is_closed=is_closed)
         self._manifest = manifest
         self._storage = storage
         self._selection = selection

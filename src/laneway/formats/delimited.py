@@ -1,0 +1,190 @@
+"""CSV and TSV: rows of fields between delimiters, which may be quoted; blocks are runs of rows, parsed by pyarrow."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Final, final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+
+from laneway.formats.base import Format
+from laneway.formats.inferred_types import CsvTypes
+from laneway.formats.text import NEWLINE, RETURN, FoundRows, RowError, codes_of, without_row_number
+from laneway.formats.text_blocks import TextBlocks
+from laneway.formats.text_index import scan_text
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from laneway.formats.base import FileScan, PlannedFile, TypeInference
+    from laneway.formats.text import Codes, Parsing, Text
+    from laneway.storage.filesystem import Storage
+
+_QUOTE: Final = ord('"')
+_ENDS_LINE: Final = np.isin(np.arange(256), (NEWLINE, RETURN))
+_read_csv: Any = pyarrow.csv.read_csv  # its stubs accept fewer types
+
+
+@final
+class DelimitedFormat(Format):
+    """Reads CSV or TSV, plain or compressed with gzip or zstd, by blocks of about one MiB of rows.
+
+    The first row names the columns. Fields may be quoted, and then hold delimiters, newlines and doubled quotes.
+    """
+
+    block_name = "block"
+    scans_all = True
+
+    def __init__(self, name: str, delimiter: str) -> None:
+        """Create the format.
+
+        Args:
+            name: Its name, which is also the suffix of its files.
+            delimiter: The character between two fields, of one byte.
+        """
+        self._name = name
+        self._parser = DelimitedParser(delimiter)
+
+    @property
+    def name(self) -> str:
+        """Name of the format."""
+        return self._name
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """File suffixes."""
+        return f".{self._name}", f".{self._name}.gz", f".{self._name}.zst"
+
+    @property
+    def inference(self) -> TypeInference:
+        """How types are inferred."""
+        return self._parser.inference
+
+    def scan(
+        self,
+        storage: Storage,
+        path: str,
+        size: int,
+        tail: bytes | None = None,  # noqa: ARG002 - text is read from the front
+        version: str = "",
+    ) -> FileScan:
+        """Read the file, and return where its blocks are and the columns of its header."""
+        return scan_text(self._parser, storage, path, size, version)
+
+    def open(self, storage: Storage, planned: PlannedFile, schema: pa.Schema) -> TextBlocks:
+        """Open a file. Each block is compared with its checksum when it is read."""
+        return TextBlocks(self._parser, storage, planned, schema)
+
+
+@final
+class DelimitedParser:
+    """Finds and parses rows of fields."""
+
+    inference = CsvTypes()
+    has_header = True
+
+    def __init__(self, delimiter: str) -> None:
+        """Create the parser."""
+        self._delimiter = delimiter
+        between = [ord(delimiter), NEWLINE, RETURN]
+        # A quote beside another one stands for a quote, or they are an empty field.
+        self._beside_quotes = np.isin(np.arange(256), [*between, _QUOTE])
+        # As pyarrow understands them: only a quote at the beginning of a field opens one.
+        self._quoted_field = re.compile(rb"(?:\A|(?<=[" + re.escape(bytes(between)) + rb']))"(?:[^"]|"")*("(?!")|\Z)')
+
+    def find_rows(self, text: bytes, *, is_end: bool) -> FoundRows:
+        """Return where rows end: at newlines that are not in quoted fields."""
+        codes = codes_of(text)
+        ends = np.flatnonzero(codes == NEWLINE) + 1
+        if b"\r" in text:
+            returns = np.flatnonzero(codes == RETURN)
+            is_last = returns == len(codes) - 1
+            following = codes[np.minimum(returns + 1, len(codes) - 1)]
+            # What follows the last byte is not known yet.
+            alone = returns[np.where(is_last, is_end, following != NEWLINE)]
+            ends = np.sort(np.concatenate([ends, alone + 1])) if len(alone) else ends
+        if is_end and len(codes) and (not len(ends) or ends[-1] < len(codes)):
+            ends = np.append(ends, len(codes))
+        line_ends = ends
+        if b'"' in text:
+            ends = self._outside_quotes(text, codes, ends, is_end=is_end)
+        starts = np.zeros(len(ends), np.int64)
+        starts[1:] = ends[:-1]
+        is_empty = _ENDS_LINE[codes[starts]]
+        return FoundRows(ends, is_empty if is_empty.any() else None, line_ends)
+
+    def _outside_quotes(self, text: bytes, codes: Codes, ends: NDArray[np.int64], *, is_end: bool) -> NDArray[np.int64]:
+        """Return the ends that are not inside of quoted fields."""
+        quotes = np.flatnonzero(codes == _QUOTE)
+        opening, closing = quotes[::2], quotes[1::2]
+        before, after = codes[np.maximum(opening - 1, 0)], codes[np.minimum(closing + 1, len(codes) - 1)]
+        is_plain = (self._beside_quotes[before] | (opening == 0)).all() and self._beside_quotes[after].all()
+        if is_plain:
+            is_inside = np.searchsorted(quotes, ends) % 2 == 1
+            opened = int(opening[-1]) if len(opening) > len(closing) else -1
+        else:
+            # A quote inside of an unquoted field: only the fields tell which quotes open one.
+            found = list(self._quoted_field.finditer(text))
+            starts, stops = np.array([each.span() for each in found], np.int64).reshape(-1, 2).T
+            index = np.searchsorted(starts, ends, side="left") - 1
+            is_inside = (index >= 0) & (ends <= stops[np.maximum(index, 0)]) if len(starts) else ends < 0
+            opened = int(starts[-1]) if found and not found[-1][1] else -1
+        if is_end and opened >= 0:
+            raise RowError(
+                opened, "has a quoted field that is not closed: the file is truncated, or a quote is missing"
+            )
+        outside: NDArray[np.int64] = ends[~is_inside]
+        return outside
+
+    def count_fields(self, text: Text, num_rows: int, num_names: int) -> int:
+        """Return how many fields there are."""
+        del text
+        return num_rows * num_names
+
+    def parse_header(self, row: bytes) -> list[str]:
+        """Return the names of columns."""
+        text = row.decode().rstrip("\r\n")
+        try:
+            (names,) = csv.reader(io.StringIO(text, newline=""), delimiter=self._delimiter, strict=True)
+        except csv.Error as error:
+            raise ValueError(str(error)) from error
+        twice = next((name for name, count in Counter(names).items() if count > 1), None)
+        if twice is not None:
+            message = f"it has the column {twice!r} twice: rename one"
+            raise ValueError(message)
+        return names
+
+    def infer(self, text: Text, names: list[str]) -> pa.Table:
+        """Return the rows of a text, in the types that their values suggest."""
+        return self._read(text, names, pyarrow.csv.ConvertOptions())
+
+    def parse(self, text: Text, parsing: Parsing) -> pa.Table:
+        """Return the rows of a text. A column that the file doesn't have is null."""
+        options = pyarrow.csv.ConvertOptions(
+            check_utf8=False,  # the scan has checked it, and the checksum that nothing has changed
+            column_types=parsing.schema,
+            include_columns=parsing.schema.names,
+            include_missing_columns=True,
+        )
+        return self._read(text, parsing.in_file, options)
+
+    def _read(self, text: Text, names: list[str], options: pyarrow.csv.ConvertOptions) -> pa.Table:
+        # As one block, so that a row of any length fits.
+        reading: Any = pyarrow.csv.ReadOptions(use_threads=False, block_size=len(text) + 1, column_names=names)
+        parsing = pyarrow.csv.ParseOptions(delimiter=self._delimiter)
+        table: pa.Table = _read_csv(pa.BufferReader(text), reading, parsing, options)
+        return table
+
+    def explain(self, row: bytes, error: Exception, parsing: Parsing | None) -> str:
+        """Return what is wrong with a row."""
+        del row
+        problem = without_row_number(error)
+        if "Expected " in problem:
+            return f"is malformed: {problem.partition(': ')[2] or problem}"
+        hint = "" if parsing is None else "; give their types with schema="
+        return f"doesn't fit the columns: {problem}{hint}"
