@@ -30,6 +30,7 @@ from laneway.delivery.transforms import Transforms
 from laneway.distributed import data_parallel_rank
 from laneway.manifest import open_source
 from laneway.mixture import repeated
+from laneway.plans.planners import DatasetPlanner
 
 if TYPE_CHECKING:
     import os
@@ -247,6 +248,9 @@ class StatefulShardedDataset(ChangeableDataset):
             ValueError: `epochs` is out of its range, or the dataset delivers batches: call `repeat` before `batch`.
         """
         return repeated(self, check_count("epochs", epochs))
+
+    def _planner(self) -> DatasetPlanner:
+        return DatasetPlanner(self.definition)
 
     def completed_shards(self) -> list[Shard]:
         """Return the shards of this epoch that have been delivered completely, as far as this process knows.

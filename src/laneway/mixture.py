@@ -19,6 +19,7 @@ from laneway.delivery.schedule import EpochSchedule
 from laneway.delivery.transforms import Transforms
 from laneway.distributed import data_parallel_rank
 from laneway.errors import SchemaMismatchError
+from laneway.plans.planners import MixturePlanner
 from laneway.staged import StageableDataset
 
 if TYPE_CHECKING:
@@ -151,6 +152,9 @@ class Mixture(StageableDataset):
         added = self._changed(replace(before, sources=now.sources, weighting=now.weighting, columns=columns))
         added._sources = other._sources  # noqa: SLF001 - a copy of this object
         return added
+
+    def _planner(self) -> MixturePlanner:
+        return MixturePlanner(self.definition)
 
     def __repr__(self) -> str:
         definition = self.definition
