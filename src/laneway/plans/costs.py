@@ -82,9 +82,20 @@ def _bytes_of(
     plan: Plan, piece: NDArray[np.int64], start: NDArray[np.int64], stop: NDArray[np.int64]
 ) -> NDArray[np.float64]:
     """Return the bytes in the files of the blocks that hold rows [start, stop) of the shards of some pieces."""
+    shards, shard = plan.shards, plan.windows.shard[piece]
+    # Most pieces are whole shards. These are cut at blocks, and looking their bytes up in file order is quick.
+    is_part = (start > 0) | (stop < shards.row_length[shard])
+    found = _bytes_of_rows(plan, np.arange(len(shards)), np.zeros(1, np.int64), shards.row_length)[shard]
+    found[is_part] = _bytes_of_rows(plan, shard[is_part], start[is_part], stop[is_part])
+    return found
+
+
+def _bytes_of_rows(
+    plan: Plan, shard: NDArray[np.int64], start: NDArray[np.int64], stop: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Return the bytes in the files of the blocks that hold rows [start, stop) of some shards."""
     identity, shards = plan.identity, plan.shards
     files, selected = identity.files, identity.selected
-    shard = plan.windows.shard[piece]
     before = selected.block_row_starts[files.block_starts[shards.file_index[shard]]] + shards.row_offset[shard]
     ends = identity.derived("stored bytes before blocks", lambda: _stored_bytes(plan))
     first = np.searchsorted(selected.block_row_starts, before + start, side="right") - 1

@@ -59,7 +59,8 @@ class EpochPlan:
 
     In the plan of a state, the steps before `next_step` were delivered. They are told as if the ranks had shared the
     lanes of a cut in the same way all the time: each step has these rows, but if a job went on with another number of
-    ranks in the same lanes, as is possible with `lanes=`, another rank may have had them.
+    ranks in the same lanes, as is possible with `lanes=`, another rank may have had them. The state of a mixture forgets
+    cuts of which nothing is left: their steps are counted as if each had taken as many rows as those that follow.
     """
 
     epoch: int
@@ -105,7 +106,8 @@ class EpochPlan:
     @cached_property
     def batches_per_rank(self) -> tuple[int, ...] | None:
         """Batches that each rank has yet to take, shape (world_size,); None: the epoch has no end."""
-        left = [cut.stretch.num_batches for cut in self._cuts if not cut.is_delivered]
+        # If nothing is left, the last cut is that of other ranks.
+        left = [cut.stretch.num_batches for cut in self._cuts if not cut.is_delivered and cut.stretch.num_steps]
         if self._is_endless:
             return None
         return tuple(sum(left, start=np.zeros(self.world_size, np.int64)).tolist())
@@ -131,6 +133,8 @@ class EpochPlan:
         costs, stretch = self._current.costs, self._current.stretch
         if costs is None:
             return None
+        if not stretch.num_steps:
+            return (0,) * self.world_size
         return tuple(costs.bytes_of_ranks(stretch.starts, stretch.ends, stretch.sharing))
 
     @cached_property
