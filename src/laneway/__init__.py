@@ -20,6 +20,7 @@ from laneway.errors import (
     StateFormatError,
     StateUnavailableError,
 )
+from laneway.inspection.auditing import audit
 from laneway.loader import SavableLoader
 from laneway.manifest import Manifest
 from laneway.mixture import Mixture
@@ -50,6 +51,7 @@ __all__ = [
     "StateFormatError",
     "StateUnavailableError",
     "StatefulShardedDataset",
+    "audit",
     "merge_states",
 ]
 __version__ = "0.1.0"

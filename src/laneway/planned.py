@@ -57,9 +57,9 @@ class PlannedDataset(ResumableDataset):
             (17, (17, 17))
             >>> for rank, rows in enumerate(plan.rows_of(step=5)):
             ...     print(rank, [row.row for row in rows])
-            0 [88, 44, 31]
-            1 [63, 16, 57]
-            >>> plan.where("part-0.parquet", 16)
+            0 [29, 25, 5]
+            1 [89, 72, 49]
+            >>> plan.where("part-0.parquet", 72)
             [RowDelivery(step=5, rank=1, worker=0, index=1)]
         """
         definition = self.definition
