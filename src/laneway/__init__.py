@@ -21,6 +21,8 @@ from laneway.errors import (
     StateUnavailableError,
 )
 from laneway.inspection.auditing import audit
+from laneway.inspection.redistribution import redistribute
+from laneway.inspection.summary import compare_states, describe_state
 from laneway.loader import SavableLoader
 from laneway.manifest import Manifest
 from laneway.mixture import Mixture
@@ -52,7 +54,10 @@ __all__ = [
     "StateUnavailableError",
     "StatefulShardedDataset",
     "audit",
+    "compare_states",
+    "describe_state",
     "merge_states",
+    "redistribute",
 ]
 __version__ = "0.1.0"
 

@@ -76,26 +76,28 @@ def states_of_step(value: object, name: str, key: str | None = None) -> list[Sav
             "save_state_rank() or save_state_global() of a loader or dataset returned, or what that was saved in"
         )
         raise StateFormatError(message)
-    states = [each for one in found for each in (states_of_ranks(one.state) if is_apart(one.state) else [one.state])]
-    saved = []
-    for each in states:
-        try:
-            saved.append(parse_state(each))
-        except StateFormatError as error:
-            message = f"{name}: {error}"
-            raise StateFormatError(message) from None
-    _check_loaders([each.key for each in found], states, name)
+    saved, keys = [], []
+    try:
+        for one in found:
+            parts = states_of_ranks(one.state) if is_apart(one.state) else [one.state]
+            saved += map(parse_state, parts)
+            keys += [one.key] * len(parts)
+    except StateFormatError as error:
+        message = f"{name}: {error}"
+        raise StateFormatError(message) from None
+    _check_loaders(keys, saved, name)
     first = min(each.fields["epoch"] for each in saved)
     return _distinct([each for each in saved if each.fields["epoch"] == first], name)
 
 
-def _check_loaders(keys: Sequence[str], states: Sequence[Mapping[str, Any]], name: str) -> None:
+def _check_loaders(keys: Sequence[str], saved: Sequence[SavedState], name: str) -> None:
     """Check that states which were found together are of one loader.
 
     Raises:
         StateFormatError: They are not.
     """
-    identities = {state["fingerprint"]: key for state, key in zip(states, keys, strict=False)}
+    names = names_of(Role.IDENTITY)
+    identities = {tuple(state.fields[each] for each in names): key for state, key in zip(saved, keys, strict=True)}
     if len(identities) > 1:
         message = (
             f"{name} holds the states of {counted(len(identities), 'loader')}, under {', '.join(identities.values())}: "
