@@ -60,7 +60,7 @@ class PlannedDataset(ResumableDataset):
             0 [29, 25, 5]
             1 [89, 72, 49]
             >>> plan.where("part-0.parquet", 72)
-            [RowDelivery(step=5, rank=1, worker=0, index=1)]
+            [RowDelivery(step=5, rank=1, worker=0, batch_index=1)]
         """
         definition = self.definition
         if definition.stages is not None:

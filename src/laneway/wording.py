@@ -31,5 +31,9 @@ def rounded_size(num_bytes: float) -> str:
     """Return about how large something is, to three digits, such as "8.01 MiB" or "401 bytes"."""
     for unit in ("TiB", "GiB", "MiB", "KiB"):
         if num_bytes >= _UNITS[unit]:
-            return f"{num_bytes / _UNITS[unit]:.3g} {unit}" if num_bytes < 1000 * _UNITS[unit] else f"{num_bytes / _UNITS[unit]:,.0f} {unit}"
+            return (
+                f"{num_bytes / _UNITS[unit]:.3g} {unit}"
+                if num_bytes < 1000 * _UNITS[unit]
+                else f"{num_bytes / _UNITS[unit]:,.0f} {unit}"
+            )
     return counted(round(num_bytes), "byte")

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from laneway import audit
-from laneway.core.files import FileTable
 from laneway.core.options import LaneOptions
 from laneway.core.plan import Identity
 from laneway.core.progress import LanePosition, Progress, current_cut
@@ -19,6 +18,11 @@ from laneway.core.turns import WorkerPlace
 from tests.fuzzing import num_cases
 from tests.laws.simulation import PLAIN, Job, file_table
 from tests.planned import dataset_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from laneway.core.files import FileTable
 
 State = dict[str, Any]
 
@@ -62,8 +66,11 @@ def save(job: Job, run: int, random: Random) -> Saved:
     if random.random() < 0.3 and progress.sharing.world_size == job.world_size:
         state = []
         for rank in range(job.world_size):
-            lanes = {lane: each for lane, each in cut.positions.items()
-                     if lane // job.turns_per_batch % job.world_size == rank}
+            lanes = {
+                lane: each
+                for lane, each in cut.positions.items()
+                if lane // job.turns_per_batch % job.world_size == rank
+            }
             place = WorkerPlace(rank, job.world_size)
             own = replace(progress, cut=replace(cut, positions=lanes), place=place if job.world_size > 1 else None)
             at_end = all(job.cursors[rank, worker].is_at_end for worker in range(job.num_workers))
@@ -103,8 +110,11 @@ def test_every_right_run_is_accepted(first: int) -> None:
         identity = random_identity(random)
         saved = random_run(random, identity)
         # Of the checkpoints of a run, only the last one is needed: the next run began with it.
-        kept = [each for each, after in zip(saved, [*saved[1:], None], strict=True)
-                if after is None or after.run != each.run or random.random() < 0.5]
+        kept = [
+            each
+            for each, after in zip(saved, [*saved[1:], None], strict=True)
+            if after is None or after.run != each.run or random.random() < 0.5
+        ]
         report = audit(states_of(kept), source_of(random, identity))
         assert report.is_exact, (case, report)
         (epoch,) = report.epochs
@@ -116,8 +126,11 @@ def test_every_right_run_is_accepted(first: int) -> None:
 def moved(random: Random, progress: Progress, identity: Identity, *, ahead: bool) -> Progress | None:
     """Return progress in which a row of a lane is passed over, or taken back; None: there is none."""
     cut, rows = current_cut(progress), identity.plan(progress).lanes.rows
-    can = [lane for lane, each in cut.positions.items()
-           if (each.rows < rows[lane] if ahead else 0 < each.rows <= rows[lane])]
+    can = [
+        lane
+        for lane, each in cut.positions.items()
+        if (each.rows < rows[lane] if ahead else 0 < each.rows <= rows[lane])
+    ]
     if not can:
         return None
     lane = random.choice(can)
@@ -144,7 +157,8 @@ def with_a_gap(random: Random, identity: Identity) -> list[Saved] | None:
         index
         for index in range(1, len(saved) - 1)
         if saved[index + 1].num_cuts > saved[index].num_cuts
-        and (saved[index].num_delivered, saved[index].num_cuts) != (saved[index - 1].num_delivered, saved[index - 1].num_cuts)
+        and (saved[index].num_delivered, saved[index].num_cuts)
+        != (saved[index - 1].num_delivered, saved[index - 1].num_cuts)
         and saved[index].num_delivered
     ]
     if not can:
@@ -165,7 +179,7 @@ def with_another_run(random: Random, identity: Identity) -> list[Saved] | None:
     return saved
 
 
-FAULTS = {
+FAULTS: dict[str, tuple[Callable[[Random, Identity], list[Saved] | None], str]] = {
     "a row dropped": (lambda random, identity: resumed_wrongly(random, identity, ahead=True), "not delivered"),
     "a row repeated": (lambda random, identity: resumed_wrongly(random, identity, ahead=False), "delivered twice"),
     "a gap between checkpoints": (with_a_gap, "not delivered"),

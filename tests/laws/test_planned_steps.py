@@ -78,8 +78,7 @@ def test_a_row_is_told_to_be_left_out_or_repeated(
     plan = dataset.plan(0, *topology)
     files = identity.files
     rows_of_files = zip(files.paths, files.rows.tolist(), strict=True)
-    counts = [len(plan.where(path, row)) for path, rows in rows_of_files
- for row in range(rows)]
+    counts = [len(plan.where(path, row)) for path, rows in rows_of_files for row in range(rows)]
     assert counts.count(0) == plan.rows_dropped
     assert sum(counts) - len(counts) + counts.count(0) == plan.rows_repeated
     lengths = [len(dataset.shard(topology[0], rank)) for rank in range(topology[0])]

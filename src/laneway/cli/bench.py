@@ -27,8 +27,14 @@ def bench(arguments: argparse.Namespace) -> Answer:
     found = [_measure(dataset, workers, arguments.step_ms / 1000, arguments.seconds) for workers in arguments.workers]
     names = ["workers", "first_batch_s", "rows_per_s", "utilisation", "waiting", "bound_by"]
     rows = (
-        [each["workers"], f"{each['first_batch_s']:.2f}", f"{each['rows_per_s']:,.0f}",
-         f"{each['utilisation']:.1%}", f"{each['waiting']:.1%}", each["bound_by"]]
+        [
+            each["workers"],
+            f"{each['first_batch_s']:.2f}",
+            f"{each['rows_per_s']:,.0f}",
+            f"{each['utilisation']:.1%}",
+            f"{each['waiting']:.1%}",
+            each["bound_by"],
+        ]
         for each in found
     )
     facts = {"batch_size": arguments.batch_size, "step_ms": arguments.step_ms, "runs": found}

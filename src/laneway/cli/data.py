@@ -52,16 +52,23 @@ def inspect(arguments: argparse.Namespace) -> Answer:
     }
     unit = "row groups" if manifest.format == "parquet" else "record batches"
     of_block = facts["rows_per_block"]
-    lines = pairs([
-        ("source", f"{manifest.root} ({manifest.format})"),
-        ("files", files.num_files),
-        ("rows", manifest.num_rows),
-        ("size", f"{rounded_size(facts['bytes'])}, about {rounded_size(facts['decoded_bytes'])} decoded"),
-        (unit, None if of_block is None else f"{len(blocks):,}, of {of_block[0]:,} to {of_block[2]:,} rows, up to "
-         f"{rounded_size(facts['largest_block_bytes'])} decoded"),
-        ("partitions", ", ".join(partitions) or None),
-        ("fingerprint", manifest.fingerprint),
-    ])
+    lines = pairs(
+        [
+            ("source", f"{manifest.root} ({manifest.format})"),
+            ("files", files.num_files),
+            ("rows", manifest.num_rows),
+            ("size", f"{rounded_size(facts['bytes'])}, about {rounded_size(facts['decoded_bytes'])} decoded"),
+            (
+                unit,
+                None
+                if of_block is None
+                else f"{len(blocks):,}, of {of_block[0]:,} to {of_block[2]:,} rows, up to "
+                f"{rounded_size(facts['largest_block_bytes'])} decoded",
+            ),
+            ("partitions", ", ".join(partitions) or None),
+            ("fingerprint", manifest.fingerprint),
+        ]
+    )
     schema = table(["column", "type"], facts["schema"].items())
     advice = ["", "advice", *(f"- {each}" for each in facts["advice"])] if facts["advice"] else []
     return Answer(facts, [*lines, "", *schema, *advice])
@@ -78,7 +85,7 @@ def _advice(manifest: Manifest) -> Iterator[str]:
     if largest > _LARGE_BLOCK:
         wanted = max(1, int(32 * _MIB / row_bytes))
         yield (
-            f"the largest {unit} takes {rounded_size(largest)} decoded, and it is decoded as a whole, even for one row: "
+            f"the largest {unit} takes {rounded_size(largest)} decoded, and is decoded as a whole, even for one row: "
             f"write {unit}s of about {wanted:,} rows (32 MiB)"
         )
     elif mean < _SMALL_BLOCK and len(rows) > _MANY_FILES:
@@ -88,8 +95,8 @@ def _advice(manifest: Manifest) -> Iterator[str]:
         )
     if files.num_files > _MANY_FILES and files.sizes.mean() < _SMALL_FILE:
         yield (
-            f"there are {files.num_files:,} files of {rounded_size(float(files.sizes.mean()))} on average, each of which "
-            "is listed and opened: merge them into files of 100 MiB or more, or start from a saved Manifest"
+            f"there are {files.num_files:,} files of {rounded_size(float(files.sizes.mean()))} on average, and each is "
+            "listed and opened: merge them into files of 100 MiB or more, or start from a saved Manifest"
         )
     if row_bytes > _LARGE_ROW:
         yield (
@@ -100,7 +107,7 @@ def _advice(manifest: Manifest) -> Iterator[str]:
     if _WINDOW_BLOCKS * largest > window:
         better = -(-_WINDOW_BLOCKS * largest // (64 * _MIB)) * 64
         yield (
-            f"a window of 64 MiB, the default, mixes rows of {max(1, window // largest):,} {unit}(s) only: with shuffle, "
+            f"a window of 64 MiB, the default, mixes rows of {max(1, window // largest):,} {unit}(s) only: to shuffle, "
             f'use window_bytes="{better}MiB" for {_WINDOW_BLOCKS}, if there is memory for {better * 2:,} MiB per worker'
         )
     yield (
@@ -120,8 +127,10 @@ def head(arguments: argparse.Namespace) -> Answer:
 
 def facts_of(plan: EpochPlan) -> dict[str, Any]:
     """Return what a plan says, as JSON values."""
-    names = ("epoch", "world_size", "num_workers", "batch_size", "next_step", "num_rows", "num_lanes", "num_windows")
-    names += ("num_steps", "batches_per_rank", "rows_repeated", "rows_dropped", "bytes_per_rank", "worker_memory_bytes")
+    names = [
+        *("epoch", "world_size", "num_workers", "batch_size", "next_step", "num_rows", "num_lanes", "num_windows"),
+        *("num_steps", "batches_per_rank", "rows_repeated", "rows_dropped", "bytes_per_rank", "worker_memory_bytes"),
+    ]
     return {name: getattr(plan, name) for name in names}
 
 
@@ -130,18 +139,20 @@ def plan(arguments: argparse.Namespace) -> Answer:
     found = open_dataset(arguments).plan(arguments.epoch, arguments.world_size, arguments.workers)
     facts = facts_of(found)
     batches, read = facts["batches_per_rank"] or (), facts["bytes_per_rank"] or ()
-    lines = pairs([
-        ("epoch", found.epoch),
-        ("rows", found.num_rows),
-        ("lanes", found.num_lanes),
-        ("windows", found.num_windows),
-        ("steps", found.num_steps),
-        ("batches per rank", _span(batches)),
-        ("rows repeated", found.rows_repeated),
-        ("rows left out", found.rows_dropped),
-        ("read per rank", _span([*map(rounded_size, (min(read), max(read)))] if read else ())),
-        ("memory per worker", rounded_size(facts["worker_memory_bytes"] or 0)),
-    ])
+    lines = pairs(
+        [
+            ("epoch", found.epoch),
+            ("rows", found.num_rows),
+            ("lanes", found.num_lanes),
+            ("windows", found.num_windows),
+            ("steps", found.num_steps),
+            ("batches per rank", _span(batches)),
+            ("rows repeated", found.rows_repeated),
+            ("rows left out", found.rows_dropped),
+            ("read per rank", _span([*map(rounded_size, (min(read), max(read)))] if read else ())),
+            ("memory per worker", rounded_size(facts["worker_memory_bytes"] or 0)),
+        ]
+    )
     return Answer(facts, lines)
 
 
@@ -157,7 +168,7 @@ def where(arguments: argparse.Namespace) -> Answer:
     """Say when a row is delivered."""
     dataset = open_dataset(arguments)
     found = dataset.plan(arguments.epoch, arguments.world_size, arguments.workers).where(arguments.path, arguments.row)
-    names = ["step", "rank", "worker", "index"]
+    names = ["step", "rank", "worker", "batch_index"]
     facts = {"path": arguments.path, "row": arguments.row, "deliveries": [each._asdict() for each in found]}
     lines = table(names, found) if found else [f"row {arguments.row:,} of {arguments.path} is left out of the epoch"]
     return Answer(facts, lines, exit_code=0 if found else 1)
@@ -191,5 +202,8 @@ def verify(arguments: argparse.Namespace) -> Answer:
     facts = {"files": files.num_files, "blocks": len(blocks), "rows": manifest.num_rows, "damaged": damaged}
     whole = f"{counted(files.num_files, 'file')}, {len(blocks):,} row groups, {counted(manifest.num_rows, 'row')}"
     lines = [f"{whole}: {'no damage' if not damaged else f'{len(damaged):,} damaged'}"]
-    lines += [f"{each['path']}, block {each['block']} (rows {each['start']:,} to {each['stop']:,}): {each['problem']}" for each in damaged]
+    lines += [
+        f"{each['path']}, block {each['block']} (rows {each['start']:,} to {each['stop']:,}): {each['problem']}"
+        for each in damaged
+    ]
     return Answer(facts, lines, exit_code=1 if damaged else 0)

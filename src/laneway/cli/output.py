@@ -51,8 +51,8 @@ def table(names: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
         widest = widths.index(max(widths))
         widths[widest] = max(_MIN_CELL, min(widths[widest] - 1, room - (sum(widths) - widths[widest])))
     numeric = [all(_is_number(row[i]) for row in cells[1:]) for i in range(len(widths))]
-    return ["  ".join(_fitted(cell, *each) for cell, *each in zip(row, widths, numeric, strict=True)).rstrip()
-            for row in cells]
+    lines = ([_fitted(*each) for each in zip(row, widths, numeric, strict=True)] for row in cells)
+    return ["  ".join(line).rstrip() for line in lines]
 
 
 def pairs(facts: Iterable[tuple[str, object]]) -> list[str]:

@@ -21,6 +21,7 @@ from laneway.wording import counted
 if TYPE_CHECKING:
     import argparse
 
+    from laneway.cli.state_files import SavedValue
     from laneway.core.schema import SavedState
     from laneway.dataset import StatefulShardedDataset
 
@@ -31,18 +32,23 @@ def _lines_of(value: object) -> list[str]:
     return [line.removeprefix("  ").removesuffix(",") for line in lines[1:-1]] or lines
 
 
+def _originals(saved: SavedValue, key: str | None) -> list[dict[str, Any]]:
+    """Return the states of a checkpoint."""
+    return [each.original for each in states_of_step(saved.value, saved.name, key)]
+
+
 def state(arguments: argparse.Namespace) -> Answer:
     """Say what a checkpoint holds, how it differs from another one, and whether it fits a dataset."""
     options = storage_options(arguments)
     saved = load_checkpoint(arguments.file, options)
-    summary = describe_state(saved.value, key=arguments.key)
+    summary = describe_state(_originals(saved, arguments.key))
     facts: dict[str, Any] = {"name": saved.name, **asdict(summary), "share": summary.share}
     facts["settings"] = dict(summary.settings)
     facts["cuts"], facts["sources"] = ([each._asdict() for each in own] for own in (summary.cuts, summary.sources))
     lines, exit_code = [saved.name, *_lines_of(summary)], 0
     if arguments.diff is not None:
         other = load_checkpoint(arguments.diff, options)
-        found = compare_states(saved.value, other.value, key=arguments.key)
+        found = compare_states(*(_originals(each, arguments.key) for each in (saved, other)))
         facts["differences"] = {
             "settings": [list(each) for each in found.settings],
             "progress": [list(each) for each in found.progress],
@@ -72,7 +78,9 @@ def _misfit(arguments: argparse.Namespace, saved: list[SavedState]) -> str | Non
 
 
 def _for_state(
-    arguments: argparse.Namespace, file: str, **others: Any  # noqa: ANN401 - options
+    arguments: argparse.Namespace,
+    file: str,
+    **others: Any,  # noqa: ANN401 - options
 ) -> tuple[StatefulShardedDataset, dict[str, Any]]:
     """Return the dataset of a checkpoint, and the state of the whole job."""
     value = load_checkpoint(file, storage_options(arguments))
@@ -90,9 +98,12 @@ def rows(arguments: argparse.Namespace) -> Answer:
     if arguments.rank is not None and not 0 <= arguments.rank < len(ranks):
         message = f"there is no rank {arguments.rank}: step {arguments.step} has {counted(len(ranks), 'rank')}"
         raise ValueError(message)
-    found = [{"rank": rank, "index": index, "path": row.path, "row": row.row}
-             for rank in chosen for index, row in enumerate(ranks[rank])]
-    names = ["rank", "index", "path", "row"]
+    found: list[dict[str, Any]] = [
+        {"rank": rank, "batch_index": index, "path": row.path, "row": row.row}
+        for rank in chosen
+        for index, row in enumerate(ranks[rank])
+    ]
+    names = ["rank", "batch_index", "path", "row"]
     if arguments.show:
         # As rows of Python values, whatever the batches of the run were.
         plain, _ = _for_state(arguments, arguments.file, output="python")
@@ -141,12 +152,11 @@ def redistribute(arguments: argparse.Namespace) -> Answer:
         fields = states_of_step(value.value, value.name, arguments.key)[0].fields
         num_rows = open_for_state(arguments, fields).definition.identity.selected.num_rows
     states = redistributed(
-        value.value,
+        _originals(value, arguments.key),
         arguments.world_size,
         arguments.workers,
         batch_size=arguments.batch_size,
         num_rows=num_rows,
-        key=arguments.key,
     )
     folder = Path(arguments.output)
     names = [f"rank-{rank}.json" for rank in range(len(states))]

@@ -50,9 +50,7 @@ def open_manifest(arguments: argparse.Namespace) -> Manifest:
     options = storage_options(arguments)
     if arguments.manifest:
         return Manifest.load(arguments.source, storage_options=options)
-    return Manifest.scan(
-        arguments.source, format=arguments.format, storage_options=options, progress=progress_wanted()
-    )
+    return Manifest.scan(arguments.source, format=arguments.format, storage_options=options, progress=progress_wanted())
 
 
 def progress_wanted() -> bool | None:

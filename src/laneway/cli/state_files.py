@@ -11,6 +11,7 @@ import json
 import pickle
 import posixpath
 import re
+import warnings
 from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -60,6 +61,9 @@ def load_checkpoints(path: str, storage_options: Mapping[str, Any] | None = None
     if entry is not None and entry.kind == "file":
         return [SavedValue(storage.redact(path), _of_file(storage, storage.root))]
     names = {posixpath.basename(each.path.rstrip("/")) for each in list_directory(storage, storage.root)}
+    if entry is None and not names:
+        message = f"{storage.redact(path)} does not exist: give a file or folder in which a state was saved"
+        raise StateFormatError(message)
     name = storage.redact(path)
     if INDEX in names:
         parent, own = posixpath.split(storage.root.rstrip("/"))
@@ -131,18 +135,34 @@ def _of_dcp(storage: Storage, name: str) -> dict[str, Any]:
     if not storage.is_local:
         message = f"{name} is a folder of torch.distributed.checkpoint on a remote storage: copy it to a local one"
         raise StateFormatError(message)
-    import torch.distributed.checkpoint as dcp  # noqa: PLC0415 - takes most of a second
+    # They take most of a second.
+    from torch.distributed.checkpoint.api import CheckpointException  # noqa: PLC0415
+    from torch.distributed.checkpoint.filesystem import FileSystemReader  # noqa: PLC0415
+    from torch.distributed.checkpoint.state_dict_loader import load  # noqa: PLC0415
 
     def read() -> dict[str, Any]:
-        reader = dcp.FileSystemReader(storage.root)
-        keys = [key for key in reader.read_metadata().state_dict_metadata if key.split(".")[-1] == "laneway"]
-        found: dict[str, Any] = dict.fromkeys(keys)
-        if keys:
-            dcp.load(found, storage_reader=dcp.FileSystemReader(storage.root), no_dist=True)
-        return {key.removesuffix("laneway").rstrip("."): {"laneway": value} for key, value in found.items()}
+        # Whether a state is one value or one for each of its fields depends on the release of torch.
+        paths = FileSystemReader(storage.root).read_metadata().planner_data or {}
+        wanted = {key: path for key, path in paths.items() if "laneway" in path}
+        values: dict[str, Any] = dict.fromkeys(wanted)
+        if wanted:
+            with warnings.catch_warnings():
+                # It says what no_dist says.
+                warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+                load(values, storage_reader=FileSystemReader(storage.root), no_dist=True)
+        found: dict[str, Any] = {}
+        for key, path in wanted.items():
+            start = path.index("laneway")
+            name, rest = "/".join(map(str, path[:start])), path[start + 1 :]
+            if rest:
+                found.setdefault(name, {"laneway": [{}]})["laneway"][0][rest[-1]] = values[key]
+            else:
+                found[name] = {"laneway": values[key]}
+        return found
 
     try:
-        return _read(name, read, "a folder that torch.distributed.checkpoint can read")
-    except dcp.CheckpointException as error:
+        found: dict[str, Any] = _read(name, read, "a folder that torch.distributed.checkpoint can read")
+    except CheckpointException as error:
         message = f"{name} can't be read by torch.distributed.checkpoint: {error}"
         raise StateFormatError(message) from error
+    return found

@@ -1,4 +1,4 @@
-"""The line of an epoch, as far as a state alone tells of it: rows by their place in the line, whatever file they are in.
+"""The line of an epoch, as far as a state alone tells of it: rows by their place in it, whatever file they are in.
 
 How lanes are cut depends on the number of rows, not on the files that hold them. So an epoch of one imaginary file with
 as many rows has the same lanes, and in file order a row of that file is a place in the line.
@@ -127,20 +127,19 @@ def _line_of(plan: Plan, lanes: Lanes) -> Intervals:
 def segments_of_line(plan: Plan, places: Intervals) -> Iterator[tuple[Segment, bool]]:
     """Yield the segments of the windows of a plan at some places of the line, and whether each is a whole window."""
     ends = np.cumsum(plan.windows.rows)
+    rows = plan.windows.rows
     for start, stop in zip(places.starts.tolist(), places.stops.tolist(), strict=True):
-        window = int(np.searchsorted(ends, start, side="right"))
-        while start < stop:
-            first = int(ends[window] - plan.windows.rows[window])
-            end = min(stop, int(ends[window]))
-            segment = Segment(window, start - first, end - first)
-            yield segment, segment.stop - segment.start == plan.windows.rows[window]
-            start, window = end, window + 1
+        first, last = np.searchsorted(ends, [start, stop - 1], side="right").tolist()
+        for window in range(first, last + 1):
+            before = int(ends[window] - rows[window])
+            segment = Segment(window, max(start - before, 0), min(stop - before, int(rows[window])))
+            yield segment, segment.stop - segment.start == rows[window]
 
 
 def files_of_segment(plan: Plan, segment: Segment, *, is_whole: bool) -> list[tuple[int, int, int]]:
     """Return the rows of a segment as ranges (index of the file, start, stop), in the order of the files."""
     if is_whole:
-        return sorted(map(tuple, plan.window_files(segment.window)))
+        return sorted((rows.file_index, rows.start, rows.stop) for rows in plan.window_files(segment.window))
     file_index, row = _sorted(rows_of_segment(plan, segment))
     is_first = np.ones(len(row), bool)
     is_first[1:] = (np.diff(file_index) != 0) | (np.diff(row) != 1)

@@ -25,7 +25,7 @@ class Taken(NamedTuple):
     """The rank."""
     worker: int
     """The worker of the rank."""
-    index: int
+    batch_index: int
     """Index of the row in the batch of the rank."""
 
 

@@ -95,9 +95,7 @@ def audit(
     if not states:
         message = "there is nothing to audit: pass the checkpoints of a run, in their order"
         raise ValueError(message)
-    checkpoints = [
-        _Checkpoint(index, states_of_step(each, f"checkpoint {index}")) for index, each in enumerate(states)
-    ]
+    checkpoints = [_Checkpoint(index, states_of_step(each, f"checkpoint {index}")) for index, each in enumerate(states)]
     for each in checkpoints:
         if each.fields["mixture"]:
             message = f"checkpoint {each.index} is of a mixture, and only those of single datasets can be audited"
@@ -200,10 +198,9 @@ class _Audit:
             for epoch in range(last.epoch + 1, checkpoint.epoch):
                 reason = f"no checkpoint is of epoch {epoch}"
                 self._findings.append(Finding("unknown", epoch, checkpoint.index, reason, now.num_rows))
-            was, known = None, nothing
+            self._compare(None, nothing, checkpoint, now)
         else:
-            known = was.unknown
-        self._compare(was, known, checkpoint, now)
+            self._compare(was, was.unknown, checkpoint, now)
 
     def _compare(
         self, was: LineProgress | None, unknown: Intervals, checkpoint: _Checkpoint, now: LineProgress
@@ -243,9 +240,7 @@ class _Audit:
             num_repeated=now.num_repeated,
         )
 
-    def _report(
-        self, kind: Kind, checkpoint: _Checkpoint, now: LineProgress, places: Intervals, reason: str
-    ) -> None:
+    def _report(self, kind: Kind, checkpoint: _Checkpoint, now: LineProgress, places: Intervals, reason: str) -> None:
         if not len(places):
             return
         epoch = checkpoint.epoch
@@ -281,9 +276,7 @@ def _is_same_cut(was: LineProgress, now: LineProgress) -> bool:
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return in what a state differs from the one before, as those of one run can't."""
-    lines = [
-        line.replace("this run has", "this one has") for line in identity_differences(_SETTINGS, before, now)
-    ]
+    lines = [line.replace("this run has", "this one has") for line in identity_differences(_SETTINGS, before, now)]
     is_same_order = before["order_version"] == now["order_version"]
     if before["epoch"] == now["epoch"] and not is_same_order:
         lines.append(f"order_version: saved {before['order_version']}, this one has {now['order_version']}")

@@ -1,4 +1,4 @@
-"""Finds the states of laneway in whatever they were saved in: nested in a checkpoint of a trainer, one for each rank."""
+"""Finds the states of laneway in whatever they were saved in: a checkpoint of a trainer, or a list of ranks."""
 
 from __future__ import annotations
 
@@ -76,7 +76,8 @@ def states_of_step(value: object, name: str, key: str | None = None) -> list[Sav
             "save_state_rank() or save_state_global() of a loader or dataset returned, or what that was saved in"
         )
         raise StateFormatError(message)
-    saved, keys = [], []
+    saved: list[SavedState] = []
+    keys: list[str] = []
     try:
         for one in found:
             parts = states_of_ranks(one.state) if is_apart(one.state) else [one.state]

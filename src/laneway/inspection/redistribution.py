@@ -52,8 +52,8 @@ def redistribute(
 
     Raises:
         StateFormatError: There is no state, or it is damaged.
-        CheckpointMismatchError: It is that of a mixture, or of some ranks only, or of a dataset with stages that stopped
-            within a row.
+        CheckpointMismatchError: It is that of a mixture, or of some ranks only, or one that stopped within a row of
+            which stages make several items.
         ValueError: An argument is out of its range, or `num_rows` is needed.
 
     Examples:
@@ -117,7 +117,9 @@ def _options(fields: Mapping[str, Any], batch_size: int | None) -> LaneOptions:
     turn_rows, turns_per_batch = fields["turn_rows"], fields["lane_batch_turns"]
     if turn_rows is None:
         if batch_size is None:
-            message = "the state is of the start of an epoch, and doesn't say how many rows a batch has: pass batch_size="
+            message = (
+                "the state is of the start of an epoch, and doesn't say how many rows a batch has: pass batch_size="
+            )
             raise ValueError(message)
         return LaneOptions(None, None, check_int("batch_size", batch_size, minimum=1))
     rows = turn_rows * turns_per_batch if batch_size is None else check_int("batch_size", batch_size, minimum=1)

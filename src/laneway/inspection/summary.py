@@ -201,9 +201,7 @@ def _num_delivered(progress: Progress, cuts: Sequence[CutSummary]) -> int:
 
 def _cut_summary(cut: EarlierCut) -> CutSummary:
     world_size, turns_per_batch, _ = cut.sharing
-    return CutSummary(
-        cut.num_lanes, cut.turn_rows, world_size, turns_per_batch * cut.turn_rows, int(cut.rows().sum())
-    )
+    return CutSummary(cut.num_lanes, cut.turn_rows, world_size, turns_per_batch * cut.turn_rows, int(cut.rows().sum()))
 
 
 def _positions(progress: Progress) -> tuple[int | None, ...]:
@@ -283,9 +281,15 @@ def compare_states(a: Any, b: Any, *, key: str | None = None) -> StateDifference
     tables = [each["files"] for each in fields]
     is_named = all(tables) and all(map(names_files, tables)) and tables[0] != tables[1]
     return StateDifferences(
-        tuple((name, *values) for name in ("fingerprint", *_SETTINGS)
-              if (values := tuple(each[name] for each in fields))[0] != values[1]),
-        tuple((name, *values) for name in _COMPARED
-              if (values := tuple(getattr(each, name) for each in found))[0] != values[1]),
+        tuple(
+            (name, *values)
+            for name in ("fingerprint", *_SETTINGS)
+            if (values := tuple(each[name] for each in fields))[0] != values[1]
+        ),
+        tuple(
+            (name, *values)
+            for name in _COMPARED
+            if (values := tuple(getattr(each, name) for each in found))[0] != values[1]
+        ),
         saved_file_differences(*map(decode_files, tables)) if is_named else None,
     )

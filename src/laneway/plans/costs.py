@@ -62,7 +62,7 @@ class Costs:
         return [*map(int, found.tolist())]
 
     def worker_memory(self, lanes_per_worker: int) -> int:
-        """Return the bytes of decoded rows that a worker holds at most; docs/explanation/performance.md has the formula."""
+        """Return the bytes of decoded rows that a worker holds at most; see docs/explanation/performance.md."""
         definition, plan = self.definition, self.plan
         settings, files, is_remote = plan.identity.settings, plan.identity.files, not definition.storage.is_local
         largest = int(files.block_memory_bytes.max(initial=0))

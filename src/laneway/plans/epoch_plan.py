@@ -27,7 +27,7 @@ class RowDelivery(NamedTuple):
     """The rank."""
     worker: int | None
     """The worker of the rank; None: unknown, as a state doesn't say how many workers read what was delivered before."""
-    index: int
+    batch_index: int
     """Index of the row in the batch of the rank."""
 
 
@@ -59,8 +59,9 @@ class EpochPlan:
 
     In the plan of a state, the steps before `next_step` were delivered. They are told as if the ranks had shared the
     lanes of a cut in the same way all the time: each step has these rows, but if a job went on with another number of
-    ranks in the same lanes, as is possible with `lanes=`, another rank may have had them. The state of a mixture forgets
-    cuts of which nothing is left: their steps are counted as if each had taken as many rows as those that follow.
+    ranks in the same lanes, as is possible with `lanes=`, another rank may have had them. The state of a mixture
+    forgets cuts of which nothing is left: their steps are counted as if each had taken as many rows as those that
+    follow.
     """
 
     epoch: int
@@ -194,7 +195,7 @@ class EpochPlan:
                 taken = cut.stretch.taken(lane, lane_row)
                 if taken is not None:
                     worker = None if cut.is_delivered else taken.worker
-                    found.append(RowDelivery(cut.first_step + taken.step, taken.rank, worker, taken.index))
+                    found.append(RowDelivery(cut.first_step + taken.step, taken.rank, worker, taken.batch_index))
         return sorted(found, key=lambda each: each[:2])
 
     def _check_source(self, source: str | None, epoch: int | None) -> None:
