@@ -21,6 +21,9 @@ from laneway.errors import (
     StateUnavailableError,
     WorkerError,
 )
+from laneway.inspection.auditing import audit
+from laneway.inspection.redistribution import redistribute
+from laneway.inspection.summary import compare_states, describe_state
 from laneway.loader import SavableLoader
 from laneway.manifest import Manifest
 from laneway.mixture import Mixture
@@ -59,8 +62,12 @@ __all__ = [
     "StatefulShardedDataset",
     "TableFiles",
     "WorkerError",
+    "audit",
+    "compare_states",
+    "describe_state",
     "load_hf",
     "merge_states",
+    "redistribute",
 ]
 __version__ = "0.1.0"
 

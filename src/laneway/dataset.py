@@ -30,6 +30,7 @@ from laneway.delivery.transforms import Transforms
 from laneway.distributed import data_parallel_rank
 from laneway.manifest import Manifest, open_source
 from laneway.mixture import repeated
+from laneway.plans.planners import DatasetPlanner
 from laneway.reading.deletes import NotDeleted
 from laneway.reading.selecting import rows_of
 from laneway.tables.opening import catalog_of
@@ -268,6 +269,9 @@ class StatefulShardedDataset(ChangeableDataset):
         After `flat_map` or `pack`, it is as if it had been called before: packs go on from one epoch to the next.
         """
         return repeated(self, check_count("epochs", epochs), epoch_batches)
+
+    def _planner(self) -> DatasetPlanner:
+        return DatasetPlanner(self.definition)
 
     def completed_shards(self) -> list[Shard]:
         """Return the shards of this epoch that have been delivered completely, as far as this process knows.

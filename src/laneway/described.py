@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from laneway.arguments import check_columns, check_int
+from laneway.arguments import check_columns, check_int, plain_int
+from laneway.plans.looking import read_rows
 from laneway.reading.column_statistics import ColumnStatistics, column_statistics
 from laneway.reading.expressions import columns_of
 from laneway.reading.selected import open_rows
@@ -87,6 +88,44 @@ class DescribedDataset(StageableDataset):
         rows = open_rows(definition.manifest, definition.storage, schema, selection=definition.selection)
         most = check_int("max_distinct", max_distinct, minimum=0)
         return column_statistics(rows, schema, definition.identity.selected, max_distinct=most, progress=progress)
+
+    def read(self, path: str, rows: Sequence[int], *, epoch: int | None = None) -> Any:  # noqa: ANN401 - an item
+        """Return some rows of a data file, converted as the dataset would deliver them, with its functions applied.
+
+        Rows that filters leave out can be read too. Rows far apart are read row group by row group.
+
+        Args:
+            path: The data file, relative to the dataset's root, as `plan` and provenance columns name it.
+            rows: Numbers of rows in the file, in any order.
+            epoch: The epoch that functions with a context are told; None: `epoch`.
+
+        Returns:
+            A list of rows in the order of `rows`; or if the dataset delivers batches, one batch of them. With
+            `on_error="skip"`, rows for which functions fail are left out; None if no row of a batch is left.
+
+        Raises:
+            ValueError: There is no such file or row, or `flat_map` or `pack` make items of the rows.
+            TypeError: `rows` is not a sequence of ints.
+            DataFileError: The file can't be read.
+
+        Examples:
+            >>> import pyarrow as pa, pyarrow.parquet as pq, tempfile
+            >>> from laneway import StatefulShardedDataset
+            >>> folder = tempfile.mkdtemp()
+            >>> pq.write_table(pa.table({"x": range(100)}), f"{folder}/part-0.parquet")
+            >>> StatefulShardedDataset(folder).read("part-0.parquet", [7, 3])
+            [{'x': 7}, {'x': 3}]
+        """
+        definition = self.definition
+        if definition.stages is not None:
+            message = "read() returns rows, and flat_map() and pack() make items of them: call it before these"
+            raise ValueError(message)
+        numbers = [plain_int(row) for row in rows]
+        if None in numbers:
+            message = f"rows must be a sequence of ints, not {rows!r}"
+            raise TypeError(message)
+        chosen = self.epoch if epoch is None else check_int("epoch", epoch, minimum=0)
+        return read_rows(definition, path, [row for row in numbers if row is not None], chosen)
 
     @property
     def categories(self) -> dict[str, list[Any]]:

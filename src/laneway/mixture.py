@@ -18,6 +18,7 @@ from laneway.delivery.transforms import Transforms
 from laneway.distributed import data_parallel_rank
 from laneway.errors import SchemaMismatchError
 from laneway.mixture_weights import check_weighting, tokens_per_row
+from laneway.plans.planners import MixturePlanner
 from laneway.staged import StageableDataset
 
 if TYPE_CHECKING:
@@ -182,6 +183,9 @@ class Mixture(StageableDataset):
             "what it has mixed: omit lengths"
         )
         raise ValueError(message)
+
+    def _planner(self) -> MixturePlanner:
+        return MixturePlanner(self.definition)
 
     def __repr__(self) -> str:
         definition = self.definition

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 from laneway.arguments import check_flag, check_function
 from laneway.delivery.item_stages import Stages
 from laneway.errors import SchemaMismatchError
-from laneway.resumable import ResumableDataset
+from laneway.planned import PlannedDataset
 from laneway.stages.packs import GROUP_ROWS, PackOptions
 from laneway.stages.tokens import check_token_type
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from laneway.stages.packs import Mask, Strategy
 
 
-class StageableDataset(ResumableDataset):
+class StageableDataset(PlannedDataset):
     """A dataset of which there can be copies with stages."""
 
     def flat_map(self, fn: Callable[..., Any], *, with_context: bool = False) -> Self:

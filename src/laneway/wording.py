@@ -28,8 +28,12 @@ def size(num_bytes: int) -> str:
 
 
 def rounded_size(num_bytes: float) -> str:
-    """Return a measured size in the largest unit of which it is at least one, such as "1.4 GiB"."""
+    """Return about how large something is, to three digits, such as "8.01 MiB" or "401 bytes"."""
     for unit in ("TiB", "GiB", "MiB", "KiB"):
         if num_bytes >= _UNITS[unit]:
-            return f"{num_bytes / _UNITS[unit]:,.1f} {unit}"
+            return (
+                f"{num_bytes / _UNITS[unit]:.3g} {unit}"
+                if num_bytes < 1000 * _UNITS[unit]
+                else f"{num_bytes / _UNITS[unit]:,.0f} {unit}"
+            )
     return counted(round(num_bytes), "byte")

@@ -77,7 +77,7 @@ def state_of_rank(state: object, place: WorkerPlace) -> object:
     state = unwrap_state(state)
     if not isinstance(state, dict) or not is_apart(state):
         return state
-    states = _decode(state)
+    states = states_of_ranks(state)
     epochs = [each["epoch"] for each in states]
     if len(states) != place.world_size:
         num_ranks = counted(len(states), "rank")
@@ -91,7 +91,7 @@ def state_of_rank(state: object, place: WorkerPlace) -> object:
     return sealed({**states[place.rank], "files": state["files"]})
 
 
-def _decode(state: State) -> list[State]:
+def states_of_ranks(state: State) -> list[State]:
     """Return the states of all ranks, in their order, checked to be those of one job."""
     missing = [each.name for each in FIELDS if each.name not in state and each.default is REQUIRED]
     require(not missing, f"{', '.join(missing)} missing")

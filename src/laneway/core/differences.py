@@ -74,7 +74,12 @@ def file_differences(encoded: str, files: FileTable, saved: FileTable | None = N
     if saved is None and not names_files(encoded):
         return f"files: {_part_differences(decode_parts(encoded), files)}"
     before = decode_files(encoded) if saved is None else _facts_of(saved)
-    lines = _changes(before, _facts_of(files))
+    return saved_file_differences(before, _facts_of(files))
+
+
+def saved_file_differences(before: Mapping[str, FileFacts], now: Mapping[str, FileFacts]) -> str:
+    """Return the line that lists how data files differ, given path -> facts of both."""
+    lines = _changes(before, now)
     shown = list(islice(lines, _MAX_NAMED))
     num_more = sum(1 for _ in lines)
     if not shown:

@@ -45,7 +45,7 @@ def read_mixture(saved: SavedState, identity: MixtureIdentity, place: WorkerPlac
     lines = identity_differences(_SETTINGS, fields, present)
     if fields["order_version"] != ORDER_VERSION:
         lines.append(f"order_version: saved {fields['order_version']}, this release reads {ORDER_VERSION}")
-    progress = _progress(saved)
+    progress = progress_in(saved)
     lines += _source_differences(saved, progress, identity)
     place_lines = place_differences(saved.place, saved.place_to_compare(place, is_worker=is_worker))
     if lines or place_lines:
@@ -53,12 +53,15 @@ def read_mixture(saved: SavedState, identity: MixtureIdentity, place: WorkerPlac
     return progress
 
 
-def _progress(saved: SavedState) -> Progress:
-    """Return the progress in a state."""
+def progress_in(saved: SavedState) -> Progress:
+    """Return the progress in a state, not compared with anything.
+
+    In that of a whole job in step, a lane may be said to be further than its end. A mixture has no such ends.
+    """
     fields = saved.fields
     progress = Progress(fields["epoch"], order_version=fields["order_version"])
     if fields["lanes"] is None:
-        return decode_mixture(fields["mixture"], progress)
+        return decode_mixture(fields["mixture"], progress) if fields["mixture"] else progress
     num_lanes, turn_rows, next_turn = fields["lanes"], fields["turn_rows"], fields["next_turn"]
     if saved.is_global and fields["positions"] is None:
         rows = rows_in_step(num_lanes, turn_rows, saved.sharing, next_turn, fields["part_rows"])
@@ -72,7 +75,7 @@ def _progress(saved: SavedState) -> Progress:
         earlier=tuple(map(decode_cut, fields["earlier_cuts"])),
         place=None if saved.is_global else saved.place,
     )
-    return decode_mixture(fields["mixture"], progress)
+    return decode_mixture(fields["mixture"], progress) if fields["mixture"] else progress
 
 
 def _source_differences(saved: SavedState, progress: Progress, identity: MixtureIdentity) -> list[str]:

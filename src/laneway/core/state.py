@@ -259,7 +259,7 @@ def read_progress(saved: SavedState, identity: Identity, place: WorkerPlace, *, 
         raise CheckpointMismatchError(message)
     if fields["lanes"] is None:
         return Progress(fields["epoch"], order_version=version)
-    return _completed(saved, identity) if has_new_files else _locate(saved, identity)
+    return _completed(saved, identity) if has_new_files else locate(saved, identity)
 
 
 def _setting_differences(
@@ -336,7 +336,7 @@ def _completed(saved: SavedState, identity: Identity) -> Progress:
     return replace(progress, cut=done)
 
 
-def _locate(saved: SavedState, identity: Identity) -> Progress:
+def locate(saved: SavedState, identity: Identity) -> Progress:
     """Return the progress of a state that has lanes, after checking its positions against them."""
     fields = saved.fields
     is_job_in_step = saved.is_global and fields["positions"] is None

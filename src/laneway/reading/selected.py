@@ -97,7 +97,7 @@ class SelectedReader:
             DataFileError: As `RowReader.read`; or the steps select another number of rows than was planned.
             IndexError: The file has no such rows.
         """
-        starts = self._starts(file_index)
+        starts = self.starts(file_index)
         if not 0 <= start <= stop <= starts[-1]:
             path = self._manifest.files.paths[file_index]
             message = f"rows {start:,} to {stop:,} of {path}: {starts[-1]:,} of its rows are selected"
@@ -114,16 +114,19 @@ class SelectedReader:
 
     def row_in_file(self, file_index: int, row: int) -> int:
         """Return the number in its file of a selected row."""
-        starts = self._starts(file_index)
+        starts = self.starts(file_index)
         block = int(np.searchsorted(starts, row, side="right")) - 1
-        _, rows = self._select(file_index, block, block + 1)
-        return int(rows[row - int(starts[block])])
+        return int(self.rows_of_block(file_index, block)[row - int(starts[block])])
+
+    def rows_of_block(self, file_index: int, block: int) -> NDArray[np.int64]:
+        """Return the numbers in the file of the selected rows of a block, which reads what the steps look at."""
+        return self._select(file_index, block, block + 1)[1]
 
     def close(self) -> None:
         """Close the files. The reader can still be used, and opens them again."""
         self._all_rows.close()
 
-    def _starts(self, file_index: int) -> NDArray[np.int64]:
+    def starts(self, file_index: int) -> NDArray[np.int64]:
         """Return the number of selected rows of a file before each of its blocks, and of all."""
         first, stop = self._manifest.files.block_starts[file_index : file_index + 2]
         starts = np.zeros(stop - first + 1, np.int64)

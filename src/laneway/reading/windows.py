@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from laneway.reading.parts import Part
     from laneway.reading.rows import Rows
 
-_REQUEST_BYTES: Final = 32 << 20
+REQUEST_BYTES: Final = 32 << 20
 """Maximum bytes to read at once from remote storage: neighbouring small pieces are read together."""
 _MAX_THREADS: Final = 4
 
@@ -99,7 +99,16 @@ def reading_threads(*, is_remote: bool) -> DaemonThreads:
     Args:
         is_remote: Whether each read is a request to a storage.
     """
-    return DaemonThreads(_MAX_THREADS if is_remote else min(_MAX_THREADS, os.cpu_count() or 1))
+    return DaemonThreads(num_window_threads(is_remote=is_remote))
+
+
+def num_window_threads(*, is_remote: bool) -> int:
+    """Return the number of threads of a reader.
+
+    Args:
+        is_remote: Whether each read is a request to a storage.
+    """
+    return _MAX_THREADS if is_remote else min(_MAX_THREADS, os.cpu_count() or 1)
 
 
 class WindowReader:
@@ -188,7 +197,7 @@ class WindowReader:
         assembler = WindowAssembler(vectorized, order[segment.start : segment.stop], num_rows, files)
         max_bytes = self._plan.identity.settings.shard_bytes
         if self._rows.is_remote:
-            groups, max_bytes = _group_neighbours(pieces), max(max_bytes, _REQUEST_BYTES)
+            groups, max_bytes = _group_neighbours(pieces), max(max_bytes, REQUEST_BYTES)
         else:
             groups = [[piece] for piece in pieces]
         reads = [

@@ -1,0 +1,1 @@
+"""The command line: looks at data, plans, states and checkpoints."""

@@ -1,0 +1,151 @@
+"""The commands, and their arguments."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from laneway import __version__
+
+_EPILOG = (
+    "exit codes: 0 all is well; 1 what was asked for doesn't hold; 2 an error. Each command has --help and --json."
+)
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Help of 80 columns at most, with little indentation."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=26, width=80)
+
+
+def _command(parsers: Any, name: str, module: str, text: str) -> argparse.ArgumentParser:  # noqa: ANN401 - argparse's own
+    """Add a command, which the function of its name in a module of this package runs."""
+    parser: argparse.ArgumentParser = parsers.add_parser(name, help=text, description=f"{text}.", formatter_class=_Help)
+    parser.set_defaults(module=module)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--storage-options", metavar="JSON", help="options of the filesystem, such as endpoint_url")
+    return parser
+
+
+def _source(parser: argparse.ArgumentParser, *, is_option: bool = False, required: bool = False) -> None:
+    if is_option:
+        parser.add_argument("--source", required=required, help="the data of the run: a directory, glob, file or URL")
+    else:
+        parser.add_argument("source", help="a directory, glob, file or URL of these")
+    parser.add_argument("--manifest", action="store_true", help="the source is a saved manifest")
+    parser.add_argument("--format", choices=["parquet", "arrow"], help="default: detected")
+
+
+def _filter(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--filter", metavar="JSON", help='rows to select, such as \'[["price", ">", 10]]\'')
+
+
+def _dataset(parser: argparse.ArgumentParser) -> None:
+    _filter(parser)
+    parser.add_argument("--batch-size", type=int, help="rows of a batch")
+    parser.add_argument("--shuffle", action="store_true", help="shuffle")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the shuffle (0)")
+    parser.add_argument("--lanes", type=int, help="number of lanes")
+    parser.add_argument("--turn-rows", type=int, help="rows of a turn")
+    parser.add_argument("--shard-bytes", help='size of a shard ("8MiB")')
+    parser.add_argument("--window-bytes", help='size of a window ("64MiB")')
+    parser.add_argument("--remainder", choices=["pad", "drop", "keep"], help="the row by which ranks differ")
+    parser.add_argument("--drop-last", action="store_true", help="drop the last, short batch")
+
+
+def _job(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--world-size", type=int, default=1, help="ranks (1)")
+    parser.add_argument("--workers", type=int, default=0, help="workers of each rank (0)")
+    parser.add_argument("--epoch", type=int, default=0, help="epoch, zero-based (0)")
+
+
+def _state(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--key", help="which of several loaders: the key of its state")
+
+
+def _columns(text: str) -> list[str]:
+    return text.split(",")
+
+
+def _counts(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of all arguments."""
+    found = argparse.ArgumentParser(
+        "laneway",
+        description="Look at data, plans, states and checkpoints.",
+        epilog=_EPILOG,
+        formatter_class=_Help,
+    )
+    found.add_argument("--version", action="version", version=f"laneway {__version__}")
+    commands = found.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
+    _add_commands_for_data(commands)
+    _add_commands_for_states(commands)
+    return found
+
+
+def _add_commands_for_data(commands: Any) -> None:  # noqa: ANN401 - argparse's own
+    command = _command(commands, "inspect", "data", "Say what a dataset consists of, with advice")
+    _source(command)
+    command = _command(commands, "head", "data", "Show the first rows")
+    _source(command)
+    _filter(command)
+    command.add_argument("-n", type=int, default=10, help="number of rows (10)")
+    command.add_argument("--columns", type=_columns, help="names with commas between")
+    command = _command(commands, "plan", "data", "Say what each rank of a job does in an epoch")
+    _source(command)
+    _job(command)
+    _dataset(command)
+    command = _command(commands, "where", "data", "Say at which step a row is delivered")
+    _source(command)
+    command.add_argument("path", metavar="PATH", help="the data file, relative to the source")
+    command.add_argument("row", metavar="ROW", type=int, help="number of the row in the file")
+    _job(command)
+    _dataset(command)
+    command = _command(commands, "verify", "data", "Read all row groups, and name those that are damaged")
+    _source(command)
+    command = _command(commands, "bench", "bench", "Measure how well a training loop is fed")
+    _source(command)
+    _dataset(command)
+    command.set_defaults(batch_size=256)
+    command.add_argument("--columns", type=_columns, help="names with commas between")
+    command.add_argument("--workers", type=_counts, default=[0, 1, 2], help="numbers of workers (0,1,2)")
+    command.add_argument("--step-ms", type=float, default=20.0, help="time of an emulated step (20)")
+    command.add_argument("--seconds", type=float, default=5.0, help="time of each measurement (5)")
+
+
+def _add_commands_for_states(commands: Any) -> None:  # noqa: ANN401 - argparse's own
+    command = _command(commands, "state", "saved", "Say what a checkpoint holds, and whether it fits a dataset")
+    command.add_argument("file", metavar="STATE", help="a file, folder, or glob of the files of ranks")
+    command.add_argument("--diff", metavar="STATE", help="compare with another checkpoint")
+    _source(command, is_option=True)
+    _filter(command)
+    _state(command)
+    command = _command(commands, "rows", "saved", "Say which rows a step had, or will have")
+    command.add_argument("file", metavar="STATE", help="a checkpoint of the epoch")
+    command.add_argument("--step", type=int, required=True, help="step of the epoch, zero-based")
+    command.add_argument("--rank", type=int, help="only this rank")
+    command.add_argument("--show", action="store_true", help="read the rows and show them")
+    command.add_argument("--world-size", type=int, help="ranks after the checkpoint (as before)")
+    command.add_argument("--workers", type=int, help="workers after the checkpoint (as before)")
+    _source(command, is_option=True, required=True)
+    _filter(command)
+    _state(command)
+    command = _command(commands, "audit", "saved", "Prove that each row came once, or say what is missing")
+    command.add_argument("files", metavar="STATE", nargs="+", help="the checkpoints from which the run was resumed")
+    command.add_argument("--as-given", action="store_true", help="don't put them in the order of their numbers")
+    _source(command, is_option=True)
+    _filter(command)
+    _state(command)
+    command = _command(commands, "redistribute", "saved", "Write the states of the ranks of another job")
+    command.add_argument("file", metavar="STATE", help="a checkpoint of the whole job")
+    command.add_argument("--world-size", type=int, required=True, help="ranks")
+    command.add_argument("--workers", type=int, default=0, help="workers of each rank (0)")
+    command.add_argument("--batch-size", type=int, help="rows of a batch (as before)")
+    command.add_argument("-o", "--output", metavar="DIR", required=True, help="folder to write")
+    _source(command, is_option=True)
+    _filter(command)
+    _state(command)

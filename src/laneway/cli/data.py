@@ -1,0 +1,209 @@
+"""Commands that look at data: inspect, head, plan, where, verify."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from laneway.catalog.progress_bar import progress_bar
+from laneway.cli.output import Answer, pairs, table
+from laneway.cli.sources import open_dataset, open_manifest, progress_wanted, storage_options
+from laneway.errors import DataFileError
+from laneway.reading.reader import RowReader
+from laneway.wording import counted, rounded_size
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator
+
+    from laneway.manifest import Manifest
+    from laneway.plans.epoch_plan import EpochPlan
+
+_MIB = 1 << 20
+_LARGE_BLOCK, _SMALL_BLOCK, _SMALL_FILE, _LARGE_ROW = 128 * _MIB, _MIB // 4, 8 * _MIB, _MIB
+_MANY_FILES = 1_000
+_WINDOW_BLOCKS = 8
+"""Row groups whose rows a window should mix."""
+
+
+def inspect(arguments: argparse.Namespace) -> Answer:
+    """Say what a dataset consists of, with advice."""
+    manifest = open_manifest(arguments)
+    files = manifest.files
+    blocks, memory = files.block_rows[files.block_rows > 0], files.block_memory_bytes[files.block_rows > 0]
+    partitions = [field.name for field in manifest.partitions.fields]
+    facts: dict[str, Any] = {
+        "source": manifest.root,
+        "format": manifest.format,
+        "files": files.num_files,
+        "rows": manifest.num_rows,
+        "bytes": int(files.sizes.sum()),
+        "decoded_bytes": int(memory.sum()),
+        "blocks": len(blocks),
+        "rows_per_block": [int(blocks.min()), int(np.median(blocks)), int(blocks.max())] if len(blocks) else None,
+        "largest_block_bytes": int(memory.max(initial=0)),
+        "schema": {field.name: str(field.type) for field in manifest.schema},
+        "partitions": partitions,
+        "fingerprint": manifest.fingerprint,
+        "advice": [*_advice(manifest)],
+    }
+    unit = "row groups" if manifest.format == "parquet" else "record batches"
+    of_block = facts["rows_per_block"]
+    lines = pairs(
+        [
+            ("source", f"{manifest.root} ({manifest.format})"),
+            ("files", files.num_files),
+            ("rows", manifest.num_rows),
+            ("size", f"{rounded_size(facts['bytes'])}, about {rounded_size(facts['decoded_bytes'])} decoded"),
+            (
+                unit,
+                None
+                if of_block is None
+                else f"{len(blocks):,}, of {of_block[0]:,} to {of_block[2]:,} rows, up to "
+                f"{rounded_size(facts['largest_block_bytes'])} decoded",
+            ),
+            ("partitions", ", ".join(partitions) or None),
+            ("fingerprint", manifest.fingerprint),
+        ]
+    )
+    schema = table(["column", "type"], facts["schema"].items())
+    advice = ["", "advice", *(f"- {each}" for each in facts["advice"])] if facts["advice"] else []
+    return Answer(facts, [*lines, "", *schema, *advice])
+
+
+def _advice(manifest: Manifest) -> Iterator[str]:
+    files, unit = manifest.files, "row group" if manifest.format == "parquet" else "record batch"
+    has_rows = files.block_rows > 0
+    if not has_rows.any():
+        yield "there are no rows"
+        return
+    memory, rows = files.block_memory_bytes[has_rows], files.block_rows[has_rows]
+    largest, mean, row_bytes = int(memory.max()), float(memory.mean()), float(memory.sum() / rows.sum())
+    if largest > _LARGE_BLOCK:
+        wanted = max(1, int(32 * _MIB / row_bytes))
+        yield (
+            f"the largest {unit} takes {rounded_size(largest)} decoded, and is decoded as a whole, even for one row: "
+            f"write {unit}s of about {wanted:,} rows (32 MiB)"
+        )
+    elif mean < _SMALL_BLOCK and len(rows) > _MANY_FILES:
+        yield (
+            f"there are {len(rows):,} {unit}s of {rounded_size(mean)} on average, and each costs a request and some "
+            f"metadata: write {unit}s of about {max(1, int(16 * _MIB / row_bytes)):,} rows (16 MiB)"
+        )
+    if files.num_files > _MANY_FILES and files.sizes.mean() < _SMALL_FILE:
+        yield (
+            f"there are {files.num_files:,} files of {rounded_size(float(files.sizes.mean()))} on average, and each is "
+            "listed and opened: merge them into files of 100 MiB or more, or start from a saved Manifest"
+        )
+    if row_bytes > _LARGE_ROW:
+        yield (
+            f"a row takes {rounded_size(row_bytes)} decoded, so a batch of 64 is {rounded_size(64 * row_bytes)}: use "
+            "small batches, and columns= to leave out what you don't need"
+        )
+    window = 64 * _MIB
+    if _WINDOW_BLOCKS * largest > window:
+        better = -(-_WINDOW_BLOCKS * largest // (64 * _MIB)) * 64
+        yield (
+            f"a window of 64 MiB, the default, mixes rows of {max(1, window // largest):,} {unit}(s) only: to shuffle, "
+            f'use window_bytes="{better}MiB" for {_WINDOW_BLOCKS}, if there is memory for {better * 2:,} MiB per worker'
+        )
+    yield (
+        f"{counted(len(rows), unit)} can be shared by at most as many workers without decoding one twice: "
+        f"world_size * num_workers <= {len(rows):,}"
+    )
+
+
+def head(arguments: argparse.Namespace) -> Answer:
+    """Show the first rows."""
+    dataset = open_dataset(arguments, output="python")
+    rows = [*islice(iter(dataset), arguments.n)]
+    names = dataset.schema.names
+    lines = table(names, ([row[name] for name in names] for row in rows))
+    return Answer({"columns": names, "rows": rows}, lines)
+
+
+def facts_of(plan: EpochPlan) -> dict[str, Any]:
+    """Return what a plan says, as JSON values."""
+    names = [
+        *("epoch", "world_size", "num_workers", "batch_size", "next_step", "num_rows", "num_lanes", "num_windows"),
+        *("num_steps", "batches_per_rank", "rows_repeated", "rows_dropped", "bytes_per_rank", "worker_memory_bytes"),
+    ]
+    return {name: getattr(plan, name) for name in names}
+
+
+def plan(arguments: argparse.Namespace) -> Answer:
+    """Say what each rank of a job does in an epoch."""
+    found = open_dataset(arguments).plan(arguments.epoch, arguments.world_size, arguments.workers)
+    facts = facts_of(found)
+    batches, read = facts["batches_per_rank"] or (), facts["bytes_per_rank"] or ()
+    lines = pairs(
+        [
+            ("epoch", found.epoch),
+            ("rows", found.num_rows),
+            ("lanes", found.num_lanes),
+            ("windows", found.num_windows),
+            ("steps", found.num_steps),
+            ("batches per rank", _span(batches)),
+            ("rows repeated", found.rows_repeated),
+            ("rows left out", found.rows_dropped),
+            ("read per rank", _span([*map(rounded_size, (min(read), max(read)))] if read else ())),
+            ("memory per worker", rounded_size(facts["worker_memory_bytes"] or 0)),
+        ]
+    )
+    return Answer(facts, lines)
+
+
+def _span(values: Any) -> str | None:  # noqa: ANN401 - numbers or sizes
+    if not len(values):
+        return None
+    least, most = (values[0], values[-1]) if isinstance(values, list) else (min(values), max(values))
+    shown = [f"{each:,}" if isinstance(each, int) else each for each in (least, most)]
+    return shown[0] if least == most else f"{shown[0]} to {shown[1]}"
+
+
+def where(arguments: argparse.Namespace) -> Answer:
+    """Say when a row is delivered."""
+    dataset = open_dataset(arguments)
+    found = dataset.plan(arguments.epoch, arguments.world_size, arguments.workers).where(arguments.path, arguments.row)
+    names = ["step", "rank", "worker", "batch_index"]
+    facts = {"path": arguments.path, "row": arguments.row, "deliveries": [each._asdict() for each in found]}
+    lines = table(names, found) if found else [f"row {arguments.row:,} of {arguments.path} is left out of the epoch"]
+    return Answer(facts, lines, exit_code=0 if found else 1)
+
+
+def verify(arguments: argparse.Namespace) -> Answer:
+    """Read all row groups, and name those that are damaged."""
+    manifest = open_manifest(arguments)
+    storage = manifest.storage(storage_options=storage_options(arguments))
+    reader = RowReader(manifest, storage, manifest.schema)
+    files = manifest.files
+
+    def problem_with(block: int) -> dict[str, Any] | None:
+        file_index = int(np.searchsorted(files.block_starts, block, side="right")) - 1
+        first = files.block_row_starts[files.block_starts[file_index]]
+        start, stop = (int(files.block_row_starts[i] - first) for i in (block, block + 1))
+        try:
+            reader.read(file_index, start, stop)
+        except DataFileError as error:
+            own = block - int(files.block_starts[file_index])
+            return {"path": files.paths[file_index], "block": own, "start": start, "stop": stop, "problem": str(error)}
+        return None
+
+    blocks, shown = np.flatnonzero(files.block_rows > 0).tolist(), progress_wanted()
+    with ThreadPoolExecutor(4) as threads, progress_bar(len(blocks), "reading", "row group", progress=shown) as bar:
+        damaged = []
+        for found in threads.map(problem_with, blocks):
+            bar.update(1)
+            damaged += [] if found is None else [found]
+    reader.close()
+    facts = {"files": files.num_files, "blocks": len(blocks), "rows": manifest.num_rows, "damaged": damaged}
+    whole = f"{counted(files.num_files, 'file')}, {len(blocks):,} row groups, {counted(manifest.num_rows, 'row')}"
+    lines = [f"{whole}: {'no damage' if not damaged else f'{len(damaged):,} damaged'}"]
+    lines += [
+        f"{each['path']}, block {each['block']} (rows {each['start']:,} to {each['stop']:,}): {each['problem']}"
+        for each in damaged
+    ]
+    return Answer(facts, lines, exit_code=1 if damaged else 0)

@@ -1,0 +1,63 @@
+"""The entry point: parses arguments, runs a command, prints its answer.
+
+Exit codes: 0, all is well; 1, what was asked for doesn't hold; 2, an error, such as damaged or foreign input.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from importlib import import_module
+from typing import TYPE_CHECKING, NoReturn
+
+from laneway.cli.arguments import parser
+from laneway.cli.output import print_answer
+from laneway.errors import LanewayError
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Sequence
+
+    from laneway.cli.output import Answer
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        arguments: Those of the command line; None: those of this process.
+
+    Returns:
+        The exit code.
+    """
+    options = parser().parse_args(arguments)
+    try:
+        # Commands are imported when they run: torch.distributed.checkpoint takes most of a second.
+        run: Callable[[argparse.Namespace], Answer] = getattr(
+            import_module(f"laneway.cli.{options.module}"), options.command
+        )
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            answer = run(options)
+        print_answer(answer, as_json=options.json)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader, such as head, has all that it wants. Python would complain when it closes the output.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (LanewayError, OSError, ValueError, TypeError) as error:
+        sys.stderr.write(f"laneway {options.command}: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return answer.exit_code
+
+
+def run() -> NoReturn:
+    """Run the command of this process, and exit."""
+    sys.exit(main())
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    sys.stderr.write(f"laneway: warning: {message}\n")

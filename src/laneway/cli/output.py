@@ -1,0 +1,76 @@
+"""What commands print: tables of aligned columns that fit a line, or JSON."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+_WIDTH = 80
+"""Columns where the output is not a terminal."""
+_MIN_CELL = 6
+
+
+class Answer(NamedTuple):
+    """What a command answers."""
+
+    facts: dict[str, Any]
+    """The answer as JSON values."""
+    lines: Iterable[str]
+    """The answer as lines of text."""
+    exit_code: int = 0
+    """0; or 1 if what was asked for doesn't hold: damaged row groups, a state that doesn't fit, rows that are missing.
+    """
+
+
+def print_answer(answer: Answer, *, as_json: bool) -> None:
+    """Print an answer to the standard output."""
+    if as_json:
+        json.dump(answer.facts, sys.stdout, indent=1, default=str)
+        sys.stdout.write("\n")
+        return
+    for line in answer.lines:
+        sys.stdout.write(f"{line}\n")
+
+
+def width() -> int:
+    """Return the columns of a line."""
+    return shutil.get_terminal_size((_WIDTH, 24)).columns if sys.stdout.isatty() else _WIDTH
+
+
+def table(names: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
+    """Return rows as lines of aligned columns; cells of a line that would be too long are cut."""
+    cells = [[*map(str, names)], *([_cell(value) for value in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    room = width() - 2 * (len(widths) - 1)
+    while sum(widths) > room and max(widths) > _MIN_CELL:
+        widest = widths.index(max(widths))
+        widths[widest] = max(_MIN_CELL, min(widths[widest] - 1, room - (sum(widths) - widths[widest])))
+    numeric = [all(_is_number(row[i]) for row in cells[1:]) for i in range(len(widths))]
+    lines = ([_fitted(*each) for each in zip(row, widths, numeric, strict=True)] for row in cells)
+    return ["  ".join(line).rstrip() for line in lines]
+
+
+def pairs(facts: Iterable[tuple[str, object]]) -> list[str]:
+    """Return names and values as lines."""
+    kept = [(name, _cell(value)) for name, value in facts if value is not None]
+    first = max((len(name) for name, _ in kept), default=0)
+    return [f"{name:<{first}}  {value}" for name, value in kept]
+
+
+def _cell(value: object) -> str:
+    text = f"{value:,}" if type(value) is int else str(value)
+    return "".join(char if char.isprintable() else " " for char in text)
+
+
+def _is_number(text: str) -> bool:
+    return text.replace(",", "").replace(".", "", 1).lstrip("-").isdigit()
+
+
+def _fitted(text: str, columns: int, is_number: bool) -> str:  # noqa: FBT001 - a cell's properties
+    text = text if len(text) <= columns else f"{text[: columns - 3]}..."
+    return f"{text:>{columns}}" if is_number else f"{text:<{columns}}"

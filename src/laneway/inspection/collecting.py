@@ -1,0 +1,123 @@
+"""Finds the states of laneway in whatever they were saved in: a checkpoint of a trainer, or a list of ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from laneway.core.apart import is_apart, states_of_ranks
+from laneway.core.differences import shorten
+from laneway.core.merge import differing_fields, merge_ranks, refuse_to_merge
+from laneway.core.schema import FORMAT, Role, names_of, parse_state
+from laneway.errors import StateFormatError
+from laneway.wording import counted
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from laneway.core.schema import SavedState
+
+_MAX_DEPTH = 64
+
+
+class FoundState(NamedTuple):
+    """A state, and where it was found."""
+
+    key: str
+    """The keys and indices that lead to it, with slashes between; without those that laneway adds itself."""
+    state: dict[str, Any]
+    """The state."""
+
+
+def find_states(value: object) -> list[FoundState]:
+    """Return all states of laneway in a value, such as a checkpoint of a trainer, in its order.
+
+    Args:
+        value: Any nesting of dicts, lists and tuples.
+    """
+    return [FoundState("/".join(keys), state) for keys, state in _states_in(value, ())]
+
+
+def _states_in(value: object, keys: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+    if len(keys) > _MAX_DEPTH:
+        return
+    if isinstance(value, Mapping):
+        if value.get("format") == FORMAT:
+            yield keys, dict(value)
+            return
+        for key, each in value.items():
+            # `wrap_state` puts a list of one state under this key.
+            is_wrapped = key == "laneway" and isinstance(each, Sequence) and len(each) == 1
+            yield from _states_in(each[0], keys) if is_wrapped else _states_in(each, (*keys, str(key)))
+    elif isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray)):
+        for index, each in enumerate(value):
+            yield from _states_in(each, (*keys, str(index)))
+
+
+def states_of_step(value: object, name: str, key: str | None = None) -> list[SavedState]:
+    """Return the states of one step that a value holds: that of the job, or those of some ranks or workers.
+
+    Args:
+        value: A state, a list of states of ranks, or anything that they are nested in.
+        name: What the value is, for errors.
+        key: Which of several loaders: a part of the keys that lead to its states; None: there is only one.
+
+    Raises:
+        StateFormatError: There is no state, or one of them is damaged.
+        CheckpointMismatchError: They are of different loaders, or of different steps.
+    """
+    found = find_states(value)
+    if key is not None:
+        found = [each for each in found if key in each.key.split("/") or each.key == key]
+    if not found:
+        with_key = "" if key is None else f" under the key {key!r}"
+        message = (
+            f"{name} holds no state of laneway{with_key} (it is {shorten(value)}): pass what state_dict(), "
+            "save_state_rank() or save_state_global() of a loader or dataset returned, or what that was saved in"
+        )
+        raise StateFormatError(message)
+    saved: list[SavedState] = []
+    keys: list[str] = []
+    try:
+        for one in found:
+            parts = states_of_ranks(one.state) if is_apart(one.state) else [one.state]
+            saved += map(parse_state, parts)
+            keys += [one.key] * len(parts)
+    except StateFormatError as error:
+        message = f"{name}: {error}"
+        raise StateFormatError(message) from None
+    _check_loaders(keys, saved, name)
+    first = min(each.fields["epoch"] for each in saved)
+    return _distinct([each for each in saved if each.fields["epoch"] == first], name)
+
+
+def _check_loaders(keys: Sequence[str], saved: Sequence[SavedState], name: str) -> None:
+    """Check that states which were found together are of one loader.
+
+    Raises:
+        StateFormatError: They are not.
+    """
+    names = names_of(Role.IDENTITY)
+    identities = {tuple(state.fields[each] for each in names): key for state, key in zip(saved, keys, strict=True)}
+    if len(identities) > 1:
+        message = (
+            f"{name} holds the states of {counted(len(identities), 'loader')}, under {', '.join(identities.values())}: "
+            "say which one with key="
+        )
+        raise StateFormatError(message)
+
+
+def _distinct(saved: Sequence[SavedState], name: str) -> list[SavedState]:
+    """Return the states, of which the whole job's is given once, checked to be of one job and step."""
+    fields = [each.fields for each in saved]
+    scopes = {each["scope"] for each in fields}
+    if scopes == {"global"}:
+        if any(each != fields[0] for each in fields):
+            message = f"{name} holds {counted(len(saved), 'state')} of the whole job, which differ: pass one at a time"
+            raise StateFormatError(message)
+        return [saved[0]]
+    of_job = [*names_of(Role.IDENTITY, Role.JOB)]
+    refuse_to_merge(differing_fields(fields, of_job))
+    if scopes == {"rank"} and len(saved) == fields[0]["world_size"]:
+        return [parse_state(merge_ranks(saved, same_step=False))]
+    return [*saved]

@@ -1,0 +1,114 @@
+"""What an audit of checkpoints found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, final
+
+from laneway.wording import counted
+
+Kind = Literal["not delivered", "delivered twice", "unknown", "other run"]
+"""What is wrong: rows that no run is known to have delivered; rows that were delivered twice; rows of which these
+checkpoints don't tell; a checkpoint that belongs to another run."""
+
+_MAX_SHOWN = 5
+
+
+class RowRange(NamedTuple):
+    """Rows [start, stop) of a data file."""
+
+    path: str
+    start: int
+    stop: int
+
+
+@final
+@dataclass(frozen=True)
+class Finding:
+    """Something that keeps checkpoints from proving that each row was delivered exactly once."""
+
+    kind: Kind
+    """What is wrong."""
+    epoch: int
+    """The epoch, zero-based."""
+    checkpoint: int
+    """Index of the checkpoint at which it was noticed, in the order in which they were given."""
+    reason: str
+    """Why, in words."""
+    num_rows: int = 0
+    """Number of the rows."""
+    places: tuple[tuple[int, int], ...] = ()
+    """Where they are in the line of the epoch: [start, stop) of each range, in order."""
+    ranges: tuple[RowRange, ...] = ()
+    """Where they are in the files, if `source` was given; at most the first 1,000 ranges."""
+
+    def __repr__(self) -> str:
+        rows = f"{counted(self.num_rows, 'row')} " if self.num_rows else ""
+        lines = [f"checkpoint {self.checkpoint}, epoch {self.epoch}: {rows}{self.kind}: {self.reason}"]
+        if self.ranges:
+            shown = [f"{path} {start:,} to {stop:,}" for path, start, stop in self.ranges[:_MAX_SHOWN]]
+            more = len(self.ranges) - len(shown)
+        else:
+            shown = [f"{start:,} to {stop:,}" for start, stop in self.places[:_MAX_SHOWN]]
+            more = len(self.places) - len(shown)
+            shown[:1] = [f"places {shown[0]}"] if shown else []
+        if shown:
+            lines.append(", ".join(shown) + (f", and {more:,} more" if more else ""))
+        return "\n    ".join(lines)
+
+
+@final
+@dataclass(frozen=True)
+class AuditedEpoch:
+    """What checkpoints prove of one epoch."""
+
+    epoch: int
+    """Zero-based."""
+    source: str | None
+    """In a mixture, the name of the source."""
+    num_rows: int
+    """Rows of the epoch."""
+    num_delivered: int
+    """Rows that were delivered exactly once, as the checkpoints prove; those that padding repeats are among them."""
+    num_left: int
+    """Rows that are yet to be delivered after the last checkpoint."""
+    num_left_out: int
+    """Rows that `without`, `drop_last` or `remainder="drop"` leave out."""
+    num_repeated: int
+    """Rows that `remainder="pad"` has delivered once more, so that ranks deliver equally many."""
+
+    def __repr__(self) -> str:
+        source = "" if self.source is None else f" of source {self.source!r}"
+        parts = [f"{self.num_delivered:,} of {counted(self.num_rows, 'row')} delivered exactly once"]
+        counts = {"left": self.num_left, "left out on purpose": self.num_left_out, "repeated to pad": self.num_repeated}
+        parts += [f"{count:,} {what}" for what, count in counts.items() if count]
+        return f"epoch {self.epoch}{source}: {', '.join(parts)}"
+
+
+@final
+@dataclass(frozen=True)
+class AuditReport:
+    """What checkpoints of a run prove: that each row was delivered exactly once, or what is missing for that."""
+
+    num_checkpoints: int
+    """Number of checkpoints."""
+    epochs: tuple[AuditedEpoch, ...]
+    """The epochs that they are of, oldest first."""
+    findings: tuple[Finding, ...]
+    """What keeps them from proving it; none if they do."""
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether each row that the run was to deliver before the last checkpoint was delivered exactly once."""
+        return not self.findings
+
+    @property
+    def num_left(self) -> int:
+        """Rows that are yet to be delivered after the last checkpoint."""
+        return self.epochs[-1].num_left if self.epochs else 0
+
+    def __repr__(self) -> str:
+        verdict = "each row exactly once" if self.is_exact else counted(len(self.findings), "finding")
+        lines = [f"{counted(self.num_checkpoints, 'checkpoint')}: {verdict}"]
+        lines += [repr(each) for each in (*self.epochs, *self.findings)]
+        return "AuditReport(\n  " + ",\n  ".join(lines) + "\n)"

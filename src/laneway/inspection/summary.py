@@ -1,0 +1,295 @@
+"""What a saved state holds, as a value to look at, and how two states differ."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple, final
+
+from laneway.core.differences import saved_file_differences, shorten
+from laneway.core.line import LineProgress, num_rows_in
+from laneway.core.mixture_progress import progress_in
+from laneway.core.progress import current_cut, ended_cut
+from laneway.core.saved_files import decode_files, decode_parts, names_files
+from laneway.core.schema import Role, names_of
+from laneway.inspection.collecting import states_of_step
+from laneway.wording import counted, size
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from laneway.core.progress import EarlierCut, LanePosition, Progress
+    from laneway.core.schema import SavedState
+
+_SETTINGS = [name for name in names_of(Role.IDENTITY) if name != "fingerprint"]
+_MAX_LANES = 8
+
+
+class CutSummary(NamedTuple):
+    """A cut of an epoch: how its rows were divided into lanes, and how many came from it."""
+
+    num_lanes: int
+    """Number of lanes."""
+    turn_rows: int
+    """Rows of a turn."""
+    world_size: int
+    """Ranks that shared the lanes."""
+    batch_rows: int
+    """Rows of the batch of a rank."""
+    num_delivered: int
+    """Rows that were delivered in this cut."""
+
+
+class SourceSummary(NamedTuple):
+    """A source of a mixture in its current cut."""
+
+    name: str
+    """Its name."""
+    share: float
+    """Its share of the rows by its weight, in [0, 1]."""
+    next_epoch: int
+    """Its first epoch that had not begun when the cut began."""
+    num_left: int
+    """Rows that the cut was left of earlier epochs."""
+
+
+@final
+@dataclass(frozen=True, repr=False)
+class StateSummary:
+    """What a state holds."""
+
+    scope: str
+    """Whose progress it is: "global" for the whole job, "rank" or "worker"."""
+    ranks: tuple[int, ...]
+    """The ranks whose lanes it holds, if it is not of the whole job."""
+    world_size: int
+    """Number of ranks that saved it."""
+    num_workers: int
+    """Workers of each rank; 1 where the main process counts for them."""
+    epoch: int
+    """The epoch, zero-based; of a mixture, how many times it has ended."""
+    is_complete: bool
+    """Whether the epoch was delivered to its end."""
+    num_rows: int | None
+    """Rows of the epoch; None: the state doesn't tell."""
+    num_delivered: int
+    """Rows that were delivered in the epoch, or in the mixture since it began."""
+    num_steps: int
+    """Global batches that were taken in the current cut."""
+    positions: tuple[int | None, ...]
+    """Rows that were delivered from each lane of the current cut; None: unknown."""
+    cuts: tuple[CutSummary, ...]
+    """The cuts of the epoch that the state holds, oldest first; the last one is the current one."""
+    sources: tuple[SourceSummary, ...]
+    """The sources of a mixture."""
+    num_files: int | None
+    """Data files; None: the state doesn't tell."""
+    fingerprint: str
+    """The identity of the rows."""
+    settings: tuple[tuple[str, Any], ...]
+    """Name and value of each setting that decides the order."""
+    version: int
+    """Version of the format."""
+
+    @property
+    def share(self) -> float | None:
+        """The share of the epoch that was delivered, in [0, 1]; None: unknown."""
+        return self.num_delivered / self.num_rows if self.num_rows else None
+
+    def __repr__(self) -> str:
+        whose = {"global": "the whole job", "rank": "some ranks", "worker": "some workers"}[self.scope]
+        ranks = f" ({', '.join(map(str, self.ranks))})" if self.ranks else ""
+        lines = [f"of {whose}{ranks}, saved by {counted(self.world_size, 'rank')}, format version {self.version}"]
+        of_all = f" of {self.num_rows:,}" if self.num_rows is not None else ""
+        share = f" ({self.share:.1%})" if self.share is not None else ""
+        end = ", complete" if self.is_complete else ""
+        lines.append(f"epoch {self.epoch}: {self.num_delivered:,}{of_all} rows delivered{share}{end}")
+        lines += [_cut_line(index, cut, len(self.cuts)) for index, cut in enumerate(self.cuts)]
+        if self.positions:
+            shown = ["?" if rows is None else f"{rows:,}" for rows in self.positions[:_MAX_LANES]]
+            more = f", ... ({len(self.positions):,} lanes)" if len(self.positions) > _MAX_LANES else ""
+            lines.append(f"rows of each lane: {', '.join(shown)}{more}")
+        lines += [
+            f"source {each.name!r}: {each.share:.4g} of the rows, epoch {each.next_epoch} next"
+            + (f", {each.num_left:,} rows left of earlier ones" if each.num_left else "")
+            for each in self.sources
+        ]
+        files = "files" if self.num_files is None else counted(self.num_files, "file")
+        lines.append(f"{files}, fingerprint {self.fingerprint[:8]}")
+        shown = [f"{name}={_shown(name, value)}" for name, value in self.settings if value is not None]
+        lines.append(", ".join(shown))
+        return "StateSummary(\n  " + ",\n  ".join(lines) + "\n)"
+
+
+def _cut_line(index: int, cut: CutSummary, num_cuts: int) -> str:
+    which = "current cut" if index == num_cuts - 1 else f"earlier cut {index}"
+    batches = f"{counted(cut.world_size, 'rank')} with batches of {cut.batch_rows:,}"
+    return f"{which}: {counted(cut.num_lanes, 'lane')}, {batches}, {counted(cut.num_delivered, 'row')} delivered"
+
+
+def _shown(name: str, value: object) -> str:
+    return size(value) if name.endswith("_bytes") and isinstance(value, int) else shorten(value)
+
+
+def describe_state(state: Any, *, key: str | None = None) -> StateSummary:  # noqa: ANN401 - any form of a state
+    """Return what a state holds, as a value whose repr is for reading.
+
+    Args:
+        state: The state of the whole job, or a list of the states of ranks or workers at the same step, or anything
+            that they are nested in, such as the checkpoint of a trainer.
+        key: Which of several loaders: the key under which its state is; None: there is only one.
+
+    Raises:
+        StateFormatError: There is no state, or it is damaged.
+        CheckpointMismatchError: The states are of different runs or steps.
+
+    Examples:
+        >>> import pyarrow as pa, pyarrow.parquet as pq, tempfile
+        >>> from laneway import StatefulShardedDataset, describe_state
+        >>> folder = tempfile.mkdtemp()
+        >>> pq.write_table(pa.table({"x": range(10)}), f"{folder}/part-0.parquet")
+        >>> dataset = StatefulShardedDataset(folder, batch_size=4)
+        >>> _ = next(iter(dataset))
+        >>> summary = describe_state(dataset.state_dict())
+        >>> summary.epoch, summary.num_delivered, summary.num_rows
+        (0, 4, 10)
+    """
+    saved = states_of_step(state, "this value", key)
+    fields, num_rows = saved[0].fields, None
+    if not fields["mixture"]:
+        num_rows = next((rows for rows in (num_rows_in(each.fields) for each in saved) if rows is not None), None)
+    line = None if num_rows is None else LineProgress.of(saved, num_rows)
+    progress = _progress(saved) if line is None else line.progress
+    cuts = () if progress.cut is None else tuple(map(_cut_summary, (*progress.earlier, ended_cut(progress))))
+    is_complete = all(each.is_complete for each in saved) if line is None else line.is_complete
+    return StateSummary(
+        scope=fields["scope"],
+        ranks=() if fields["scope"] == "global" else tuple(sorted({each.place.rank for each in saved})),
+        world_size=fields["world_size"],
+        num_workers=fields["num_workers"],
+        epoch=fields["epoch"],
+        is_complete=is_complete,
+        num_rows=num_rows,
+        num_delivered=_num_delivered(progress, cuts) if line is None else len(line.delivered),
+        num_steps=max(each.fields["next_turn"] for each in saved) // (progress.sharing.job_turns if cuts else 1),
+        positions=_positions(progress),
+        cuts=cuts,
+        sources=_sources(progress),
+        num_files=_num_files(fields["files"]),
+        fingerprint=fields["fingerprint"],
+        settings=tuple((name, fields[name]) for name in _SETTINGS),
+        version=saved[0].original["version"],
+    )
+
+
+def _progress(saved: Sequence[SavedState]) -> Progress:
+    """Return the progress in states of the same step."""
+    parts = [*map(progress_in, saved)]
+    first = parts[0]
+    if first.cut is None:
+        return first
+    positions: dict[int, LanePosition] = {}
+    for part in parts:
+        positions.update(current_cut(part).positions)
+    return replace(first, cut=replace(first.cut, positions=positions))
+
+
+def _num_delivered(progress: Progress, cuts: Sequence[CutSummary]) -> int:
+    if progress.starts:
+        return progress.starts[-1].rows_before + (cuts[-1].num_delivered if cuts else 0)
+    return sum(cut.num_delivered for cut in cuts)
+
+
+def _cut_summary(cut: EarlierCut) -> CutSummary:
+    world_size, turns_per_batch, _ = cut.sharing
+    return CutSummary(cut.num_lanes, cut.turn_rows, world_size, turns_per_batch * cut.turn_rows, int(cut.rows().sum()))
+
+
+def _positions(progress: Progress) -> tuple[int | None, ...]:
+    cut = progress.cut
+    if cut is None:
+        return ()
+    return tuple(cut.positions[lane].rows if lane in cut.positions else None for lane in range(cut.num_lanes))
+
+
+def _sources(progress: Progress) -> tuple[SourceSummary, ...]:
+    if not progress.starts:
+        return ()
+    sources = progress.starts[-1].sources
+    total = sum(source.weight for source in sources)
+    return tuple(
+        SourceSummary(each.name, each.weight / total, each.next_epoch, sum(rest.num_rows for rest in each.rests))
+        for each in sources
+    )
+
+
+def _num_files(encoded: str) -> int | None:
+    if not encoded:
+        return None
+    return len(decode_files(encoded)) if names_files(encoded) else decode_parts(encoded).num_files
+
+
+@final
+@dataclass(frozen=True, repr=False)
+class StateDifferences:
+    """How two states differ."""
+
+    settings: tuple[tuple[str, Any, Any], ...]
+    """Name of each field of the identity that differs, and both values: the states belong to different orders."""
+    progress: tuple[tuple[str, Any, Any], ...]
+    """Name of each attribute of their summaries that differs, and both values."""
+    files: str | None
+    """How the data files differ, if both states name them; None: they don't differ."""
+
+    @property
+    def is_same_order(self) -> bool:
+        """Whether both belong to the same rows in the same order, so that one may continue the other."""
+        return not self.settings
+
+    def __bool__(self) -> bool:
+        """Return whether they differ."""
+        return bool(self.settings or self.progress)
+
+    def __repr__(self) -> str:
+        if not self:
+            return "StateDifferences(none)"
+        lines = [f"{name}: {_shown(name, old)} and {_shown(name, new)}" for name, old, new in self.settings]
+        lines += [] if self.files is None else [self.files]
+        lines += [f"{name}: {_shown(name, old)} and {_shown(name, new)}" for name, old, new in self.progress]
+        return "StateDifferences(\n  " + ",\n  ".join(lines) + "\n)"
+
+
+_COMPARED = (
+    *("scope", "world_size", "num_workers", "epoch", "is_complete", "num_rows", "num_delivered", "num_steps"),
+    *("positions", "cuts", "sources"),
+)
+
+
+def compare_states(a: Any, b: Any, *, key: str | None = None) -> StateDifferences:  # noqa: ANN401 - any form of a state
+    """Return how two states differ: in what they belong to, and in how far they are.
+
+    Args:
+        a: A state in any form that `describe_state` takes.
+        b: Another one.
+        key: Which of several loaders; see `describe_state`.
+
+    Raises:
+        StateFormatError: There is no state, or it is damaged.
+        CheckpointMismatchError: States that are given as one are of different runs or steps.
+    """
+    fields = [states_of_step(each, "this value", key)[0].fields for each in (a, b)]
+    found = [describe_state(each, key=key) for each in (a, b)]
+    tables = [each["files"] for each in fields]
+    is_named = all(tables) and all(map(names_files, tables)) and tables[0] != tables[1]
+    return StateDifferences(
+        tuple(
+            (name, *values)
+            for name in ("fingerprint", *_SETTINGS)
+            if (values := tuple(each[name] for each in fields))[0] != values[1]
+        ),
+        tuple(
+            (name, *values)
+            for name in _COMPARED
+            if (values := tuple(getattr(each, name) for each in found))[0] != values[1]
+        ),
+        saved_file_differences(*map(decode_files, tables)) if is_named else None,
+    )

@@ -1,0 +1,1 @@
+"""What a job will do, and what each of its steps contained, computed without reading data."""

@@ -1,0 +1,115 @@
+"""What the ranks of a job read of an epoch, and what a worker holds in memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from laneway.reading.windows import REQUEST_BYTES, num_window_threads
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from laneway.core.division import Sharing
+    from laneway.core.plan import Plan
+    from laneway.delivery.definition import DatasetDefinition
+
+_DECODING: Final = 3
+"""Memory to decode a block, in multiples of its decoded size."""
+
+
+@dataclass(frozen=True, eq=False)
+class Costs:
+    """What reading the current cut of an epoch of a dataset costs."""
+
+    definition: DatasetDefinition
+    """The dataset."""
+    plan: Plan
+    """The epoch."""
+
+    def bytes_of_ranks(self, starts: NDArray[np.int64], ends: NDArray[np.int64], sharing: Sharing) -> list[int]:
+        """Return about how many bytes of the files each rank reads to deliver rows of lanes.
+
+        A row group is read as a whole, and again by each window and each lane that has rows of it.
+
+        Args:
+            starts: Rows that were delivered from each lane before, shape (num_lanes,).
+            ends: Rows that have been delivered from each lane at the end, shape (num_lanes,).
+            sharing: How ranks share the lanes.
+        """
+        plan = self.plan
+        windows, is_shuffled = plan.windows, plan.identity.settings.shuffle
+        lanes = plan.lanes.delivered(ends)
+        low = plan.lanes.row_starts[plan.lanes.segment_starts[:-1]] + starts
+        lane = np.repeat(np.arange(lanes.num_lanes), np.diff(lanes.segment_starts))
+        line = plan.lanes.row_starts[plan.lanes.segment_starts[lane]]
+        in_lane = lanes.row_starts[:-1] - lanes.row_starts[lanes.segment_starts[lane]]
+        first = np.maximum(lanes.start, lanes.start + low[lane] - line - in_lane)
+        has_rows = first < lanes.stop
+        lane, window, first, stop = lane[has_rows], lanes.window[has_rows], first[has_rows], lanes.stop[has_rows]
+        pieces = np.arange(len(windows.shard), dtype=np.int64)
+        if is_shuffled:
+            of_pieces = _bytes_of(plan, pieces, windows.start, windows.stop)
+            bounds = np.concatenate([[0], np.cumsum(of_pieces)])[windows.piece_starts]
+            sizes = np.diff(bounds)[window]
+        else:
+            # Each window is one piece.
+            sizes = _bytes_of(plan, window, windows.start[window] + first, windows.start[window] + stop)
+        rank = lane // sharing.turns_per_batch % sharing.world_size
+        found = np.bincount(rank, weights=sizes, minlength=sharing.world_size)
+        return [*map(int, found.tolist())]
+
+    def worker_memory(self, lanes_per_worker: int) -> int:
+        """Return the bytes of decoded rows that a worker holds at most; see docs/explanation/performance.md."""
+        definition, plan = self.definition, self.plan
+        settings, files, is_remote = plan.identity.settings, plan.identity.files, not definition.storage.is_local
+        largest = int(files.block_memory_bytes.max(initial=0))
+        block = max(largest, REQUEST_BYTES if is_remote else settings.shard_bytes)
+        window, assembled = max(settings.shard_bytes, largest), 0
+        if settings.shuffle:
+            windows, shards = plan.windows, plan.shards
+            share = (windows.stop - windows.start) / shards.row_length[windows.shard]
+            ends = np.concatenate([[0.0], np.cumsum(shards.num_bytes[windows.shard] * share)])[windows.piece_starts]
+            window = assembled = int(np.diff(ends).max(initial=0))
+        ahead = 1 + definition.prefetch_windows
+        threads = num_window_threads(is_remote=is_remote)
+        return lanes_per_worker * ahead * window + threads * (assembled + _DECODING * block)
+
+
+def _bytes_of(
+    plan: Plan, piece: NDArray[np.int64], start: NDArray[np.int64], stop: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Return the bytes in the files of the blocks that hold rows [start, stop) of the shards of some pieces."""
+    shards, shard = plan.shards, plan.windows.shard[piece]
+    # Most pieces are whole shards. These are cut at blocks, and looking their bytes up in file order is quick.
+    is_part = (start > 0) | (stop < shards.row_length[shard])
+    found = _bytes_of_rows(plan, np.arange(len(shards)), np.zeros(1, np.int64), shards.row_length)[shard]
+    found[is_part] = _bytes_of_rows(plan, shard[is_part], start[is_part], stop[is_part])
+    return found
+
+
+def _bytes_of_rows(
+    plan: Plan, shard: NDArray[np.int64], start: NDArray[np.int64], stop: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Return the bytes in the files of the blocks that hold rows [start, stop) of some shards."""
+    identity, shards = plan.identity, plan.shards
+    files, selected = identity.files, identity.selected
+    before = selected.block_row_starts[files.block_starts[shards.file_index[shard]]] + shards.row_offset[shard]
+    ends = identity.derived("stored bytes before blocks", lambda: _stored_bytes(plan))
+    first = np.searchsorted(selected.block_row_starts, before + start, side="right") - 1
+    last = np.searchsorted(selected.block_row_starts, before + stop, side="left")
+    found: NDArray[np.float64] = ends[last] - ends[first]
+    return found
+
+
+def _stored_bytes(plan: Plan) -> NDArray[np.float64]:
+    """Return the bytes in the files before each block, of blocks with selected rows, shape (num_blocks + 1,)."""
+    files = plan.identity.files
+    num_blocks = np.diff(files.block_starts)
+    sizes = np.where(plan.identity.selected.block_rows > 0, files.block_bytes, 0).astype(np.float64)
+    encoded = np.concatenate([[0.0], np.cumsum(files.block_bytes, dtype=np.float64)])[files.block_starts]
+    # Blocks are compressed, by about as much as their file.
+    share = files.sizes / np.maximum(np.diff(encoded), 1)
+    return np.concatenate([[0.0], np.cumsum(sizes * np.repeat(share, num_blocks))])

@@ -1,0 +1,137 @@
+"""The rows of the lanes of one cut, in the data files: of a dataset, and of the sources of a mixture."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from laneway.core.cursor import LaneRange
+from laneway.core.places import LaneRow, rows_of_lanes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from laneway.core.mixtures import MixturePlan
+    from laneway.core.plan import Plan
+    from laneway.plans.row_numbers import RowNumbers, SourceNumbers
+
+
+class RowPlace(NamedTuple):
+    """A row of a data file."""
+
+    path: str
+    """The file, relative to the root of the dataset."""
+    row: int
+    """The number of the row in the file."""
+
+
+class SourceRowPlace(NamedTuple):
+    """A row of a data file of a source of a mixture."""
+
+    path: str
+    """The file, relative to the root of the source."""
+    row: int
+    """The number of the row in the file."""
+    source: str
+    """The name of the source."""
+    epoch: int
+    """The epoch of the source, zero-based."""
+
+
+AnyRowPlace = RowPlace | SourceRowPlace
+
+
+class CutRows(Protocol):
+    """The rows of the lanes of one cut."""
+
+    def rows(self, ranges: Sequence[LaneRange]) -> list[AnyRowPlace]:
+        """Return where rows of lanes are in the files."""
+
+    def find(self, wanted: SourceRowPlace) -> list[LaneRow]:
+        """Return where a row is in the lanes."""
+
+
+class DatasetRows:
+    """The rows of a cut of an epoch of a dataset."""
+
+    def __init__(self, plan: Plan, ends: NDArray[np.int64], numbers: RowNumbers) -> None:
+        """Use the current cut of a plan.
+
+        Args:
+            plan: The plan.
+            ends: Rows that each lane delivers, shape (num_lanes,).
+            numbers: Row numbers of the dataset.
+        """
+        self._plan = plan
+        self._ends = ends
+        self._numbers = numbers
+
+    def rows(self, ranges: Sequence[LaneRange]) -> list[AnyRowPlace]:
+        """See CutRows."""
+        return [RowPlace(*each) for each in self._numbers.named(rows_of_lanes(self._plan, ranges))]
+
+    def find(self, wanted: SourceRowPlace) -> list[LaneRow]:
+        """See CutRows."""
+        return self._numbers.find(self._plan, self._ends, wanted.path, wanted.row)
+
+
+class MixtureRows:
+    """The rows of a cut of a mixture."""
+
+    def __init__(self, plan: MixturePlan, cut: int, numbers: Mapping[str, SourceNumbers]) -> None:
+        """Use a cut of a mixture without stages, of which earlier cuts have left no groups.
+
+        Args:
+            plan: The mixture.
+            cut: Index of the cut.
+            numbers: Name of a source -> its row numbers.
+        """
+        self._plan = plan
+        self._cut = cut
+        self._numbers = numbers
+
+    def rows(self, ranges: Sequence[LaneRange]) -> list[AnyRowPlace]:
+        """See CutRows."""
+        plan, cut = self._plan, self._cut
+        sources = plan.progress.starts[cut].sources
+        found: list[AnyRowPlace] = []
+        for lane, start, stop in ranges:
+            of_range: dict[int, SourceRowPlace] = {}
+            for index, first, places in plan.mixings[cut].lane(lane).split(start, stop):
+                name, taken = sources[index].name, 0
+                for rows in plan.lanes(cut, name).ranges(lane, first, first + len(places)):
+                    of_epoch = plan.plan(cut, name, rows.epoch)
+                    numbers = self._numbers[name].of(of_epoch)
+                    in_files = rows_of_lanes(of_epoch, [LaneRange(rows.lane, rows.start, rows.stop)])
+                    for path, row in numbers.named(in_files):
+                        of_range[int(places[taken])] = SourceRowPlace(path, row, name, rows.epoch)
+                        taken += 1
+            found += [of_range[place] for place in range(stop - start)]
+        return found
+
+    def find(self, wanted: SourceRowPlace) -> list[LaneRow]:
+        """See CutRows."""
+        plan, cut = self._plan, self._cut
+        sources = plan.progress.starts[cut].sources
+        index = next((i for i, source in enumerate(sources) if source.name == wanted.source), None)
+        if index is None or not sources[index].weight:
+            return []
+        lanes = plan.lanes(cut, wanted.source)
+        begun = {rest.epoch for rest in lanes.rests}
+        if wanted.epoch not in begun and (wanted.epoch < lanes.next_epoch or lanes.has_end):
+            return []
+        of_epoch = plan.plan(cut, wanted.source, wanted.epoch)
+        ends = lanes.rows_before(wanted.epoch + 1) - lanes.rows_before(wanted.epoch)
+        # Lane `l` of the mixture reads lane `l + epoch` of the epoch.
+        of_lanes = [(lane + wanted.epoch) % lanes.num_lanes for lane in range(lanes.num_lanes)]
+        epoch_ends = ends.copy()
+        epoch_ends[of_lanes] = ends
+        before, found = lanes.rows_before(wanted.epoch), []
+        numbers = self._numbers[wanted.source].of(of_epoch)
+        for epoch_lane, row in numbers.find(of_epoch, epoch_ends, wanted.path, wanted.row):
+            lane = (epoch_lane - wanted.epoch) % lanes.num_lanes
+            row_of = plan.mixings[cut].lane(lane).row_of
+            found.append(LaneRow(lane, row_of(index, int(before[lane]) + row)))
+        return found

@@ -1,0 +1,294 @@
+"""The commands, on real files and states of real loaders."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tomllib
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import nn
+
+from laneway import Checkpoints, Manifest, Mixture, SavableLoader, StatefulShardedDataset
+from laneway.cli.arguments import parser
+from laneway.cli.main import main
+from tests.corpora import write_corpus
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ROOT = Path(__file__).resolve().parents[2]
+NUM_ROWS = 48
+
+
+def command() -> list[str]:
+    """Return the command line of the entry point, as it is installed, or else of the module."""
+    script = Path(sys.executable).with_name("laneway")
+    return [str(script)] if script.exists() else [sys.executable, "-m", "laneway"]
+
+
+def run(*arguments: str, cwd: Path, text_input: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own, without a terminal."""
+    return subprocess.run(
+        [*command(), *arguments], cwd=cwd, input=text_input, capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+def make_loaders(path: Path, world_size: int, **arguments: Any) -> list[SavableLoader]:
+    options = {"batch_size": 3, "shuffle": True, "seed": 4, "shard_rows": 4, "window_bytes": 200, **arguments}
+    return [
+        SavableLoader(StatefulShardedDataset(path, **options, rank=rank, world_size=world_size))
+        for rank in range(world_size)
+    ]
+
+
+def take(loaders: list[SavableLoader], steps: int) -> list[list[list[int]]]:
+    passes = [iter(loader) for loader in loaders]
+    return [[next(each)["id"].tolist() for each in passes] for _ in range(steps)]
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    """A folder with data, and with the checkpoints of a run on 2 ranks, and then on one, in every form."""
+    write_corpus(tmp_path / "data")
+    loaders = make_loaders(tmp_path / "data", 2)
+    take(loaders, 3)
+    state = loaders[0].state_dict()
+    (tmp_path / "step-3.json").write_text(json.dumps(state))
+    torch.save({"loader": state, "model": torch.zeros(2)}, tmp_path / "step-3.pt")
+    for rank, loader in enumerate(loaders):
+        (tmp_path / f"rank-{rank}.json").write_text(json.dumps(loader.save_state_rank()))
+    dcp.save({"app": {"loader": state, "w": torch.zeros(2)}}, checkpoint_id=str(tmp_path / "dcp"), no_dist=True)
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        (single,) = make_loaders(tmp_path / "data", 1)
+        single.load_state_dict(state)
+        checkpoints.save(3, loader=single, model=nn.Linear(1, 1))
+    (resumed,) = make_loaders(tmp_path / "data", 1, batch_size=2)
+    resumed.load_state_dict(state)
+    take([resumed], 2)
+    (tmp_path / "step-10.json").write_text(json.dumps(resumed.state_dict()))
+    return tmp_path
+
+
+@pytest.fixture
+def ask(job: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    """Return a function that runs a command in this process, and returns its answer as JSON, and its exit code."""
+    monkeypatch.chdir(job)
+
+    def asked(*arguments: str) -> tuple[Any, int]:
+        capsys.readouterr()
+        code = main([*arguments, "--json"])
+        out, err = capsys.readouterr()
+        return (json.loads(out) if code < 2 else err), code
+
+    return asked
+
+
+def test_the_entry_point_is_the_main_function() -> None:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
+    module, _, name = scripts["laneway"].partition(":")
+    assert callable(getattr(import_module(module), name))
+
+
+def test_help_is_one_screen_of_80_columns() -> None:
+    lines = parser().format_help().splitlines()
+    assert len(lines) <= 24
+    assert max(map(len, lines)) <= 80 or all(len(line) <= 80 or line.startswith("exit codes") for line in lines)
+
+
+def test_the_installed_command_answers_and_exits_as_it_says(job: Path) -> None:
+    shown = run("inspect", "data", cwd=job)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "rows         48" in shown.stdout
+    assert max(map(len, shown.stdout.split("advice")[0].splitlines())) <= 80
+    refused = run("state", "missing.json", cwd=job)
+    assert refused.returncode == 2
+    assert refused.stderr == (
+        f"laneway state: {job}/missing.json does not exist: give a file or folder in which a state was saved\n"
+    )
+    assert run("nothing", cwd=job).returncode == 2
+
+
+def test_a_pipe_that_is_closed_early_is_no_error(job: Path) -> None:
+    pq.write_table(pa.table({"x": range(100_000)}), job / "many.parquet")
+    process = subprocess.Popen(
+        [*command(), "head", "many.parquet", "-n", "100000"], cwd=job, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.readline().strip() == b"x"
+    process.stdout.close()
+    assert (process.wait(60), process.stderr.read()) == (0, b"")
+    process.stderr.close()
+
+
+def test_inspect_says_what_there_is_and_what_to_change(ask: Callable[..., Any], job: Path) -> None:
+    facts, code = ask("inspect", "data")
+    assert (code, facts["files"], facts["rows"], facts["blocks"]) == (0, 7, NUM_ROWS, 10)
+    assert facts["schema"] == {"id": "int64", "text": "string", "x": "float"}
+    assert facts["rows_per_block"] == [1, 4, 13]
+    pq.write_table(
+        pa.table({"x": [b"a" * (3 << 20)] * 50}), job / "large.parquet", compression="none", use_dictionary=False
+    )
+    advice = ask("inspect", "large.parquet")[0]["advice"]
+    assert advice[0].startswith("the largest row group takes 150 MiB decoded")
+    assert any("a row takes 3 MiB decoded" in each for each in advice)
+
+
+def test_head_shows_rows_of_some_columns_that_match(ask: Callable[..., Any]) -> None:
+    facts, code = ask("head", "data", "-n", "2", "--columns", "id,x", "--filter", '[["id", ">", 5]]')
+    assert (code, facts["rows"]) == (0, [{"id": 6, "x": 3.0}, {"id": 7, "x": 3.5}])
+    assert ask("head", "data", "--filter", "id>5") == (
+        "laneway head: not JSON (Expecting value: line 1 column 1 (char 0))\n",
+        2,
+    )
+
+
+def test_plan_and_where_agree_with_what_is_delivered(ask: Callable[..., Any], job: Path) -> None:
+    options = ["--batch-size", "3", "--shuffle", "--seed", "4", "--world-size", "2", "--window-bytes", "200"]
+    facts, _ = ask("plan", "data", *options)
+    assert (facts["num_steps"], facts["batches_per_rank"], facts["rows_repeated"]) == (8, [8, 8], 0)
+    loaders = make_loaders(job / "data", 2, shard_rows=None)
+    steps = take(loaders, 8)
+    facts, code = ask("where", "data", "part-000.parquet", "7", *options)
+    (found,) = facts["deliveries"]
+    assert code == 0
+    assert steps[found["step"]][found["rank"]][found["batch_index"]] == 7
+
+
+@pytest.mark.parametrize("form", ["step-3.json", "step-3.pt", "rank-*.json", "dcp", "run", "run/000001-step-3"])
+def test_a_state_is_read_in_every_form(ask: Callable[..., Any], form: str) -> None:
+    facts, code = ask("state", form, "--source", "data")
+    assert (code, facts["fits"], facts["num_delivered"], facts["num_rows"]) == (0, True, 18, NUM_ROWS)
+
+
+def test_states_are_compared_and_a_source_that_does_not_fit_is_told(ask: Callable[..., Any], job: Path) -> None:
+    facts, code = ask("state", "step-3.json", "--diff", "step-10.json")
+    assert code == 1
+    assert ["num_delivered", 18, 22] in facts["differences"]["progress"]
+    (job / "data" / "part-002.parquet").unlink()
+    facts, code = ask("state", "step-3.json", "--source", "data")
+    assert (code, facts["fits"]) == (1, False)
+    assert "part-002.parquet is gone" in facts["problem"]
+
+
+def test_rows_of_a_step_are_those_that_were_delivered(ask: Callable[..., Any], job: Path) -> None:
+    expected = take(make_loaders(job / "data", 2), 3)
+    for step in range(3):
+        facts, code = ask("rows", "step-10.json", "--source", "data", "--step", str(step), "--show")
+        assert (code, facts["is_delivered"]) == (0, True)
+        assert [each["values"]["id"] for each in facts["rows"]] == [row for rank in expected[step] for row in rank]
+    facts, _ = ask("rows", "step-3.json", "--source", "data", "--step", "3", "--rank", "1", "--world-size", "3")
+    assert {each["rank"] for each in facts["rows"]} == {1}
+    error, code = ask("rows", "step-3.json", "--source", "data", "--step", "99")
+    assert (code, error) == (2, "laneway rows: there is no step 99: epoch 0 has 8 steps\n")
+
+
+def test_audit_proves_a_run_or_says_what_is_missing(ask: Callable[..., Any]) -> None:
+    facts, code = ask("audit", "step-10.json", "rank-*.json", "--as-given", "--source", "data")
+    assert (code, facts["is_exact"]) == (1, False)
+    # In the order of their numbers.
+    facts, code = ask("audit", "step-10.json", "step-3.json", "--source", "data")
+    assert (code, facts["is_exact"], facts["epochs"][0]["num_delivered"]) == (0, True, 22)
+    facts, code = ask("audit", "step-10.json", "--source", "data")
+    (finding,) = facts["findings"]
+    assert (code, finding["kind"], finding["num_rows"]) == (1, "unknown", 18)
+    assert finding["ranges"][0].keys() == {"path", "start", "stop"}
+
+
+def test_redistribute_writes_a_state_for_each_rank_once(ask: Callable[..., Any], job: Path) -> None:
+    facts, code = ask("redistribute", "step-3.json", "--world-size", "3", "--workers", "2", "-o", "out")
+    assert (code, len(facts["files"])) == (0, 3)
+    loaders = make_loaders(job / "data", 3)
+    for rank, loader in enumerate(loaders):
+        loader.restore_state_rank(json.loads((job / "out" / f"rank-{rank}.json").read_text()))
+    error, code = ask("redistribute", "step-3.json", "--world-size", "3", "-o", "out")
+    assert code == 2
+    assert "out/rank-0.json exists already" in error
+
+
+def test_verify_names_damaged_row_groups(ask: Callable[..., Any], job: Path) -> None:
+    assert ask("verify", "data") == ({"files": 7, "blocks": 10, "rows": NUM_ROWS, "damaged": []}, 0)
+    path = job / "data" / "part-003.parquet"
+    data = bytearray(path.read_bytes())
+    start = pq.read_metadata(path).row_group(1).column(1).dictionary_page_offset
+    data[start : start + 40] = b"\xff" * 40
+    path.write_bytes(data)
+    facts, code = ask("verify", "data")
+    (damaged,) = facts["damaged"]
+    assert (code, damaged["path"], damaged["block"]) == (1, "part-003.parquet", 1)
+
+
+def test_bench_measures_utilisation(ask: Callable[..., Any]) -> None:
+    facts, code = ask("bench", "data", "--batch-size", "4", "--workers", "0", "--step-ms", "1", "--seconds", "0.05")
+    (measured,) = facts["runs"]
+    assert code == 0
+    assert 0 < measured["utilisation"] <= 1
+    assert measured["rows_per_s"] > 0
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "is not a JSON file, nor one of torch.save"),
+        (b'{"a": 1}', "holds no state of laneway"),
+        (b'{"format": "laneway.state"}', "this state is damaged"),
+        (b"PK\x03\x04 and no zip", "is not a file of torch.save"),
+    ],
+)
+def test_what_is_no_state_is_refused(ask: Callable[..., Any], job: Path, content: bytes, problem: str) -> None:
+    (job / "foreign").write_bytes(content)
+    for arguments in (
+        ["state", "foreign"],
+        ["audit", "foreign"],
+        ["redistribute", "foreign", "--world-size", "2", "-o", "o"],
+    ):
+        error, code = ask(*arguments)
+        assert code == 2
+        assert problem in error
+        assert "Traceback" not in error
+
+
+def test_a_mixture_is_described_and_otherwise_refused(ask: Callable[..., Any], job: Path) -> None:
+    data = StatefulShardedDataset(job / "data")
+    mixture = Mixture({"a": data, "b": data.shuffle(3)}, {"a": 1, "b": 3}).batch(4)
+    next(iter(mixture))
+    (job / "mixture.json").write_text(json.dumps(mixture.state_dict()))
+    facts, code = ask("state", "mixture.json")
+    assert (code, [each["name"] for each in facts["sources"]]) == (0, ["a", "b"])
+    error, code = ask("rows", "mixture.json", "--source", "data", "--step", "0")
+    assert (code, "use Mixture.plan(state=...)" in error) == (2, True)
+
+
+def test_a_saved_manifest_is_a_source(ask: Callable[..., Any], job: Path) -> None:
+    Manifest.scan(job / "data").save(job / "data.manifest")
+    assert ask("plan", "data.manifest", "--manifest")[0]["num_rows"] == NUM_ROWS
+    assert ask("state", "step-3.json", "--source", "data.manifest", "--manifest")[0]["fits"] is True
+
+
+def test_no_command_shows_the_options_of_the_storage(ask: Callable[..., Any]) -> None:
+    secret = json.dumps({"key": "AKIAEXAMPLE", "secret": "do-not-show-this"})
+    error, code = ask("inspect", "s3://no-such-bucket-of-laneway", "--storage-options", '["do-not-show-this"]')
+    assert (code, error) == (2, "laneway inspect: --storage-options must be a JSON object\n")
+    error, code = ask("head", "nowhere/x.parquet", "--storage-options", secret)
+    assert code == 2
+    assert "do-not-show-this" not in error
+
+
+def test_the_width_of_a_table_is_kept(
+    job: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pq.write_table(
+        pa.table({name: ["long text\n" * 20] for name in ("first", "second", "third")}), job / "wide.parquet"
+    )
+    monkeypatch.chdir(job)
+    assert main(["head", "wide.parquet"]) == 0
+    assert [len(line) <= 80 for line in capsys.readouterr().out.splitlines()] == [True, True]

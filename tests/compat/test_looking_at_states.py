@@ -1,0 +1,163 @@
+"""States of real loaders: described, compared, audited, redistributed to ranks that restore one by one."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from laneway import (
+    CheckpointMismatchError,
+    Manifest,
+    Mixture,
+    SavableLoader,
+    StateFormatError,
+    StatefulShardedDataset,
+    audit,
+    compare_states,
+    describe_state,
+    redistribute,
+)
+from tests.compat.savable import make_dataset, row_ids
+from tests.corpora import write_corpus
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def loaders_of(path: Path, world_size: int, num_workers: int = 0, **arguments: Any) -> list[SavableLoader]:
+    datasets = [
+        make_dataset(path, **{"batch_size": 3, **arguments}, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
+    return [SavableLoader(dataset, num_workers=num_workers) for dataset in datasets]
+
+
+def take(loaders: list[SavableLoader], num_steps: int | None = None) -> list[int]:
+    """Return the rows of the next steps of all ranks, in the order of the job."""
+    passes, found = [iter(loader) for loader in loaders], list[int]()
+    while num_steps is None or num_steps > 0:
+        step = [batch for each in passes if (batch := next(each, None)) is not None]
+        if not step:
+            break
+        found += [row for batch in row_ids(step) for row in batch]
+        num_steps = None if num_steps is None else num_steps - 1
+    return found
+
+
+def test_the_checkpoints_of_a_run_on_changing_ranks_and_workers_prove_each_row_once(tmp_path: Path) -> None:
+    num_rows = write_corpus(tmp_path)
+    states: list[Any] = []
+    rows: list[int] = []
+    for world_size, num_workers, steps in ((2, 1, 3), (3, 0, 2), (1, 2, 2), (2, 0, None)):
+        loaders = loaders_of(tmp_path, world_size, num_workers, remainder="keep")
+        for loader in loaders if states else ():
+            loader.load_state_dict(states[-1])
+        rows += take(loaders, steps)
+        states.append(loaders[0].state_dict())
+    assert sorted(rows) == [*range(num_rows)]
+    dataset = make_dataset(tmp_path, batch_size=3, remainder="keep")
+    for source in (None, dataset, Manifest.scan(tmp_path), tmp_path, str(tmp_path)):
+        report = audit(states, source)
+        assert report.is_exact
+        assert [(each.num_delivered, each.num_left) for each in report.epochs] == [(num_rows, 0)]
+    without_one = audit([states[0], *states[2:]], dataset)
+    assert {each.kind for each in without_one.findings} == {"not delivered"}
+    assert sum(each.num_rows for each in without_one.findings) == 2 * 3 * 3
+
+
+def test_a_state_is_found_wherever_it_was_saved(tmp_path: Path) -> None:
+    write_corpus(tmp_path)
+    (loader,) = loaders_of(tmp_path, 1)
+    take([loader], 2)
+    state = loader.state_dict()
+    expected = describe_state(state)
+    assert (expected.num_delivered, expected.num_rows, expected.epoch, expected.num_steps) == (6, 48, 0, 2)
+    assert expected.share == 6 / 48
+    for form in (state["laneway"][0], {"trainer": {"loaders": [state]}}, json.loads(json.dumps([{"x": 1}, state]))):
+        assert describe_state(form) == expected
+        assert not compare_states(state, form)
+    with pytest.raises(StateFormatError, match=r"holds no state of laneway \(it is \{'a': 1\}\)"):
+        describe_state({"a": 1})
+    other = loaders_of(tmp_path, 1, seed=6)[0].state_dict()
+    with pytest.raises(StateFormatError, match="2 loaders, under train, val: say which one with key="):
+        describe_state({"train": state, "val": other})
+    assert describe_state({"train": state, "val": other}, key="train") == expected
+
+
+def test_the_states_of_workers_are_one_checkpoint(tmp_path: Path) -> None:
+    write_corpus(tmp_path)
+    loader = StatefulDataLoader(make_dataset(tmp_path, batch_size=3), batch_size=None, num_workers=2)
+    batches = iter(loader)
+    taken = [row for batch in row_ids([next(batches), next(batches), next(batches)]) for row in batch]
+    report = audit([loader.state_dict()], make_dataset(tmp_path))
+    assert report.is_exact
+    assert report.epochs[0].num_delivered == len(taken)
+    assert describe_state(loader.state_dict()).scope == "worker"
+
+
+def test_states_are_compared_in_settings_and_progress(tmp_path: Path) -> None:
+    write_corpus(tmp_path)
+    first, second = (loaders_of(tmp_path, 1)[0] for _ in range(2))
+    take([first], 2)
+    found = compare_states(first.state_dict(), second.state_dict())
+    assert found
+    assert found.is_same_order
+    assert ("num_delivered", 6, 0) in found.progress
+    assert "num_delivered: 6 and 0" in repr(found)
+    write_corpus(tmp_path, files=((2,),), names=("other",))
+    other = loaders_of(tmp_path, 1, seed=7)[0].state_dict()
+    found = compare_states(first.state_dict(), other)
+    assert not found.is_same_order
+    assert ("seed", 5, 7) in found.settings
+    assert found.files == "files: other.parquet is new"
+
+
+def test_the_sources_of_a_mixture_are_described(tmp_path: Path) -> None:
+    write_corpus(tmp_path)
+    mixture = Mixture({"a": make_dataset(tmp_path), "b": make_dataset(tmp_path, seed=1)}, {"a": 3, "b": 1}).batch(4)
+    next(iter(mixture))
+    found = describe_state(mixture.state_dict())
+    assert [(each.name, each.share) for each in found.sources] == [("a", 0.75), ("b", 0.25)]
+    assert found.num_delivered == 4
+    with pytest.raises(CheckpointMismatchError, match="of a mixture"):
+        audit([mixture.state_dict()])
+
+
+@pytest.mark.parametrize(("world_size", "num_workers"), [(1, 0), (2, 0), (3, 2), (4, 1)])
+@pytest.mark.parametrize("remainder", ["keep", "pad"])
+def test_ranks_restore_one_by_one_what_was_redistributed(
+    tmp_path: Path, world_size: int, num_workers: int, remainder: str
+) -> None:
+    num_rows = write_corpus(tmp_path)
+    before = loaders_of(tmp_path, 2, 1, remainder=remainder)
+    rows = take(before, 3)
+    state = before[0].state_dict()
+    states = redistribute([each.save_state_rank() for each in before], world_size, num_workers)
+    assert states == redistribute(state, world_size, num_workers)
+    at_once, one_by_one = (loaders_of(tmp_path, world_size, num_workers, remainder=remainder) for _ in range(2))
+    for loader, own in zip(one_by_one, json.loads(json.dumps(states)), strict=True):
+        loader.restore_state_rank(own)
+    for loader in at_once:
+        loader.load_state_dict(state)
+    rest = take(one_by_one)
+    assert rest == take(at_once)
+    assert {*rows, *rest} == {*range(num_rows)}
+    assert audit([state, one_by_one[0].state_dict()], StatefulShardedDataset(tmp_path)).findings
+
+
+def test_what_can_not_be_redistributed_says_why(tmp_path: Path) -> None:
+    write_corpus(tmp_path)
+    loaders = loaders_of(tmp_path, 2)
+    take(loaders, 1)
+    with pytest.raises(CheckpointMismatchError, match="1 of the 2 ranks"):
+        redistribute(loaders[0].save_state_rank(), 3)
+    with pytest.raises(ValueError, match="world_size must be an int of at least 1"):
+        redistribute(loaders[0].state_dict(), 0)
+    selected = SavableLoader(make_dataset(tmp_path, batch_size=3).filter([("id", "<", 30)]))
+    take([selected], 2)
+    with pytest.raises(ValueError, match="pass num_rows="):
+        redistribute(selected.state_dict(), 2)
+    assert len(redistribute(selected.state_dict(), 2, num_rows=30)) == 2

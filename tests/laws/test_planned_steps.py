@@ -1,0 +1,85 @@
+"""Law: a plan tells the rows of every step, and the step of every row, whatever cuts came before."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from laneway.core.options import LaneOptions
+from laneway.core.progress import Progress
+from laneway.core.state import write_state
+from laneway.core.turns import WorkerPlace
+from tests.laws.simulation import Job, identities
+from tests.planned import dataset_of, numbers_of
+
+if TYPE_CHECKING:
+    from laneway.core.plan import Identity
+    from laneway.plans.epoch_plan import EpochPlan
+
+runs = st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 6), st.integers(0, 8))
+
+
+def planned_steps(plan: EpochPlan, identity: Identity, first: int, stop: int) -> list[list[list[int]]]:
+    """Return the numbers of the rows of each rank at each step."""
+    return [[numbers_of(identity.files, rank) for rank in plan.rows_of(step)] for step in range(first, stop)]
+
+
+def flat(steps: list[list[list[int]]]) -> list[int]:
+    return [row for step in steps for rank in step for row in rank]
+
+
+def steps_of(job: Job, num_steps: int | None = None) -> list[list[list[int]]]:
+    found: list[list[list[int]]] = []
+    while not all(cursor.is_at_end for cursor in job.cursors.values()) and len(found) != num_steps:
+        found.append(job.step())
+    return found
+
+
+@given(identities(), st.lists(runs, min_size=1, max_size=4), st.sampled_from([None, 12]))
+@settings(max_examples=150)
+def test_the_plan_of_a_state_has_what_was_delivered_and_what_follows(
+    identity: Identity, chain: list[tuple[int, int, int, int]], lanes: int | None
+) -> None:
+    assume(identity.files.num_rows)
+    progress, delivered, state = Progress(3), list[int](), None
+    for world_size, num_workers, batch_size, steps in chain:
+        options = LaneOptions(lanes, None, batch_size)
+        dataset = dataset_of(identity, lanes=lanes, batch_size=batch_size)
+        plan = dataset.plan(3, world_size, num_workers, state=state)
+        expected = steps_of(Job(identity, world_size, num_workers, options, progress))
+        assert flat(planned_steps(plan, identity, 0, plan.next_step)) == delivered
+        assert planned_steps(plan, identity, plan.next_step, plan.num_steps or 0) == expected
+        assert plan.batches_per_rank == tuple(
+            sum(map(bool, of_rank)) for of_rank in ([step[rank] for step in expected] for rank in range(world_size))
+        )
+        for step, ranks in enumerate(expected):
+            places = plan.rows_of(plan.next_step + step)
+            for rank, rows in enumerate(ranks):
+                for index in range(len(rows)):
+                    found = plan.where(*places[rank][index][:2])
+                    worker = step % num_workers
+                    assert (plan.next_step + step, rank, worker, index) in found
+                    assert len(found) <= 1 + (identity.settings.remainder == "pad") * (1 + len(chain))
+        job = Job(identity, world_size, num_workers, options, progress)
+        delivered += flat(steps_of(job, steps))
+        progress = job.whole_progress()
+        complete = all(cursor.is_at_end for cursor in job.cursors.values())
+        state = write_state(dataset.definition.identity, progress, WorkerPlace(0, world_size), complete=complete)
+
+
+@given(identities(), st.tuples(st.integers(1, 4), st.integers(1, 3)), st.integers(1, 3), st.integers(1, 3))
+def test_a_row_is_told_to_be_left_out_or_repeated(
+    identity: Identity, topology: tuple[int, int], turn_rows: int, turns: int
+) -> None:
+    assume(identity.files.num_rows)
+    dataset = dataset_of(identity, turn_rows=turn_rows, batch_size=turn_rows * turns)
+    plan = dataset.plan(0, *topology)
+    files = identity.files
+    rows_of_files = zip(files.paths, files.rows.tolist(), strict=True)
+    counts = [len(plan.where(path, row)) for path, rows in rows_of_files for row in range(rows)]
+    assert counts.count(0) == plan.rows_dropped
+    assert sum(counts) - len(counts) + counts.count(0) == plan.rows_repeated
+    lengths = [len(dataset.shard(topology[0], rank)) for rank in range(topology[0])]
+    assert (plan.num_steps, plan.batches_per_rank) == (max(lengths), tuple(lengths))
