@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from laneway.core.division import Sharing
     from laneway.core.plan import Plan
-    from laneway.delivery.definition import DatasetDefinition
+    from laneway.delivery.dataset_definition import DatasetDefinition
 
 _DECODING: Final = 3
 """Memory to decode a block, in multiples of its decoded size."""

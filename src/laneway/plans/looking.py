@@ -16,7 +16,7 @@ from laneway.wording import counted
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from laneway.delivery.definition import DatasetDefinition
+    from laneway.delivery.dataset_definition import DatasetDefinition
 
 
 def read_rows(definition: DatasetDefinition, path: str, rows: Sequence[int], epoch: int) -> Any:  # noqa: ANN401 - an item

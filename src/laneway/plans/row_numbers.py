@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from laneway.core.files import FileTable
     from laneway.core.places import FileRows, LaneRow
     from laneway.core.plan import Plan
-    from laneway.delivery.definition import DatasetDefinition
+    from laneway.delivery.dataset_definition import DatasetDefinition
 
 _NUM_BLOCKS = 256
 """Blocks whose masks are remembered."""
