@@ -4,7 +4,7 @@ Writes Parquet files of documents, lists of int32 of log-normal lengths with a m
 Batches of 8 packs of 2,048 tokens, in whole passes, in file order and in one process, are compared with pyarrow and
 numpy alone, which read row groups and concatenate and reshape their tokens to int64 tensors: no masks, no shuffling, no
 resuming. Tokenising on the fly in two workers is compared with the tokenizer alone in as many processes. All in
-interleaved rounds; each figure is the median of the ratios of the rounds.
+interleaved rounds; each figure is the median of the ratios of the rounds. HF datasets is compared if it is installed.
 
 Run `python benchmarks/bench_packing.py [--short]`.
 """
@@ -38,9 +38,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from benchmarks.machine import warm_memory
+    from benchmarks.mixing_peers import hf_packs, is_installed
     from laneway.stages.packs import Mask
 else:
     from machine import warm_memory
+    from mixing_peers import hf_packs, is_installed
 
 # The stubs of pyarrow accept fewer types here.
 _lists: Any = pa.ListArray.from_arrays
@@ -118,6 +120,11 @@ def raw(folder: Path) -> int:
 def read(source: StatefulShardedDataset) -> int:
     """Return the number of tokens in the batches of a pass, with padding."""
     return sum(batch["input_ids"].numel() for batch in source)
+
+
+def read_peer(folder: Path) -> int:
+    """Return the number of tokens in the packs of HF datasets."""
+    return sum(batch["input_ids"].numel() for batch in hf_packs(sorted(folder.iterdir()), LENGTH, PACKS))
 
 
 def ratios(contenders: dict[str, Callable[[], int]], baseline: str) -> dict[str, tuple[float, float]]:
@@ -235,6 +242,8 @@ def main() -> None:
             "best_fit, input_ids only": partial(read, packed("best_fit", None)),
             "best_fit, with position_ids and document_ids": partial(read, packed("best_fit")),
         }
+        if is_installed("datasets"):
+            contenders["HF datasets: a batched map that cuts"] = partial(read_peer, folder)
         found = ratios(contenders, next(iter(contenders)))
         show(f"{num_documents:,} documents, {PACKS} x {LENGTH:,}", found)
         fitted, chunked = found["best_fit, input_ids only"], found["chunk, input_ids only"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from laneway.core.assignment import resolve_cut
 from laneway.core.files import FileTable
@@ -49,6 +49,20 @@ text { font-family: ui-sans-serif, system-ui, "Segoe UI", "Helvetica Neue", Aria
 """
 
 
+class Colored(Protocol):
+    """What is drawn as a cell."""
+
+    @property
+    def color(self) -> str:
+        """The colour, as in CSS."""
+
+
+def paler(hue: str, share: float) -> str:
+    """Return a colour, mixed with a share of that of paper."""
+    pairs = [(int(hue[i : i + 2], 16), int(PALE[i : i + 2], 16)) for i in (1, 3, 5)]
+    return "#" + "".join(f"{round(one + (pale - one) * share):02x}" for one, pale in pairs)
+
+
 @dataclass(frozen=True)
 class Row:
     """One row of the dataset."""
@@ -61,9 +75,7 @@ class Row:
     @property
     def color(self) -> str:
         """The colour of the file, paler towards its end."""
-        share = 0.55 * self.row / sum(FILE_BLOCKS[self.file_index])
-        pairs = [(int(HUES[self.file_index][i : i + 2], 16), int(PALE[i : i + 2], 16)) for i in (1, 3, 5)]
-        return "#" + "".join(f"{round(hue + (pale - hue) * share):02x}" for hue, pale in pairs)
+        return paler(HUES[self.file_index], 0.55 * self.row / sum(FILE_BLOCKS[self.file_index]))
 
 
 @dataclass
@@ -83,7 +95,7 @@ class Drawing:
         place = f'x="{x:g}" y="{y:g}" text-anchor="{anchor}"'
         self.elements.append(f'<text class="{kind}" {place}>{words}</text>')
 
-    def cells(self, x: float, y: float, rows: Iterable[Row], *, pitch: float, spent: int = 0) -> None:
+    def cells(self, x: float, y: float, rows: Iterable[Colored], *, pitch: float, spent: int = 0) -> None:
         """Draw rows as cells from left to right, the first `spent` of them faint."""
         for index, row in enumerate(rows):
             faint = ' opacity="0.22"' if index < spent else ""
@@ -96,6 +108,13 @@ class Drawing:
         dashes = f' stroke-dasharray="{dash}"' if dash else ""
         look = f'fill="none" stroke-width="{width}" stroke-linecap="round" stroke-linejoin="round"'
         self.elements.append(f'<path class="{kind}" d="{path}" {look}{dashes}/>')
+
+    def image(self, height: int, alt: str) -> str:
+        """Return the image, of `WIDTH` by `height`; `alt` says what is on it."""
+        head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{alt}">'
+        box = f'x="0.5" y="0.5" width="{WIDTH - 1}" height="{height - 1}" rx="12"'
+        paper = f'<rect class="paper" {box}/>'
+        return "\n".join([head, f"<style>{STYLE}</style>", paper, *self.elements, "</svg>", ""])
 
     def arrow(self, start: float, stop: float, y: float) -> None:
         """Draw an arrow to the right."""
@@ -212,13 +231,11 @@ def draw() -> str:
     draw_rest(drawing, 764, 280, saved)
     drawing.arrow(394, 432, 400)
     drawing.arrow(694, 732, 400)
-    box = f'x="0.5" y="0.5" width="{WIDTH - 1}" height="{HEIGHT - 1}" rx="12"'
     alt = (
         "Data files are cut into shards, shards are laid in the line of an epoch, the line is cut into four lanes. "
         "A checkpoint holds one position per lane. What is left is cut again for three ranks."
     )
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{alt}">'
-    return "\n".join([head, f"<style>{STYLE}</style>", f'<rect class="paper" {box}/>', *drawing.elements, "</svg>", ""])
+    return drawing.image(HEIGHT, alt)
 
 
 if __name__ == "__main__":

@@ -244,7 +244,7 @@ class MixtureDefinition(Definition):
 
         def open_source(name: str, of_epoch: Plan) -> LaneReader:
             source = self.sources[name].of(of_epoch.identity)
-            columns = self._to_read(source.columns.with_output(self.columns.output))
+            columns = self._to_read(source.columns)
             return source.open_lanes(
                 of_epoch, columns, converter, hidden, meter, source_index=indices[name], threads=threads
             )

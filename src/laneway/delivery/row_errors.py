@@ -163,7 +163,7 @@ class RowErrors:
             place: Returns the name of the row.
 
         Raises:
-            SchemaMismatchError: It is that error: sources of a mixture deliver different columns, and no row is at fault.
+            SchemaMismatchError: It is that error: sources of a mixture deliver different columns.
         """
         if isinstance(error, SchemaMismatchError):
             raise error
