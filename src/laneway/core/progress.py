@@ -161,6 +161,8 @@ class Group(NamedTuple):
     """First row of the group in that lane."""
     offset: int
     """Number of its items that had been delivered."""
+    num_rows: int = 0
+    """Number of its rows, if the lane ended within it; 0: it has all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +211,20 @@ def ends_follow(order_version: int) -> bool:
     In order version 1, an epoch could be shared in other ways until its end.
     """
     return order_version > 1
+
+
+def rows_in_mixture(progress: Progress) -> int:
+    """Return the rows of a mixture that the whole job has delivered, all of whose lanes are known."""
+    if progress.cut is None or not progress.starts:
+        return 0
+    start, num_lanes, positions = progress.starts[-1], progress.cut.num_lanes, progress.cut.all_positions()
+    # A group whose lane had ended within it counts as if it had all its rows.
+    missing = sum(
+        start.group_rows - group.num_rows
+        for index, group in enumerate(progress.carried)
+        if group.num_rows and index // num_lanes < positions[index % num_lanes].rows // start.group_rows
+    )
+    return start.rows_before + sum(position.rows for position in positions) - missing
 
 
 class JobTurn(NamedTuple):
