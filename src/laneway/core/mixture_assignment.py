@@ -92,6 +92,8 @@ def resolve_mixture(mixed: Mixed, progress: Progress, place: WorkerPlace) -> Ass
     elif progress.place is None:
         rows = rows_in_mixture(progress)
         stays = weighting.change_after(rows) == weighting.change_after(progress.starts[-1].rows_before)
+        # Of a source that was removed, nobody knows where its rows end.
+        is_known = all(source.name in sources for source in progress.starts[-1].sources)
         progress = resume_mixture(
             sources,
             progress,
@@ -102,7 +104,7 @@ def resolve_mixture(mixed: Mixed, progress: Progress, place: WorkerPlace) -> Ass
             stays=stays,
             has_stages=stage_rows is not None,
             counts_batches=epoch_batches is not None,
-            ends=None if group_rows == 1 else _ends(mixed, progress)[0],
+            ends=_ends(mixed, progress)[0] if group_rows > 1 and is_known else None,
         )
     else:
         progress = _of_worker(mixed, progress, place)
