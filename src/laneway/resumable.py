@@ -133,7 +133,7 @@ class ResumableDataset(IterableDataset[Any]):
     def __len__(self) -> int:
         """Return the number of batches, or rows if there are no batches, that this rank delivers in a whole epoch.
 
-        It depends on neither lanes nor workers. If `without` takes out rows, or if packs are counted by `count_lengths`,
+        It depends on neither lanes nor workers. If `without` takes out rows, or packs are counted by lengths of rows,
         it is that of the epoch that `epoch` says.
 
         Raises:
