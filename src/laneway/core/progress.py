@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -203,6 +203,11 @@ class Progress:
     """Of a mixture, how each cut begins: those in `earlier`, and then the current one."""
     carried: tuple[Group, ...] = ()
     """The groups that the current cut was left: group `i` is in lane `i % num_lanes`, before all other rows."""
+
+
+def next_epoch(progress: Progress) -> Progress:
+    """Return the progress of the next epoch of a mixture, which goes on where this one ends."""
+    return replace(progress, epoch=progress.epoch + 1)
 
 
 def ends_follow(order_version: int) -> bool:
