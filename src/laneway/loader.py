@@ -233,7 +233,7 @@ class SavableLoader(MixtureLoader, DataLoader[Any]):
         """Return the number of batches, or rows if there are no batches, that this rank delivers in a whole epoch.
 
         Raises:
-            TypeError: It never ends, or it depends on what `flat_map` or `pack` make of the rows.
+            TypeError: It never ends, or it depends on what `flat_map` or `pack` make of rows of unknown lengths.
         """
         num_items = self._runner.num_items
         if num_items is None:

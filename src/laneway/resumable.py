@@ -133,10 +133,11 @@ class ResumableDataset(IterableDataset[Any]):
     def __len__(self) -> int:
         """Return the number of batches, or rows if there are no batches, that this rank delivers in a whole epoch.
 
-        It depends on neither lanes nor workers. If `without` takes out rows, it is that of the epoch that `epoch` says.
+        It depends on neither lanes nor workers. If `without` takes out rows, or packs are counted by lengths of rows,
+        it is that of the epoch that `epoch` says.
 
         Raises:
-            TypeError: It never ends, or it depends on what `flat_map` or `pack` make of the rows.
+            TypeError: It never ends, or it depends on what `flat_map` or `pack` make of rows of unknown lengths.
         """
         num_items = self.definition.num_items(self.definition.place, self.epoch)
         if num_items is None:

@@ -297,6 +297,27 @@ def test_other_workers_are_refused_while_rows_are_half_delivered(corpus: Path) -
         next(iter(other))
 
 
+@pytest.mark.filterwarnings("ignore:the loaded state is of the last batch")
+@pytest.mark.parametrize("kind", ["best_fit of a column", "chunk"])
+def test_one_epoch_of_repeated_rows_resumes_on_any_workers(corpus: Path, kind: str) -> None:
+    expected = Counter(token for document in staged.tokens() for token in document)
+
+    def make(num_workers: int) -> SavableLoader:
+        epoch = staged.with_stages(make_dataset(corpus, "rows").repeat(1), kind).batch(1 + num_workers % 2)
+        context = "fork" if num_workers else None
+        return SavableLoader(epoch, num_workers=num_workers, multiprocessing_context=context)
+
+    for step in (1, 8, 20, 33, 45, 52):
+        loader = make(3)
+        found = packed_tokens(map(plain, islice(loader, step // 2)))
+        for num_workers in (2, 0):
+            resumed = make(num_workers)
+            resumed.load_state_dict(saved(loader.state_dict()))
+            found += packed_tokens(map(plain, islice(resumed, 3 if num_workers else None)))
+            loader = resumed
+        assert Counter(found) == expected
+
+
 @pytest.mark.parametrize("kind", ["flat_map", "best_fit", "chunk"])
 def test_functions_that_return_something_else_are_noticed(corpus: Path, kind: str) -> None:
     original = make_dataset(corpus, "rows")

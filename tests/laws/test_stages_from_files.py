@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
@@ -131,3 +133,66 @@ def test_every_token_of_each_epoch_comes_once(
 def epoch_of(token: int) -> int:
     """Return the epoch of its source that a token is of."""
     return token // _EPOCH
+
+
+class Run(NamedTuple):
+    """Some batches of a rank, in a number of lanes if they are cut anew."""
+
+    lanes: int
+    batch_size: int
+    num_batches: int
+
+
+runs = st.lists(st.builds(Run, st.integers(1, 5), st.integers(1, 4), st.integers(0, 9)), min_size=1, max_size=6)
+
+
+@pytest.mark.parametrize("kind", ["flat_map", "chunk", "chunk with separators", "best_fit"])
+@pytest.mark.parametrize("end", ["two epochs", "all_exhausted", 31])
+@given(chain=runs)
+@settings(max_examples=6, deadline=None)
+def test_what_has_an_end_comes_whole_however_often_it_is_cut_again(
+    sources: dict[str, StatefulShardedDataset], kind: str, end: Any, chain: list[Run]
+) -> None:
+    found: list[int] = []
+    state: dict[str, Any] | None = None
+
+    def make(run: Run) -> SavableLoader:
+        if end == "two epochs":
+            mixture = Mixture({"a": sources["a"]}, {"a": 1}, stop="all_exhausted", lanes=run.lanes)
+            weighting = replace(mixture.definition.weighting, num_epochs=2)
+            mixture.definition = replace(mixture.definition, weighting=weighting)
+        else:
+            mixture = Mixture(sources, {"a": 3, "b": 1}, stop=end, lanes=run.lanes)
+        loader = SavableLoader(with_stages(mixture, kind).batch(run.batch_size))
+        if state is not None:
+            loader.load_state_dict(state)
+        return loader
+
+    for run in chain:
+        loader = make(run)
+        for batch in islice(loader, run.num_batches):
+            found += tokens_of(batch)
+        state = saved(loader.state_dict())
+        if state["laneway"][0]["complete"]:
+            break
+    else:
+        for batch in make(Run(2, 3, 0)):
+            found += tokens_of(batch)
+    counts = Counter(found)
+    assert max(counts.values()) == 1
+    of_a = range(1, 1 + sum(SIZES["a"]))
+    if end == "two epochs":
+        assert counts.keys() == {token + _EPOCH * epoch for epoch in range(2) for token in of_a}
+    elif end == "all_exhausted":
+        assert counts.keys() >= {*TOKENS}
+    else:
+        documents = [*SIZES["a"], *SIZES["b"]]
+        starts = [1 + sum(documents[:index]) for index in range(len(documents))]
+        rows = [
+            (epoch, index)
+            for epoch in range(3)
+            for index, (start, size) in enumerate(zip(starts, documents, strict=True))
+            if size and {token + _EPOCH * epoch for token in range(start, start + size)} <= counts.keys()
+        ]
+        # Empty documents can't be seen.
+        assert end - 2 * documents.count(0) - 2 <= len(rows) <= end

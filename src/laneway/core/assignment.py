@@ -175,8 +175,9 @@ def _without_cut(progress: Progress) -> Progress:
     if any(position.offset for position in cut.positions.values()):
         message = (
             "this checkpoint was saved within rows whose items were half delivered, so its lanes can't be cut again: "
-            f"resume it with ranks, workers and batches that can share its {cut.num_lanes:,} lane(s); repeat(), before "
-            "the stages, makes a dataset whose states can be resumed by any"
+            f"resume it with ranks, workers and batches that can share its {cut.num_lanes:,} lane(s); the states of "
+            "repeat(1), one epoch, and of repeat(), without an end, can be resumed by any, and so can those of packs "
+            "of known lengths"
         )
         raise CheckpointMismatchError(message)
     is_untouched = {*cut.positions.values()} <= {LanePosition()}

@@ -11,7 +11,7 @@ from laneway.core.assignment import Assignment, check_is_own, not_shared
 from laneway.core.division import TurnDivision
 from laneway.core.mixture_cuts import begin_mixture, resume_mixture
 from laneway.core.mixtures import MixturePlan
-from laneway.core.progress import LanePosition, current_cut
+from laneway.core.progress import LanePosition, current_cut, rows_in_mixture
 from laneway.errors import CheckpointMismatchError
 
 if TYPE_CHECKING:
@@ -67,12 +67,6 @@ class Mixed(NamedTuple):
         return {name: epoch * max(1, -int(-total * share // max(1, rows[name]))) for name, share in shares}
 
 
-def rows_delivered(progress: Progress) -> int:
-    """Return the rows of a mixture that a whole job has delivered, all of whose lanes are known."""
-    before = progress.starts[-1].rows_before if progress.starts else 0
-    return before + (int(current_cut(progress).rows().sum()) if progress.cut else 0)
-
-
 def resolve_mixture(mixed: Mixed, progress: Progress, place: WorkerPlace) -> Assignment:
     """Return the assignment of the worker at `place`: in the current cut of a mixture, or in a new one.
 
@@ -96,8 +90,10 @@ def resolve_mixture(mixed: Mixed, progress: Progress, place: WorkerPlace) -> Ass
             sources, weights, place, options, group_rows=group_rows, epoch=epoch, first_epochs=first_epochs
         )
     elif progress.place is None:
-        rows = rows_delivered(progress)
+        rows = rows_in_mixture(progress)
         stays = weighting.change_after(rows) == weighting.change_after(progress.starts[-1].rows_before)
+        # Of a source that was removed, nobody knows where its rows end.
+        is_known = all(source.name in sources for source in progress.starts[-1].sources)
         progress = resume_mixture(
             sources,
             progress,
@@ -108,6 +104,7 @@ def resolve_mixture(mixed: Mixed, progress: Progress, place: WorkerPlace) -> Ass
             stays=stays,
             has_stages=stage_rows is not None,
             counts_batches=epoch_batches is not None,
+            ends=_ends(mixed, progress)[0] if group_rows > 1 and is_known else None,
         )
     else:
         progress = _of_worker(mixed, progress, place)
@@ -162,25 +159,30 @@ def _check_sources(sources: Mapping[str, Source], progress: Progress) -> None:
 
 def _ends(mixed: Mixed, progress: Progress) -> tuple[NDArray[np.int64], bool]:
     """Return the rows that each lane delivers in the current cut, and whether the mixture ends with them."""
-    cut, sharing, before = current_cut(progress), progress.sharing, progress.starts[-1].rows_before
-    weighting = mixed.weighting
+    cut, sharing, start, weighting = current_cut(progress), progress.sharing, progress.starts[-1], mixed.weighting
+    # Groups that earlier cuts left come first in their lanes, whatever is left after them.
+    lanes = np.arange(len(progress.carried)) % cut.num_lanes
+    carried = np.bincount(lanes, minlength=cut.num_lanes).astype(np.int64) * start.group_rows
+    before = start.rows_before + sum(group.num_rows or start.group_rows for group in progress.carried)
+
+    def divided(num_rows: int) -> TurnDivision:
+        return TurnDivision(num_rows, cut.num_lanes, cut.turn_rows, sharing.world_size, sharing.turns_per_batch)
+
     if weighting.stop is None:
         ends = np.full(cut.num_lanes, ENDLESS, np.int64)
     elif isinstance(weighting.stop, int):
-        left = max(0, weighting.stop - before)
-        division = TurnDivision(left, cut.num_lanes, cut.turn_rows, sharing.world_size, sharing.turns_per_batch)
         remainder: Remainder = "keep" if sharing.world_size == 1 else "pad"
-        ends = division.ends(remainder, drop_last=mixed.drop_last)
+        left = max(0, weighting.stop - before)
+        ends = carried + divided(left).ends(remainder, drop_last=mixed.drop_last)
     else:
-        ends = _exhausted(mixed, progress)
-    change = weighting.change_after(before)
+        ends = carried + _exhausted(mixed, progress)
+    change = weighting.change_after(start.rows_before)
     if change is None:
         return ends, True
     # The weights change after whole global batches.
     batch_rows = sharing.job_turns * cut.turn_rows
-    left = -((before - change) // batch_rows) * batch_rows
-    division = TurnDivision(left, cut.num_lanes, cut.turn_rows, sharing.world_size, sharing.turns_per_batch)
-    until_change = division.settled_rows
+    left = -(min(0, before - change) // batch_rows) * batch_rows
+    until_change = carried + divided(left).settled_rows
     is_last = bool((until_change > ends).any())
     return (ends if is_last else until_change), is_last
 

@@ -15,6 +15,8 @@ from laneway.core.turns import has_one_owner_per_lane
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from numpy.typing import NDArray
+
     from laneway.core.mixtures import Source
     from laneway.core.options import LaneOptions
     from laneway.core.turns import WorkerPlace
@@ -60,6 +62,7 @@ def resume_mixture(
     stays: bool = True,
     has_stages: bool = False,
     counts_batches: bool = False,
+    ends: NDArray[np.int64] | None = None,
 ) -> Progress:
     """Return the progress of a mixture as the workers of the job resume it. All of them arrive at the same.
 
@@ -76,6 +79,7 @@ def resume_mixture(
         stays: Whether the mixture may stay in its cut.
         has_stages: Whether stages make items of the rows.
         counts_batches: Whether a number of batches makes an epoch.
+        ends: Where the lanes of the current cut end, which may be within groups; None: never.
 
     Raises:
         ValueError: See `MixturePlan.cut_again`.
@@ -95,7 +99,7 @@ def resume_mixture(
     plan = MixturePlan(sources, progress)
     batches_before = batches_taken(progress) if counts_batches else 0
     return plan.cut_again(
-        weights, options.fresh_cut(place), sharing, group_rows=group_rows, batches_before=batches_before
+        weights, options.fresh_cut(place), sharing, group_rows=group_rows, batches_before=batches_before, ends=ends
     )
 
 

@@ -34,11 +34,12 @@ def encode_mixture(mixture: Progress) -> list[Any]:
     indices = {name: index for index, name in enumerate(names)} | {"": -1}
     # Several sources may have the same files and settings.
     of_files = {each: index for index, each in reversed([*enumerate(files)])} | {"": -1}
+    has_short = any(group.num_rows for group in mixture.carried)
     return [
         [*names],
         "".join(files),
         [_encode_start(start, indices, of_files) for start in mixture.starts],
-        [list(column) for column in zip(*mixture.carried, strict=True)],
+        [list(column) for column in zip(*mixture.carried, strict=True)][: 5 if has_short else 4],
     ]
 
 
@@ -85,9 +86,11 @@ def decode_mixture(encoded: object, progress: Progress) -> Progress:
     decoded = tuple(_decode_start(start, names, files) for start in starts)
     current = decoded[-1] if decoded else CutStart(())
     require(all(source.name for source in current.sources), "a source of the current cut has no name")
-    carried = tuple(Group(*row) for row in _rows(columns, 4, "groups", least=-1))
+    width = 5 if len(columns) == 5 else 4  # noqa: PLR2004 - with the rows of short groups
+    carried = tuple(Group(*row) for row in _rows(columns, width, "groups", least=-1))
     require(len(carried) == current.num_carried, f"it has {len(carried)} groups, not {current.num_carried}")
     for group in carried:
+        require(0 <= group.num_rows < max(current.group_rows, 1), f"a group has {group.num_rows} rows")
         if group.cut >= 0:
             require(group.cut < len(progress.earlier), f"a group is of cut {group.cut}")
             num_lanes = progress.earlier[group.cut].num_lanes

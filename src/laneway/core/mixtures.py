@@ -30,6 +30,7 @@ from laneway.core.progress import (
     current_cut,
     ended_cut,
     fresh_cut,
+    rows_in_mixture,
 )
 from laneway.errors import StateFormatError
 
@@ -187,9 +188,11 @@ class MixturePlan:
         group = self.group(lane, index * group_rows)
         return group.cut, group.lane, group.row + offset, min(stop, (index + 1) * group_rows)
 
-    def ranges(self, group: Group, num_rows: int) -> list[SourceRange]:
-        """Return where the first rows of a group come from: for each of its sources, one or several ranges."""
-        cut, lane, row, _ = group
+    def ranges(self, group: Group, num_rows: int | None = None) -> list[SourceRange]:
+        """Return where the rows of a group, or its first ones, come from: for each of its sources, some ranges."""
+        cut, lane, row, _, of_group = group
+        if num_rows is None:
+            num_rows = of_group or self.progress.starts[cut].group_rows
         sources = self.progress.starts[cut].sources
         found = []
         for index, start, places in self.mixings[cut].lane(lane).split(row, row + num_rows):
@@ -276,6 +279,7 @@ class MixturePlan:
         *,
         group_rows: int = 1,
         batches_before: int = 0,
+        ends: NDArray[np.int64] | None = None,
     ) -> Progress:
         """Return the progress of a new cut of what the sources have left. The positions of all lanes must be known.
 
@@ -286,6 +290,7 @@ class MixturePlan:
             sharing: How ranks share them.
             group_rows: Rows from which the last stage builds items at a time.
             batches_before: See `CutStart`.
+            ends: Where each lane ends, which may be within a group; None: never.
 
         Raises:
             ValueError: A source that is no longer named has rows in a group that is half delivered.
@@ -299,16 +304,16 @@ class MixturePlan:
             rests = tuple(each.rest._replace(num_rows=each.rows_left) for each in self._unfinished(name))
             next_epoch, rows = self.begun(self.current, name)[1], self.rows_of(name)
             sources.append(SourceStart(name, weight, next_epoch, rests, files, rows))
-        carried = self._half_delivered()
+        carried = self._half_delivered(ends)
         for group in carried:
-            gone = {each.source for each in self.ranges(group, self.progress.starts[group.cut].group_rows)} - {*weights}
+            gone = {each.source for each in self.ranges(group)} - {*weights}
             if gone:
                 message = (
                     f"source {min(gone)!r} can't be removed yet: some of its rows are in items that are half "
                     "delivered; give it a weight of 0 now, and remove it later"
                 )
                 raise ValueError(message)
-        rows_before = self.progress.starts[-1].rows_before + int(current_cut(self.progress).rows().sum())
+        rows_before = rows_in_mixture(self.progress)
         start = CutStart(
             tuple(sources), group_rows, len(carried), rows_before=rows_before, batches_before=batches_before
         )
@@ -334,7 +339,7 @@ class MixturePlan:
         )
         return MixturePlan(self.sources, progress).without_finished_cuts()
 
-    def _half_delivered(self) -> tuple[Group, ...]:
+    def _half_delivered(self, ends: NDArray[np.int64] | None) -> tuple[Group, ...]:
         """Return the groups of which a part has been delivered, but not all, lane after lane."""
         found: list[Group] = []
         num_lanes, group_rows = self.cuts[-1].num_lanes, self.progress.starts[-1].group_rows
@@ -342,6 +347,8 @@ class MixturePlan:
             waiting = self.progress.carried[lane::num_lanes][position.rows // group_rows :]
             if position.offset or waiting:
                 group = self.group(lane, position.rows)
+                if not waiting and ends is not None and ends[lane] - position.rows < group_rows:
+                    group = group._replace(num_rows=int(ends[lane]) - position.rows)
                 found += [group._replace(offset=group.offset + position.offset), *waiting[1:]]
         return tuple(found)
 
@@ -359,7 +366,7 @@ class MixturePlan:
         for group, is_waiting in zip(mixture.carried, waiting, strict=True):
             if is_waiting:
                 needed.add(group.cut)
-                for name, rows in self.ranges(group, mixture.starts[group.cut].group_rows):
+                for name, rows in self.ranges(group):
                     needed |= {cut for cut, _ in self._deliveries(name, rows.epoch, group.cut)}
         kept = sorted(needed)
         carried = tuple(

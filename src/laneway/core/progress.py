@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -163,6 +163,8 @@ class Group(NamedTuple):
     """First row of the group in that lane."""
     offset: int
     """Number of its items that had been delivered."""
+    num_rows: int = 0
+    """Number of its rows, if the lane ended within it; 0: it has all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,12 +207,31 @@ class Progress:
     """The groups that the current cut was left: group `i` is in lane `i % num_lanes`, before all other rows."""
 
 
+def next_epoch(progress: Progress) -> Progress:
+    """Return the progress of the next epoch of a mixture, which goes on where this one ends."""
+    return replace(progress, epoch=progress.epoch + 1)
+
+
 def ends_follow(order_version: int) -> bool:
     """Return whether the lanes of a complete job are exactly at the ends that follow from how ranks share them.
 
     In order version 1, an epoch could be shared in other ways until its end.
     """
     return order_version > 1
+
+
+def rows_in_mixture(progress: Progress) -> int:
+    """Return the rows of a mixture that the whole job has delivered, all of whose lanes are known."""
+    if progress.cut is None or not progress.starts:
+        return 0
+    start, num_lanes, positions = progress.starts[-1], progress.cut.num_lanes, progress.cut.all_positions()
+    # A group whose lane had ended within it counts as if it had all its rows.
+    missing = sum(
+        start.group_rows - group.num_rows
+        for index, group in enumerate(progress.carried)
+        if group.num_rows and index // num_lanes < positions[index % num_lanes].rows // start.group_rows
+    )
+    return start.rows_before + sum(position.rows for position in positions) - missing
 
 
 class JobTurn(NamedTuple):

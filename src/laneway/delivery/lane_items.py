@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from laneway.core.assignment import Assignment
+    from laneway.core.progress import Group
     from laneway.delivery.item_stages import Stages
     from laneway.delivery.known_packs import KnownPackReader
     from laneway.delivery.stream import ItemMaker
@@ -150,17 +151,18 @@ class LaneItems:
                 error.add_note(f"the first of these rows is {self._rows.name_of_row(lane, position.rows)}")
             raise
 
-    def _carried(self, lane: int) -> list[int]:
-        """Return the offsets of the groups that a lane was left by earlier cuts: they are its first ones."""
+    def _carried(self, lane: int) -> list[Group]:
+        """Return the groups that a lane was left by earlier cuts: they are its first ones."""
         progress, num_lanes = self._assignment.progress, self._assignment.cut.num_lanes
-        return [group.offset for group in progress.carried[lane::num_lanes]]
+        return [*progress.carried[lane::num_lanes]]
 
     def _chunk_runs(self, pack: PackOptions, lane: int, position: LanePosition, end: int) -> Iterator[Run]:
         (row, offset), carried, chunks = position, self._carried(lane), Chunks(pack)
         while row < len(carried) or offset:
             documents = joined_documents([*self._documents.read(pack, lane, row, row + 1)])
             of = f"tokens of row {row:,} of a lane"
-            yield chunks.cut(half_delivered(documents, offset, carried[row] if row < len(carried) else 0, of=of))
+            before = carried[row].offset if row < len(carried) else 0
+            yield chunks.cut(half_delivered(documents, offset, before, of=of))
             row, offset = row + 1, 0
         for documents in self._documents.read(pack, lane, row, end):
             yield chunks.cut(documents)
@@ -169,10 +171,15 @@ class LaneItems:
     def _fitted_runs(self, pack: PackOptions, lane: int, position: LanePosition, end: int) -> Iterator[Run]:
         carried = self._carried(lane)
         while position.rows < end:
-            stop, group = min(position.rows + pack.group_rows, end), position.rows // pack.group_rows
-            documents = joined_documents([*self._documents.read(pack, lane, position.rows, stop)])
+            stop, number = min(position.rows + pack.group_rows, end), position.rows // pack.group_rows
+            group = carried[number] if number < len(carried) else None
+            # The lane that it comes from may have ended within it.
+            last = position.rows + group.num_rows if group is not None and group.num_rows else stop
+            documents = joined_documents([*self._documents.read(pack, lane, position.rows, last)])
             try:
-                yield from fitted_runs(pack, documents, position, carried[group] if group < len(carried) else 0)
+                yield from fitted_runs(
+                    pack, documents._replace(stop=stop), position, 0 if group is None else group.offset
+                )
             except DocumentError as error:
                 self._documents.name_row(error, lane, documents.rows)
                 raise
@@ -183,7 +190,7 @@ class LaneItems:
         offset, carried = position.offset, self._carried(lane)
         for row, items in self._documents.expanded(lane, position.rows, end):
             num_items, of = len(items), f"items of row {row:,} of a lane"
-            before = carried[row] if row < len(carried) else 0
+            before = carried[row].offset if row < len(carried) else 0
             first, offset_after = resume_group(offset, before, num_items, num_items, of=of)
             offset = 0
             yield Run(items[first:], partial(_position_in_row, row, first, offset_after), LanePosition(row + 1))

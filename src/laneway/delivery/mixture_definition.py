@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from torch.utils.data import default_collate
 
-from laneway.core.mixture_assignment import Mixed, following_cut, resolve_mixture, rows_delivered
+from laneway.core.mixture_assignment import Mixed, following_cut, resolve_mixture
 from laneway.core.mixture_identity import MixtureIdentity
 from laneway.core.mixture_progress import read_mixture
 from laneway.core.mixtures import MixturePlan, Source
 from laneway.core.plan import Settings
-from laneway.core.progress import Progress
+from laneway.core.progress import Progress, rows_in_mixture
 from laneway.delivery.context import MixtureContexts, OfSource
 from laneway.delivery.definition import Definition
 from laneway.delivery.source_functions import SourceFunctions
@@ -156,7 +156,7 @@ class MixtureDefinition(Definition):
     def is_fresh(self, assignment: Assignment) -> bool:
         """Return whether a pass starts here, in the cut that every worker derives from the epoch number alone."""
         progress = assignment.progress
-        if progress.earlier or rows_delivered(progress):
+        if progress.earlier or rows_in_mixture(progress):
             return False
         return progress == self.resolve(Progress(progress.epoch), assignment.place).progress
 
@@ -168,7 +168,7 @@ class MixtureDefinition(Definition):
         """Return with which other weights, sources and files the mixture goes on, if with others."""
         if not progress.starts or not saved.is_global:
             return []
-        rows = rows_delivered(progress)
+        rows = rows_in_mixture(progress)
         weights, before = self.weighting.weights_at(rows), progress.starts[-1].sources
         found = []
         if {source.name: source.weight for source in before} != dict(weights):

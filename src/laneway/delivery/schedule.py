@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from laneway.arguments import plain_int
-from laneway.core.progress import Progress
+from laneway.core.progress import Progress, next_epoch
+from laneway.delivery.choices import refused_epoch, warning_of_complete, warning_of_dropped
 from laneway.delivery.clock import MAX_EPOCHS, EpochClock, Loaded, loader_number
 from laneway.delivery.workers import is_in_worker, is_loader_starting_again
 from laneway.errors import LanewayError, StateFormatError
@@ -55,11 +56,6 @@ class Restored:
         if not self.follows and (self.loaded is not Loaded.OVER or self.chosen is not None):
             return self.progress
         return next_epoch(self.progress) if self.goes_on else Progress(self.progress.epoch + 1)
-
-
-def next_epoch(progress: Progress) -> Progress:
-    """Return the progress of the next epoch, which goes on where this one ends."""
-    return replace(progress, epoch=progress.epoch + 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,12 +184,7 @@ class EpochSchedule:
         # One worker warns for all.
         if restored is None or restored.chosen is not None or restored.loaded is not Loaded.COMPLETE or place.worker:
             return None
-        epoch = restored.progress.epoch
-        return (
-            f"the loaded state is of the last batch of epoch {epoch}, so this pass delivers nothing, and the next one "
-            f"epoch {epoch + 1}: right for a loop that starts at epoch {epoch}, as range(loader.epoch, n) does, and "
-            f"set_epoch({epoch}) before it says so; if yours starts at epoch {epoch + 1}, call set_epoch({epoch + 1})"
-        )
+        return warning_of_complete(restored.progress.epoch)
 
     @property
     def next_progress(self) -> Progress:
@@ -223,10 +214,8 @@ class EpochSchedule:
 
     def _is_unused(self, begun: _Begun) -> bool:
         """Return whether nothing was chosen or begun since a pass, and it has delivered nothing, or is endless."""
-        if self.is_endless:
-            return begun.pid == os.getpid()
-        is_last = begun.pid == os.getpid() and self._clock.is_untouched(begun.generation)
-        return is_last and not begun.running.num_delivered and not begun.running.is_over
+        is_last = begun.pid == os.getpid() and (self.is_endless or self._clock.is_untouched(begun.generation))
+        return is_last and (self.is_endless or not (begun.running.num_delivered or begun.running.is_over))
 
     def _check_goes_on(self) -> None:
         """Check that a worker of a user's own DataLoader need not go on where an earlier pass has stopped."""
@@ -243,19 +232,9 @@ class EpochSchedule:
         if number is None or not 0 <= number < MAX_EPOCHS:
             message = f"epoch must be an int in [0, {MAX_EPOCHS}), not {epoch!r}"
             raise ValueError(message)
-        if not self.has_epochs:
-            message = (
-                f"set_epoch({epoch}) of an endless mixture: it has no epochs of its own, and goes on where the last "
-                "pass stopped; give it a stop or epoch_batches=, or don't call set_epoch"
-            )
-            raise LanewayError(message)
         choosing = [each for each in self._with_loaders() if each.can_choose(number)]
-        if not choosing:
-            message = (
-                f"set_epoch({epoch}), but epochs of a number of batches follow each other, and the next pass is of "
-                f"epoch {self.next_progress.epoch}: start the loop over epochs there"
-            )
-            raise LanewayError(message)
+        if not self.has_epochs or not choosing:
+            raise refused_epoch(number, self.next_progress.epoch if self.has_epochs else None)
         found = [each.choose(number) for each in choosing]
         for warning in dict.fromkeys(filter(None, found)):
             warnings.warn(warning, stacklevel=3)
@@ -281,13 +260,7 @@ class EpochSchedule:
             if epoch == of_state or (is_complete and epoch == of_state + 1):
                 restored = replace(restored, chosen=epoch, generation=self._clock.generation)
             else:
-                where = "the end" if is_complete else "the middle"
-                way_out = of_state + 1 if is_complete else of_state
-                warning = (
-                    f"set_epoch({epoch}) drops the loaded state, which is of {where} of epoch {of_state}; to resume "
-                    f"from it, start the loop over epochs at {way_out}"
-                )
-                restored = None
+                warning, restored = warning_of_dropped(epoch, of_state, is_complete=is_complete), None
         self._restored = restored
         return warning
 

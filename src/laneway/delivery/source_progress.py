@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from laneway.core.mixture_assignment import rows_delivered
 from laneway.core.mixtures import MixturePlan
+from laneway.core.progress import rows_in_mixture
 from laneway.delivery.mixture_definition import MixtureDefinition
 from laneway.delivery.runner import not_in_lockstep
 from laneway.errors import LanewayError
@@ -86,7 +86,7 @@ def rows_of_job(runner: PassRunner) -> int:
     Raises:
         LanewayError: They can't be inferred.
     """
-    return rows_delivered(whole_progress(runner))
+    return rows_in_mixture(whole_progress(runner))
 
 
 def check_same_rows(ranks: Sequence[tuple[int, int]]) -> None:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from laneway.core.mixture_assignment import ENDLESS, Mixed, following_cut, resolve_mixture, rows_delivered
+from laneway.core.mixture_assignment import ENDLESS, Mixed, following_cut, resolve_mixture
 from laneway.core.mixture_cuts import batches_taken
 from laneway.core.mixtures import Source
 from laneway.core.options import LaneOptions
 from laneway.core.plan import Identity
-from laneway.core.progress import LanePosition, Progress, current_cut, rows_in_step
+from laneway.core.progress import LanePosition, Progress, current_cut, rows_in_mixture, rows_in_step
 from laneway.core.turns import WorkerPlace
 from laneway.core.weighting import Phase, Weighting
 from laneway.errors import CheckpointMismatchError
@@ -54,7 +54,7 @@ def test_what_a_number_of_rows_has_left_is_cut_again() -> None:
     found = resolve_mixture(mixed(stop=30), Progress(0), WorkerPlace(0, 2))
     progress = after(found, 4)
     resumed = resolve_mixture(mixed(stop=30), progress, WorkerPlace(0, 3))
-    assert rows_delivered(resumed.progress) == 16
+    assert rows_in_mixture(resumed.progress) == 16
     assert resumed.ends.sum() in range(14, 18)
     done = resolve_mixture(mixed(stop=30), after(found, 10), WorkerPlace(0, 3))
     assert done.is_complete

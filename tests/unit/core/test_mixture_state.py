@@ -116,3 +116,13 @@ def test_a_damaged_mixture_is_refused(path: tuple[int, ...], value: object) -> N
         encoded = value
     with pytest.raises(StateFormatError, match="this state is damaged"):
         decode_mixture(encoded, PROGRESS)
+
+
+def test_a_group_in_which_its_lane_ended_keeps_its_rows() -> None:
+    short = replace(MIXTURE, carried=(Group(0, 3, 12, 1, num_rows=5), Group(-1, 0, 6, 4)))
+    encoded = json.loads(json.dumps(encode_mixture(short)))
+    assert encoded[3] == [[0, -1], [3, 0], [12, 6], [1, 4], [5, 0]]
+    assert decode_mixture(encoded, PROGRESS) == short
+    encoded[3][4] = [6, 0]
+    with pytest.raises(StateFormatError, match="a group has 6 rows"):
+        decode_mixture(encoded, PROGRESS)
