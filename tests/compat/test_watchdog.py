@@ -107,6 +107,22 @@ def test_a_function_that_keeps_the_lock_of_the_interpreter_is_named_and_replaced
     assert re.search(r'File ".*test_watchdog.py", line \d+ in __call__', message)
 
 
+def test_the_stacks_of_persistent_workers_are_known_in_later_epochs_too(
+    corpus: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stall = Stall(40, 0)
+    dataset = StatefulShardedDataset(corpus, batch_size=8, transform=stall)
+    loader = SavableLoader(
+        dataset, num_workers=1, persistent_workers=True, stall_warning_s=None, stall_timeout_s=STALL_S
+    )
+    expected = ids(loader)
+    stall.left.release()
+    assert ids(loader) == expected
+    (message,) = [each for each in records(caplog) if "calls functions on rows" in each]
+    assert re.search(r'File ".*test_watchdog.py", line \d+ in __call__', message)
+    assert (loader.epoch, loader.metrics().rows) == (1, 192)
+
+
 def test_the_third_stall_at_the_same_row_is_an_error_that_names_it_and_loses_nothing(corpus: Path) -> None:
     expected = ids(SavableLoader(StatefulShardedDataset(corpus, batch_size=8), num_workers=2))
     stall = Stall(40, 3)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from laneway.arguments import parse_bytes
-from laneway.wording import counted, size
+from laneway.wording import counted, rounded_size, size
 
 
 def test_a_noun_is_in_the_singular_after_one_only() -> None:
@@ -34,3 +34,10 @@ def test_a_size_has_the_largest_unit_of_which_it_is_a_whole_number(num_bytes: in
     assert size(num_bytes) == text
     if num_bytes and "byte" not in text:
         assert parse_bytes(text.replace(",", "")) == num_bytes
+
+
+def test_measured_sizes_are_rounded_to_the_largest_unit() -> None:
+    sizes = [0, 1, 1023, 1024, 1.5 * 2**20, 2**30 - 1, 2**30, 2**50]
+    assert [rounded_size(each) for each in sizes] == [
+        *("0 bytes", "1 byte", "1,023 bytes", "1.0 KiB", "1.5 MiB", "1,024.0 MiB", "1.0 GiB", "1,024.0 TiB"),
+    ]

@@ -231,9 +231,10 @@ class BatchSource:
         with holding_back_signals() if self._keywords["num_workers"] else nullcontext():
             batches: Iterator[TaggedBatch] = iter(self._dataset if is_direct else self._loader)
             self._running = batches
-        self.watchdog.begin(batches)
-        if not self._keywords["num_workers"] and self._dataset.meter is not None:
-            self.counts.receive((0, self._dataset.meter))
+        if self._keywords["num_workers"]:
+            self.watchdog.begin(batches)
+        elif self._dataset.meter is not None:
+            self.counts.receive(0, self._dataset.meter)
         return batches
 
     @property
@@ -346,7 +347,6 @@ class DataLoaderPass(Pass):
                 return None
             try:
                 tagged = next(self._batches)
-                self.source.watchdog.received(self._batches)
                 raise_if_unsent(tagged.batch)
             except StopIteration:
                 self._batches = None
@@ -361,9 +361,17 @@ class DataLoaderPass(Pass):
                 if self._waits_on_after(error):
                     continue
                 raise
-            self.source.counts.receive(tagged.counts)
-            if tagged.positions:
+            if self._received(tagged):
                 return tagged
+
+    def _received(self, tagged: TaggedBatch) -> bool:
+        """Note what has come with a batch, and return whether there is one."""
+        source = self.source
+        if source.watchdog.is_alert:
+            source.watchdog.received(self._batches)
+        if tagged.counts is not None:
+            source.counts.receive(*tagged.counts)
+        return bool(tagged.positions)
 
     def _waits_on_after(self, error: BaseException) -> bool:
         """Return whether an error is none: the batch is only late. Workers may have been replaced, to read it again.

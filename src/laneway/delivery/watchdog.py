@@ -111,6 +111,8 @@ class Watchdog:
         self._num_warnings = 0
         self._waits = False
         """Whether the batch that comes next is late."""
+        self.is_alert = False
+        """Whether it wants to know of the next batch."""
         self._stalls: Counter[str] = Counter()
         self._before = MemoryBefore.now()
 
@@ -130,10 +132,10 @@ class Watchdog:
 
     def received(self, batches: object) -> None:
         """Record that a batch has come."""
-        if self._waits:
-            self._waits, self._num_warnings = False, 0
-            self._wait(batches, self._patience.next_s(0, 0))
+        self.is_alert = self._waits = False
+        self._num_warnings = 0
         self._stalls.clear()
+        self._wait(batches, self._patience.next_s(0, 0))
 
     def _wait(self, batches: object, seconds: float) -> None:
         """Be woken up after some time at the latest; inf: never."""
@@ -155,7 +157,8 @@ class Watchdog:
         check_pinning(batches)
         now, patience = time.monotonic(), self._patience
         if not self._waits:
-            self._waits, self._since = True, now - self._tick_s
+            self.is_alert = self._waits = True
+            self._since = now - self._tick_s
         # A timer may fire a little early.
         waited_s = now - self._since + 1e-3
         if patience.loader_timeout_s and waited_s >= patience.loader_timeout_s:

@@ -16,16 +16,14 @@ class WorkerCounts:
         self._counts: tuple[dict[int, Counts], dict[int, bytes | Meter]] = {}, {}
         """Worker -> the sums of those that ran before; and what the running one had counted with its last batch."""
 
-    def receive(self, counts: tuple[int, bytes | Meter] | None) -> None:
+    def receive(self, worker: int, latest: bytes | Meter) -> None:
         """Store what a worker has counted.
 
         Args:
-            counts: The worker, and the result of `Meter.pack`, or the meter itself if it is of this process; None: a
-                batch has brought nothing new.
+            worker: The worker.
+            latest: The result of `Meter.pack`, or the meter itself if it is of this process.
         """
-        if counts is not None:
-            worker, latest = counts
-            self._counts[1][worker] = latest
+        self._counts[1][worker] = latest
 
     def start_again(self) -> None:
         """Add what was counted to the sums, before other workers start at zero."""
