@@ -28,6 +28,9 @@ from laneway.checkpoint import Checkpoint, KeepBest, KeepEvery, KeepLatest, Poli
 from laneway.core.files import FileTable
 from laneway.dcp import GatheredState
 from laneway.delivery.source_progress import SourceProgress
+from laneway.inspection.report import AuditedEpoch, AuditReport, Finding
+from laneway.inspection.summary import StateDifferences, StateSummary
+from laneway.plans.epoch_plan import EpochPlan, RowDelivery
 from laneway.reading.column_statistics import ColumnStatistics
 from laneway.reading.selection_summary import SelectionStep, SelectionSummary
 from tests.test_public_api import ERRORS, MEMBERS, SIGNATURES
@@ -41,6 +44,9 @@ INTEGRATIONS = {"laneway.integrations.hf.LanewayTrainerMixin", "laneway.integrat
 
 CLASSES: dict[str, type] = {
     "batch context": BatchContext,
+    "audit": AuditReport,
+    "audit.epochs": AuditedEpoch,
+    "audit.findings": Finding,
     "checkpoint": Checkpoint,
     "checkpoints": Checkpoints,
     "dataset": StatefulShardedDataset,
@@ -52,6 +58,8 @@ CLASSES: dict[str, type] = {
     "manifest": Manifest,
     "manifest.files": FileTable,
     "mixture": Mixture,
+    "plan": EpochPlan,
+    "plan.where": RowDelivery,
     "policy": Policy,
     "resumed": Resumed,
     "retries": RetryPolicy,
@@ -60,6 +68,8 @@ CLASSES: dict[str, type] = {
     "selection.steps": SelectionStep,
     "shard": Shard,
     "source progress": SourceProgress,
+    "state differences": StateDifferences,
+    "state summary": StateSummary,
     "statistics": ColumnStatistics,
 }
 """Key of `MEMBERS` -> its class."""
