@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint.state_dict_saver import save as save_dcp
 
 from laneway import Checkpoints, Manifest, Mixture, SavableLoader, StatefulShardedDataset
 from laneway.cli.arguments import parser
@@ -164,7 +164,7 @@ def test_plan_and_where_agree_with_what_is_delivered(ask: Callable[..., Any], jo
 def test_a_state_is_read_in_every_form(ask: Callable[..., Any], job: Path, form: str) -> None:
     state = json.loads((job / "step-3.json").read_text())
     if form == "dcp":
-        dcp.save({"app": {"loader": state, "w": torch.zeros(2)}}, checkpoint_id=str(job / "dcp"), no_dist=True)
+        save_dcp({"app": {"loader": state, "w": torch.zeros(2)}}, checkpoint_id=str(job / "dcp"), no_dist=True)
     if form.startswith("run"):
         with Checkpoints(job / "run") as checkpoints:
             (single,) = make_loaders(job / "data", 1)
@@ -224,6 +224,7 @@ def test_verify_names_damaged_row_groups(ask: Callable[..., Any], job: Path) -> 
     path = job / "data" / "part-003.parquet"
     data = bytearray(path.read_bytes())
     start = pq.read_metadata(path).row_group(1).column(1).dictionary_page_offset
+    assert start is not None
     data[start : start + 40] = b"\xff" * 40
     path.write_bytes(data)
     facts, code = ask("verify", "data")
