@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import laneway
-from laneway import Checkpoints, Manifest, RetryPolicy, SavableLoader, StatefulShardedDataset, dcp, distributed
+from laneway import (
+    Checkpoints,
+    Manifest,
+    RetryPolicy,
+    SavableLoader,
+    StatefulShardedDataset,
+    audit,
+    compare_states,
+    dcp,
+    describe_state,
+    distributed,
+)
 from laneway.checkpoint import Checkpoint, KeepBest, KeepEvery, KeepLatest, Resumed
 from tests.corpora import write_corpus
 
@@ -76,9 +87,16 @@ SIGNATURES = {
         "(source, *, format=None, filesystem=None, storage_options=None, retries=None, progress=None, cache_dir=None, "
         "filter=None, categories=(), process_group=None)"
     ),
+    "laneway.audit": "(states, source=None)",
+    "laneway.compare_states": "(a, b, *, key=None)",
+    "laneway.describe_state": "(state, *, key=None)",
     "laneway.merge_states": "(states)",
+    "laneway.redistribute": "(state, world_size, num_workers=0, *, batch_size=None, num_rows=None, key=None)",
 }
 """What users call by its qualified name -> its parameters."""
+
+FUNCTIONS = {"audit", "compare_states", "describe_state", "merge_states", "redistribute"}
+"""What is exported and neither a class nor an error."""
 
 MEMBERS = {
     "checkpoint": {
@@ -118,6 +136,31 @@ MEMBERS = {
         "watch": "(batches)",
     },
     "policy": {"kept": "(checkpoints)"},
+    "audit": {"epochs": "attribute", "findings": "attribute", "is_exact": "attribute", "num_checkpoints": "attribute"}
+    | {"num_left": "attribute"},
+    "audit.epochs": dict.fromkeys(
+        ["epoch", "num_delivered", "num_left", "num_left_out", "num_repeated", "num_rows"], "attribute"
+    ),
+    "audit.findings": dict.fromkeys(
+        ["checkpoint", "epoch", "kind", "num_rows", "places", "ranges", "reason"], "attribute"
+    ),
+    "plan": {
+        **dict.fromkeys(["batch_size", "batches_per_rank", "bytes_per_rank", "epoch", "next_step"], "attribute"),
+        **dict.fromkeys(["num_lanes", "num_rows", "num_steps", "num_windows", "num_workers"], "attribute"),
+        **dict.fromkeys(["rows_dropped", "rows_repeated", "worker_memory_bytes", "world_size"], "attribute"),
+        "rows_of": "(step)",
+        "where": "(path, row, *, source=None, epoch=None)",
+    },
+    "plan.where": dict.fromkeys(["batch_index", "rank", "step", "worker"], "attribute"),
+    "state differences": dict.fromkeys(["files", "is_same_order", "progress", "settings"], "attribute"),
+    "state summary": dict.fromkeys(
+        [
+            *("cuts", "epoch", "fingerprint", "is_complete", "num_cuts", "num_delivered", "num_files", "num_rows"),
+            *("num_steps", "num_workers", "positions", "ranks", "scope", "settings", "share", "sources", "version"),
+            "world_size",
+        ],
+        "attribute",
+    ),
     "resumed": dict.fromkeys(("metrics", "rank_user", "step", "tag", "user"), "attribute"),
     "keep best": dict.fromkeys(("count", "metric", "mode"), "attribute"),
     "keep every": {"steps": "attribute"},
@@ -140,6 +183,8 @@ MEMBERS = {
             "(length, *, column='input_ids', strategy='best_fit', separator=None, overflow='split', "
             "mask='document_ids', pad_value=0, group_rows=None, lengths=None)"
         ),
+        "plan": "(epoch=None, world_size=None, num_workers=None, *, state=None)",
+        "read": "(path, rows, *, epoch=None)",
         "repeat": "(epochs=None, *, epoch_batches=None)",
         "schema": "attribute",
         "selection": "attribute",
@@ -199,6 +244,7 @@ MEMBERS = {
             "(length, *, column='input_ids', strategy='best_fit', separator=None, overflow='split', "
             "mask='document_ids', pad_value=0, group_rows=None, lengths=None)"
         ),
+        "plan": "(epoch=None, world_size=None, num_workers=None, *, state=None)",
         "schema": "attribute",
         "set_epoch": "(epoch)",
         "shard": "(num_shards, index)",
@@ -278,7 +324,7 @@ def test_the_modules_export_what_they_did() -> None:
         "Shard",
     }
     classes |= {"StatefulShardedDataset"}
-    assert laneway.__all__ == sorted({*ERRORS, *classes, "merge_states"})
+    assert laneway.__all__ == sorted({*ERRORS, *classes, *FUNCTIONS})
     for module, names in ((dcp, ["GatheredState"]), (laneway, laneway.__all__)):
         assert [name for name in names if not hasattr(module, name)] == []
     defined = [name for name, value in vars(dcp).items() if getattr(value, "__module__", "") == dcp.__name__]
@@ -300,7 +346,7 @@ def test_tracebacks_name_errors_as_they_are_imported() -> None:
 
 
 def test_the_source_of_public_classes_is_found() -> None:
-    classes = [getattr(laneway, name) for name in laneway.__all__ if name not in {*ERRORS, "merge_states"}]
+    classes = [getattr(laneway, name) for name in laneway.__all__ if name not in {*ERRORS, *FUNCTIONS}]
     assert [each for each in classes if f"class {each.__name__}" not in inspect.getsource(each)] == []
 
 
@@ -315,7 +361,17 @@ def test_public_members_are_what_they_were(tmp_path: Path, owner: str) -> None:
     checkpoints = Checkpoints(tmp_path / "run")
     checkpoints.save(0)
     checkpoints.close()
+    state = StatefulShardedDataset(tmp_path).state_dict()
+    write_corpus(tmp_path / "_other", files=((2,),))
+    report = audit([state, StatefulShardedDataset(tmp_path, seed=1).state_dict()])
     owners: dict[str, Any] = {
+        "audit": report,
+        "audit.epochs": report.epochs[0],
+        "audit.findings": report.findings[0],
+        "plan": StatefulShardedDataset(tmp_path, batch_size=2).plan(),
+        "plan.where": dataset.plan().where("part-000.parquet", 0)[0],
+        "state differences": compare_states(state, StatefulShardedDataset(tmp_path / "_other").state_dict()),
+        "state summary": describe_state(state),
         "dataset": dataset,
         "loader": SavableLoader(dataset),
         "checkpoint": Checkpoint(number=1, step=0, tag="first"),

@@ -29,6 +29,9 @@ from laneway.core.files import FileTable
 from laneway.dcp import GatheredState
 from laneway.delivery.metrics import LoaderMetrics, StageSeconds, WorkerMetrics
 from laneway.delivery.source_progress import SourceProgress
+from laneway.inspection.report import AuditedEpoch, AuditReport, Finding
+from laneway.inspection.summary import StateDifferences, StateSummary
+from laneway.plans.epoch_plan import EpochPlan, RowDelivery
 from laneway.reading.column_statistics import ColumnStatistics
 from laneway.reading.selection_summary import SelectionStep, SelectionSummary
 from tests.test_public_api import ERRORS, MEMBERS, SIGNATURES
@@ -42,6 +45,9 @@ INTEGRATIONS = {"laneway.integrations.hf.LanewayTrainerMixin", "laneway.integrat
 
 CLASSES: dict[str, type] = {
     "batch context": BatchContext,
+    "audit": AuditReport,
+    "audit.epochs": AuditedEpoch,
+    "audit.findings": Finding,
     "checkpoint": Checkpoint,
     "checkpoints": Checkpoints,
     "dataset": StatefulShardedDataset,
@@ -53,6 +59,8 @@ CLASSES: dict[str, type] = {
     "manifest": Manifest,
     "manifest.files": FileTable,
     "mixture": Mixture,
+    "plan": EpochPlan,
+    "plan.where": RowDelivery,
     "policy": Policy,
     "resumed": Resumed,
     "retries": RetryPolicy,
@@ -64,6 +72,8 @@ CLASSES: dict[str, type] = {
     "metrics.stages": StageSeconds,
     "shard": Shard,
     "source progress": SourceProgress,
+    "state differences": StateDifferences,
+    "state summary": StateSummary,
     "statistics": ColumnStatistics,
 }
 """Key of `MEMBERS` -> its class."""

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint.state_dict_saver import save as save_dcp
 
 from laneway import Checkpoints, Manifest, Mixture, SavableLoader, StatefulShardedDataset
 from laneway.cli.arguments import parser
@@ -24,6 +24,9 @@ from tests.corpora import write_corpus
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+# What dcp.save says where no_dist is given.
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
 
 ROOT = Path(__file__).resolve().parents[2]
 NUM_ROWS = 48
@@ -35,11 +38,9 @@ def command() -> list[str]:
     return [str(script)] if script.exists() else [sys.executable, "-m", "laneway"]
 
 
-def run(*arguments: str, cwd: Path, text_input: str | None = None) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Run the command in a process of its own, without a terminal."""
-    return subprocess.run(
-        [*command(), *arguments], cwd=cwd, input=text_input, capture_output=True, text=True, check=False, timeout=120
-    )
+    return subprocess.run([*command(), *arguments], cwd=cwd, capture_output=True, text=True, check=False, timeout=120)
 
 
 def make_loaders(path: Path, world_size: int, **arguments: Any) -> list[SavableLoader]:
@@ -66,11 +67,6 @@ def job(tmp_path: Path) -> Path:
     torch.save({"loader": state, "model": torch.zeros(2)}, tmp_path / "step-3.pt")
     for rank, loader in enumerate(loaders):
         (tmp_path / f"rank-{rank}.json").write_text(json.dumps(loader.save_state_rank()))
-    dcp.save({"app": {"loader": state, "w": torch.zeros(2)}}, checkpoint_id=str(tmp_path / "dcp"), no_dist=True)
-    with Checkpoints(tmp_path / "run") as checkpoints:
-        (single,) = make_loaders(tmp_path / "data", 1)
-        single.load_state_dict(state)
-        checkpoints.save(3, loader=single, model=nn.Linear(1, 1))
     (resumed,) = make_loaders(tmp_path / "data", 1, batch_size=2)
     resumed.load_state_dict(state)
     take([resumed], 2)
@@ -108,7 +104,7 @@ def test_the_installed_command_answers_and_exits_as_it_says(job: Path) -> None:
     shown = run("inspect", "data", cwd=job)
     assert (shown.returncode, shown.stderr) == (0, "")
     assert "rows         48" in shown.stdout
-    assert max(map(len, shown.stdout.split("advice")[0].splitlines())) <= 80
+    assert max(map(len, shown.stdout.split("advice")[0].splitlines()[1:])) <= 80
     refused = run("state", "missing.json", cwd=job)
     assert refused.returncode == 2
     assert refused.stderr == (
@@ -134,7 +130,7 @@ def test_inspect_says_what_there_is_and_what_to_change(ask: Callable[..., Any], 
     facts, code = ask("inspect", "data")
     assert (code, facts["files"], facts["rows"], facts["blocks"]) == (0, 7, NUM_ROWS, 10)
     assert facts["schema"] == {"id": "int64", "text": "string", "x": "float"}
-    assert facts["rows_per_block"] == [1, 4, 13]
+    assert facts["rows_per_block"] == [1, 3, 13]
     pq.write_table(
         pa.table({"x": [b"a" * (3 << 20)] * 50}), job / "large.parquet", compression="none", use_dictionary=False
     )
@@ -165,7 +161,15 @@ def test_plan_and_where_agree_with_what_is_delivered(ask: Callable[..., Any], jo
 
 
 @pytest.mark.parametrize("form", ["step-3.json", "step-3.pt", "rank-*.json", "dcp", "run", "run/000001-step-3"])
-def test_a_state_is_read_in_every_form(ask: Callable[..., Any], form: str) -> None:
+def test_a_state_is_read_in_every_form(ask: Callable[..., Any], job: Path, form: str) -> None:
+    state = json.loads((job / "step-3.json").read_text())
+    if form == "dcp":
+        save_dcp({"app": {"loader": state, "w": torch.zeros(2)}}, checkpoint_id=str(job / "dcp"), no_dist=True)
+    if form.startswith("run"):
+        with Checkpoints(job / "run") as checkpoints:
+            (single,) = make_loaders(job / "data", 1)
+            single.load_state_dict(state)
+            checkpoints.save(3, loader=single, model=nn.Linear(1, 1))
     facts, code = ask("state", form, "--source", "data")
     assert (code, facts["fits"], facts["num_delivered"], facts["num_rows"]) == (0, True, 18, NUM_ROWS)
 
@@ -220,6 +224,7 @@ def test_verify_names_damaged_row_groups(ask: Callable[..., Any], job: Path) -> 
     path = job / "data" / "part-003.parquet"
     data = bytearray(path.read_bytes())
     start = pq.read_metadata(path).row_group(1).column(1).dictionary_page_offset
+    assert start is not None
     data[start : start + 40] = b"\xff" * 40
     path.write_bytes(data)
     facts, code = ask("verify", "data")
@@ -240,7 +245,7 @@ def test_bench_measures_utilisation(ask: Callable[..., Any]) -> None:
     [
         (b"", "is not a JSON file, nor one of torch.save"),
         (b'{"a": 1}', "holds no state of laneway"),
-        (b'{"format": "laneway.state"}', "this state is damaged"),
+        (b'{"format": "laneway.state"}', "this state has format version None"),
         (b"PK\x03\x04 and no zip", "is not a file of torch.save"),
     ],
 )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from laneway.catalog.progress_bar import progress_bar
-from laneway.cli.output import Answer, pairs, table
+from laneway.cli.output import Answer, pairs, table, wrapped
 from laneway.cli.sources import open_dataset, open_manifest, progress_wanted, storage_options
 from laneway.errors import DataFileError
 from laneway.reading.reader import RowReader
@@ -62,7 +62,7 @@ def inspect(arguments: argparse.Namespace) -> Answer:
                 unit,
                 None
                 if of_block is None
-                else f"{len(blocks):,}, of {of_block[0]:,} to {of_block[2]:,} rows, up to "
+                else f"{len(blocks):,}, of {_span([of_block[0], of_block[2]])} rows, up to "
                 f"{rounded_size(facts['largest_block_bytes'])} decoded",
             ),
             ("partitions", ", ".join(partitions) or None),
@@ -70,7 +70,7 @@ def inspect(arguments: argparse.Namespace) -> Answer:
         ]
     )
     schema = table(["column", "type"], facts["schema"].items())
-    advice = ["", "advice", *(f"- {each}" for each in facts["advice"])] if facts["advice"] else []
+    advice = ["", "advice", *wrapped(f"- {each}" for each in facts["advice"])] if facts["advice"] else []
     return Answer(facts, [*lines, "", *schema, *advice])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import textwrap
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -53,6 +54,18 @@ def table(names: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
     numeric = [all(_is_number(row[i]) for row in cells[1:]) for i in range(len(widths))]
     lines = ([_fitted(*each) for each in zip(row, widths, numeric, strict=True)] for row in cells)
     return ["  ".join(line).rstrip() for line in lines]
+
+
+def wrapped(lines: Iterable[str]) -> list[str]:
+    """Return lines of text, those that are too long as several; words stay whole."""
+    return [
+        part
+        for line in lines
+        for part in textwrap.wrap(
+            line, width(), subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
+        )
+        or [""]
+    ]
 
 
 def pairs(facts: Iterable[tuple[str, object]]) -> list[str]:

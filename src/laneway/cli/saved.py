@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from laneway.cli.output import Answer, table
+from laneway.cli.output import Answer, table, wrapped
 from laneway.cli.sources import open_for_state, storage_options
 from laneway.cli.state_files import load_checkpoint, load_checkpoints, natural
 from laneway.core.merge import merge_ranks
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def _lines_of(value: object) -> list[str]:
     """Return the lines of a repr, without the parentheses around them."""
     lines = repr(value).split("\n")
-    return [line.removeprefix("  ").removesuffix(",") for line in lines[1:-1]] or lines
+    return wrapped([line.removeprefix("  ").removesuffix(",") for line in lines[1:-1]] or lines)
 
 
 def _originals(saved: SavedValue, key: str | None) -> list[dict[str, Any]]:

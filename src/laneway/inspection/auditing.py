@@ -215,10 +215,9 @@ class _Audit:
         reason = f"checkpoint {behind} has them, and the run went on from before them"
         self._report("delivered twice", checkpoint, now, twice, reason)
         missing = Intervals.empty() if is_same_cut else (now.base - before) - unknown
-        began = "the epoch began" if was is None else f"checkpoint {behind}"
         reason = (
-            f"this run began behind them, and none is known that went on from where {began}: they were skipped, or the "
-            "checkpoint that this run began with is not given"
+            "the run began behind them, and no checkpoint is where it began: they were skipped, or the checkpoint from "
+            "which it was resumed is not given"
         )
         self._report("not delivered", checkpoint, now, missing, reason)
 
@@ -232,7 +231,6 @@ class _Audit:
         known = len(now.delivered | now.ahead | now.unknown)
         self._epochs[checkpoint.epoch] = AuditedEpoch(
             epoch=checkpoint.epoch,
-            source=None,
             num_rows=now.num_rows,
             num_delivered=len(now.delivered - faulty),
             num_left=len(now.ahead - faulty) if is_last else 0,

@@ -64,8 +64,6 @@ class AuditedEpoch:
 
     epoch: int
     """Zero-based."""
-    source: str | None
-    """In a mixture, the name of the source."""
     num_rows: int
     """Rows of the epoch."""
     num_delivered: int
@@ -78,11 +76,10 @@ class AuditedEpoch:
     """Rows that `remainder="pad"` has delivered once more, so that ranks deliver equally many."""
 
     def __repr__(self) -> str:
-        source = "" if self.source is None else f" of source {self.source!r}"
         parts = [f"{self.num_delivered:,} of {counted(self.num_rows, 'row')} delivered exactly once"]
         counts = {"left": self.num_left, "left out on purpose": self.num_left_out, "repeated to pad": self.num_repeated}
         parts += [f"{count:,} {what}" for what, count in counts.items() if count]
-        return f"epoch {self.epoch}{source}: {', '.join(parts)}"
+        return f"epoch {self.epoch}: {', '.join(parts)}"
 
 
 @final

@@ -95,6 +95,11 @@ class StateSummary:
         """The share of the epoch that was delivered, in [0, 1]; None: unknown."""
         return self.num_delivered / self.num_rows if self.num_rows else None
 
+    @property
+    def num_cuts(self) -> int:
+        """Number of the cuts."""
+        return len(self.cuts)
+
     def __repr__(self) -> str:
         whose = {"global": "the whole job", "rank": "some ranks", "worker": "some workers"}[self.scope]
         ranks = f" ({', '.join(map(str, self.ranks))})" if self.ranks else ""
@@ -260,7 +265,7 @@ class StateDifferences:
 
 _COMPARED = (
     *("scope", "world_size", "num_workers", "epoch", "is_complete", "num_rows", "num_delivered", "num_steps"),
-    *("positions", "cuts", "sources"),
+    *("num_cuts", "positions", "sources"),
 )
 
 
