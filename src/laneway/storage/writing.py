@@ -66,9 +66,7 @@ def create_file(storage: Storage, path: str, data: bytes) -> bool:
         return True
     request_path = storage.request_path(path)
     try:
-        storage.call(
-            path, lambda: storage.filesystem.pipe_file(request_path, data, mode="create"), access="written"
-        )
+        storage.call(path, lambda: storage.filesystem.pipe_file(request_path, data, mode="create"), access="written")
     except DataFileError:
         # Servers say in different ways that it exists. It may be ours: an answer was lost, and the request repeated.
         found = read_small_file(storage, path)
