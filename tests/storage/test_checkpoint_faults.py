@@ -245,7 +245,7 @@ def upload_run(bed: Bed, folder: Path, count: int) -> str:
 
 
 def test_retention_of_many_checkpoints_takes_few_requests(s3: Bed, tmp_path: Path) -> None:
-    count = 1_000 if THOROUGH else 150
+    count = 1_000 if THOROUGH else 60
     url, job = upload_run(s3, tmp_path, count), Job()
     with opened(s3, url, keep=[KeepLatest(3)]) as checkpoints:
         s3.proxy.behave()
