@@ -34,9 +34,11 @@ test-storage: .venv/installed ## Test on real S3 servers, Ceph's included, over 
 
 test-thorough: test-storage ## Run test-storage, the laws on up to 2,000 examples, the fuzzers on 5,000 cases (an hour or more)
 	$(BIN)/python -m pytest -n 2 --hypothesis-profile=thorough --timeout=1800 tests/laws
-	LANEWAY_FUZZ_CASES=5000 $(BIN)/python -m pytest -n 2 --timeout=3600 $$(grep -rl num_cases tests --include='test_*.py' | grep -v -e interrupted -e mixture_chains)
+	LANEWAY_FUZZ_CASES=5000 $(BIN)/python -m pytest -n 2 --timeout=3600 $$(grep -rl num_cases tests --include='test_*.py' | grep -v 'interrupted\|killed\|storage\|mixture_chains')
 	LANEWAY_FUZZ_CASES=200 $(BIN)/python -m pytest --timeout=3600 tests/distributed/test_mixture_chains.py
 	LANEWAY_FUZZ_CASES=500 $(BIN)/python -m pytest -n 2 --timeout=3600 tests/compat/test_interrupted_anywhere.py
+	LANEWAY_FUZZ_CASES=125 $(BIN)/python -m pytest -n 2 --timeout=3600 tests/distributed/test_killed_checkpoints.py
+	LANEWAY_STORAGE_TESTS=all LANEWAY_FUZZ_CASES=25 $(BIN)/python -m pytest -n 2 --dist loadfile --timeout=3600 tests/storage/test_killed_checkpoints.py tests/storage/test_checkpoint_faults.py
 
 bench: .venv/installed ## Run all benchmarks in a short form (some minutes)
 	@for file in benchmarks/bench_*.py; do \

@@ -158,7 +158,8 @@ def saving(job: Job, root: Path) -> tuple[dict[str, Cost], dict[str, Cost]]:
         enable_model_summary=False,
     )  # fmt: skip
     width = job.tensors()[0].shape[0]
-    trainer.fit(LightningJob(job), torch.utils.data.DataLoader(torch.zeros(1, width)))
+    rows: Any = [torch.zeros(width)]
+    trainer.fit(LightningJob(job), torch.utils.data.DataLoader(rows))
 
     def dcp_load() -> None:
         states = job.states()

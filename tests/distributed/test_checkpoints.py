@@ -167,7 +167,7 @@ def test_a_value_of_one_rank_that_cannot_be_saved_is_an_error_on_all(
 ) -> None:
     for message in run_ranks(save_a_function, 2, corpus, tmp_path):
         assert message.startswith(
-            "on rank 1: user in the checkpoint of rank 1 can't be saved, it is a builtin_function_or_method: a checkpoint"
+            "on rank 1: user in the checkpoint of rank 1 can't be saved, it is a builtin_function_or_method"
         )
     assert not [*tmp_path.glob("*-step-*/index.json")]
 
@@ -285,3 +285,28 @@ def save_on_a_full_disk(rank: int, corpus: Path, run: Path) -> str:
         with pytest.raises(CheckpointError) as raised:
             checkpoints.save(1, **job.objects)
     return str(raised.value)
+
+
+def test_a_signal_in_an_evaluation_ends_it_on_all_ranks_after_the_same_batch(
+    run_ranks: RunRanks, corpus: Path, tmp_path: Path
+) -> None:
+    (first, latest), (second, other) = run_ranks(evaluate_until_told_to_stop, 2, corpus, tmp_path)
+    assert first == second
+    # Ranks ask each other after at most 16 batches.
+    assert 3 <= first <= 3 + 16
+    assert latest == other == 0
+
+
+def evaluate_until_told_to_stop(rank: int, corpus: Path, run: Path) -> tuple[int, int]:
+    job = Job(corpus, "ddp")
+    num_evaluated = 0
+    with Checkpoints(run, signals=["SIGUSR1"]) as checkpoints:
+        job.step(next(iter(job.loader)))
+        for num_evaluated, _ in enumerate(checkpoints.watch(range(1_000)), 1):
+            if num_evaluated == 3 and rank == 1:
+                os.kill(os.getpid(), signal.SIGUSR1)
+        assert checkpoints.is_stopping
+        checkpoints.save(0, **job.objects)
+        assert not checkpoints.due(0, every_steps=100)
+        latest = checkpoints.list()[-1].step
+    return num_evaluated, latest

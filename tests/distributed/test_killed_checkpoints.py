@@ -19,7 +19,7 @@ from tests.fuzzing import num_cases
 if TYPE_CHECKING:
     from pathlib import Path
 
-PATIENCE_S = 120.0
+PATIENCE_S = 600.0
 KILLS_PER_RUN = 4
 
 

@@ -46,8 +46,8 @@ class Fault:
     kind: Kind
     """`drop` closes the connection mid-body with a correct Content-Length, `reset` does the same with a TCP reset;
     `short` sends half of the body with a matching Content-Length; `ignore range` responds with 200 and the whole
-    object; `stall` stops mid-body, `stall at once` before the first byte; a number is the status of an S3 error. `cut` resets the
-    connection instead of passing the request on; `lost` passes it on, and then resets it instead of answering."""
+    object; `stall` stops mid-body, `stall at once` before the first byte; a number is the status of an S3 error. `cut`
+    resets the connection instead of passing the request on; `lost` passes it on, and resets instead of answering."""
     method: str = "GET"
     """Method of the matching requests; "" for any."""
     path: str = ""
@@ -248,11 +248,8 @@ class _Proxy:
         fault = entry["fault"] = self._draw(method, head.line[1])
         if self._latency_s:
             await asyncio.sleep(self._latency_s)
-        if fault == "stall at once":
-            await self._stall(client)
-        if fault == "cut":
-            _reset(answer)
-            raise _Gone
+        if fault in {"stall at once", "cut"}:
+            await self._ignore(fault, client, answer)
         if fault in _ERRORS:
             await self._refuse(fault, method, answer, entry)
             return upstream
@@ -272,10 +269,6 @@ class _Proxy:
             writer.write(message)
             reply = await _Head.read(reader)
         entry["status"] = int(reply.line[1])
-        if fault == "lost":
-            writer.close()
-            _reset(answer)
-            raise _Gone
         try:
             await self._pass_on(method, reply, reader, client, answer, fault, entry)
         except BaseException:
@@ -296,6 +289,9 @@ class _Proxy:
         fault: str,
         entry: dict[str, Any],
     ) -> None:
+        if fault == "lost":
+            _reset(answer)
+            raise _Gone
         reply.line[0] = "HTTP/1.1"
         if method == "HEAD" or entry["status"] in {204, 304}:
             answer.write(reply.encode(*_HOP_BY_HOP))
@@ -328,6 +324,13 @@ class _Proxy:
             raise _Gone
         if buffered is None and stop < length:
             await reader.readexactly(length - stop)
+
+    async def _ignore(self, fault: str, client: asyncio.StreamReader, answer: asyncio.StreamWriter) -> None:
+        """End a request without passing it on."""
+        if fault == "cut":
+            _reset(answer)
+            raise _Gone
+        await self._stall(client)
 
     async def _refuse(self, fault: str, method: str, answer: asyncio.StreamWriter, entry: dict[str, Any]) -> None:
         status, reason, code, text = _ERRORS[fault]

@@ -205,18 +205,19 @@ def test_two_jobs_that_begin_at_once_on_one_folder_do_not_both_save(
     url = each_s3.upload(tmp_path) + "/run"
     monkeypatch.setattr(lock, "BEAT_S", 0.1)
 
-    def begin(index: int) -> bool:
+    def begin(index: int) -> str:
         job = Job()
         try:
             save(jobs[index], job, index)
         except CheckpointError as error:
-            assert "writes checkpoints to" in str(error)
-            return False
-        return True
+            return str(error)
+        return "saved"
 
     jobs = [opened(each_s3, url) for _ in range(2)]
     with ThreadPoolExecutor(2) as pool:
-        assert sorted(pool.map(begin, range(2))) == [False, True]
+        refused, saved = sorted(pool.map(begin, range(2)), key=lambda each: each == "saved")
+    assert "writes checkpoints to" in refused
+    assert saved == "saved"
     for each in jobs:
         each.close()
     assert len(opened(each_s3, url).list()) == 1
@@ -244,7 +245,7 @@ def upload_run(bed: Bed, folder: Path, count: int) -> str:
 
 
 def test_retention_of_many_checkpoints_takes_few_requests(s3: Bed, tmp_path: Path) -> None:
-    count = 1_000 if THOROUGH else 150
+    count = 1_000 if THOROUGH else 60
     url, job = upload_run(s3, tmp_path, count), Job()
     with opened(s3, url, keep=[KeepLatest(3)]) as checkpoints:
         s3.proxy.behave()

@@ -29,7 +29,9 @@ QUICK = RetryPolicy(
 RUN_DEADLINE_S = 30.0
 """Several reads of a run may fail in turn, each within the deadline of the policy."""
 NUM_RUNS = 240 if THOROUGH else 25
-TRANSIENT: tuple[Kind, ...] = ("drop", "reset", "500", "503", "short", "ignore range", "stall", "stall at once")
+TRANSIENT: tuple[Kind, ...] = (
+    "drop", "reset", "500", "503", "short", "ignore range", "stall", "stall at once", "cut", "lost",
+)  # fmt: skip
 """Faults that a retry may overcome."""
 NUM_ROWS = sum(map(sum, UNEQUAL_FILES))
 

@@ -11,7 +11,6 @@ from laneway.checkpoint.content import Objects
 from laneway.checkpoint.exporting import export_model
 from laneway.checkpoint.folder import CheckpointFolder
 from laneway.checkpoint.housekeeping import Housekeeping, wanted_checkpoint
-from laneway.checkpoint.layout import Checkpoint
 from laneway.checkpoint.preemption import Polls, SignalFlag
 from laneway.checkpoint.reading import verify_files
 from laneway.checkpoint.restoring import Resumed, Verify, restore
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from laneway.checkpoint.content import Stateful
+    from laneway.checkpoint.layout import Checkpoint
     from laneway.checkpoint.retention import Policy
     from laneway.process_groups import ProcessGroup
     from laneway.storage.retries import RetryPolicy

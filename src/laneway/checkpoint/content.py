@@ -215,7 +215,11 @@ def _unsavable(value: object, place: str) -> tuple[str, object] | None:
     try:
         _encoded(value)
     except Exception:  # noqa: BLE001 - whatever torch says about it
-        parts = value.items() if isinstance(value, dict) else enumerate(value if type(value) in {list, tuple} else ())
+        parts: Iterable[tuple[object, object]] = ()
+        if isinstance(value, dict):
+            parts = value.items()
+        elif isinstance(value, (list, tuple)):
+            parts = enumerate(value)
         inner = (_unsavable(each, f"{place}[{key!r}]") for key, each in parts)
         return next(filter(None, inner), (place, value))
     return None

@@ -131,7 +131,7 @@ def decode_index(data: bytes, name: str) -> Checkpoint:
         if is_known and fields["block_bytes"] == BLOCK_BYTES:
             return _checkpoint(fields)
         problem = "it is not the index of a checkpoint"
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError) as error:
         problem = f"{type(error).__name__}: {error}"
     message = f"{name}/{INDEX} is damaged: {problem}"
     raise CheckpointError(message)

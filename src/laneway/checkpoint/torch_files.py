@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import torch
 from torch.distributed.checkpoint.filesystem import FileSystemReader
@@ -14,7 +14,6 @@ from torch.futures import Future
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import Any
 
     from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
 
@@ -73,11 +72,13 @@ def _read_into(file: IO[bytes], target: torch.Tensor, item: ReadItem) -> bool:
     ):
         return False
     file.seek(0)
-    records = torch._C.PyTorchFileReader(file)  # noqa: SLF001 - there is no public way to find the bytes of a tensor
+    # Private and not typed, but there is no public way to find the bytes of a tensor.
+    records: Any = torch._C.PyTorchFileReader(file)  # noqa: SLF001
     if records.get_record("byteorder").decode() != sys.byteorder:
         return False
     file.seek(records.get_record_offset(_RECORD))
-    memory = target.flatten().view(torch.uint8).numpy()
+    array: Any = target.flatten().view(torch.uint8).numpy()
+    memory = memoryview(array)
     return cast("io.RawIOBase", file).readinto(memory) == memory.nbytes
 
 

@@ -134,7 +134,8 @@ class VerifiedFile(SeekableFile):
         else:
             block, checksum = b"", self._local_checksum(self._local.fileno(), start, stop) if self._verify else None
         if checksum not in {None, self._record.checksums[index]}:
-            raise self._damage(f"the checksum of its bytes {start:,} to {stop:,} differs")
+            problem = f"the checksum of its bytes {start:,} to {stop:,} differs"
+            raise self._damage(problem)
         return block
 
     def _local_checksum(self, descriptor: int, start: int, stop: int) -> int:

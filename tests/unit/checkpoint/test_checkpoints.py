@@ -198,7 +198,7 @@ def test_a_loader_of_other_files_is_an_error_and_not_passed_over(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"user": {"a": [1, {"b": print}]}}, r"user\['a'\]\[1\]\['b'\] in the checkpoint can't be saved, it is a builtin"),
+        ({"user": {"a": [1, {"b": print}]}}, r"user\['a'\]\[1\]\['b'\] in the checkpoint can't be saved"),
         ({"rank_user": object()}, "user in the checkpoint of rank 0 can't be saved"),
         ({"loader": [1]}, "loader must have state_dict"),
         ({"ema": 3}, "ema must have state_dict"),

@@ -8,8 +8,7 @@ import os
 import resource
 import signal
 import time
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -17,16 +16,19 @@ from torch import nn
 
 from laneway import Checkpoints
 from laneway.checkpoint import KeepLatest, folder
-from laneway.checkpoint.layout import Checkpoint, folder_name
+from laneway.checkpoint.layout import Checkpoint, decode_index, folder_name
 from laneway.errors import CheckpointError, DataFileError
 from tests.fuzzing import num_cases
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 WIDTH = 300
 QUOTA_BYTES = WIDTH * WIDTH * 2
 """Half of a checkpoint's largest file."""
 
 
-def model_of(step: int) -> nn.Module:
+def model_of(step: int) -> nn.Linear:
     model = nn.Linear(WIDTH, WIDTH)
     with torch.no_grad():
         model.weight.fill_(step)
@@ -49,9 +51,13 @@ def save_within_a_quota(path: Path, *, async_save: bool) -> None:
         checkpoints.wait()
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (QUOTA_BYTES, limits[1]))
-        with pytest.raises(CheckpointError, match=os.strerror(errno.EFBIG)):
+
+        def save() -> None:
             checkpoints.save(1, model=model_of(1))
             checkpoints.wait()
+
+        with pytest.raises(CheckpointError, match=os.strerror(errno.EFBIG)):
+            save()
         assert checkpoints.latest is not None
         assert checkpoints.latest.step == 0
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -70,7 +76,7 @@ def test_a_quota_that_is_reached_in_mid_write_leaves_the_checkpoint_before_and_l
     process.join()
     assert process.exitcode == 0
     assert resumed(tmp_path) == (2, 2)
-    os.remove(tmp_path / "000003-step-2" / "index.json")
+    (tmp_path / "000003-step-2" / "index.json").unlink()
     assert resumed(tmp_path) == (0, 0)
 
 
@@ -90,9 +96,13 @@ def test_a_folder_of_thousands_of_checkpoints_is_resumed_from_without_reading_th
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(count + 1, model=model_of(1))
         assert len(checkpoints.list()) == count + 1
-    read = []
-    decode = folder.decode_index
-    monkeypatch.setattr(folder, "decode_index", lambda data, name: (read.append(name), decode(data, name))[1])
+    read: list[str] = []
+
+    def decode(data: bytes, name: str) -> Checkpoint:
+        read.append(name)
+        return decode_index(data, name)
+
+    monkeypatch.setattr(folder, "decode_index", decode)
     assert resumed(tmp_path) == (count + 1, 1)
     assert read == [folder_name(count + 1, count + 1)]
     with Checkpoints(tmp_path, keep=[KeepLatest(2)]) as checkpoints:

@@ -18,7 +18,6 @@ from laneway.errors import CheckpointError
 from laneway.storage.filesystem import Storage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 DTYPES = (
@@ -51,12 +50,11 @@ def everything_direct(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def no_copies(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def no_copies(monkeypatch: pytest.MonkeyPatch) -> None:
     def copied(*_: object) -> torch.Tensor:
         raise AssertionError
 
     monkeypatch.setattr(torch_files, "_narrowed", copied)
-    return None
 
 
 def of_type(dtype: torch.dtype) -> torch.Tensor:
