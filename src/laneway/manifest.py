@@ -6,7 +6,7 @@ import sys
 from dataclasses import fields, replace
 from multiprocessing import reduction
 from multiprocessing.context import get_spawning_popen
-from typing import TYPE_CHECKING, Any, TypeAlias, final
+from typing import TYPE_CHECKING, Any, TypeAlias, cast, final
 
 from laneway.catalog.contents import ManifestContents
 from laneway.catalog.decoding import decode, pack
@@ -40,10 +40,10 @@ if TYPE_CHECKING:
     from laneway.core.selection import Selection
     from laneway.storage.filesystem import FileSystem
     from laneway.storage.retries import RetryPolicy
-
     from laneway.tables.opening import Table
 
-    Source: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Table
+    Paths: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+    Source: TypeAlias = Paths | Table
 
 
 @final
@@ -291,7 +291,7 @@ def scan_source(
         )
         return Manifest.of(contents), storage
     found = find_data_files(
-        source, format=format, filesystem=filesystem, storage_options=storage_options, retries=retries
+        cast("Paths", source), format=format, filesystem=filesystem, storage_options=storage_options, retries=retries
     )
     return Manifest.of(scan_files(found, progress=progress, cache_dir=cache_dir)), found.storage
 

@@ -54,7 +54,7 @@ def load_hf(
     revision: str | None = None,
     decode: bool = False,
     load_options: Mapping[str, Any] | None = None,
-    **options: Any,
+    **options: Any,  # noqa: ANN401 - those of the dataset
 ) -> StatefulShardedDataset:
     """Return a dataset of the Hub, or of a folder, as `datasets.load_dataset` finds, prepares and caches it.
 
@@ -86,8 +86,6 @@ def load_hf(
     if decode and options.get("batch_size") is not None:
         message = "decode=True decodes single rows: leave out batch_size, and call batch() on the dataset"
         raise ValueError(message)
-    loaded = datasets.load_dataset(
-        str(name_or_path), config, split=split, revision=revision, **(load_options or {})
-    )
+    loaded = datasets.load_dataset(str(name_or_path), config, split=split, revision=revision, **(load_options or {}))
     dataset = StatefulShardedDataset(loaded, **options)
     return dataset.map(DecodeFeatures(loaded.features)) if decode else dataset

@@ -71,7 +71,9 @@ class CountsCache:
     def _entry(self, text: str) -> CacheEntry | None:
         table = self._manifest.table
         # The fingerprint is that of the files, in which a column may have another name than in the table.
-        columns = [] if table is None else [str(table.version), str(table.schema), *map(str, self._manifest.schemas.distinct)]
+        columns = (
+            [] if table is None else [str(table.version), str(table.schema), *map(str, self._manifest.schemas.distinct)]
+        )
         key = (f"version {_VERSION}", self._manifest.fingerprint, text, *columns)
         return CacheEntry.find(self._cache_dir, self._storage, key, "selection")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import warnings
 from functools import cached_property
@@ -161,7 +162,8 @@ class HfCatalog(Catalog):
         if is_twice.any():
             row, path = int(first[1:][is_twice][0]), self._paths[int(files[1:][is_twice][0])]
             message = f"the dataset has row {row:,} of {path} twice ({counted(int(is_twice.sum()), 'such row')})"
-            raise DataFileError(f"{message}: {_SAVE}")
+            msg = f"{message}: {_SAVE}"
+            raise DataFileError(msg)
         if is_behind.any():
             warnings.warn(
                 "the rows of the dataset are not in the order of its files: they are delivered in the order of the "
@@ -170,7 +172,7 @@ class HfCatalog(Catalog):
             )
         starts = np.searchsorted(files, np.arange(len(self._paths) + 1))
         pairs = np.stack([first, stop], axis=1)
-        return [pairs[begin:end] for begin, end in zip(starts[:-1], starts[1:], strict=True)]
+        return [pairs[begin:end] for begin, end in itertools.pairwise(starts)]
 
 
 def _pieces(table: Any) -> Iterator[_Piece]:  # noqa: ANN401 - a table of datasets
@@ -198,7 +200,7 @@ def _piece(table: MemoryMappedTable) -> _Piece:
             start += offset
             stop = stop if length is None else start + length
         elif name in {"rename_columns", "drop", "select"}:
-            changes.append((name, tuple(arguments[0] if arguments else [*options.values()][0])))
+            changes.append((name, tuple(arguments[0] if arguments else next(iter(options.values())))))
         elif name not in {"cast", "combine_chunks", "replace_schema_metadata"}:
             message = f"the dataset was changed in memory by {name}(): {_SAVE}"
             raise DataFileError(message)

@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
 from laneway.errors import LanewayError
 from laneway.tables.base import Catalog
-
-if TYPE_CHECKING:
-    from typing import TypeAlias
-
-    from deltalake import DeltaTable
-    from pyiceberg.table import DataScan
-    from pyiceberg.table import Table as IcebergTable
-
-    Table: TypeAlias = Catalog | DeltaTable | IcebergTable | DataScan | ArrowDataset
 
 
 @runtime_checkable
@@ -29,6 +19,17 @@ class ArrowDataset(Protocol):
     @property
     def cache_files(self) -> list[dict[str, Any]]:
         """Its Arrow files."""
+
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import TypeAlias
+
+    from deltalake import DeltaTable
+    from pyiceberg.table import DataScan
+    from pyiceberg.table import Table as IcebergTable
+
+    Table: TypeAlias = Catalog | DeltaTable | IcebergTable | DataScan | ArrowDataset
 
 
 _LIBRARIES: Final[Mapping[str, str]] = {"delta": "deltalake", "iceberg": "pyiceberg"}
