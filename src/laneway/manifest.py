@@ -274,7 +274,7 @@ def scan_source(
     Of a table, the files in which a condition can't match any row are left out; `schema` are types that were given for
     its columns.
     """
-    catalog = catalog_of(source, storage_options)
+    catalog = catalog_of(source, storage_options, has_filesystem=filesystem is not None)
     if catalog is not None:
         if format is not None:
             message = f"format is {format!r}, but a table says itself of which format its files are: omit it"

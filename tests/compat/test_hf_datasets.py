@@ -108,6 +108,22 @@ def test_files_in_order_are_no_warning(loaded: Any, tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert list(StatefulShardedDataset(saved)) == [*loaded] == list(StatefulShardedDataset(tmp_path / "saved"))
+        # The caches of later steps are written beside the data.
+        chosen = saved.filter(lambda row: row["id"] > 200).map(doubled)
+        assert len(list((tmp_path / "saved").glob("cache-*.arrow"))) >= 2
+        assert list(StatefulShardedDataset(chosen)) == [*chosen]
+        by_path = StatefulShardedDataset(str(tmp_path / "saved"))
+        assert list(by_path) == [*loaded]
+        same = StatefulShardedDataset(saved)
+        same.load_state_dict(StatefulShardedDataset(str(tmp_path / "saved")).state_dict())
+
+
+def test_splits_that_were_saved_together_are_given_one_by_one(loaded: Any, tmp_path: Path) -> None:
+    splits = loaded.train_test_split(0.5, shuffle=False)
+    splits.save_to_disk(tmp_path / "saved")
+    with pytest.raises(DataFileError, match="has the splits train, test of a DatasetDict: give the folder of one"):
+        StatefulShardedDataset(tmp_path / "saved")
+    assert list(StatefulShardedDataset(tmp_path / "saved" / "test")) == [*splits["test"]]
 
 
 @pytest.mark.parametrize(

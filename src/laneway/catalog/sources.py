@@ -197,11 +197,11 @@ def _warn_of_table(storage: Storage, listing: _Listing) -> None:
     if not path and storage.is_local and not listing.is_named:
         path, is_delta = _local_metadata(listing.root)
     if path:
-        table, way = ("a Delta table", "a DeltaTable") if is_delta else ("an Iceberg table", "a table of pyiceberg")
+        table, way = ("a Delta table", "a DeltaTable") if is_delta else ("an Iceberg table", "one of pyiceberg")
         message = (
-            f"{storage.redact(path)} says that {storage.redact(listing.root)} is {table}, or in one: a directory is read "
-            "with all files in it, also those that the table no longer has, and with rows that were deleted; pass the "
-            f"table itself, as {way} or by its URL"
+            f"{storage.redact(path)} says that {storage.redact(listing.root)} is {table}, or in one: a directory is "
+            "read with all files in it, also those that the table no longer has, and with rows that were deleted; pass "
+            f"the table itself, as {way} or by its URL"
         )
         warnings.warn(message, stacklevel=5)
 

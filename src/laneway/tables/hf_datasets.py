@@ -6,7 +6,7 @@ import itertools
 import os
 import warnings
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast, final
+from typing import TYPE_CHECKING, Any, NamedTuple, cast, final
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,7 @@ from laneway.errors import DataFileError
 from laneway.formats.nested_types import storage_type
 from laneway.tables.base import Catalog, TableFiles
 from laneway.tables.columns import dropped_name
+from laneway.tables.hf_saved import OUTPUTS
 from laneway.wording import counted
 
 if TYPE_CHECKING:
@@ -26,16 +27,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from numpy.typing import NDArray
 
-    from laneway.convert.columns import Output
-
-_OUTPUTS: Final[Mapping[str | None, Output | None]] = {
-    None: None,
-    "arrow": "arrow",
-    "numpy": "numpy",
-    "python": "python",
-    "torch": "torch",
-}
-"""Type of the format of a dataset -> what its columns are delivered as."""
 _SAVE = "write it with save_to_disk(), and open it with load_from_disk()"
 
 
@@ -67,14 +58,14 @@ class HfCatalog(Catalog):
         """
         self._dataset = dataset
         given = dataset.format
-        if given["type"] not in _OUTPUTS:
+        if given["type"] not in OUTPUTS:
             kind = "a function" if given["type"] == "custom" else f"of type {given['type']!r}"
             message = (
                 f"the format of the dataset is {kind}: reset it with with_format(None), and pass transform= or output= "
                 "to StatefulShardedDataset"
             )
             raise ValueError(message)
-        self.output = _OUTPUTS[given["type"]]
+        self.output = OUTPUTS[given["type"]]
         self._columns = cast("list[str]", given["columns"])
         self._pieces = [each for each in _pieces(dataset.data) if each.stop > each.start]
         if len(dataset) == 0:
