@@ -5,12 +5,26 @@ from __future__ import annotations
 import difflib
 import inspect
 import pickle
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 import laneway
-from laneway import Checkpoints, Manifest, RetryPolicy, SavableLoader, StatefulShardedDataset, dcp, distributed
+from laneway import (
+    Bounds,
+    Catalog,
+    Checkpoints,
+    DecodeFeatures,
+    Manifest,
+    RetryPolicy,
+    SavableLoader,
+    StatefulShardedDataset,
+    TableFiles,
+    dcp,
+    distributed,
+)
 from laneway.checkpoint import Checkpoint, KeepBest, KeepEvery, KeepLatest, Resumed
 from tests.corpora import write_corpus
 
@@ -32,6 +46,9 @@ ERRORS = {
     "StateUnavailableError": "LanewayError, RuntimeError",
 }
 """Error -> the classes, below Exception, that it can be caught as."""
+
+FUNCTIONS = {"load_hf", "merge_states"}
+"""What is exported and no class."""
 
 SIGNATURES = {
     "laneway.StatefulShardedDataset": (
@@ -73,11 +90,27 @@ SIGNATURES = {
         "(source, *, format=None, filesystem=None, storage_options=None, retries=None, progress=None, cache_dir=None, "
         "filter=None, categories=(), process_group=None)"
     ),
+    "laneway.load_hf": (
+        "(name_or_path, config=None, *, split, revision=None, decode=False, load_options=None, **options)"
+    ),
     "laneway.merge_states": "(states)",
 }
 """What users call by its qualified name -> its parameters."""
 
 MEMBERS = {
+    "bounds": {"greatest": "attribute", "has_nulls": "attribute", "is_null": "attribute", "least": "attribute"},
+    "catalog": {
+        "bounds": "(name)",
+        "deleted_rows": "(indices)",
+        "files": "()",
+        "format": "attribute",
+        "output": "attribute",
+        "rename": "(schema)",
+        "root": "attribute",
+        "schema": "attribute",
+        "storage_options": "attribute",
+        "version": "attribute",
+    },
     "checkpoint": {
         "files": "attribute",
         "metrics": "attribute",
@@ -224,6 +257,19 @@ MEMBERS = {
 """An object -> its public members: the parameters of a method, or "attribute"."""
 
 
+class OneFile(Catalog):
+    """The smallest catalog, as a user writes it."""
+
+    root = "."
+    schema = pa.schema([("x", pa.int64())])
+    version = output = "arrow"
+    storage_options: ClassVar = {}
+
+    def files(self) -> TableFiles:
+        """Return the file."""
+        return TableFiles(paths=["part-0.parquet"], sizes=[1])
+
+
 def signature(function: Any) -> str:
     """Return the names, kinds and defaults of the parameters of a function or class."""
     parameters = inspect.signature(function).parameters.values()
@@ -248,7 +294,10 @@ def check(found: dict[str, str], frozen: dict[str, str]) -> None:
 def test_the_modules_export_what_they_did() -> None:
     classes = {
         "BatchContext",
+        "Bounds",
+        "Catalog",
         "Checkpoints",
+        "DecodeFeatures",
         "Manifest",
         "Mixture",
         "RetryPolicy",
@@ -256,8 +305,8 @@ def test_the_modules_export_what_they_did() -> None:
         "SavableLoader",
         "Shard",
     }
-    classes |= {"StatefulShardedDataset"}
-    assert laneway.__all__ == sorted({*ERRORS, *classes, "merge_states"})
+    classes |= {"StatefulShardedDataset", "TableFiles"}
+    assert laneway.__all__ == sorted({*ERRORS, *classes, *FUNCTIONS})
     for module, names in ((dcp, ["GatheredState"]), (laneway, laneway.__all__)):
         assert [name for name in names if not hasattr(module, name)] == []
     defined = [name for name, value in vars(dcp).items() if getattr(value, "__module__", "") == dcp.__name__]
@@ -279,7 +328,7 @@ def test_tracebacks_name_errors_as_they_are_imported() -> None:
 
 
 def test_the_source_of_public_classes_is_found() -> None:
-    classes = [getattr(laneway, name) for name in laneway.__all__ if name not in {*ERRORS, "merge_states"}]
+    classes = [getattr(laneway, name) for name in laneway.__all__ if name not in {*ERRORS, *FUNCTIONS}]
     assert [each for each in classes if f"class {each.__name__}" not in inspect.getsource(each)] == []
 
 
@@ -294,7 +343,13 @@ def test_public_members_are_what_they_were(tmp_path: Path, owner: str) -> None:
     checkpoints = Checkpoints(tmp_path / "run")
     checkpoints.save(0)
     checkpoints.close()
+    files = TableFiles(paths=["part-0.parquet"], sizes=[1])
+    no = np.zeros(1, bool)
     owners: dict[str, Any] = {
+        "bounds": Bounds(pa.array([1]), pa.array([1]), no, no),
+        "catalog": OneFile(),
+        "decode features": DecodeFeatures({}),
+        "table files": files,
         "dataset": dataset,
         "loader": SavableLoader(dataset),
         "checkpoint": Checkpoint(number=1, step=0, tag="first"),

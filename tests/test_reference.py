@@ -14,7 +14,10 @@ import pytest
 import laneway
 from laneway import (
     BatchContext,
+    Bounds,
+    Catalog,
     Checkpoints,
+    DecodeFeatures,
     Manifest,
     Mixture,
     RetryPolicy,
@@ -22,6 +25,7 @@ from laneway import (
     SavableLoader,
     Shard,
     StatefulShardedDataset,
+    TableFiles,
     checkpoint,
 )
 from laneway.checkpoint import Checkpoint, KeepBest, KeepEvery, KeepLatest, Policy, Resumed
@@ -41,9 +45,12 @@ INTEGRATIONS = {"laneway.integrations.hf.LanewayTrainerMixin", "laneway.integrat
 
 CLASSES: dict[str, type] = {
     "batch context": BatchContext,
+    "bounds": Bounds,
+    "catalog": Catalog,
     "checkpoint": Checkpoint,
     "checkpoints": Checkpoints,
     "dataset": StatefulShardedDataset,
+    "decode features": DecodeFeatures,
     "gathered": GatheredState,
     "keep best": KeepBest,
     "keep every": KeepEvery,
@@ -61,6 +68,7 @@ CLASSES: dict[str, type] = {
     "shard": Shard,
     "source progress": SourceProgress,
     "statistics": ColumnStatistics,
+    "table files": TableFiles,
 }
 """Key of `MEMBERS` -> its class."""
 
@@ -75,7 +83,7 @@ NOT_PUBLIC = {
     "manifest": {
         *("file_scan", "layout", "layout_starts", "num_bytes", "of", "partitions", "planned", "schemas", "selections"),
         *("shared_file", "storage", "versions", "shared_with", "vocabularies", "with_selection", "with_selections"),
-        "with_vocabularies",
+        *("table", "with_vocabularies"),
     },
     "retries": {"attempts"},
     "selection": {"of"},

@@ -22,9 +22,6 @@ class DecodeFeatures:
     Pass it as `transform=`, or to `map`. Columns without such features stay as they are, and so do `ClassLabel`, which
     is a number, and `Array2D` to `Array5D`, which are lists.
 
-    Args:
-        features: The features of the dataset.
-
     Examples:
         >>> from datasets import Features, Value
         >>> DecodeFeatures(Features({"x": Value("int64")}))({"x": 3})
@@ -32,6 +29,7 @@ class DecodeFeatures:
     """
 
     features: Features
+    """The features of the dataset."""
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Return a row, or a batch with `output="python"`, with decoded features.
