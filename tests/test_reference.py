@@ -14,7 +14,10 @@ import pytest
 import laneway
 from laneway import (
     BatchContext,
+    Bounds,
+    Catalog,
     Checkpoints,
+    DecodeFeatures,
     Manifest,
     Mixture,
     RetryPolicy,
@@ -22,6 +25,7 @@ from laneway import (
     SavableLoader,
     Shard,
     StatefulShardedDataset,
+    TableFiles,
     checkpoint,
 )
 from laneway.checkpoint import Checkpoint, KeepBest, KeepEvery, KeepLatest, Policy, Resumed
@@ -48,9 +52,12 @@ CLASSES: dict[str, type] = {
     "audit": AuditReport,
     "audit.epochs": AuditedEpoch,
     "audit.findings": Finding,
+    "bounds": Bounds,
+    "catalog": Catalog,
     "checkpoint": Checkpoint,
     "checkpoints": Checkpoints,
     "dataset": StatefulShardedDataset,
+    "decode features": DecodeFeatures,
     "gathered": GatheredState,
     "keep best": KeepBest,
     "keep every": KeepEvery,
@@ -75,6 +82,7 @@ CLASSES: dict[str, type] = {
     "state differences": StateDifferences,
     "state summary": StateSummary,
     "statistics": ColumnStatistics,
+    "table files": TableFiles,
 }
 """Key of `MEMBERS` -> its class."""
 
@@ -90,7 +98,7 @@ NOT_PUBLIC = {
         "cache_entry",
         *("file_scan", "layout", "layout_starts", "num_bytes", "of", "partitions", "planned", "schemas", "selections"),
         *("shared_file", "storage", "versions", "shared_with", "vocabularies", "with_selection", "with_selections"),
-        "with_vocabularies",
+        *("table", "with_vocabularies"),
     },
     "metrics.stages": {"of"},
     "retries": {"attempts"},

@@ -28,7 +28,6 @@ from laneway.loader import SavableLoader
 from laneway.manifest import Manifest
 from laneway.mixture import Mixture
 from laneway.storage.retries import RetryPolicy
-
 from laneway.tables.base import Bounds, Catalog, TableFiles
 
 if TYPE_CHECKING:

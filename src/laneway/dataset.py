@@ -191,7 +191,9 @@ class StatefulShardedDataset(ChangeableDataset):
             remainder=remainder,
             drop_last=drop_last,
         )
-        catalog = None if isinstance(source, Manifest) else catalog_of(source, storage_options)
+        catalog = None
+        if not isinstance(source, Manifest):
+            catalog = catalog_of(source, storage_options, has_filesystem=filesystem is not None)
         output = output if catalog is None or output is not None else catalog.output
         self._asks_rank = rank is None and world_size is None
         place = WorkerPlace(*data_parallel_rank(rank, world_size))

@@ -6,7 +6,7 @@ import sys
 from dataclasses import fields, replace
 from multiprocessing import reduction
 from multiprocessing.context import get_spawning_popen
-from typing import TYPE_CHECKING, Any, TypeAlias, final
+from typing import TYPE_CHECKING, Any, TypeAlias, cast, final
 
 from laneway.catalog.contents import ManifestContents
 from laneway.catalog.decoding import decode, pack
@@ -40,10 +40,10 @@ if TYPE_CHECKING:
     from laneway.core.selection import Selection
     from laneway.storage.filesystem import FileSystem
     from laneway.storage.retries import RetryPolicy
-
     from laneway.tables.opening import Table
 
-    Source: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Table
+    Paths: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+    Source: TypeAlias = Paths | Table
 
 
 @final
@@ -274,7 +274,7 @@ def scan_source(
     Of a table, the files in which a condition can't match any row are left out; `schema` are types that were given for
     its columns.
     """
-    catalog = catalog_of(source, storage_options)
+    catalog = catalog_of(source, storage_options, has_filesystem=filesystem is not None)
     if catalog is not None:
         if format is not None:
             message = f"format is {format!r}, but a table says itself of which format its files are: omit it"
@@ -291,7 +291,7 @@ def scan_source(
         )
         return Manifest.of(contents), storage
     found = find_data_files(
-        source, format=format, filesystem=filesystem, storage_options=storage_options, retries=retries
+        cast("Paths", source), format=format, filesystem=filesystem, storage_options=storage_options, retries=retries
     )
     return Manifest.of(scan_files(found, progress=progress, cache_dir=cache_dir)), found.storage
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import shutil
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from tests.delta_tables import add, add_version, added, field, metadata, protoco
 if TYPE_CHECKING:
     from pathlib import Path
 
+START = dt.datetime(2024, 1, 1)  # noqa: DTZ001 - a column without a time zone
 LANGUAGES = ["en", "a b", "c/d", None, "ü", "x=y", "50%"]
 
 
@@ -30,10 +31,10 @@ def some_rows(start: int, stop: int) -> pa.Table:
         {
             "id": pa.array(ids, pa.int64()),
             "lang": pa.array([LANGUAGES[i // 3 % len(LANGUAGES)] for i in ids], pa.string()),
-            "day": pa.array([datetime.date(2024, 1, 1) + datetime.timedelta(i // 20) for i in ids], pa.date32()),
+            "day": pa.array([dt.date(2024, 1, 1) + dt.timedelta(i // 20) for i in ids], pa.date32()),
             "x": pa.array([float("nan") if i % 11 == 0 else None if i % 7 == 0 else i / 2 for i in ids], pa.float64()),
             "price": pa.array([Decimal(i) / 4 for i in ids], pa.decimal128(10, 2)),
-            "time": pa.array([datetime.datetime(2024, 1, 1) + datetime.timedelta(0, 0, i * 300) for i in ids]),
+            "time": pa.array([START + dt.timedelta(microseconds=i * 300) for i in ids]),
             "tags": pa.array([[f"t{i}"] * (i % 3) for i in ids], pa.list_(pa.string())),
         }
     )
@@ -60,10 +61,16 @@ def grown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[int]]:
     return path, grown_table(path)
 
 
+def schema_of(table: DeltaTable) -> pa.Schema:
+    """Return the columns of a table."""
+    columns: Any = table.schema()
+    return pa.schema(columns)
+
+
 def scanned(table: DeltaTable) -> list[dict[str, Any]]:
     """Return the rows of the library's own scan, sorted by their id."""
     found = pa.table(QueryBuilder().register("t", table).execute("select * from t order by id").read_all())
-    return found.cast(pa.schema(table.schema())).to_pylist()
+    return found.cast(schema_of(table)).to_pylist()
 
 
 def read(dataset: StatefulShardedDataset) -> list[dict[str, Any]]:
@@ -96,13 +103,13 @@ def test_each_version_has_the_rows_of_the_librarys_own_scan(grown: tuple[Path, l
         pc.field("lang") == "a b",
         pc.field("lang").is_null(),
         pc.field("lang") != "en",
-        pc.field("day") >= datetime.date(2024, 1, 3),
+        pc.field("day") >= dt.date(2024, 1, 3),
         pc.field("x") > 20,
         ~(pc.field("x") > 20),
         pc.field("x") != 0.5,
         pc.field("x").is_null(),
         pc.field("price") == Decimal("10.25"),
-        pc.field("time") > datetime.datetime(2024, 1, 1, 0, 0, 0, 18_000),
+        pc.field("time") > START + dt.timedelta(microseconds=18_000),
         (pc.field("id") < 3) | (pc.field("id") > 77),
         pc.field("new").is_valid(),
     ],
@@ -112,7 +119,7 @@ def test_a_filter_selects_the_rows_of_a_scan_with_or_without_the_statistics_of_t
     grown: tuple[Path, list[int]], condition: pc.Expression
 ) -> None:
     table = DeltaTable(grown[0], version=3)
-    expected = pa.Table.from_pylist(scanned(table), pa.schema(table.schema())).filter(condition)["id"].to_pylist()
+    expected = pa.Table.from_pylist(scanned(table), schema_of(table)).filter(condition)["id"].to_pylist()
     for dataset in (StatefulShardedDataset(table, filter=condition), StatefulShardedDataset(table).filter(condition)):
         assert sorted(row["id"] for row in dataset) == expected
 
@@ -163,10 +170,25 @@ LEFT = [i for i in range(60) if i % 4]
 
 
 def make(
-    path: Path, version: str = "", *, rank: int = 0, world_size: int = 1, num_workers: int = 0, context: Any = None, **options: Any
+    path: Path,
+    version: str = "",
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    num_workers: int = 0,
+    context: Any = None,
+    **options: Any,
 ) -> SavableLoader:
     """Return a loader of shuffled batches of three rows of a table."""
-    arguments = {"shard_rows": 4, "window_bytes": 200, "seed": 5, "batch_size": 3, "shuffle": True, "columns": ["id"], **options}
+    arguments = {
+        "shard_rows": 4,
+        "window_bytes": 200,
+        "seed": 5,
+        "batch_size": 3,
+        "shuffle": True,
+        "columns": ["id"],
+        **options,
+    }
     dataset = StatefulShardedDataset(f"delta://{path}{version}", rank=rank, world_size=world_size, **arguments)
     return SavableLoader(dataset, num_workers=num_workers, multiprocessing_context=context)
 
@@ -230,7 +252,9 @@ def test_a_table_that_has_moved_on_is_named_and_the_old_version_resumes(tmp_path
     state = loader.state_dict()
     # More rows of the same file are deleted.
     add_version(path, removed(path, "part 0.parquet"), added(path, "part 0.parquet", 20, [0, 1, 2]))
-    with pytest.raises(CheckpointMismatchError, match=r"table: saved 'version 0 of the Delta table 0f0e0d0c', this run "):
+    with pytest.raises(
+        CheckpointMismatchError, match=r"table: saved 'version 0 of the Delta table 0f0e0d0c', this run "
+    ):
         make(path).load_state_dict(state)
     resumed = make(path, "@0")
     resumed.load_state_dict(state)
@@ -269,20 +293,22 @@ def test_renamed_columns_are_read_by_their_physical_names(tmp_path: Path) -> Non
     dataset = StatefulShardedDataset(table)
     assert read(dataset) == scanned(table)
     assert dataset.schema.names == ["id", "s", "col-1", "many"]
-    assert [row["s.new"] for row in StatefulShardedDataset(table, columns=["s.new"])] == [i for i in range(30) if i != 3]
+    assert [row["s.new"] for row in StatefulShardedDataset(table, columns=["s.new"])] == [
+        i for i in range(30) if i != 3
+    ]
     assert [row["id"] for row in dataset.filter(pc.field("id") > 26)] == [27, 28, 29]
 
 
 def test_a_table_without_rows_and_one_that_does_not_exist_are_errors(tmp_path: Path) -> None:
     DeltaTable.create(tmp_path / "empty", pa.schema({"id": pa.int64()}))
-    with pytest.raises(DataFileError, match="version 0 of the Delta table .* has no data files"):
+    with pytest.raises(DataFileError, match=r"version 0 of the Delta table .* has no data files"):
         StatefulShardedDataset(DeltaTable(tmp_path / "empty"))
     with pytest.raises(DataFileError, match="can't be opened as a Delta table"):
         StatefulShardedDataset(f"delta://{tmp_path}/missing")
     with pytest.raises(DataFileError, match="can't be opened as a Delta table"):
         StatefulShardedDataset(f"delta://{tmp_path}/empty@7")
     add_version(tmp_path / "empty", protocol("somethingNew"))
-    with pytest.raises(DataFileError, match="can't be opened as a Delta table|needs the reader features somethingNew"):
+    with pytest.raises(DataFileError, match=r"can't be opened as a Delta table|needs the reader features somethingNew"):
         StatefulShardedDataset(f"delta://{tmp_path}/empty")
 
 

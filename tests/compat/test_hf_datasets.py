@@ -14,7 +14,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
-from datasets import Array2D, ClassLabel, Dataset, Features, Image, Value, concatenate_datasets, load_dataset, load_from_disk
+from datasets import (
+    Array2D,
+    ClassLabel,
+    Dataset,
+    Features,
+    Image,
+    Value,
+    concatenate_datasets,
+    load_dataset,
+    load_from_disk,
+)
 from PIL import Image as Pictures
 
 from laneway import DataFileError, DecodeFeatures, Manifest, SavableLoader, StatefulShardedDataset, load_hf
@@ -83,7 +93,9 @@ def test_another_order_than_that_of_the_files_is_a_warning(loaded: Any, tmp_path
     dataset = {
         "shuffled": lambda: loaded.shuffle(seed=1),
         "reversed": lambda: loaded.select(range(len(loaded) - 1, -1, -1)),
-        "reversed files": lambda: concatenate_datasets([load_from_disk(tmp_path / "b"), load_from_disk(tmp_path / "a")]),
+        "reversed files": lambda: concatenate_datasets(
+            [load_from_disk(tmp_path / "b"), load_from_disk(tmp_path / "a")]
+        ),
     }[name]()
     with pytest.warns(UserWarning, match="the rows of the dataset are not in the order of its files"):
         found = StatefulShardedDataset(dataset)
@@ -96,6 +108,22 @@ def test_files_in_order_are_no_warning(loaded: Any, tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert list(StatefulShardedDataset(saved)) == [*loaded] == list(StatefulShardedDataset(tmp_path / "saved"))
+        # The caches of later steps are written beside the data.
+        chosen = saved.filter(lambda row: row["id"] > 200).map(doubled)
+        assert len(list((tmp_path / "saved").glob("cache-*.arrow"))) >= 2
+        assert list(StatefulShardedDataset(chosen)) == [*chosen]
+        by_path = StatefulShardedDataset(str(tmp_path / "saved"))
+        assert list(by_path) == [*loaded]
+        same = StatefulShardedDataset(saved)
+        same.load_state_dict(StatefulShardedDataset(str(tmp_path / "saved")).state_dict())
+
+
+def test_splits_that_were_saved_together_are_given_one_by_one(loaded: Any, tmp_path: Path) -> None:
+    splits = loaded.train_test_split(0.5, shuffle=False)
+    splits.save_to_disk(tmp_path / "saved")
+    with pytest.raises(DataFileError, match="has the splits train, test of a DatasetDict: give the folder of one"):
+        StatefulShardedDataset(tmp_path / "saved")
+    assert list(StatefulShardedDataset(tmp_path / "saved" / "test")) == [*splits["test"]]
 
 
 @pytest.mark.parametrize(
@@ -114,7 +142,9 @@ def test_files_in_order_are_no_warning(loaded: Any, tmp_path: Path) -> None:
         (lambda d: d.filter(lambda _: False), DataFileError, "has no rows"),
     ],
 )
-def test_what_has_no_equal_is_refused(loaded: Any, change: Callable[[Any], Any], error: type[Exception], message: str) -> None:
+def test_what_has_no_equal_is_refused(
+    loaded: Any, change: Callable[[Any], Any], error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message):
         StatefulShardedDataset(change(loaded))
 

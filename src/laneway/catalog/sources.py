@@ -197,17 +197,17 @@ def _warn_of_table(storage: Storage, listing: _Listing) -> None:
     if not path and storage.is_local and not listing.is_named:
         path, is_delta = _local_metadata(listing.root)
     if path:
-        kind, way = ("a Delta", "deltalake.DeltaTable, or delta://") if is_delta else ("an Iceberg", "table of pyiceberg")
+        table, way = ("a Delta table", "a DeltaTable") if is_delta else ("an Iceberg table", "one of pyiceberg")
         message = (
-            f"{storage.redact(path)} says that the files in {storage.redact(listing.root)} are those of {kind} table: a "
-            f"directory is read with all files in it, also those that are no more, or not yet, part of the table, and "
-            f"with rows that were deleted; pass the table instead, as a {way}"
+            f"{storage.redact(path)} says that {storage.redact(listing.root)} is {table}, or in one: a directory is "
+            "read with all files in it, also those that the table no longer has, and with rows that were deleted; pass "
+            f"the table itself, as {way} or by its URL"
         )
         warnings.warn(message, stacklevel=5)
 
 
 def _local_metadata(root: str) -> tuple[str, bool]:
-    """Return what says that a directory is a table, or inside of one; "" if nothing does; and whether it is of Delta."""
+    """Return what says that a directory is, or is in, a table, "" if nothing does, and whether of Delta."""
     for directory in (Path(root), Path(root).parent):
         if (directory / "_delta_log").is_dir():
             return str(directory / "_delta_log"), True

@@ -15,6 +15,7 @@ FieldPath = tuple[str, ...]
 
 # The stubs of pyarrow accept fewer types here.
 _struct_field: Any = pc.struct_field
+_chunks: Any = pa.chunked_array
 
 
 def find_field(schema: pa.Schema, name: str) -> FieldPath | None:
@@ -84,7 +85,7 @@ def renamed(table: pa.Table, names: Sequence[str], types: Sequence[pa.DataType])
         types: The types of its columns, which differ in the names of fields only.
     """
     columns: list[Any] = [
-        column if column.type.equals(type_) else pa.chunked_array([each.view(type_) for each in column.chunks], type_)
+        column if column.type.equals(type_) else _chunks([each.view(type_) for each in column.chunks], type_)
         for column, type_ in zip(table.columns, types, strict=True)
     ]
     # A table without columns still has rows.

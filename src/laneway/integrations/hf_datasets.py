@@ -22,9 +22,6 @@ class DecodeFeatures:
     Pass it as `transform=`, or to `map`. Columns without such features stay as they are, and so do `ClassLabel`, which
     is a number, and `Array2D` to `Array5D`, which are lists.
 
-    Args:
-        features: The features of the dataset.
-
     Examples:
         >>> from datasets import Features, Value
         >>> DecodeFeatures(Features({"x": Value("int64")}))({"x": 3})
@@ -32,6 +29,7 @@ class DecodeFeatures:
     """
 
     features: Features
+    """The features of the dataset."""
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Return a row, or a batch with `output="python"`, with decoded features.
@@ -54,7 +52,7 @@ def load_hf(
     revision: str | None = None,
     decode: bool = False,
     load_options: Mapping[str, Any] | None = None,
-    **options: Any,
+    **options: Any,  # noqa: ANN401 - those of the dataset
 ) -> StatefulShardedDataset:
     """Return a dataset of the Hub, or of a folder, as `datasets.load_dataset` finds, prepares and caches it.
 
@@ -86,8 +84,6 @@ def load_hf(
     if decode and options.get("batch_size") is not None:
         message = "decode=True decodes single rows: leave out batch_size, and call batch() on the dataset"
         raise ValueError(message)
-    loaded = datasets.load_dataset(
-        str(name_or_path), config, split=split, revision=revision, **(load_options or {})
-    )
+    loaded = datasets.load_dataset(str(name_or_path), config, split=split, revision=revision, **(load_options or {}))
     dataset = StatefulShardedDataset(loaded, **options)
     return dataset.map(DecodeFeatures(loaded.features)) if decode else dataset

@@ -67,7 +67,7 @@ class NotDeleted:
         # Deleted rows before the start of each block: those of earlier ranges, and a part of the last one that began.
         within = np.clip(files.block_row_starts - ranges[index, 0], 0, ranges[index, 1] - ranges[index, 0])
         num_before = np.where(index < 0, 0, before[index] + within)
-        found: NDArray[np.int64] = files.block_rows - np.diff(num_before)
+        found: NDArray[np.int64] = files.block_rows.astype(np.int64) - np.diff(num_before)
         return found
 
 

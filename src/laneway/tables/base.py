@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     import numpy as np
     import pyarrow as pa
     from numpy.typing import NDArray
@@ -105,7 +106,7 @@ class Catalog(ABC):
             indices: The files to consider, by their places in `files`.
 
         Returns:
-            Place in `files` -> numbers of rows in the file, shape (num_rows,), or ranges of them, shape (num_ranges, 2),
-            for those files that have some.
+            Place in `files` -> numbers of rows in the file, shape (num_rows,), or ranges [start, stop) of them, shape
+            (num_ranges, 2), for those files that have some.
         """
         return {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, final
 from urllib.parse import unquote
@@ -17,7 +16,7 @@ from laneway.tables.base import Bounds, Catalog, TableFiles
 from laneway.tables.columns import FIELD_ID, plain, rename_fields
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from deltalake import DeltaTable
     from numpy.typing import NDArray
@@ -59,7 +58,8 @@ class DeltaCatalog(Catalog):
         missing = sorted({*(table.protocol().reader_features or ())} - _FEATURES)
         if missing:
             message = f"{redact(self._uri)} needs the reader features {', '.join(missing)}, which laneway doesn't have"
-            raise DataFileError(f"{message}: rewrite the table without them")
+            msg = f"{message}: rewrite the table without them"
+            raise DataFileError(msg)
         self._version = table.version()
         self._id = table.metadata().id
         self._fields = pa.schema(table.schema())  # type: ignore[arg-type]  # by the protocol of Arrow
@@ -81,11 +81,11 @@ class DeltaCatalog(Catalog):
         return plain(self._fields)
 
     @cached_property
-    def _actions(self) -> pa.Table:
+    def _actions(self) -> Any:  # noqa: ANN401 - the values of a table of pyarrow may be null for its stubs
         """What the log says of each file."""
         try:
             return pa.table(self._table.get_add_actions(flatten=True))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - those of the library have no common base
             message = f"the log of {redact(self._uri)} can't be read: {redact(str(error))}"
             raise DataFileError(message) from None
 
@@ -144,7 +144,7 @@ class DeltaCatalog(Catalog):
         place_of, wanted = {path: place for place, path in enumerate(self._paths)}, {*indices}
         found: dict[int, NDArray[np.int64]] = {}
         for batch in self._table.deletion_vectors():
-            vectors = pa.record_batch(batch)
+            vectors: Any = pa.record_batch(batch)
             for uri, keeps in zip(vectors["filepath"].to_pylist(), vectors["selection_vector"], strict=True):
                 path = uri.removeprefix(f"{self._uri}/")
                 index = place_of.get(unquote(path), place_of.get(path))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import warnings
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast, final
+from typing import TYPE_CHECKING, Any, NamedTuple, cast, final
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,7 @@ from laneway.errors import DataFileError
 from laneway.formats.nested_types import storage_type
 from laneway.tables.base import Catalog, TableFiles
 from laneway.tables.columns import dropped_name
+from laneway.tables.hf_saved import OUTPUTS
 from laneway.wording import counted
 
 if TYPE_CHECKING:
@@ -25,16 +27,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from numpy.typing import NDArray
 
-    from laneway.convert.columns import Output
-
-_OUTPUTS: Final[Mapping[str | None, Output | None]] = {
-    None: None,
-    "arrow": "arrow",
-    "numpy": "numpy",
-    "python": "python",
-    "torch": "torch",
-}
-"""Type of the format of a dataset -> what its columns are delivered as."""
 _SAVE = "write it with save_to_disk(), and open it with load_from_disk()"
 
 
@@ -66,14 +58,14 @@ class HfCatalog(Catalog):
         """
         self._dataset = dataset
         given = dataset.format
-        if given["type"] not in _OUTPUTS:
+        if given["type"] not in OUTPUTS:
             kind = "a function" if given["type"] == "custom" else f"of type {given['type']!r}"
             message = (
                 f"the format of the dataset is {kind}: reset it with with_format(None), and pass transform= or output= "
                 "to StatefulShardedDataset"
             )
             raise ValueError(message)
-        self.output = _OUTPUTS[given["type"]]
+        self.output = OUTPUTS[given["type"]]
         self._columns = cast("list[str]", given["columns"])
         self._pieces = [each for each in _pieces(dataset.data) if each.stop > each.start]
         if len(dataset) == 0:
@@ -161,7 +153,8 @@ class HfCatalog(Catalog):
         if is_twice.any():
             row, path = int(first[1:][is_twice][0]), self._paths[int(files[1:][is_twice][0])]
             message = f"the dataset has row {row:,} of {path} twice ({counted(int(is_twice.sum()), 'such row')})"
-            raise DataFileError(f"{message}: {_SAVE}")
+            msg = f"{message}: {_SAVE}"
+            raise DataFileError(msg)
         if is_behind.any():
             warnings.warn(
                 "the rows of the dataset are not in the order of its files: they are delivered in the order of the "
@@ -170,7 +163,7 @@ class HfCatalog(Catalog):
             )
         starts = np.searchsorted(files, np.arange(len(self._paths) + 1))
         pairs = np.stack([first, stop], axis=1)
-        return [pairs[begin:end] for begin, end in zip(starts[:-1], starts[1:], strict=True)]
+        return [pairs[begin:end] for begin, end in itertools.pairwise(starts)]
 
 
 def _pieces(table: Any) -> Iterator[_Piece]:  # noqa: ANN401 - a table of datasets
@@ -198,7 +191,7 @@ def _piece(table: MemoryMappedTable) -> _Piece:
             start += offset
             stop = stop if length is None else start + length
         elif name in {"rename_columns", "drop", "select"}:
-            changes.append((name, tuple(arguments[0] if arguments else [*options.values()][0])))
+            changes.append((name, tuple(arguments[0] if arguments else next(iter(options.values())))))
         elif name not in {"cast", "combine_chunks", "replace_schema_metadata"}:
             message = f"the dataset was changed in memory by {name}(): {_SAVE}"
             raise DataFileError(message)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final, cast, final
+from typing import TYPE_CHECKING, Any, Final, final
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -72,7 +72,9 @@ class IcebergCatalog(Catalog):
             if is_given
         ]
         if given:
-            message = f"the scan of the table has {', '.join(given)}: pass filter= or columns= to the dataset, or take()"
+            message = (
+                f"the scan of the table has {', '.join(given)}: pass filter= or columns= to the dataset, or take()"
+            )
             raise ValueError(message)
         self._scan = scan
         self._metadata = scan.table_metadata
@@ -115,7 +117,7 @@ class IcebergCatalog(Catalog):
     def _tasks(self) -> list[FileScanTask]:
         try:
             return [*self._scan.plan_files()]
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - of the library, of its catalogs and of its storages
             message = f"{self.version} can't be planned: {redact(str(error), dict(self._scan.io.properties))}"
             raise DataFileError(message) from None
 
@@ -128,8 +130,11 @@ class IcebergCatalog(Catalog):
         files, below = self._files, f"{self._metadata.location.rstrip('/')}/"
         for each in files:
             if each.file_format.value != "PARQUET":
-                message = f"{redact(each.file_path)} is of format {each.file_format.value}: laneway reads tables of Parquet"
-                raise DataFileError(f"{message} files only; rewrite the table")
+                message = (
+                    f"{redact(each.file_path)} is of format {each.file_format.value}: laneway reads tables of Parquet"
+                )
+                msg = f"{message} files only; rewrite the table"
+                raise DataFileError(msg)
         return TableFiles(
             paths=[_path(each.file_path.removeprefix(below)) for each in files],
             sizes=[each.file_size_in_bytes for each in files],
@@ -143,7 +148,9 @@ class IcebergCatalog(Catalog):
             values = self._partition_values(field.field_id)
             default = field.initial_default
             if default is not None:
-                values = [default] * len(self._tasks) if values is None else [default if v is None else v for v in values]
+                values = (
+                    [default] * len(self._tasks) if values is None else [default if v is None else v for v in values]
+                )
             if values is not None:
                 found[field.name] = values
         return found
@@ -211,8 +218,10 @@ class IcebergCatalog(Catalog):
             return {}
         try:
             deleted = _read_all_delete_files(self._scan.io, tasks)
-        except Exception as error:
-            message = f"the deletes of {self.version} can't be read: {redact(str(error), dict(self._scan.io.properties))}"
+        except Exception as error:  # noqa: BLE001 - of the library, of its catalogs and of its storages
+            message = (
+                f"the deletes of {self.version} can't be read: {redact(str(error), dict(self._scan.io.properties))}"
+            )
             raise DataFileError(message) from None
         found: dict[int, NDArray[np.int64]] = {}
         for index, task in zip(indices, tasks, strict=True):
@@ -266,7 +275,7 @@ def _path(location: str) -> str:
 
 
 def _field_id(field: pa.Field[Any]) -> bytes | None:
-    return cast("bytes | None", (field.metadata or {}).get(FIELD_ID))
+    return (field.metadata or {}).get(FIELD_ID)
 
 
 def _mapped_id(fields: Sequence[MappedField], path: Sequence[str]) -> bytes | None:

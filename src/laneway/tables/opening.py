@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
 from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
 from laneway.errors import LanewayError
 from laneway.tables.base import Catalog
-
-if TYPE_CHECKING:
-    from typing import TypeAlias
-
-    from deltalake import DeltaTable
-    from pyiceberg.table import DataScan
-    from pyiceberg.table import Table as IcebergTable
-
-    Table: TypeAlias = Catalog | DeltaTable | IcebergTable | DataScan | ArrowDataset
+from laneway.tables.hf_saved import saved_dataset
 
 
 @runtime_checkable
@@ -31,16 +23,30 @@ class ArrowDataset(Protocol):
         """Its Arrow files."""
 
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import TypeAlias
+
+    from deltalake import DeltaTable
+    from pyiceberg.table import DataScan
+    from pyiceberg.table import Table as IcebergTable
+
+    Table: TypeAlias = Catalog | DeltaTable | IcebergTable | DataScan | ArrowDataset
+
+
 _LIBRARIES: Final[Mapping[str, str]] = {"delta": "deltalake", "iceberg": "pyiceberg"}
 """Protocol of the URL of a table -> the library that opens it."""
 
 
-def catalog_of(source: object, storage_options: Mapping[str, Any] | None = None) -> Catalog | None:
+def catalog_of(
+    source: object, storage_options: Mapping[str, Any] | None = None, *, has_filesystem: bool = False
+) -> Catalog | None:
     """Return the catalog of a source; None: it is no table.
 
     Args:
         source: A `Catalog`, a table of a library, or the URL of one.
         storage_options: Arguments of the filesystem of the files, for a URL that names a path.
+        has_filesystem: Whether a path is one of a filesystem that the user gives.
 
     Raises:
         LanewayError: The library of a URL is not installed.
@@ -48,8 +54,9 @@ def catalog_of(source: object, storage_options: Mapping[str, Any] | None = None)
     """
     if isinstance(source, Catalog):
         return source
-    if isinstance(source, str):
-        return _of_url(source, storage_options)
+    if isinstance(source, (str, os.PathLike)):
+        url = _of_url(source, storage_options) if isinstance(source, str) else None
+        return saved_dataset(source) if url is None and not has_filesystem else url
     given: Any = source
     library = type(source).__module__.partition(".")[0]
     if library == "deltalake":

@@ -32,6 +32,8 @@ from laneway.wording import counted
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from numpy.typing import NDArray
+
     from laneway.catalog.caching import CacheDir
     from laneway.formats import FileScan
     from laneway.storage.filesystem import FileSystem
@@ -104,20 +106,25 @@ def scan_table(
     return replace(contents, table=table), storage
 
 
-def _place(storage: Storage, files: TableFiles, kept: Any) -> tuple[Storage, Any, list[str]]:  # noqa: ANN401
+def _place(
+    storage: Storage, files: TableFiles, kept: NDArray[np.int64]
+) -> tuple[Storage, NDArray[np.int64], list[str]]:
     """Return the storage at the directory that contains all files, and the files sorted by their paths below it."""
     given = [files.paths[index] for index in kept.tolist()]
     if any(path.startswith("/") or "://" in path for path in given):
         # To ask fsspec for each path takes long.
         whole = [storage.path_of(path) if "://" in path else path for path in given]
-        whole = [path if path.startswith("/") or "://" in given[at] else storage.join(path) for at, path in enumerate(whole)]
+        whole = [
+            path if path.startswith("/") or "://" in given[at] else storage.join(path) for at, path in enumerate(whole)
+        ]
         storage = storage.at(common_directory([path.rpartition("/")[0] or "/" for path in whole]))
         root = storage.join("")
         given = [path.removeprefix(root) for path in whole]
     twice = [path for path, count in Counter(given).items() if count > 1]
     if twice:
         message = f"{storage.redact(storage.join(twice[0]))} is listed twice ({len(twice):,} such files)"
-        raise DataFileError(f"{message}: the rows of a table come once, so its catalog must list each file once")
+        msg = f"{message}: the rows of a table come once, so its catalog must list each file once"
+        raise DataFileError(msg)
     order = sorted(range(len(given)), key=given.__getitem__)
     return storage, kept[order], [given[index] for index in order]
 
@@ -143,7 +150,11 @@ def _scan(found: DataFiles, cache_dir: CacheDir, *, progress: bool | None) -> tu
 
 
 def _combine(
-    catalog: Catalog, files: TableFiles, kept: Any, found: DataFiles, scans: Sequence[FileScan]  # noqa: ANN401
+    catalog: Catalog,
+    files: TableFiles,
+    kept: NDArray[np.int64],
+    found: DataFiles,
+    scans: Sequence[FileScan],
 ) -> ManifestContents:
     schemas = FileSchemas.renamed((scan.schema for scan in scans), catalog.rename)
     return ManifestContents(
@@ -166,7 +177,7 @@ def _combine(
     )
 
 
-def _constants(catalog: Catalog, files: TableFiles, kept: Any, schemas: FileSchemas) -> Partitions:  # noqa: ANN401
+def _constants(catalog: Catalog, files: TableFiles, kept: NDArray[np.int64], schemas: FileSchemas) -> Partitions:
     """Return the constants as partition keys, which are integers or strings that are cast to the types of the table."""
     fields, columns = [], []
     for name, values in files.constants.items():
@@ -180,7 +191,8 @@ def _constants(catalog: Catalog, files: TableFiles, kept: Any, schemas: FileSche
             column.cast(type_)
         except pa.ArrowException as error:
             message = f"{name!r} is constant in the files of {_name(catalog)}, and of type {type_}, which has no text"
-            raise SchemaMismatchError(f"{message}: {error}") from error
+            msg = f"{message}: {error}"
+            raise SchemaMismatchError(msg) from error
         fields.append(pa.field(name, column.type))
         columns.append(tuple(column.to_pylist()))
     return Partitions(tuple(fields), tuple(columns))

@@ -273,7 +273,7 @@ def test_a_directory_of_a_table_is_read_with_a_warning(tmp_path: Path, metadata:
     for name in (metadata, f"{source or 'data'}/part-0.parquet"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"PAR1")
-    with pytest.warns(UserWarning, match=f"are those of {kind}: a directory is read with all files in it"):
+    with pytest.warns(UserWarning, match=f"is {kind}, or in one: a directory is read with all files in it"):
         found = find_data_files(tmp_path / source)
     assert len(found.paths) == 1
 

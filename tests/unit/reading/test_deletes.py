@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pyarrow as pa
 from hypothesis import given
@@ -24,18 +26,22 @@ def test_counts_and_masks_are_those_of_the_rows_that_are_left(files: list[list[i
         for index, rows in enumerate(files)
         if sum(rows)
     }
-    step = NotDeleted(DeletedRows.of({i: np.array(rows, np.int64) for i, rows in deleted.items()}, len(files)), table.paths)
+    step = NotDeleted(
+        DeletedRows.of({i: np.array(rows, np.int64) for i, rows in deleted.items()}, len(files)), table.paths
+    )
     assert step.deleted.num_rows == sum(map(len, deleted.values()))
     for index, rows in enumerate(files):
         num_rows = sum(rows)
         start = data.draw(st.integers(0, num_rows))
         stop = data.draw(st.integers(start, num_rows))
-        mask = step.select(pa.table({}), Run(f"f{index}", 0, start, np.array([0, stop - start])), np.ones(stop - start, bool))
+        mask = step.select(
+            pa.table({}), Run(f"f{index}", 0, start, np.array([0, stop - start])), np.ones(stop - start, bool)
+        )
         assert mask.tolist() == [row not in deleted.get(index, []) for row in range(start, stop)]
     if step.deleted.num_rows:
         bounds = np.cumsum([0, *(size for rows in files for size in rows)])
         is_left = [row not in deleted.get(index, []) for index, rows in enumerate(files) for row in range(sum(rows))]
-        assert step.counts(table).tolist() == [sum(is_left[a:b]) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+        assert step.counts(table).tolist() == [sum(is_left[a:b]) for a, b in itertools.pairwise(bounds)]
 
 
 def test_ranges_that_overlap_or_touch_are_one() -> None:
