@@ -23,11 +23,13 @@ from laneway import (
     Shard,
     StatefulShardedDataset,
     checkpoint,
+    formats,
 )
 from laneway.checkpoint import Checkpoint, KeepBest, KeepEvery, KeepLatest, Policy, Resumed
 from laneway.core.files import FileTable
 from laneway.dcp import GatheredState
 from laneway.delivery.source_progress import SourceProgress
+from laneway.formats import BlockMatches, BlockReader, FileScan, Format, PlannedFile, TypeInference
 from laneway.reading.column_statistics import ColumnStatistics
 from laneway.reading.selection_summary import SelectionStep, SelectionSummary
 from tests.test_public_api import ERRORS, MEMBERS, SIGNATURES
@@ -41,9 +43,13 @@ INTEGRATIONS = {"laneway.integrations.hf.LanewayTrainerMixin", "laneway.integrat
 
 CLASSES: dict[str, type] = {
     "batch context": BatchContext,
+    "block matches": BlockMatches,
+    "block reader": BlockReader,
     "checkpoint": Checkpoint,
     "checkpoints": Checkpoints,
     "dataset": StatefulShardedDataset,
+    "file scan": FileScan,
+    "format": Format,
     "gathered": GatheredState,
     "keep best": KeepBest,
     "keep every": KeepEvery,
@@ -52,6 +58,7 @@ CLASSES: dict[str, type] = {
     "manifest": Manifest,
     "manifest.files": FileTable,
     "mixture": Mixture,
+    "planned file": PlannedFile,
     "policy": Policy,
     "resumed": Resumed,
     "retries": RetryPolicy,
@@ -61,6 +68,7 @@ CLASSES: dict[str, type] = {
     "shard": Shard,
     "source progress": SourceProgress,
     "statistics": ColumnStatistics,
+    "type inference": TypeInference,
 }
 """Key of `MEMBERS` -> its class."""
 
@@ -73,7 +81,18 @@ NOT_PUBLIC = {
     "loader": {"gather_state", "ranks", "restore_together", "sampler", "use_stateful_dataloader"},
     "mixture": {"check_rank", "definition", "schedule"},
     "manifest": {
-        *("file_scan", "layout", "layout_starts", "num_bytes", "of", "partitions", "planned", "schemas", "selections"),
+        *(
+            "file_scan",
+            "layout",
+            "layout_starts",
+            "num_bytes",
+            "of",
+            "partitions",
+            "planned",
+            "readable",
+            "schemas",
+            "selections",
+        ),
         *("shared_file", "storage", "versions", "shared_with", "vocabularies", "with_selection", "with_selections"),
         "with_vocabularies",
     },
@@ -100,7 +119,7 @@ def documented(part: int = 0) -> dict[str, set[str]]:
 
 def qualified(owner: type) -> str:
     """Return the name under which the page lists a class."""
-    exporting = [each for each in (laneway, checkpoint) if getattr(each, owner.__name__, None) is owner]
+    exporting = [each for each in (laneway, checkpoint, formats) if getattr(each, owner.__name__, None) is owner]
     return f"{exporting[0].__name__ if exporting else owner.__module__}.{owner.__name__}"
 
 
