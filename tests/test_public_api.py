@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 
 import laneway
+import laneway.testing
 from laneway import (
     Bounds,
     Catalog,
@@ -29,6 +30,7 @@ from laneway import (
     distributed,
 )
 from laneway.checkpoint import Checkpoint, KeepBest, KeepEvery, KeepLatest, Resumed
+from laneway.formats import FORMATS, BlockMatches
 from tests.corpora import write_corpus
 
 if TYPE_CHECKING:
@@ -104,6 +106,13 @@ SIGNATURES = {
     ),
     "laneway.merge_states": "(states)",
     "laneway.redistribute": "(state, world_size, num_workers=0, *, batch_size=None, num_rows=None, key=None)",
+    "laneway.testing.assert_exact_on_any_topology": (
+        "(make_loader, *, chains=((1, 2, 3), (2, 1), (3, 4, 2), (4, 1, 3)), items_per_stop=2, rows=None)"
+    ),
+    "laneway.testing.assert_resumes_exactly": "(make_loader, *, stops=None, max_items=None)",
+    "laneway.testing.check_format": "(format, write, directory)",
+    "laneway.testing.corpus_schema": "()",
+    "laneway.testing.corpus_tables": "(sizes=(5, 1, 7, 3, 3, 4, 2, 9, 13), start=0)",
 }
 """What users call by its qualified name -> its parameters."""
 
@@ -123,6 +132,12 @@ MEMBERS = {
         "schema": "attribute",
         "storage_options": "attribute",
         "version": "attribute",
+    },
+    "block matches": {"has_nulls": "attribute", "possible": "attribute"},
+    "block reader": {
+        "close": "()",
+        "matches": "(conditions, schema, known)",
+        "read": "(first, stop, columns)",
     },
     "checkpoint": {
         "files": "attribute",
@@ -244,6 +259,17 @@ MEMBERS = {
         "start": "()",
         "state_dict": "(*, check=False)",
     },
+    "file scan": dict.fromkeys(
+        ["block_bytes", "block_memory_bytes", "block_rows", "digest", "layout", "schema"], "attribute"
+    ),
+    "format": {
+        **dict.fromkeys(
+            ["block_name", "inference", "is_mapped", "name", "scans_all", "suffixes", "tail_bytes"], "attribute"
+        ),
+        "open": "(storage, planned, schema)",
+        "recognises": "(head)",
+        "scan": "(storage, path, size, tail=None, version='')",
+    },
     "gathered": {"load_state_dict": "(state_dict)", "state_dict": "()"},
     "manifest": {
         "files": "attribute",
@@ -276,6 +302,9 @@ MEMBERS = {
         "state_dict": "()",
         "weights": "attribute",
     },
+    "planned file": dict.fromkeys(
+        ["block_rows", "digest", "is_closed", "layout", "path", "schema", "size", "version"], "attribute"
+    ),
     "retries": dict.fromkeys(
         [
             *("attempt_timeout_s", "connect_timeout_s", "deadline_s", "first_delay_s", "listing_timeout_s"),
@@ -312,6 +341,7 @@ MEMBERS = {
     ),
     "metrics.stages": dict.fromkeys(["convert", "decode", "order", "read", "send", "transform", "wait"], "attribute"),
     "statistics": dict.fromkeys(["count", "distinct", "max", "mean", "min", "nans", "nulls", "std"], "attribute"),
+    "type inference": {"join": "(first, second)", "parsed": "(inferred, delivered)"},
 }
 """An object -> its public members: the parameters of a method, or "attribute"."""
 
@@ -417,6 +447,17 @@ def test_public_members_are_what_they_were(tmp_path: Path, owner: str) -> None:
         "catalog": OneFile(),
         "decode features": DecodeFeatures({}),
         "table files": TableFiles(paths=["part-0.parquet"], sizes=[1]),
+    manifest = Manifest.scan(tmp_path)
+    storage = manifest.storage()
+    planned = manifest.planned(storage, 0)
+    text_format = FORMATS["jsonl"]
+    owners: dict[str, Any] = {
+        "block matches": BlockMatches([], np.zeros(0, bool)),
+        "block reader": FORMATS["parquet"].open(storage, planned, manifest.schema),
+        "file scan": manifest.file_scan(0),
+        "format": text_format,
+        "planned file": planned,
+        "type inference": text_format.inference,
         "dataset": dataset,
         "loader": SavableLoader(dataset),
         "checkpoint": Checkpoint(number=1, step=0, tag="first"),
@@ -427,8 +468,8 @@ def test_public_members_are_what_they_were(tmp_path: Path, owner: str) -> None:
         "policy": KeepLatest(),
         "resumed": Resumed(0, "first", {}, 0, {}),
         "gathered": dcp.GatheredState(SavableLoader(dataset)),
-        "manifest": Manifest.scan(tmp_path),
-        "manifest.files": Manifest.scan(tmp_path).files,
+        "manifest": manifest,
+        "manifest.files": manifest.files,
         "mixture": dataset.repeat(),
         "retries": RetryPolicy(),
         "selection": dataset.selection,

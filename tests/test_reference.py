@@ -27,12 +27,14 @@ from laneway import (
     StatefulShardedDataset,
     TableFiles,
     checkpoint,
+    formats,
 )
 from laneway.checkpoint import Checkpoint, KeepBest, KeepEvery, KeepLatest, Policy, Resumed
 from laneway.core.files import FileTable
 from laneway.dcp import GatheredState
 from laneway.delivery.metrics import LoaderMetrics, StageSeconds, WorkerMetrics
 from laneway.delivery.source_progress import SourceProgress
+from laneway.formats import BlockMatches, BlockReader, FileScan, Format, PlannedFile, TypeInference
 from laneway.inspection.report import AuditedEpoch, AuditReport, Finding
 from laneway.inspection.summary import StateDifferences, StateSummary
 from laneway.plans.epoch_plan import EpochPlan, RowDelivery
@@ -58,6 +60,10 @@ CLASSES: dict[str, type] = {
     "checkpoints": Checkpoints,
     "dataset": StatefulShardedDataset,
     "decode features": DecodeFeatures,
+    "block matches": BlockMatches,
+    "block reader": BlockReader,
+    "file scan": FileScan,
+    "format": Format,
     "gathered": GatheredState,
     "keep best": KeepBest,
     "keep every": KeepEvery,
@@ -68,6 +74,7 @@ CLASSES: dict[str, type] = {
     "mixture": Mixture,
     "plan": EpochPlan,
     "plan.where": RowDelivery,
+    "planned file": PlannedFile,
     "policy": Policy,
     "resumed": Resumed,
     "retries": RetryPolicy,
@@ -83,6 +90,7 @@ CLASSES: dict[str, type] = {
     "state summary": StateSummary,
     "statistics": ColumnStatistics,
     "table files": TableFiles,
+    "type inference": TypeInference,
 }
 """Key of `MEMBERS` -> its class."""
 
@@ -95,8 +103,8 @@ NOT_PUBLIC = {
     "loader": {"gather_state", "ranks", "restore_together", "sampler", "use_stateful_dataloader"},
     "mixture": {"check_rank", "definition", "schedule"},
     "manifest": {
-        "cache_entry",
-        *("file_scan", "layout", "layout_starts", "num_bytes", "of", "partitions", "planned", "schemas", "selections"),
+        *("cache_entry", "file_scan", "layout", "layout_starts", "num_bytes", "of", "partitions", "planned"),
+        *("readable", "schemas", "selections"),
         *("shared_file", "storage", "versions", "shared_with", "vocabularies", "with_selection", "with_selections"),
         *("table", "with_vocabularies"),
     },
@@ -124,7 +132,7 @@ def documented(part: int = 0) -> dict[str, set[str]]:
 
 def qualified(owner: type) -> str:
     """Return the name under which the page lists a class."""
-    exporting = [each for each in (laneway, checkpoint) if getattr(each, owner.__name__, None) is owner]
+    exporting = [each for each in (laneway, checkpoint, formats) if getattr(each, owner.__name__, None) is owner]
     return f"{exporting[0].__name__ if exporting else owner.__module__}.{owner.__name__}"
 
 

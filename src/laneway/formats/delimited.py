@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from laneway.storage.filesystem import Storage
 
 _QUOTE: Final = ord('"')
+_ROW_NUMBER: Final = re.compile(r"Row #\d+: ")
+_COLUMN_NUMBER: Final = re.compile(r"In CSV column #(\d+): ")
 _ENDS_LINE: Final = np.isin(np.arange(256), (NEWLINE, RETURN))
 _read_csv: Any = pyarrow.csv.read_csv  # its stubs accept fewer types
 
@@ -183,8 +185,9 @@ class DelimitedParser:
     def explain(self, row: bytes, error: Exception, parsing: Parsing | None) -> str:
         """Return what is wrong with a row."""
         del row
-        problem = without_row_number(error)
-        if "Expected " in problem:
-            return f"is malformed: {problem.partition(': ')[2] or problem}"
-        hint = "" if parsing is None else "; give their types with schema="
-        return f"doesn't fit the columns: {problem}{hint}"
+        problem = _ROW_NUMBER.sub("", without_row_number(error))
+        column = _COLUMN_NUMBER.match(problem)
+        if column is None or parsing is None:
+            return f"is malformed: {problem}"
+        name = parsing.in_file[int(column[1])]
+        return f"doesn't fit the columns: column {name!r}: {problem[column.end() :]}; give its type with schema="

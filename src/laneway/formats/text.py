@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from laneway.formats.base import TypeInference
 
-    Text = bytes | memoryview | pa.Buffer
+    Text = bytes | bytearray | memoryview | pa.Buffer
     Codes = NDArray[np.uint8]
 
 NEWLINE: Final = 10

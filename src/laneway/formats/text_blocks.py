@@ -66,7 +66,8 @@ class TextBlocks:
         """
         fields = [(name, path_of(self._schema, name)) for name in columns]
         names = [*dict.fromkeys(path[0] for _, path in fields)]
-        if not names:
+        # Where no columns were inferred, a field is one that nobody has looked at.
+        if not names and not (self._planned.is_closed and not self._in_file):
             num_rows = int(self._planned.block_rows[first:stop].sum())
             return pa.table({"rows": pa.nulls(num_rows)}).select([])
         parsing = Parsing(
