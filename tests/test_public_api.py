@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import inspect
 import pickle
-from typing import TYPE_CHECKING, Any, ClassVar
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -34,6 +35,7 @@ from laneway.formats import FORMATS, BlockMatches
 from tests.corpora import write_corpus
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 ERRORS = {
@@ -352,7 +354,7 @@ class OneFile(Catalog):
     root = "."
     schema = pa.schema([("x", pa.int64())])
     version = output = "arrow"
-    storage_options: ClassVar = {}
+    storage_options: Mapping[str, Any] = MappingProxyType({})
 
     def files(self) -> TableFiles:
         """Return the file."""
@@ -435,6 +437,10 @@ def test_public_members_are_what_they_were(tmp_path: Path, owner: str) -> None:
     state = StatefulShardedDataset(tmp_path).state_dict()
     write_corpus(tmp_path / "_other", files=((2,),))
     report = audit([state, StatefulShardedDataset(tmp_path, seed=1).state_dict()])
+    manifest = Manifest.scan(tmp_path)
+    storage = manifest.storage()
+    planned = manifest.planned(storage, 0)
+    text_format = FORMATS["jsonl"]
     owners: dict[str, Any] = {
         "audit": report,
         "audit.epochs": report.epochs[0],
@@ -447,11 +453,6 @@ def test_public_members_are_what_they_were(tmp_path: Path, owner: str) -> None:
         "catalog": OneFile(),
         "decode features": DecodeFeatures({}),
         "table files": TableFiles(paths=["part-0.parquet"], sizes=[1]),
-    manifest = Manifest.scan(tmp_path)
-    storage = manifest.storage()
-    planned = manifest.planned(storage, 0)
-    text_format = FORMATS["jsonl"]
-    owners: dict[str, Any] = {
         "block matches": BlockMatches([], np.zeros(0, bool)),
         "block reader": FORMATS["parquet"].open(storage, planned, manifest.schema),
         "file scan": manifest.file_scan(0),

@@ -11,6 +11,7 @@ from laneway.core.plan import Identity
 from laneway.core.progress import Progress, fresh_cut
 from laneway.delivery.row_errors import SKIPPED
 from laneway.plans.row_numbers import find_path
+from laneway.metering import Meter
 from laneway.wording import counted
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def read_rows(definition: DatasetDefinition, path: str, rows: Sequence[int], epo
     progress = Progress(epoch, cut=fresh_cut(1, 1))
     first = int(files.block_row_starts[files.block_starts[file_index]])
     ranges = [*_joined(first, rows)]
-    maker = in_order.open_items(assign_whole_job(identity, progress))
+    maker = in_order.open_items(assign_whole_job(identity, progress), Meter())
     try:
         if definition.options.batch_size is not None:
             batch = maker.batch(ranges) if ranges else SKIPPED

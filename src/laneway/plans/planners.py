@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
     from laneway.core.assignment import Assignment
     from laneway.core.progress import EarlierCut
-    from laneway.delivery.dataset_definition import DatasetDefinition, Definition
+    from laneway.delivery.dataset_definition import DatasetDefinition
+    from laneway.delivery.definition import Definition
     from laneway.delivery.mixture_definition import MixtureDefinition
     from laneway.plans.cut_rows import CutRows
 
