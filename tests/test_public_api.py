@@ -55,9 +55,6 @@ ERRORS = {
 }
 """Error -> the classes, below Exception, that it can be caught as."""
 
-FUNCTIONS = {"load_hf", "merge_states"}
-"""What is exported and no class."""
-
 SIGNATURES = {
     "laneway.StatefulShardedDataset": (
         "(source, *, format=None, columns=None, filter=None, schema=None, shuffle=False, seed=0, shard_bytes='8MiB', "

@@ -10,8 +10,8 @@ from laneway.core.cursor import LaneRange
 from laneway.core.plan import Identity
 from laneway.core.progress import Progress, fresh_cut
 from laneway.delivery.row_errors import SKIPPED
-from laneway.plans.row_numbers import find_path
 from laneway.metering import Meter
+from laneway.plans.row_numbers import find_path
 from laneway.wording import counted
 
 if TYPE_CHECKING:
