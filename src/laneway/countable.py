@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader
 
 from laneway.arguments import check_function, check_int
@@ -130,17 +131,19 @@ class CountableDataset(SelectableDataset):
         counting._asks_rank = False  # noqa: SLF001 - a copy of this object
         counting = counting.map(counter, with_context=True).batch(_BATCH_ROWS)
         if num_workers is None:
-            num_workers = min(len(os.sched_getaffinity(0)), num_rows // _WORKER_ROWS)
+            num_workers = min(os.cpu_count() or 1, num_rows // _WORKER_ROWS)
         file_of = {path: index for index, path in enumerate(definition.manifest.files.paths)}
         files, rows, lengths = np.zeros(num_rows, np.int64), np.zeros(num_rows, np.int64), np.zeros(num_rows, np.int32)
         done = 0
+        # With a generator of its own, it draws nothing from the global one.
+        loader = DataLoader(counting, batch_size=None, num_workers=num_workers, generator=torch.Generator())
         with progress_bar(num_rows, "counting lengths", " rows", progress=progress) as bar:
-            for paths, of_rows, of_lengths in DataLoader(counting, batch_size=None, num_workers=num_workers):
+            for paths, of_rows, of_lengths in loader:
                 part = slice(done, done + len(paths))
                 files[part], rows[part], lengths[part] = [file_of[path] for path in paths], of_rows, of_lengths
                 done += len(paths)
                 bar.update(len(paths))
-        # Workers deliver in turns: selected rows are in the order of the files.
+        # Batches of workers come in turns; lengths are in the order of the files.
         return Lengths(lengths[np.lexsort((rows, files))])
 
 
