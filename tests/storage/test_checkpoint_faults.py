@@ -250,7 +250,8 @@ def test_retention_of_many_checkpoints_takes_few_requests(s3: Bed, tmp_path: Pat
     with opened(s3, url, keep=[KeepLatest(3)]) as checkpoints:
         s3.proxy.behave()
         save(checkpoints, job, count + 1)
-        cleared = [each.method for each in s3.proxy.requests()]
+        # The writer's file is renewed every 10 s.
+        cleared = [each.method for each in s3.proxy.requests() if "writer.json" not in each.path]
         # Of each old one the index is read, then the folder is listed, and the index, its only file, is deleted.
         assert cleared.count("DELETE") == count - 2
         assert cleared.count("PUT") <= 7
@@ -258,7 +259,7 @@ def test_retention_of_many_checkpoints_takes_few_requests(s3: Bed, tmp_path: Pat
         s3.proxy.behave()
         save(checkpoints, job, count + 2)
         # One more with its four files and its index.
-        assert len(s3.proxy.requests()) <= 25
+        assert len([each for each in s3.proxy.requests() if "writer.json" not in each.path]) <= 25
         assert [each.step for each in checkpoints.list()] == [count, count + 1, count + 2]
     check_requests_of_resume(s3, url)
 
