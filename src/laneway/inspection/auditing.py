@@ -74,7 +74,9 @@ def audit(
         StateFormatError: A checkpoint holds no state, or a damaged one.
         CheckpointMismatchError: States that are given as one checkpoint are of different steps or runs; or they are of
             a mixture.
+        TypeError: `states` is not a sequence.
         ValueError: There are no checkpoints, or the number of rows is not known without `source`.
+        DataFileError: `source` is a path, and can't be read.
 
     Examples:
         >>> import pyarrow as pa, pyarrow.parquet as pq, tempfile
