@@ -108,7 +108,7 @@ def test_the_installed_command_answers_and_exits_as_it_says(job: Path) -> None:
     refused = run("state", "missing.json", cwd=job)
     assert refused.returncode == 2
     assert refused.stderr == (
-        f"laneway state: {job}/missing.json does not exist: give a file or folder in which a state was saved\n"
+        "laneway state: missing.json does not exist: give a file or folder in which a state was saved\n"
     )
     assert run("nothing", cwd=job).returncode == 2
 

@@ -6,6 +6,7 @@ have begun where another one has a checkpoint, or with the epoch, and to have a 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,6 @@ from laneway.inspection.report import AuditedEpoch, AuditReport, Finding, RowRan
 from laneway.manifest import Manifest
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Mapping
 
     from laneway.core.schema import SavedState
@@ -74,7 +74,9 @@ def audit(
         StateFormatError: A checkpoint holds no state, or a damaged one.
         CheckpointMismatchError: States that are given as one checkpoint are of different steps or runs; or they are of
             a mixture.
+        TypeError: `states` is not a sequence.
         ValueError: There are no checkpoints, or the number of rows is not known without `source`.
+        DataFileError: `source` is a path, and can't be read.
 
     Examples:
         >>> import pyarrow as pa, pyarrow.parquet as pq, tempfile
@@ -109,7 +111,7 @@ def _identity_of(
     """Return the files and settings of a run; None: they are not known."""
     if source is None:
         return None
-    if isinstance(source, Manifest | str) or hasattr(source, "__fspath__"):
+    if isinstance(source, (Manifest, str, os.PathLike)):
         if fields["selection"] is not None:
             message = f"the rows are selected by {fields['selection']}: pass the dataset with these filters as source"
             raise ValueError(message)

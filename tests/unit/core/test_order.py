@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from laneway.core.order import permutation, row_seeds, shard_order, window_order
+from laneway.core.order import permutation, rank_in_window, row_seeds, shard_order, window_order, window_part
 
 
 @given(st.integers(0, 2000), st.integers(0, 2**63 - 1), st.integers(0, 10**6))
@@ -42,3 +42,14 @@ def test_the_seed_of_a_row_is_its_own(rows: list[int], seed: int, epoch: int, pa
         assert row_seeds(np.array([row]), seed=seed, epoch=epoch, path=path).tolist() == [found]
     others = row_seeds(np.array(rows, np.int64), seed=seed, epoch=epoch + 1, path=path).tolist()
     assert all(mine != other for mine, other in zip(seeds.tolist(), others, strict=True))
+
+
+@given(st.integers(1, 3_000), st.data())
+def test_a_part_of_a_window_is_that_of_its_whole_order(num_rows: int, data: st.DataObject) -> None:
+    start = data.draw(st.integers(0, num_rows))
+    stop = data.draw(st.integers(start, num_rows))
+    key = {"seed": num_rows, "epoch": 2, "lane": 3, "window": 4}
+    order = window_order(num_rows, **key)
+    assert window_part(num_rows, start, stop, **key).tolist() == order[start:stop].tolist()
+    for place in {start, stop} - {num_rows}:
+        assert rank_in_window(num_rows, int(order[place]), **key) == place
