@@ -15,7 +15,7 @@ from laneway.formats import FORMATS, FileScan, Format, JsonLinesFormat
 from laneway.testing import assert_exact_on_any_topology, assert_resumes_exactly, check_format
 from laneway.testing.comparing import comparable, rows_of
 from tests.corpora import write_corpus
-from tests.unit.formats.test_conformance import WRITERS
+from tests.writers import WRITERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
