@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import shutil
+import subprocess
+import sys
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -205,6 +207,33 @@ def test_load_hf_reads_what_load_dataset_cached(folder: Path, loaded: Any, tmp_p
     assert [row for batch in dataset for row in batch["id"].tolist()] == loaded["id"][:]
     with pytest.raises(ValueError, match="decode=True decodes single rows"):
         load_hf(folder, split="train", load_options=options, decode=True, batch_size=3)
+
+
+def test_load_hf_remembers_what_it_found_until_a_file_changes(folder: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(folder, source)
+    options = {"cache_dir": str(tmp_path / "cache")}
+    expected = load_dataset(str(source), split=SPLIT, **options)
+    first = load_hf(source, split=SPLIT, load_options=options)
+    assert len(list((tmp_path / "cache").glob("laneway-*.json"))) == 1
+    code = (
+        "import sys, laneway\n"
+        f"dataset = laneway.load_hf({str(source)!r}, split={SPLIT!r}, load_options={options!r})\n"
+        "print([row['id'] for row in dataset], 'datasets' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"{expected['id'][:]} False"
+    again = load_hf(source, split=SPLIT, load_options=options)
+    assert again.state_dict() == first.state_dict()
+    assert list(again) == list(first) == [*expected]
+    # Another file in the folder, and Arrow files that are gone.
+    pq.write_table(pa.table({"id": pa.array([1000]), "text": ["new"]}), source / "train-999.parquet")
+    assert len(load_hf(source, split="train", load_options=options)) == 301
+    shutil.rmtree(tmp_path / "cache")
+    assert len(load_hf(source, split="train", load_options=options)) == 301
+    for path in (tmp_path / "cache").glob("laneway-*.json"):
+        path.write_text("{")
+    assert len(load_hf(source, split="train", load_options=options)) == 301
 
 
 def picture(value: int) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
 from laneway.dataset import StatefulShardedDataset
+from laneway.tables.hf_cached import memory_of, recall, remember
 
 if TYPE_CHECKING:
     import os
@@ -56,7 +57,8 @@ def load_hf(
 ) -> StatefulShardedDataset:
     """Return a dataset of the Hub, or of a folder, as `datasets.load_dataset` finds, prepares and caches it.
 
-    The first call prepares the Arrow files of the cache; later ones read them.
+    The first call prepares the Arrow files of the cache. For a folder, or a commit of the Hub, it also remembers there
+    which they are, so that later calls begin at once, without importing `datasets`.
 
     Args:
         name_or_path: Such as "allenai/c4", or a folder, or the name of a format with `data_files` in `load_options`.
@@ -79,11 +81,21 @@ def load_hf(
         >>> [row["x"] for row in dataset]
         [2, 3, 4]
     """
-    import datasets  # noqa: PLC0415 - takes a second to import
-
     if decode and options.get("batch_size") is not None:
         message = "decode=True decodes single rows: leave out batch_size, and call batch() on the dataset"
         raise ValueError(message)
+    memory = memory_of(str(name_or_path), config, split, revision, load_options or {})
+    remembered = None if memory is None or decode else recall(memory)
+    if remembered is not None:
+        return StatefulShardedDataset(remembered, **options)
+    import datasets  # noqa: PLC0415 - takes a second to import
+
+    from laneway.tables.hf_datasets import HfCatalog  # noqa: PLC0415 - as its library
+
     loaded = datasets.load_dataset(str(name_or_path), config, split=split, revision=revision, **(load_options or {}))
-    dataset = StatefulShardedDataset(loaded, **options)
+    catalog = HfCatalog(loaded)
+    found = None if memory is None else catalog.as_cached()
+    if memory is not None and found is not None:
+        remember(memory, found)
+    dataset = StatefulShardedDataset(catalog, **options)
     return dataset.map(DecodeFeatures(loaded.features)) if decode else dataset

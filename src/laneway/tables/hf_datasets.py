@@ -18,6 +18,7 @@ from laneway.errors import DataFileError
 from laneway.formats.nested_types import storage_type
 from laneway.tables.base import Catalog, TableFiles
 from laneway.tables.columns import dropped_name
+from laneway.tables.hf_cached import CachedSplit, left_out
 from laneway.tables.hf_saved import OUTPUTS
 from laneway.wording import counted
 
@@ -125,11 +126,17 @@ class HfCatalog(Catalog):
         for index in indices:
             kept = ranges[index]
             num_rows = _num_rows(self._paths[index])
-            bounds = np.concatenate([[0], kept.reshape(-1), [num_rows]]).reshape(-1, 2)
-            left_out = bounds[bounds[:, 1] > bounds[:, 0]]
-            if len(left_out):
-                found[index] = left_out
+            others = left_out(kept, num_rows)
+            if len(others):
+                found[index] = others
         return found
+
+    def as_cached(self) -> CachedSplit | None:
+        """Return the same rows without `datasets`; None: columns were renamed, or the rows are in another order."""
+        places = [(os.path.abspath(each.path), each.start) for each in self._pieces]  # noqa: PTH100
+        if self._changes or self._dataset._indices is not None or places != sorted(places):  # noqa: SLF001
+            return None
+        return CachedSplit(self.schema, self._paths, self._ranges(), [_num_rows(path) for path in self._paths])
 
     def _ranges(self) -> list[NDArray[np.int64]]:
         """Return the rows of each file that belong to the dataset, as ranges that are ascending."""
