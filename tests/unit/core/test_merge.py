@@ -31,6 +31,7 @@ OTHER: dict[str, Any] = {
     "without": "rows 4 to 6 of epoch 3",
     "stages": "flat_map",
     "epoch_batches": 7,
+    "table": "Delta table 3f, version 4",
     "order_version": 1,
     "fingerprint": "0",
     "world_size": 3,

@@ -48,6 +48,7 @@ ABSENT: dict[str, object] = {
     "stages": None,
     "without": None,
     "epoch_batches": None,
+    "table": None,
 }
 """The fields that are left out of a state where they have these values."""
 
@@ -122,7 +123,7 @@ def test_a_state_that_lacks_a_field_with_a_default_gets_the_default(monkeypatch:
 def test_a_state_that_lacks_a_required_field_is_refused() -> None:
     for each in FIELDS:
         state = a_state()
-        if each.name in {"categories", "epoch_batches", "mixture", "selection", "stages", "without"}:
+        if each.name in {"categories", "epoch_batches", "mixture", "selection", "stages", "table", "without"}:
             assert each.name not in state
             continue
         del state[each.name]
@@ -136,7 +137,7 @@ def test_any_field_that_was_changed_is_damage() -> None:
     changed = {**other, "seed": 8, "files": "", "fingerprint": "0", "rank": 1, "world_size": 2, "shuffle": True}
     changed |= {"selection": "filter (x > 3)", "categories": "x: 3 values 0123456789abcdef"}
     changed |= {"without": "rows 4 to 6 of epoch 3"}
-    changed |= {"stages": "flat_map", "epoch_batches": 7}
+    changed |= {"stages": "flat_map", "epoch_batches": 7, "table": "Delta table 3f, version 4"}
     for name in (each.name for each in FIELDS):
         if state.get(name) != changed.get(name):
             with pytest.raises(StateFormatError, match="this state is damaged"):

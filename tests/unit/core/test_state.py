@@ -40,6 +40,7 @@ OTHER = Settings(
     without="rows 4 to 6 of epoch 9",
     stages="flat_map",
     epoch_batches=7,
+    table="Delta table 3f, version 4",
 )
 """Differs from PLAIN in every field."""
 
@@ -131,7 +132,7 @@ def test_every_identity_field_is_written_from_the_identity() -> None:
         assert {*names_of(Role.IDENTITY)} == fields.keys()
         state = write_state(IDENTITY, Progress(0, order_version=order_version), WorkerPlace(), complete=False)
         assert without_defaults(fields).items() <= state.items()
-        assert fields.keys() - state.keys() == {"categories", "epoch_batches", "selection", "stages", "without"}
+        assert fields.keys() - state.keys() == {"categories", "epoch_batches", "selection", "stages", "table", "without"}
 
 
 # -- Files that joined ------------------------------------------------------------------------------------------------
@@ -364,6 +365,7 @@ def test_nothing_in_a_state_is_a_dict_so_that_dcp_finds_the_same_keys_in_every_s
             "selection",
             "stages",
             "epoch_batches",
+            "table",
             "without",
         }
         assert {type(value) for field in state.values() for value in values_in(field)} <= {
