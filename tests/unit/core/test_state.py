@@ -132,7 +132,14 @@ def test_every_identity_field_is_written_from_the_identity() -> None:
         assert {*names_of(Role.IDENTITY)} == fields.keys()
         state = write_state(IDENTITY, Progress(0, order_version=order_version), WorkerPlace(), complete=False)
         assert without_defaults(fields).items() <= state.items()
-        assert fields.keys() - state.keys() == {"categories", "epoch_batches", "selection", "stages", "table", "without"}
+        assert fields.keys() - state.keys() == {
+            "categories",
+            "epoch_batches",
+            "selection",
+            "stages",
+            "table",
+            "without",
+        }
 
 
 # -- Files that joined ------------------------------------------------------------------------------------------------
