@@ -196,6 +196,13 @@ def test_rows_of_a_step_are_those_that_were_delivered(ask: Callable[..., Any], j
     assert (code, error) == (2, "laneway rows: there is no step 99: epoch 0 has 8 steps\n")
 
 
+def test_the_state_of_a_start_does_not_say_what_a_step_is(ask: Callable[..., Any], job: Path) -> None:
+    (job / "start.json").write_text(json.dumps(make_loaders(job / "data", 1)[0].state_dict()))
+    error, code = ask("rows", "start.json", "--source", "data", "--step", "0")
+    assert (code, "doesn't say how many rows a batch has" in error) == (2, True)
+    assert ask("state", "start.json", "--source", "data")[0]["fits"] is True
+
+
 def test_audit_proves_a_run_or_says_what_is_missing(ask: Callable[..., Any]) -> None:
     facts, code = ask("audit", "step-10.json", "rank-*.json", "--as-given", "--source", "data")
     assert (code, facts["is_exact"]) == (1, False)

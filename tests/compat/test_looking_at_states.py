@@ -161,3 +161,22 @@ def test_what_can_not_be_redistributed_says_why(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="pass num_rows="):
         redistribute(selected.state_dict(), 2)
     assert len(redistribute(selected.state_dict(), 2, num_rows=30)) == 2
+
+
+def test_rows_that_are_taken_out_of_a_running_epoch_are_no_finding(tmp_path: Path) -> None:
+    num_rows = write_corpus(tmp_path)
+    states: list[Any] = []
+    gaps: list[tuple[int, int, int]] = []
+    rows: list[int] = []
+    for world_size, steps, gap in ((2, 2, (0, 18, 24)), (1, 3, (0, 36, 42)), (2, None, None)):
+        loaders = loaders_of(tmp_path, world_size, remainder="keep", without=list(gaps))
+        for loader in loaders if states else ():
+            loader.load_state_dict(states[-1])
+        rows += take(loaders, steps)
+        states.append(loaders[0].state_dict())
+        gaps += [] if gap is None else [gap]
+    assert len(rows) == len({*rows}) == num_rows - 12
+    report = audit(states, make_dataset(tmp_path, remainder="keep", without=gaps))
+    assert report.is_exact
+    (epoch,) = report.epochs
+    assert (epoch.num_delivered, epoch.num_left, epoch.num_left_out) == (num_rows - 12, 0, 12)

@@ -36,8 +36,6 @@ def test_a_size_has_the_largest_unit_of_which_it_is_a_whole_number(num_bytes: in
         assert parse_bytes(text.replace(",", "")) == num_bytes
 
 
-def test_measured_sizes_are_rounded_to_the_largest_unit() -> None:
-    sizes = [0, 1, 1023, 1024, 1.5 * 2**20, 2**30 - 1, 2**30, 2**50]
-    assert [rounded_size(each) for each in sizes] == [
-        *("0 bytes", "1 byte", "1,023 bytes", "1.0 KiB", "1.5 MiB", "1,024.0 MiB", "1.0 GiB", "1,024.0 TiB"),
-    ]
+def test_sizes_are_rounded_to_three_digits() -> None:
+    found = [rounded_size(number) for number in (1, 1023, 1536, 8_400_000, 1_100_000_000, 2**50)]
+    assert found == ["1 byte", "1,023 bytes", "1.5 KiB", "8.01 MiB", "1.02 GiB", "1,024 TiB"]

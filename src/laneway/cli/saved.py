@@ -85,6 +85,12 @@ def _for_state(
     """Return the dataset of a checkpoint, and the state of the whole job."""
     value = load_checkpoint(file, storage_options(arguments))
     saved = states_of_step(value.value, value.name, arguments.key)
+    if saved[0].fields["lanes"] is None:
+        message = (
+            f"{value.name} is of the start of epoch {saved[0].fields['epoch']}, and doesn't say how many rows a batch "
+            "has: use laneway plan and laneway where, or dataset.plan().rows_of(step) in Python"
+        )
+        raise CheckpointMismatchError(message)
     whole = saved[0].original if len(saved) == 1 else merge_ranks(saved, same_step=False)
     return open_for_state(arguments, saved[0].fields, **others), whole
 
