@@ -77,6 +77,10 @@ SIGNATURES = {
         "filter=None, categories=(), process_group=None)"
     ),
     "laneway.merge_states": "(states)",
+    "laneway.to_parquet": (
+        "(source, dest, *, format=None, columns=None, schema=None, row_group_bytes='8MiB', file_bytes='256MiB', "
+        "storage_options=None)"
+    ),
     "laneway.testing.assert_exact_on_any_topology": (
         "(make_loader, *, chains=((1, 2, 3), (2, 1), (3, 4, 2), (4, 1, 3)), items_per_stop=2, rows=None)"
     ),
@@ -288,7 +292,7 @@ def test_the_modules_export_what_they_did() -> None:
         "Shard",
     }
     classes |= {"StatefulShardedDataset"}
-    assert laneway.__all__ == sorted({*ERRORS, *classes, "merge_states"})
+    assert laneway.__all__ == sorted({*ERRORS, *classes, "merge_states", "to_parquet"})
     for module, names in ((dcp, ["GatheredState"]), (laneway, laneway.__all__)):
         assert [name for name in names if not hasattr(module, name)] == []
     defined = [name for name, value in vars(dcp).items() if getattr(value, "__module__", "") == dcp.__name__]
@@ -310,7 +314,9 @@ def test_tracebacks_name_errors_as_they_are_imported() -> None:
 
 
 def test_the_source_of_public_classes_is_found() -> None:
-    classes = [getattr(laneway, name) for name in laneway.__all__ if name not in {*ERRORS, "merge_states"}]
+    classes = [
+        getattr(laneway, name) for name in laneway.__all__ if name not in {*ERRORS, "merge_states", "to_parquet"}
+    ]
     assert [each for each in classes if f"class {each.__name__}" not in inspect.getsource(each)] == []
 
 

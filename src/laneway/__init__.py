@@ -23,6 +23,7 @@ from laneway.errors import (
 from laneway.loader import SavableLoader
 from laneway.manifest import Manifest
 from laneway.mixture import Mixture
+from laneway.rewriting import to_parquet
 from laneway.storage.retries import RetryPolicy
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ __all__ = [
     "StateUnavailableError",
     "StatefulShardedDataset",
     "merge_states",
+    "to_parquet",
 ]
 __version__ = "0.1.0"
 
