@@ -155,7 +155,7 @@ def test_mixed_formats_are_an_error_unless_one_is_chosen(
             find(*sources)
     assert find("d", format="arrow")[1] == ["b.arrow", "c.feather"]
     assert find("d", format="parquet")[1] == ["a.parquet"]
-    with pytest.raises(ValueError, match="format is 'xml': give one of 'parquet', 'arrow', .*, or None to detect it"):
+    with pytest.raises(ValueError, match=r"format is 'xml': give one of 'parquet', 'arrow', .*, or None to detect it"):
         find("d", format="xml")
 
 
