@@ -116,7 +116,7 @@ def planning(folder: Path, num_files: int) -> dict[str, dict[str, float]]:
     return {
         "delta: files": compare(
             {
-                "library": lambda: pa.table(DeltaTable(path).get_add_actions(flatten=True))["path"].to_pylist(),
+                "library": lambda: pa.table(DeltaTable(path).get_add_actions(flatten=True))["path"].to_pylist(),  # noqa: PLW0108 - opened each time
                 "laneway": lambda: planned(DeltaCatalog(DeltaTable(path))),
             }
         ),

@@ -105,6 +105,10 @@ SIGNATURES = {
     ),
     "laneway.merge_states": "(states)",
     "laneway.redistribute": "(state, world_size, num_workers=0, *, batch_size=None, num_rows=None, key=None)",
+    "laneway.to_parquet": (
+        "(source, dest, *, format=None, columns=None, schema=None, row_group_bytes='8MiB', file_bytes='256MiB', "
+        "storage_options=None)"
+    ),
     "laneway.testing.assert_exact_on_any_topology": (
         "(make_loader, *, chains=((1, 2, 3), (2, 1), (3, 4, 2), (4, 1, 3)), items_per_stop=2, rows=None)"
     ),
@@ -115,7 +119,7 @@ SIGNATURES = {
 }
 """What users call by its qualified name -> its parameters."""
 
-FUNCTIONS = {"audit", "compare_states", "describe_state", "load_hf", "merge_states", "redistribute"}
+FUNCTIONS = {"audit", "compare_states", "describe_state", "load_hf", "merge_states", "redistribute", "to_parquet"}
 """What is exported and neither a class nor an error."""
 
 MEMBERS = {

@@ -27,6 +27,7 @@ from laneway.inspection.summary import compare_states, describe_state
 from laneway.loader import SavableLoader
 from laneway.manifest import Manifest
 from laneway.mixture import Mixture
+from laneway.rewriting import to_parquet
 from laneway.storage.retries import RetryPolicy
 from laneway.tables.base import Bounds, Catalog, TableFiles
 
@@ -67,6 +68,7 @@ __all__ = [
     "load_hf",
     "merge_states",
     "redistribute",
+    "to_parquet",
 ]
 __version__ = "0.1.0"
 

@@ -18,7 +18,7 @@ StatefulShardedDataset()  # call-arg
 StatefulShardedDataset(7)  # arg-type
 StatefulShardedDataset("d", "parquet")  # call-arg
 StatefulShardedDataset("d", batch_sise=4)  # call-arg
-StatefulShardedDataset("d", format="csv")  # arg-type
+StatefulShardedDataset("d", format=1)  # arg-type
 StatefulShardedDataset("d", batch_size="4")  # arg-type
 StatefulShardedDataset("d", remainder="pads")  # arg-type
 StatefulShardedDataset("d", output="jax")  # arg-type

@@ -25,7 +25,7 @@ class FileScan:
     schema: pa.Schema
     """Columns of the file."""
     block_rows: list[int]
-    """Rows of each block: row group or record batch."""
+    """Rows of each block, such as a row group or a record batch."""
     block_bytes: list[int]
     """Uncompressed bytes of each block; for a compressed record batch, the compressed bytes of its body."""
     block_memory_bytes: list[int]

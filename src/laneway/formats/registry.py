@@ -130,8 +130,8 @@ def format_of_content(storage: Storage, path: str, size: int) -> Format:
     if found is None:
         problem = f"begins with {head!r}" if head else "is empty"
         message = (
-            f"{storage.redact(path)} {problem}: it is neither a Parquet nor an Arrow IPC file; if it is of one of the "
-            f"formats {', '.join(FORMATS)}, choose it with format="
+            f"{storage.redact(path)} {problem}, which tells no format that is known: if it is one of "
+            f"{', '.join(FORMATS)}, choose it with format="
         )
         raise DataFileError(message)
     return found

@@ -312,6 +312,6 @@ class _Scanner:
         warnings.warn(
             f"{self._storage.redact(self._path)} has a {what} of {largest >> 20:,} MiB of text, which is decompressed "
             f"and parsed as a whole, and held in memory, for any of its rows: compress the file in small parts, as "
-            f"{remedy} does, or convert it",
+            f"{remedy} does, or rewrite it with laneway.to_parquet",
             stacklevel=2,
         )

@@ -72,6 +72,34 @@ def warn_of_missing(
         warnings.warn(f"{message}: {hint.strip()}" if hint else message, stacklevel=stacklevel + 1)
 
 
+def schemas_to_read(manifest: ManifestContents, schema: pa.Schema, *, made: frozenset[str]) -> tuple[pa.Schema, ...]:
+    """Return the columns of the files of each schema of `readable`, in the types as which they are decoded.
+
+    These are their types in the files, or where types are inferred, those to parse.
+
+    Args:
+        manifest: The files.
+        schema: The columns that are delivered, as `select_columns` returned them, and those of `made`.
+        made: Names of columns that are in no file.
+    """
+    distinct, inference = manifest.readable.distinct, FORMATS[manifest.format].inference
+    if inference is None:
+        return distinct
+    (inferred,) = distinct
+    delivered = {each.name: each.type for each in schema if each.name not in made}
+    keys = {each.name for each in manifest.partitions.fields}
+    # A column that was given with its type may be in rows that nobody has looked at.
+    types = {
+        name: inference.parsed(None, type_)
+        for name, type_ in delivered.items()
+        if name not in keys and find_field(inferred, name) is None
+    }
+    for field in inferred:
+        wanted = delivered.get(field.name)
+        types[field.name] = field.type if wanted is None else inference.parsed(field.type, wanted)
+    return (pa.schema(list(types.items())),)
+
+
 def with_provenance(schema: pa.Schema) -> pa.Schema:
     """Return a schema with the columns of `PROVENANCE` after its own.
 

@@ -19,6 +19,7 @@ from laneway.errors import DataFileError
 from laneway.formats import FORMATS
 from laneway.formats.field_paths import field_type, find_field, path_of, renamed, stored_name
 from laneway.metering import current_meter
+from laneway.reading.projection import schemas_to_read
 from laneway.storage.entries import file_size
 from laneway.wording import counted
 
@@ -130,7 +131,7 @@ class RowReader:
         self._origin = origin
         self._sources: dict[int, _Sources] = {}
         """For each schema of files that were read, where the columns come from."""
-        self._schemas = self._schemas_to_read()
+        self._schemas = schemas_to_read(manifest, schema, made=frozenset() if origin is None else origin.names)
         """The columns of the files of each schema, in the types to decode."""
         self._forget_files()
 
@@ -347,25 +348,6 @@ class RowReader:
 
     def _schema_of(self, file_index: int) -> pa.Schema:
         return self._schemas[int(self._manifest.readable.indices[file_index])]
-
-    def _schemas_to_read(self) -> tuple[pa.Schema, ...]:
-        """Return the columns of the files, in the types that they have, or in those to parse where none are known."""
-        distinct, inference = self._manifest.readable.distinct, self._format.inference
-        if inference is None:
-            return distinct
-        (inferred,) = distinct
-        others = {field.name for field in self._manifest.partitions.fields}
-        others.update(() if self._origin is None else self._origin.names)
-        # A column that was given with its type may be in rows that nobody has looked at.
-        types = {
-            name: inference.parsed(None, type_)
-            for name, type_ in self._types.items()
-            if name not in others and find_field(inferred, name) is None
-        }
-        for field in inferred:
-            wanted = self._types.get(field.name)
-            types[field.name] = field.type if wanted is None else inference.parsed(field.type, wanted)
-        return (pa.schema(list(types.items())),)
 
     def _release(self, file_index: int, reader: BlockReader) -> None:
         with self._lock:

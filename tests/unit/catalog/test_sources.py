@@ -155,8 +155,8 @@ def test_mixed_formats_are_an_error_unless_one_is_chosen(
             find(*sources)
     assert find("d", format="arrow")[1] == ["b.arrow", "c.feather"]
     assert find("d", format="parquet")[1] == ["a.parquet"]
-    with pytest.raises(ValueError, match=r"format is 'xls': give one of .*'parquet'.*, or None to detect it"):
-        find("d", format="xls")
+    with pytest.raises(ValueError, match=r"format is 'xml': give one of 'parquet', 'arrow', .*, or None to detect it"):
+        find("d", format="xml")
 
 
 def test_a_file_given_by_its_path_is_taken_whatever_its_name(
