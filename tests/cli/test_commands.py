@@ -286,6 +286,12 @@ def test_a_saved_manifest_is_a_source(ask: Callable[..., Any], job: Path) -> Non
     assert ask("state", "step-3.json", "--source", "data.manifest", "--manifest")[0]["fits"] is True
 
 
+def test_a_filter_that_is_not_json_is_answered_with_an_example(ask: Callable[..., Any]) -> None:
+    error, code = ask("head", "data", "--filter", "x > 3")
+    assert code == 2
+    assert error.startswith("""laneway head: --filter must be JSON, such as '[["price", ">", 10]]' (""")
+
+
 def test_no_command_shows_the_options_of_the_storage(ask: Callable[..., Any]) -> None:
     secret = json.dumps({"key": "AKIAEXAMPLE", "secret": "do-not-show-this"})
     error, code = ask("inspect", "s3://no-such-bucket-of-laneway", "--storage-options", '["do-not-show-this"]')

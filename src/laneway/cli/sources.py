@@ -18,16 +18,21 @@ if TYPE_CHECKING:
 _FROM_STATE = ("seed", "shuffle", "shard_bytes", "shard_rows", "window_bytes", "remainder", "drop_last")
 
 
-def json_argument(text: str) -> Any:  # noqa: ANN401 - any JSON value
+def json_argument(name: str, text: str, example: str) -> Any:  # noqa: ANN401 - any JSON value
     """Return the value of an argument that is JSON.
 
+    Args:
+        name: The argument.
+        text: Its value.
+        example: What it may look like.
+
     Raises:
-        ValueError: It is not.
+        ValueError: It is not JSON.
     """
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        message = f"not JSON ({error})"
+        message = f"{name} must be JSON, such as '{example}' ({error})"
         raise ValueError(message) from None
 
 
@@ -38,7 +43,7 @@ def storage_options(arguments: argparse.Namespace) -> Mapping[str, Any] | None:
         ValueError: They are no JSON object.
     """
     text = arguments.storage_options
-    found = None if text is None else json_argument(text)
+    found = None if text is None else json_argument("--storage-options", text, '{"anon": true}')
     if found is not None and not isinstance(found, dict):
         message = "--storage-options must be a JSON object"
         raise ValueError(message)
@@ -98,7 +103,7 @@ def _dataset(arguments: argparse.Namespace, **options: Any) -> StatefulShardedDa
     return StatefulShardedDataset(
         open_manifest(arguments),
         columns=getattr(arguments, "columns", None),
-        filter=None if condition is None else _conditions(json_argument(condition)),
+        filter=None if condition is None else _conditions(json_argument("--filter", condition, '[["price", ">", 10]]')),
         storage_options=storage_options(arguments),
         rank=0,
         world_size=1,
