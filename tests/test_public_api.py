@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import inspect
 import pickle
-from typing import TYPE_CHECKING, Any, ClassVar
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -263,7 +264,7 @@ class OneFile(Catalog):
     root = "."
     schema = pa.schema([("x", pa.int64())])
     version = output = "arrow"
-    storage_options: ClassVar = {}
+    storage_options = MappingProxyType[str, Any]({})
 
     def files(self) -> TableFiles:
         """Return the file."""

@@ -41,7 +41,8 @@ EARLIER = (EarlierCut(3, positions=tuple(map(LanePosition, (2, 0, 1)))),)
 PROGRESS = Progress(3, cut=CutProgress(2, 2, 2, {0: LanePosition(2), 1: LanePosition(2)}), earlier=EARLIER)
 OUT_OF_STEP = replace(PROGRESS, cut=CutProgress(2, 2, 4, {0: LanePosition(4), 1: LanePosition(2)}))
 BEFORE = replace(OUT_OF_STEP, order_version=1)
-ABSENT: dict[str, object] = {"categories": None, "mixture": [], "selection": None, "stages": None, "without": None}
+SETTINGS_WITH_DEFAULTS = ("categories", "selection", "stages", "table", "without")
+ABSENT: dict[str, object] = {**dict.fromkeys(SETTINGS_WITH_DEFAULTS), "mixture": []}
 """The fields that are left out of a state where they have these values."""
 
 
@@ -114,7 +115,7 @@ def test_a_state_that_lacks_a_field_with_a_default_gets_the_default(monkeypatch:
 def test_a_state_that_lacks_a_required_field_is_refused() -> None:
     for each in FIELDS:
         state = a_state()
-        if each.name in {"categories", "mixture", "selection", "stages", "without"}:
+        if each.name in ABSENT:
             assert each.name not in state
             continue
         del state[each.name]
@@ -129,6 +130,7 @@ def test_any_field_that_was_changed_is_damage() -> None:
     changed |= {"selection": "filter (x > 3)", "categories": "x: 3 values 0123456789abcdef"}
     changed |= {"without": "rows 4 to 6 of epoch 3"}
     changed |= {"stages": "flat_map"}
+    changed |= {"table": "version 3 of a table"}
     for name in (each.name for each in FIELDS):
         if state.get(name) != changed.get(name):
             with pytest.raises(StateFormatError, match="this state is damaged"):
