@@ -87,11 +87,17 @@ def test_files_come_in_the_order_of_their_paths_and_only_those_that_are_listed(f
 
 
 def test_constants_are_columns_of_their_types_where_a_file_lacks_them(folder: Path) -> None:
-    schema = pa.schema([("id", pa.int64()), ("day", pa.date32()), ("share", pa.float64()), ("many", pa.uint64())])
-    constants = {"id": [7, 7, 7], "day": [1, None, 3], "share": [0.1, 1e300, None], "many": [2**64 - 1, 0, None]}
+    types: dict[str, Any] = {"id": pa.int64(), "day": pa.date32(), "share": pa.float64(), "many": pa.uint64()}
+    schema = pa.schema(types)
+    constants: dict[str, list[Any]] = {
+        "id": [7, 7, 7],
+        "day": [1, None, 3],
+        "share": [0.1, 1e300, None],
+        "many": [2**64 - 1, 0, None],
+    }
     found = list(StatefulShardedDataset(Parts(folder, schema, constants=constants)))
     assert [row["id"] for row in found] == [*range(30)]
-    expected = pa.table({name: pa.array(constants[name], schema.field(name).type) for name in schema.names[1:]})
+    expected = pa.table({name: pa.array(constants[name], types[name]) for name in schema.names[1:]})
     assert [{name: row[name] for name in expected.column_names} for row in found[::10]] == expected.to_pylist()
     with pytest.raises(SchemaMismatchError, match="'name' is constant in the files of the table of Parts, and of type"):
         StatefulShardedDataset(
@@ -160,7 +166,7 @@ CONDITIONS = st.sampled_from(
 def test_no_file_with_a_matching_row_is_left_out(
     files: list[list[int | None]], condition: pc.Expression, data: st.DataObject
 ) -> None:
-    type_ = data.draw(st.sampled_from([pa.int64(), pa.float64()]))
+    type_: Any = data.draw(st.sampled_from([pa.int64(), pa.float64()]))
     schema = pa.schema([("x", type_)])
 
     class Known(Parts):
