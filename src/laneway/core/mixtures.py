@@ -84,6 +84,9 @@ def digest_of(identity: Identity) -> bytes:
 
     def compute() -> bytes:
         settings = asdict(replace(identity.settings, drop_last=False))
+        if settings["table"] is None:
+            # As states were written before it was a setting.
+            del settings["table"]
         text = json.dumps([identity.fingerprint_in(ORDER_VERSION), sorted(settings.items())])
         return hashlib.blake2b(text.encode(), digest_size=20).digest()
 

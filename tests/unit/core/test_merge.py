@@ -30,6 +30,7 @@ OTHER: dict[str, Any] = {
     "categories": "x: 3 values 0123456789abcdef",
     "without": "rows 4 to 6 of epoch 3",
     "stages": "flat_map",
+    "table": "version 3 of a table",
     "order_version": 1,
     "fingerprint": "0",
     "world_size": 3,

@@ -38,6 +38,7 @@ OTHER = Settings(
     selection="filter (x > 3)",
     categories="x: 3 values 0123456789abcdef",
     without="rows 4 to 6 of epoch 9",
+    table="version 3 of a table",
     stages="flat_map",
 )
 """Differs from PLAIN in every field."""
@@ -130,7 +131,7 @@ def test_every_identity_field_is_written_from_the_identity() -> None:
         assert {*names_of(Role.IDENTITY)} == fields.keys()
         state = write_state(IDENTITY, Progress(0, order_version=order_version), WorkerPlace(), complete=False)
         assert without_defaults(fields).items() <= state.items()
-        assert fields.keys() - state.keys() == {"categories", "selection", "stages", "without"}
+        assert fields.keys() - state.keys() == {"categories", "selection", "stages", "table", "without"}
 
 
 # -- Files that joined ------------------------------------------------------------------------------------------------
@@ -362,6 +363,7 @@ def test_nothing_in_a_state_is_a_dict_so_that_dcp_finds_the_same_keys_in_every_s
             "mixture",
             "selection",
             "stages",
+            "table",
             "without",
         }
         assert {type(value) for field in state.values() for value in values_in(field)} <= {
