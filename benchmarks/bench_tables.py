@@ -3,7 +3,8 @@
 - planning: which files there are, as `DeltaTable.get_add_actions` and `plan_files` of pyiceberg tell, without footers
 - a filter: the same for the files in which it may match rows
 - reading: rows of a Delta table, beside those of the same Parquet files
-- Hugging Face: from a folder that `datasets` has cached to the first batch of 256 rows, each in a fresh process
+- Hugging Face: from a folder that `datasets` has cached to the first batch of 256 rows, each in a fresh process, with
+  the imports and without
 
 CPU time, so that another process on the machine counts less; pairs are run in turn, and the medians compared. Run
 `python benchmarks/bench_tables.py [--short] [--json PATH]`.
@@ -54,16 +55,19 @@ REPEATS = 5
 _FIRST_BATCH = """
 import sys, time
 began = time.process_time()
+import torch
 folder, cache, which = sys.argv[1:]
 if which == "laneway":
     from laneway import load_hf
+    imported = time.process_time()
     batch = next(iter(load_hf(folder, split="train", load_options={"cache_dir": cache}, batch_size=256)))
 else:
-    import torch
     from datasets import load_dataset
+    imported = time.process_time()
     dataset = load_dataset(folder, split="train", cache_dir=cache).with_format("torch")
     batch = next(iter(torch.utils.data.DataLoader(dataset, batch_size=256)))
-print(len(batch["x"]), time.process_time() - began)
+now = time.process_time()
+print(len(batch["x"]), now - began, now - imported)
 """
 
 
@@ -88,6 +92,11 @@ def planned(catalog: Catalog, condition: pc.Expression | None = None) -> int:
     if condition is None:
         return len(files.paths)
     return int(files_that_may_match(catalog, filter_on(condition, catalog.schema, None), len(files.paths)).sum())
+
+
+def _listed(path: Path) -> list[Any]:
+    """Return the files of a Delta table, as its library lists them."""
+    return pa.table(DeltaTable(path).get_add_actions(flatten=True))["path"].to_pylist()
 
 
 def delta_table(folder: Path, num_files: int) -> Path:
@@ -116,7 +125,7 @@ def planning(folder: Path, num_files: int) -> dict[str, dict[str, float]]:
     return {
         "delta: files": compare(
             {
-                "library": lambda: pa.table(DeltaTable(path).get_add_actions(flatten=True))["path"].to_pylist(),  # noqa: PLW0108 - opened each time
+                "library": lambda: _listed(path),
                 "laneway": lambda: planned(DeltaCatalog(DeltaTable(path))),
             }
         ),
@@ -152,24 +161,27 @@ def reading(folder: Path, num_rows: int) -> dict[str, float]:
     )
 
 
-def first_batch(folder: Path, num_rows: int) -> dict[str, float]:
-    """Return the seconds to the first batch of a dataset that is cached, imports included."""
+def first_batch(folder: Path, num_rows: int) -> dict[str, dict[str, float]]:
+    """Return the seconds to the first batch of a dataset that is cached, with and without the imports."""
     source, cache = folder / "hf", folder / "cache"
     source.mkdir()
     pq.write_table(pa.table({"x": np.arange(num_rows)}), source / "train.parquet")
 
-    def run(which: str) -> float:
+    def run(which: str) -> list[float]:
         command = [sys.executable, "-c", _FIRST_BATCH, str(source), str(cache), which]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
-        return float(done.stdout.split()[-1])
+        return [float(text) for text in done.stdout.split()[-2:]]
 
-    run("datasets")
-    run("laneway")
-    times: dict[str, list[float]] = {"library": [], "laneway": []}
-    for _ in range(REPEATS):
-        times["library"].append(run("datasets"))
-        times["laneway"].append(run("laneway"))
-    return {name: median(found) for name, found in times.items()}
+    for which in ("datasets", "laneway"):
+        run(which)
+    pairs = [(run("datasets"), run("laneway")) for _ in range(REPEATS)]
+    return {
+        f"hugging face: first batch, {what} imports": {
+            "datasets": median(theirs[index] for theirs, _ in pairs),
+            "laneway": median(ours[index] for _, ours in pairs),
+        }
+        for index, what in enumerate(("with", "without"))
+    }
 
 
 def main() -> None:
@@ -184,7 +196,7 @@ def main() -> None:
         folder = Path(name)
         results = planning(folder, num_files)
         results["delta: rows"] = reading(folder, num_rows)
-        results["hugging face: first batch"] = first_batch(folder, num_rows)
+        results |= first_batch(folder, num_rows)
     for what, times in results.items():
         (other, theirs), (_, ours) = times.items()
         print(f"{what}: laneway {ours:.3f} s of CPU, {other} {theirs:.3f} s, ratio {ours / theirs:.2f}")

@@ -355,7 +355,7 @@ class OneFile(Catalog):
     root = "."
     schema = pa.schema([("x", pa.int64())])
     version = output = "arrow"
-    storage_options: Mapping[str, Any] = MappingProxyType({})
+    storage_options = MappingProxyType[str, Any]({})
 
     def files(self) -> TableFiles:
         """Return the file."""

@@ -65,7 +65,8 @@ class StatefulShardedDataset(ChangeableDataset):
     Args:
         source: A directory (read recursively), a glob, a file, or a sequence of these, on any filesystem that fsspec
             opens by URL; or a `Manifest`, so that no footer needs to be read in advance; or a table, which says itself
-            which rows it has: a `deltalake.DeltaTable`, "delta://path@version", or a `Catalog` of your own.
+            which rows it has: a `deltalake.DeltaTable` or "delta://path@version", a table or scan of pyiceberg or
+            "iceberg://catalog/ns.table@snapshot", a `datasets.Dataset`, or a `Catalog` of your own.
         format: Name of a format, such as "parquet" or "jsonl"; None: detected by suffix, else by the first bytes.
         columns: Names of the columns to deliver, in this order; None: all. Keys of Hive-style directories
             (`lang=en/part-0.parquet`) are columns too. A path such as "image.bytes" is a field of a struct, which is

@@ -12,7 +12,14 @@ import pyarrow.compute as pc
 import pytest
 from deltalake import DeltaTable, QueryBuilder, write_deltalake
 
-from laneway import CheckpointMismatchError, DataFileError, Manifest, SavableLoader, StatefulShardedDataset
+from laneway import (
+    CheckpointMismatchError,
+    DataFileError,
+    Manifest,
+    Mixture,
+    SavableLoader,
+    StatefulShardedDataset,
+)
 from laneway.distributed import scan_once
 from tests.compat.loaders import FORKSERVER, flat, ids, received_while_ranks_change, run_with_states
 from tests.delta_tables import add, add_version, added, field, metadata, protocol, removed
@@ -330,3 +337,23 @@ def test_a_moved_table_is_the_same(tmp_path: Path) -> None:
     loader = make(tmp_path / "elsewhere")
     loader.load_state_dict(state)
     assert sorted(flat(ids(loader))) == LEFT
+
+
+def test_a_mixture_that_has_begun_with_a_table_goes_on_with_one_that_has_grown(tmp_path: Path) -> None:
+    write_deltalake(tmp_path, some_rows(0, 20).select(["id"]))
+    write_deltalake(tmp_path, some_rows(20, 50).select(["id"]), mode="append")
+
+    def mixture(*, has_grown: bool) -> SavableLoader:
+        source = StatefulShardedDataset(f"delta://{tmp_path}@0")
+        source = source.extend(StatefulShardedDataset(f"delta://{tmp_path}@1")) if has_grown else source
+        return SavableLoader(Mixture({"t": source}, {"t": 1}, seed=1, stop=70).batch(5))
+
+    loader = mixture(has_grown=False)
+    batches = iter(loader)
+    before = [next(batches)["id"].tolist() for _ in range(3)]
+    state = loader.state_dict()
+    resumed = mixture(has_grown=True)
+    resumed.load_state_dict(state)
+    rows = flat(before) + flat(ids(resumed))
+    assert sorted(rows[:20]) == [*range(20)]
+    assert sorted(rows[20:]) == [*range(50)]

@@ -41,15 +41,8 @@ EARLIER = (EarlierCut(3, positions=tuple(map(LanePosition, (2, 0, 1)))),)
 PROGRESS = Progress(3, cut=CutProgress(2, 2, 2, {0: LanePosition(2), 1: LanePosition(2)}), earlier=EARLIER)
 OUT_OF_STEP = replace(PROGRESS, cut=CutProgress(2, 2, 4, {0: LanePosition(4), 1: LanePosition(2)}))
 BEFORE = replace(OUT_OF_STEP, order_version=1)
-ABSENT: dict[str, object] = {
-    "categories": None,
-    "mixture": [],
-    "selection": None,
-    "stages": None,
-    "without": None,
-    "epoch_batches": None,
-    "table": None,
-}
+SETTINGS_WITH_DEFAULTS = ("categories", "epoch_batches", "selection", "stages", "table", "without")
+ABSENT: dict[str, object] = {**dict.fromkeys(SETTINGS_WITH_DEFAULTS), "mixture": []}
 """The fields that are left out of a state where they have these values."""
 
 
@@ -101,12 +94,7 @@ def test_a_setting_with_a_default_is_a_field_with_that_default() -> None:
     assert setting_fields(LaterSettings)[:-1] == setting_fields(Settings)
     assert setting_fields(LaterSettings)[-1] == StateField("flavour", (str, int, NoneType), Role.IDENTITY, None)
     assert {each.name for each in setting_fields(Settings) if each.default is not REQUIRED} == {
-        "categories",
-        "stages",
-        "epoch_batches",
-        "without",
-        "selection",
-        "table",
+        *SETTINGS_WITH_DEFAULTS,
     }
 
 
@@ -123,7 +111,7 @@ def test_a_state_that_lacks_a_field_with_a_default_gets_the_default(monkeypatch:
 def test_a_state_that_lacks_a_required_field_is_refused() -> None:
     for each in FIELDS:
         state = a_state()
-        if each.name in {"categories", "epoch_batches", "mixture", "selection", "stages", "table", "without"}:
+        if each.name in ABSENT:
             assert each.name not in state
             continue
         del state[each.name]
