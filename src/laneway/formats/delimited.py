@@ -167,10 +167,12 @@ class DelimitedParser:
 
     def parse(self, text: Text, parsing: Parsing) -> pa.Table:
         """Return the rows of a text. A column that the file doesn't have is null."""
+        names = parsing.schema.names
         options = pyarrow.csv.ConvertOptions(
             check_utf8=False,  # the scan has checked it, and the checksum that nothing has changed
             column_types=parsing.schema,
-            include_columns=parsing.schema.names,
+            # pyarrow takes longer if it has to select.
+            include_columns=[] if names == parsing.in_file else names,
             include_missing_columns=True,
         )
         return self._read(text, parsing.in_file, options)

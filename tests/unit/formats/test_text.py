@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import random
+import re
 import warnings
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,10 @@ from hypothesis import strategies as st
 from laneway import DataFileError, Manifest, SavableLoader, SchemaMismatchError, StatefulShardedDataset
 from laneway.formats.delimited import DelimitedParser
 from laneway.formats.text import Checksum, checksum
+from laneway.testing import corpus_tables
 from tests.corpora import schema_of
+from tests.fuzzing import num_cases
+from tests.writers import WRITERS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -348,3 +352,38 @@ def test_partitions_filters_and_paths_into_structs_work_on_lines(tmp_path: Path)
             tmp_path, filter=[("lang", "==", "fr"), ("id", ">", 16)], columns=["lang", "meta.score"], output="python"
         )
         assert list(dataset) == [{"lang": "fr", "meta.score": score} for score in (4.25, 4.5, 4.75)]
+
+
+INSERTED = [b'"', b"\n", b"\r", b"\0", b"{", b"}", b",", b"\\", b"\xff", b" " * 50, b"\r\n\r\n"]
+
+
+def damage(data: bytes, source: random.Random) -> bytes:
+    """Return a text that is cut, or in which bits are flipped, or something is inserted or missing."""
+    found, where = bytearray(data), source.randrange(len(data))
+    match source.randrange(4):
+        case 0:
+            return data[:where]
+        case 1:
+            for _ in range(source.choice([1, 2, 5])):
+                found[source.randrange(len(found))] ^= 1 << source.randrange(8)
+        case 2:
+            found[where:where] = source.choice(INSERTED)
+        case _:
+            del found[where : where + source.randrange(1, 40)]
+    return bytes(found)
+
+
+@pytest.mark.filterwarnings("ignore:.*reading this column will fail")
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv"])
+def test_a_damaged_text_gives_rows_or_an_error_that_names_a_line(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"part.{kind}"
+    WRITERS[kind][1](path, corpus_tables((20, 30, 10)))
+    data, source = path.read_bytes(), random.Random(5)
+    errors = []
+    for _ in range(num_cases(60)):
+        try:
+            rows(tmp_path, damage(data, source), path.name)
+        except DataFileError as error:
+            errors.append(str(error))
+    assert 0 < len(errors) < num_cases(60)
+    assert [each for each in errors if not re.search(rf"part.{kind} line [\d,]+ ", each)] == []
