@@ -23,7 +23,8 @@ class SourceProgress(NamedTuple):
     epoch: int
     """The oldest epoch of which rows are left, zero-based."""
     rows: int
-    """Rows that were delivered, since the mixture began; with `remainder="pad"`, those that came twice too."""
+    """Rows that were delivered, since the mixture began; with `remainder="pad"`, those that came twice too. With
+    `pack`, a group of which some packs were delivered counts with all its rows, and with `flat_map` so does a row."""
     asked: float
     """Its share of the rows by its present weight, in [0, 1]."""
     got: float
