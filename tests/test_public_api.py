@@ -35,7 +35,6 @@ from laneway.formats import FORMATS, BlockMatches
 from tests.corpora import write_corpus
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
 ERRORS = {
