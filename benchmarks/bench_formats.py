@@ -2,8 +2,8 @@
 
 Writes files of text, of numbers and of tokens. For each, in turns in one process:
 
-- *read*: the shards of the dataset, read and checked one by one, beside pyarrow parsing the same blocks (or stripes) into
-  the same types.
+- *read*: the shards of the dataset, read and checked one by one, beside pyarrow parsing the same blocks (or stripes)
+  into the same types.
 - *pass*: a whole pass of the dataset in batches, beside the same parse.
 - *index*: a scan of the file, beside the same parse. For ORC it reads the footer.
 
