@@ -2,8 +2,8 @@
 
 Writes files of text, of numbers and of tokens. For each, in turns in one process:
 
-- *read*: the blocks of the manifest, read one by one as a dataset reads them, beside pyarrow parsing the same bytes
-  (or the same stripes) into the same types.
+- *read*: the shards of the dataset, read and checked one by one, beside pyarrow parsing the same blocks (or stripes)
+  into the same types.
 - *pass*: a whole pass of the dataset in batches, beside the same parse.
 - *index*: a scan of the file, beside the same parse. For ORC it reads the footer.
 
@@ -142,7 +142,8 @@ def contenders(path: Path) -> dict[str, Callable[[], object]]:
     """Return what is timed for a file."""
     manifest = Manifest.scan(path)
     reader = RowReader(manifest, manifest.storage(), select_columns(manifest), is_closed=True)
-    bounds = [0, *manifest.files.block_rows.cumsum().tolist()]
+    # As a dataset reads them: a shard at a time.
+    bounds = [*(shard.row_offset for shard in StatefulShardedDataset(manifest).shards), manifest.num_rows]
 
     def read() -> None:
         for start, stop in pairwise(bounds):

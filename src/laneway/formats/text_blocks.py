@@ -76,7 +76,10 @@ class TextBlocks:
             # A field that is left out on purpose is no error.
             is_closed=self._planned.is_closed and len(names) == len(self._schema),
         )
-        texts = self._texts(first, stop)
+        # A block of a local file is parsed while its bytes are in the cache of the processor.
+        is_split = self._storage.is_local and self._planned.layout[first, COMPRESSION] == Compression.NONE
+        runs = [(block, block + 1) for block in range(first, stop)] if is_split else [(first, stop)]
+        texts = (text for run in runs for text in self._texts(*run))
         tables = [self._parse(first + index, text, parsing) for index, text in enumerate(texts)]
         table = tables[0] if len(tables) == 1 else pa.concat_tables(tables)
         return select_fields(table, fields)
