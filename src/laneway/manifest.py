@@ -271,8 +271,7 @@ def scan_source(
 ) -> tuple[Manifest, Storage]:
     """Return the result of `Manifest.scan`, and the storage it used, which holds the credentials of a URL.
 
-    Of a table, the files in which a condition can't match any row are left out; `schema` are types that were given for
-    its columns.
+    Of a table, files in which a condition can't match a row are left out; `schema` are given types of its columns.
     """
     catalog = catalog_of(source, storage_options, has_filesystem=filesystem is not None)
     if catalog is not None:
@@ -317,10 +316,7 @@ def open_source(
     condition: object = None,
     schema: pa.Schema | None = None,
 ) -> tuple[Manifest, Storage]:
-    """Return the manifest of a source, scanned unless it is a manifest itself, and the storage of its files.
-
-    See `scan_source` for `condition` and `schema`.
-    """
+    """Return the manifest of a source, scanned unless it is one itself, and the storage; see `scan_source`."""
     if isinstance(source, Manifest):
         return source, source.storage(filesystem=filesystem, storage_options=storage_options, retries=retries)
     return scan_source(
