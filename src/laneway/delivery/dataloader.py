@@ -24,11 +24,12 @@ from laneway.core.order import base_seed
 from laneway.core.progress import LanePosition, Progress, current_cut, rows_in_step
 from laneway.delivery.buffers import forget_ended_workers
 from laneway.delivery.cells import shared_cells
+from laneway.delivery.item_maker import unchanged
 from laneway.delivery.passes import Delivery, Pass, RowsDelivery, Taken
 from laneway.delivery.sending import raise_if_unsent
 from laneway.delivery.signals import holding_back_signals, ignore_signals_of_the_group, release_signals
 from laneway.delivery.stacks import offer_stacks
-from laneway.delivery.stream import TaggedBatch, unchanged
+from laneway.delivery.stream import TaggedBatch
 from laneway.delivery.watchdog import Patience, Reading, Watchdog, cells_of
 from laneway.delivery.worker_counts import WorkerCounts
 from laneway.delivery.workers import (

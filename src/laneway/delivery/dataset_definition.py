@@ -15,8 +15,8 @@ from laneway.core.plan import Identity
 from laneway.core.state import num_added_files, read_progress
 from laneway.delivery.context import Contexts
 from laneway.delivery.definition import Definition
+from laneway.delivery.item_maker import ItemMaker
 from laneway.delivery.known_packs import KnownPackReader, check_fit, known_packs_of
-from laneway.delivery.stream import ItemMaker
 from laneway.reading.lane_reader import LaneReader
 from laneway.reading.origin import HIDDEN
 from laneway.reading.selected import open_rows

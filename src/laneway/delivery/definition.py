@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from laneway.core.cursor import Cursor
 from laneway.delivery.item_stream import ItemStream
 from laneway.delivery.lane_items import BatchMaker, LaneItems
-from laneway.delivery.stream import BatchStream, Closeable, CutReading, ItemMaker, RowStream
+from laneway.delivery.stream import BatchStream, Closeable, CutReading, RowStream
 from laneway.metering import Meter
 from laneway.wording import counted
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from laneway.core.schema import SavedState
     from laneway.core.turns import WorkerPlace
     from laneway.delivery.delivered_columns import DeliveredColumns
+    from laneway.delivery.item_maker import ItemMaker
     from laneway.delivery.item_stages import Stages
     from laneway.delivery.known_packs import KnownPackReader
     from laneway.delivery.schedule import EpochSchedule

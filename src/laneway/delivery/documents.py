@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from laneway.delivery.stream import ItemMaker
+    from laneway.delivery.item_maker import ItemMaker
     from laneway.delivery.transforms import Expansion
     from laneway.stages.packs import PackOptions
     from laneway.stages.tokens import TokenLists

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
     from laneway.core.assignment import Assignment
     from laneway.core.progress import Group
+    from laneway.delivery.item_maker import ItemMaker
     from laneway.delivery.item_stages import Stages
     from laneway.delivery.known_packs import KnownPackReader
-    from laneway.delivery.stream import ItemMaker
     from laneway.stages.packs import PackOptions
     from laneway.stages.runs import Items
 

@@ -10,7 +10,7 @@ from torch.utils.data import default_collate
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from laneway.arguments import check_callable, check_count, plain_int
-from laneway.delivery.stream import unchanged
+from laneway.delivery.item_maker import unchanged
 from laneway.wording import counted
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from laneway.core.plan import Settings
 from laneway.core.progress import Progress, rows_in_mixture
 from laneway.delivery.context import MixtureContexts, OfSource
 from laneway.delivery.definition import Definition
+from laneway.delivery.item_maker import ItemMaker
 from laneway.delivery.source_functions import SourceFunctions
-from laneway.delivery.stream import ItemMaker
 from laneway.reading.mixture_reader import MixtureReader
 from laneway.reading.origin import HIDDEN_IN_MIXTURES
 from laneway.reading.windows import reading_threads
