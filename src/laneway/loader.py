@@ -7,21 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from torch.utils.data import DataLoader
 
 from laneway.arguments import check_callable, check_choice, check_flag, check_seconds
-from laneway.core.apart import merge_gathered, state_of_rank
-from laneway.core.schema import parse_state, sealed, wrap_state
 from laneway.delivery.accelerate import check_checkpoint_of_caller, placement_of_caller
 from laneway.delivery.dataloader import BatchSource
 from laneway.delivery.loader_arguments import LoaderArguments, check_has_no_state, naming_the_way_out
-from laneway.delivery.loader_state import (
-    check_lockstep,
-    check_same_state,
-    digest_of,
-    job_state,
-    parse_job_state,
-    parse_rank_state,
-    rank_state,
-    resume_point,
-)
 from laneway.delivery.reports import LOG_INTERVAL_S, Reports, log_line
 from laneway.delivery.runner import EpochSampler, LoaderIterator, PassRunner
 from laneway.delivery.watchdog import Patience
@@ -30,15 +18,12 @@ from laneway.errors import LanewayError
 from laneway.mixture_loader import MixtureLoader
 from laneway.ranks import Ranks
 from laneway.resumable import ResumableDataset, no_length
+from laneway.state_loader import StateLoader
 from laneway.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from laneway.core.mixture_identity import MixtureIdentity
-    from laneway.core.plan import Identity
-    from laneway.core.progress import Progress
-    from laneway.core.schema import SavedState
     from laneway.delivery.metrics import LoaderMetrics
     from laneway.process_groups import ProcessGroup
 
@@ -48,7 +33,7 @@ Progressing = Literal["bar", "log"]
 """What is shown of the progress: a bar, or lines of a log."""
 
 
-class SavableLoader(MixtureLoader, DataLoader[Any]):
+class SavableLoader(StateLoader, MixtureLoader, DataLoader[Any]):
     """A DataLoader whose state can be saved from any rank, and restored on any number of ranks and workers.
 
     Each pass delivers one epoch, and the next pass the next epoch; `set_epoch` chooses another. The state counts the
@@ -300,157 +285,6 @@ class SavableLoader(MixtureLoader, DataLoader[Any]):
         if self._user_loader is not None:
             check_has_no_state(self._user_loader)
         return LoaderIterator(self._runner, self.dataset)
-
-    # -- States of the whole job, without communication ---------------------------------------------------------------
-
-    def state_dict(self, *, check: bool = False) -> State:
-        """Return the state of the whole job, if all ranks have taken as many batches as this one, as plain JSON values.
-
-        It is the same on every rank, so one rank can save it for all; nothing is communicated. Near the end of an epoch
-        that keeps its remainder, ranks deliver different numbers of batches, so this can't be assumed: then it is the
-        state of this rank, marked as such, and other ranks refuse it.
-
-        Args:
-            check: Whether to compare with all other ranks, which must all make this call then: for loops in which ranks
-                might take different numbers of batches, as when each packs its own.
-
-        Raises:
-            LanewayError: With `check`, on all ranks: they have taken different numbers of batches.
-            CollectiveError: With `check`: a rank could not be reached.
-        """
-        state = job_state(self._runner)
-        if check:
-            self.ranks().compare(
-                "state_dict(check=True)",
-                lambda: (digest_of(state), self.epoch, self.batches_delivered),
-                check_lockstep,
-            )
-        return wrap_state(state)
-
-    def load_state_dict(self, state_dict: State) -> None:
-        """Resume the next pass from a state of the whole job, or of this rank; a refused state changes nothing.
-
-        Args:
-            state_dict: A result of `state_dict`, `save_state_global` or `merge_states`, from any number of ranks and
-                workers, or of `save_state_rank` from this rank.
-
-        Raises:
-            StateFormatError: The value is not a state, or it is damaged.
-            CheckpointMismatchError: The state belongs to other files, another order or another rank; the message lists
-                all differences.
-        """
-        saved = parse_state(state_of_rank(state_dict, self._place))
-        self._schedule.restore(saved, resume_point(self._runner, saved))
-
-    # -- States of one rank -------------------------------------------------------------------------------------------
-
-    def save_state_rank(self) -> State:
-        """Return the state of this rank, as plain JSON values; nothing is communicated.
-
-        `restore_state_rank` accepts it on the same rank with the same world size. `merge_states` merges the states of
-        all ranks, saved at the same step, into the state of the whole job.
-        """
-        return rank_state(self._runner)
-
-    def restore_state_rank(self, state: State) -> None:
-        """Resume the next pass from a state of this rank; nothing is communicated.
-
-        Args:
-            state: A result of `save_state_rank` from this rank, with the same world size.
-
-        Raises:
-            StateFormatError: The value is not a state, or it is damaged.
-            CheckpointMismatchError: The state is of another rank, of another world size, or of the whole job.
-        """
-        saved = parse_rank_state(state, self._place)
-        self._schedule.restore(saved, resume_point(self._runner, saved))
-
-    # -- States of the whole job, gathered from all ranks -------------------------------------------------------------
-
-    def save_state_global(self, dst_rank: int = 0) -> State | None:
-        """Gather the progress of all ranks into the state of the whole job, as plain JSON values.
-
-        Must be called by all ranks. They may have taken different numbers of batches. If they are in different epochs,
-        the state resumes only on the same number of ranks.
-
-        Args:
-            dst_rank: Data-parallel rank that receives the state.
-
-        Returns:
-            The state on `dst_rank`, None on all other ranks.
-
-        Raises:
-            CollectiveError: A rank could not be reached.
-            LanewayError: A rank failed; the same error is raised on all ranks.
-        """
-        return self.gather_state(self.ranks(), f"save_state_global(dst_rank={dst_rank!r})", dst_rank)
-
-    def restore_state_global(self, state: State | None, src_rank: int | None = 0) -> None:
-        """Resume the next pass from a state of the whole job, on all ranks or on none.
-
-        Must be called by all ranks. The number of ranks and of workers may differ from when the state was saved.
-
-        Args:
-            state: A result of `save_state_global`, `state_dict` or `merge_states`; used on `src_rank` only.
-            src_rank: Data-parallel rank that sends the state to the others. None: every rank passes the whole state.
-
-        Raises:
-            StateFormatError: The value is not a state, or it is damaged; raised on all ranks.
-            CheckpointMismatchError: The state does not belong to the dataset of a rank, it is that of a single rank, or
-                ranks passed different states, or it holds another number of ranks in different epochs; raised on all
-                ranks.
-            CollectiveError: A rank could not be reached.
-        """
-        ranks = self.ranks()
-        call = f"restore_state_global(src_rank={src_rank!r})"
-        if src_rank is not None:
-            state = ranks.broadcast(call, lambda: parse_job_state(state, self._place).whole, src_rank)
-        self.restore_together(ranks, call, state, is_sent=src_rank is not None)
-
-    def gather_state(self, ranks: Ranks, call: str, dst_rank: int | None) -> State | None:
-        """Gather the state of the whole job over `ranks`, on one of them or on all; see `save_state_global`."""
-
-        # The file table may be large, and is the same on all ranks, or else their fingerprints differ.
-        def part() -> State:
-            ranks.check(self._place.rank, self._place.world_size)
-            return sealed({**self.save_state_rank(), "files": ""})
-
-        parts = ranks.gather(call, part, 0 if dst_rank is None else dst_rank)
-
-        def merged() -> State | None:
-            return merge_gathered(parts) if parts else None
-
-        call = f"{call}: merge"
-        state = ranks.agree(call, merged) if dst_rank is not None else ranks.broadcast(call, merged, src_rank=0)
-        return None if state is None else sealed({**state, "files": self._identity.encoded_files})
-
-    def restore_together(self, ranks: Ranks, call: str, state: object, *, is_sent: bool) -> None:
-        """Resume the next pass from a state that every rank of `ranks` has; see `restore_state_global`.
-
-        Args:
-            ranks: All of them must call it.
-            call: What they do, for errors.
-            state: The state.
-            is_sent: Whether one rank has sent it to all; otherwise they compare what they were given.
-        """
-        checked: list[tuple[SavedState, Progress]] = []
-
-        def check() -> str:
-            ranks.check(self._place.rank, self._place.world_size)
-            saved, whole = parse_job_state(state, self._place)
-            checked.append((saved, resume_point(self._runner, saved)))
-            return "" if is_sent else digest_of(whole)
-
-        ranks.compare(f"{call}: check", check, check_same_state)
-        self._schedule.restore(*checked[0])
-
-    def ranks(self) -> Ranks:
-        """Return the ranks of the job, able to communicate: those in `process_group`, or in the whole world."""
-        return self._ranks or Ranks.of(None, self._place.rank, self._place.world_size)
-
-    @property
-    def _identity(self) -> Identity | MixtureIdentity:
-        return self._runner.source.definition.identity
 
 
 def _of_rank(dataset: ResumableDataset, rank: int, world_size: int) -> ResumableDataset:
