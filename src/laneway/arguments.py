@@ -177,14 +177,18 @@ def check_flag(name: str, flag: object) -> None:
         raise TypeError(message)
 
 
-def check_function(fn: object) -> None:
-    """Check that the argument `fn` can be called.
+def check_function(fn: object, name: str = "fn") -> None:
+    """Check that an argument can be called.
+
+    Args:
+        fn: What the user passed.
+        name: Name of the argument.
 
     Raises:
         TypeError: It can't.
     """
     if not callable(fn):
-        message = f"fn must be callable, not {fn!r}"
+        message = f"{name} must be callable, not {fn!r}"
         raise TypeError(message)
 
 

@@ -98,7 +98,7 @@ class CountableDataset(SelectableDataset):
                 progress=progress,
             )
             return self._changed(replace(definition, lengths=lengths))
-        check_function(of)
+        check_function(of, "of, unless it is the name of a column,")
         if version is not None and not isinstance(version, str):
             message = f"version must be a string, not {version!r}"
             raise TypeError(message)
@@ -115,6 +115,9 @@ class CountableDataset(SelectableDataset):
 
     def _with_lengths(self, column: str) -> Self:
         """Return a copy that knows how many tokens each row has, by a column."""
+        if not isinstance(column, str):
+            message = f"lengths must be the name of a column, not {column!r}: give a function to count_lengths()"
+            raise TypeError(message)
         return self.count_lengths(column)
 
     def _counted_by(self, counter: _Counter, num_workers: int | None, *, progress: bool | None) -> Lengths:

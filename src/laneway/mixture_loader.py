@@ -34,8 +34,11 @@ class MixtureLoader:
     def sources(self) -> dict[str, SourceProgress]:
         """Name of each source of a mixture -> how far it has come, over all ranks; empty for a single dataset.
 
+        After a state was loaded, it tells of the sources and weights of the next pass.
+
         Raises:
-            LanewayError: Ranks have not taken the same number of batches.
+            LanewayError: Ranks have not taken the same number of batches, or there are several ranks and stages.
+            ValueError: A source was removed while its rows are in items that are half delivered.
         """
         return sources_of(self._runner)
 
@@ -52,8 +55,8 @@ class MixtureLoader:
 
         Raises:
             ValueError: A weight is negative, or names are not those of the sources; raised on all ranks.
-            LanewayError: The dataset is no mixture, or ranks have not taken the same number of batches; raised on all
-                ranks.
+            LanewayError: The dataset is no mixture, ranks have not taken the same number of batches, or there are
+                several ranks, and stages, so that no rank knows how far the others have come; raised on all ranks.
             CollectiveError: Ranks gave other weights, or a rank could not be reached.
         """
         definition = self._runner.source.definition

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from laneway.arguments import check_choice, plain_int
@@ -69,14 +71,28 @@ def _check_weights(weights: Mapping[Any, Any], sources: Mapping[str, DatasetDefi
         problem = f"no weight of source {lacking[0]!r}" if lacking else f"one of {unknown[0]!r}, which is no source"
         message = f"weights must name each source once, and there is {problem}: a source that is not read has weight 0"
         raise ValueError(message)
-    for name, weight in weights.items():
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)):
-            message = f"the weight of source {name!r} must be a number, not {weight!r}"
-            raise TypeError(message)
     # In the order of the sources: it breaks ties.
-    ordered = {name: weights[name] for name in sources}
+    ordered = {name: _check_weight(name, weights[name]) for name in sources}
     exact_weights([*ordered.values()])
     return ordered
+
+
+def _check_weight(name: str, weight: object) -> float:
+    """Return a weight as a built-in number, which a state can hold.
+
+    Raises:
+        TypeError: It is no number.
+        ValueError: It is negative, or not finite.
+    """
+    if isinstance(weight, bool) or not isinstance(weight, Real):
+        message = f"the weight of source {name!r} must be a number, not {weight!r}"
+        raise TypeError(message)
+    whole = plain_int(weight)  # type: ignore[arg-type]  # that is what it checks
+    found = float(weight) if whole is None else whole
+    if not 0 <= found <= sys.float_info.max:
+        message = f"the weight of source {name!r} must be a finite number >= 0, not {weight!r:.100}"
+        raise ValueError(message)
+    return found
 
 
 def _by_tokens(weights: Mapping[str, float], sources: Mapping[str, DatasetDefinition]) -> dict[str, float]:

@@ -255,7 +255,9 @@ def test_columns_that_hold_no_lengths_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (lambda rows: rows.count_lengths(3), TypeError, "fn must be callable"),
+        (lambda rows: rows.count_lengths(3), TypeError, "of, unless it is the name of a column, must be callable"),
+        (lambda rows: rows.pack(4, lengths=3), TypeError, "lengths must be the name of a column, not 3: give a func"),
+        (lambda rows: rows.pack(4, lengths=tokenise), TypeError, "lengths must be the name of a column, not <func"),
         (lambda rows: rows.count_lengths(tokenise, version=3), TypeError, "version must be a string"),
         (lambda rows: rows.count_lengths(tokenise, num_workers=-1), ValueError, "num_workers must be an int"),
         (lambda rows: rows.count_lengths(len, num_workers=0), TypeError, "must return a dict with a list of ints"),

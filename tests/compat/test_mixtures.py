@@ -8,6 +8,7 @@ from collections import Counter
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -438,6 +439,47 @@ def test_the_state_of_one_rank_goes_on_with_the_same_weights_only(corpus: Path) 
         other.restore_state_rank(state)
 
 
+def test_a_loaded_state_tells_of_the_sources_that_the_next_pass_has(corpus: Path) -> None:
+    loader = SavableLoader(Mixture(sources_of(corpus), WEIGHTS).batch(8))
+    ids(loader, 5)
+    before, state = loader.sources, loader.state_dict()
+    resumed = SavableLoader(Mixture(sources_of(corpus), {"web": 3, "code": 1, "rare": 0}).batch(8))
+    resumed.load_state_dict(state)
+    assert {name: (source.rows, source.asked) for name, source in resumed.sources.items()} == {
+        name: (before[name].rows, asked) for name, asked in (("web", 0.75), ("code", 0.25), ("rare", 0))
+    }
+    kept = {name: source for name, source in sources_of(corpus).items() if name != "rare"}
+    without = SavableLoader(Mixture(kept, {"web": 1, "code": 1}).batch(8))
+    without.load_state_dict(state)
+    assert {name: source.rows for name, source in without.sources.items()} == {
+        name: before[name].rows for name in ("web", "code")
+    }
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_source_of_half_delivered_packs_is_not_removed_before_they_are_delivered(
+    corpus: Path, num_workers: int
+) -> None:
+    def loader(*names: str, **weights: float) -> SavableLoader:
+        sources = {name: source for name, source in sources_of(corpus).items() if name in names}
+        mixture = Mixture(sources, weights).map(lambda row: {"input_ids": [row["id"]] * 3})
+        return SavableLoader(mixture.pack(8, group_rows=30).batch(1), num_workers=num_workers)
+
+    first = loader("web", "code", web=1, code=1)
+    next(iter(first))
+    removed = loader("web", web=1)
+    removed.load_state_dict(first.state_dict())
+    with pytest.raises(ValueError, match="source 'code' can't be removed yet"):
+        next(iter(removed))
+    idle = loader("web", "code", web=1, code=0)
+    idle.load_state_dict(first.state_dict())
+    for _ in islice(idle, 20):
+        pass
+    removed = loader("web", web=1)
+    removed.load_state_dict(idle.state_dict())
+    next(iter(removed))
+
+
 def test_a_state_is_small(corpus: Path) -> None:
     many = {f"s{index}": StatefulShardedDataset(corpus / "web", seed=index) for index in range(200)}
     mixture = Mixture(many, {name: 1 + index / 7 for index, name in enumerate(many)}).batch(8)
@@ -453,7 +495,10 @@ def test_a_state_is_small(corpus: Path) -> None:
     [
         ({"weights": {"web": 1, "code": 1}}, ValueError, "no weight of source 'rare'"),
         ({"weights": {**WEIGHTS, "more": 1}}, ValueError, "one of 'more', which is no source"),
-        ({"weights": {**WEIGHTS, "web": -1}}, ValueError, "a weight must be a number >= 0, not -1"),
+        ({"weights": {**WEIGHTS, "web": -1}}, ValueError, "'web' must be a finite number >= 0, not -1"),
+        ({"weights": {**WEIGHTS, "web": float("nan")}}, ValueError, "'web' must be a finite number >= 0, not nan"),
+        ({"weights": {**WEIGHTS, "web": 10**400}}, ValueError, "'web' must be a finite number >= 0, not 1000"),
+        ({"weights": {**WEIGHTS, "web": True}}, TypeError, "the weight of source 'web' must be a number, not True"),
         ({"weights": {**WEIGHTS, "web": "1"}}, TypeError, "the weight of source 'web' must be a number"),
         ({"weights": dict.fromkeys(WEIGHTS, 0)}, ValueError, "at least one source must have a weight above 0"),
         ({"weights": [(1, WEIGHTS)]}, ValueError, "weights must start at row 0"),
@@ -475,6 +520,15 @@ def test_bad_arguments_are_refused(corpus: Path, change: dict[str, Any], error: 
     arguments = {"sources": sources_of(corpus), "weights": WEIGHTS, **change}
     with pytest.raises(error, match=message):
         Mixture(**arguments)
+
+
+def test_weights_may_be_numbers_of_numpy(corpus: Path) -> None:
+    plain = dict(zip(WEIGHTS, (0.5, 3, 0.25), strict=True))
+    of_numpy = dict(zip(WEIGHTS, (np.float32(0.5), np.int64(3), np.float64(0.25)), strict=True))
+    loaders = [SavableLoader(Mixture(sources_of(corpus), weights).batch(8)) for weights in (plain, of_numpy)]
+    assert ids(loaders[0], 5) == ids(loaders[1], 5)
+    states = [loader.state_dict() for loader in loaders]
+    assert json.dumps(states[0]) == json.dumps(states[1])
 
 
 def test_bad_sources_are_refused(corpus: Path) -> None:

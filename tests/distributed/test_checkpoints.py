@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,11 +18,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from laneway import Checkpoints, SavableLoader, StatefulShardedDataset
 from laneway.checkpoint import KeepLatest
-from laneway.errors import CheckpointError, CheckpointMismatchError
+from laneway.errors import CheckpointError, CheckpointMismatchError, LanewayError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from laneway.checkpoint.writing import Snapshot
     from tests.distributed.ranks import RunRanks
 
 WIDTH = 8
@@ -310,3 +314,86 @@ def evaluate_until_told_to_stop(rank: int, corpus: Path, run: Path) -> tuple[int
         assert not checkpoints.due(0, every_steps=100)
         latest = checkpoints.list()[-1].step
     return num_evaluated, latest
+
+
+def test_a_write_that_failed_is_raised_by_the_same_call_of_all_ranks_and_training_goes_on(
+    run_ranks: RunRanks, tmp_path: Path
+) -> None:
+    for call in ("save", "due"):
+        first, second = run_ranks(_train_on_after_a_failure, 2, tmp_path / call, call)
+        assert first == second
+        assert "the last checkpoint could not be written: [Errno 28] no space" in first[1]
+        assert first[2] == [50]
+
+
+def _train_on_after_a_failure(rank: int, run: Path, call: str) -> tuple[int, str, list[int]]:
+    """Return the step at which the failure of the first save was raised, its text, and the steps that were saved."""
+    is_over = threading.Event()
+    with Checkpoints(run, async_save=True) as checkpoints:
+        write = checkpoints._saver.write
+
+        def fail(_: Snapshot) -> None:
+            assert rank == 0 or is_over.wait(30)
+            raise OSError(errno.ENOSPC, "no space")
+
+        checkpoints._saver.write = fail  # type: ignore[assignment,method-assign]
+        checkpoints.save(0)
+        while rank == 0 and checkpoints._saver.is_busy:
+            time.sleep(0.001)
+        # Rank 0 knows of it before the other one.
+        threading.Timer(0.2, is_over.set).start()
+        for step in range(1, 50):
+            try:
+                checkpoints.save(step) if call == "save" else checkpoints.due(step)
+            except CheckpointError as error:
+                found = str(error)
+                break
+        checkpoints._saver.write = write  # type: ignore[method-assign]
+        checkpoints.save(50)
+        checkpoints.wait()
+        return step, found, [each.step for each in checkpoints.list()]
+
+
+def test_a_state_that_one_rank_can_not_give_is_an_error_of_all_and_later_saves_work(
+    run_ranks: RunRanks, corpus: Path, tmp_path: Path
+) -> None:
+    assert run_ranks(_save_after_a_failure, 2, corpus, tmp_path / "run") == [[2], [2]]
+
+
+class WithoutStateOnRank1:
+    """A scheduler that fails on a rank."""
+
+    def state_dict(self) -> dict[str, Any]:
+        if dist.get_rank() == 1:
+            raise NotImplementedError
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore nothing."""
+
+
+def _save_after_a_failure(_rank: int, corpus: Path, run: Path) -> list[int]:
+    job = Job(corpus, "ddp")
+    with Checkpoints(run) as checkpoints:
+        with pytest.raises(LanewayError, match="on rank 1"):
+            checkpoints.save(1, **{**job.objects, "scheduler": WithoutStateOnRank1()})
+        checkpoints.save(2, **job.objects)
+        return [each.step for each in checkpoints.list()]
+
+
+def test_a_part_that_was_never_saved_is_left_alone_on_other_ranks_unless_it_is_wanted(
+    run_ranks: RunRanks, corpus: Path, tmp_path: Path
+) -> None:
+    run_ranks(_save_a_model, 2, corpus, tmp_path)
+    job = Job(corpus, "none")
+    before = job.scheduler.state_dict()
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.load(3, **job.objects).step == 3
+        with pytest.raises(CheckpointMismatchError, match="holds no 'loader', 'optimizer', 'scheduler', but 'model'"):
+            checkpoints.load(3, **job.objects, strict=True)
+    assert job.scheduler.state_dict() == before
+
+
+def _save_a_model(_rank: int, corpus: Path, run: Path) -> None:
+    with Checkpoints(run) as checkpoints:
+        checkpoints.save(3, model=Job(corpus, "ddp").model)

@@ -6,11 +6,11 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from laneway.arguments import check_choice, check_flag, check_int
-from laneway.checkpoint.content import Objects
+from laneway.arguments import check_choice, check_flag, check_int, check_seconds, plain_int
+from laneway.checkpoint.content import Objects, check_user_values
 from laneway.checkpoint.exporting import export_model
 from laneway.checkpoint.folder import CheckpointFolder
-from laneway.checkpoint.housekeeping import Housekeeping, wanted_checkpoint
+from laneway.checkpoint.housekeeping import Housekeeping, SaveReport, wanted_checkpoint
 from laneway.checkpoint.preemption import Polls, SignalFlag
 from laneway.checkpoint.reading import verify_files
 from laneway.checkpoint.restoring import Resumed, Verify, restore
@@ -120,11 +120,15 @@ class Checkpoints:
             step: The step that has just ended.
             every_steps: Saves after the steps that are multiples of it, but not after step 0.
             every_s: Seconds from one save to the next.
+
+        Raises:
+            CheckpointError: With `async_save`, the last checkpoint could not be written; raised on all ranks.
         """
         step = check_int("step", step, minimum=0)
         every = None if every_steps is None else check_int("every_steps", every_steps, minimum=1)
-        self._saver.raise_failure()
-        is_asked = self._polls.ask(every_s)
+        check_seconds("every_s", every_s)
+        is_asked = self._polls.ask(every_s, self._saver.failure)
+        self._raise(self._saver.failure if self._ranks.exchange is None else self._polls.failure)
         return is_asked or (every is not None and step > 0 and step % every == 0)
 
     @property
@@ -182,23 +186,36 @@ class Checkpoints:
             TypeError: A value can't be saved, or has the wrong type.
             CollectiveError: A rank could not be reached.
         """
-        self._saver.raise_failure()
         check_choice("if_busy", if_busy, ("wait", "skip"))
         objects = Objects.of(model, optimizer, loader, {"scheduler": scheduler, **others})
         is_skipping = if_busy == "skip" and self._saver.is_busy
 
-        def report() -> tuple[Checkpoint, bool]:
-            return wanted_checkpoint(step, tag, metrics or {}, self._ranks.world_size, objects.parts), is_skipping
+        def report() -> SaveReport:
+            check_user_values(user)
+            wanted = wanted_checkpoint(
+                step, tag, {} if metrics is None else metrics, self._ranks.world_size, objects.parts
+            )
+            return SaveReport(wanted, is_skipping, self._saver.failure)
 
         reports = self._ranks.gather(f"save({step})", report, dst_rank=0)
-        checkpoint = self._ranks.broadcast(
+        checkpoint, failure = self._ranks.broadcast(
             f"save({step}): begin", lambda: self._housekeeping.begin(reports or []), src_rank=0
         )
+        self._raise(failure)
         if checkpoint is None:
             return False
         self._saver.save(checkpoint, objects, user, rank_user)
         self._polls.note_save()
         return True
+
+    def _raise(self, failure: str | None) -> None:
+        """Raise the failure of the last checkpoint, of which all ranks know now.
+
+        Raises:
+            CheckpointError: It could not be written.
+        """
+        if failure is not None:
+            raise CheckpointError(failure) from self._saver.forget()
 
     def _after_save(self, duration_s: float) -> None:
         self._polls.note_duration(duration_s)
@@ -358,6 +375,9 @@ class Checkpoints:
         export_model(self._folder, self._find(which), path)
 
     def _find(self, which: int | str) -> Checkpoint:
+        if plain_int(which) is None and not isinstance(which, str):  # type: ignore[arg-type]  # that is what it checks
+            message = f"a checkpoint is named by its step, an int, or its tag, a string, not by {which!r}"
+            raise TypeError(message)
         found = [each for each in self.list() if which in {each.step, each.tag}]
         if not found:
             steps = ", ".join(f"{each.step}" + (f" ({each.tag})" if each.tag else "") for each in self.list()[-10:])

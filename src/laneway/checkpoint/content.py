@@ -63,10 +63,11 @@ class Objects:
         if model is not None and not isinstance(model, nn.Module):
             message = f"model must be a torch.nn.Module, not a {type(model).__name__}"
             raise TypeError(message)
-        given = () if optimizer is None else (optimizer,) if hasattr(optimizer, "state_dict") else tuple(optimizer)
+        given = _optimizers(optimizer)
         if given and model is None:
             message = "optimizer needs model: the states of an optimizer are saved by the names of the parameters"
             raise ValueError(message)
+        _check_parameters(model, given)
         loaders: dict[str, Stateful] = {}
         if isinstance(loader, Mapping):
             loaders = {f"loader/{name}": each for name, each in loader.items()}
@@ -77,7 +78,7 @@ class Objects:
             if not isinstance(each, Stateful):
                 message = f"{name} must have state_dict() and load_state_dict(), and a {type(each).__name__} has not"
                 raise TypeError(message)
-        return cls(model, given, loaders, present)  # type: ignore[arg-type]  # an optimizer has state_dict()
+        return cls(model, given, loaders, present)
 
     @property
     def modules(self) -> dict[str, nn.Module]:
@@ -126,26 +127,33 @@ class Objects:
             if name in states:
                 set_model_state_dict(module, states[name])
 
-    def job_states(self) -> dict[str, Any]:
-        """Return what the job has once: the states of loaders that know the whole job, of schedulers and the like.
+    def plain_states(self) -> dict[str, Any]:
+        """Return the states of schedulers and the like, which the job has once."""
+        return {name: each.state_dict() for name, each in self.plain.items()}
+
+    def loader_states(self) -> dict[str, Any]:
+        """Return the states of loaders that know the whole job, which has them once.
 
         All ranks must call it: a loader gathers the progress of all of them.
         """
-        states = {name: each.state_dict() for name, each in self.plain.items()}
-        for name, loader in self.loaders.items():
-            if isinstance(loader, SavableLoader):
-                states[name] = wrap_state(loader.gather_state(loader.ranks(), f"save {name}", None) or {})
-        return states
+        return {
+            name: wrap_state(loader.gather_state(loader.ranks(), f"save {name}", None) or {})
+            for name, loader in self.loaders.items()
+            if isinstance(loader, SavableLoader)
+        }
 
     def rank_states(self) -> dict[str, Any]:
         """Return what this rank has for itself: the states of other loaders."""
         loaders = self.loaders.items()
         return {name: each.state_dict() for name, each in loaders if not isinstance(each, SavableLoader)}
 
-    def set_states(self, job: Mapping[str, Any], rank: Mapping[str, Any] | None, name: str) -> None:
-        """Restore what `job_states` and `rank_states` returned, as far as it is there.
+    def set_states(
+        self, saved: Iterable[str], job: Mapping[str, Any], rank: Mapping[str, Any] | None, name: str
+    ) -> None:
+        """Restore what `plain_states`, `loader_states` and `rank_states` returned, as far as it is there.
 
         Args:
+            saved: Names of the parts that the checkpoint holds.
             job: What the job has once.
             rank: What this rank has for itself; None: other ranks saved the checkpoint.
             name: The checkpoint, for errors.
@@ -156,13 +164,13 @@ class Objects:
         for part, each in {**self.plain, **self.loaders}.items():
             if part in job:
                 each.load_state_dict(job[part])
-            elif rank is None:
+            elif rank is None and part in saved:
                 message = (
                     f"{part} in {name} was saved by each rank for itself, so it can't be restored on another number of "
                     "ranks: a SavableLoader can"
                 )
                 raise CheckpointMismatchError(message)
-            elif part in rank:
+            elif rank is not None and part in rank:
                 each.load_state_dict(rank[part])
 
     def check_parts(self, saved: Iterable[str], name: str) -> None:
@@ -182,8 +190,55 @@ class Objects:
         raise CheckpointMismatchError(message)
 
 
+def _optimizers(given: object) -> tuple[Optimizer, ...]:
+    """Return the optimizers that a user gave, which are not always of torch's class.
+
+    Raises:
+        TypeError: Something is no optimizer.
+    """
+    if given is None:
+        return ()
+    several = given if isinstance(given, Iterable) and not hasattr(given, "state_dict") else (given,)
+    found = tuple(several)
+    for each in found:
+        if not hasattr(each, "state_dict") or not hasattr(each, "param_groups"):
+            message = f"optimizer must be a torch.optim.Optimizer, or several of them, not {given!r:.200}"
+            raise TypeError(message)
+    return found
+
+
+def _check_parameters(model: nn.Module | None, optimizers: Iterable[Optimizer]) -> None:
+    """Check that optimizers have parameters of the model only: they are saved by their names there.
+
+    Raises:
+        ValueError: An optimizer has others.
+    """
+    known = set() if model is None else {id(each) for each in model.parameters()}
+    for optimizer in optimizers:
+        for index, group in enumerate(optimizer.param_groups):
+            for number, parameter in enumerate(group["params"]):
+                if id(parameter) not in known:
+                    message = (
+                        f"parameter {number} of group {index} of the {type(optimizer).__name__}, of shape "
+                        f"{[*parameter.shape]}, is none of the model: create the optimizer with the parameters of the "
+                        "model that you pass, after it was wrapped or sharded"
+                    )
+                    raise ValueError(message)
+
+
 def _listed(names: list[str]) -> str:
     return ", ".join(map(repr, names)) or "nothing"
+
+
+def check_user_values(user: object) -> None:
+    """Check what a user adds to a checkpoint.
+
+    Raises:
+        TypeError: It is no mapping.
+    """
+    if user is not None and not isinstance(user, Mapping):
+        message = f"user must be a dict from names to values, not {user!r:.200}"
+        raise TypeError(message)
 
 
 def encode(values: Mapping[str, Any], what: str) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -13,7 +14,7 @@ from laneway.checkpoint.retention import check_policies, to_delete
 from laneway.errors import CheckpointError, LanewayError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from laneway.checkpoint.folder import CheckpointFolder
     from laneway.checkpoint.retention import Policy
@@ -32,6 +33,17 @@ class Candidate(NamedTuple):
     """Number of newer ones that were passed over because they are damaged."""
 
 
+class SaveReport(NamedTuple):
+    """What a rank says before all of them save a checkpoint."""
+
+    wanted: Checkpoint
+    """The checkpoint that it wants to write, which has no number yet."""
+    is_skipping: bool
+    """Whether it skips it."""
+    failure: str | None
+    """Why the one before could not be written, as far as it knows."""
+
+
 def wanted_checkpoint(
     step: int, tag: str | None, metrics: Mapping[str, float], world_size: int, parts: tuple[str, ...]
 ) -> Checkpoint:
@@ -47,6 +59,9 @@ def wanted_checkpoint(
     if tag == "":
         message = "tag must not be empty"
         raise ValueError(message)
+    if not isinstance(metrics, Mapping):
+        message = f"metrics must be a dict from names to numbers, not {metrics!r}"
+        raise TypeError(message)
     found = {}
     for name, value in metrics.items():
         try:
@@ -91,17 +106,19 @@ class Housekeeping:
             self._newest = max(map(number_of, self._folder.names()), default=0)
         self._lock.check()
 
-    def begin(self, reports: Sequence[tuple[Checkpoint, bool]]) -> Checkpoint | None:
-        """Return the checkpoint that all ranks are about to write, with its number, or None if one of them skips it.
+    def begin(self, reports: Sequence[SaveReport]) -> tuple[Checkpoint | None, str | None]:
+        """Return (the checkpoint that all ranks are about to write, why the one before could not be written).
+
+        The checkpoint has its number. It is None if a rank skips it, or if the one before failed.
 
         Args:
-            reports: (the checkpoint that a rank wants to write, whether it skips it) of all ranks, in their order.
+            reports: Those of all ranks, in their order.
 
         Raises:
             CheckpointError: They want to write different ones, or another job writes to the folder.
         """
-        wanted = reports[0][0]
-        for rank, (other, _) in enumerate(reports):
+        wanted = reports[0].wanted
+        for rank, (other, _, _) in enumerate(reports):
             for name in ("step", "tag", "parts"):
                 if getattr(other, name) != getattr(wanted, name):
                     message = (
@@ -109,13 +126,14 @@ class Housekeeping:
                         f"{getattr(other, name)!r} on rank {rank}"
                     )
                     raise CheckpointError(message)
-        if any(skips for _, skips in reports):
-            return None
+        failure = next((each.failure for each in reports if each.failure is not None), None)
+        if failure is not None or any(each.is_skipping for each in reports):
+            return None, failure
         self._be_writer()
         self._newest += 1
         found = replace(wanted, number=self._newest)
         self._folder.create(found.name)
-        return found
+        return found, None
 
     def candidate(self, before: int | None) -> Candidate:
         """Return the newest checkpoint that can be resumed from as far as its sizes tell; lock the folder.

@@ -32,7 +32,7 @@ class SignalFlag:
             signals: Numbers or names, such as "SIGTERM".
 
         Raises:
-            ValueError: There is no such signal.
+            ValueError: There is no such signal, or it can't be handled.
             TypeError: It is no list.
         """
         if isinstance(signals, str):
@@ -42,7 +42,12 @@ class SignalFlag:
         """The first signal that has arrived."""
         self._before: dict[int, Handler] = {}
         for number in [*map(_signal, signals)]:
-            self._before[number] = signal.signal(number, self._handle)
+            try:
+                self._before[number] = signal.signal(number, self._handle)
+            except OSError as error:
+                self.restore()
+                message = f"{number.name} can't be handled by any process ({error.strerror}): give SIGTERM or SIGUSR1"
+                raise ValueError(message) from error
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received is None:
@@ -76,6 +81,8 @@ class _Report(NamedTuple):
     """Whether the last save was so long ago that another one is due, by its clock."""
     poll_s: float
     """Seconds between two polls."""
+    failure: str | None
+    """Why the checkpoint that was written last could not be, as far as it knows."""
 
 
 class Verdict(NamedTuple):
@@ -87,6 +94,8 @@ class Verdict(NamedTuple):
     """Whether it is time to save."""
     next_poll: int
     """Number of polls until they ask each other again."""
+    failure: str | None
+    """Why the checkpoint that was written last could not be, if a rank knows that."""
 
 
 class Polls:
@@ -111,6 +120,8 @@ class Polls:
         self._until_next, self._num_asked = 1, 1
         self.is_stopping = False
         """Whether all ranks know that the job is to stop."""
+        self.failure: str | None = None
+        """What the ranks said of the last checkpoint when they were last asked: why it could not be written."""
 
     def note_save(self) -> None:
         """Note that a checkpoint was saved."""
@@ -120,21 +131,25 @@ class Polls:
         """Note how long it took to write a checkpoint."""
         self._longest_save_s = max(self._longest_save_s, duration_s)
 
-    def ask(self, every_s: float | None) -> bool:
+    def ask(self, every_s: float | None, failure: str | None = None) -> bool:
         """Return whether it is time to save, the same on all ranks: once when the job is to stop, and every `every_s`.
 
         All ranks must call it equally often.
+
+        Args:
+            every_s: Seconds from one save to the next.
+            failure: Why the checkpoint that was written last could not be, as far as this rank knows.
         """
-        self._until_next -= 1
+        self._until_next, self.failure = self._until_next - 1, None
         if self._until_next > 0 or self.is_stopping:
             return False
         now = time.monotonic()
         is_due = every_s is not None and now - self._saved_at >= every_s
-        mine = _Report(self._is_told_to_stop(now), is_due, (now - self._asked_at) / self._num_asked)
+        mine = _Report(self._is_told_to_stop(now), is_due, (now - self._asked_at) / self._num_asked, failure)
         gathered = self._ranks.gather("due()", lambda: mine, dst_rank=0)
         found = self._ranks.broadcast("due(): agree", lambda: _judge(gathered or [], self._num_asked), src_rank=0)
         self._asked_at, self._until_next, self._num_asked = time.monotonic(), found.next_poll, found.next_poll
-        self.is_stopping = found.is_stopping
+        self.is_stopping, self.failure = found.is_stopping, found.failure
         return found.is_stopping or found.is_due
 
     def _is_told_to_stop(self, now: float) -> bool:
@@ -152,4 +167,5 @@ def _judge(reports: Sequence[_Report], num_asked: int) -> Verdict:
     """
     wanted = AGREE_EVERY_S / max(reports[0].poll_s, 1e-6)
     next_poll = max(1, min(int(wanted), 2 * num_asked, MAX_POLLS))
-    return Verdict(any(each.is_stopping for each in reports), reports[0].is_due, next_poll)
+    failure = next((each.failure for each in reports if each.failure is not None), None)
+    return Verdict(any(each.is_stopping for each in reports), reports[0].is_due, next_poll, failure)

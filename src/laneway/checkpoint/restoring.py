@@ -86,7 +86,11 @@ def restore(
     job, by_rank = ranks.agree(f"load {name}: read", values)
     own = by_rank[0] if is_same_size else None
     read_sharded(folder, checkpoint, objects, group.get(), verify=verify != "sizes")
-    ranks.agree(f"load {name}: restore", lambda: objects.set_states(job["states"], own and own["states"], name))
+
+    def restored() -> None:
+        objects.set_states(checkpoint.parts, job["states"], own and own["states"], name)
+
+    ranks.agree(f"load {name}: restore", restored)
     if rng and own:
         set_rng_state(own["rng"])
     elif rng and ranks.rank == 0:

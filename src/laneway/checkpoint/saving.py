@@ -68,11 +68,11 @@ class Saver:
     def _snapshot(
         self, checkpoint: Checkpoint, objects: Objects, user: Mapping[str, Any] | None, rank_user: object
     ) -> Snapshot:
-        sharded = objects.sharded()
-        states = objects.job_states()
+        sharded = self._ranks.agree(f"save {checkpoint.name}: model", objects.sharded)
+        of_loaders = objects.loader_states()
 
         def encoded() -> tuple[bytes, bytes]:
-            job = {"states": states, "user": dict(user or {})}
+            job = {"states": {**objects.plain_states(), **of_loaders}, "user": dict(user or {})}
             mine = {"states": objects.rank_states(), "rng": rng_state(), "user": rank_user}
             return encode(job, "the checkpoint"), encode(mine, f"the checkpoint of rank {self._ranks.rank}")
 
@@ -104,19 +104,27 @@ class Saver:
             try:
                 writing.result()
             except Exception as error:
-                message = f"the last checkpoint could not be written: {error}"
-                raise CheckpointError(message) from error
+                raise CheckpointError(_failed(error)) from error
 
-    def raise_failure(self) -> None:
-        """Raise the error of the checkpoint that was written last, if there is one.
+    @property
+    def failure(self) -> str | None:
+        """Why the checkpoint that was written last could not be; None: it was, or is still being written.
 
-        Raises:
-            CheckpointError: It could not be written.
+        A rank may know it before another one does: all agree on it before any of them raises it.
         """
-        if self._writing is not None and self._writing.done():
-            self.wait()
+        error = self._writing.exception() if self._writing is not None and self._writing.done() else None
+        return None if error is None else _failed(error)
+
+    def forget(self) -> BaseException | None:
+        """Wait for the checkpoint that is being written, and return why it could not be, as far as this rank knows."""
+        writing, self._writing = self._writing, None
+        return None if writing is None else writing.exception()
 
     def close(self) -> None:
         """End the thread."""
         if self._executor is not None:
             self._executor.shutdown()
+
+
+def _failed(error: BaseException) -> str:
+    return f"the last checkpoint could not be written: {error}"

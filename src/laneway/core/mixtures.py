@@ -201,6 +201,13 @@ class MixturePlan:
             found += [SourceRange(name, each) for each in ranges]
         return found
 
+    def _sources_of(self, group: Group) -> set[str]:
+        """Return the names of the sources of the rows of a group, also of those that are gone."""
+        cut, lane, row, _, of_group = group
+        start = self.progress.starts[cut]
+        parts = self.mixings[cut].lane(lane).split(row, row + (of_group or start.group_rows))
+        return {start.sources[index].name for index, _, places in parts if len(places)}
+
     # -- The plans of epochs ------------------------------------------------------------------------------------------
 
     def plan(self, cut: int, name: str, epoch: int) -> Plan:
@@ -306,7 +313,7 @@ class MixturePlan:
             sources.append(SourceStart(name, weight, next_epoch, rests, files, rows))
         carried = self._half_delivered(ends)
         for group in carried:
-            gone = {each.source for each in self.ranges(group)} - {*weights}
+            gone = self._sources_of(group) - {*weights}
             if gone:
                 message = (
                     f"source {min(gone)!r} can't be removed yet: some of its rows are in items that are half "

@@ -76,7 +76,8 @@ def sources_of(runner: PassRunner) -> dict[str, SourceProgress]:
     if not isinstance(definition, MixtureDefinition):
         return {}
     progress = whole_progress(runner)
-    if progress.cut is None:
+    if runner.described is None:
+        # A state that was loaded may be of other sources and weights than the next pass.
         progress = definition.resolve(progress, runner.place).progress
     return source_progress(definition, progress)
 

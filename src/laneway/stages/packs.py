@@ -62,9 +62,13 @@ class PackOptions:
         check_choice("overflow", self.overflow, get_args(Overflow))
         check_choice("mask", self.mask, get_args(Mask))
         for name, token in (("separator", self.separator), ("pad_value", self.pad_value)):
-            if token is not None and plain_int(token) is None:
+            number = 0 if token is None else plain_int(token)
+            if number is None or (token is None and name == "pad_value"):
                 message = f"{name} must be a token, an int, not {token!r}"
                 raise TypeError(message)
+            if not -(2**63) <= number < 2**63:
+                message = f"{name} must be a token that int64 can hold, not {token!r}"
+                raise ValueError(message)
         if not isinstance(self.column, str):
             message = f"column must be the name of a column, not {self.column!r}"
             raise TypeError(message)

@@ -488,6 +488,7 @@ def test_a_second_job_on_the_same_folder_is_refused_until_the_first_one_ends(
         ({"signals": "SIGTERM"}, r"signals must be a list such as \['SIGTERM'\], not 'SIGTERM'"),
         ({"signals": ["SIGFOO"]}, r"there is no signal 'SIGFOO': give names such as 'SIGTERM'"),
         ({"signals": [4711]}, r"there is no signal 4711"),
+        ({"signals": ["SIGTERM", "SIGKILL"]}, r"SIGKILL can't be handled by any process .*: give SIGTERM or SIGUSR1"),
     ],
 )
 def test_a_wrong_argument_is_an_error_that_shows_a_right_one(
@@ -503,6 +504,10 @@ def test_a_wrong_argument_is_an_error_that_shows_a_right_one(
         ({"tag": 3}, "tag must be a string, not 3"),
         ({"tag": ""}, "tag must not be empty"),
         ({"metrics": {"loss": "low"}}, r"metrics\['loss'\] must be a number, not 'low'"),
+        ({"metrics": [0.5]}, r"metrics must be a dict from names to numbers, not \[0.5\]"),
+        ({"user": 5}, "user must be a dict from names to values, not 5"),
+        ({"user": [("seen", 5)]}, "user must be a dict from names to values, not "),
+        ({"model": nn.Linear(1, 1), "optimizer": 3}, "optimizer must be a torch.optim.Optimizer, or several of them"),
     ],
 )
 def test_a_wrong_argument_of_save_is_an_error_that_names_it(
@@ -511,6 +516,40 @@ def test_a_wrong_argument_of_save_is_an_error_that_names_it(
     with pytest.raises((TypeError, ValueError), match=message):
         checkpoints.save(0, **arguments)
     assert checkpoints.list() == []
+
+
+def test_signals_of_which_one_can_not_be_handled_leave_the_handlers_of_the_user(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(ValueError, match="SIGKILL can't be handled"):
+        Checkpoints(tmp_path, signals=["SIGTERM", "SIGKILL"])
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_an_optimizer_of_another_model_is_an_error_before_anything_is_written(
+    corpus: Path, checkpoints: Checkpoints
+) -> None:
+    job, other = Job(corpus), Job(corpus)
+    message = r"parameter 0 of group 0 of the AdamW, of shape \[4, 1\], is none of the model: create the optimizer"
+    with pytest.raises(ValueError, match=message):
+        checkpoints.save(0, model=job.model, optimizer=other.optimizer)
+    with pytest.raises(ValueError, match=message):
+        checkpoints.resume(model=job.model, optimizer=[job.optimizer, other.optimizer])
+    assert checkpoints.list() == []
+
+
+@pytest.mark.parametrize("every_s", [-1, 0, "30"])
+def test_a_time_that_is_none_is_an_error(checkpoints: Checkpoints, every_s: Any) -> None:
+    with pytest.raises(ValueError, match=f"every_s must be a finite number of seconds above 0, not {every_s!r}"):
+        checkpoints.due(1, every_s=every_s)
+
+
+@pytest.mark.parametrize("which", [None, True, 1.0, [1]])
+def test_a_checkpoint_is_named_by_a_step_or_a_tag_and_by_nothing_else(checkpoints: Checkpoints, which: Any) -> None:
+    checkpoints.save(1, user={"a": 1})
+    for call in (checkpoints.load, checkpoints.verify, checkpoints.delete):
+        with pytest.raises(TypeError, match="a checkpoint is named by its step, an int, or its tag, a string, not by"):
+            call(which)
+    assert [each.step for each in checkpoints.list()] == [1]
 
 
 @pytest.mark.parametrize("async_save", [False, True])
