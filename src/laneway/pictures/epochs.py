@@ -117,12 +117,14 @@ def _draw_marks(
         drawing.text(end, top + body + 20, f"step {plan.num_steps:,}", anchor="end")
 
 
-def draw_rows(samples: SampledBatches, next_step: int) -> Drawing:
+def draw_rows(plan: EpochPlan, samples: SampledBatches) -> Drawing:
     """Draw where the rows of steps are in the files."""
+    next_step, some = plan.next_step, samples.num_ranks < plan.world_size
+    of_ranks = f"; {samples.num_ranks} of {plan.world_size:,} ranks" if some else ""
     alt = "Where the rows of each step are in the files, from the first file at the bottom to the last at the top."
     drawing = Drawing(WIDTH, 292, alt)
     plot = Plot(drawing, _LEFT, WIDTH - 8, 50, 252, samples.num_steps, samples.num_rows)
-    drawing.heading("Rows against time", "each dot is a row of a batch: its step, and its place in the files")
+    drawing.heading("Rows against time", f"each dot is a row of a batch: its step, and its place in the files{of_ranks}")
     for share, name in ((0, "first file"), (1, "last file")):
         y = plot.y(share * samples.num_rows)
         drawing.line("grid", [(plot.left, y), (plot.right, y)])

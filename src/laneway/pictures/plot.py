@@ -34,7 +34,7 @@ class PlanPictures:
 
     def of_epoch(self) -> list[Drawing]:
         """Return the pictures of the epoch: its lanes, its rows against time, and how they are mixed."""
-        return [draw_lanes(self.plan), draw_rows(self.samples, self.plan.next_step), draw_mixing(self.samples)]
+        return [draw_lanes(self.plan), draw_rows(self.plan, self.samples), draw_mixing(self.samples)]
 
     def of_ranks(self) -> list[Drawing]:
         """Return the pictures of what each rank reads; none if nothing is left."""

@@ -141,7 +141,9 @@ class Plot:
         self.drawing.line("axis", [(self.left, self.bottom), (self.right, self.bottom)])
         for level in levels(self.most_x):
             if level == int(level):
-                self.drawing.text(self.x(level), self.bottom + 16, f"{level:,.0f}", anchor="middle")
+                x, room = self.x(level), self.drawing.width - 30
+                anchor: Anchor = "middle" if x < room else "end"
+                self.drawing.text(min(x, room + 30), self.bottom + 16, f"{level:,.0f}", anchor=anchor)
         self.drawing.text(self.right, self.bottom + 32, name, anchor="end")
 
 

@@ -163,6 +163,8 @@ class SampledBatches:
     """Selected rows of all files."""
     num_steps: int
     """Steps of the epoch."""
+    num_ranks: int
+    """Ranks of which there are batches at each step, at most."""
 
     @property
     def mixing(self) -> float | None:
@@ -192,7 +194,9 @@ def sample_batches(plan: EpochPlan, max_steps: int, max_ranks: int) -> SampledBa
     num_steps = plan.num_steps or 0
     turns = max((cut.stretch.sharing.turns_per_batch for cut in cuts), default=1)
     ranks = max(1, min(max_ranks, _MAX_RANGES // turns))
-    steps = evenly(num_steps, max(2, min(max_steps, _MAX_RANGES // (turns * ranks))))
+    most = max(2, min(max_steps, _MAX_RANGES // (turns * ranks)))
+    # Middles of equal parts: among few steps, the last one with its short batch would count too much.
+    steps = range(num_steps) if num_steps <= most else [(2 * i + 1) * num_steps // (2 * most) for i in range(most)]
     files, found, expected = None, [], {0: 0.0}
     for step in steps:
         # The rest of a turn belongs to the step that took the rest.
@@ -222,7 +226,7 @@ def sample_batches(plan: EpochPlan, max_steps: int, max_ranks: int) -> SampledBa
                     )
                 )
             break
-    return SampledBatches(tuple(found), 0 if files is None else files.num_rows, num_steps)
+    return SampledBatches(tuple(found), 0 if files is None else files.num_rows, num_steps, ranks)
 
 
 class _Starts(NamedTuple):
