@@ -7,9 +7,9 @@ from typing import Any
 
 from laneway import __version__
 
-_EPILOG = (
-    "exit codes: 0 all is well; 1 what was asked for doesn't hold; 2 an error. Each command has --help and --json."
-)
+_EPILOG = """\
+Each command has --help and --json. `laneway completion bash` completes them.
+Exit codes: 0 all is well; 1 what was asked for doesn't hold; 2 an error."""
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
@@ -17,11 +17,27 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=26, width=80)
+        # argparse doesn't count the indentation of commands, and would break the line of the longest.
+        self._action_max_length = 16
 
 
-def _command(parsers: Any, name: str, module: str, text: str) -> argparse.ArgumentParser:  # noqa: ANN401 - argparse's own
+class CommandParser(argparse.ArgumentParser):
+    """A parser that tells which arguments it has."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401 - argparse's own
+        """Make a parser without arguments."""
+        self.actions: list[argparse.Action] = []
+        super().__init__(*args, **options)
+
+    def add_argument(self, *args: Any, **options: Any) -> argparse.Action:  # noqa: ANN401 - argparse's own
+        """Add an argument."""
+        self.actions.append(super().add_argument(*args, **options))
+        return self.actions[-1]
+
+
+def _command(parsers: Any, name: str, module: str, text: str) -> CommandParser:  # noqa: ANN401 - argparse's own
     """Add a command, which the function of its name in a module of this package runs."""
-    parser: argparse.ArgumentParser = parsers.add_parser(name, help=text, description=f"{text}.", formatter_class=_Help)
+    parser: CommandParser = parsers.add_parser(name, help=text, description=f"{text}.", formatter_class=_Help)
     parser.set_defaults(module=module)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--storage-options", metavar="JSON", help="options of the filesystem, such as endpoint_url")
@@ -72,19 +88,33 @@ def _counts(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> CommandParser:
     """Return the parser of all arguments."""
-    found = argparse.ArgumentParser(
+    return _parsers()[0]
+
+
+def commands() -> dict[str, CommandParser]:
+    """Return the parser of each command, by its name."""
+    return dict(_parsers()[1].choices)
+
+
+def _parsers() -> tuple[CommandParser, Any]:
+    """Return the parser of all arguments, and what chooses between those of the commands."""
+    found = CommandParser(
         "laneway",
         description="Look at data, plans, states and checkpoints.",
         epilog=_EPILOG,
         formatter_class=_Help,
     )
     found.add_argument("--version", action="version", version=f"laneway {__version__}")
-    commands = found.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
-    _add_commands_for_data(commands)
-    _add_commands_for_states(commands)
-    return found
+    chosen = found.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
+    _add_commands_for_data(chosen)
+    _add_commands_for_states(chosen)
+    # Without help=, it is not listed: the end of the help names it.
+    completion = chosen.add_parser("completion", description="Print a script for a shell.", formatter_class=_Help)
+    completion.add_argument("shell", choices=["bash", "zsh"], help="the shell")
+    completion.set_defaults(module="completion", json=False)
+    return found, chosen
 
 
 def _add_commands_for_data(commands: Any) -> None:  # noqa: ANN401 - argparse's own
@@ -99,6 +129,7 @@ def _add_commands_for_data(commands: Any) -> None:  # noqa: ANN401 - argparse's 
     _source(command)
     _job(command)
     _dataset(command)
+    command.add_argument("--plot", metavar="FILE.svg", help="draw it: mixing, and what each rank reads")
     command = _command(commands, "where", "data", "Say at which step a row is delivered")
     _source(command)
     command.add_argument("path", metavar="PATH", help="the data file, relative to the source")
@@ -140,6 +171,16 @@ def _add_commands_for_states(commands: Any) -> None:  # noqa: ANN401 - argparse'
     _source(command, is_option=True)
     _filter(command)
     _state(command)
+    command = _command(commands, "report", "reports", "Write a page with pictures: lanes, mixing, ranks, audit")
+    _source(command)
+    command.add_argument("files", metavar="STATE", nargs="*", help="the checkpoints from which the run was resumed")
+    command.add_argument("-o", "--output", metavar="FILE.html", required=True, help="the page to write")
+    command.add_argument("--as-given", action="store_true", help="don't put them in the order of their numbers")
+    _state(command)
+    _job(command)
+    _dataset(command)
+    # With checkpoints, they are those of the run.
+    command.set_defaults(world_size=None, workers=None, epoch=None, seed=None)
     command = _command(commands, "redistribute", "saved", "Write the states of the ranks of another job")
     command.add_argument("file", metavar="STATE", help="a checkpoint of the whole job")
     command.add_argument("--world-size", type=int, required=True, help="ranks")

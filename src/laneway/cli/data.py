@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from laneway.catalog.progress_bar import progress_bar
-from laneway.cli.output import Answer, pairs, table, wrapped
+from laneway.cli.output import Answer, output_file, pairs, table, wrapped
 from laneway.cli.sources import open_dataset, open_manifest, progress_wanted, storage_options
 from laneway.errors import DataFileError
+from laneway.pictures.plot import PlanPictures
 from laneway.reading.reader import RowReader
 from laneway.wording import counted, rounded_size
 
@@ -29,13 +30,11 @@ _WINDOW_BLOCKS = 8
 """Row groups whose rows a window should mix."""
 
 
-def inspect(arguments: argparse.Namespace) -> Answer:
-    """Say what a dataset consists of, with advice."""
-    manifest = open_manifest(arguments)
+def facts_of_data(manifest: Manifest) -> dict[str, Any]:
+    """Return what a dataset consists of, with advice, as JSON values."""
     files = manifest.files
     blocks, memory = files.block_rows[files.block_rows > 0], files.block_memory_bytes[files.block_rows > 0]
-    partitions = [field.name for field in manifest.partitions.fields]
-    facts: dict[str, Any] = {
+    return {
         "source": manifest.root,
         "format": manifest.format,
         "files": files.num_files,
@@ -46,26 +45,32 @@ def inspect(arguments: argparse.Namespace) -> Answer:
         "rows_per_block": [int(blocks.min()), int(np.median(blocks)), int(blocks.max())] if len(blocks) else None,
         "largest_block_bytes": int(memory.max(initial=0)),
         "schema": {field.name: str(field.type) for field in manifest.schema},
-        "partitions": partitions,
+        "partitions": [field.name for field in manifest.partitions.fields],
         "fingerprint": manifest.fingerprint,
         "advice": [*_advice(manifest)],
     }
+
+
+def inspect(arguments: argparse.Namespace) -> Answer:
+    """Say what a dataset consists of, with advice."""
+    manifest = open_manifest(arguments)
+    facts = facts_of_data(manifest)
     unit = "row groups" if manifest.format == "parquet" else "record batches"
     of_block = facts["rows_per_block"]
     lines = pairs(
         [
             ("source", f"{manifest.root} ({manifest.format})"),
-            ("files", files.num_files),
+            ("files", facts["files"]),
             ("rows", manifest.num_rows),
             ("size", f"{rounded_size(facts['bytes'])}, about {rounded_size(facts['decoded_bytes'])} decoded"),
             (
                 unit,
                 None
                 if of_block is None
-                else f"{len(blocks):,}, of {_span([of_block[0], of_block[2]])} rows, up to "
+                else f"{facts['blocks']:,}, of {_span([of_block[0], of_block[2]])} rows, up to "
                 f"{rounded_size(facts['largest_block_bytes'])} decoded",
             ),
-            ("partitions", ", ".join(partitions) or None),
+            ("partitions", ", ".join(facts["partitions"]) or None),
             ("fingerprint", manifest.fingerprint),
         ]
     )
@@ -135,7 +140,8 @@ def facts_of(plan: EpochPlan) -> dict[str, Any]:
 
 
 def plan(arguments: argparse.Namespace) -> Answer:
-    """Say what each rank of a job does in an epoch."""
+    """Say what each rank of a job does in an epoch, and draw it."""
+    picture = None if arguments.plot is None else output_file("--plot", arguments.plot, ".svg")
     found = open_dataset(arguments).plan(arguments.epoch, arguments.world_size, arguments.workers)
     facts = facts_of(found)
     batches, read = facts["batches_per_rank"] or (), facts["bytes_per_rank"] or ()
@@ -153,6 +159,10 @@ def plan(arguments: argparse.Namespace) -> Answer:
             ("memory per worker", rounded_size(facts["worker_memory_bytes"] or 0)),
         ]
     )
+    if picture is not None:
+        picture.write_text(PlanPictures(found).image(), encoding="utf-8")
+        facts["plot"] = arguments.plot
+        lines += ["", f"wrote {arguments.plot}"]
     return Answer(facts, lines)
 
 

@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 import textwrap
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -36,6 +37,24 @@ def print_answer(answer: Answer, *, as_json: bool) -> None:
         return
     for line in answer.lines:
         sys.stdout.write(f"{line}\n")
+
+
+def output_file(name: str, path: str, suffix: str) -> Path:
+    """Return the path of a file to write, which is written over if it exists.
+
+    Args:
+        name: The argument.
+        path: Its value.
+        suffix: How it must end, so that no data file or checkpoint is written over.
+
+    Raises:
+        ValueError: It ends otherwise.
+    """
+    found = Path(path)
+    if found.suffix.lower() != suffix:
+        message = f"{name} must end with {suffix}, not {found.name!r}"
+        raise ValueError(message)
+    return found
 
 
 def width() -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from laneway.cli.output import Answer, table, wrapped
 from laneway.cli.sources import open_for_state, storage_options
@@ -85,14 +85,26 @@ def _for_state(
     """Return the dataset of a checkpoint, and the state of the whole job."""
     value = load_checkpoint(file, storage_options(arguments))
     saved = states_of_step(value.value, value.name, arguments.key)
+    return open_for_state(arguments, saved[0].fields, **others), whole_state(value.name, saved)
+
+
+def whole_state(name: str, saved: list[SavedState]) -> dict[str, Any]:
+    """Return the state of the whole job in a checkpoint, for the plan of its epoch.
+
+    Args:
+        name: The name of the checkpoint.
+        saved: Its states.
+
+    Raises:
+        CheckpointMismatchError: It is of the start of an epoch.
+    """
     if saved[0].fields["lanes"] is None:
         message = (
-            f"{value.name} is of the start of epoch {saved[0].fields['epoch']}, and doesn't say how many rows a batch "
+            f"{name} is of the start of epoch {saved[0].fields['epoch']}, and doesn't say how many rows a batch "
             "has: use laneway plan and laneway where, or dataset.plan().rows_of(step) in Python"
         )
         raise CheckpointMismatchError(message)
-    whole = saved[0].original if len(saved) == 1 else merge_ranks(saved, same_step=False)
-    return open_for_state(arguments, saved[0].fields, **others), whole
+    return saved[0].original if len(saved) == 1 else merge_ranks(saved, same_step=False)
 
 
 def rows(arguments: argparse.Namespace) -> Answer:
@@ -130,16 +142,35 @@ def rows(arguments: argparse.Namespace) -> Answer:
     return Answer(facts, [f"step {arguments.step:,} of epoch {plan.epoch}, which {when}", *lines])
 
 
-def audit(arguments: argparse.Namespace) -> Answer:
-    """Say whether checkpoints prove that each row was delivered exactly once."""
+class SavedStates(NamedTuple):
+    """The states of a checkpoint."""
+
+    name: str
+    """Where it is, without secrets."""
+    states: list[SavedState]
+    """Its states: one, or those of several ranks."""
+
+    @property
+    def originals(self) -> list[dict[str, Any]]:
+        """The states as they were saved."""
+        return [each.original for each in self.states]
+
+
+def states_of_files(arguments: argparse.Namespace) -> list[SavedStates]:
+    """Return the checkpoints of a run, in the order of their numbers or as given."""
     options = storage_options(arguments)
     files = arguments.files if arguments.as_given else sorted(arguments.files, key=natural)
-    checkpoints = [each for file in files for each in load_checkpoints(file, options)]
-    values = [states_of_step(each.value, each.name, arguments.key) for each in checkpoints]
+    values = [each for file in files for each in load_checkpoints(file, options)]
+    return [SavedStates(each.name, states_of_step(each.value, each.name, arguments.key)) for each in values]
+
+
+def audit(arguments: argparse.Namespace) -> Answer:
+    """Say whether checkpoints prove that each row was delivered exactly once."""
+    checkpoints = states_of_files(arguments)
     source = None
     if arguments.source is not None:
-        source = open_for_state(arguments, values[0][0].fields)
-    report = audit_states([[one.original for one in each] for each in values], source)
+        source = open_for_state(arguments, checkpoints[0].states[0].fields)
+    report = audit_states([each.originals for each in checkpoints], source)
     facts = {
         "is_exact": report.is_exact,
         "checkpoints": [each.name for each in checkpoints],

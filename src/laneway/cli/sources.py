@@ -63,18 +63,33 @@ def progress_wanted() -> bool | None:
     return None if sys.stderr.isatty() else False
 
 
-def open_dataset(arguments: argparse.Namespace, **others: Any) -> StatefulShardedDataset:  # noqa: ANN401 - options
-    """Return the dataset that the arguments describe."""
+def open_dataset(
+    arguments: argparse.Namespace,
+    manifest: Manifest | None = None,
+    **others: Any,  # noqa: ANN401 - options
+) -> StatefulShardedDataset:
+    """Return the dataset that the arguments describe; `manifest`: that of its source, if it was opened."""
     given = {name: getattr(arguments, name, None) for name in ("batch_size", "lanes", "turn_rows", "remainder")}
     given |= {"shuffle": getattr(arguments, "shuffle", False), "seed": getattr(arguments, "seed", None) or 0}
     given |= {"drop_last": getattr(arguments, "drop_last", False)}
     sizes = {name: getattr(arguments, name, None) for name in ("shard_bytes", "window_bytes")}
     given |= {name: size for name, size in sizes.items() if size is not None}
-    return _dataset(arguments, **given, **others)
+    return _dataset(arguments, manifest or open_manifest(arguments), **given, **others)
 
 
-def open_for_state(arguments: argparse.Namespace, fields: Mapping[str, Any], **others: Any) -> StatefulShardedDataset:  # noqa: ANN401
+def open_for_state(
+    arguments: argparse.Namespace,
+    fields: Mapping[str, Any],
+    manifest: Manifest | None = None,
+    **others: Any,  # noqa: ANN401 - options
+) -> StatefulShardedDataset:
     """Return the dataset of the source with the settings of a state.
+
+    Args:
+        arguments: The arguments of the command.
+        fields: The fields of the state.
+        manifest: The manifest of the source; None: it is opened.
+        **others: Other options of the dataset.
 
     Raises:
         CheckpointMismatchError: The state is of a mixture, or has settings that the command line can't give.
@@ -93,15 +108,16 @@ def open_for_state(arguments: argparse.Namespace, fields: Mapping[str, Any], **o
         raise CheckpointMismatchError(message)
     batch = (fields["turn_rows"] or 1) * (fields["lane_batch_turns"] or 1)
     given = {name: fields[name] for name in _FROM_STATE}
-    dataset = _dataset(arguments, **given, batch_size=batch, turn_rows=fields["turn_rows"], **others)
+    options = {**given, "batch_size": batch, "turn_rows": fields["turn_rows"], **others}
+    dataset = _dataset(arguments, manifest or open_manifest(arguments), **options)
     gaps = fields["without"]
     return dataset if gaps is None else dataset.without([tuple(each) for each in parse_gaps(gaps)])
 
 
-def _dataset(arguments: argparse.Namespace, **options: Any) -> StatefulShardedDataset:  # noqa: ANN401 - options
+def _dataset(arguments: argparse.Namespace, manifest: Manifest, **options: Any) -> StatefulShardedDataset:  # noqa: ANN401
     condition = arguments.filter
     return StatefulShardedDataset(
-        open_manifest(arguments),
+        manifest,
         columns=getattr(arguments, "columns", None),
         filter=None if condition is None else _conditions(json_argument("--filter", condition, '[["price", ">", 10]]')),
         storage_options=storage_options(arguments),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,17 @@ if TYPE_CHECKING:
 
 _DECODING: Final = 3
 """Memory to decode a block, in multiples of its decoded size."""
+
+
+class StartUp(NamedTuple):
+    """What a rank reads before all of its lanes can deliver: the first window of each."""
+
+    files: int
+    """Data files that it opens."""
+    blocks: int
+    """Row groups that it reads, each time that it reads them."""
+    num_bytes: int
+    """About how many bytes of the files these are."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +72,34 @@ class Costs:
         found = np.bincount(rank, weights=sizes, minlength=sharing.world_size)
         return [*map(int, found.tolist())]
 
+    def start_up(self, starts: NDArray[np.int64], ends: NDArray[np.int64], sharing: Sharing) -> list[StartUp]:
+        """Return what each rank reads for the first window of each of its lanes; see `bytes_of_ranks`."""
+        plan = self.plan
+        windows, lanes, shards = plan.windows, plan.lanes, plan.shards
+        lane = np.flatnonzero(starts < np.minimum(ends, lanes.rows))
+        line = lanes.row_starts[lanes.segment_starts[lane]]
+        segment = np.searchsorted(lanes.row_starts, line + starts[lane], side="right") - 1
+        first_ends = starts.copy()
+        first_ends[lane] = np.minimum(lanes.row_starts[segment + 1] - line, ends[lane])
+        window = lanes.window[segment]
+        counts = windows.piece_starts[window + 1] - windows.piece_starts[window]
+        piece = np.repeat(windows.piece_starts[window] - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())
+        start, stop = windows.start[piece], windows.stop[piece]
+        if not plan.identity.settings.shuffle:
+            # Each window is one piece, of which the segment is a part.
+            delivered = line + starts[lane] - lanes.row_starts[segment]
+            start, stop = start + lanes.start[segment] + delivered, start + lanes.stop[segment]
+        shard = windows.shard[piece]
+        first, last = _blocks_of_rows(plan, shard, start, stop)
+        has_rows = np.concatenate([[0], np.cumsum(plan.identity.selected.block_rows > 0)])
+        rank = np.repeat(lane // sharing.turns_per_batch % sharing.world_size, counts)
+        blocks = np.bincount(rank, weights=has_rows[last] - has_rows[first], minlength=sharing.world_size)
+        opened = np.unique(rank * len(shards.paths) + shards.file_index[shard]) // max(len(shards.paths), 1)
+        files = np.bincount(opened, minlength=sharing.world_size)
+        read = self.bytes_of_ranks(starts, first_ends, sharing)
+        columns = (files.tolist(), blocks.astype(np.int64).tolist(), read)
+        return [StartUp(*each) for each in zip(*columns, strict=True)]
+
     def worker_memory(self, lanes_per_worker: int) -> int:
         """Return the bytes of decoded rows that a worker holds at most; see docs/explanation/performance.md."""
         definition, plan = self.definition, self.plan
@@ -94,14 +133,20 @@ def _bytes_of_rows(
     plan: Plan, shard: NDArray[np.int64], start: NDArray[np.int64], stop: NDArray[np.int64]
 ) -> NDArray[np.float64]:
     """Return the bytes in the files of the blocks that hold rows [start, stop) of some shards."""
-    identity, shards = plan.identity, plan.shards
-    files, selected = identity.files, identity.selected
-    before = selected.block_row_starts[files.block_starts[shards.file_index[shard]]] + shards.row_offset[shard]
-    ends = identity.derived("stored bytes before blocks", lambda: _stored_bytes(plan))
-    first = np.searchsorted(selected.block_row_starts, before + start, side="right") - 1
-    last = np.searchsorted(selected.block_row_starts, before + stop, side="left")
+    ends = plan.identity.derived("stored bytes before blocks", lambda: _stored_bytes(plan))
+    first, last = _blocks_of_rows(plan, shard, start, stop)
     found: NDArray[np.float64] = ends[last] - ends[first]
     return found
+
+
+def _blocks_of_rows(
+    plan: Plan, shard: NDArray[np.int64], start: NDArray[np.int64], stop: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the first block that holds rows [start, stop) of some shards, and one past the last one."""
+    shards, selected = plan.shards, plan.identity.selected
+    before = selected.block_row_starts[selected.block_starts[shards.file_index[shard]]] + shards.row_offset[shard]
+    first = np.searchsorted(selected.block_row_starts, before + start, side="right") - 1
+    return first, np.searchsorted(selected.block_row_starts, before + stop, side="left")
 
 
 def _stored_bytes(plan: Plan) -> NDArray[np.float64]:

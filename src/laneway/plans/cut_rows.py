@@ -46,6 +46,10 @@ AnyRowPlace = RowPlace | SourceRowPlace
 class CutRows(Protocol):
     """The rows of the lanes of one cut."""
 
+    @property
+    def plan(self) -> Plan | None:
+        """The plan, with the lanes of the cut; None for a mixture."""
+
     def rows(self, ranges: Sequence[LaneRange]) -> list[AnyRowPlace]:
         """Return where rows of lanes are in the files."""
 
@@ -64,21 +68,23 @@ class DatasetRows:
             ends: Rows that each lane delivers, shape (num_lanes,).
             numbers: Row numbers of the dataset.
         """
-        self._plan = plan
+        self.plan = plan
         self._ends = ends
         self._numbers = numbers
 
     def rows(self, ranges: Sequence[LaneRange]) -> list[AnyRowPlace]:
         """See CutRows."""
-        return [RowPlace(*each) for each in self._numbers.named(rows_of_lanes(self._plan, ranges))]
+        return [RowPlace(*each) for each in self._numbers.named(rows_of_lanes(self.plan, ranges))]
 
     def find(self, wanted: SourceRowPlace) -> list[LaneRow]:
         """See CutRows."""
-        return self._numbers.find(self._plan, self._ends, wanted.path, wanted.row)
+        return self._numbers.find(self.plan, self._ends, wanted.path, wanted.row)
 
 
 class MixtureRows:
     """The rows of a cut of a mixture."""
+
+    plan = None
 
     def __init__(self, plan: MixturePlan, cut: int, numbers: Mapping[str, SourceNumbers]) -> None:
         """Use a cut of a mixture without stages, of which earlier cuts have left no groups.
@@ -88,13 +94,13 @@ class MixtureRows:
             cut: Index of the cut.
             numbers: Name of a source -> its row numbers.
         """
-        self._plan = plan
+        self._mixed = plan
         self._cut = cut
         self._numbers = numbers
 
     def rows(self, ranges: Sequence[LaneRange]) -> list[AnyRowPlace]:
         """See CutRows."""
-        plan, cut = self._plan, self._cut
+        plan, cut = self._mixed, self._cut
         sources = plan.progress.starts[cut].sources
         found: list[AnyRowPlace] = []
         for lane, start, stop in ranges:
@@ -113,7 +119,7 @@ class MixtureRows:
 
     def find(self, wanted: SourceRowPlace) -> list[LaneRow]:
         """See CutRows."""
-        plan, cut = self._plan, self._cut
+        plan, cut = self._mixed, self._cut
         sources = plan.progress.starts[cut].sources
         index = next((i for i, source in enumerate(sources) if source.name == wanted.source), None)
         if index is None or not sources[index].weight:

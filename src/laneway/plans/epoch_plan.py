@@ -230,3 +230,8 @@ class EpochPlan:
     @property
     def _unit(self) -> str:
         return "no batches" if self.batch_size is None else f"batches of {self.batch_size:,}"
+
+
+def cuts_of(plan: EpochPlan) -> tuple[PlannedCut, ...]:
+    """Return the steps of an epoch, cut by cut."""
+    return plan._cuts  # noqa: SLF001 - of this module

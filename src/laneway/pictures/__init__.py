@@ -1,0 +1,1 @@
+"""Pictures of epochs: SVG images, and a page that holds all of them."""

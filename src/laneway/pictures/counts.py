@@ -1,0 +1,69 @@
+"""Pictures of counts: how large files and row groups are, and what checkpoints prove of each epoch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from laneway.pictures.svg import Drawing, Plot
+from laneway.wording import counted, rounded_size
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from laneway.inspection.report import AuditedEpoch
+
+_WIDTH: Final = 460
+_MAX_EPOCHS: Final = 20
+_BAR: Final = 22
+
+
+def draw_sizes(title: str, noun: str, sizes: NDArray[np.int64]) -> Drawing:
+    """Draw how many of some things have which size in bytes, by powers of two."""
+    powers = np.floor(np.log2(np.maximum(sizes, 1))).astype(np.int64)
+    first, last = (int(powers.min()), int(powers.max())) if len(powers) else (0, 0)
+    counts = np.bincount(powers - first, minlength=last - first + 1)
+    words = (
+        f"{counted(len(sizes), noun)}, of {rounded_size(float(sizes.min()))} to {rounded_size(float(sizes.max()))}"
+        if len(sizes)
+        else f"no {noun}s"
+    )
+    drawing = Drawing(_WIDTH, 190, f"{title}: {words}.")
+    drawing.heading(title, words)
+    plot = Plot(drawing, 56, _WIDTH - 8, 48, 156, len(counts), max(int(counts.max()), 1) * 1.05)
+    plot.scale_y(lambda value: f"{value:,.3g}" if value < 10_000 else f"{value / 1000:,.3g} k")
+    drawing.line("axis", [(plot.left, plot.bottom), (plot.right, plot.bottom)])
+    every = -(-len(counts) // 5)
+    for index, count in enumerate(counts.tolist()):
+        middle, width = plot.x(index + 0.5), min((plot.x(1) - plot.x(0)) * 0.86, 60)
+        low, high = rounded_size(2.0 ** (first + index)), rounded_size(2.0 ** (first + index + 1))
+        says = f"{counted(count, noun)} of {low} to {high}"
+        drawing.box("bar", middle - width / 2, plot.y(count), width, plot.bottom - plot.y(count), says)
+        if index % every == 0:
+            drawing.text(middle, plot.bottom + 16, low, anchor="middle")
+    return drawing
+
+
+def draw_audit(epochs: Sequence[AuditedEpoch], width: int) -> Drawing:
+    """Draw what checkpoints prove of the last epochs: rows delivered exactly once, left, left out, and not proved."""
+    shown = epochs[-_MAX_EPOCHS:]
+    drawing = Drawing(width, 62 + _BAR * len(shown), f"What the checkpoints prove of {counted(len(epochs), 'epoch')}.")
+    names = (("done", "exactly once"), ("left", "yet to come"), ("out", "left out on purpose"), ("bad", "not proved"))
+    for index, (kind, name) in enumerate(names):
+        drawing.box(kind, 76 + 160 * index, 8, 12, 12)
+        drawing.text(94 + 160 * index, 18, name)
+    for index, epoch in enumerate(shown):
+        y, room = 34 + _BAR * index, width - 84
+        drawing.text(68, y + 13, f"epoch {epoch.epoch}", anchor="end")
+        proved = epoch.num_delivered, epoch.num_left, epoch.num_left_out
+        x = 76.0
+        for (kind, name), rows in zip(names, (*proved, epoch.num_rows - sum(proved)), strict=True):
+            if rows:
+                # Even one row that is not proved is seen.
+                part = max(room * rows / max(epoch.num_rows, 1), 3.0)
+                drawing.box(kind, min(x, width - 11), y, part, _BAR - 6, f"{counted(rows, 'row')} {name}")
+                x += part
+    return drawing

@@ -1,0 +1,60 @@
+"""Pictures of what the ranks of a job read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from laneway.pictures.epochs import WIDTH
+from laneway.pictures.svg import Drawing, Plot
+from laneway.wording import counted, rounded_size
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from laneway.plans.costs import StartUp
+
+_MAX_BARS: Final = 64
+_LEFT: Final = 76
+
+
+def draw_bytes(bytes_per_rank: Sequence[int]) -> Drawing:
+    """Draw how many bytes each rank has yet to read."""
+    least, most = (rounded_size(each) for each in (min(bytes_per_rank), max(bytes_per_rank)))
+    words = f"each rank reads {least if least == most else f'{least} to {most}'} until the end of the epoch"
+    return _bars("Bytes per rank", words, bytes_per_rank, rounded_size, is_binary=True)
+
+
+def draw_start_up(ranks: Sequence[StartUp]) -> Drawing:
+    """Draw how many row groups each rank requests before all of its lanes can deliver."""
+    blocks = [each.blocks for each in ranks]
+    files, read = max(each.files for each in ranks), max(each.num_bytes for each in ranks)
+    words = (
+        "row groups (or record batches) of the first window of each lane: per rank at most "
+        f"{max(blocks):,}, of {counted(files, 'file')}, {rounded_size(read)}"
+    )
+    return _bars("Start-up requests", words, blocks, lambda value: f"{value:,.3g}")
+
+
+def _bars(
+    title: str, note: str, values: Sequence[int], name: Callable[[float], str], *, is_binary: bool = False
+) -> Drawing:
+    """Draw a bar for each rank, or for the most of several ranks that follow each other."""
+    each_of = -(-len(values) // _MAX_BARS)
+    bars = [max(values[first : first + each_of]) for first in range(0, len(values), each_of)]
+    joined = f"; each bar is the most of {each_of:,} ranks" if each_of > 1 else ""
+    drawing = Drawing(WIDTH, 212, f"{title}: {note}{joined}.")
+    drawing.heading(title, f"{note}{joined}")
+    plot = Plot(drawing, _LEFT, WIDTH - 8, 50, 172, len(values), max(*bars, 1) * 1.05)
+    plot.scale_y(name, is_binary=is_binary)
+    drawing.line("axis", [(plot.left, plot.bottom), (plot.right, plot.bottom)])
+    for index, value in enumerate(bars):
+        first, stop = index * each_of, min((index + 1) * each_of, len(values))
+        left, right = plot.x(first), plot.x(stop)
+        middle, width = (left + right) / 2, min((right - left) * 0.8, 60.0)
+        ranks = f"rank {first}" if stop - first == 1 else f"ranks {first} to {stop - 1}"
+        says = f"{ranks}: {name(value)}"
+        drawing.box("bar", middle - width / 2, plot.y(value), width, plot.bottom - plot.y(value), says)
+        if index % -(-len(bars) // 16) == 0:
+            drawing.text(middle, plot.bottom + 16, f"{first:,}", anchor="middle")
+    drawing.text(plot.right, plot.bottom + 32, "rank", anchor="end")
+    return drawing
