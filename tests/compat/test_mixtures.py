@@ -523,8 +523,8 @@ def test_bad_arguments_are_refused(corpus: Path, change: dict[str, Any], error: 
 
 
 def test_weights_may_be_numbers_of_numpy(corpus: Path) -> None:
-    plain = dict(zip(WEIGHTS, (0.5, 3, 0.25), strict=True))
-    of_numpy = dict(zip(WEIGHTS, (np.float32(0.5), np.int64(3), np.float64(0.25)), strict=True))
+    plain: dict[str, float] = dict(zip(WEIGHTS, (0.5, 3, 0.25), strict=True))
+    of_numpy: dict[str, Any] = dict(zip(WEIGHTS, (np.float32(0.5), np.int64(3), np.float64(0.25)), strict=True))
     loaders = [SavableLoader(Mixture(sources_of(corpus), weights).batch(8)) for weights in (plain, of_numpy)]
     assert ids(loaders[0], 5) == ids(loaders[1], 5)
     states = [loader.state_dict() for loader in loaders]

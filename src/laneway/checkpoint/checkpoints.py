@@ -254,7 +254,8 @@ class Checkpoints:
             scheduler: A learning rate scheduler.
             loader: A loader, or several by name.
             rng: Whether to restore random number generators, which happens if the number of ranks is the same.
-            strict: Whether the checkpoint must hold exactly these objects; False restores what both have.
+            strict: Whether the checkpoint must hold exactly these objects; False restores what both have, and logs what
+                the checkpoint lacks.
             verify: Checksums to compare: "read", of what is read; "all", of all files, before anything is restored;
                 "sizes", none.
             **others: More objects with a state, by name.

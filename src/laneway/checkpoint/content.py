@@ -58,7 +58,7 @@ class Objects:
 
         Raises:
             TypeError: One of them has no state.
-            ValueError: An optimizer without its model.
+            ValueError: An optimizer without its model, or with parameters of another one; or two parts of one name.
         """
         if model is not None and not isinstance(model, nn.Module):
             message = f"model must be a torch.nn.Module, not a {type(model).__name__}"
@@ -74,6 +74,10 @@ class Objects:
         elif loader is not None:
             loaders = {"loader": loader}
         present = {name: each for name, each in others.items() if each is not None}
+        twice = sorted({*loaders} & {*present})
+        if twice:
+            message = f"there is a loader and another object with the name {twice[0]!r}: give one of them another name"
+            raise ValueError(message)
         for name, each in {**loaders, **present}.items():
             if not isinstance(each, Stateful):
                 message = f"{name} must have state_dict() and load_state_dict(), and a {type(each).__name__} has not"

@@ -74,8 +74,11 @@ def restore(
     name, is_same_size = checkpoint.name, checkpoint.world_size == ranks.world_size
 
     def values() -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        missing = sorted({*objects.parts} - {*checkpoint.parts})
         if strict:
             objects.check_parts(checkpoint.parts, name)
+        elif missing and ranks.rank == 0:
+            _log.warning("%s holds no %s, so this is not restored", name, ", ".join(map(repr, missing)))
         if verify == "all":
             verify_files(folder, checkpoint, ranks.rank, ranks.world_size)
         elif verify == "read":

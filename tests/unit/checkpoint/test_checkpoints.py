@@ -177,6 +177,23 @@ def test_a_part_that_is_missing_or_left_out_is_an_error_that_names_it(corpus: Pa
     assert found is not None
 
 
+def test_a_part_that_can_not_be_restored_is_logged_if_that_is_no_error(
+    corpus: Path, checkpoints: Checkpoints, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = Job(corpus)
+    checkpoints.save(0, model=job.model, loader={"train": job.loader})
+    checkpoints.load(0, model=job.model)
+    checkpoints.load(0, model=job.model, loader=job.loader, scheduler=job.scheduler)
+    warnings = [each.message for each in caplog.records if each.levelno == logging.WARNING]
+    assert warnings == ["000001-step-0 holds no 'loader', 'scheduler', so this is not restored"]
+
+
+def test_two_parts_of_one_name_are_an_error(corpus: Path, checkpoints: Checkpoints) -> None:
+    job = Job(corpus)
+    with pytest.raises(ValueError, match="there is a loader and another object with the name 'loader/a'"):
+        checkpoints.save(0, loader={"a": job.loader}, **{"loader/a": job.scheduler})  # type: ignore[arg-type]
+
+
 def test_a_model_with_other_parameters_is_an_error_and_not_passed_over(corpus: Path, checkpoints: Checkpoints) -> None:
     checkpoints.save(0, model=Job(corpus).model)
     checkpoints.save(1, model=nn.Linear(3, 3))
