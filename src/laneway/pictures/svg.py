@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, Literal
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    Anchor = Literal["start", "middle", "end"]
+Anchor = Literal["start", "middle", "end"]
 
 MAX_TEXT: Final = 160
 """Characters of a text from data that are shown."""
@@ -39,6 +39,14 @@ def escaped(text: object, most: int = MAX_TEXT) -> str:
     return html.escape(printable if len(printable) <= most else f"{printable[: most - 3]}...")
 
 
+def rounded_number(value: float) -> str:
+    """Return about how large a number is, such as "850", "1.2 k" or "3 M"."""
+    for unit, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= factor:
+            return f"{value / factor:.3g} {unit}"
+    return f"{value:.3g}"
+
+
 @dataclass
 class Drawing:
     """An SVG image."""
@@ -62,7 +70,7 @@ class Drawing:
         self.text(0, 16, title, "title")
         self.text(0, 34, note, "note")
 
-    def box(self, kind: str, x: float, y: float, width: float, height: float, says: str = "") -> None:
+    def box(self, kind: str, x: float, y: float, width: float, height: float, *, says: str = "") -> None:
         """Draw a filled rectangle; a pointer that rests on it shows what it says."""
         place = f'x="{x:.5g}" y="{y:.5g}" width="{max(width, 0.4):.4g}" height="{height:.4g}"'
         end = f"><title>{escaped(says)}</title></rect>" if says else "/>"
