@@ -91,8 +91,9 @@ class _LanePicture:
         x = float(_LEFT)
         if self.hidden:
             rows = sum(each.num_rows for each in self.hidden)
-            says = f"{counted(len(self.hidden), 'earlier stretch', 'earlier stretches')}, {counted(rows, 'row')}"
-            drawing.box("done2", x, _TOP, self.width(rows), self.bottom - _TOP, says=says)
+            says = counted(len(self.hidden), "earlier stretch", "earlier stretches")
+            drawing.text(x, _TOP - 9, says)
+            drawing.box("done2", x, _TOP, self.width(rows), self.bottom - _TOP, says=f"{says}, {counted(rows, 'row')}")
             x += self.width(rows)
         last_label = -math.inf
         for each in self.shown:
@@ -101,12 +102,13 @@ class _LanePicture:
             x += self.width(each.num_rows)
         if self.shown and x - last_label > 2 * _MIN_LABEL:
             drawing.text(x, self.bottom + 20, f"step {plan.num_steps:,}", anchor="end")
-        for index, lane in enumerate(evenly(plan.num_lanes, _MAX_LANES) if self.shown else ()):
+        most = max(self.shown, key=lambda each: each.num_lanes, default=None)
+        for index, lane in enumerate(() if most is None else most.lanes):
             if self.row_height >= _TEXT_HEIGHT or index % 2 == 0:
                 middle = _TOP + (index + 0.5) * self.row_height
-                drawing.text(_LEFT - 8, middle + 4, f"lane {lane}", anchor="end")
-        if plan.num_lanes > _MAX_LANES:
-            drawing.text(_LEFT, self.bottom + 36, f"{_MAX_LANES} of {plan.num_lanes:,} lanes")
+                drawing.text(_LEFT - 8, middle + 4, f"lane {lane.lane}", anchor="end")
+        if most is not None and most.num_lanes > _MAX_LANES:
+            drawing.text(_LEFT, self.bottom + 36, f"{_MAX_LANES} of {most.num_lanes:,} lanes")
         return drawing
 
     def _draw_stretch(self, stretch: SampledStretch, x: float) -> None:

@@ -25,8 +25,8 @@ svg text, body { font-family: ui-sans-serif, system-ui, "Segoe UI", "Helvetica N
 .line { stroke: #3f6fd0 } .other { stroke: #a5662a } .word-line { fill: #3f6fd0 } .word-other { fill: #a5662a }
 @media (prefers-color-scheme: dark) {
 .title, .strong { fill: #eceef2 } .note, .tag { fill: #9aa1ad } .paper { fill: #14171c }
-.done { fill: #6d96ee } .done2 { fill: #4f74c4 } .ahead { fill: #2b3a5c } .ahead2 { fill: #222d47 }
-.bar { fill: #6d96ee } .bad { fill: #e5705f } .left { fill: #2b3a5c } .out { fill: #8a7040 }
+.done { fill: #6d96ee } .done2 { fill: #4f74c4 } .ahead { fill: #3a4f80 } .ahead2 { fill: #2b3a5e }
+.bar { fill: #6d96ee } .bad { fill: #e5705f } .left { fill: #3a4f80 } .out { fill: #8a7040 }
 .grid { stroke: #2b3038 } .axis { stroke: #646b77 } .mark { stroke: #eceef2 } .dots { stroke: #6d96ee }
 .line { stroke: #6d96ee } .other { stroke: #d99a5c } .word-line { fill: #6d96ee } .word-other { fill: #d99a5c }
 }
