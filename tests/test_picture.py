@@ -10,7 +10,7 @@ import pytest
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 
 
-@pytest.mark.parametrize("script", ["draw_epoch.py", "draw_mixture.py"])
+@pytest.mark.parametrize("script", ["draw_epoch.py", "draw_mixture.py", "draw_plan.py"])
 def test_the_picture_is_up_to_date(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(SCRIPTS))
     drawn = runpy.run_path(str(SCRIPTS / script))

@@ -59,7 +59,8 @@ def _fresh_page(arguments: argparse.Namespace, manifest: Manifest) -> Page:
 
 def _resumed_page(arguments: argparse.Namespace, manifest: Manifest) -> Page:
     """Return the page about the epoch of the last checkpoint that is not of the start of an epoch."""
-    given = [name for name in _OF_STATE if getattr(arguments, name) not in {None, False}]
+    # Not 0, which is equal to False.
+    given = [name for name in _OF_STATE if (value := getattr(arguments, name)) is not None and value is not False]
     if given:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         message = f"the checkpoints tell the epoch and the settings of the dataset: leave out {options}"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from laneway.pictures.svg import Drawing, Plot
+from laneway.pictures.svg import Drawing, Plot, rounded_number
 from laneway.wording import counted, rounded_size
 
 if TYPE_CHECKING:
@@ -34,14 +34,14 @@ def draw_sizes(title: str, noun: str, sizes: NDArray[np.int64]) -> Drawing:
     drawing = Drawing(_WIDTH, 190, f"{title}: {words}.")
     drawing.heading(title, words)
     plot = Plot(drawing, 56, _WIDTH - 8, 48, 156, len(counts), max(int(counts.max()), 1) * 1.05)
-    plot.scale_y(lambda value: f"{value:,.3g}" if value < 10_000 else f"{value / 1000:,.3g} k")
+    plot.scale_y(rounded_number)
     drawing.line("axis", [(plot.left, plot.bottom), (plot.right, plot.bottom)])
     every = -(-len(counts) // 5)
     for index, count in enumerate(counts.tolist()):
         middle, width = plot.x(index + 0.5), min((plot.x(1) - plot.x(0)) * 0.86, 60)
         low, high = rounded_size(2.0 ** (first + index)), rounded_size(2.0 ** (first + index + 1))
         says = f"{counted(count, noun)} of {low} to {high}"
-        drawing.box("bar", middle - width / 2, plot.y(count), width, plot.bottom - plot.y(count), says)
+        drawing.box("bar", middle - width / 2, plot.y(count), width, plot.bottom - plot.y(count), says=says)
         if index % every == 0:
             drawing.text(middle, plot.bottom + 16, low, anchor="middle")
     return drawing
@@ -64,6 +64,6 @@ def draw_audit(epochs: Sequence[AuditedEpoch], width: int) -> Drawing:
             if rows:
                 # Even one row that is not proved is seen.
                 part = max(room * rows / max(epoch.num_rows, 1), 3.0)
-                drawing.box(kind, min(x, width - 11), y, part, _BAR - 6, f"{counted(rows, 'row')} {name}")
+                drawing.box(kind, min(x, width - 11), y, part, _BAR - 6, says=f"{counted(rows, 'row')} {name}")
                 x += part
     return drawing

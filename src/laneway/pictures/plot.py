@@ -39,7 +39,7 @@ class PlanPictures:
     def of_ranks(self) -> list[Drawing]:
         """Return the pictures of what each rank reads; none if nothing is left."""
         read, requests = self.plan.bytes_per_rank, start_up(self.plan)
-        if not read or not requests:
+        if read is None or not requests:
             return []
         return [draw_bytes(read), draw_start_up(requests)]
 

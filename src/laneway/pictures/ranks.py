@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from laneway.pictures.epochs import WIDTH
-from laneway.pictures.svg import Drawing, Plot
+from laneway.pictures.svg import Drawing, Plot, rounded_number
 from laneway.wording import counted, rounded_size
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def draw_start_up(ranks: Sequence[StartUp]) -> Drawing:
         "row groups (or record batches) of the first window of each lane: per rank at most "
         f"{max(blocks):,}, of {counted(files, 'file')}, {rounded_size(read)}"
     )
-    return _bars("Start-up requests", words, blocks, lambda value: f"{value:,.3g}")
+    return _bars("Start-up requests", words, blocks, rounded_number)
 
 
 def _bars(
@@ -53,7 +53,7 @@ def _bars(
         middle, width = (left + right) / 2, min((right - left) * 0.8, 60.0)
         ranks = f"rank {first}" if stop - first == 1 else f"ranks {first} to {stop - 1}"
         says = f"{ranks}: {name(value)}"
-        drawing.box("bar", middle - width / 2, plot.y(value), width, plot.bottom - plot.y(value), says)
+        drawing.box("bar", middle - width / 2, plot.y(value), width, plot.bottom - plot.y(value), says=says)
         if index % -(-len(bars) // 16) == 0:
             drawing.text(middle, plot.bottom + 16, f"{first:,}", anchor="middle")
     drawing.text(plot.right, plot.bottom + 32, "rank", anchor="end")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, Literal
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    Anchor = Literal["start", "middle", "end"]
+Anchor = Literal["start", "middle", "end"]
 
 MAX_TEXT: Final = 160
 """Characters of a text from data that are shown."""
@@ -25,8 +25,8 @@ svg text, body { font-family: ui-sans-serif, system-ui, "Segoe UI", "Helvetica N
 .line { stroke: #3f6fd0 } .other { stroke: #a5662a } .word-line { fill: #3f6fd0 } .word-other { fill: #a5662a }
 @media (prefers-color-scheme: dark) {
 .title, .strong { fill: #eceef2 } .note, .tag { fill: #9aa1ad } .paper { fill: #14171c }
-.done { fill: #6d96ee } .done2 { fill: #4f74c4 } .ahead { fill: #2b3a5c } .ahead2 { fill: #222d47 }
-.bar { fill: #6d96ee } .bad { fill: #e5705f } .left { fill: #2b3a5c } .out { fill: #8a7040 }
+.done { fill: #6d96ee } .done2 { fill: #4f74c4 } .ahead { fill: #3a4f80 } .ahead2 { fill: #2b3a5e }
+.bar { fill: #6d96ee } .bad { fill: #e5705f } .left { fill: #3a4f80 } .out { fill: #8a7040 }
 .grid { stroke: #2b3038 } .axis { stroke: #646b77 } .mark { stroke: #eceef2 } .dots { stroke: #6d96ee }
 .line { stroke: #6d96ee } .other { stroke: #d99a5c } .word-line { fill: #6d96ee } .word-other { fill: #d99a5c }
 }
@@ -37,6 +37,14 @@ def escaped(text: object, most: int = MAX_TEXT) -> str:
     """Return a text for HTML, XML and their attributes: one line of printable characters, cut if it is too long."""
     printable = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in str(text)[: most + 1])
     return html.escape(printable if len(printable) <= most else f"{printable[: most - 3]}...")
+
+
+def rounded_number(value: float) -> str:
+    """Return about how large a number is, such as "850", "1.2 k" or "3 M"."""
+    for unit, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= factor:
+            return f"{value / factor:.3g} {unit}"
+    return f"{value:.3g}"
 
 
 @dataclass
@@ -62,7 +70,7 @@ class Drawing:
         self.text(0, 16, title, "title")
         self.text(0, 34, note, "note")
 
-    def box(self, kind: str, x: float, y: float, width: float, height: float, says: str = "") -> None:
+    def box(self, kind: str, x: float, y: float, width: float, height: float, *, says: str = "") -> None:
         """Draw a filled rectangle; a pointer that rests on it shows what it says."""
         place = f'x="{x:.5g}" y="{y:.5g}" width="{max(width, 0.4):.4g}" height="{height:.4g}"'
         end = f"><title>{escaped(says)}</title></rect>" if says else "/>"

@@ -14,7 +14,9 @@ from laneway.plans.epoch_plan import cuts_of
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from laneway.core.lanes import Lanes
     from laneway.core.plan import Plan
+    from laneway.core.stretches import Stretch
     from laneway.plans.costs import StartUp
     from laneway.plans.epoch_plan import EpochPlan, PlannedCut
 
@@ -85,12 +87,12 @@ def sample_lanes(plan: EpochPlan, max_lanes: int, max_windows: int) -> list[Samp
     """
     found = []
     for cut in cuts_of(plan):
-        stretch = cut.stretch
+        of_cut, stretch = _plan_of(cut), cut.stretch
         rows = stretch.ends - stretch.starts
         if not rows.sum():
             continue
         chosen = evenly(stretch.num_lanes, max_lanes)
-        lanes = tuple(_sampled_lane(cut, lane, max_windows) for lane in chosen)
+        lanes = tuple(_sampled_lane(of_cut.lanes, stretch, lane, max_windows) for lane in chosen)
         found.append(
             SampledStretch(
                 cut.first_step,
@@ -106,9 +108,9 @@ def sample_lanes(plan: EpochPlan, max_lanes: int, max_windows: int) -> list[Samp
     return found
 
 
-def _sampled_lane(cut: PlannedCut, lane: int, max_windows: int) -> SampledLane:
-    start, stop = int(cut.stretch.starts[lane]), int(cut.stretch.ends[lane])
-    segments = [*islice(_plan_of(cut).lanes.segments(lane, start, stop), max_windows + 1)]
+def _sampled_lane(lanes: Lanes, stretch: Stretch, lane: int, max_windows: int) -> SampledLane:
+    start, stop = int(stretch.starts[lane]), int(stretch.ends[lane])
+    segments = [*islice(lanes.segments(lane, start, stop), max_windows + 1)]
     windows, row = [], 0
     for segment in segments if len(segments) <= max_windows else ():
         end = row + segment.stop - segment.start
@@ -126,9 +128,9 @@ def _plan_of(cut: PlannedCut) -> Plan:
 
 
 def start_up(plan: EpochPlan) -> list[StartUp]:
-    """Return what each rank reads for the first window of each of its lanes, from the next step on."""
+    """Return what each rank reads for the first window of each of its lanes, from the next step on; none at the end."""
     cut = next((cut for cut in cuts_of(plan) if not cut.is_delivered), None)
-    if cut is None or cut.costs is None:
+    if cut is None or cut.costs is None or not cut.stretch.num_steps:
         return []
     return cut.costs.start_up(cut.stretch.starts, cut.stretch.ends, cut.stretch.sharing)
 
@@ -190,21 +192,20 @@ def sample_batches(plan: EpochPlan, max_steps: int, max_ranks: int) -> SampledBa
     Raises:
         ValueError: The plan is that of a mixture.
     """
-    cuts = [cut for cut in cuts_of(plan) if cut.stretch.num_steps]
+    cuts = [(cut, _plan_of(cut)) for cut in cuts_of(plan) if cut.stretch.num_steps]
     num_steps = plan.num_steps or 0
-    turns = max((cut.stretch.sharing.turns_per_batch for cut in cuts), default=1)
-    ranks = max(1, min(max_ranks, _MAX_RANGES // turns))
+    turns = max((cut.stretch.sharing.turns_per_batch for cut, _ in cuts), default=1)
+    most_ranks = max((cut.stretch.sharing.world_size for cut, _ in cuts), default=1)
+    ranks = max(1, min(max_ranks, most_ranks, _MAX_RANGES // turns))
     most = max(2, min(max_steps, _MAX_RANGES // (turns * ranks)))
     # Middles of equal parts: among few steps, the last one with its short batch would count too much.
     steps = range(num_steps) if num_steps <= most else [(2 * i + 1) * num_steps // (2 * most) for i in range(most)]
     files, found, expected = None, [], {0: 0.0}
     for step in steps:
-        # The rest of a turn belongs to the step that took the rest.
-        for cut in cuts:
+        for cut, of_cut in cuts:
             own = step - cut.first_step
             if not 0 <= own < cut.stretch.num_steps:
                 continue
-            of_cut = _plan_of(cut)
             files = files or _Starts.of(of_cut)
             for rank in evenly(cut.stretch.sharing.world_size, ranks):
                 rows = rows_of_lanes(of_cut, cut.stretch.ranges(own, rank))
