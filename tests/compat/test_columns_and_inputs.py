@@ -164,7 +164,7 @@ def test_the_last_batch_of_a_lane_can_be_dropped(tmp_path: Path) -> None:
         ({"shuffle": "no"}, "shuffle must be True or False, not 'no'"),
         ({"drop_last": "False", "batch_size": 2}, "drop_last must be True or False"),
         ({"rank": "0", "world_size": 1}, "must be ints, not '0' and 1"),
-        ({"format": "csv"}, "csv"),
+        ({"format": "xml"}, "xml"),
         ({"transform": 3}, "transform must be callable, not 3"),
     ],
 )

@@ -169,7 +169,7 @@ def _check_inferred(manifest: ManifestContents, name: str) -> None:
     """Check that the types that were inferred for a column from the values of each file fit together."""
     first, common = 0, None
     inference = FORMATS[manifest.format].inference
-    for index, schema in enumerate(manifest.readable.distinct):
+    for index, schema in enumerate(manifest.schemas.distinct):
         path = find_field(schema, name)
         if inference is None or path is None:
             continue

@@ -17,6 +17,7 @@ from fsspec.implementations.arrow import ArrowFSWrapper
 from fsspec.implementations.local import LocalFileSystem
 
 from laneway.errors import DataFileError, LanewayError
+from laneway.metering import current_meter
 from laneway.storage.clients import RangeClient, client_for
 from laneway.storage.deadlines import call_within
 from laneway.storage.ranges import ShortBodyError, VersionError
@@ -236,7 +237,9 @@ class Storage:
         return self.retry(path, attempt, access)
 
     def _log_retry(self, path: str, access: Access, error: BaseException, next_step: str) -> None:
-        """Log a retry, so that users can see why a job waits."""
+        """Log a retry, so that users can see why a job waits, and count it."""
+        if (meter := current_meter()) is not None:
+            meter.count_retry()
         _log.warning("%s; %s", self.error_for(path, f"could not be {access}", error), next_step)
 
     # -- Errors -------------------------------------------------------------------------------------------------------

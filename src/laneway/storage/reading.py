@@ -9,6 +9,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
+from laneway.metering import current_meter
 from laneway.storage.deadlines import call_within
 from laneway.storage.entries import file_size, request_info, version_of_info, versions_differ
 from laneway.storage.ranges import Request, ShortBodyError, VersionError, check_data
@@ -75,6 +76,16 @@ def read_ranges(storage: Storage, path: str, ranges: Sequence[tuple[int, int]], 
         DataFileError: The file is missing, unreadable or of another version, or the storage returned other bytes or
             did not answer in time.
     """
+    meter = current_meter()
+    if meter is None:
+        return _read_all(storage, path, ranges, version)
+    with meter.reading():
+        found = _read_all(storage, path, ranges, version)
+    meter.count_bytes(sum(map(len, found)))
+    return found
+
+
+def _read_all(storage: Storage, path: str, ranges: Sequence[tuple[int, int]], version: str) -> list[Data]:
     requests = [Request(storage.request_path(path), *each) for each in ranges]
     if storage.is_local:
         return _read_local(storage, path, requests)

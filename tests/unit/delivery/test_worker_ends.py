@@ -11,10 +11,10 @@ def test_the_signal_and_the_memory_are_named() -> None:
     now = MemoryBefore.now()
     killed = end_of_worker(-signal.SIGKILL, 300 << 20, now)
     assert killed.startswith("was killed by signal SIGKILL, ")
-    assert "it used 300.0 MiB when it sent its last batch" in killed
+    assert "it used 300 MiB when it sent its last batch" in killed
     assert "at its peak" not in killed
     assert end_of_worker(-signal.SIGSEGV, 0, now) == "was killed by signal SIGSEGV"
-    assert end_of_worker(3, 1 << 30, now) == "ended with exit code 3; it used 1.0 GiB when it sent its last batch"
+    assert end_of_worker(3, 1 << 30, now) == "ended with exit code 3; it used 1 GiB when it sent its last batch"
 
 
 def test_the_kernel_is_blamed_only_if_it_has_killed_or_does_not_tell() -> None:
