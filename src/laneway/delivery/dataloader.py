@@ -27,7 +27,12 @@ from laneway.delivery.cells import shared_cells
 from laneway.delivery.item_maker import unchanged
 from laneway.delivery.passes import Delivery, Pass, RowsDelivery, Taken
 from laneway.delivery.sending import raise_if_unsent
-from laneway.delivery.signals import holding_back_signals, ignore_signals_of_the_group, release_signals
+from laneway.delivery.signals import (
+    holding_back_signals,
+    ignore_signals_of_the_group,
+    release_signals,
+    start_fork_server,
+)
 from laneway.delivery.stacks import offer_stacks
 from laneway.delivery.stream import TaggedBatch
 from laneway.delivery.watchdog import Patience, Reading, Watchdog, cells_of
@@ -229,6 +234,8 @@ class BatchSource:
             self.watchdog.forget_workers()
         # Persistent workers may take their time to begin.
         wait_at_most(self._running, self._keywords.get("timeout") or inf)
+        if self._keywords["num_workers"]:
+            start_fork_server(self._loader.multiprocessing_context)
         with holding_back_signals() if self._keywords["num_workers"] else nullcontext():
             batches: Iterator[TaggedBatch] = iter(self._dataset if is_direct else self._loader)
             self._running = batches

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
 from contextlib import ExitStack, contextmanager
+from multiprocessing import forkserver
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from multiprocessing.context import BaseContext
     from types import FrameType
 
 _FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGCHLD}
 _replaced: dict[int, Callable[[int, FrameType | None], Any]] = {}
 """Signal -> the handler that `holding_back_signals` has replaced for now; a forked worker inherits it."""
+
+
+def start_fork_server(context: BaseContext | None) -> None:
+    """Start the server that forks workers, if there is one: before signals are held back.
+
+    Whatever it forks inherits what it holds back, also processes that are not workers.
+
+    Args:
+        context: That of the workers; None: the default of this process.
+    """
+    if (context or multiprocessing).get_start_method() == "forkserver":
+        forkserver.ensure_running()
 
 
 @contextmanager

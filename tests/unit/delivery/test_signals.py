@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
+from typing import TYPE_CHECKING
 
 import pytest
 
 from laneway.delivery.signals import holding_back_signals, release_signals
 from tests.waiting import wait_until
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def test_a_handler_waits_until_signals_are_not_held_back_though_another_thread_receives_the_signal() -> None:
@@ -72,3 +78,32 @@ def test_a_forked_process_gets_its_handlers_back() -> None:
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
     finally:
         signal.signal(signal.SIGUSR1, before)
+
+
+SERVER = """
+import multiprocessing, signal, sys
+import pyarrow as pa
+import pyarrow.parquet as pq
+from laneway import SavableLoader, StatefulShardedDataset
+
+def held_back(queue):
+    queue.put(sorted(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, set()))))
+
+if __name__ == "__main__":
+    pq.write_table(pa.table({"id": range(8)}), sys.argv[1])
+    dataset = StatefulShardedDataset(sys.argv[1], batch_size=4)
+    assert len([*SavableLoader(dataset, num_workers=1, multiprocessing_context="forkserver")]) == 2
+    context = multiprocessing.get_context("forkserver")
+    queue = context.Queue()
+    process = context.Process(target=held_back, args=(queue,))
+    process.start()
+    print(queue.get(timeout=60))
+    process.join()
+"""
+
+
+def test_processes_of_the_fork_server_hold_no_signal_back_because_workers_did(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SERVER)
+    command = [sys.executable, "script.py", "data.parquet"]
+    found = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path)
+    assert found.stdout == "[]\n"
