@@ -127,6 +127,7 @@ def test_the_stacks_of_persistent_workers_are_known_in_later_epochs_too(
 
 
 def test_the_third_stall_at_the_same_row_is_an_error_that_names_it_and_loses_nothing(corpus: Path) -> None:
+    others = {*multiprocessing.active_children()}
     expected = ids(SavableLoader(StatefulShardedDataset(corpus, batch_size=8), num_workers=2))
     stall = Stall(40, 3)
     dataset = StatefulShardedDataset(corpus, transform=stall).flat_map(same)
@@ -139,7 +140,7 @@ def test_the_third_stall_at_the_same_row_is_an_error_that_names_it_and_loses_not
     resumed = SavableLoader(dataset.batch(8), num_workers=2)
     resumed.load_state_dict(state)
     assert found + ids(resumed) == expected
-    assert multiprocessing.active_children() == []
+    assert {*multiprocessing.active_children()} <= others
 
 
 def same(row: Any) -> list[Any]:
