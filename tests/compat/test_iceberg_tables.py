@@ -27,6 +27,7 @@ from laneway import (
     SchemaMismatchError,
     StatefulShardedDataset,
 )
+from laneway.reading.reader import RowReader
 from tests.compat.loaders import FORKSERVER, flat, ids, received_while_ranks_change, run_with_states
 from tests.iceberg_tables import delete_rows, local_catalog
 
@@ -284,15 +285,30 @@ def test_a_column_that_was_renamed_does_not_refuse_a_state(tmp_path: Path) -> No
     assert sorted(first + [row for batch in resumed for row in batch["number"].tolist()]) == LEFT
 
 
-def test_counts_of_a_filter_are_not_mistaken_when_two_columns_swap_their_names(tmp_path: Path) -> None:
+def test_what_was_counted_and_collected_is_cached_and_not_mistaken_when_two_columns_swap_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     table = local_catalog(tmp_path / "c").create_table("ns.t", pa.schema({"a": pa.int64(), "b": pa.int64()}))
     table.append(pa.table({"a": range(10), "b": [0] * 10}))
-    options: dict[str, Any] = {"filter": pc.field("a") > 4, "cache_dir": tmp_path / "cache"}
-    assert len(StatefulShardedDataset(table, **options)) == 5
+    cache = tmp_path / "cache"
+
+    def found() -> tuple[int, Any, Any]:
+        """Return the number of rows with a > 4, the values of a, and a as lengths."""
+        selected = StatefulShardedDataset(table, filter=pc.field("a") > 4, cache_dir=cache)
+        values = StatefulShardedDataset(table, categories={"a": None}, cache_dir=cache).categories["a"]
+        lengths = StatefulShardedDataset(table, cache_dir=cache).count_lengths("a").definition.lengths
+        return len(selected), values, None if lengths is None else lengths.rows.tolist()
+
+    assert found() == (5, [*range(10)], [*range(10)])
+    kinds = sorted(path.name.partition("-")[0] for path in cache.iterdir())
+    assert kinds == ["_lengths", "_manifest", "_selection", "_vocabulary"]
+    with monkeypatch.context() as patch:
+        patch.setattr(RowReader, "read", None)
+        assert found() == (5, [*range(10)], [*range(10)])
     with table.update_schema() as schema:
         schema.rename_column("a", "c")
         schema.rename_column("b", "a")
-    assert len(StatefulShardedDataset(table, **options)) == 0
+    assert found() == (0, [0], [0] * 10)
 
 
 def test_files_that_were_added_as_they_are_have_the_columns_that_the_name_mapping_says(tmp_path: Path) -> None:

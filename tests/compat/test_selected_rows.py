@@ -393,8 +393,8 @@ def test_what_was_counted_and_collected_of_a_file_is_not_taken_for_that_of_anoth
     source, cache = tmp_path / "d", tmp_path / "cache"
     source.mkdir()
 
-    def selected(values: list[int], seconds: int) -> tuple[list[int], list[int]]:
-        """Write values to a file, and return the rows that have the first one, and all values."""
+    def selected(values: list[int], seconds: int) -> tuple[list[int], list[int], list[int]]:
+        """Write values to a file, and return the rows that have the first one, all values, and them as lengths."""
         # The footer has no statistics, and is further than 64 KiB from the values.
         data = {"value": values + [0] * 12_000, "id": range(12_000 + len(values))}
         plain: dict[str, Any] = {"use_dictionary": False, "compression": "none", "write_statistics": False}
@@ -402,12 +402,14 @@ def test_what_was_counted_and_collected_of_a_file_is_not_taken_for_that_of_anoth
         settle(source, seconds)
         options: dict[str, Any] = {"categories": {"value": None}, "cache_dir": cache, "batch_size": 1000}
         dataset = StatefulShardedDataset(source, filter=pc.field("value") == 5, **options)
-        return flat(ids(dataset)), dataset.categories["value"]
+        lengths = StatefulShardedDataset(source, cache_dir=cache).count_lengths("value").definition.lengths
+        assert lengths is not None
+        return flat(ids(dataset)), dataset.categories["value"], lengths.rows[: len(values)].tolist()
 
-    assert selected([5, 5, 5, 8, 8], 1) == ([0, 1, 2], [0, 5, 8])
+    assert selected([5, 5, 5, 8, 8], 1) == ([0, 1, 2], [0, 5, 8], [5, 5, 5, 8, 8])
     fingerprint = Manifest.scan(source).fingerprint
-    assert selected([5, 8, 5, 5, 9], 2) == ([0, 2, 3], [0, 5, 8, 9])
-    assert selected([5, 9, 5, 9, 9], 3) == ([0, 2], [0, 5, 9])
+    assert selected([5, 8, 5, 5, 9], 2) == ([0, 2, 3], [0, 5, 8, 9], [5, 8, 5, 5, 9])
+    assert selected([5, 9, 5, 9, 9], 3) == ([0, 2], [0, 5, 9], [5, 9, 5, 9, 9])
     assert Manifest.scan(source).fingerprint == fingerprint
 
 

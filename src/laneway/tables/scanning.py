@@ -16,17 +16,18 @@ from laneway.catalog.encoding import TABLE_FORMAT_VERSION
 from laneway.catalog.partitions import Partitions
 from laneway.catalog.scanning import combine, is_unchanged, read_scans, write_contents
 from laneway.catalog.schemas import FileSchemas
-from laneway.catalog.sources import DataFiles, common_directory
+from laneway.catalog.sources import DataFiles, common_directory, settled_version
 from laneway.catalog.table_facts import DeletedRows, TableFacts
 from laneway.errors import DataFileError, SchemaMismatchError
 from laneway.formats import FORMATS
 from laneway.reading.expressions import filter_on
+from laneway.storage.entries import get_entry
 from laneway.storage.filesystem import Storage
 from laneway.tables.pruning import files_that_may_match
 from laneway.wording import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -81,18 +82,19 @@ def scan_table(
             is_kept[0] |= not is_kept.any()
             left_out_by, kept = step.text, np.flatnonzero(is_kept)
     storage, kept, paths = _place(storage, files, kept)
+    listed_at_ns = time.time_ns()
     found = DataFiles(
         storage=storage,
         sources=(storage.root,),
         format=FORMATS[catalog.format],
         paths=paths,
         sizes=[files.sizes[index] for index in kept.tolist()],
-        versions=[""] * len(paths),
-        listed_at_ns=time.time_ns(),
+        versions=_versions(catalog, storage, paths, listed_at_ns),
+        listed_at_ns=listed_at_ns,
     )
     entry = CacheEntry.find(cache_dir, storage, (f"table {TABLE_FORMAT_VERSION}", catalog.format))
     cached = None if entry is None else entry.load(lambda data: decode(data, entry.redacted_path))
-    # The files of a table don't change, so a path and a size identify what was cached.
+    # The files of a table don't change, so a path and a size identify what was cached, unless a version is known.
     scans = read_scans(found, cached, are_fixed=True, progress=progress)
     schemas = FileSchemas.renamed((scan.schema for scan in scans), catalog.rename)
     none_deleted = TableFacts(catalog.version, catalog.schema, DeletedRows.of({}, len(scans)))
@@ -127,6 +129,14 @@ def _place(
         raise DataFileError(msg)
     order = sorted(range(len(given)), key=given.__getitem__)
     return storage, kept[order], [given[index] for index in order]
+
+
+def _versions(catalog: Catalog, storage: Storage, paths: Sequence[str], listed_at_ns: int) -> list[str]:
+    """Return the versions of the files of a table that has none, if they are local: no request is made for them."""
+    if catalog.version is not None or not storage.is_local:
+        return [""] * len(paths)
+    entries = [get_entry(storage, storage.join(path)) for path in paths]
+    return ["" if entry is None else settled_version(storage, entry, listed_at_ns) for entry in entries]
 
 
 def _constants(catalog: Catalog, files: TableFiles, kept: NDArray[np.int64], schemas: FileSchemas) -> Partitions:
