@@ -146,10 +146,15 @@ def _rows_of(
         world_size=1,
     )
 
-    def batches_of_files(start: int) -> Iterator[pa.RecordBatch]:
-        return iter(dataset.skip(start) if start else dataset) if start < manifest.num_rows else iter(())
+    num_rows = dataset.definition.identity.selected.num_rows
 
-    return _Rows(manifest.fingerprint, dataset.schema, batches_of_files)
+    def batches_of_files(start: int) -> Iterator[pa.RecordBatch]:
+        return iter(dataset.skip(start) if start else dataset) if start < num_rows else iter(())
+
+    # Other rows of the same files may belong to another version of a table.
+    table = manifest.table
+    of_table = "" if table is None else f" of {table.version} without {table.deleted.digest}"
+    return _Rows(f"{manifest.fingerprint}{of_table}", dataset.schema, batches_of_files)
 
 
 def _is_tar(source: Any, storage_options: Mapping[str, Any] | None) -> bool:  # noqa: ANN401 - see to_parquet

@@ -19,6 +19,7 @@ from laneway import (
     Mixture,
     SavableLoader,
     StatefulShardedDataset,
+    to_parquet,
 )
 from laneway.distributed import scan_once
 from tests.compat.loaders import FORKSERVER, flat, ids, received_while_ranks_change, run_with_states
@@ -266,6 +267,16 @@ def test_a_table_that_has_moved_on_is_named_and_the_old_version_resumes(tmp_path
     resumed = make(path, "@0")
     resumed.load_state_dict(state)
     assert sorted(flat(before) + flat(ids(resumed))) == LEFT
+
+
+def test_rows_of_another_version_of_the_same_files_are_not_added_to_what_was_rewritten(tmp_path: Path) -> None:
+    path = deleted_table(tmp_path / "t")
+    for _ in range(2):
+        rewritten = to_parquet(Manifest.scan(f"delta://{path}"), tmp_path / "dest")
+        assert [row["id"] for row in StatefulShardedDataset(rewritten)] == LEFT
+    add_version(path, removed(path, "part 0.parquet"), added(path, "part 0.parquet", 20, [0, 1, 2]))
+    with pytest.raises(DataFileError, match=r"dest holds part-000000\.parquet, which is of another source"):
+        to_parquet(Manifest.scan(f"delta://{path}"), tmp_path / "dest")
 
 
 def test_renamed_columns_are_read_by_their_physical_names(tmp_path: Path) -> None:
