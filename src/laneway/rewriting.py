@@ -90,7 +90,8 @@ def to_parquet(
     """
     group_bytes, part_bytes = parse_bytes(row_group_bytes), parse_bytes(file_bytes)
     rows = _rows_of(source, format, columns, schema, storage_options, group_bytes=group_bytes)
-    target = Storage(dest, storage_options=storage_options if "://" in str(dest) else None)
+    options = storage_options if "://" in str(dest) else None
+    target = Storage(dest, storage_options=options)
     identity = digest(rows.identity.encode(), str(rows.schema).encode(), f"{group_bytes} {part_bytes}".encode())
     number, start = _find_parts(target, identity)
     batches = rows.batches(start)
@@ -105,7 +106,6 @@ def to_parquet(
         number, start = number + 1, start + num_rows
         if num_rows == 0:
             break
-    options = storage_options if "://" in str(dest) else None
     return Manifest.scan(dest, format="parquet", storage_options=options)
 
 
@@ -118,8 +118,7 @@ def _rows_of(
     *,
     group_bytes: int,
 ) -> _Rows:
-    is_tar = not isinstance(source, Manifest) and _is_tar(source, storage_options)
-    if format_ == "webdataset" or (format_ is None and is_tar):
+    if format_ == "webdataset" or (format_ is None and _is_tar(source, storage_options)):
         if columns is not None or schema is not None:
             message = "columns= and schema= are not for tar files: give them when the Parquet files are read"
             raise ValueError(message)
