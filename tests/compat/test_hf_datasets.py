@@ -31,7 +31,7 @@ from datasets import (
 from PIL import Image as Pictures
 
 from laneway import DataFileError, DecodeFeatures, Manifest, SavableLoader, StatefulShardedDataset, load_hf
-from tests.compat.loaders import FORKSERVER, flat, ids, received_while_ranks_change, run_with_states
+from tests.compat.loaders import FORKSERVER, flat, ids, resumed_after_each_batch, rows_while_ranks_change
 from tests.corpora import settle
 
 if TYPE_CHECKING:
@@ -174,18 +174,9 @@ def test_a_shuffled_and_filtered_dataset_is_resumed_exactly(loaded: Any) -> None
     expected = sorted(chosen["id"])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        uninterrupted, states = run_with_states(make(chosen))
-        assert sorted(flat(uninterrupted)) == expected
-        for done, state in enumerate(states):
-            resumed = make(chosen)
-            resumed.load_state_dict(state)
-            assert uninterrupted[:done] + ids(resumed) == uninterrupted
-        received, state = received_while_ranks_change(
-            lambda rank, size: make(chosen, rank=rank, world_size=size, remainder="keep"),
-            ((2, 1), (3, 1), (1, 2), (2, 100)),
-        )
-        assert state["complete"]
-        assert sorted(received) == expected
+        assert sorted(flat(resumed_after_each_batch(lambda: make(chosen)))) == expected
+        rows = rows_while_ranks_change(lambda rank, size: make(chosen, rank=rank, world_size=size, remainder="keep"))
+        assert rows == expected
         alone = flat(ids(make(chosen, lanes=2)))
         assert flat(ids(make(chosen, lanes=2, num_workers=2, context=FORKSERVER))) == alone
 

@@ -28,7 +28,7 @@ from laneway import (
     StatefulShardedDataset,
 )
 from laneway.reading.reader import RowReader
-from tests.compat.loaders import FORKSERVER, flat, ids, received_while_ranks_change, run_with_states
+from tests.compat.loaders import FORKSERVER, flat, ids, resumed_after_each_batch, rows_while_ranks_change
 from tests.iceberg_tables import delete_rows, local_catalog
 
 if TYPE_CHECKING:
@@ -212,17 +212,9 @@ def test_deleted_rows_are_no_rows(tmp_path: Path, *, vectors: bool) -> None:
     assert len(dataset.filter(pc.field("id") < 10)) == len([i for i in LEFT if i < 10])
     train, val = dataset.split({"train": 0.5, "val": 0.5}, by="id")
     assert sorted(row["id"] for part in (train, val) for row in part) == LEFT
-    uninterrupted, states = run_with_states(make(table))
-    assert sorted(flat(uninterrupted)) == LEFT
-    for done, state in enumerate(states):
-        resumed = make(table)
-        resumed.load_state_dict(state)
-        assert uninterrupted[:done] + ids(resumed) == uninterrupted
-    received, state = received_while_ranks_change(
-        lambda rank, size: make(table, rank=rank, world_size=size, remainder="keep"), ((2, 1), (3, 1), (1, 2), (2, 100))
-    )
-    assert state["complete"]
-    assert sorted(received) == LEFT
+    assert sorted(flat(resumed_after_each_batch(lambda: make(table)))) == LEFT
+    rows = rows_while_ranks_change(lambda rank, size: make(table, rank=rank, world_size=size, remainder="keep"))
+    assert rows == LEFT
 
 
 def test_equality_deletes_are_refused(tmp_path: Path) -> None:
