@@ -90,7 +90,8 @@ def to_parquet(
     """
     group_bytes, part_bytes = parse_bytes(row_group_bytes), parse_bytes(file_bytes)
     rows = _rows_of(source, format, columns, schema, storage_options, group_bytes=group_bytes)
-    target = Storage(dest, storage_options=storage_options if "://" in str(dest) else None)
+    options = storage_options if "://" in str(dest) else None
+    target = Storage(dest, storage_options=options)
     identity = digest(rows.identity.encode(), str(rows.schema).encode(), f"{group_bytes} {part_bytes}".encode())
     number, start = _find_parts(target, identity)
     batches = rows.batches(start)
@@ -105,7 +106,6 @@ def to_parquet(
         number, start = number + 1, start + num_rows
         if num_rows == 0:
             break
-    options = storage_options if "://" in str(dest) else None
     return Manifest.scan(dest, format="parquet", storage_options=options)
 
 
@@ -118,8 +118,7 @@ def _rows_of(
     *,
     group_bytes: int,
 ) -> _Rows:
-    is_tar = not isinstance(source, Manifest) and _is_tar(source, storage_options)
-    if format_ == "webdataset" or (format_ is None and is_tar):
+    if format_ == "webdataset" or (format_ is None and _is_tar(source, storage_options)):
         if columns is not None or schema is not None:
             message = "columns= and schema= are not for tar files: give them when the Parquet files are read"
             raise ValueError(message)
@@ -146,10 +145,15 @@ def _rows_of(
         world_size=1,
     )
 
-    def batches_of_files(start: int) -> Iterator[pa.RecordBatch]:
-        return iter(dataset.skip(start) if start else dataset) if start < manifest.num_rows else iter(())
+    num_rows = dataset.definition.identity.selected.num_rows
 
-    return _Rows(manifest.fingerprint, dataset.schema, batches_of_files)
+    def batches_of_files(start: int) -> Iterator[pa.RecordBatch]:
+        return iter(dataset.skip(start) if start else dataset) if start < num_rows else iter(())
+
+    # Other rows of the same files may belong to another version of a table.
+    table = manifest.table
+    of_table = "" if table is None else f" of {table.version} without {table.deleted.digest}"
+    return _Rows(f"{manifest.fingerprint}{of_table}", dataset.schema, batches_of_files)
 
 
 def _is_tar(source: Any, storage_options: Mapping[str, Any] | None) -> bool:  # noqa: ANN401 - see to_parquet

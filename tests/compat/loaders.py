@@ -75,6 +75,23 @@ def run_with_states(loader: Any) -> tuple[list[list[int]], list[State]]:
     return batches, states
 
 
+def resumed_after_each_batch(make: Callable[[], Any]) -> list[list[int]]:
+    """Return the batches of an epoch, after checking that from the state after each of them, the rest follows."""
+    uninterrupted, states = run_with_states(make())
+    for done, state in enumerate(states):
+        resumed = make()
+        resumed.load_state_dict(state)
+        assert uninterrupted[:done] + ids(resumed) == uninterrupted, f"resumed after batch {done}"
+    return uninterrupted
+
+
+def rows_while_ranks_change(make: Callable[[int, int], SavableLoader]) -> list[int]:
+    """Return the rows of an epoch of jobs of 2, 3, 1 and 2 ranks, the last of which completes it, sorted."""
+    received, state = received_while_ranks_change(make, ((2, 1), (3, 1), (1, 2), (2, 100)))
+    assert state["complete"]
+    return sorted(received)
+
+
 def received_while_ranks_change(
     make: Callable[[int, int], SavableLoader], steps: Iterable[tuple[int, int]]
 ) -> tuple[list[int], State]:

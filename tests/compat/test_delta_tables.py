@@ -19,9 +19,10 @@ from laneway import (
     Mixture,
     SavableLoader,
     StatefulShardedDataset,
+    to_parquet,
 )
 from laneway.distributed import scan_once
-from tests.compat.loaders import FORKSERVER, flat, ids, received_while_ranks_change, run_with_states
+from tests.compat.loaders import FORKSERVER, flat, ids, resumed_after_each_batch, rows_while_ranks_change
 from tests.delta_tables import add, add_version, added, field, metadata, protocol, removed
 
 if TYPE_CHECKING:
@@ -228,21 +229,13 @@ def test_deleted_rows_stay_deleted_in_a_manifest_that_is_saved(tmp_path: Path) -
 
 def test_a_table_is_resumed_exactly_at_every_batch(tmp_path: Path) -> None:
     path = deleted_table(tmp_path / "t")
-    uninterrupted, states = run_with_states(make(path))
-    assert sorted(flat(uninterrupted)) == LEFT
-    for done, state in enumerate(states):
-        resumed = make(path)
-        resumed.load_state_dict(state)
-        assert uninterrupted[:done] + ids(resumed) == uninterrupted
+    assert sorted(flat(resumed_after_each_batch(lambda: make(path)))) == LEFT
 
 
 def test_rows_come_once_while_ranks_and_workers_change(tmp_path: Path) -> None:
     path = deleted_table(tmp_path / "t")
-    received, state = received_while_ranks_change(
-        lambda rank, size: make(path, rank=rank, world_size=size, remainder="keep"), ((2, 1), (3, 1), (1, 2), (2, 100))
-    )
-    assert state["complete"]
-    assert sorted(received) == LEFT
+    rows = rows_while_ranks_change(lambda rank, size: make(path, rank=rank, world_size=size, remainder="keep"))
+    assert rows == LEFT
 
 
 def test_workers_that_are_spawned_read_the_table(tmp_path: Path) -> None:
@@ -266,6 +259,16 @@ def test_a_table_that_has_moved_on_is_named_and_the_old_version_resumes(tmp_path
     resumed = make(path, "@0")
     resumed.load_state_dict(state)
     assert sorted(flat(before) + flat(ids(resumed))) == LEFT
+
+
+def test_rows_of_another_version_of_the_same_files_are_not_added_to_what_was_rewritten(tmp_path: Path) -> None:
+    path = deleted_table(tmp_path / "t")
+    for _ in range(2):
+        rewritten = to_parquet(Manifest.scan(f"delta://{path}"), tmp_path / "dest")
+        assert [row["id"] for row in StatefulShardedDataset(rewritten)] == LEFT
+    add_version(path, removed(path, "part 0.parquet"), added(path, "part 0.parquet", 20, [0, 1, 2]))
+    with pytest.raises(DataFileError, match=r"dest holds part-000000\.parquet, which is of another source"):
+        to_parquet(Manifest.scan(f"delta://{path}"), tmp_path / "dest")
 
 
 def test_renamed_columns_are_read_by_their_physical_names(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import datasets
@@ -30,7 +31,8 @@ from datasets import (
 from PIL import Image as Pictures
 
 from laneway import DataFileError, DecodeFeatures, Manifest, SavableLoader, StatefulShardedDataset, load_hf
-from tests.compat.loaders import FORKSERVER, flat, ids, received_while_ranks_change, run_with_states
+from tests.compat.loaders import FORKSERVER, flat, ids, resumed_after_each_batch, rows_while_ranks_change
+from tests.corpora import settle
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -172,18 +174,9 @@ def test_a_shuffled_and_filtered_dataset_is_resumed_exactly(loaded: Any) -> None
     expected = sorted(chosen["id"])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        uninterrupted, states = run_with_states(make(chosen))
-        assert sorted(flat(uninterrupted)) == expected
-        for done, state in enumerate(states):
-            resumed = make(chosen)
-            resumed.load_state_dict(state)
-            assert uninterrupted[:done] + ids(resumed) == uninterrupted
-        received, state = received_while_ranks_change(
-            lambda rank, size: make(chosen, rank=rank, world_size=size, remainder="keep"),
-            ((2, 1), (3, 1), (1, 2), (2, 100)),
-        )
-        assert state["complete"]
-        assert sorted(received) == expected
+        assert sorted(flat(resumed_after_each_batch(lambda: make(chosen)))) == expected
+        rows = rows_while_ranks_change(lambda rank, size: make(chosen, rank=rank, world_size=size, remainder="keep"))
+        assert rows == expected
         alone = flat(ids(make(chosen, lanes=2)))
         assert flat(ids(make(chosen, lanes=2, num_workers=2, context=FORKSERVER))) == alone
 
@@ -199,6 +192,24 @@ def test_filters_splits_and_saved_manifests(loaded: Any, tmp_path: Path) -> None
     assert sorted(row["id"] for part in (train, val) for row in part) == loaded["id"][:]
     Manifest.scan(loaded).save(tmp_path / "manifest")
     assert list(StatefulShardedDataset(Manifest.load(tmp_path / "manifest"))) == [*loaded]
+
+
+def test_what_was_counted_is_cached_and_not_taken_for_that_of_a_folder_that_was_saved_again(tmp_path: Path) -> None:
+    source, cache = tmp_path / "saved", tmp_path / "cache"
+
+    def found() -> tuple[list[int], Any]:
+        """Return the ids of the rows that have a value of 5, and the values as lengths."""
+        selected = StatefulShardedDataset(source, filter=pc.field("value") == 5, cache_dir=cache)
+        lengths = StatefulShardedDataset(source, cache_dir=cache).count_lengths("value").definition.lengths
+        return [row["id"] for row in selected], None if lengths is None else lengths.rows.tolist()
+
+    for seconds, values in enumerate(([5, 5, 8], [5, 8, 8]), 1):
+        Dataset.from_dict({"id": [0, 1, 2], "value": values}).save_to_disk(source)
+        settle(source, seconds)
+        expected = [row for row, value in enumerate(values) if value == 5]
+        assert found() == found() == (expected, values)
+        kinds = Counter(path.name.partition("-")[0] for path in cache.iterdir())
+        assert kinds == {"_manifest": 1, "_selection": seconds, "_lengths": seconds}
 
 
 def test_load_hf_reads_what_load_dataset_cached(folder: Path, loaded: Any, tmp_path: Path) -> None:

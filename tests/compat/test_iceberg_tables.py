@@ -27,7 +27,8 @@ from laneway import (
     SchemaMismatchError,
     StatefulShardedDataset,
 )
-from tests.compat.loaders import FORKSERVER, flat, ids, received_while_ranks_change, run_with_states
+from laneway.reading.reader import RowReader
+from tests.compat.loaders import FORKSERVER, flat, ids, resumed_after_each_batch, rows_while_ranks_change
 from tests.iceberg_tables import delete_rows, local_catalog
 
 if TYPE_CHECKING:
@@ -211,17 +212,9 @@ def test_deleted_rows_are_no_rows(tmp_path: Path, *, vectors: bool) -> None:
     assert len(dataset.filter(pc.field("id") < 10)) == len([i for i in LEFT if i < 10])
     train, val = dataset.split({"train": 0.5, "val": 0.5}, by="id")
     assert sorted(row["id"] for part in (train, val) for row in part) == LEFT
-    uninterrupted, states = run_with_states(make(table))
-    assert sorted(flat(uninterrupted)) == LEFT
-    for done, state in enumerate(states):
-        resumed = make(table)
-        resumed.load_state_dict(state)
-        assert uninterrupted[:done] + ids(resumed) == uninterrupted
-    received, state = received_while_ranks_change(
-        lambda rank, size: make(table, rank=rank, world_size=size, remainder="keep"), ((2, 1), (3, 1), (1, 2), (2, 100))
-    )
-    assert state["complete"]
-    assert sorted(received) == LEFT
+    assert sorted(flat(resumed_after_each_batch(lambda: make(table)))) == LEFT
+    rows = rows_while_ranks_change(lambda rank, size: make(table, rank=rank, world_size=size, remainder="keep"))
+    assert rows == LEFT
 
 
 def test_equality_deletes_are_refused(tmp_path: Path) -> None:
@@ -284,15 +277,30 @@ def test_a_column_that_was_renamed_does_not_refuse_a_state(tmp_path: Path) -> No
     assert sorted(first + [row for batch in resumed for row in batch["number"].tolist()]) == LEFT
 
 
-def test_counts_of_a_filter_are_not_mistaken_when_two_columns_swap_their_names(tmp_path: Path) -> None:
+def test_what_was_counted_and_collected_is_cached_and_not_mistaken_when_two_columns_swap_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     table = local_catalog(tmp_path / "c").create_table("ns.t", pa.schema({"a": pa.int64(), "b": pa.int64()}))
     table.append(pa.table({"a": range(10), "b": [0] * 10}))
-    options: dict[str, Any] = {"filter": pc.field("a") > 4, "cache_dir": tmp_path / "cache"}
-    assert len(StatefulShardedDataset(table, **options)) == 5
+    cache = tmp_path / "cache"
+
+    def found() -> tuple[int, Any, Any]:
+        """Return the number of rows with a > 4, the values of a, and a as lengths."""
+        selected = StatefulShardedDataset(table, filter=pc.field("a") > 4, cache_dir=cache)
+        values = StatefulShardedDataset(table, categories={"a": None}, cache_dir=cache).categories["a"]
+        lengths = StatefulShardedDataset(table, cache_dir=cache).count_lengths("a").definition.lengths
+        return len(selected), values, None if lengths is None else lengths.rows.tolist()
+
+    assert found() == (5, [*range(10)], [*range(10)])
+    kinds = sorted(path.name.partition("-")[0] for path in cache.iterdir())
+    assert kinds == ["_lengths", "_manifest", "_selection", "_vocabulary"]
+    with monkeypatch.context() as patch:
+        patch.setattr(RowReader, "read", None)
+        assert found() == (5, [*range(10)], [*range(10)])
     with table.update_schema() as schema:
         schema.rename_column("a", "c")
         schema.rename_column("b", "a")
-    assert len(StatefulShardedDataset(table, **options)) == 0
+    assert found() == (0, [0], [0] * 10)
 
 
 def test_files_that_were_added_as_they_are_have_the_columns_that_the_name_mapping_says(tmp_path: Path) -> None:

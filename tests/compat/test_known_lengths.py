@@ -25,6 +25,7 @@ from laneway import (
 from tests.compat import staged
 from tests.compat.loaders import loader_raises, saved
 from tests.compat.staged import LENGTH, make_dataset, packed_tokens, run, tokenise
+from tests.corpora import settle
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -155,6 +156,7 @@ def test_shards_are_completed_by_their_packs(corpus: Path) -> None:
 
 
 def test_a_function_is_called_once_on_each_row_and_its_lengths_are_cached(corpus: Path, tmp_path: Path) -> None:
+    settle(corpus)
     calls = []
 
     def counting(row: dict[str, Any]) -> dict[str, Any]:

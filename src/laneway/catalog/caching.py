@@ -63,7 +63,7 @@ class CacheEntry:
             cache_dir: The option of the user.
             storage: The storage of the source.
             key: Identifies the source within its storage.
-            kind: What is cached: "manifest", "selection" or "vocabulary".
+            kind: What is cached: "manifest", "selection", "vocabulary" or "lengths".
         """
         if cache_dir is False or (cache_dir is None and not _is_worthwhile(storage.filesystem)):
             return None

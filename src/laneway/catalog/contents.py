@@ -108,19 +108,31 @@ class ManifestContents:
         return self.files.fingerprint
 
     @cached_property
-    def _versions_digest(self) -> str | None:
-        """Digest of the versions of all files; None: one is unknown."""
+    def _rows_key(self) -> tuple[str, ...] | None:
+        """What tells these rows from others with the same fingerprint; None: nothing does."""
+        columns: list[str] = []
+        if self.table is not None:
+            # The fingerprint is that of the files: there, a column may have another name than in the table, or none.
+            constants = digest(repr([*map(list, self.partitions.values)]).encode())
+            columns = [constants, *map(str, (self.table.schema, *self.schemas.distinct))]
+            if self.table.version is not None:
+                # Its files don't change.
+                return self.table.version, *columns
         lengths = np.diff(self.versions.offsets)
         # Each ends with a NUL byte.
-        return None if (lengths == 1).any() else digest(bytes(self.versions.joined()))
+        return None if (lengths == 1).any() else (digest(bytes(self.versions.joined())), *columns)
 
     def cache_entry(
-        self, cache_dir: CacheDir, storage: Storage, key: Sequence[str], kind: Literal["selection", "vocabulary"]
+        self,
+        cache_dir: CacheDir,
+        storage: Storage,
+        key: Sequence[str],
+        kind: Literal["selection", "vocabulary", "lengths"],
     ) -> CacheEntry | None:
         """Return the entry of what was found in the rows of the files, or None if it is not to be cached.
 
-        It belongs to these versions of the files, since rows may change where the footers don't. If the version of a
-        file is unknown, nothing is cached.
+        It belongs to these versions of the files, since rows may change where the footers don't, and to the names that
+        a table gives to their columns. If the version of a file is unknown, and that of its table, nothing is cached.
 
         Args:
             cache_dir: The option of the user.
@@ -128,10 +140,8 @@ class ManifestContents:
             key: What was found.
             kind: What is cached.
         """
-        versions = self._versions_digest
-        if versions is None:
-            return None
-        return CacheEntry.find(cache_dir, storage, (self.fingerprint, versions, *key), kind)
+        rows = self._rows_key
+        return None if rows is None else CacheEntry.find(cache_dir, storage, (self.fingerprint, *rows, *key), kind)
 
     def planned(self, storage: Storage, file_index: int) -> PlannedFile:
         """Return the file at `file_index` as it was scanned, for a reader."""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from laneway.catalog.caching import CacheDir
     from laneway.catalog.sources import DataFiles
+    from laneway.catalog.table_facts import TableFacts
     from laneway.formats import FileScan
 
 
@@ -51,10 +52,90 @@ def scan_files(found: DataFiles, *, progress: bool | None, cache_dir: CacheDir) 
         newest = found.listed_at_ns - SETTLED_AFTER_NS
         settled = ["" if version.isdigit() and int(version) > newest else version for version in contents.versions]
         if any(settled):
-            data = encode(replace(contents, versions=Strings.of(settled)))
-            # A local entry is mapped into memory.
-            entry.write(data if entry.local_path else pack(data, "zstd"))
+            write_contents(entry, replace(contents, versions=Strings.of(settled)))
     return contents
+
+
+def read_scans(
+    found: DataFiles, cached: ManifestContents | None, *, are_fixed: bool, progress: bool | None
+) -> list[FileScan]:
+    """Return the metadata of data files, which is read unless it is cached.
+
+    Args:
+        found: The data files.
+        cached: The cached metadata; None: there is none.
+        are_fixed: Whether files are never rewritten, so that one whose version is unknown is what it was.
+        progress: See `scan_files`.
+
+    Raises:
+        DataFileError: See `scan_files`.
+    """
+    known: dict[int, FileScan] = {}
+    if cached is not None:
+        index_of = {path: index for index, path in enumerate(cached.files.paths)}
+        listing = zip(found.paths, found.sizes, found.versions, strict=True)
+        for index, (path, size, version) in enumerate(listing):
+            old = index_of.get(path)
+            if old is None or not (version or are_fixed):
+                continue
+            if (size, version) == (int(cached.files.sizes[old]), cached.versions[old]):
+                known[index] = cached.file_scan(old)
+    missing = [index for index in range(len(found.paths)) if index not in known]
+    known.update(zip(missing, read_footers(found, missing, progress=progress), strict=True))
+    return [known[index] for index in range(len(found.paths))]
+
+
+def combine(
+    found: DataFiles,
+    scans: Sequence[FileScan],
+    schemas: FileSchemas,
+    partitions: Partitions,
+    table: TableFacts | None = None,
+) -> ManifestContents:
+    """Return the contents for data files.
+
+    Args:
+        found: The data files.
+        scans: The metadata of each.
+        schemas: Their columns.
+        partitions: The columns that are not in them.
+        table: The table whose catalog lists them; None: they were found in directories.
+    """
+    return ManifestContents(
+        root=found.storage.redact(found.storage.root),
+        format=found.format.name,
+        files=FileTable.build(
+            found.paths,
+            found.sizes,
+            [scan.digest for scan in scans],
+            [(scan.block_rows, scan.block_bytes) for scan in scans],
+            schemas.digest,
+            memory_bytes=[scan.block_memory_bytes for scan in scans],
+        ),
+        schemas=schemas,
+        partitions=partitions,
+        layout=layout_table([entry for scan in scans for entry in scan.layout]),
+        layout_starts=np.array([0, *accumulate(len(scan.layout) for scan in scans)], np.int64),
+        versions=Strings.of(found.versions),
+        table=table,
+    )
+
+
+def is_unchanged(found: DataFiles, cached: ManifestContents) -> bool:
+    """Return whether the same files were listed, of the same versions."""
+    return (
+        len(found.paths) == cached.files.num_files
+        and np.array_equal(found.sizes, cached.files.sizes)
+        and Strings.of(found.versions) == cached.versions
+        and Strings.of(found.paths) == cached.files.paths
+    )
+
+
+def write_contents(entry: CacheEntry, contents: ManifestContents) -> None:
+    """Cache the contents of a manifest."""
+    data = encode(contents)
+    # A local entry is mapped into memory.
+    entry.write(data if entry.local_path else pack(data, "zstd"))
 
 
 def _read_cache(entry: CacheEntry, found: DataFiles) -> ManifestContents | None:
@@ -80,55 +161,14 @@ def _check_place(contents: ManifestContents, found: DataFiles, name: str) -> Non
 
 def _update(found: DataFiles, cached: ManifestContents | None, *, progress: bool | None) -> ManifestContents:
     """Return the contents for the files that were found: `cached` itself if no file is new, changed or gone."""
-    known: dict[int, FileScan] = {}
-    if cached is not None:
-        if _is_unchanged(found, cached):
-            return cached
-        index_of = {path: index for index, path in enumerate(cached.files.paths)}
-        listing = zip(found.paths, found.sizes, found.versions, strict=True)
-        for index, (path, size, version) in enumerate(listing):
-            old = index_of.get(path)
-            if old is not None and version and (size, version) == (int(cached.files.sizes[old]), cached.versions[old]):
-                known[index] = cached.file_scan(old)
-    missing = [index for index in range(len(found.paths)) if index not in known]
-    known.update(zip(missing, read_footers(found, missing, progress=progress), strict=True))
-    return _combine(found, [known[index] for index in range(len(found.paths))])
-
-
-def _is_unchanged(found: DataFiles, cached: ManifestContents) -> bool:
-    """Return whether the same files were listed, all with the same and known versions."""
-    return (
-        len(found.paths) == cached.files.num_files
-        and "" not in found.versions
-        and np.array_equal(found.sizes, cached.files.sizes)
-        and Strings.of(found.versions) == cached.versions
-        and Strings.of(found.paths) == cached.files.paths
-    )
-
-
-def _combine(found: DataFiles, scans: Sequence[FileScan]) -> ManifestContents:
-    """Return the contents for data files and their scans."""
+    if cached is not None and "" not in found.versions and is_unchanged(found, cached):
+        return cached
+    scans = read_scans(found, cached, are_fixed=False, progress=progress)
     schemas = FileSchemas.of(scan.schema for scan in scans)
     _check_names(found, schemas)
     inference = found.format.inference
-    files = FileTable.build(
-        found.paths,
-        found.sizes,
-        [scan.digest for scan in scans],
-        [(scan.block_rows, scan.block_bytes) for scan in scans],
-        schemas.digest,
-        memory_bytes=[scan.block_memory_bytes for scan in scans],
-    )
-    return ManifestContents(
-        root=found.storage.redact(found.storage.root),
-        format=found.format.name,
-        files=files,
-        schemas=schemas,
-        partitions=Partitions.parse(files.paths, schemas if inference is None else schemas.joined(inference)),
-        layout=layout_table([entry for scan in scans for entry in scan.layout]),
-        layout_starts=np.array([0, *accumulate(len(scan.layout) for scan in scans)], np.int64),
-        versions=Strings.of(found.versions),
-    )
+    readable = schemas if inference is None else schemas.joined(inference)
+    return combine(found, scans, schemas, Partitions.parse(found.paths, readable))
 
 
 def _check_names(found: DataFiles, schemas: FileSchemas) -> None:

@@ -119,9 +119,15 @@ def find_data_files(
         chosen,
         paths=[path.removeprefix(root) for path in ordered],
         sizes=[files[path].size for path in ordered],
-        versions=[_settled_version(storage, files[path], listed_at_ns) for path in ordered],
+        versions=[settled_version(storage, files[path], listed_at_ns) for path in ordered],
         listed_at_ns=listed_at_ns,
     )
+
+
+def settled_version(storage: Storage, entry: Entry, listed_at_ns: int) -> str:
+    """Return the version of a file, unless the file may change without a new one."""
+    is_recent = storage.is_local and entry.version.isdigit() and int(entry.version) > listed_at_ns - SETTLED_AFTER_NS
+    return "" if is_recent else entry.version
 
 
 def _check_names(paths: Sequence[str]) -> None:
@@ -142,12 +148,6 @@ def _above_partitions(directory: str) -> str:
     while partition_key(directory.rpartition("/")[2]) is not None:
         directory = directory.rpartition("/")[0] or top
     return directory
-
-
-def _settled_version(storage: Storage, entry: Entry, listed_at_ns: int) -> str:
-    """Return the version of a file, unless the file may change without a new one."""
-    is_recent = storage.is_local and entry.version.isdigit() and int(entry.version) > listed_at_ns - SETTLED_AFTER_NS
-    return "" if is_recent else entry.version
 
 
 def _list_all(storage: Storage, paths: Sequence[str]) -> list[_Listing]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, final
 import numpy as np
 
 from laneway.core.files import digest
+from laneway.core.intervals import Intervals
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -74,13 +75,6 @@ class TableFacts:
 
 def _ranges_of(rows: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return row numbers, or ranges, as ranges that are ascending and apart."""
-    if rows.ndim == 1:
-        rows = np.unique(rows)
-        rows = np.stack([rows, rows + 1], axis=1)
-    rows = rows[rows[:, 1] > rows[:, 0]]
-    rows = rows[np.argsort(rows[:, 0], kind="stable")]
-    if len(rows) == 0:
-        return rows.reshape(0, 2)
-    ends = np.maximum.accumulate(rows[:, 1])
-    begins = np.flatnonzero(np.concatenate([[True], rows[1:, 0] > ends[:-1]]))
-    return np.stack([rows[begins, 0], ends[np.concatenate([begins[1:] - 1, [len(rows) - 1]])]], axis=1)
+    first, stop = (rows, rows + 1) if rows.ndim == 1 else rows.T
+    found = Intervals.of(first, stop)
+    return np.stack([found.starts, found.stops], axis=1)

@@ -12,18 +12,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
-from laneway.formats.base import Format
 from laneway.formats.inferred_types import CsvTypes
 from laneway.formats.text import NEWLINE, RETURN, FoundRows, RowError, codes_of, without_row_number
-from laneway.formats.text_blocks import TextBlocks
-from laneway.formats.text_index import scan_text
+from laneway.formats.text_format import TextFormat
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from laneway.formats.base import FileScan, PlannedFile, TypeInference
     from laneway.formats.text import Codes, Parsing, Text
-    from laneway.storage.filesystem import Storage
 
 _QUOTE: Final = ord('"')
 _ROW_NUMBER: Final = re.compile(r"Row #\d+: ")
@@ -33,14 +29,11 @@ _read_csv: Any = pyarrow.csv.read_csv  # its stubs accept fewer types
 
 
 @final
-class DelimitedFormat(Format):
+class DelimitedFormat(TextFormat):
     """Reads CSV or TSV, plain or compressed with gzip or zstd, by blocks of about one MiB of rows.
 
     The first row names the columns. Fields may be quoted, and then hold delimiters, newlines and doubled quotes.
     """
-
-    block_name = "block"
-    scans_all = True
 
     def __init__(self, name: str, delimiter: str) -> None:
         """Create the format.
@@ -49,8 +42,8 @@ class DelimitedFormat(Format):
             name: Its name, which is also the suffix of its files.
             delimiter: The character between two fields, of one byte.
         """
+        super().__init__(DelimitedParser(delimiter))
         self._name = name
-        self._parser = DelimitedParser(delimiter)
 
     @property
     def name(self) -> str:
@@ -61,26 +54,6 @@ class DelimitedFormat(Format):
     def suffixes(self) -> tuple[str, ...]:
         """File suffixes."""
         return f".{self._name}", f".{self._name}.gz", f".{self._name}.zst"
-
-    @property
-    def inference(self) -> TypeInference:
-        """How types are inferred."""
-        return self._parser.inference
-
-    def scan(
-        self,
-        storage: Storage,
-        path: str,
-        size: int,
-        tail: bytes | None = None,  # noqa: ARG002 - text is read from the front
-        version: str = "",
-    ) -> FileScan:
-        """Read the file, and return where its blocks are and the columns of its header."""
-        return scan_text(self._parser, storage, path, size, version)
-
-    def open(self, storage: Storage, planned: PlannedFile, schema: pa.Schema) -> TextBlocks:
-        """Open a file. Each block is compared with its checksum when it is read."""
-        return TextBlocks(self._parser, storage, planned, schema)
 
 
 @final

@@ -8,19 +8,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.json
 
-from laneway.formats.base import Format
 from laneway.formats.field_paths import fields_inside
 from laneway.formats.inferred_types import JsonTypes
 from laneway.formats.text import NEWLINE, FoundRows, RowError, codes_of, is_conflict, names_of, without_row_number
-from laneway.formats.text_blocks import TextBlocks
-from laneway.formats.text_index import scan_text
+from laneway.formats.text_format import TextFormat
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from laneway.formats.base import FileScan, PlannedFile, TypeInference
     from laneway.formats.text import Codes, Parsing, Text
-    from laneway.storage.filesystem import Storage
 
 _OPENING, _CLOSING = ord("{"), ord("}")
 _COMMA: Final = ord(",")
@@ -31,41 +27,19 @@ _read_json: Any = pyarrow.json.read_json  # its stubs accept fewer types
 
 
 @final
-class JsonLinesFormat(Format):
+class JsonLinesFormat(TextFormat):
     """Reads JSON Lines, plain or compressed with gzip or zstd, by blocks of about one MiB of lines."""
 
     name = "jsonl"
     suffixes = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz", ".jsonl.zst", ".ndjson.zst")
-    block_name = "block"
-    scans_all = True
 
     def __init__(self) -> None:
         """Create the format."""
-        self._parser = JsonLinesParser()
-
-    @property
-    def inference(self) -> TypeInference:
-        """How types are inferred."""
-        return self._parser.inference
+        super().__init__(JsonLinesParser())
 
     def recognises(self, head: bytes) -> bool:
         """Return whether a file may hold JSON objects, given its first bytes."""
         return head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{")
-
-    def scan(
-        self,
-        storage: Storage,
-        path: str,
-        size: int,
-        tail: bytes | None = None,  # noqa: ARG002 - text is read from the front
-        version: str = "",
-    ) -> FileScan:
-        """Read the file, and return where its blocks are and which columns a part of its lines has."""
-        return scan_text(self._parser, storage, path, size, version)
-
-    def open(self, storage: Storage, planned: PlannedFile, schema: pa.Schema) -> TextBlocks:
-        """Open a file. Each block is compared with its checksum when it is read."""
-        return TextBlocks(self._parser, storage, planned, schema)
 
 
 @final

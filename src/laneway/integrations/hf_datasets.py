@@ -97,5 +97,6 @@ def load_hf(
     found = None if memory is None else catalog.as_cached()
     if memory is not None and found is not None:
         remember(memory, found)
-    dataset = StatefulShardedDataset(catalog, **options)
+    # What was found has the rows of each file already.
+    dataset = StatefulShardedDataset(found or catalog, **options)
     return dataset.map(DecodeFeatures(loaded.features)) if decode else dataset

@@ -68,12 +68,7 @@ class CountsCache:
         entry.write(sink.getvalue().to_pybytes())
 
     def _entry(self, text: str) -> CacheEntry | None:
-        table = self._manifest.table
-        # The fingerprint is that of the files, in which a column may have another name than in the table.
-        schemas = [] if table is None else [table.schema, *self._manifest.schemas.distinct]
-        columns = [] if table is None else [str(table.version), *map(str, schemas)]
-        key = (f"version {_VERSION}", text, *columns)
-        return self._manifest.cache_entry(self._cache_dir, self._storage, key, "selection")
+        return self._manifest.cache_entry(self._cache_dir, self._storage, (f"version {_VERSION}", text), "selection")
 
     def _decode(self, data: memoryview, text: str, name: str) -> Counts:
         try:

@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from laneway.catalog.caching import CacheEntry
 from laneway.catalog.progress_bar import progress_bar
 from laneway.errors import ColumnConversionError, DataFileError
 from laneway.reading.block_runs import block_runs, num_reading_threads
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from laneway.catalog.caching import CacheDir
+    from laneway.catalog.caching import CacheDir, CacheEntry
     from laneway.catalog.contents import ManifestContents
     from laneway.reading.selecting import RowSelection
     from laneway.storage.filesystem import Storage
@@ -100,8 +99,8 @@ class LengthsCache:
         entry.write(sink.getvalue().to_pybytes())
 
     def _entry(self, key: Sequence[str]) -> CacheEntry | None:
-        whole = (f"version {_VERSION}", self._manifest.fingerprint, self._text, *key)
-        return CacheEntry.find(self._cache_dir, self._storage, whole, "lengths")
+        whole = (f"version {_VERSION}", self._text, *key)
+        return self._manifest.cache_entry(self._cache_dir, self._storage, whole, "lengths")
 
     def _decode(self, data: memoryview, name: str) -> Lengths:
         try:

@@ -5,26 +5,23 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import replace
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from laneway.catalog.caching import CacheEntry
-from laneway.catalog.contents import ManifestContents, layout_table
-from laneway.catalog.decoding import decode, pack
-from laneway.catalog.encoding import TABLE_FORMAT_VERSION, encode
-from laneway.catalog.footers import read_footers
+from laneway.catalog.decoding import decode
+from laneway.catalog.encoding import TABLE_FORMAT_VERSION
 from laneway.catalog.partitions import Partitions
+from laneway.catalog.scanning import combine, is_unchanged, read_scans, write_contents
 from laneway.catalog.schemas import FileSchemas
-from laneway.catalog.sources import DataFiles, common_directory
+from laneway.catalog.sources import DataFiles, common_directory, settled_version
 from laneway.catalog.table_facts import DeletedRows, TableFacts
-from laneway.core.files import FileTable
-from laneway.core.strings import Strings
 from laneway.errors import DataFileError, SchemaMismatchError
 from laneway.formats import FORMATS
 from laneway.reading.expressions import filter_on
+from laneway.storage.entries import get_entry
 from laneway.storage.filesystem import Storage
 from laneway.tables.pruning import files_that_may_match
 from laneway.wording import counted
@@ -35,7 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from laneway.catalog.caching import CacheDir
-    from laneway.formats import FileScan
+    from laneway.catalog.contents import ManifestContents
     from laneway.storage.filesystem import FileSystem
     from laneway.storage.retries import RetryPolicy
     from laneway.tables.base import Catalog, TableFiles
@@ -85,20 +82,25 @@ def scan_table(
             is_kept[0] |= not is_kept.any()
             left_out_by, kept = step.text, np.flatnonzero(is_kept)
     storage, kept, paths = _place(storage, files, kept)
+    listed_at_ns = time.time_ns()
     found = DataFiles(
         storage=storage,
         sources=(storage.root,),
         format=FORMATS[catalog.format],
         paths=paths,
         sizes=[files.sizes[index] for index in kept.tolist()],
-        versions=[""] * len(paths),
-        listed_at_ns=time.time_ns(),
+        versions=_versions(catalog, storage, paths, listed_at_ns),
+        listed_at_ns=listed_at_ns,
     )
-    scans, cache = _scan(found, cache_dir, progress=progress)
-    contents = _combine(catalog, files, kept, found, scans)
-    if cache is not None and left_out_by is None:
-        data = encode(contents)
-        cache.write(data if cache.local_path else pack(data, "zstd"))
+    entry = CacheEntry.find(cache_dir, storage, (f"table {TABLE_FORMAT_VERSION}", catalog.format))
+    cached = None if entry is None else entry.load(lambda data: decode(data, entry.redacted_path))
+    # The files of a table don't change, so a path and a size identify what was cached, unless a version is known.
+    scans = read_scans(found, cached, are_fixed=True, progress=progress)
+    schemas = FileSchemas.renamed((scan.schema for scan in scans), catalog.rename)
+    none_deleted = TableFacts(catalog.version, catalog.schema, DeletedRows.of({}, len(scans)))
+    contents = combine(found, scans, schemas, _constants(catalog, files, kept, schemas), none_deleted)
+    if entry is not None and left_out_by is None and not (cached is not None and is_unchanged(found, cached)):
+        write_contents(entry, contents)
     deleted = catalog.deleted_rows(kept.tolist())
     at = {index: place for place, index in enumerate(kept.tolist())}
     rows = DeletedRows.of({at[index]: rows for index, rows in deleted.items()}, len(paths))
@@ -129,52 +131,12 @@ def _place(
     return storage, kept[order], [given[index] for index in order]
 
 
-def _scan(found: DataFiles, cache_dir: CacheDir, *, progress: bool | None) -> tuple[list[FileScan], CacheEntry | None]:
-    """Return the metadata of data files, and the cache entry that should be renewed, if any.
-
-    The files of a table don't change, so a path and a size identify what was cached.
-    """
-    entry = CacheEntry.find(cache_dir, found.storage, (f"table {TABLE_FORMAT_VERSION}", found.format.name))
-    cached = None if entry is None else entry.load(lambda data: decode(data, entry.redacted_path))
-    known: dict[int, FileScan] = {}
-    if cached is not None:
-        index_of = {path: index for index, path in enumerate(cached.files.paths)}
-        for index, (path, size) in enumerate(zip(found.paths, found.sizes, strict=True)):
-            old = index_of.get(path)
-            if old is not None and int(cached.files.sizes[old]) == size:
-                known[index] = cached.file_scan(old)
-    missing = [index for index in range(len(found.paths)) if index not in known]
-    known.update(zip(missing, read_footers(found, missing, progress=progress), strict=True))
-    is_current = cached is not None and not missing and cached.files.num_files == len(found.paths)
-    return [known[index] for index in range(len(found.paths))], None if is_current else entry
-
-
-def _combine(
-    catalog: Catalog,
-    files: TableFiles,
-    kept: NDArray[np.int64],
-    found: DataFiles,
-    scans: Sequence[FileScan],
-) -> ManifestContents:
-    schemas = FileSchemas.renamed((scan.schema for scan in scans), catalog.rename)
-    return ManifestContents(
-        root=found.storage.redact(found.storage.root),
-        format=found.format.name,
-        files=FileTable.build(
-            found.paths,
-            found.sizes,
-            [scan.digest for scan in scans],
-            [(scan.block_rows, scan.block_bytes) for scan in scans],
-            schemas.digest,
-            memory_bytes=[scan.block_memory_bytes for scan in scans],
-        ),
-        schemas=schemas,
-        partitions=_constants(catalog, files, kept, schemas),
-        layout=layout_table([entry for scan in scans for entry in scan.layout]),
-        layout_starts=np.array([0, *accumulate(len(scan.layout) for scan in scans)], np.int64),
-        versions=Strings.of(found.versions),
-        table=TableFacts(catalog.version, catalog.schema, DeletedRows.of({}, len(scans))),
-    )
+def _versions(catalog: Catalog, storage: Storage, paths: Sequence[str], listed_at_ns: int) -> list[str]:
+    """Return the versions of the files of a table that has none, if they are local: no request is made for them."""
+    if catalog.version is not None or not storage.is_local:
+        return [""] * len(paths)
+    entries = [get_entry(storage, storage.join(path)) for path in paths]
+    return ["" if entry is None else settled_version(storage, entry, listed_at_ns) for entry in entries]
 
 
 def _constants(catalog: Catalog, files: TableFiles, kept: NDArray[np.int64], schemas: FileSchemas) -> Partitions:

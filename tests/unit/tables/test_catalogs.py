@@ -105,6 +105,15 @@ def test_constants_are_columns_of_their_types_where_a_file_lacks_them(folder: Pa
         )
 
 
+def test_what_was_collected_is_cached_for_the_same_constants_only(folder: Path, tmp_path: Path) -> None:
+    schema, cache = pa.schema([*SCHEMA, ("share", pa.int64())]), tmp_path / "cache"
+    for constants in ([1, 2, None], [3, 4, 4]) * 2:
+        catalog = Parts(folder, schema, version="1", constants={"share": constants})
+        dataset = StatefulShardedDataset(catalog, categories={"share": None}, cache_dir=cache)
+        assert dataset.categories["share"] == sorted({each for each in constants if each is not None})
+    assert len([*cache.glob("_vocabulary-*")]) == 2
+
+
 def test_columns_have_the_names_of_the_table_and_statistics_still_count(folder: Path) -> None:
     catalog = Parts(folder, pa.schema([("number", pa.int64())]), names={"id": "number"})
     assert [row["number"] for row in StatefulShardedDataset(catalog, filter=pc.field("number") > 27)] == [28, 29]
