@@ -140,10 +140,9 @@ class DatasetDefinition(Definition):
     def name_of_row(self, index: int) -> str:
         """Return the file and number of a row of the dataset, counted in the order of the files."""
         files = self.identity.selected
-        starts = files.block_row_starts[files.block_starts]
-        file_index = int(np.searchsorted(starts, index, side="right")) - 1
+        file_index = int(np.searchsorted(files.row_starts, index, side="right")) - 1
         rows = open_rows(self.manifest, self.storage, pa.schema([]), selection=self.selection)
-        row = rows.row_in_file(file_index, index - int(starts[file_index]))
+        row = rows.row_in_file(file_index, index - int(files.row_starts[file_index]))
         rows.close()
         return f"row {row:,} of {files.paths[file_index]}"
 
