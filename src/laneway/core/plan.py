@@ -304,16 +304,18 @@ class Plan:
 
     def window_order(self, window: int) -> NDArray[np.int64] | None:
         """Return the order in which a window delivers its rows, int64 of shape (rows,), or None without shuffling."""
-        settings, windows = self.identity.settings, self.windows
-        if not settings.shuffle:
+        if not self.identity.settings.shuffle:
             return None
-        return window_order(
-            int(windows.rows[window]),
-            seed=settings.seed,
-            epoch=self.epoch,
-            lane=int(windows.lane[window]),
-            window=windows.index_in_lane(window),
-        )
+        return window_order(int(self.windows.rows[window]), **self.window_key(window))
+
+    def window_key(self, window: int) -> dict[str, int]:
+        """Return what the order of a window depends on besides its number of rows; see `laneway.core.order`."""
+        return {
+            "seed": self.identity.settings.seed,
+            "epoch": self.epoch,
+            "lane": int(self.windows.lane[window]),
+            "window": self.windows.index_in_lane(window),
+        }
 
     def locate(self, segment: Segment, index: int) -> tuple[int, int]:
         """Return the index of the data file with row `index` of a segment, and which of its selected rows it is."""
