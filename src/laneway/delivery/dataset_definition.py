@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from laneway.core.assignment import Assignment
     from laneway.core.gaps import EpochGap
     from laneway.core.options import LaneOptions
-    from laneway.core.pack_line import PackPiece
     from laneway.core.plan import Plan
     from laneway.core.progress import Progress
     from laneway.core.schema import SavedState
@@ -234,7 +233,9 @@ class DatasetDefinition(Definition):
         """Open what reads and builds the items of an assignment, as measured by a meter."""
         takes_context = self.takes_context
         plan, seed = self.identity.plan(assignment.progress), self.identity.settings.seed
-        plan = plan.of_rows(self._pieces(plan, assignment))
+        known = self.known_packs(assignment)
+        if known is not None:
+            plan = plan.of_rows(known.pieces)
         columns = self._to_read(self.columns)
         converter = columns.with_hidden(HIDDEN if takes_context else None)
         lanes = self.open_lanes(plan, columns, converter, frozenset(HIDDEN.names if takes_context else ()), meter)
@@ -244,11 +245,10 @@ class DatasetDefinition(Definition):
     def known_packs(self, assignment: Assignment) -> KnownPackReader | None:
         """Return the packs of the lanes of an assignment, if these count packs."""
         plan = self.identity.plan(assignment.progress)
-        return None if plan.line is None else KnownPackReader(plan.line, self._pieces(plan, assignment))
-
-    def _pieces(self, plan: Plan, assignment: Assignment) -> dict[int, list[PackPiece]]:
-        """Return the packs of the lanes of an assignment; none if lanes count rows."""
-        return {lane: plan.pieces(lane, int(assignment.ends[lane])) for lane in assignment.own_lanes}
+        if plan.line is None:
+            return None
+        pieces = {lane: plan.pieces(lane, int(assignment.ends[lane])) for lane in assignment.own_lanes}
+        return KnownPackReader(plan.line, pieces)
 
     def open_lanes(
         self,
