@@ -195,7 +195,8 @@ class StatefulShardedDataset(ChangeableDataset):
         catalog = None
         if not isinstance(source, Manifest):
             catalog = catalog_of(source, storage_options, has_filesystem=filesystem is not None)
-        output = output if catalog is None or output is not None else catalog.output
+        if output is None and catalog is not None:
+            output = catalog.output
         self._asks_rank = rank is None and world_size is None
         place = WorkerPlace(*data_parallel_rank(rank, world_size))
         manifest, storage = open_source(

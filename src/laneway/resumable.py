@@ -111,10 +111,8 @@ class ResumableDataset(IterableDataset[Any]):
     def _changed(self, definition: Definition) -> Self:
         """Return a copy with another definition, at the start of epoch 0."""
         changed = copy.copy(self)
-        changed.definition, changed.schedule = (
-            definition,
-            EpochSchedule(is_endless=definition.is_endless, has_epochs=definition.has_epochs),
-        )
+        changed.definition = definition
+        changed.schedule = EpochSchedule(is_endless=definition.is_endless, has_epochs=definition.has_epochs)
         return changed
 
     def __copy__(self) -> Self:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from laneway.core.assignment import resolve_cut
 from laneway.core.cursor import BatchRanges, Cursor
 from laneway.core.files import FileTable
+from laneway.core.options import LaneOptions
 from laneway.core.plan import Identity, Plan, Settings
 from laneway.core.progress import CutProgress, LanePosition, Progress, current_cut
 from laneway.core.schema import parse_state
@@ -18,9 +19,10 @@ from laneway.core.state import read_progress
 from laneway.core.turns import WorkerPlace
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from laneway.core.assignment import Assignment
     from laneway.core.lanes import Remainder
-    from laneway.core.options import LaneOptions
 
 PLAIN = Settings(
     seed=7, shuffle=False, shard_bytes=1 << 20, shard_rows=4, window_bytes=100, remainder="keep", drop_last=False
@@ -122,6 +124,11 @@ class Job:
         """The plan that all workers share."""
         return self.cursors[0, 0].plan
 
+    @property
+    def is_at_end(self) -> bool:
+        """Whether all workers have delivered what is theirs of the cut."""
+        return all(cursor.is_at_end for cursor in self.cursors.values())
+
     def step(self) -> list[list[int]]:
         """Take one batch on every rank, in lockstep, and return the rows of each."""
         worker = self.batches_taken % self.num_workers
@@ -143,12 +150,16 @@ class Job:
     def _next_turn_if_none_skipped(self) -> int:
         return self.first_turn + self._turns(self.batches_taken)
 
+    def take(self, steps: int | None = None) -> list[list[list[int]]]:
+        """Take `steps` steps, or all that are left, and return the rows of each rank for each step."""
+        taken: list[list[list[int]]] = []
+        while not self.is_at_end and steps != len(taken):
+            taken.append(self.step())
+        return taken
+
     def run(self, steps: int | None = None) -> list[list[int]]:
         """Take `steps` steps, or all that are left, and return the rows of all ranks for each step."""
-        taken: list[list[int]] = []
-        while not all(cursor.is_at_end for cursor in self.cursors.values()) and steps != len(taken):
-            taken.append([row for batch in self.step() for row in batch])
-        return taken
+        return [[row for batch in batches for row in batch] for batches in self.take(steps)]
 
     def whole_progress(self) -> Progress:
         """Return the progress of the whole job, gathered from every worker."""
@@ -159,3 +170,16 @@ class Job:
         cut = current_cut(parts[0])
         job_turn = self._next_turn_if_none_skipped() + self.turns_skipped
         return replace(parts[0], cut=CutProgress(cut.num_lanes, cut.turn_rows, job_turn, positions), place=None)
+
+
+def jobs_of(
+    identity: Identity, chain: Sequence[tuple[int, int, int, int]], progress: Progress, *, lanes: int | None = None
+) -> Iterator[tuple[Job, int]]:
+    """Yield a job and its number of steps for each (ranks, workers, batch size, steps) of a chain.
+
+    Each one resumes where the one before has stopped.
+    """
+    for world_size, num_workers, batch_size, steps in chain:
+        job = Job(identity, world_size, num_workers, LaneOptions(lanes, None, batch_size), progress)
+        yield job, steps
+        progress = job.whole_progress()

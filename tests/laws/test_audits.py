@@ -61,7 +61,7 @@ def save(job: Job, run: int, random: Random) -> Saved:
     """Return a checkpoint of a job: one state, or one for each rank, and perhaps what these are nested in."""
     progress, identity = job.whole_progress(), job.identity
     cut = current_cut(progress)
-    complete = all(cursor.is_at_end for cursor in job.cursors.values())
+    complete = job.is_at_end
     state: Any = write_state(identity, progress, WorkerPlace(0, job.world_size), complete=complete)
     if random.random() < 0.3 and progress.sharing.world_size == job.world_size:
         state = []

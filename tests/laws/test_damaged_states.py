@@ -61,7 +61,7 @@ def states() -> list[dict[str, Any]]:
                 place = WorkerPlace(rank, world_size, worker, num_workers)
                 found.append(write_state(IDENTITY, cursor.progress(), place, complete=cursor.is_at_end))
             progress = job.whole_progress()
-            complete = all(cursor.is_at_end for cursor in job.cursors.values())
+            complete = job.is_at_end
             found.append(write_state(IDENTITY, progress, WorkerPlace(0, world_size), complete=complete))
             # As if a batch had arrived out of order.
             cut = current_cut(progress)

@@ -59,7 +59,7 @@ def test_all_ranks_deliver_the_same_number_of_batches_of_the_same_size(
     world_size, num_workers = topology
     settings = Identity(identity.files, replace(identity.settings, remainder=remainder))
     job = Job(settings, world_size, num_workers, LaneOptions(None, None, batch_size), Progress(0))
-    while not all(cursor.is_at_end for cursor in job.cursors.values()):
+    while not job.is_at_end:
         assert len({len(batch) for batch in job.step()}) == 1
 
 
@@ -77,7 +77,7 @@ def test_only_the_last_batch_of_a_rank_may_be_short(
     options = LaneOptions(lanes, turn_rows, batch_size)
     job = Job(Identity(identity.files, settings), world_size, num_workers, options, Progress(0))
     steps = []
-    while not all(cursor.is_at_end for cursor in job.cursors.values()):
+    while not job.is_at_end:
         steps.append(job.step())
     num_rows = identity.files.num_rows
     num_whole, num_left = divmod(num_rows, world_size * batch_size)

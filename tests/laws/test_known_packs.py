@@ -18,7 +18,7 @@ from laneway.core.state import write_state
 from laneway.core.turns import WorkerPlace
 from laneway.stages.packing import best_fit, chunk
 from laneway.stages.packs import PackOptions
-from tests.laws.simulation import Job, identities, load
+from tests.laws.simulation import Job, identities, jobs_of, load
 
 if TYPE_CHECKING:
     from laneway.core.lanes import Remainder
@@ -108,12 +108,10 @@ def test_each_pack_comes_once_when_the_world_changes_size(
     identity: Identity, chain: list[tuple[int, int, int, int]]
 ) -> None:
     progress, packs = Progress(2), Counter[int]()
-    for world_size, num_workers, batch_size, steps in chain:
-        job = Job(identity, world_size, num_workers, LaneOptions(None, None, batch_size), progress)
+    for job, steps in jobs_of(identity, chain, progress):
         packs.update(pack for step in job.run(steps) for pack in step)
         progress = job.whole_progress()
-        complete = all(cursor.is_at_end for cursor in job.cursors.values())
-        state = write_state(identity, progress, WorkerPlace(0, world_size), complete=complete)
+        state = write_state(identity, progress, WorkerPlace(0, job.world_size), complete=job.is_at_end)
         assert load(state, identity) == progress
         assert not state["positions"] or not state["offsets"]
     packs.update(pack for step in Job(identity, 1, 1, LaneOptions(None, None, 3), progress).run() for pack in step)
@@ -122,17 +120,11 @@ def test_each_pack_comes_once_when_the_world_changes_size(
 
 @given(packed(remainder="pad"), st.lists(runs, min_size=1, max_size=4))
 def test_ranks_deliver_equally_many_packs(identity: Identity, chain: list[tuple[int, int, int, int]]) -> None:
-    progress, packs, padded = Progress(0), set[int](), 0
-    for world_size, num_workers, batch_size, steps in [*chain, (3, 2, 2, 10**6)]:
-        job = Job(identity, world_size, num_workers, LaneOptions(None, None, batch_size), progress)
-        for _ in range(steps):
-            if all(cursor.is_at_end for cursor in job.cursors.values()):
-                break
-            batches = job.step()
+    packs = set[int]()
+    for job, steps in jobs_of(identity, [*chain, (3, 2, 2, 10**6)], Progress(0)):
+        for batches in job.take(steps):
             assert len({len(batch) for batch in batches}) == 1
             packs.update(pack for batch in batches for pack in batch)
-        padded += world_size - 1
-        progress = job.whole_progress()
     assert packs == {*range(identity.num_items(0))}
 
 
@@ -140,11 +132,9 @@ def test_ranks_deliver_equally_many_packs(identity: Identity, chain: list[tuple[
 def test_completed_shards_are_those_whose_packs_were_all_delivered(
     identity: Identity, chain: list[tuple[int, int, int, int]]
 ) -> None:
-    progress, delivered = Progress(0), set[int]()
-    for world_size, num_workers, batch_size, steps in chain:
-        job = Job(identity, world_size, num_workers, LaneOptions(None, None, batch_size), progress)
+    delivered = set[int]()
+    for job, steps in jobs_of(identity, chain, Progress(0)):
         delivered.update(pack for step in job.run(steps) for pack in step)
-        progress = job.whole_progress()
         plan = job.plan
         line = plan.line
         assert line is not None
@@ -163,4 +153,4 @@ def test_completed_shards_are_those_whose_packs_were_all_delivered(
             for index, (start, length) in enumerate(zip(first.tolist(), shards.row_length.tolist(), strict=True))
             if not rows & {*range(start, start + length)}
         ]
-        assert plan.completed_shards(current_cut(progress).rows()).tolist() == expected
+        assert plan.completed_shards(current_cut(job.whole_progress()).rows()).tolist() == expected

@@ -36,7 +36,7 @@ def saved_after(identity: Identity, epoch: int, chain: list[World], steps: list[
         job = Job(own, world_size, 1, LaneOptions(None, None, batch_size), progress)
         job.run(count)
         progress = job.whole_progress()
-        complete = all(cursor.is_at_end for cursor in job.cursors.values())
+        complete = job.is_at_end
     state: dict[str, Any] = json.loads(json.dumps(write_state(identity, progress, WorkerPlace(), complete=complete)))
     return state
 

@@ -30,13 +30,6 @@ def flat(steps: list[list[list[int]]]) -> list[int]:
     return [row for step in steps for rank in step for row in rank]
 
 
-def steps_of(job: Job, num_steps: int | None = None) -> list[list[list[int]]]:
-    found: list[list[list[int]]] = []
-    while not all(cursor.is_at_end for cursor in job.cursors.values()) and len(found) != num_steps:
-        found.append(job.step())
-    return found
-
-
 @given(identities(), st.lists(runs, min_size=1, max_size=4), st.sampled_from([None, 12]))
 @settings(max_examples=150)
 def test_the_plan_of_a_state_has_what_was_delivered_and_what_follows(
@@ -48,7 +41,7 @@ def test_the_plan_of_a_state_has_what_was_delivered_and_what_follows(
         options = LaneOptions(lanes, None, batch_size)
         dataset = dataset_of(identity, lanes=lanes, batch_size=batch_size)
         plan = dataset.plan(3, world_size, num_workers, state=state)
-        expected = steps_of(Job(identity, world_size, num_workers, options, progress))
+        expected = Job(identity, world_size, num_workers, options, progress).take()
         assert flat(planned_steps(plan, identity, 0, plan.next_step)) == delivered
         assert planned_steps(plan, identity, plan.next_step, plan.num_steps or 0) == expected
         assert plan.batches_per_rank == tuple(
@@ -63,10 +56,10 @@ def test_the_plan_of_a_state_has_what_was_delivered_and_what_follows(
                     assert (plan.next_step + step, rank, worker, index) in found
                     assert len(found) <= 1 + (identity.settings.remainder == "pad") * (1 + len(chain))
         job = Job(identity, world_size, num_workers, options, progress)
-        delivered += flat(steps_of(job, steps))
+        delivered += flat(job.take(steps))
         progress = job.whole_progress()
-        complete = all(cursor.is_at_end for cursor in job.cursors.values())
-        state = write_state(dataset.definition.identity, progress, WorkerPlace(0, world_size), complete=complete)
+        place = WorkerPlace(0, world_size)
+        state = write_state(dataset.definition.identity, progress, place, complete=job.is_at_end)
 
 
 @given(identities(), st.tuples(st.integers(1, 4), st.integers(1, 3)), st.integers(1, 3), st.integers(1, 3))

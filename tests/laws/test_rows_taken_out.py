@@ -78,7 +78,7 @@ def test_gaps_ahead_of_a_state_are_left_out_while_the_world_changes_size(
         delivered.update(rows)
         num_done += len(rows)
         progress, turn_rows = job.whole_progress(), current_cut(job.whole_progress()).turn_rows
-        state = write_state(identity, progress, WorkerPlace(), complete=all(c.is_at_end for c in job.cursors.values()))
+        state = write_state(identity, progress, WorkerPlace(), complete=job.is_at_end)
         # What the same job would deliver next, and the numbers of these rows.
         ahead = flat(Job(identity, world_size, num_workers, LaneOptions(None, None, batch_size), progress).run())
         known = {number for gap in gaps_in(identity.settings.without, 3) for number in range(*gap)}

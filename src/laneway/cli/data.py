@@ -193,7 +193,7 @@ def verify(arguments: argparse.Namespace) -> Answer:
 
     def problem_with(block: int) -> dict[str, Any] | None:
         file_index = int(np.searchsorted(files.block_starts, block, side="right")) - 1
-        first = files.block_row_starts[files.block_starts[file_index]]
+        first = files.row_starts[file_index]
         start, stop = (int(files.block_row_starts[i] - first) for i in (block, block + 1))
         try:
             reader.read(file_index, start, stop)

@@ -110,6 +110,11 @@ class FileTable:
         return starts
 
     @cached_property
+    def row_starts(self) -> NDArray[np.int64]:
+        """Number of rows before each file, counted over all files, shape (num_files + 1,)."""
+        return self.block_row_starts[self.block_starts]
+
+    @cached_property
     def rows(self) -> NDArray[np.int64]:
         """Rows of each file, shape (num_files,)."""
         starts = self.block_starts[:-1]

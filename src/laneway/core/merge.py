@@ -95,7 +95,7 @@ def merge_ranks(saved: Sequence[SavedState], *, same_step: bool) -> dict[str, An
     cut = CutProgress(first["lanes"], first["turn_rows"], next_turn, positions)
     progress = Progress(first["epoch"], saved[0].sharing, cut)
     part_rows = cut.part_in_step(lanes_of_next_turns(progress))
-    do_ends_follow = ends_follow(first["order_version"]) and first["stages"] is first["epoch_batches"] is None
+    do_ends_follow = ends_follow(first["order_version"]) and first["stages"] is None and first["epoch_batches"] is None
     if part_rows is None and not (complete and do_ends_follow):
         merged["positions"], merged["offsets"] = encode_positions(cut.all_positions())
     return sealed({**merged, "next_turn": next_turn, "part_rows": part_rows or 0})

@@ -60,21 +60,20 @@ def progress_in(saved: SavedState) -> Progress:
     """
     fields = saved.fields
     progress = Progress(fields["epoch"], order_version=fields["order_version"])
-    if fields["lanes"] is None:
-        return decode_mixture(fields["mixture"], progress) if fields["mixture"] else progress
     num_lanes, turn_rows, next_turn = fields["lanes"], fields["turn_rows"], fields["next_turn"]
-    if saved.is_global and fields["positions"] is None:
-        rows = rows_in_step(num_lanes, turn_rows, saved.sharing, next_turn, fields["part_rows"])
-        positions = dict(enumerate(map(LanePosition, rows.tolist())))
-    else:
-        positions = positions_of(saved)
-    progress = replace(
-        progress,
-        sharing=saved.sharing,
-        cut=CutProgress(num_lanes, turn_rows, next_turn, positions),
-        earlier=tuple(map(decode_cut, fields["earlier_cuts"])),
-        place=None if saved.is_global else saved.place,
-    )
+    if num_lanes is not None:
+        if saved.is_global and fields["positions"] is None:
+            rows = rows_in_step(num_lanes, turn_rows, saved.sharing, next_turn, fields["part_rows"])
+            positions = dict(enumerate(map(LanePosition, rows.tolist())))
+        else:
+            positions = positions_of(saved)
+        progress = replace(
+            progress,
+            sharing=saved.sharing,
+            cut=CutProgress(num_lanes, turn_rows, next_turn, positions),
+            earlier=tuple(map(decode_cut, fields["earlier_cuts"])),
+            place=None if saved.is_global else saved.place,
+        )
     return decode_mixture(fields["mixture"], progress) if fields["mixture"] else progress
 
 

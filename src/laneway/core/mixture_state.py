@@ -101,23 +101,23 @@ def decode_mixture(encoded: object, progress: Progress) -> Progress:
 
 def _decode_start(encoded: object, names: list[str], files: list[str]) -> CutStart:
     # What most cuts do without comes last: a number of batches, and the rows of each source.
-    last = encoded[9:] if type(encoded) is list else []
-    batches_before = 0
+    first, last = (encoded[:9], encoded[9:]) if type(encoded) is list else (encoded, [])
+    values = _lists(first, 9, "start of a cut", numbers=4)
+    version, group_rows, num_carried, rows_before, of_sources, of_files, weights, epochs, columns = values
+    batches_before, rows = 0, [0] * len(weights)
     if last and type(last[0]) is not list:
         batches_before = last.pop(0)
         is_count = type(batches_before) is int and 0 < abs(batches_before) < MAX_COUNT
         require(is_count, f"a cut began after {shorten(batches_before)} batches")
-    require(len(last) <= 1, f"start of a cut is {shorten(encoded)}")
-    values = encoded if type(encoded) is not list else [*encoded[:9], *last]
-    values = _lists(values, 9 + len(last), "start of a cut", numbers=4)
-    version, group_rows, num_carried, rows_before, of_sources, of_files, weights, epochs, columns, *rest = values
+    if last and type(last[0]) is list:
+        rows = last.pop(0)
+    require(not last, f"start of a cut is {shorten(encoded)}")
     require(version in ORDER_VERSIONS, f"order_version of a cut is {version}")
     require(1 <= group_rows < MAX_COUNT, f"a group has {group_rows} rows")
     require(0 <= num_carried < MAX_COUNT, f"a cut has {num_carried} groups")
     require(0 <= rows_before < MAX_COUNT, f"a cut began after {rows_before} rows")
     of_sources = [*range(len(weights))] if of_sources is None else of_sources
     of_files = of_sources if of_files is None else of_files
-    rows = rest[0] if rest else [0] * len(weights)
     is_table = len(of_sources) == len(of_files) == len(weights) == len(epochs) == len(rows)
     require(is_table, f"weights of a cut are {shorten(weights)}")
     for index in of_sources:

@@ -40,19 +40,12 @@ def rows_of_lanes(plan: Plan, ranges: Iterable[LaneRange]) -> FileRows:
 
 def rows_of_segment(plan: Plan, segment: Segment) -> FileRows:
     """Return where the rows of a segment are in the files."""
-    windows, shards, settings = plan.windows, plan.shards, plan.identity.settings
+    windows, shards = plan.windows, plan.shards
     window, start, stop = segment.window, segment.start, segment.stop
-    rows = np.arange(start, stop, dtype=np.int64)
-    if settings.shuffle:
-        rows = window_part(
-            int(windows.rows[window]),
-            start,
-            stop,
-            seed=settings.seed,
-            epoch=plan.epoch,
-            lane=int(windows.lane[window]),
-            window=windows.index_in_lane(window),
-        )
+    if plan.identity.settings.shuffle:
+        rows = window_part(int(windows.rows[window]), start, stop, **plan.window_key(window))
+    else:
+        rows = np.arange(start, stop, dtype=np.int64)
     pieces = slice(windows.piece_starts[window], windows.piece_starts[window + 1])
     lengths = windows.stop[pieces] - windows.start[pieces]
     ends = np.cumsum(lengths)
@@ -89,16 +82,9 @@ def find_row(plan: Plan, ends: NDArray[np.int64], file_index: int, row: int) -> 
     window = int(np.searchsorted(windows.piece_starts, piece, side="right")) - 1
     first_piece = windows.piece_starts[window]
     before = int((windows.stop[first_piece:piece] - windows.start[first_piece:piece]).sum())
-    place, settings = before + offset - int(windows.start[piece]), plan.identity.settings
-    if settings.shuffle:
-        place = rank_in_window(
-            int(windows.rows[window]),
-            place,
-            seed=settings.seed,
-            epoch=plan.epoch,
-            lane=int(windows.lane[window]),
-            window=windows.index_in_lane(window),
-        )
+    place = before + offset - int(windows.start[piece])
+    if plan.identity.settings.shuffle:
+        place = rank_in_window(int(windows.rows[window]), place, **plan.window_key(window))
     found = []
     for segment in np.flatnonzero((lanes.window == window) & (lanes.start <= place) & (place < lanes.stop)).tolist():
         line = int(lanes.row_starts[segment] - lanes.start[segment]) + place

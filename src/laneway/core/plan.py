@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -274,11 +275,15 @@ class Plan:
         """Return the packs before `stop` of a lane, its padding included; none if lanes count rows."""
         return [] if self.line is None else self.line.pieces(self.lanes.segments(lane, 0, stop))
 
+    @cached_property
+    def shard_starts(self) -> NDArray[np.int64]:
+        """The first row of each shard, counted over the selected rows of all files, shape (num_shards,)."""
+        return self.identity.selected.row_starts[self.shards.file_index] + self.shards.row_offset
+
     def rows_in_files(self) -> NDArray[np.int64]:
         """Return the number of each row of a line, counted over the selected rows of all files, in its order."""
-        files, shards, windows = self.identity.selected, self.shards, self.windows
-        first = files.block_row_starts[files.block_starts[shards.file_index]] + shards.row_offset
-        starts = first[windows.shard] + windows.start
+        windows = self.windows
+        starts = self.shard_starts[windows.shard] + windows.start
         found = []
         for window, (low, high) in enumerate(zip(windows.piece_starts[:-1], windows.piece_starts[1:], strict=True)):
             counts = windows.stop[low:high] - windows.start[low:high]
@@ -299,16 +304,18 @@ class Plan:
 
     def window_order(self, window: int) -> NDArray[np.int64] | None:
         """Return the order in which a window delivers its rows, int64 of shape (rows,), or None without shuffling."""
-        settings, windows = self.identity.settings, self.windows
-        if not settings.shuffle:
+        if not self.identity.settings.shuffle:
             return None
-        return window_order(
-            int(windows.rows[window]),
-            seed=settings.seed,
-            epoch=self.epoch,
-            lane=int(windows.lane[window]),
-            window=windows.index_in_lane(window),
-        )
+        return window_order(int(self.windows.rows[window]), **self.window_key(window))
+
+    def window_key(self, window: int) -> dict[str, int]:
+        """Return what the order of a window depends on besides its number of rows; see `laneway.core.order`."""
+        return {
+            "seed": self.identity.settings.seed,
+            "epoch": self.epoch,
+            "lane": int(self.windows.lane[window]),
+            "window": self.windows.index_in_lane(window),
+        }
 
     def locate(self, segment: Segment, index: int) -> tuple[int, int]:
         """Return the index of the data file with row `index` of a segment, and which of its selected rows it is."""
@@ -365,6 +372,5 @@ class Plan:
         finished = np.zeros(len(line.lengths), bool)
         finished[self.rows_in_files()] = line.finished_rows(segments)
         counts = np.concatenate([[0], np.cumsum(finished)])
-        files, shards = self.identity.selected, self.shards
-        starts = files.block_row_starts[files.block_starts[shards.file_index]] + shards.row_offset
-        return np.flatnonzero(counts[starts + shards.row_length] - counts[starts] == shards.row_length)
+        starts, lengths = self.shard_starts, self.shards.row_length
+        return np.flatnonzero(counts[starts + lengths] - counts[starts] == lengths)

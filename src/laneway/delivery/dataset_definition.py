@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from laneway.core.assignment import Assignment
     from laneway.core.gaps import EpochGap
     from laneway.core.options import LaneOptions
-    from laneway.core.pack_line import PackPiece
     from laneway.core.plan import Plan
     from laneway.core.progress import Progress
     from laneway.core.schema import SavedState
@@ -140,10 +139,9 @@ class DatasetDefinition(Definition):
     def name_of_row(self, index: int) -> str:
         """Return the file and number of a row of the dataset, counted in the order of the files."""
         files = self.identity.selected
-        starts = files.block_row_starts[files.block_starts]
-        file_index = int(np.searchsorted(starts, index, side="right")) - 1
+        file_index = int(np.searchsorted(files.row_starts, index, side="right")) - 1
         rows = open_rows(self.manifest, self.storage, pa.schema([]), selection=self.selection)
-        row = rows.row_in_file(file_index, index - int(starts[file_index]))
+        row = rows.row_in_file(file_index, index - int(files.row_starts[file_index]))
         rows.close()
         return f"row {row:,} of {files.paths[file_index]}"
 
@@ -235,7 +233,9 @@ class DatasetDefinition(Definition):
         """Open what reads and builds the items of an assignment, as measured by a meter."""
         takes_context = self.takes_context
         plan, seed = self.identity.plan(assignment.progress), self.identity.settings.seed
-        plan = plan.of_rows(self._pieces(plan, assignment))
+        known = self.known_packs(assignment)
+        if known is not None:
+            plan = plan.of_rows(known.pieces)
         columns = self._to_read(self.columns)
         converter = columns.with_hidden(HIDDEN if takes_context else None)
         lanes = self.open_lanes(plan, columns, converter, frozenset(HIDDEN.names if takes_context else ()), meter)
@@ -245,11 +245,10 @@ class DatasetDefinition(Definition):
     def known_packs(self, assignment: Assignment) -> KnownPackReader | None:
         """Return the packs of the lanes of an assignment, if these count packs."""
         plan = self.identity.plan(assignment.progress)
-        return None if plan.line is None else KnownPackReader(plan.line, self._pieces(plan, assignment))
-
-    def _pieces(self, plan: Plan, assignment: Assignment) -> dict[int, list[PackPiece]]:
-        """Return the packs of the lanes of an assignment; none if lanes count rows."""
-        return {lane: plan.pieces(lane, int(assignment.ends[lane])) for lane in assignment.own_lanes}
+        if plan.line is None:
+            return None
+        pieces = {lane: plan.pieces(lane, int(assignment.ends[lane])) for lane in assignment.own_lanes}
+        return KnownPackReader(plan.line, pieces)
 
     def open_lanes(
         self,

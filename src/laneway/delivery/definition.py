@@ -219,12 +219,12 @@ class Definition(ABC):
             return LaneItems(rows, maker, found, self.max_empty_rows, self.known_packs(found))
 
         # If lanes count items, they end where batches are dropped.
-        drops = bool(size) and self.identity.settings.drop_last and not counts_items
+        drops = self.identity.settings.drop_last and not counts_items
         return ItemStream(
             self._reading_of(assignment, open_items, goes_on=goes_on),
             meter,
             turn_items=None if counts_items else assignment.cut.turn_rows,
-            min_items=size if size and drops else 1,
+            min_items=(size or 1) if drops else 1,
         )
 
     def _reading_of(

@@ -100,6 +100,7 @@ class ItemMaker:
         if self.transform:
             rows = [self._row(row, ranges, index) for index, row in enumerate(rows)]
             self._cells[ROW] = 0
+            self._check_keys(rows)
             if self.transform.errors is not None and collate_fn is not unchanged:
                 rows = [row for row in rows if row is not SKIPPED]
                 if not rows:
@@ -115,12 +116,19 @@ class ItemMaker:
     def transform_row(self, row: Any) -> Any:  # noqa: ANN401 - a user's function may return anything
         """Return the result of `transform` for a row that `rows` returned; `SKIPPED` if nothing is delivered for it."""
         try:
-            return self._row(row)
+            result = self._row(row)
+            self._check_keys([result])
         except Exception as error:
             place = self._latest_place(row)
             if place is not None:
                 error.add_note(self._description(*place))
             raise
+        return result
+
+    def _check_keys(self, rows: list[Any]) -> None:
+        """Check that rows which are delivered together have the keys of a filler, if there may be one among them."""
+        if self.transform.errors is not None:
+            self.transform.errors.check_keys(rows, is_collated=self._collate_fn is default_collate)
 
     def _latest_place(self, row: Any) -> tuple[list[LaneRange], int] | None:  # noqa: ANN401 - a row in any output
         """Return the place of a row that `rows` returned: its index in ranges of lanes."""
@@ -148,8 +156,7 @@ class ItemMaker:
         except Exception as error:  # noqa: BLE001 - the user's functions may raise any
             self._meter.hidden_rows += 1
             return errors.hide(error, item, lambda: self._name_of(row, ranges, index))
-        result = self._checked(result, is_delivered=self._delivers_results)
-        return errors.accept(result, is_collated=self._collate_fn is default_collate)
+        return errors.accept(self._checked(result, is_delivered=self._delivers_results))
 
     def read_on(self, lane: int, start: int, stop: int) -> OpenRows:
         """Return the first rows of [start, stop) of a lane as they were read; see `LaneReader.read_on`."""

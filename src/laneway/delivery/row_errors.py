@@ -60,16 +60,11 @@ class RowErrors:
         self._num_hidden = 0
         self._next_log_s = 0.0
 
-    def accept(self, row: Any, *, is_collated: bool) -> Any:  # noqa: ANN401 - a user's function may return anything
+    def accept(self, row: Any) -> Any:  # noqa: ANN401 - a user's function may return anything
         """Return what is delivered for a row for which the functions have not failed.
-
-        Args:
-            row: What they returned.
-            is_collated: Whether `default_collate` makes a batch of it, for which all rows must have the same keys.
 
         Raises:
             TypeError: It can't be marked as valid.
-            ValueError: A filler has other keys.
         """
         if self._filler is None:
             return row
@@ -78,20 +73,30 @@ class RowErrors:
                 f'on_error="mask" adds {VALID!r} to each row, so transform must return a dict, not {type(row).__name__}'
             )
             raise TypeError(message)
-        if self._is_default or is_collated:
-            self._check_keys(row, self._filler)
         return {**row, VALID: True}
 
-    def _check_keys(self, row: Mapping[str, Any], filler: Mapping[str, Any]) -> None:
-        """Check that a filler has the keys of a row: the first row of a batch says which keys the batch has."""
-        if row.keys() - {VALID} == filler.keys() - {VALID}:
+    def check_keys(self, rows: Iterable[Any], *, is_collated: bool) -> None:
+        """Check that rows which are delivered together have the keys of a filler.
+
+        Args:
+            rows: What `accept` and `hide` returned.
+            is_collated: Whether `default_collate` makes a batch of them: its first row says which keys the batch has.
+
+        Raises:
+            ValueError: One has others.
+        """
+        if self._filler is None or not (self._is_default or is_collated):
             return
-        which = "the filler that is used by default" if self._is_default else "filler"
-        message = (
-            f'on_error="mask": a row that transform returned has the keys {_listed(row)}, but {which} has '
-            f"{_listed(filler)}: pass filler=, such as a row that transform could return"
-        )
-        raise ValueError(message)
+        keys = self._filler.keys() | {VALID}
+        for row in rows:
+            if row.keys() != keys:
+                which = "the filler that is used by default" if self._is_default else "filler"
+                returned = _listed(key for key in row if key != VALID)
+                message = (
+                    f'on_error="mask": a row that transform returned has the keys {returned}, but {which} has '
+                    f"{_listed(self._filler)}: pass filler=, such as a row that transform could return"
+                )
+                raise ValueError(message)
 
     @classmethod
     def of(

@@ -116,19 +116,19 @@ class EpochSchedule:
 
     def copy(self) -> EpochSchedule:
         """Return an independent schedule whose next pass is the same."""
-        return self._copy_to(EpochSchedule(is_endless=self.is_endless, has_epochs=self.has_epochs))
+        return self._copy_under(None)
 
     def of_loader(self) -> EpochSchedule:
         """Return the schedule of a loader over this dataset, which counts its own passes.
 
         Epochs that are chosen and states that are loaded here apply to it too. The passes that it begins count here.
         """
-        other = self._copy_to(EpochSchedule(self, is_endless=self.is_endless, has_epochs=self.has_epochs))
+        other = self._copy_under(self)
         self._loaders.add(other)
         return other
 
-    def _copy_to(self, other: EpochSchedule) -> EpochSchedule:
-        restored = self.pending
+    def _copy_under(self, dataset: EpochSchedule | None) -> EpochSchedule:
+        other, restored = EpochSchedule(dataset, is_endless=self.is_endless, has_epochs=self.has_epochs), self.pending
         if restored is None:
             start = self.next_start()[0]
             other.set_next(start.epoch)
@@ -207,15 +207,15 @@ class EpochSchedule:
             if begun.generation == generation:
                 epoch = max(epoch, begun.running.epoch + 1)
             return Progress(epoch), generation
-        if begun is not None and self._is_unused(begun):
-            progress = begun.running.progress()
-            return next_epoch(progress) if begun.running.is_complete else progress, generation
+        if begun is not None and begun.pid == os.getpid() and (self.is_endless or self._is_unused(begun)):
+            progress, ends_epoch = begun.running.progress(), self.is_endless and begun.running.is_complete
+            return next_epoch(progress) if ends_epoch else progress, generation
         return self._start if self.is_endless else Progress(self._clock.next()[1]), generation
 
     def _is_unused(self, begun: _Begun) -> bool:
-        """Return whether nothing was chosen or begun since a pass, and it has delivered nothing, or is endless."""
-        is_last = begun.pid == os.getpid() and (self.is_endless or self._clock.is_untouched(begun.generation))
-        return is_last and (self.is_endless or not (begun.running.num_delivered or begun.running.is_over))
+        """Return whether a pass has delivered nothing, and nothing was chosen or begun since."""
+        is_used = begun.running.num_delivered or begun.running.is_over
+        return not is_used and self._clock.is_untouched(begun.generation)
 
     def _check_goes_on(self) -> None:
         """Check that a worker of a user's own DataLoader need not go on where an earlier pass has stopped."""

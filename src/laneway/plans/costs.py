@@ -143,10 +143,9 @@ def _blocks_of_rows(
     plan: Plan, shard: NDArray[np.int64], start: NDArray[np.int64], stop: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the first block that holds rows [start, stop) of some shards, and one past the last one."""
-    shards, selected = plan.shards, plan.identity.selected
-    before = selected.block_row_starts[selected.block_starts[shards.file_index[shard]]] + shards.row_offset[shard]
-    first = np.searchsorted(selected.block_row_starts, before + start, side="right") - 1
-    return first, np.searchsorted(selected.block_row_starts, before + stop, side="left")
+    before, blocks = plan.shard_starts[shard], plan.identity.selected.block_row_starts
+    first = np.searchsorted(blocks, before + start, side="right") - 1
+    return first, np.searchsorted(blocks, before + stop, side="left")
 
 
 def _stored_bytes(plan: Plan) -> NDArray[np.float64]:

@@ -44,7 +44,7 @@ def read_rows(definition: DatasetDefinition, path: str, rows: Sequence[int], epo
     identity = Identity(files, plain)
     in_order = replace(definition, identity=identity, selection=None, prefetch_windows=0)
     progress = Progress(epoch, cut=fresh_cut(1, 1))
-    first = int(files.block_row_starts[files.block_starts[file_index]])
+    first = int(files.row_starts[file_index])
     ranges = [*_joined(first, rows)]
     maker = in_order.open_items(assign_whole_job(identity, progress), Meter())
     try:

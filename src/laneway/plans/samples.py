@@ -240,8 +240,7 @@ class _Starts(NamedTuple):
     @classmethod
     def of(cls, plan: Plan) -> _Starts:
         selected = plan.identity.selected
-        files = selected.block_row_starts[selected.block_starts[:-1]]
-        return cls(files, files[plan.shards.file_index] + plan.shards.row_offset, selected.num_rows)
+        return cls(selected.row_starts[:-1], plan.shard_starts, selected.num_rows)
 
     def expected_shards(self, count: int) -> float:
         """Return from how many shards `count` rows come on average, if they are drawn from all rows."""

@@ -61,7 +61,7 @@ class NotDeleted:
         """Return how many rows of each block it selects, shape (num_blocks,)."""
         deleted = self.deleted
         # Row numbers are those of a file, and `block_row_starts` counts over all files.
-        ranges = files.block_row_starts[files.block_starts[deleted.owners]][:, None] + deleted.ranges
+        ranges = files.row_starts[deleted.owners][:, None] + deleted.ranges
         before = np.concatenate([[0], np.cumsum(ranges[:, 1] - ranges[:, 0])])
         index = np.searchsorted(ranges[:, 0], files.block_row_starts, side="right") - 1
         # Deleted rows before the start of each block: those of earlier ranges, and a part of the last one that began.

@@ -61,14 +61,9 @@ class PackOptions:
         check_choice("strategy", self.strategy, get_args(Strategy))
         check_choice("overflow", self.overflow, get_args(Overflow))
         check_choice("mask", self.mask, get_args(Mask))
-        for name, token in (("separator", self.separator), ("pad_value", self.pad_value)):
-            number = 0 if token is None else plain_int(token)
-            if number is None or (token is None and name == "pad_value"):
-                message = f"{name} must be a token, an int, not {token!r}"
-                raise TypeError(message)
-            if not -(2**63) <= number < 2**63:
-                message = f"{name} must be a token that int64 can hold, not {token!r}"
-                raise ValueError(message)
+        if self.separator is not None:
+            _check_token("separator", self.separator)
+        _check_token("pad_value", self.pad_value)
         if not isinstance(self.column, str):
             message = f"column must be the name of a column, not {self.column!r}"
             raise TypeError(message)
@@ -104,6 +99,22 @@ class PackOptions:
         if self.strategy == "best_fit":
             options += f", overflow={self.overflow!r}, group_rows={self.group_rows}"
         return f"pack({options})"
+
+
+def _check_token(name: str, token: int) -> None:
+    """Check that an option is a token.
+
+    Raises:
+        TypeError: It is no int.
+        ValueError: int64 can't hold it.
+    """
+    number = plain_int(token)
+    if number is None:
+        message = f"{name} must be a token, an int, not {token!r}"
+        raise TypeError(message)
+    if not -(2**63) <= number < 2**63:
+        message = f"{name} must be a token that int64 can hold, not {token!r}"
+        raise ValueError(message)
 
 
 class Documents(NamedTuple):

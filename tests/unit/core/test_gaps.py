@@ -30,7 +30,7 @@ def state_after(steps: int, identity: Identity = IDENTITY) -> dict[str, Any]:
     """Return the state of two ranks that deliver eight rows a step."""
     job = Job(identity, 2, 1, OPTIONS, Progress(1))
     job.run(steps)
-    complete = all(cursor.is_at_end for cursor in job.cursors.values())
+    complete = job.is_at_end
     return write_state(identity, job.whole_progress(), WorkerPlace(0, 2), complete=complete)
 
 
