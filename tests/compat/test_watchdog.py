@@ -14,12 +14,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from laneway import Mixture, SavableLoader, StatefulShardedDataset, WorkerError
 from tests.compat.loaders import FORKSERVER, ids, loader_raises
+from tests.corpora import write_corpus
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -33,9 +32,7 @@ STALL_S = 2.0
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
     """Write 96 rows in 12 row groups of 3 files."""
-    for index in range(3):
-        rows = range(32 * index, 32 * (index + 1))
-        pq.write_table(pa.table({"id": rows}), tmp_path / f"part-{index}.parquet", row_group_size=8)
+    write_corpus(tmp_path, files=((8, 8, 8, 8),) * 3, names=("part-0", "part-1", "part-2"))
     return tmp_path
 
 
