@@ -6,7 +6,7 @@ import logging
 import os
 import posixpath
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from laneway.errors import CheckpointError
 from laneway.storage.entries import file_size, get_entry
 from laneway.storage.listing import list_directory
 from laneway.storage.reading import read_range, read_small_file
-from laneway.storage.writing import create_file, write_file
+from laneway.storage.writing import create_file, remove_file, write_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -165,20 +165,11 @@ class CheckpointFolder:
         with ThreadPoolExecutor(NUM_CONCURRENT, "laneway-delete") as pool:
             for paths in (index, [each for each in listed if each not in index]):
                 # Not a bulk request: s3fs passes over what such a request could not delete.
-                for _ in pool.map(self._remove, paths):
+                for _ in pool.map(partial(remove_file, storage), paths):
                     pass
         if storage.is_local:
             with storage.translate_errors(path, "written"):
                 Path(path).rmdir()
-
-    def _remove(self, path: str) -> None:
-        storage = self.storage
-
-        def remove() -> None:
-            with suppress(FileNotFoundError):
-                Path(path).unlink() if storage.is_local else storage.filesystem.rm_file(storage.request_path(path))
-
-        storage.call(path, remove, access="written")
 
     def age_s(self, name: str, newer: str) -> float:
         """Return how many seconds older than the file `newer` the last file in a folder is, by the storage's clock.
