@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from laneway.arguments import plain_int
 from laneway.checkpoint.layout import INDEX, decode_index, number_of, parse_name
 from laneway.errors import CheckpointError
 from laneway.storage.entries import file_size, get_entry
@@ -105,6 +106,30 @@ class CheckpointFolder:
             return [*map(read, names)]
         with ThreadPoolExecutor(NUM_CONCURRENT, "laneway-index") as pool:
             return [*pool.map(read, names)]
+
+    def find(self, which: int | str) -> Checkpoint:
+        """Return the newest complete checkpoint of a step, or with a tag.
+
+        Args:
+            which: The step or tag.
+
+        Raises:
+            CheckpointError: There is none.
+            DataFileError: The folder can't be read.
+            TypeError: It is neither a step nor a tag.
+        """
+        if plain_int(which) is None and not isinstance(which, str):  # type: ignore[arg-type]  # that is what it checks
+            message = f"a checkpoint is named by its step, an int, or its tag, a string, not by {which!r}"
+            raise TypeError(message)
+        others = []
+        for each in self.complete():
+            if which in {each.step, each.tag}:
+                return each
+            others.append(each)
+        steps = ", ".join(f"{each.step}" + (f" ({each.tag})" if each.tag else "") for each in others[9::-1])
+        kind = "of step" if isinstance(which, int) else "with the tag"
+        message = f"{self!r} has no checkpoint {kind} {which!r}; the newest are of steps {steps or 'none'}"
+        raise CheckpointError(message)
 
     def problem(self, checkpoint: Checkpoint) -> str | None:
         """Return why a checkpoint can't be loaded, judged by the sizes of its files, or None: one listing."""

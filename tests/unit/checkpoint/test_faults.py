@@ -105,6 +105,10 @@ def test_a_folder_of_thousands_of_checkpoints_is_resumed_from_without_reading_th
     monkeypatch.setattr(folder, "decode_index", decode)
     assert resumed(tmp_path) == (count + 1, 1)
     assert read == [folder_name(count + 1, count + 1)]
+    read.clear()
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.load(count + 1, model=model_of(-1)).step == count + 1
+    assert read == [folder_name(count + 1, count + 1)]
     with Checkpoints(tmp_path, keep=[KeepLatest(2)]) as checkpoints:
         checkpoints.save(count + 2, model=model_of(2))
         assert [each.step for each in checkpoints.list()] == [count + 1, count + 2]
