@@ -173,6 +173,8 @@ def test_without_workers_the_log_says_where_the_process_is(corpus: Path, caplog:
         assert ids(loader) == expected
     finally:
         logging.getLogger("laneway").removeHandler(handler)
+    # The function has returned before other handlers have the warning too.
+    wait_until(lambda: bool(records(caplog)), lambda: "the warning is in the log")
     message = records(caplog)[0]
     assert re.search(
         r"no batch for 0 s: rank 0, which has no workers \(pid \d+, [\d.]+ [MG]iB of memory\) calls", message
