@@ -105,17 +105,14 @@ class Activity:
             self.cells[slot] = 0
             self._free.append(slot)
 
-    @contextmanager
-    def part(self, slot: int | None, place: str) -> Iterator[None]:
-        """Show that a thread decodes a part of a file within the block."""
+    def begin_part(self, slot: int | None, place: str) -> None:
+        """Show that a thread decodes a part of a file, until it begins another one or gives its slot back."""
         if slot is None:
-            yield
             return
         text = place.encode()[-_TEXT_BYTES:].ljust(_TEXT_BYTES, b"\0")
         self.cells[slot + _TEXT_CELL : slot + _SLOT_CELLS] = memoryview(text).cast("q")
         self.cells[slot + 1] = Stage.DECODE
         self.cells[slot] = time.monotonic_ns()
-        yield
 
     @contextmanager
     def stage(self, slot: int | None, stage: Stage) -> Iterator[None]:

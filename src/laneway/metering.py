@@ -19,6 +19,7 @@ from laneway.activity import Activity, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
 _MEMORY_INTERVAL_S: Final = 1.0
 """Seconds for which a measured memory is good enough: asking the kernel takes longer than counting a batch."""
@@ -61,7 +62,7 @@ class Meter:
     __slots__ = (
         *("batches", "convert_s", "hidden_rows", "rows", "send_s", "transform_s", "wait_s"),
         *("activity", "cells"),
-        *("_bytes_read", "_decode_s", "_lock", "_memory_at", "_memory_bytes", "_order_s", "_read_s", "_retries"),
+        *("_bytes_read", "_lock", "_memory_at", "_memory_bytes", "_retries", "_seconds"),
     )
 
     def __init__(self, cells: memoryview | None = None) -> None:
@@ -91,7 +92,7 @@ class Meter:
         # Of the threads that read:
         self._lock = threading.Lock()
         self._bytes_read = self._retries = 0
-        self._read_s = self._decode_s = self._order_s = 0.0
+        self._seconds = {Stage.READ: 0.0, Stage.DECODE: 0.0, Stage.ORDER: 0.0}
         self._memory_bytes, self._memory_at = 0, -_MEMORY_INTERVAL_S
 
     @contextmanager
@@ -105,46 +106,36 @@ class Meter:
             self.activity.give_back(_here.slot)
             _here.meter, _here.slot = before
 
-    @contextmanager
-    def decoding(self, place: str) -> Iterator[None]:
-        """Measure the block as decoding, but for the reads within.
+    def decoding(self, place: str) -> AbstractContextManager[None]:
+        """Measure a block as decoding.
 
         Args:
             place: What is decoded, such as "row group 3 of part-0.parquet".
         """
+        self.activity.begin_part(_here.slot, place)
+        return self._measured(Stage.DECODE)
+
+    def ordering(self) -> AbstractContextManager[None]:
+        """Measure a block as putting rows in order."""
+        return self._measured(Stage.ORDER)
+
+    def reading(self) -> AbstractContextManager[None]:
+        """Measure a block as a read of this thread."""
+        return self._measured(Stage.READ)
+
+    @contextmanager
+    def _measured(self, stage: Stage) -> Iterator[None]:
+        """Measure the block as a stage, but for the reads within."""
         began, read_before = perf_counter(), _here.read_s
         try:
-            with self.activity.part(_here.slot, place):
+            with self.activity.stage(_here.slot, stage):
                 yield
         finally:
             elapsed = perf_counter() - began - (_here.read_s - read_before)
+            if stage is Stage.READ:
+                _here.read_s += elapsed
             with self._lock:
-                self._decode_s += elapsed
-
-    @contextmanager
-    def ordering(self) -> Iterator[None]:
-        """Measure the block as putting rows in order."""
-        began = perf_counter()
-        try:
-            with self.activity.stage(_here.slot, Stage.ORDER):
-                yield
-        finally:
-            elapsed = perf_counter() - began
-            with self._lock:
-                self._order_s += elapsed
-
-    @contextmanager
-    def reading(self) -> Iterator[None]:
-        """Measure the block as a read of this thread."""
-        began = perf_counter()
-        try:
-            with self.activity.stage(_here.slot, Stage.READ):
-                yield
-        finally:
-            elapsed = perf_counter() - began
-            _here.read_s += elapsed
-            with self._lock:
-                self._read_s += elapsed
+                self._seconds[stage] += elapsed
 
     def count_bytes(self, num_bytes: int) -> None:
         """Count bytes that were read."""
@@ -169,9 +160,9 @@ class Meter:
             self.hidden_rows,
             self._memory_bytes,
             self.wait_s,
-            self._read_s,
-            self._decode_s,
-            self._order_s,
+            self._seconds[Stage.READ],
+            self._seconds[Stage.DECODE],
+            self._seconds[Stage.ORDER],
             self.convert_s,
             self.transform_s,
             self.send_s,

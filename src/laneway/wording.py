@@ -6,6 +6,8 @@ from typing import Final
 
 _UNITS: Final = {"TiB": 2**40, "TB": 10**12, "GiB": 2**30, "GB": 10**9, "MiB": 2**20, "MB": 10**6, "KiB": 2**10}
 """Largest first."""
+_FOUR_DIGITS: Final = 999.5
+"""The least number that is rounded to four digits."""
 
 
 def counted(number: int, noun: str, plural: str | None = None) -> str:
@@ -30,10 +32,7 @@ def size(num_bytes: int) -> str:
 def rounded_size(num_bytes: float) -> str:
     """Return about how large something is, to three digits, such as "8.01 MiB" or "401 bytes"."""
     for unit in ("TiB", "GiB", "MiB", "KiB"):
-        if num_bytes >= _UNITS[unit]:
-            return (
-                f"{num_bytes / _UNITS[unit]:.3g} {unit}"
-                if num_bytes < 1000 * _UNITS[unit]
-                else f"{num_bytes / _UNITS[unit]:,.0f} {unit}"
-            )
+        if (number := num_bytes / _UNITS[unit]) >= 1:
+            # Four digits with "g" would be "1e+03".
+            return f"{number:.3g} {unit}" if number < _FOUR_DIGITS else f"{number:,.0f} {unit}"
     return counted(round(num_bytes), "byte")

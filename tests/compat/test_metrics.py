@@ -7,12 +7,12 @@ import time
 from contextlib import redirect_stderr
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from laneway import Mixture, SavableLoader, StatefulShardedDataset
 from tests.compat.loaders import ids
+from tests.corpora import write_corpus
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,9 +25,7 @@ NUM_ROWS = 96
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
     """Write 96 rows in 12 row groups of 3 files."""
-    for index in range(3):
-        rows = range(32 * index, 32 * (index + 1))
-        pq.write_table(pa.table({"id": rows}), tmp_path / f"part-{index}.parquet", row_group_size=8)
+    write_corpus(tmp_path, files=((8, 8, 8, 8),) * 3, names=("part-0", "part-1", "part-2"))
     return tmp_path
 
 
@@ -54,7 +52,8 @@ def test_counts_are_those_of_what_was_delivered(corpus: Path, num_workers: int) 
     in_files = 0
     for path in corpus.iterdir():
         footer = pq.read_metadata(path)
-        chunks = [footer.row_group(group).column(0) for group in range(footer.num_row_groups)]
+        groups = map(footer.row_group, range(footer.num_row_groups))
+        chunks = [group.column(index) for group in groups for index in range(group.num_columns)]
         in_files += sum(chunk.total_compressed_size for chunk in chunks)
     footers = sum(path.stat().st_size for path in corpus.iterdir())
     assert in_files < found.bytes_read <= in_files + max(1, num_workers) * footers

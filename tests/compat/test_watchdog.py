@@ -14,12 +14,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from laneway import Mixture, SavableLoader, StatefulShardedDataset, WorkerError
 from tests.compat.loaders import FORKSERVER, ids, loader_raises
+from tests.corpora import write_corpus
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -33,9 +32,7 @@ STALL_S = 2.0
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
     """Write 96 rows in 12 row groups of 3 files."""
-    for index in range(3):
-        rows = range(32 * index, 32 * (index + 1))
-        pq.write_table(pa.table({"id": rows}), tmp_path / f"part-{index}.parquet", row_group_size=8)
+    write_corpus(tmp_path, files=((8, 8, 8, 8),) * 3, names=("part-0", "part-1", "part-2"))
     return tmp_path
 
 
@@ -177,6 +174,8 @@ def test_without_workers_the_log_says_where_the_process_is(corpus: Path, caplog:
         assert ids(loader) == expected
     finally:
         logging.getLogger("laneway").removeHandler(handler)
+    # The function has returned before other handlers have the warning too.
+    wait_until(lambda: bool(records(caplog)), lambda: "the warning is in the log")
     message = records(caplog)[0]
     assert re.search(
         r"no batch for 0 s: rank 0, which has no workers \(pid \d+, [\d.]+ [MG]iB of memory\) calls", message

@@ -13,10 +13,10 @@ from torch import nn
 
 from laneway import Checkpoints, RetryPolicy
 from laneway.checkpoint import KeepLatest, lock
-from laneway.checkpoint.layout import Checkpoint, folder_name
 from laneway.errors import CheckpointError, DataFileError
 from laneway.storage.filesystem import Storage
 from laneway.storage.writing import create_file
+from tests.checkpoints import write_indices
 from tests.fuzzing import num_cases
 from tests.storage.beds import THOROUGH
 from tests.storage.fault_proxy import Fault, Kind
@@ -237,10 +237,7 @@ def test_the_file_of_a_writer_that_is_gone_is_taken_over(
 
 def upload_run(bed: Bed, folder: Path, count: int) -> str:
     """Upload the indices of many checkpoints of nothing."""
-    for number in range(1, count + 1):
-        path = folder / "run" / folder_name(number, number)
-        path.mkdir(parents=True)
-        (path / "index.json").write_bytes(Checkpoint(number, number).encode())
+    write_indices(folder / "run", count)
     return bed.upload(folder) + "/run"
 
 

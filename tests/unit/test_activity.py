@@ -15,13 +15,14 @@ def test_the_slowest_thread_comes_first_and_ended_ones_are_gone() -> None:
     assert read_activity(cells) == (Stage.START, [])
     first, second = activity.take_slot(), activity.take_slot()
     cells[STAGE] = Stage.WAIT
-    with activity.part(first, "row group 1 of a.parquet"), activity.part(second, "row group 2 of b.parquet"):
-        with activity.stage(second, Stage.READ):
-            assert seen(cells) == [
-                (Stage.DECODE, "row group 1 of a.parquet"),
-                (Stage.READ, "row group 2 of b.parquet"),
-            ]
-        assert seen(cells)[1] == (Stage.DECODE, "row group 2 of b.parquet")
+    activity.begin_part(first, "row group 1 of a.parquet")
+    activity.begin_part(second, "row group 2 of b.parquet")
+    with activity.stage(second, Stage.READ):
+        assert seen(cells) == [
+            (Stage.DECODE, "row group 1 of a.parquet"),
+            (Stage.READ, "row group 2 of b.parquet"),
+        ]
+    assert seen(cells)[1] == (Stage.DECODE, "row group 2 of b.parquet")
     activity.give_back(first)
     stage, threads = read_activity(cells)
     assert (stage, [each.place for each in threads]) == (Stage.WAIT, ["row group 2 of b.parquet"])
@@ -32,8 +33,8 @@ def test_the_slowest_thread_comes_first_and_ended_ones_are_gone() -> None:
 def test_of_a_long_path_the_end_is_kept() -> None:
     activity = Activity()
     slot = activity.take_slot()
-    with activity.part(slot, "row group 1 of " + "directory/" * 40 + "é/part-0.parquet"):
-        ((_, place),) = seen(activity.cells)
+    activity.begin_part(slot, "row group 1 of " + "directory/" * 40 + "é/part-0.parquet")
+    ((_, place),) = seen(activity.cells)
     assert place.endswith("directory/é/part-0.parquet")
     assert len(place.encode()) == 240
 
@@ -43,7 +44,8 @@ def test_threads_without_a_slot_are_not_shown_and_slots_are_used_again() -> None
     slots = []
     while (slot := activity.take_slot()) is not None:
         slots.append(slot)
-    with activity.part(None, "row group 1 of a.parquet"), activity.stage(None, Stage.READ):
+    activity.begin_part(None, "row group 1 of a.parquet")
+    with activity.stage(None, Stage.READ):
         assert seen(activity.cells) == []
     activity.give_back(None)
     activity.give_back(slots[0])

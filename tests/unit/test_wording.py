@@ -39,3 +39,4 @@ def test_a_size_has_the_largest_unit_of_which_it_is_a_whole_number(num_bytes: in
 def test_sizes_are_rounded_to_three_digits() -> None:
     found = [rounded_size(number) for number in (1, 1023, 1536, 8_400_000, 1_100_000_000, 2**50)]
     assert found == ["1 byte", "1,023 bytes", "1.5 KiB", "8.01 MiB", "1.02 GiB", "1,024 TiB"]
+    assert [rounded_size(number * 2**20) for number in (999.4, 999.5, 1023.4)] == ["999 MiB", "1,000 MiB", "1,023 MiB"]

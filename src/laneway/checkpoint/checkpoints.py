@@ -6,7 +6,7 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from laneway.arguments import check_choice, check_flag, check_int, check_seconds, plain_int
+from laneway.arguments import check_choice, check_flag, check_int, check_seconds
 from laneway.checkpoint.content import Objects, check_user_values
 from laneway.checkpoint.exporting import export_model
 from laneway.checkpoint.folder import CheckpointFolder
@@ -315,7 +315,7 @@ class Checkpoints:
             CheckpointError: There is none, or it is damaged.
         """
         objects = Objects.of(model, optimizer, loader, {"scheduler": scheduler, **others})
-        checkpoint = self._ranks.broadcast(f"load({which!r})", lambda: self._find(which), src_rank=0)
+        checkpoint = self._ranks.broadcast(f"load({which!r})", lambda: self._folder.find(which), src_rank=0)
         return self._restore(checkpoint, objects, rng=rng, strict=strict, verify=verify)
 
     # `choices` are those of restore().
@@ -346,7 +346,7 @@ class Checkpoints:
         Raises:
             CheckpointError: There is none, or a file is missing or damaged.
         """
-        checkpoint = self._find(which)
+        checkpoint = self._folder.find(which)
         verify_files(self._folder, checkpoint)
         return checkpoint
 
@@ -360,7 +360,7 @@ class Checkpoints:
             CheckpointError: There is none.
             DataFileError: The storage refused.
         """
-        self._folder.delete(self._find(which).name)
+        self._folder.delete(self._folder.find(which).name)
 
     def export(self, which: int | str, path: str | os.PathLike[str]) -> None:
         """Write the model of a checkpoint to one file, a state dict that `torch.load(weights_only=True)` returns.
@@ -373,19 +373,7 @@ class Checkpoints:
             CheckpointError: There is none, it holds no model, or it is damaged.
             DataFileError: The file can't be written.
         """
-        export_model(self._folder, self._find(which), path)
-
-    def _find(self, which: int | str) -> Checkpoint:
-        if plain_int(which) is None and not isinstance(which, str):  # type: ignore[arg-type]  # that is what it checks
-            message = f"a checkpoint is named by its step, an int, or its tag, a string, not by {which!r}"
-            raise TypeError(message)
-        found = [each for each in self.list() if which in {each.step, each.tag}]
-        if not found:
-            steps = ", ".join(f"{each.step}" + (f" ({each.tag})" if each.tag else "") for each in self.list()[-10:])
-            kind = "of step" if isinstance(which, int) else "with the tag"
-            message = f"{self._folder!r} has no checkpoint {kind} {which!r}; the newest are of steps {steps or 'none'}"
-            raise CheckpointError(message)
-        return found[-1]
+        export_model(self._folder, self._folder.find(which), path)
 
     # -- The end ------------------------------------------------------------------------------------------------------
 

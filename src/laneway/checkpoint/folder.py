@@ -6,16 +6,17 @@ import logging
 import os
 import posixpath
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from laneway.arguments import plain_int
 from laneway.checkpoint.layout import INDEX, decode_index, number_of, parse_name
 from laneway.errors import CheckpointError
 from laneway.storage.entries import file_size, get_entry
 from laneway.storage.listing import list_directory
 from laneway.storage.reading import read_range, read_small_file
-from laneway.storage.writing import create_file, write_file
+from laneway.storage.writing import create_file, remove_file, write_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -106,6 +107,30 @@ class CheckpointFolder:
         with ThreadPoolExecutor(NUM_CONCURRENT, "laneway-index") as pool:
             return [*pool.map(read, names)]
 
+    def find(self, which: int | str) -> Checkpoint:
+        """Return the newest complete checkpoint of a step, or with a tag.
+
+        Args:
+            which: The step or tag.
+
+        Raises:
+            CheckpointError: There is none.
+            DataFileError: The folder can't be read.
+            TypeError: It is neither a step nor a tag.
+        """
+        if plain_int(which) is None and not isinstance(which, str):  # type: ignore[arg-type]  # that is what it checks
+            message = f"a checkpoint is named by its step, an int, or its tag, a string, not by {which!r}"
+            raise TypeError(message)
+        others = []
+        for each in self.complete():
+            if which in {each.step, each.tag}:
+                return each
+            others.append(each)
+        steps = ", ".join(f"{each.step}" + (f" ({each.tag})" if each.tag else "") for each in others[9::-1])
+        kind = "of step" if isinstance(which, int) else "with the tag"
+        message = f"{self!r} has no checkpoint {kind} {which!r}; the newest are of steps {steps or 'none'}"
+        raise CheckpointError(message)
+
     def problem(self, checkpoint: Checkpoint) -> str | None:
         """Return why a checkpoint can't be loaded, judged by the sizes of its files, or None: one listing."""
         listed = list_directory(self.storage, self.path(checkpoint.name))
@@ -165,20 +190,11 @@ class CheckpointFolder:
         with ThreadPoolExecutor(NUM_CONCURRENT, "laneway-delete") as pool:
             for paths in (index, [each for each in listed if each not in index]):
                 # Not a bulk request: s3fs passes over what such a request could not delete.
-                for _ in pool.map(self._remove, paths):
+                for _ in pool.map(partial(remove_file, storage), paths):
                     pass
         if storage.is_local:
             with storage.translate_errors(path, "written"):
                 Path(path).rmdir()
-
-    def _remove(self, path: str) -> None:
-        storage = self.storage
-
-        def remove() -> None:
-            with suppress(FileNotFoundError):
-                Path(path).unlink() if storage.is_local else storage.filesystem.rm_file(storage.request_path(path))
-
-        storage.call(path, remove, access="written")
 
     def age_s(self, name: str, newer: str) -> float:
         """Return how many seconds older than the file `newer` the last file in a folder is, by the storage's clock.

@@ -10,13 +10,12 @@ import threading
 import time
 import uuid
 import weakref
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from laneway.checkpoint.layout import WRITER
 from laneway.errors import CheckpointError, LanewayError
 from laneway.storage.reading import read_small_file
-from laneway.storage.writing import create_file, write_file
+from laneway.storage.writing import create_file, remove_file, write_file
 
 if TYPE_CHECKING:
     from laneway.storage.filesystem import Storage
@@ -103,11 +102,8 @@ class WriterLock:
         self._thread = None
         if self._lost is None:
             try:
-                if self._storage.is_local:
-                    Path(self._path).unlink(missing_ok=True)
-                else:
-                    self._storage.filesystem.rm_file(self._path)
-            except Exception as error:  # noqa: BLE001 - it is taken over if it is not there to be removed
+                remove_file(self._storage, self._path)
+            except Exception as error:  # noqa: BLE001 - another job takes over what can't be removed
                 _log.warning("%s can't be removed: %s", self._storage.redact(self._path), type(error).__name__)
 
     def renew(self) -> None:

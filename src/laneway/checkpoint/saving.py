@@ -99,12 +99,9 @@ class Saver:
         Raises:
             CheckpointError: It could not be written.
         """
-        writing, self._writing = self._writing, None
-        if writing is not None:
-            try:
-                writing.result()
-            except Exception as error:
-                raise CheckpointError(_failed(error)) from error
+        error = self.forget()
+        if error is not None:
+            raise CheckpointError(_failed(error)) from error
 
     @property
     def failure(self) -> str | None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Self, final
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Final, final
 
 from laneway.wording import rounded_size
 
@@ -35,10 +35,8 @@ class StageSeconds:
     send: float = 0.0
     """Batches were copied for the main process; 0 without workers."""
 
-    @classmethod
-    def of(cls, counts: Counts) -> Self:
-        """Return the seconds among counts."""
-        return cls(**{each.name: getattr(counts, f"{each.name}_s") for each in fields(cls)})
+
+_STAGES: Final = tuple(each.name for each in fields(StageSeconds))
 
 
 @final
@@ -62,6 +60,10 @@ class WorkerMetrics:
     """Its resident memory when it made that batch, with what it shares with others; 0 if it is the main process."""
     stages: StageSeconds
     """Where its time went."""
+
+
+_COUNTS: Final = ("batches", "rows", "bytes_read", "retries", "hidden_rows")
+"""What workers add up, apart from the seconds of stages."""
 
 
 @final
@@ -118,8 +120,7 @@ class LoaderMetrics:
     @property
     def stages(self) -> StageSeconds:
         """Seconds of each stage, of all workers together."""
-        names = [each.name for each in fields(StageSeconds)]
-        return StageSeconds(**{name: sum(getattr(each.stages, name) for each in self.workers) for name in names})
+        return StageSeconds(**{name: sum(getattr(each.stages, name) for each in self.workers) for name in _STAGES})
 
     @property
     def progress(self) -> float | None:
@@ -151,14 +152,10 @@ class LoaderMetrics:
     def since(self, earlier: LoaderMetrics) -> LoaderMetrics:
         """Return the counts and seconds since earlier metrics of the same loader; all else is as it is now."""
         before = {each.worker: each for each in earlier.workers}
-        return LoaderMetrics(
-            epoch=self.epoch,
-            epoch_batches=self.epoch_batches,
-            epoch_total=self.epoch_total,
+        return replace(
+            self,
             seconds=self.seconds - earlier.seconds,
             waited_s=self.waited_s - earlier.waited_s,
-            queue_depth=self.queue_depth,
-            memory_bytes=self.memory_bytes,
             workers=tuple(_since(each, before.get(each.worker)) for each in self.workers),
         )
 
@@ -172,7 +169,7 @@ class LoaderMetrics:
             found["progress"] = progress
         found["worker_memory_bytes"] = sum(each.memory_bytes for each in self.workers)
         stages = self.stages
-        return found | {f"{each.name}_s": getattr(stages, each.name) for each in fields(StageSeconds)}
+        return found | {f"{name}_s": getattr(stages, name) for name in _STAGES}
 
     def __str__(self) -> str:
         total = "" if self.epoch_total is None else f"/{self.epoch_total:,}"
@@ -191,9 +188,9 @@ class LoaderMetrics:
         return ", ".join([*parts, *(f"{number:,} {name}" for name, number in rare.items() if number)])
 
 
-_NUMBERS = (
+_NUMBERS: Final = (
     *("epoch", "epoch_batches", "seconds", "waited_s", "waited_share", "queue_depth", "memory_bytes"),
-    *("batches", "rows", "bytes_read", "retries", "hidden_rows", "rows_per_s", "batches_per_s", "bytes_per_s"),
+    *(*_COUNTS, "rows_per_s", "batches_per_s", "bytes_per_s"),
 )
 
 
@@ -201,26 +198,15 @@ def metrics_of_worker(worker: int, counts: Counts) -> WorkerMetrics:
     """Return the metrics of a worker."""
     return WorkerMetrics(
         worker=worker,
-        batches=counts.batches,
-        rows=counts.rows,
-        bytes_read=counts.bytes_read,
-        retries=counts.retries,
-        hidden_rows=counts.hidden_rows,
         memory_bytes=counts.memory_bytes,
-        stages=StageSeconds.of(counts),
+        stages=StageSeconds(**{name: getattr(counts, f"{name}_s") for name in _STAGES}),
+        **{name: getattr(counts, name) for name in _COUNTS},
     )
 
 
 def _since(now: WorkerMetrics, before: WorkerMetrics | None) -> WorkerMetrics:
     if before is None:
         return now
-    names = ("batches", "rows", "bytes_read", "retries", "hidden_rows")
-    stages = {
-        each.name: getattr(now.stages, each.name) - getattr(before.stages, each.name) for each in fields(StageSeconds)
-    }
-    return WorkerMetrics(
-        worker=now.worker,
-        memory_bytes=now.memory_bytes,
-        stages=StageSeconds(**stages),
-        **{name: getattr(now, name) - getattr(before, name) for name in names},
-    )
+    stages = {name: getattr(now.stages, name) - getattr(before.stages, name) for name in _STAGES}
+    counts = {name: getattr(now, name) - getattr(before, name) for name in _COUNTS}
+    return replace(now, stages=StageSeconds(**stages), **counts)

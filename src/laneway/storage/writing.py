@@ -1,10 +1,11 @@
-"""Writing files atomically."""
+"""Writing files atomically, and removing them."""
 
 from __future__ import annotations
 
 import inspect
 import os
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,6 +75,20 @@ def create_file(storage: Storage, path: str, data: bytes) -> bool:
             raise
         return found == data
     return True
+
+
+def remove_file(storage: Storage, path: str) -> None:
+    """Remove a file, if it exists.
+
+    Raises:
+        DataFileError: The storage refused.
+    """
+
+    def remove() -> None:
+        with suppress(FileNotFoundError):
+            Path(path).unlink() if storage.is_local else storage.filesystem.rm_file(storage.request_path(path))
+
+    storage.call(path, remove, access="written")
 
 
 def _can_create(filesystem: AbstractFileSystem) -> bool:

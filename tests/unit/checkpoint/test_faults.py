@@ -18,6 +18,7 @@ from laneway import Checkpoints
 from laneway.checkpoint import KeepLatest, folder
 from laneway.checkpoint.layout import Checkpoint, decode_index, folder_name
 from laneway.errors import CheckpointError, DataFileError
+from tests.checkpoints import write_indices
 from tests.fuzzing import num_cases
 
 if TYPE_CHECKING:
@@ -80,19 +81,11 @@ def test_a_quota_that_is_reached_in_mid_write_leaves_the_checkpoint_before_and_l
     assert resumed(tmp_path) == (0, 0)
 
 
-def many(path: Path, count: int) -> None:
-    """Write the indices of checkpoints that hold nothing."""
-    for number in range(1, count + 1):
-        each = path / folder_name(number, number)
-        each.mkdir(parents=True)
-        (each / "index.json").write_bytes(Checkpoint(number, number).encode())
-
-
 def test_a_folder_of_thousands_of_checkpoints_is_resumed_from_without_reading_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     count = num_cases(2_000)
-    many(tmp_path, count)
+    write_indices(tmp_path, count)
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(count + 1, model=model_of(1))
         assert len(checkpoints.list()) == count + 1
@@ -104,6 +97,10 @@ def test_a_folder_of_thousands_of_checkpoints_is_resumed_from_without_reading_th
 
     monkeypatch.setattr(folder, "decode_index", decode)
     assert resumed(tmp_path) == (count + 1, 1)
+    assert read == [folder_name(count + 1, count + 1)]
+    read.clear()
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.load(count + 1, model=model_of(-1)).step == count + 1
     assert read == [folder_name(count + 1, count + 1)]
     with Checkpoints(tmp_path, keep=[KeepLatest(2)]) as checkpoints:
         checkpoints.save(count + 2, model=model_of(2))
