@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_dcp
 from laneway import Checkpoints, Manifest, Mixture, SavableLoader, StatefulShardedDataset
 from laneway.cli.arguments import parser
 from laneway.cli.main import main
+from laneway.formats import FORMATS
 from tests.corpora import write_corpus
 
 if TYPE_CHECKING:
@@ -137,6 +138,26 @@ def test_inspect_says_what_there_is_and_what_to_change(ask: Callable[..., Any], 
     advice = ask("inspect", "large.parquet")[0]["advice"]
     assert advice[0].startswith("the largest row group takes 150 MiB decoded")
     assert any("a row takes 3 MiB decoded" in each for each in advice)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_can_be_chosen(name: str) -> None:
+    assert parser().parse_args(["inspect", "data", "--format", name]).format == name
+
+
+def test_a_format_is_chosen_for_files_that_do_not_tell(ask: Callable[..., Any], job: Path) -> None:
+    (job / "log").write_text('{"x": 1}\n{"x": 2}\n')
+    facts, code = ask("inspect", "log", "--format", "jsonl")
+    assert (code, facts["format"], facts["rows"]) == (0, "jsonl", 2)
+
+
+def test_a_format_that_is_none_is_refused_with_those_that_there_are(
+    ask: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        ask("inspect", "data", "--format", "xml")
+    error = capsys.readouterr().err
+    assert [name for name in FORMATS if f"'{name}'" not in error] == []
 
 
 def test_head_shows_rows_of_some_columns_that_match(ask: Callable[..., Any]) -> None:
