@@ -8,15 +8,14 @@ _UNITS: Final = {"TiB": 2**40, "TB": 10**12, "GiB": 2**30, "GB": 10**9, "MiB": 2
 """Largest first."""
 
 
-def counted(number: int, noun: str, plural: str | None = None) -> str:
-    """Return a number with its noun, such as "1 file" or "1,200 files".
+def plural(noun: str) -> str:
+    """Return the plural of a noun, such as "files" or "batches"."""
+    return f"{noun}es" if noun.endswith(("ch", "s")) else f"{noun}s"
 
-    Args:
-        number: The number.
-        noun: The noun, in the singular.
-        plural: Its plural; None: with an "s".
-    """
-    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, given in the singular, such as "1 file" or "1,200 files"."""
+    return f"{number:,} {noun if number == 1 else plural(noun)}"
 
 
 def size(num_bytes: int) -> str:

@@ -160,6 +160,27 @@ def test_a_format_that_is_none_is_refused_with_those_that_there_are(
     assert [name for name in FORMATS if f"'{name}'" not in error] == []
 
 
+def test_blocks_have_the_name_of_their_format(
+    job: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_corpus(job / "arrow", "arrow-file")
+    (job / "lines.jsonl").write_text('{"x": 1}\n{"x": 2}\n')
+    monkeypatch.chdir(job)
+    assert main(["verify", "arrow"]) == 0
+    assert capsys.readouterr().out == "7 files, 10 record batches, 48 rows: no damage\n"
+    assert main(["inspect", "arrow"]) == 0
+    shown = capsys.readouterr().out
+    assert "record batches  10, of 1 to 13 rows" in shown
+    assert "- 10 record batches can be shared by" in shown
+    assert main(["inspect", "lines.jsonl"]) == 0
+    shown = capsys.readouterr().out
+    assert "blocks       1, of 2 rows" in shown
+    assert "- 1 block can be shared by" in shown
+    assert main(["report", "arrow", "-o", "report.html"]) == 0
+    page = (job / "report.html").read_text(encoding="utf-8")
+    assert ("Record batches, decoded" in page, ">10 record batches, of " in page) == (True, True)
+
+
 def test_head_shows_rows_of_some_columns_that_match(ask: Callable[..., Any]) -> None:
     facts, code = ask("head", "data", "-n", "2", "--columns", "id,x", "--filter", '[["id", ">", 5]]')
     assert (code, facts["rows"]) == (0, [{"id": 6, "x": 3.0}, {"id": 7, "x": 3.5}])

@@ -10,7 +10,8 @@ from laneway.wording import counted, rounded_size, size
 
 def test_a_noun_is_in_the_singular_after_one_only() -> None:
     assert [counted(number, "file") for number in (0, 1, 2, 1200)] == ["0 files", "1 file", "2 files", "1,200 files"]
-    assert [counted(number, "batch", "batches") for number in (1, 2)] == ["1 batch", "2 batches"]
+    assert [counted(number, "batch") for number in (1, 2)] == ["1 batch", "2 batches"]
+    assert [counted(number, "process") for number in (1, 2)] == ["1 process", "2 processes"]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from laneway.pictures.svg import Drawing, Plot, rounded_number
-from laneway.wording import counted, rounded_size
+from laneway.wording import counted, plural, rounded_size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,7 +29,7 @@ def draw_sizes(title: str, noun: str, sizes: NDArray[np.int64]) -> Drawing:
     words = (
         f"{counted(len(sizes), noun)}, of {rounded_size(float(sizes.min()))} to {rounded_size(float(sizes.max()))}"
         if len(sizes)
-        else f"no {noun}s"
+        else f"no {plural(noun)}"
     )
     drawing = Drawing(_WIDTH, 190, f"{title}: {words}.")
     drawing.heading(title, words)
