@@ -60,8 +60,9 @@ _FIND = """\
 
 def completion(arguments: argparse.Namespace) -> Answer:
     """Print the script of a shell."""
+    parsers = commands()
     values, options = [], []
-    for command, parser in commands().items():
+    for command, parser in parsers.items():
         actions = parser.actions
         named = [option for each in actions for option in each.option_strings if option.startswith("--")]
         if named:
@@ -73,6 +74,6 @@ def completion(arguments: argparse.Namespace) -> Answer:
                 pattern = "|".join(f'"{command} {key}"' for key in keys)
                 values.append(f'      {pattern}) found="{" ".join(each.choices)}" ;;')
     before, after = _SHELLS[arguments.shell]
-    find = _FIND.format(commands=" ".join(commands()), values="\n".join(values), options="\n".join(options))
+    find = _FIND.format(commands=" ".join(parsers), values="\n".join(values), options="\n".join(options))
     script = before + find + after
     return Answer({"script": script}, script.rstrip("\n").split("\n"))
