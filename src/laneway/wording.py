@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 _UNITS: Final = {"TiB": 2**40, "TB": 10**12, "GiB": 2**30, "GB": 10**9, "MiB": 2**20, "MB": 10**6, "KiB": 2**10}
 """Largest first."""
@@ -16,6 +19,12 @@ def plural(noun: str) -> str:
 def counted(number: int, noun: str) -> str:
     """Return a number with its noun, given in the singular, such as "1 file" or "1,200 files"."""
     return f"{number:,} {noun if number == 1 else plural(noun)}"
+
+
+def span(values: Sequence[int], name: Callable[[int], str] = "{:,}".format) -> str:
+    """Return the least and the greatest of some values, such as "3 to 5", or "3" if both have the same name."""
+    least, most = name(min(values)), name(max(values))
+    return least if least == most else f"{least} to {most}"
 
 
 def size(num_bytes: int) -> str:

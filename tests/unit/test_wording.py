@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from laneway.arguments import parse_bytes
-from laneway.wording import counted, rounded_size, size
+from laneway.wording import counted, rounded_size, size, span
 
 
 def test_a_noun_is_in_the_singular_after_one_only() -> None:
@@ -40,3 +40,8 @@ def test_a_size_has_the_largest_unit_of_which_it_is_a_whole_number(num_bytes: in
 def test_sizes_are_rounded_to_three_digits() -> None:
     found = [rounded_size(number) for number in (1, 1023, 1536, 8_400_000, 1_100_000_000, 2**50)]
     assert found == ["1 byte", "1,023 bytes", "1.5 KiB", "8.01 MiB", "1.02 GiB", "1,024 TiB"]
+
+
+def test_a_span_has_both_ends_if_they_differ() -> None:
+    assert [span(values) for values in ([5, 1200, 3], [7, 7], [0])] == ["3 to 1,200", "7", "0"]
+    assert span([2**20, 2**20 + 1], rounded_size) == "1 MiB"

@@ -15,7 +15,7 @@ from laneway.errors import DataFileError
 from laneway.formats import FORMATS
 from laneway.pictures.plot import PlanPictures
 from laneway.reading.reader import RowReader
-from laneway.wording import counted, plural, rounded_size
+from laneway.wording import counted, plural, rounded_size, span
 
 if TYPE_CHECKING:
     import argparse
@@ -67,7 +67,7 @@ def inspect(arguments: argparse.Namespace) -> Answer:
                 plural(FORMATS[manifest.format].block_name),
                 None
                 if of_block is None
-                else f"{facts['blocks']:,}, of {_span([of_block[0], of_block[2]])} rows, up to "
+                else f"{facts['blocks']:,}, of {span(of_block)} rows, up to "
                 f"{rounded_size(facts['largest_block_bytes'])} decoded",
             ),
             ("partitions", ", ".join(facts["partitions"]) or None),
@@ -153,10 +153,10 @@ def plan(arguments: argparse.Namespace) -> Answer:
             ("lanes", found.num_lanes),
             ("windows", found.num_windows),
             ("steps", found.num_steps),
-            ("batches per rank", _span(batches)),
+            ("batches per rank", span(batches) if batches else None),
             ("rows repeated", found.rows_repeated),
             ("rows left out", found.rows_dropped),
-            ("read per rank", _span([*map(rounded_size, (min(read), max(read)))] if read else ())),
+            ("read per rank", span(read, rounded_size) if read else None),
             ("memory per worker", rounded_size(facts["worker_memory_bytes"] or 0)),
         ]
     )
@@ -165,14 +165,6 @@ def plan(arguments: argparse.Namespace) -> Answer:
         facts["plot"] = arguments.plot
         lines += ["", f"wrote {arguments.plot}"]
     return Answer(facts, lines)
-
-
-def _span(values: Any) -> str | None:  # noqa: ANN401 - numbers or sizes
-    if not len(values):
-        return None
-    least, most = (values[0], values[-1]) if isinstance(values, list) else (min(values), max(values))
-    shown = [f"{each:,}" if isinstance(each, int) else each for each in (least, most)]
-    return shown[0] if least == most else f"{shown[0]} to {shown[1]}"
 
 
 def where(arguments: argparse.Namespace) -> Answer:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from laneway.pictures.epochs import WIDTH
 from laneway.pictures.svg import Drawing, Plot, rounded_number
-from laneway.wording import counted, rounded_size
+from laneway.wording import counted, rounded_size, span
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -19,8 +19,7 @@ _LEFT: Final = 76
 
 def draw_bytes(bytes_per_rank: Sequence[int]) -> Drawing:
     """Draw how many bytes each rank has yet to read."""
-    least, most = (rounded_size(each) for each in (min(bytes_per_rank), max(bytes_per_rank)))
-    words = f"each rank reads {least if least == most else f'{least} to {most}'} until the end of the epoch"
+    words = f"each rank reads {span(bytes_per_rank, rounded_size)} until the end of the epoch"
     return _bars("Bytes per rank", words, bytes_per_rank, rounded_size, is_binary=True)
 
 
