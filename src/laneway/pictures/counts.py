@@ -35,13 +35,12 @@ def draw_sizes(title: str, noun: str, sizes: NDArray[np.int64]) -> Drawing:
     drawing.heading(title, words)
     plot = Plot(drawing, 56, _WIDTH - 8, 48, 156, len(counts), max(int(counts.max()), 1) * 1.05)
     plot.scale_y(rounded_number)
-    drawing.line("axis", [(plot.left, plot.bottom), (plot.right, plot.bottom)])
+    plot.axis()
     every = -(-len(counts) // 5)
     for index, count in enumerate(counts.tolist()):
         middle, width = plot.x(index + 0.5), min((plot.x(1) - plot.x(0)) * 0.86, 60)
         low, high = rounded_size(2.0 ** (first + index)), rounded_size(2.0 ** (first + index + 1))
-        says = f"{counted(count, noun)} of {low} to {high}"
-        drawing.box("bar", middle - width / 2, plot.y(count), width, plot.bottom - plot.y(count), says=says)
+        plot.bar(middle, width, count, f"{counted(count, noun)} of {low} to {high}")
         if index % every == 0:
             drawing.text(middle, plot.bottom + 16, low, anchor="middle")
     return drawing

@@ -45,14 +45,13 @@ def _bars(
     drawing.heading(title, f"{note}{joined}")
     plot = Plot(drawing, _LEFT, WIDTH - 8, 50, 172, len(values), max(*bars, 1) * 1.05)
     plot.scale_y(name, is_binary=is_binary)
-    drawing.line("axis", [(plot.left, plot.bottom), (plot.right, plot.bottom)])
+    plot.axis()
     for index, value in enumerate(bars):
         first, stop = index * each_of, min((index + 1) * each_of, len(values))
         left, right = plot.x(first), plot.x(stop)
         middle, width = (left + right) / 2, min((right - left) * 0.8, 60.0)
         ranks = f"rank {first}" if stop - first == 1 else f"ranks {first} to {stop - 1}"
-        says = f"{ranks}: {name(value)}"
-        drawing.box("bar", middle - width / 2, plot.y(value), width, plot.bottom - plot.y(value), says=says)
+        plot.bar(middle, width, value, f"{ranks}: {name(value)}")
         if index % -(-len(bars) // 16) == 0:
             drawing.text(middle, plot.bottom + 16, f"{first:,}", anchor="middle")
     drawing.text(plot.right, plot.bottom + 32, "rank", anchor="end")
