@@ -20,13 +20,11 @@ import argparse
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -38,6 +36,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from laneway import Checkpoints, SavableLoader, StatefulShardedDataset
 from laneway.checkpoint import KeepLatest
+
+# Scripts import from their own directory, mypy from the root.
+if TYPE_CHECKING:
+    from examples.demo import Job, log_path, read_lines, show_claims
+else:
+    from demo import Job, log_path, read_lines, show_claims
 
 HOME = Path(__file__).resolve().parent.parent / ".demo"
 GLOBAL_BATCH = 96
@@ -81,7 +85,7 @@ def train(corpus: Path, run: Path) -> None:
     run.mkdir(parents=True, exist_ok=True)
     with (
         Checkpoints(run / "checkpoints", keep=[KeepLatest(2)]) as checkpoints,
-        (run / f"rank-{rank}-of-{world_size}.jsonl").open("w", buffering=1) as log,
+        log_path(run, rank, world_size).open("w", buffering=1) as log,
     ):
         log.write(json.dumps({"pid": os.getpid(), "began": began}) + "\n")
         start = checkpoints.resume(model=model, optimizer=optimizer, loader=loader)
@@ -123,8 +127,6 @@ def write_corpus(corpus: Path) -> None:
 class Log:
     """The log of a rank."""
 
-    pid: int
-    """Process id of the rank."""
     began: float
     """Time at which the rank began to create its loader, in seconds."""
     ids: list[list[int]]
@@ -138,58 +140,10 @@ class Log:
 def read_logs(run: Path, world_size: int) -> list[Log]:
     """Return the logs of all ranks, in the order of ranks."""
     logs = []
-    for rank in range(world_size):
-        text = (run / f"rank-{rank}-of-{world_size}.jsonl").read_text()
-        # A rank that was killed during a write leaves an incomplete line.
-        header, *steps = map(json.loads, text[: text.rfind("\n") + 1].splitlines())
+    for header, *steps in read_lines(run, world_size):
         columns = ([step[name] for step in steps] for name in ("ids", "loss", "time"))
-        logs.append(Log(header["pid"], header["began"], *columns))
+        logs.append(Log(header["began"], *columns))
     return logs
-
-
-def start(corpus: Path, run: Path, world_size: int) -> subprocess.Popen[bytes]:
-    """Start torchrun with `train` on `world_size` ranks; its stderr goes to a file."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world_size}"]
-    with (run / f"torchrun-{world_size}.log").open("wb") as errors:
-        return subprocess.Popen(
-            [*torchrun, __file__, str(corpus), str(run)], stderr=errors, env={**os.environ, "OMP_NUM_THREADS": "1"}
-        )
-
-
-def stop(job: subprocess.Popen[bytes]) -> None:
-    """Terminate torchrun and its ranks, if it is still running."""
-    job.terminate()
-    job.wait()
-
-
-def fail(run: Path, world_size: int, reason: str) -> None:
-    """Print the stderr of torchrun and its ranks, and exit."""
-    print((run / f"torchrun-{world_size}.log").read_text(), file=sys.stderr)
-    raise SystemExit(reason)
-
-
-def kill_a_rank(job: subprocess.Popen[bytes], run: Path, world_size: int, step: int) -> None:
-    """Send SIGKILL to the last rank once it has logged `step` steps, and wait until torchrun exits."""
-    rank = world_size - 1
-    log = run / f"rank-{rank}-of-{world_size}.jsonl"
-    try:
-        while not log.exists() or log.read_bytes().count(b"\n") <= step:
-            if job.poll() is not None:
-                fail(run, world_size, f"torchrun ended on its own, with status {job.returncode}")
-            time.sleep(0.01)
-        os.kill(read_logs(run, world_size)[rank].pid, signal.SIGKILL)
-        job.wait()
-    finally:
-        stop(job)
-
-
-def finish(job: subprocess.Popen[bytes], run: Path, world_size: int) -> None:
-    """Wait for torchrun, which must succeed."""
-    try:
-        if job.wait() != 0:
-            fail(run, world_size, f"torchrun failed with status {job.returncode}")
-    finally:
-        stop(job)
 
 
 def global_batches(logs: list[Log]) -> list[list[int]]:
@@ -219,9 +173,7 @@ def prove(corpus: Path, killed: list[Log], resumed: list[Log], saved_step: int) 
     print(f" + {len(ids) - num_before:,} on {len(resumed)} ranks after it = {len(ids):,}")
     print(f"  steps {len(before)} + {len(after)} = {len(before) + len(after)}; uninterrupted {len(whole)}")
     print(f"  loss  {first:.4f} -> {last:.4f}")
-    for claim, holds in claims.items():
-        print(f"  {'yes' if holds else 'NO '}   {claim}")
-    return all(claims.values())
+    return show_claims(claims)
 
 
 def demonstrate() -> bool:
@@ -239,7 +191,8 @@ def demonstrate() -> bool:
     print("loader  SavableLoader with 1 worker on each rank, shuffled")
 
     print(f"\n[1/2] torchrun with 2 ranks, a checkpoint every {SAVE_EVERY} steps, and kill -9 of rank 1 mid-epoch")
-    kill_a_rank(start(corpus, run, 2), run, 2, num_steps // 2 // SAVE_EVERY * SAVE_EVERY + SAVE_EVERY // 2)
+    arguments = str(corpus), str(run)
+    Job(__file__, run, 2, arguments).kill_a_rank(num_steps // 2 // SAVE_EVERY * SAVE_EVERY + SAVE_EVERY // 2)
     killed = read_logs(run, 2)
     saved = Checkpoints(run / "checkpoints").latest
     if saved is None:
@@ -249,7 +202,7 @@ def demonstrate() -> bool:
 
     print(f"\n[2/2] torchrun with 3 ranks, resuming from step {saved_step}")
     restarted = time.time()
-    finish(start(corpus, run, 3), run, 3)
+    Job(__file__, run, 3, arguments).finish()
     resumed = read_logs(run, 3)
     restart_s = max(log.times[0] for log in resumed) - restarted
     loader_s = max(log.times[0] - log.began for log in resumed)

@@ -23,9 +23,6 @@ import json
 import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
 import sysconfig
 import time
 from collections import Counter
@@ -51,7 +48,11 @@ from laneway.checkpoint import KeepLatest
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from examples.demo import Job, log_path, read_lines, show_claims
     from laneway import RowContext
+else:
+    # Scripts import from their own directory, mypy from the root.
+    from demo import Job, log_path, read_lines, show_claims
 
 HOME = Path(__file__).resolve().parent.parent / ".demo"
 CORPORA = ("code", "prose")
@@ -194,7 +195,7 @@ def train(corpora: Path, run: Path, code: float, num_steps: int) -> None:
 
     with (
         Checkpoints(run / "checkpoints", keep=[KeepLatest(2)]) as checkpoints,
-        (run / f"rank-{rank}-of-{world_size}.jsonl").open("w", buffering=1) as log,
+        log_path(run, rank, world_size).open("w", buffering=1) as log,
     ):
         log.write(json.dumps({"pid": os.getpid()}) + "\n")
         start = checkpoints.resume(model=model, optimizer=optimizer, loader=loader)
@@ -285,8 +286,6 @@ def write_corpora(corpora: Path) -> dict[str, list[str]]:
 class Log:
     """The log of a rank."""
 
-    pid: int
-    """Process id of the rank."""
     documents: list[list[list[int]]]
     """Documents of each step's batch, as tokens, in order."""
     padding: list[int]
@@ -296,7 +295,7 @@ class Log:
 
     def until(self, step: int) -> Log:
         """Return the log of the first steps."""
-        return Log(self.pid, self.documents[:step], self.padding[:step], self.losses[:step])
+        return Log(self.documents[:step], self.padding[:step], self.losses[:step])
 
     def names(self) -> list[Name]:
         """Return the names of all documents, in order."""
@@ -310,58 +309,15 @@ class Log:
 def read_logs(run: Path, world_size: int) -> list[Log]:
     """Return the logs of all ranks, in the order of ranks."""
     logs = []
-    for rank in range(world_size):
-        text = (run / f"rank-{rank}-of-{world_size}.jsonl").read_text()
-        # A rank that was killed during a write leaves an incomplete line.
-        header, *steps = map(json.loads, text[: text.rfind("\n") + 1].splitlines())
-        columns = ([step[name] for step in steps] for name in ("documents", "padding", "loss"))
-        logs.append(Log(header["pid"], *columns))
+    for _, *steps in read_lines(run, world_size):
+        logs.append(Log(*([step[name] for step in steps] for name in ("documents", "padding", "loss"))))
     return logs
 
 
-def start(corpora: Path, run: Path, world_size: int, code: float, num_steps: int) -> subprocess.Popen[bytes]:
-    """Start torchrun with `train` on `world_size` ranks; its stderr goes to a file."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world_size}"]
-    arguments = [str(corpora), str(run), f"--code={code}", f"--steps={num_steps}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    with (run / f"torchrun-{world_size}.log").open("wb") as errors:
-        return subprocess.Popen([*torchrun, __file__, *arguments], stderr=errors, env=environment)
-
-
-def stop(job: subprocess.Popen[bytes]) -> None:
-    """Terminate torchrun and its ranks, if it is still running."""
-    job.terminate()
-    job.wait()
-
-
-def fail(run: Path, world_size: int, reason: str) -> None:
-    """Print the stderr of torchrun and its ranks, and exit."""
-    print((run / f"torchrun-{world_size}.log").read_text(), file=sys.stderr)
-    raise SystemExit(reason)
-
-
-def kill_a_rank(job: subprocess.Popen[bytes], run: Path, world_size: int, step: int) -> None:
-    """Send SIGKILL to the last rank once it has logged `step` steps, and wait until torchrun exits."""
-    rank = world_size - 1
-    log = run / f"rank-{rank}-of-{world_size}.jsonl"
-    try:
-        while not log.exists() or log.read_bytes().count(b"\n") <= step:
-            if job.poll() is not None:
-                fail(run, world_size, f"torchrun ended on its own, with status {job.returncode}")
-            time.sleep(0.01)
-        os.kill(read_logs(run, world_size)[rank].pid, signal.SIGKILL)
-        job.wait()
-    finally:
-        stop(job)
-
-
-def finish(job: subprocess.Popen[bytes], run: Path, world_size: int) -> None:
-    """Wait for torchrun, which must succeed."""
-    try:
-        if job.wait() != 0:
-            fail(run, world_size, f"torchrun failed with status {job.returncode}")
-    finally:
-        stop(job)
+def job(corpora: Path, run: Path, world_size: int, code: float, num_steps: int) -> Job:
+    """Return a job that trains on `world_size` ranks."""
+    arguments = str(corpora), str(run), f"--code={code}", f"--steps={num_steps}"
+    return Job(__file__, run, world_size, arguments, {"TOKENIZERS_PARALLELISM": "false"})
 
 
 Epoch = dict[Name, list[int]]
@@ -460,9 +416,7 @@ def prove(epoch: Epoch, killed: list[Log], resumed: list[Log], saved_step: int, 
         print(f"  rows  {of_corpora} on {len(logs)} ranks {when}")
     first, last = (sum(log.losses[i] for log in logs) / len(logs) for logs, i in ((killed, 0), (resumed, -1)))
     print(f"  loss  {first:.3f} -> {last:.3f} nats per token")
-    for claim, holds in claims.items():
-        print(f"  {'yes' if holds else 'NO '}   {claim}")
-    return all(claims.values())
+    return show_claims(claims)
 
 
 def demonstrate() -> bool:
@@ -483,7 +437,7 @@ def demonstrate() -> bool:
 
     print(f"\n[1/2] torchrun with 2 ranks, 70 % code, a checkpoint every {SAVE_EVERY} steps, and kill -9 of rank 1")
     kill_step = num_steps // 2 // SAVE_EVERY * SAVE_EVERY + SAVE_EVERY // 2
-    kill_a_rank(start(corpora, run, 2, BEFORE["code"], num_steps), run, 2, kill_step)
+    job(corpora, run, 2, BEFORE["code"], num_steps).kill_a_rank(kill_step)
     killed = read_logs(run, 2)
     saved = Checkpoints(run / "checkpoints").latest
     if saved is None:
@@ -491,7 +445,7 @@ def demonstrate() -> bool:
     print(f"      SIGKILL of rank 1 after step {len(killed[1].losses)}; torchrun stopped the job")
 
     print(f"\n[2/2] torchrun with 3 ranks, 45 % code, resuming from step {saved.step}")
-    finish(start(corpora, run, 3, AFTER["code"], num_steps), run, 3)
+    job(corpora, run, 3, AFTER["code"], num_steps).finish()
 
     print("\nproof")
     holds = prove(epoch, killed, read_logs(run, 3), saved.step, num_steps)

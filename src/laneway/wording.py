@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 _UNITS: Final = {"TiB": 2**40, "TB": 10**12, "GiB": 2**30, "GB": 10**9, "MiB": 2**20, "MB": 10**6, "KiB": 2**10}
 """Largest first."""
@@ -10,15 +13,20 @@ _FOUR_DIGITS: Final = 999.5
 """The least number that is rounded to four digits."""
 
 
-def counted(number: int, noun: str, plural: str | None = None) -> str:
-    """Return a number with its noun, such as "1 file" or "1,200 files".
+def plural(noun: str) -> str:
+    """Return the plural of a noun, such as "files" or "batches"."""
+    return f"{noun}es" if noun.endswith(("ch", "s")) else f"{noun}s"
 
-    Args:
-        number: The number.
-        noun: The noun, in the singular.
-        plural: Its plural; None: with an "s".
-    """
-    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, given in the singular, such as "1 file" or "1,200 files"."""
+    return f"{number:,} {noun if number == 1 else plural(noun)}"
+
+
+def span(values: Sequence[int], name: Callable[[int], str] = "{:,}".format) -> str:
+    """Return the least and the greatest of some values, such as "3 to 5", or "3" if both have the same name."""
+    least, most = name(min(values)), name(max(values))
+    return least if least == most else f"{least} to {most}"
 
 
 def size(num_bytes: int) -> str:

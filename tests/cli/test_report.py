@@ -265,6 +265,7 @@ def test_bash_completes_commands_options_and_values(capsys: pytest.CaptureFixtur
         ("re", "report redistribute"),
         ("plan data --world", "--world-size"),
         ("plan --remainder d", "drop"),
+        ("plan --format j", "jsonl"),
         ("completion ''", "bash zsh"),
         ("plan data/pa", ""),
     ]:

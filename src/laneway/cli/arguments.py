@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from laneway import __version__
+from laneway.formats import FORMATS
 
 _EPILOG = """\
 Each command has --help and --json. `laneway completion bash` completes them.
@@ -50,7 +51,8 @@ def _source(parser: argparse.ArgumentParser, *, is_option: bool = False, require
     else:
         parser.add_argument("source", help="a directory, glob, file or URL of these")
     parser.add_argument("--manifest", action="store_true", help="the source is a saved manifest")
-    parser.add_argument("--format", choices=["parquet", "arrow"], help="default: detected")
+    # Only help and a name that none of laneway's own formats has load those of other packages.
+    parser.add_argument("--format", choices=FORMATS, metavar="FORMAT", help="%(choices)s; default: detected")
 
 
 def _filter(parser: argparse.ArgumentParser) -> None:

@@ -12,9 +12,10 @@ from laneway.catalog.progress_bar import progress_bar
 from laneway.cli.output import Answer, output_file, pairs, table, wrapped
 from laneway.cli.sources import open_dataset, open_manifest, progress_wanted, storage_options
 from laneway.errors import DataFileError
+from laneway.formats import FORMATS
 from laneway.pictures.plot import PlanPictures
 from laneway.reading.reader import RowReader
-from laneway.wording import counted, rounded_size
+from laneway.wording import counted, plural, rounded_size, span
 
 if TYPE_CHECKING:
     import argparse
@@ -55,7 +56,6 @@ def inspect(arguments: argparse.Namespace) -> Answer:
     """Say what a dataset consists of, with advice."""
     manifest = open_manifest(arguments)
     facts = facts_of_data(manifest)
-    unit = "row groups" if manifest.format == "parquet" else "record batches"
     of_block = facts["rows_per_block"]
     lines = pairs(
         [
@@ -64,10 +64,10 @@ def inspect(arguments: argparse.Namespace) -> Answer:
             ("rows", manifest.num_rows),
             ("size", f"{rounded_size(facts['bytes'])}, about {rounded_size(facts['decoded_bytes'])} decoded"),
             (
-                unit,
+                plural(FORMATS[manifest.format].block_name),
                 None
                 if of_block is None
-                else f"{facts['blocks']:,}, of {_span([of_block[0], of_block[2]])} rows, up to "
+                else f"{facts['blocks']:,}, of {span(of_block)} rows, up to "
                 f"{rounded_size(facts['largest_block_bytes'])} decoded",
             ),
             ("partitions", ", ".join(facts["partitions"]) or None),
@@ -80,7 +80,7 @@ def inspect(arguments: argparse.Namespace) -> Answer:
 
 
 def _advice(manifest: Manifest) -> Iterator[str]:
-    files, unit = manifest.files, "row group" if manifest.format == "parquet" else "record batch"
+    files, unit = manifest.files, FORMATS[manifest.format].block_name
     has_rows = files.block_rows > 0
     if not has_rows.any():
         yield "there are no rows"
@@ -91,12 +91,12 @@ def _advice(manifest: Manifest) -> Iterator[str]:
         wanted = max(1, int(32 * _MIB / row_bytes))
         yield (
             f"the largest {unit} takes {rounded_size(largest)} decoded, and is decoded as a whole, even for one row: "
-            f"write {unit}s of about {wanted:,} rows (32 MiB)"
+            f"write {plural(unit)} of about {wanted:,} rows (32 MiB)"
         )
     elif mean < _SMALL_BLOCK and len(rows) > _MANY_FILES:
         yield (
-            f"there are {len(rows):,} {unit}s of {rounded_size(mean)} on average, and each costs a request and some "
-            f"metadata: write {unit}s of about {max(1, int(16 * _MIB / row_bytes)):,} rows (16 MiB)"
+            f"there are {counted(len(rows), unit)} of {rounded_size(mean)} on average, and each costs a request and "
+            f"some metadata: write {plural(unit)} of about {max(1, int(16 * _MIB / row_bytes)):,} rows (16 MiB)"
         )
     if files.num_files > _MANY_FILES and files.sizes.mean() < _SMALL_FILE:
         yield (
@@ -112,8 +112,9 @@ def _advice(manifest: Manifest) -> Iterator[str]:
     if _WINDOW_BLOCKS * largest > window:
         better = -(-_WINDOW_BLOCKS * largest // (64 * _MIB)) * 64
         yield (
-            f"a window of 64 MiB, the default, mixes rows of {max(1, window // largest):,} {unit}(s) only: to shuffle, "
-            f'use window_bytes="{better}MiB" for {_WINDOW_BLOCKS}, if there is memory for {better * 2:,} MiB per worker'
+            f"a window of 64 MiB, the default, mixes rows of {counted(max(1, window // largest), unit)} only: to "
+            f'shuffle, use window_bytes="{better}MiB" for {_WINDOW_BLOCKS}, if there is memory for {better * 2:,} MiB '
+            "per worker"
         )
     yield (
         f"{counted(len(rows), unit)} can be shared by at most as many workers without decoding one twice: "
@@ -152,10 +153,10 @@ def plan(arguments: argparse.Namespace) -> Answer:
             ("lanes", found.num_lanes),
             ("windows", found.num_windows),
             ("steps", found.num_steps),
-            ("batches per rank", _span(batches)),
+            ("batches per rank", span(batches) if batches else None),
             ("rows repeated", found.rows_repeated),
             ("rows left out", found.rows_dropped),
-            ("read per rank", _span([*map(rounded_size, (min(read), max(read)))] if read else ())),
+            ("read per rank", span(read, rounded_size) if read else None),
             ("memory per worker", rounded_size(facts["worker_memory_bytes"] or 0)),
         ]
     )
@@ -164,14 +165,6 @@ def plan(arguments: argparse.Namespace) -> Answer:
         facts["plot"] = arguments.plot
         lines += ["", f"wrote {arguments.plot}"]
     return Answer(facts, lines)
-
-
-def _span(values: Any) -> str | None:  # noqa: ANN401 - numbers or sizes
-    if not len(values):
-        return None
-    least, most = (values[0], values[-1]) if isinstance(values, list) else (min(values), max(values))
-    shown = [f"{each:,}" if isinstance(each, int) else each for each in (least, most)]
-    return shown[0] if least == most else f"{shown[0]} to {shown[1]}"
 
 
 def where(arguments: argparse.Namespace) -> Answer:
@@ -210,7 +203,8 @@ def verify(arguments: argparse.Namespace) -> Answer:
             damaged += [] if found is None else [found]
     reader.close()
     facts = {"files": files.num_files, "blocks": len(blocks), "rows": manifest.num_rows, "damaged": damaged}
-    whole = f"{counted(files.num_files, 'file')}, {len(blocks):,} row groups, {counted(manifest.num_rows, 'row')}"
+    unit = FORMATS[manifest.format].block_name
+    whole = f"{counted(files.num_files, 'file')}, {counted(len(blocks), unit)}, {counted(manifest.num_rows, 'row')}"
     lines = [f"{whole}: {'no damage' if not damaged else f'{len(damaged):,} damaged'}"]
     lines += [
         f"{each['path']}, block {each['block']} (rows {each['start']:,} to {each['stop']:,}): {each['problem']}"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from laneway.cli.data import facts_of_data
 from laneway.cli.output import Answer, output_file
-from laneway.cli.saved import states_of_files, whole_state
+from laneway.cli.saved import states_of_files
 from laneway.cli.sources import open_dataset, open_for_state, open_manifest
 from laneway.inspection.auditing import audit as audit_states
 from laneway.pictures.page import Page
@@ -68,10 +68,10 @@ def _resumed_page(arguments: argparse.Namespace, manifest: Manifest) -> Page:
     checkpoints = states_of_files(arguments)
     first, last = checkpoints[0], checkpoints[-1]
     for each in checkpoints:
-        last = last if each.states[0].fields["lanes"] is None else each
-    dataset = open_for_state(arguments, last.states[0].fields, manifest)
-    plan = dataset.plan(None, arguments.world_size, arguments.workers, state=whole_state(last.name, last.states))
-    audited = open_for_state(arguments, first.states[0].fields, manifest)
+        last = last if each.fields["lanes"] is None else each
+    dataset = open_for_state(arguments, last.fields, manifest)
+    plan = dataset.plan(None, arguments.world_size, arguments.workers, state=last.whole())
+    audited = open_for_state(arguments, first.fields, manifest)
     return Page(
         PlanPictures(plan),
         manifest,

@@ -51,7 +51,7 @@ def load_checkpoints(path: str, storage_options: Mapping[str, Any] | None = None
 
     Raises:
         StateFormatError: What is there is nothing in which states are saved.
-        CheckpointError: A checkpoint is damaged.
+        CheckpointError: A checkpoint is damaged, or none is complete.
         DataFileError: There is nothing, or it can't be read.
     """
     storage = Storage(path, None, storage_options)
@@ -69,22 +69,24 @@ def load_checkpoints(path: str, storage_options: Mapping[str, Any] | None = None
         parent, own = posixpath.split(storage.root.rstrip("/"))
         folder = CheckpointFolder(storage.at(parent))
         found = folder.read_index(own)
-        return [] if found is None else [SavedValue(name, _of_checkpoint(folder, found))]
-    if any(map(parse_name, names)):
+        values = [] if found is None else [SavedValue(name, _of_checkpoint(folder, found))]
+    elif any(map(parse_name, names)):
         folder = CheckpointFolder(storage)
         complete = reversed([*folder.complete()])
         values = [SavedValue(f"{name}/{each.name}", _of_checkpoint(folder, each)) for each in complete]
-        if not values:
-            message = f"{name} holds no complete checkpoint"
-            raise CheckpointError(message)
-        return values
-    if METADATA in names:
-        return [SavedValue(name, _of_dcp(storage, name))]
-    message = (
-        f"{name} is no checkpoint: a state is in a JSON file, a file of torch.save, a folder of "
-        "torch.distributed.checkpoint or of laneway.Checkpoints, or in files of ranks that a glob matches"
-    )
-    raise StateFormatError(message)
+    elif METADATA in names:
+        values = [SavedValue(name, _of_dcp(storage, name))]
+    else:
+        message = (
+            f"{name} is no checkpoint: a state is in a JSON file, a file of torch.save, a folder of "
+            "torch.distributed.checkpoint or of laneway.Checkpoints, or in files of ranks that a glob matches"
+        )
+        raise StateFormatError(message)
+    if not values:
+        # Only its index makes a checkpoint complete, and a job may delete it meanwhile.
+        message = f"{name} holds no complete checkpoint"
+        raise CheckpointError(message)
+    return values
 
 
 def load_checkpoint(path: str, storage_options: Mapping[str, Any] | None = None) -> SavedValue:

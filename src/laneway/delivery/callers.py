@@ -86,7 +86,7 @@ def check_readers(dataset: object, *, world_size: int) -> None:
         ):
             message = (
                 "Accelerate would read this epoch from its beginning and drop "
-                f"{counted(reader.skip_batches, 'batch', 'batches')}, which are not those that were "
+                f"{counted(reader.skip_batches, 'batch')}, which are not those that were "
                 "trained before if the number of ranks or workers differs: pass "
                 "SavableLoader(dataset) to Accelerator.prepare(), save and load it with save_state() and load_state(), "
                 "and don't call skip_first_batches(); for transformers.Trainer, use "
@@ -168,7 +168,7 @@ def check_batch_count(dataset: object, num_delivered: int) -> None:
             is_trained_on = any(getattr(loader, "dataset", None) is dataset for loader in combined.flattened)
             if is_trained_on and num_counted != num_delivered:
                 message = (
-                    f"Lightning resumes this epoch after {counted(num_counted, 'batch', 'batches')}, and the loader "
+                    f"Lightning resumes this epoch after {counted(num_counted, 'batch')}, and the loader "
                     f"after {num_delivered:,}, since the number of ranks, their workers or the batch size has changed: "
                     "add laneway.integrations.lightning.CorrectBatchCount() to the callbacks of the Trainer"
                 )

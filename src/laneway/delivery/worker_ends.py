@@ -60,7 +60,7 @@ def _reason(before: MemoryBefore, now: MemoryBefore) -> str:
         return "as the kernel does when memory runs out"
     num_kills = now.num_oom_kills - before.num_oom_kills
     if num_kills:
-        return f"since memory has run out: the kernel has killed {counted(num_kills, 'process', 'processes')} here"
+        return f"since memory has run out: the kernel has killed {counted(num_kills, 'process')} here"
     return "but not by the kernel for lack of memory in this container: by somebody else, or for lack of it outside"
 
 

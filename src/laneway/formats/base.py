@@ -123,7 +123,7 @@ class Format(Protocol):
 
     @property
     def block_name(self) -> str:
-        """Name of a block, for messages: "row group" or "record batch"."""
+        """Name of a block, for messages, such as "row group"."""
 
     @property
     def is_mapped(self) -> bool:

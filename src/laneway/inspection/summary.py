@@ -158,7 +158,11 @@ def describe_state(state: Any, *, key: str | None = None) -> StateSummary:  # no
         >>> summary.epoch, summary.num_delivered, summary.num_rows
         (0, 4, 10)
     """
-    saved = states_of_step(state, "this value", key)
+    return _summary(states_of_step(state, "this value", key))
+
+
+def _summary(saved: Sequence[SavedState]) -> StateSummary:
+    """Return what the states of one step hold."""
     fields, num_rows = saved[0].fields, None
     if not fields["mixture"]:
         num_rows = next((rows for rows in (num_rows_in(each.fields) for each in saved) if rows is not None), None)
@@ -281,8 +285,8 @@ def compare_states(a: Any, b: Any, *, key: str | None = None) -> StateDifference
         StateFormatError: There is no state, or it is damaged.
         CheckpointMismatchError: States that are given as one are of different runs or steps.
     """
-    fields = [states_of_step(each, "this value", key)[0].fields for each in (a, b)]
-    found = [describe_state(each, key=key) for each in (a, b)]
+    both = [states_of_step(each, "this value", key) for each in (a, b)]
+    fields, found = [each[0].fields for each in both], [*map(_summary, both)]
     tables = [each["files"] for each in fields]
     is_named = all(tables) and all(map(names_files, tables)) and tables[0] != tables[1]
     return StateDifferences(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from laneway.pictures.svg import Drawing, Plot, rounded_number
-from laneway.wording import counted, rounded_size
+from laneway.wording import counted, plural, rounded_size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,19 +29,18 @@ def draw_sizes(title: str, noun: str, sizes: NDArray[np.int64]) -> Drawing:
     words = (
         f"{counted(len(sizes), noun)}, of {rounded_size(float(sizes.min()))} to {rounded_size(float(sizes.max()))}"
         if len(sizes)
-        else f"no {noun}s"
+        else f"no {plural(noun)}"
     )
     drawing = Drawing(_WIDTH, 190, f"{title}: {words}.")
     drawing.heading(title, words)
     plot = Plot(drawing, 56, _WIDTH - 8, 48, 156, len(counts), max(int(counts.max()), 1) * 1.05)
     plot.scale_y(rounded_number)
-    drawing.line("axis", [(plot.left, plot.bottom), (plot.right, plot.bottom)])
+    plot.axis()
     every = -(-len(counts) // 5)
     for index, count in enumerate(counts.tolist()):
         middle, width = plot.x(index + 0.5), min((plot.x(1) - plot.x(0)) * 0.86, 60)
         low, high = rounded_size(2.0 ** (first + index)), rounded_size(2.0 ** (first + index + 1))
-        says = f"{counted(count, noun)} of {low} to {high}"
-        drawing.box("bar", middle - width / 2, plot.y(count), width, plot.bottom - plot.y(count), says=says)
+        plot.bar(middle, width, count, f"{counted(count, noun)} of {low} to {high}")
         if index % every == 0:
             drawing.text(middle, plot.bottom + 16, low, anchor="middle")
     return drawing

@@ -91,7 +91,7 @@ class _LanePicture:
         x = float(_LEFT)
         if self.hidden:
             rows = sum(each.num_rows for each in self.hidden)
-            says = counted(len(self.hidden), "earlier stretch", "earlier stretches")
+            says = counted(len(self.hidden), "earlier stretch")
             drawing.text(x, _TOP - 9, says)
             drawing.box("done2", x, _TOP, self.width(rows), self.bottom - _TOP, says=f"{says}, {counted(rows, 'row')}")
             x += self.width(rows)

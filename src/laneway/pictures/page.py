@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from laneway.formats import FORMATS
 from laneway.pictures.counts import draw_audit, draw_sizes
 from laneway.pictures.epochs import WIDTH
 from laneway.pictures.svg import STYLE, escaped
-from laneway.wording import counted, rounded_size
+from laneway.wording import counted, plural, rounded_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -122,7 +123,7 @@ class Page:
     def _data(self) -> Iterable[str]:
         """Yield what the data consist of."""
         data, files = self.data, self.manifest.files
-        unit = "row group" if data["format"] == "parquet" else "record batch"
+        unit = FORMATS[self.manifest.format].block_name
         yield "<h2>The data</h2>"
         yield (
             f"<p>{counted(data['files'], 'file')} ({escaped(data['format'])}), {counted(data['rows'], 'row')}, "
@@ -132,7 +133,7 @@ class Page:
         has_rows = files.block_rows > 0
         yield '<div class="pair">'
         yield _svg(draw_sizes("Files", "file", files.sizes))
-        yield _svg(draw_sizes(f"{unit.capitalize()}s, decoded", unit, files.block_memory_bytes[has_rows]))
+        yield _svg(draw_sizes(f"{plural(unit).capitalize()}, decoded", unit, files.block_memory_bytes[has_rows]))
         yield "</div>"
         if data["advice"]:
             yield f"<ul>{''.join(f'<li>{escaped(each, _MAX_LINE)}</li>' for each in data['advice'])}</ul>"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from laneway.pictures.epochs import WIDTH
 from laneway.pictures.svg import Drawing, Plot, rounded_number
-from laneway.wording import counted, rounded_size
+from laneway.wording import counted, rounded_size, span
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -19,8 +19,7 @@ _LEFT: Final = 76
 
 def draw_bytes(bytes_per_rank: Sequence[int]) -> Drawing:
     """Draw how many bytes each rank has yet to read."""
-    least, most = (rounded_size(each) for each in (min(bytes_per_rank), max(bytes_per_rank)))
-    words = f"each rank reads {least if least == most else f'{least} to {most}'} until the end of the epoch"
+    words = f"each rank reads {span(bytes_per_rank, rounded_size)} until the end of the epoch"
     return _bars("Bytes per rank", words, bytes_per_rank, rounded_size, is_binary=True)
 
 
@@ -46,14 +45,13 @@ def _bars(
     drawing.heading(title, f"{note}{joined}")
     plot = Plot(drawing, _LEFT, WIDTH - 8, 50, 172, len(values), max(*bars, 1) * 1.05)
     plot.scale_y(name, is_binary=is_binary)
-    drawing.line("axis", [(plot.left, plot.bottom), (plot.right, plot.bottom)])
+    plot.axis()
     for index, value in enumerate(bars):
         first, stop = index * each_of, min((index + 1) * each_of, len(values))
         left, right = plot.x(first), plot.x(stop)
         middle, width = (left + right) / 2, min((right - left) * 0.8, 60.0)
         ranks = f"rank {first}" if stop - first == 1 else f"ranks {first} to {stop - 1}"
-        says = f"{ranks}: {name(value)}"
-        drawing.box("bar", middle - width / 2, plot.y(value), width, plot.bottom - plot.y(value), says=says)
+        plot.bar(middle, width, value, f"{ranks}: {name(value)}")
         if index % -(-len(bars) // 16) == 0:
             drawing.text(middle, plot.bottom + 16, f"{first:,}", anchor="middle")
     drawing.text(plot.right, plot.bottom + 32, "rank", anchor="end")

@@ -144,9 +144,18 @@ class Plot:
             self.drawing.line("grid", [(self.left, y), (self.right, y)])
             self.drawing.text(self.left - 8, y + 4, name(level), anchor="end")
 
+    def axis(self) -> None:
+        """Draw the x axis."""
+        self.drawing.line("axis", [(self.left, self.bottom), (self.right, self.bottom)])
+
+    def bar(self, middle: float, width: float, value: float, says: str) -> None:
+        """Draw a bar that stands on the x axis; a pointer that rests on it shows what it says."""
+        top = self.y(value)
+        self.drawing.box("bar", middle - width / 2, top, width, self.bottom - top, says=says)
+
     def scale_x(self, name: str) -> None:
         """Draw the levels of the x axis, whole numbers, and its name."""
-        self.drawing.line("axis", [(self.left, self.bottom), (self.right, self.bottom)])
+        self.axis()
         for level in levels(self.most_x):
             if level == int(level):
                 x, room = self.x(level), self.drawing.width - 30

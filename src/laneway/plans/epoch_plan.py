@@ -10,7 +10,7 @@ import numpy as np
 
 from laneway.arguments import check_int
 from laneway.plans.cut_rows import SourceRowPlace
-from laneway.wording import counted, rounded_size
+from laneway.wording import counted, rounded_size, span
 
 if TYPE_CHECKING:
     from laneway.core.stretches import Stretch
@@ -215,15 +215,12 @@ class EpochPlan:
         windows = "" if self.num_windows is None else f", {counted(self.num_windows, 'window')}"
         lines.append(f"{counted(self.num_lanes, 'lane')}{windows}")
         if self.batches_per_rank is not None:
-            least, most = min(self.batches_per_rank), max(self.batches_per_rank)
-            each = f"{most:,}" if least == most else f"{least:,} to {most:,}"
             done = f" after {counted(self.next_step, 'step')}" if self.next_step else ""
-            lines.append(f"batches per rank: {each}{done}")
+            lines.append(f"batches per rank: {span(self.batches_per_rank)}{done}")
         if self.rows_repeated is not None:
             lines.append(f"rows repeated: {self.rows_repeated:,}, left out: {self.rows_dropped:,}")
         if self.bytes_per_rank is not None and self.worker_memory_bytes is not None:
-            low, high = map(rounded_size, (min(self.bytes_per_rank), max(self.bytes_per_rank)))
-            lines.append(f"each rank reads {low if low == high else f'{low} to {high}'}")
+            lines.append(f"each rank reads {span(self.bytes_per_rank, rounded_size)}")
             lines.append(f"each worker holds up to {rounded_size(self.worker_memory_bytes)}")
         return "EpochPlan(\n  " + ",\n  ".join(lines) + "\n)"
 

@@ -11,8 +11,7 @@ from laneway.core.plan import Identity
 from laneway.core.progress import Progress, fresh_cut
 from laneway.delivery.row_errors import SKIPPED
 from laneway.metering import Meter
-from laneway.plans.row_numbers import find_path
-from laneway.wording import counted
+from laneway.plans.row_numbers import find_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -33,12 +32,7 @@ def read_rows(definition: DatasetDefinition, path: str, rows: Sequence[int], epo
         ValueError: There is no such file or row.
     """
     files = definition.manifest.files
-    file_index = find_path(files, path)
-    num_rows = int(files.rows[file_index])
-    for row in rows:
-        if not 0 <= row < num_rows:
-            message = f"there is no row {row:,} of {path}: it has {counted(num_rows, 'row')}"
-            raise ValueError(message)
+    file_index = find_file(files, path, rows)
     # In file order, all rows are one lane.
     plain = replace(definition.identity.settings, shuffle=False, selection=None, without=None, drop_last=False)
     identity = Identity(files, plain)

@@ -14,6 +14,8 @@ from laneway.reading.selected import SelectedReader
 from laneway.wording import counted
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from numpy.typing import NDArray
 
     from laneway.core.files import FileTable
@@ -48,11 +50,7 @@ class RowNumbers:
         Raises:
             ValueError: There is no such file or row, or it is not selected.
         """
-        file_index = find_path(self._files, path)
-        num_rows = int(self._files.rows[file_index])
-        if not 0 <= row < num_rows:
-            message = f"there is no row {row:,} of {path}: it has {counted(num_rows, 'row')}"
-            raise ValueError(message)
+        file_index = find_file(self._files, path, [row])
         in_plan = self._in_plan(file_index, row)
         if in_plan is None:
             message = f"row {row:,} of {path} is not selected, so no epoch of this dataset has it"
@@ -106,15 +104,16 @@ class SourceNumbers:
         return self._numbers.setdefault(id(definition), RowNumbers(definition))
 
 
-def find_path(files: FileTable, path: str) -> int:
-    """Return the index of a file.
+def find_file(files: FileTable, path: str, rows: Iterable[int]) -> int:
+    """Return the index of a file, checked to have some rows.
 
     Args:
         files: The data files.
         path: Path relative to the dataset's root.
+        rows: Numbers of rows in the file.
 
     Raises:
-        ValueError: There is no such file.
+        ValueError: There is no such file or row.
     """
     index = bisect_left(files.paths, path)
     if index == files.num_files or files.paths[index] != path:
@@ -124,4 +123,9 @@ def find_path(files: FileTable, path: str) -> int:
             f"dataset's root, such as {near[0]!r}"
         )
         raise ValueError(message)
+    num_rows = int(files.rows[index])
+    for row in rows:
+        if not 0 <= row < num_rows:
+            message = f"there is no row {row:,} of {path}: it has {counted(num_rows, 'row')}"
+            raise ValueError(message)
     return index
