@@ -45,9 +45,10 @@ class CountableDataset(SelectableDataset):
     ) -> Self:
         """Return a copy that knows how many tokens each row has, at the start of epoch 0.
 
-        If `pack` follows, packs are counted before they are made: `len` is exact, all ranks deliver equally many
-        batches, the state of any rank is that of the job, and any number of ranks and workers resumes from it. A
-        document of another length than was counted is an error when it is packed.
+        If `pack` follows, packs are counted before they are made: `len` is exact, and any number of ranks and
+        workers resumes. Unless `remainder="keep"` lets ranks end apart, all deliver equally many batches, and the
+        state of any rank is that of the job. A document of another length than was counted is an error when it is
+        packed.
 
         Args:
             of: A column of the files, which holds numbers of tokens, or the lists of tokens; or the function that

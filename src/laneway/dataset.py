@@ -259,7 +259,8 @@ class StatefulShardedDataset(ChangeableDataset):
     def repeat(self, epochs: int | None = None, *, epoch_batches: int | None = None) -> Mixture:
         """Return the rows of several epochs as one pass, or of all epochs, without end: a mixture of one.
 
-        With several ranks, each repeats up to one row of each lane at the end: all deliver equally many batches.
+        With several ranks, each repeats up to one row of each lane at the end: all deliver equally many batches. After
+        `flat_map` or `pack`, it is as if it had been called before: packs go on from one epoch to the next.
 
         Args:
             epochs: Number of epochs, >= 1; None: without end.
@@ -269,8 +270,6 @@ class StatefulShardedDataset(ChangeableDataset):
         Raises:
             ValueError: An argument is out of its range, both are given, or the dataset delivers batches: call `repeat`
                 before `batch`.
-
-        After `flat_map` or `pack`, it is as if it had been called before: packs go on from one epoch to the next.
         """
         return repeated(self, check_count("epochs", epochs), epoch_batches)
 

@@ -61,10 +61,10 @@ def to_parquet(
     goes on after the files that are complete, and the result is the same as without the interruption.
 
     Args:
-        source: Files of any format that laneway reads, as for `StatefulShardedDataset`: for row groups that are huge or
-            tiny, or text that is read often. Or a tar file of WebDataset, or a directory or glob of them: a row for
-            each sample, with its `__key__` and a column for each extension, as text (`txt`, `text`, `caption`, `json`,
-            `cls`) or as bytes.
+        source: Files of any format that laneway reads, or a `Manifest`, such as that of a table: for row groups that
+            are huge or tiny, or text that is read often. Or a tar file of WebDataset, or a directory or glob of them:
+            a row for each sample, with its `__key__` and a column for each extension, as text (`txt`, `text`,
+            `caption`, `json`, `cls`) or as bytes.
         dest: A directory or URL, which is empty or holds files of an earlier call. It is created.
         format: Name of the format of the source; None: detected. "webdataset" for tar files.
         columns: Names of the columns to keep; None: all. Not for tar files.

@@ -1,4 +1,7 @@
-"""The cache of manifests: one entry for each source, in the user's cache directory or in a given one."""
+"""The cache of what was found in files: manifests, counts, vocabularies and lengths.
+
+It is in the user's cache directory, or in a given one.
+"""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from laneway.storage.filesystem import Storage
 
 NUM_CONCURRENT = 32
-"""Indices that are read from remote storage at the same time."""
+"""Files that are read from remote storage, or deleted, at the same time."""
 _log = logging.getLogger(__name__)
 
 

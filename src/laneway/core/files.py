@@ -37,7 +37,8 @@ def digest(*parts: bytes) -> str:
 class FileTable:
     """The data files of a dataset, sorted by path, and their blocks.
 
-    A block is decoded as a whole: a row group of a Parquet file, or a record batch of an Arrow file.
+    A block is decoded as a whole: a row group of a Parquet file, a record batch of an Arrow file, a stripe of an ORC
+    file, or some lines of a text.
     """
 
     paths: Strings

@@ -2,7 +2,8 @@
 
 `[names, files, starts, carried]`: the names of sources; those of their files and settings, in one string; for each
 cut, how it began; and the groups that the current cut was left. A cut names its sources by their index in `names`, and
-their files by the index in `files`; -1 is for a source that was removed since.
+their files by the index in `files`; -1 is for a source that was removed since. What most cuts do without comes last, if
+it is there: batches that were taken before the cut, and the rows of each source.
 """
 
 from __future__ import annotations

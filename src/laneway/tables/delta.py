@@ -45,7 +45,7 @@ class DeltaCatalog(Catalog):
     """The version of a Delta table that was loaded."""
 
     def __init__(self, table: DeltaTable) -> None:
-        """Take what the table says now: it may be updated later.
+        """Take the table as it is loaded, which must stay at its version.
 
         Args:
             table: The table, at the version to read.
