@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import multiprocessing
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+
+from laneway.delivery.workers import end_workers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,3 +28,19 @@ def _cache_of_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _workers_end_with_their_module() -> Iterator[None]:
+    """End the workers of loaders that are still referred to, by a raised error for example.
+
+    Otherwise a test in another module would count them, or receive the error that ends one of them.
+    """
+    yield
+    if multiprocessing.active_children():
+        gc.collect()
+    if multiprocessing.active_children():
+        for found in gc.get_objects():
+            # Of its own type: others say that they are of any class, and import what they stand for.
+            if issubclass(type(found), _MultiProcessingDataLoaderIter):
+                end_workers(found)
