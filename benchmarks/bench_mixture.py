@@ -4,7 +4,9 @@ Writes tables of 40 float32 and an int8 label, and tables of fixed-size lists of
 log-normal sizes. The files are read as one StatefulShardedDataset, and as a Mixture of as many sources as there are
 files, with their sizes as weights, so that both deliver the same rows, in shuffled batches, with 0 and 2 workers.
 All run in this process in interleaved rounds, each from `iter` on; each figure is the median of the ratios of the
-rounds. With 2 sources, HF datasets is compared if it is installed. Run `python benchmarks/bench_mixture.py [--short]`.
+rounds. With 2 sources, HF datasets, litdata and grain are compared if they are installed.
+
+Run `python benchmarks/bench_mixture.py [--short]`.
 """
 
 from __future__ import annotations
@@ -29,10 +31,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from benchmarks.machine import warm_memory
-    from benchmarks.mixing_peers import hf_mixture, is_installed
+    from benchmarks.mixing_peers import MIXING_PEERS
 else:
     from machine import warm_memory
-    from mixing_peers import hf_mixture, is_installed
+    from mixing_peers import MIXING_PEERS
 
 ROWS = {"tabular": 1_200_000, "tokens": 80_000}
 BATCH_ROWS = {"tabular": 1_024, "tokens": 32}
@@ -41,6 +43,7 @@ NUM_FLOATS, TOKENS = 40, 1_024
 ROUNDS = 5
 NUM_SOURCES = (2, 200)
 MAX_PEER_SOURCES = 20
+"""Others take minutes to open, convert and shuffle hundreds of sources."""
 PEER_SECONDS = 5.0
 """Seconds after which a peer is stopped."""
 WEIGHED_ROWS = 20_000
@@ -126,11 +129,6 @@ def compare(folder: Path, kind: str, num_workers: int, num_rows: int, rounds: in
     )
 
 
-def has_peer(num_sources: int) -> bool:
-    """Return whether HF datasets is compared: it takes minutes to open and shuffle hundreds of sources."""
-    return num_sources <= MAX_PEER_SOURCES and is_installed("datasets")
-
-
 def rows_per_s(batches: Iterable[Any], batch_rows: int, num_batches: int) -> float:
     """Return how fast batches come, from `iter` on, of as many as come within some seconds."""
     start, count = time.perf_counter(), 0
@@ -150,30 +148,38 @@ def furthest_off(sources: Iterable[int], weights: Sequence[float]) -> float:
 
 
 def compare_peers(folder: Path, kind: str, num_rows: int) -> None:
-    """Print how fast HF datasets mixes, and how far both are off the weights, if it is installed."""
-    if not has_peer(len([*folder.iterdir()])):
-        return
+    """Print how fast others mix in this process, beside laneway."""
     paths, batch_rows = sorted(folder.iterdir()), BATCH_ROWS[kind]
     weights = [pq.ParquetFile(path).metadata.num_rows for path in paths]
     num_batches = rows_read(num_rows) // batch_rows
-    theirs = [rows_per_s(hf_mixture(paths, weights, batch_rows), batch_rows, num_batches) for _ in range(2)]
-    ours = [rows_per_s(loader_of(folder, kind, 0, is_mixed=True), batch_rows, num_batches) for _ in range(2)]
-    print(f"  HF datasets, 0 workers: {max(theirs):,.0f} rows/s, {max(theirs) / max(ours):.3f} of laneway's mixture")
+    with tempfile.TemporaryDirectory() as kept:
+        for name, peer in MIXING_PEERS.items():
+            if not peer.is_installed:
+                continue
+            theirs, ours = [], []
+            for _ in range(2):
+                theirs.append(rows_per_s(peer.open(paths, weights, batch_rows, Path(kept)), batch_rows, num_batches))
+                ours.append(rows_per_s(loader_of(folder, kind, 0, is_mixed=True), batch_rows, num_batches))
+            print(f"  {name}, 0 workers: {max(theirs):,.0f} rows/s, {max(theirs) / max(ours):.3f} of laneway's mixture")
 
 
 def compare_weights(folder: Path, num_sources: int) -> None:
-    """Print how far from the weights the sources of the first rows are."""
+    """Print how far from the weights the sources of the first rows are; not all libraries repeat a source."""
     weights = np.random.default_rng(0).lognormal(size=num_sources).tolist()
+    has_peers = num_sources <= MAX_PEER_SOURCES
     sources = {}
     for index in range(num_sources):
         path = folder / f"{index:03d}.parquet"
-        pq.write_table(pa.table({"source": np.full(100, index)}), path)
+        pq.write_table(pa.table({"source": np.full(WEIGHED_ROWS if has_peers else 100, index)}), path)
         sources[path.stem] = StatefulShardedDataset(path)
     mixture = Mixture(sources, dict(zip(sources, weights, strict=True)))
     found = {"laneway": furthest_off((int(row["source"]) for row in islice(mixture, WEIGHED_ROWS)), weights)}
-    if has_peer(num_sources):
-        rows = islice(hf_mixture(sorted(folder.iterdir()), weights, None), WEIGHED_ROWS)
-        found["HF datasets"] = furthest_off((row["source"] for row in rows), weights)
+    paths = sorted(folder.iterdir())
+    with tempfile.TemporaryDirectory() as kept:
+        for name, peer in MIXING_PEERS.items():
+            if has_peers and peer.is_installed:
+                rows = islice(peer.open(paths, weights, None, Path(kept)), WEIGHED_ROWS)
+                found[name] = furthest_off((int(row["source"]) for row in rows), weights)
     off = ", ".join(f"{name} {number:.1f}" for name, number in found.items())
     print(f"rows off the weights, {num_sources} log-normal ones, in {WEIGHED_ROWS:,} rows: {off}")
 
@@ -193,7 +199,8 @@ def main() -> None:
                 write(Path(folder), kind, num_rows, num_sources)
                 for num_workers in arguments.workers or (0, 2):
                     compare(Path(folder), kind, num_workers, num_rows, 3 if arguments.short else ROUNDS)
-                compare_peers(Path(folder), kind, num_rows)
+                if num_sources <= MAX_PEER_SOURCES:
+                    compare_peers(Path(folder), kind, num_rows)
     for num_sources in arguments.sources or NUM_SOURCES:
         with tempfile.TemporaryDirectory() as folder:
             compare_weights(Path(folder), num_sources)

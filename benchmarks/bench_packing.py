@@ -4,7 +4,8 @@ Writes Parquet files of documents, lists of int32 of log-normal lengths with a m
 Batches of 8 packs of 2,048 tokens, in whole passes, in file order and in one process, are compared with pyarrow and
 numpy alone, which read row groups and concatenate and reshape their tokens to int64 tensors: no masks, no shuffling, no
 resuming. Tokenising on the fly in two workers is compared with the tokenizer alone in as many processes. All in
-interleaved rounds; each figure is the median of the ratios of the rounds. HF datasets is compared if it is installed.
+interleaved rounds; each figure is the median of the ratios of the rounds. HF datasets, litdata, grain and lancedb are
+compared if they are installed, once, and each beside a pass of pyarrow and numpy.
 
 Run `python benchmarks/bench_packing.py [--short]`.
 """
@@ -38,11 +39,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from benchmarks.machine import warm_memory
-    from benchmarks.mixing_peers import hf_packs, is_installed
+    from benchmarks.mixing_peers import PACKING_PEERS, PackingPeer
     from laneway.stages.packs import Mask
 else:
     from machine import warm_memory
-    from mixing_peers import hf_packs, is_installed
+    from mixing_peers import PACKING_PEERS
 
 # The stubs of pyarrow accept fewer types here.
 _lists: Any = pa.ListArray.from_arrays
@@ -122,9 +123,41 @@ def read(source: StatefulShardedDataset) -> int:
     return sum(batch["input_ids"].numel() for batch in source)
 
 
-def read_peer(folder: Path) -> int:
-    """Return the number of tokens in the packs of HF datasets."""
-    return sum(batch["input_ids"].numel() for batch in hf_packs(sorted(folder.iterdir()), LENGTH, PACKS))
+def read_peer(peer: PackingPeer, paths: list[Path], kept: Path) -> int:
+    """Return the number of tokens in the packs of another library, with padding."""
+    batches = peer.open(paths, LENGTH, PACKS, kept)
+    return sum(np.asarray(batch["input_ids"] if isinstance(batch, dict) else batch).size for batch in batches)
+
+
+def padding_of(peer: PackingPeer, paths: list[Path], kept: Path) -> int:
+    """Return the number of tokens in the packs of another library that are padding."""
+    if peer.padding is None:
+        return 0
+    key, value = peer.padding
+    batches = peer.open(paths, LENGTH, PACKS, kept)
+    return sum(int((np.asarray(batch[key]) == value).sum()) for batch in batches)
+
+
+def compare_peers(folder: Path, baseline: Callable[[], int]) -> None:
+    """Print how fast others pack, how much padding their packs have, and how many tokens they leave out."""
+    paths = sorted(folder.iterdir())
+    num_all = sum(len(pq.ParquetFile(path).read()["input_ids"].combine_chunks().flatten()) for path in paths)
+    print("\nothers, beside pyarrow and numpy                      M tokens/s   of these   padding   left out")
+    with tempfile.TemporaryDirectory() as directory:
+        kept = Path(directory)
+        for name, peer in PACKING_PEERS.items():
+            if not peer.is_installed:
+                continue
+            # The first one waits for what is converted.
+            next(iter(peer.open(paths, LENGTH, PACKS, kept)))
+            seconds, num_tokens = timed(partial(read_peer, peer, paths, kept))
+            seconds_of_baseline, num_of_baseline = timed(baseline)
+            num_padding = padding_of(peer, paths, kept)
+            speed = num_tokens / seconds
+            share = speed * seconds_of_baseline / num_of_baseline
+            # A separator after each document counts too.
+            left_out = max(0.0, 1 - (num_tokens - num_padding) / num_all)
+            print(f"{name:52} {speed / 1e6:10.1f}   {share:8.2f}   {num_padding / num_tokens:7.2%}   {left_out:8.2%}")
 
 
 def ratios(contenders: dict[str, Callable[[], int]], baseline: str) -> dict[str, tuple[float, float]]:
@@ -242,12 +275,11 @@ def main() -> None:
             "best_fit, input_ids only": partial(read, packed("best_fit", None)),
             "best_fit, with position_ids and document_ids": partial(read, packed("best_fit")),
         }
-        if is_installed("datasets"):
-            contenders["HF datasets: a batched map that cuts"] = partial(read_peer, folder)
         found = ratios(contenders, next(iter(contenders)))
         show(f"{num_documents:,} documents, {PACKS} x {LENGTH:,}", found)
         fitted, chunked = found["best_fit, input_ids only"], found["chunk, input_ids only"]
         print(f"best_fit of chunk: {fitted[0] / chunked[0]:.2f}")
+        compare_peers(folder, partial(raw, folder))
         shuffled = packed("best_fit").shuffle(0)
         lengths = lengths_of(num_documents, np.random.default_rng(2))
         print("\npadding")
