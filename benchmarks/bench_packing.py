@@ -141,7 +141,8 @@ def padding_of(peer: PackingPeer, paths: list[Path], kept: Path) -> int:
 def compare_peers(folder: Path, baseline: Callable[[], int]) -> None:
     """Print how fast others pack, how much padding their packs have, and how many tokens they leave out."""
     paths = sorted(folder.iterdir())
-    num_all = sum(len(pq.ParquetFile(path).read()["input_ids"].combine_chunks().flatten()) for path in paths)
+    columns: list[Any] = [pq.ParquetFile(path).read()["input_ids"] for path in paths]
+    num_all = sum(len(chunk.flatten()) for column in columns for chunk in column.chunks)
     print("\nothers, beside pyarrow and numpy                      M tokens/s   of these   padding   left out")
     with tempfile.TemporaryDirectory() as directory:
         kept = Path(directory)
