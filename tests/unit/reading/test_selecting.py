@@ -93,6 +93,18 @@ def test_types_that_differ_are_joined_or_given_and_missing_columns_are_null(tmp_
     write(tmp_path / "d", [first], [second])
     with pytest.raises(SchemaMismatchError, match="'x' is string in"):
         StatefulShardedDataset(tmp_path / "d", columns=["id"], filter=pc.field("x") == "1")
+    files = StatefulShardedDataset(tmp_path / "d", columns=["id"])
+    # Not "columns= without it", which changes nothing.
+    for refused, instead in (
+        (lambda: files.filter(pc.field("y") > 0), "a filter without it"),
+        (lambda: files.filter([("y", ">", 0)]), "a filter without it"),
+        (lambda: files.manifest.select(pc.field("y") > 0), "a filter without it"),
+        (lambda: files.filter(lambda batch: batch["y"], columns=["y"]), "another column"),
+        (lambda: files.split({"a": 0.5, "b": 0.5}, by="y"), "another column"),
+    ):
+        message = rf"'y' is int64 in .* and missing in .*: pass schema= with the type .*, or {instead}$"
+        with pytest.raises(SchemaMismatchError, match=message):
+            refused()
     schema = schema_of(id=pa.int64(), x=pa.string(), y=pa.int8())
     dataset = StatefulShardedDataset(tmp_path / "d", schema=schema)
     assert ids(dataset.filter(pc.field("x") == "1")) == [0, 2]
