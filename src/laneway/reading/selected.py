@@ -9,8 +9,10 @@ import pyarrow as pa
 
 from laneway.errors import DataFileError
 from laneway.reading.categories import CategoryReader
+from laneway.reading.pruning import keys_only
 from laneway.reading.reader import RowReader
 from laneway.reading.steps import Run, select
+from laneway.storage.entries import check_time
 from laneway.wording import counted
 
 if TYPE_CHECKING:
@@ -75,6 +77,7 @@ class SelectedReader:
         self._storage = storage
         self._selection = selection
         self._files = selection.rows.files(manifest.files)
+        self._looks_at_rows = any(step.columns and not keys_only(manifest, step) for step in selection.steps)
         self.schema = schema
         """Schema of the tables that `read` returns."""
 
@@ -138,6 +141,9 @@ class SelectedReader:
         base = int(self._manifest.files.block_starts[file_index])
         run = Run.of(self._manifest, file_index, first, stop)
         table = self._all_rows.read(file_index, run.first_row, run.first_row + run.num_rows)
+        if self._looks_at_rows:
+            # Equal footers don't say that the rows are equal.
+            check_time(self._storage, self._storage.join(run.path), self._manifest.versions[file_index])
         planned = self._files.block_rows[base + first : base + stop]
         rows = run.rows
         if (planned != np.diff(run.bounds)).any():
