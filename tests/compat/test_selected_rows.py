@@ -23,6 +23,8 @@ from laneway import (
     SchemaMismatchError,
     StatefulShardedDataset,
 )
+from laneway.formats import parquet
+from laneway.reading import selected
 from tests.compat.loaders import flat, ids, rows_while_ranks_change, run_with_states
 from tests.corpora import KINDS, UNEQUAL_FILES, Kind, rows, settle, write_blocks, write_corpus
 
@@ -84,6 +86,33 @@ def test_a_selection_is_resumed_exactly_at_every_batch(tmp_path: Path, kind: Kin
             resumed = make(tmp_path, name, shuffle=shuffle)
             resumed.load_state_dict(state)
             assert uninterrupted[:done] + ids(resumed) == uninterrupted, f"resumed after batch {done}"
+
+
+@pytest.mark.parametrize("name", SELECTIONS)
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_rows_are_the_same_where_columns_of_the_filter_are_read_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, *, shuffle: bool
+) -> None:
+    write_corpus(tmp_path)
+    select, expected = SELECTIONS[name]
+    options: dict[str, Any] = {"batch_size": 5, "provenance": True, "shuffle": shuffle}
+    datasets = [
+        select(StatefulShardedDataset(tmp_path, columns=columns, **options))
+        for columns in (None, ["text", "id"], ["x"], ["id"])
+    ]
+
+    def received() -> list[list[str]]:
+        for dataset in datasets:
+            dataset.set_epoch(0)
+        return [[*map(repr, dataset)] for dataset in datasets]
+
+    together = received()
+    monkeypatch.setattr(selected, "_APART_BYTES", 0)
+    monkeypatch.setattr(selected, "_APART_SHARE", 1.0)
+    monkeypatch.setattr(parquet, "_PIECE_BYTES", 100)
+    assert received() == together
+    datasets[0].set_epoch(0)
+    assert sorted(flat(ids(datasets[0]))) == expected
 
 
 @pytest.mark.parametrize("context", ["fork", "spawn"])

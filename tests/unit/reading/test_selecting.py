@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pytest
 
 from laneway import Manifest, SchemaMismatchError, StatefulShardedDataset
+from laneway.reading import selected
 from laneway.reading.expressions import filter_of
 from laneway.reading.hashing import bits_of_values
 from laneway.reading.selecting import Planner
@@ -112,6 +113,20 @@ def test_types_that_differ_are_joined_or_given_and_missing_columns_are_null(tmp_
     assert ids(dataset.filter(pc.field("id") > 2)) == [300, 3]
     text = StatefulShardedDataset(tmp_path / "d", schema=schema, columns=["id"]).filter(pc.field("y") > 0)
     assert ids(text) == [2]
+
+
+def test_without_a_filter_nothing_of_selections_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "d", [pa.table({"id": [0, 1]}), pa.table({"id": [2]})])
+
+    def fail(*_: Any, **__: Any) -> Any:
+        message = "a selection is looked at"
+        raise RuntimeError(message)
+
+    for owner, name in ((selected.SelectedReader, "__init__"), (selected, "select"), (Planner, "extend")):
+        monkeypatch.setattr(owner, name, fail)
+    assert ids(StatefulShardedDataset(tmp_path / "d", batch_size=None)) == [0, 1, 2]
+    with pytest.raises(RuntimeError, match="a selection is looked at"):
+        StatefulShardedDataset(tmp_path / "d", filter=pc.field("id") > 0)
 
 
 def test_a_column_is_named_as_it_is_though_its_name_has_a_dot(tmp_path: Path) -> None:
