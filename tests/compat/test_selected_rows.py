@@ -23,6 +23,8 @@ from laneway import (
     SchemaMismatchError,
     StatefulShardedDataset,
 )
+from laneway.formats import parquet
+from laneway.reading import selected
 from tests.compat.loaders import flat, ids, rows_while_ranks_change, run_with_states
 from tests.corpora import KINDS, UNEQUAL_FILES, Kind, rows, settle, write_blocks, write_corpus
 
@@ -84,6 +86,33 @@ def test_a_selection_is_resumed_exactly_at_every_batch(tmp_path: Path, kind: Kin
             resumed = make(tmp_path, name, shuffle=shuffle)
             resumed.load_state_dict(state)
             assert uninterrupted[:done] + ids(resumed) == uninterrupted, f"resumed after batch {done}"
+
+
+@pytest.mark.parametrize("name", SELECTIONS)
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_rows_are_the_same_where_columns_of_the_filter_are_read_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, *, shuffle: bool
+) -> None:
+    write_corpus(tmp_path)
+    select, expected = SELECTIONS[name]
+    options: dict[str, Any] = {"batch_size": 5, "provenance": True, "shuffle": shuffle}
+    datasets = [
+        select(StatefulShardedDataset(tmp_path, columns=columns, **options))
+        for columns in (None, ["text", "id"], ["x"], ["id"])
+    ]
+
+    def received() -> list[list[str]]:
+        for dataset in datasets:
+            dataset.set_epoch(0)
+        return [[*map(repr, dataset)] for dataset in datasets]
+
+    together = received()
+    monkeypatch.setattr(selected, "_APART_BYTES", 0)
+    monkeypatch.setattr(selected, "_APART_SHARE", 1.0)
+    monkeypatch.setattr(parquet, "_PIECE_BYTES", 100)
+    assert received() == together
+    datasets[0].set_epoch(0)
+    assert sorted(flat(ids(datasets[0]))) == expected
 
 
 @pytest.mark.parametrize("context", ["fork", "spawn"])
@@ -196,6 +225,37 @@ def test_a_file_that_was_rewritten_after_planning_is_an_error(tmp_path: Path) ->
         list(dataset)
     with pytest.raises(DataFileError, match=r"part-000\.parquet changed since it was planned"):
         dataset.filter(pc.field("x") >= 2)
+
+
+def test_a_file_that_was_rewritten_with_the_same_footer_is_an_error_where_rows_decide(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+
+    def write(values: list[int], seconds: int) -> None:
+        # The footer has no statistics, and is further than 64 KiB from the values.
+        data = {"value": values + [0] * 12_000, "id": range(12_000 + len(values))}
+        plain: dict[str, Any] = {"use_dictionary": False, "compression": "none", "write_statistics": False}
+        pq.write_table(pa.table(data), path, **plain)
+        settle(tmp_path, seconds)
+
+    write([5, 5, 5, 8, 8], 1)
+    dataset = StatefulShardedDataset(tmp_path, filter=pc.field("value") == 5, batch_size=9)
+    assert flat(ids(dataset)) == [0, 1, 2]
+    # As many rows are selected as before.
+    write([5, 8, 5, 5, 8], 2)
+    changed = (
+        r"a\.parquet changed since it was planned: it was modified at 1970-01-01 00:00:01.* and now at .* 00:00:02"
+    )
+    for num_workers in (0, 1):
+        with pytest.raises(DataFileError, match=changed):
+            list(SavableLoader(dataset, num_workers=num_workers))
+    with pytest.raises(DataFileError, match=changed):
+        dataset.filter(pc.field("id") > 0)
+    with pytest.raises(DataFileError, match=changed):
+        list(dataset.take(2))
+    # Rows that are selected by their place don't depend on what is in the file.
+    plain = StatefulShardedDataset(dataset.manifest, columns=["id"], batch_size=9)
+    assert flat(ids(plain.take(4))) == [0, 1, 2, 3]
+    assert flat(ids(StatefulShardedDataset(tmp_path, filter=pc.field("value") == 5, batch_size=9))) == [0, 2, 3]
 
 
 @pytest.mark.parametrize(

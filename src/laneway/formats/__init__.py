@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from laneway.formats.arrow import ArrowFormat
-from laneway.formats.base import BlockMatches, BlockReader, FileScan, Format, PlannedFile, TypeInference
+from laneway.formats.base import (
+    BlockMatches,
+    BlockReader,
+    FileScan,
+    Format,
+    PlannedFile,
+    SelectiveBlockReader,
+    TypeInference,
+)
 from laneway.formats.delimited import DelimitedFormat
 from laneway.formats.json_lines import JsonLinesFormat
 from laneway.formats.orc import OrcFormat
@@ -22,6 +30,7 @@ __all__ = [
     "OrcFormat",
     "ParquetFormat",
     "PlannedFile",
+    "SelectiveBlockReader",
     "TypeInference",
     "format_of_content",
     "format_of_suffix",

@@ -92,6 +92,20 @@ class BlockReader(Protocol):
         """Close the file. Tables read from it stay valid."""
 
 
+class SelectiveBlockReader(BlockReader, Protocol):
+    """An open data file of which some rows can be read in less memory than all of them."""
+
+    def read_selected(self, first: int, stop: int, columns: Sequence[str], mask: NDArray[np.bool_]) -> pa.Table:
+        """Decode some rows of the blocks [first, stop); see `read`.
+
+        Args:
+            first: The first block.
+            stop: One past the last block.
+            columns: The columns.
+            mask: Which of the rows, of shape (rows of the blocks,).
+        """
+
+
 class TypeInference(Protocol):
     """What follows from the values of files that don't say which types their columns have."""
 
@@ -128,6 +142,11 @@ class Format(Protocol):
     @property
     def is_mapped(self) -> bool:
         """Whether local files are memory-mapped, so that most reads cost nothing."""
+        return False
+
+    @property
+    def skips_rows(self) -> bool:
+        """Whether readers of local files are `SelectiveBlockReader`."""
         return False
 
     @property

@@ -16,7 +16,7 @@ from laneway.core.files import digest
 from laneway.errors import DataFileError
 from laneway.formats.base import FileScan, Format, name_error
 from laneway.formats.fetched_file import FetchedFile
-from laneway.formats.field_paths import path_of, select_fields
+from laneway.formats.field_paths import field_type, path_of, select_fields
 from laneway.formats.row_group_matches import row_group_matches
 from laneway.formats.row_groups import check_chunks, check_row_counts, chunk_range, leaf_ranges, memory_bytes
 from laneway.metering import current_meter
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from io import IOBase
 
     import pyarrow.compute as pc
+    from numpy.typing import NDArray
 
     from laneway.formats.base import BlockMatches, BlockReader, PlannedFile
     from laneway.storage.filesystem import Storage
@@ -40,6 +41,9 @@ _TRAILER_BYTES = 8  # the footer's length, then the magic
 _MAX_GAP_BYTES: Final = 1 << 20  # between two ranges: reading it is cheaper than another request
 _MAX_SPAN_BYTES: Final = 32 << 20  # of a merged range: a lost connection costs all of it
 _FOOTER_EXPANSION: Final = 8  # approximate size of a decoded footer, in multiples of its size in the file
+_PIECE_BYTES: Final = 512 << 10
+"""Encoded bytes of the rows that are decoded at a time where some of them are selected: what they take in memory, the
+next ones find in a cache of the processor, and no page of it is returned to the system in between."""
 _MAX_SCHEMAS: Final = 16  # whose columns a process remembers
 _MAX_FOOTER_BYTES: Final = 64 << 20  # of all decoded footers that a process caches
 
@@ -51,6 +55,7 @@ class ParquetFormat(Format):
     name = "parquet"
     suffixes = (".parquet", ".pq")
     block_name = "row group"
+    skips_rows = True
     tail_bytes = 64 * 1024
 
     def recognises(self, head: bytes) -> bool:
@@ -128,11 +133,25 @@ class ParquetBlocks:
     def read(self, first: int, stop: int, columns: Sequence[str]) -> pa.Table:
         """Decode the row groups [first, stop) of these columns, in this order."""
         table = self._columns.decode(self._file, first, stop, columns)
+        self._check(first, stop, columns)
+        return table
+
+    def read_selected(self, first: int, stop: int, columns: Sequence[str], mask: NDArray[np.bool_]) -> pa.Table:
+        """Decode some rows of the row groups [first, stop)."""
+        if not columns:
+            return self.read(first, stop, columns).slice(0, int(np.count_nonzero(mask)))
+        if any(_has_dictionary(self._columns.type_of(name)) for name in columns):
+            # Each piece would have a copy of the dictionary.
+            return self.read(first, stop, columns).filter(pa.array(mask))
+        table = self._columns.decode_selected(self._file, first, stop, columns, mask)
+        self._check(first, stop, columns)
+        return table
+
+    def _check(self, first: int, stop: int, columns: Sequence[str]) -> None:
         # After decoding, which finds damaged size statistics: pyarrow aborts the process when it is asked for them.
         _, num_bytes = self._columns.check(self._file.metadata, first, stop, columns, self._planned.size)
         if (meter := current_meter()) is not None:
             meter.count_bytes(num_bytes)
-        return table
 
     def matches(
         self, conditions: Sequence[pc.Expression], schema: pa.Schema, known: Mapping[str, Any]
@@ -206,12 +225,40 @@ class _Columns:
         table: pa.Table = file.read_row_groups(list(range(first, stop)), columns=list(names))
         return select_fields(table, [(name, path_of(self.schema, name)) for name in names])
 
+    def decode_selected(
+        self, file: pq.ParquetFile, first: int, stop: int, names: Sequence[str], mask: NDArray[np.bool_]
+    ) -> pa.Table:
+        """Decode some rows of the row groups [first, stop), a few of them at a time."""
+        groups = [file.metadata.row_group(group) for group in range(first, stop)]
+        row_bytes = sum(group.total_byte_size for group in groups) // max(1, len(mask))
+        num_rows = max(1, _PIECE_BYTES // max(1, row_bytes))
+        pieces: list[pa.RecordBatch] = []
+        start = 0
+        for piece in file.iter_batches(num_rows, row_groups=[*range(first, stop)], columns=list(names)):
+            of_piece = mask[start : start + len(piece)]
+            start += len(piece)
+            if not pieces or of_piece.any():
+                pieces.append(piece.filter(pa.array(of_piece)))
+        if start != len(mask):
+            message = f"{len(mask):,} rows were expected, and {start:,} found"
+            raise pa.ArrowInvalid(message)
+        return select_fields(pa.Table.from_batches(pieces), [(name, path_of(self.schema, name)) for name in names])
+
+    def type_of(self, name: str) -> pa.DataType:
+        """Return the type of a column."""
+        return field_type(self.schema, path_of(self.schema, name))
+
     def _leaves_of(self, name: str) -> range:
         path = path_of(self.schema, name)
         found, type_ = self.leaves[path[0]], self.schema.field(path[0]).type
         for each in path[1:]:
             found, type_ = leaf_ranges(type_, found.start)[each], type_.field(each).type
         return found
+
+
+def _has_dictionary(data_type: pa.DataType) -> bool:
+    children = (data_type.field(i).type for i in range(data_type.num_fields))
+    return pa.types.is_dictionary(data_type) or any(map(_has_dictionary, children))
 
 
 _latest_columns: tuple[_Columns, ...] = ()

@@ -127,7 +127,12 @@ def filter_of(expression: object, manifest: ManifestContents, schema: pa.Schema 
         TypeError: It is neither.
         SchemaMismatchError: It names a column that doesn't exist, or compares what can't be compared.
     """
-    return _filter(expression, manifest.schema, schema, lambda names: columns_of(manifest, names, schema))
+    return _filter(
+        expression,
+        manifest.schema,
+        schema,
+        lambda names: columns_of(manifest, names, schema, instead="a filter without it"),
+    )
 
 
 def filter_on(expression: object, columns: pa.Schema, schema: pa.Schema | None) -> Filter:
@@ -162,8 +167,16 @@ def _filter(
     return Filter(expression, needed)
 
 
-def columns_of(manifest: ManifestContents, names: list[str], schema: pa.Schema | None) -> pa.Schema:
+def columns_of(
+    manifest: ManifestContents, names: list[str], schema: pa.Schema | None, *, instead: str = "another column"
+) -> pa.Schema:
     """Return the types of columns that a step looks at: those that the user gave, else those in the files.
+
+    Args:
+        manifest: The files.
+        names: The columns.
+        schema: Types of columns that the user gave.
+        instead: What users may pass instead of a column whose types in the files differ, for messages.
 
     Raises:
         SchemaMismatchError: A column doesn't exist, or its type can't be determined; see `select_columns`.
@@ -172,7 +185,7 @@ def columns_of(manifest: ManifestContents, names: list[str], schema: pa.Schema |
     found = {
         each.name: each
         for chosen, types in ((given, schema), ([name for name in names if name not in given], None))
-        for each in select_columns(manifest, chosen, types)
+        for each in select_columns(manifest, chosen, types, instead=instead)
     }
     return pa.schema([found[name] for name in names])
 

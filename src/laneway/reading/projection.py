@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 
 
 def select_columns(
-    manifest: ManifestContents, columns: Sequence[str] | None = None, schema: pa.Schema | None = None
+    manifest: ManifestContents,
+    columns: Sequence[str] | None = None,
+    schema: pa.Schema | None = None,
+    *,
+    instead: str = "columns= without it",
 ) -> pa.Schema:
     """Return the names and types of the columns to deliver, after checking them against the columns of all files.
 
@@ -33,6 +37,7 @@ def select_columns(
             fields inside of structs; None: all.
         schema: Names and types to deliver, whatever the types in the files; None: those of the table, or if the files
             were found in directories, the types in the files.
+        instead: What users may pass instead of a column whose types in the files differ, for messages.
 
     Raises:
         SchemaMismatchError: A column does not exist or is selected twice; its types in the files differ, or can't be
@@ -42,11 +47,11 @@ def select_columns(
     names = list(existing.names if columns is None else columns)
     _check_names(names, existing, "the columns are" if schema is None else "schema has")
     if schema is None and manifest.table is None:
-        types = [_type_in_files(manifest, name) for name in names]
+        types = [_type_in_files(manifest, name, instead) for name in names]
     else:
         types = [field_type(existing, path_of(existing, name)) for name in names]
         for name, type_ in zip(names, types, strict=True):
-            _check_castable(manifest, name, type_)
+            _check_castable(manifest, name, type_, instead)
     return pa.schema(list(zip(names, types, strict=True)))
 
 
@@ -140,17 +145,17 @@ def _hint(name: str, existing: pa.Schema) -> str:
     return f"did you mean {' or '.join(map(repr, close))}? " if close else ""
 
 
-def _type_in_files(manifest: ManifestContents, name: str) -> pa.DataType:
+def _type_in_files(manifest: ManifestContents, name: str, instead: str) -> pa.DataType:
     """Return the type of a column that all files have."""
     if FORMATS[manifest.format].inference is not None:
-        _check_inferred(manifest, name)
+        _check_inferred(manifest, name, instead)
     if len(manifest.readable.distinct) == 1:
         only = field_type(manifest.schema, path_of(manifest.schema, name))
-        _check_readable(manifest, 0, name, only)
+        _check_readable(manifest, 0, name, only, instead)
         return only
     found = [_type_in(manifest, index, name) for index in range(len(manifest.readable.distinct))]
     first, common = next((index, type_) for index, type_ in enumerate(found) if type_ is not None)
-    _check_readable(manifest, first, name, common)
+    _check_readable(manifest, first, name, common, instead)
     for index, type_ in enumerate(found):
         joined = None if type_ is None else common_type(common, type_)
         if joined is None:
@@ -158,14 +163,14 @@ def _type_in_files(manifest: ManifestContents, name: str) -> pa.DataType:
             message = (
                 f"the files have different columns: {name!r} is {found[first]} in {here} and "
                 f"{'missing' if type_ is None else type_} in {there}: pass schema= with the type to deliver "
-                f"(the column is null where it is missing), or columns= without it"
+                f"(the column is null where it is missing), or {instead}"
             )
             raise SchemaMismatchError(message)
         common = joined
     return common
 
 
-def _check_inferred(manifest: ManifestContents, name: str) -> None:
+def _check_inferred(manifest: ManifestContents, name: str, instead: str) -> None:
     """Check that the types that were inferred for a column from the values of each file fit together."""
     first, common = 0, None
     inference = FORMATS[manifest.format].inference
@@ -180,19 +185,19 @@ def _check_inferred(manifest: ManifestContents, name: str) -> None:
             here, there = (paths[manifest.schemas.first_file(each)] for each in (first, index))
             message = (
                 f"the files have different columns: {name!r} is {common} in {here} and {found} in {there}: correct "
-                f"the files, or leave the column out with columns="
+                f"the files, or pass {instead}"
             )
             raise SchemaMismatchError(message)
         first, common = (index if common is None else first), joined
 
 
-def _check_castable(manifest: ManifestContents, name: str, type_: pa.DataType) -> None:
+def _check_castable(manifest: ManifestContents, name: str, type_: pa.DataType, instead: str) -> None:
     """Check that a column can be cast to a type, as far as this doesn't depend on its values."""
     found = [_type_in(manifest, index, name) for index in range(len(manifest.readable.distinct))]
     for index, source in enumerate(found):
         if source is None or source.equals(type_):
             continue
-        _check_readable(manifest, index, name, source)
+        _check_readable(manifest, index, name, source, instead)
         problem = cast_problem(source, type_)
         if problem is not None:
             message = (
@@ -202,12 +207,12 @@ def _check_castable(manifest: ManifestContents, name: str, type_: pa.DataType) -
             raise SchemaMismatchError(message)
 
 
-def _check_readable(manifest: ManifestContents, index: int, name: str, type_: pa.DataType) -> None:
+def _check_readable(manifest: ManifestContents, index: int, name: str, type_: pa.DataType, instead: str) -> None:
     unreadable = unreadable_type(type_)
     if unreadable is not None:
         message = (
             f"the column {name!r} in {_path(manifest, index)} has the type {unreadable}, which pyarrow can't read in "
-            f"Python: select other columns with columns="
+            f"Python: pass {instead}"
         )
         raise SchemaMismatchError(message)
 

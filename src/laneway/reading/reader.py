@@ -8,7 +8,7 @@ from collections import deque
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple, final
+from typing import TYPE_CHECKING, Any, NamedTuple, cast, final
 
 import numpy as np
 import pyarrow as pa
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from laneway.catalog.contents import ManifestContents
-    from laneway.formats import BlockMatches, BlockReader
+    from laneway.formats import BlockMatches, BlockReader, SelectiveBlockReader
     from laneway.reading.origin import Origin
     from laneway.storage.filesystem import Storage
 
@@ -162,12 +162,17 @@ class RowReader:
         return not self._storage.is_local
 
     @property
+    def skips_rows(self) -> bool:
+        """Whether reading some rows of blocks takes less memory than reading all of them."""
+        return self._storage.is_local and self._format.skips_rows
+
+    @property
     def is_instant(self) -> bool:
         """Whether files are memory-mapped, so that a read only looks up addresses."""
         return self._storage.is_local and self._format.is_mapped
 
-    def read(self, file_index: int, start: int, stop: int) -> pa.Table:
-        """Return the rows [start, stop) of a data file.
+    def read(self, file_index: int, start: int, stop: int, mask: NDArray[np.bool_] | None = None) -> pa.Table:
+        """Return the rows [start, stop) of a data file, or some of them.
 
         Only the row groups or record batches that contain these rows are decoded, and only the selected columns.
 
@@ -175,9 +180,11 @@ class RowReader:
             file_index: Index of the file in the manifest.
             start: First row, counted from the first row of the file.
             stop: One past the last row.
+            mask: Which of these rows, which are those of whole blocks, to return, bool of shape (stop - start,), if
+                `skips_rows`. None: all.
 
         Returns:
-            A table of `schema` with `stop - start` rows.
+            A table of `schema` with these rows.
 
         Raises:
             DataFileError: The file is missing, unreadable or damaged, or changed since it was planned.
@@ -197,13 +204,20 @@ class RowReader:
         first = int(np.searchsorted(row_starts, start, side="right")) - 1
         end = int(np.searchsorted(row_starts, stop, side="left"))
         sources = self._sources_of(int(self._manifest.readable.indices[file_index]))
-        table = self._decode(file_index, first, end, int(row_starts[end] - row_starts[first]), sources.stored)
+        num_rows = int(row_starts[end] - row_starts[first])
+        table = self._decode(file_index, first, end, num_rows, sources.stored, mask=mask)
         if sources.stored is not sources.columns:
             table = renamed(table, sources.columns, sources.types)
-        table = table.slice(start - int(row_starts[first]), stop - start)
+        rows = None if self._origin is None else np.arange(start, stop)
+        bounds = row_starts[first : end + 1] - start
+        if mask is None:
+            table = table.slice(start - int(row_starts[first]), stop - start)
+        else:
+            rows = None if rows is None else rows[mask]
+            bounds = np.concatenate([[0], np.cumsum(mask)])[bounds]
         if sources.checked_keys:
             self._check_keys(table, file_index, sources.checked_keys)
-        return self._complete(table, sources, _Blocks(file_index, first, row_starts[first : end + 1] - start), start)
+        return self._complete(table, sources, _Blocks(file_index, first, bounds), rows)
 
     def row_in_file(self, file_index: int, row: int) -> int:  # noqa: ARG002 - rows of a selection depend on the file
         """Return the number in its file of a row, counted as for `read`."""
@@ -255,14 +269,27 @@ class RowReader:
             self._sources[schema_index] = found
         return found
 
-    def _decode(self, file_index: int, first: int, stop: int, num_rows: int, columns: list[str]) -> pa.Table:
+    def _decode(
+        self,
+        file_index: int,
+        first: int,
+        stop: int,
+        num_rows: int,
+        columns: list[str],
+        *,
+        mask: NDArray[np.bool_] | None,
+    ) -> pa.Table:
         blocks = f"{self._format.block_name} {first}" + (f" to {stop - 1}" if stop - first > 1 else "")
         path = self._storage.join(self._manifest.files.paths[file_index])
         with self._decoding(file_index, blocks):
             reader = self._borrow(file_index)
         try:
             with self._decoding(file_index, blocks):
-                table = self._read_blocks(reader, first, stop, columns)
+                if mask is None:
+                    table = self._read_blocks(reader, first, stop, columns)
+                else:
+                    num_rows = int(np.count_nonzero(mask))
+                    table = cast("SelectiveBlockReader", reader).read_selected(first, stop, columns, mask)
         except DataFileError:
             reader.close()
             self._check_unchanged(file_index)
@@ -355,13 +382,15 @@ class RowReader:
             if len(self._idle) > _OPEN_FILES:
                 self._idle.popleft()[1].close()
 
-    def _complete(self, table: pa.Table, sources: _Sources, blocks: _Blocks, start: int) -> pa.Table:
+    def _complete(
+        self, table: pa.Table, sources: _Sources, blocks: _Blocks, rows: NDArray[np.int64] | None
+    ) -> pa.Table:
         """Return the table with the columns that are not in its file, all in the order and the types of `schema`."""
         if not self.schema.names:
             return table
         columns: dict[str, Any] = dict(zip(table.column_names, table.columns, strict=True))
-        if self._origin is not None:
-            path, rows = self._manifest.files.paths[blocks.file_index], np.arange(start, start + table.num_rows)
+        if self._origin is not None and rows is not None:
+            path = self._manifest.files.paths[blocks.file_index]
             for name in self._origin.names:
                 columns[name] = self._origin.column(name, path, blocks.file_index, rows)
         arrays = []

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Final, final
 
 import numpy as np
 import pyarrow as pa
 
 from laneway.errors import DataFileError
 from laneway.reading.categories import CategoryReader
+from laneway.reading.pruning import keys_only
 from laneway.reading.reader import RowReader
 from laneway.reading.steps import Run, select
+from laneway.storage.entries import check_time
 from laneway.wording import counted
 
 if TYPE_CHECKING:
@@ -22,6 +24,12 @@ if TYPE_CHECKING:
     from laneway.reading.rows import Rows
     from laneway.reading.selecting import RowSelection
     from laneway.storage.filesystem import Storage
+
+
+_APART_BYTES: Final = 1 << 20
+"""Least bytes of blocks to read some columns of them before others: less is not worth opening a file twice."""
+_APART_SHARE: Final = 0.5
+"""Largest share of their rows that is selected: pieces that are selected are copied together."""
 
 
 def open_rows(
@@ -70,11 +78,17 @@ class SelectedReader:
         """Prepare to read; see `RowReader`."""
         # What only the selection looks at is read, too, and dropped.
         others = [each for each in selection.schema if each.name not in schema.names]
-        self._all_rows = RowReader(manifest, storage, pa.schema([*schema, *others]), origin, is_closed=is_closed)
+        everything = pa.schema([*schema, *others])
+        self._all_rows = RowReader(manifest, storage, everything, origin, is_closed=is_closed)
+        seen = {name for step in selection.steps for name in step.columns}
+        self._seen = RowReader(manifest, storage, pa.schema([each for each in everything if each.name in seen]))
+        rest = pa.schema([each for each in schema if each.name not in seen])
+        self._rest = RowReader(manifest, storage, rest, origin, is_closed=is_closed)
         self._manifest = manifest
         self._storage = storage
         self._selection = selection
         self._files = selection.rows.files(manifest.files)
+        self._looks_at_rows = any(step.columns and not keys_only(manifest, step) for step in selection.steps)
         self.schema = schema
         """Schema of the tables that `read` returns."""
 
@@ -124,7 +138,8 @@ class SelectedReader:
 
     def close(self) -> None:
         """Close the files. The reader can still be used, and opens them again."""
-        self._all_rows.close()
+        for reader in (self._all_rows, self._seen, self._rest):
+            reader.close()
 
     def starts(self, file_index: int) -> NDArray[np.int64]:
         """Return the number of selected rows of a file before each of its blocks, and of all."""
@@ -137,14 +152,37 @@ class SelectedReader:
         """Return the selected rows of the blocks [first, stop) of a file, and their numbers in the file."""
         base = int(self._manifest.files.block_starts[file_index])
         run = Run.of(self._manifest, file_index, first, stop)
-        table = self._all_rows.read(file_index, run.first_row, run.first_row + run.num_rows)
         planned = self._files.block_rows[base + first : base + stop]
+        where = file_index, run.first_row, run.first_row + run.num_rows
         rows = run.rows
-        if (planned != np.diff(run.bounds)).any():
+        if (planned == np.diff(run.bounds)).all():
+            table = self._all_rows.read(*where)
+        else:
+            is_apart = self._is_apart(base + first, base + stop)
+            table = (self._seen if is_apart else self._all_rows).read(*where)
             mask = select(self._selection.steps, table, run)
             self._check_counts(run, first, planned, run.count_by_block(mask))
             table, rows = table.filter(pa.array(mask)), rows[mask]
+            if is_apart:
+                rest = self._rest.read(*where, mask)
+                columns = dict(
+                    zip((*table.column_names, *rest.column_names), (*table.columns, *rest.columns), strict=True)
+                )
+                table = pa.Table.from_arrays([columns[name] for name in self.schema.names], schema=self.schema)
+        if self._looks_at_rows:
+            # Equal footers don't say that the rows are equal.
+            check_time(self._storage, self._storage.join(run.path), self._manifest.versions[file_index])
         return table.select(self.schema.names), rows
+
+    def _is_apart(self, first: int, stop: int) -> bool:
+        """Return whether to read what the steps look at before the other columns, of which few rows are then needed."""
+        files = self._manifest.files
+        return (
+            self._all_rows.skips_rows
+            and bool(self._seen.schema.names and self._rest.schema.names)
+            and int(files.block_memory_bytes[first:stop].sum()) >= _APART_BYTES
+            and int(self._files.block_rows[first:stop].sum()) <= _APART_SHARE * int(files.block_rows[first:stop].sum())
+        )
 
     def _check_counts(self, run: Run, first: int, planned: NDArray[np.integer], found: NDArray[np.int64]) -> None:
         wrong = np.flatnonzero(found != planned)

@@ -191,6 +191,39 @@ def test_a_block_that_cannot_be_decoded_is_named(tmp_path: Path, kind: Kind) -> 
         reader.read(0, 60_000, 130_000)
 
 
+def test_some_rows_of_blocks_are_those_of_all_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    num_rows = 300
+    numbers = pa.array([*range(num_rows)])
+    table = pa.table(
+        {
+            "id": numbers,
+            "text": pa.array([None if row % 7 == 0 else "x" * (row % 40) for row in range(num_rows)]),
+            "name": pa.array([str(row % 5) for row in range(num_rows)]).dictionary_encode(),
+            "lists": pa.array([[row] * (row % 4) for row in range(num_rows)]),
+            "fixed": pa.FixedSizeListArray.from_arrays(pa.array([*range(2 * num_rows)], pa.int32()), 2),
+            "struct": pa.array([{"a": row, "b": [str(row)]} for row in range(num_rows)]),
+        }
+    )
+    folder = tmp_path / "key=7"
+    folder.mkdir()
+    pq.write_table(table, folder / "a.parquet", row_group_size=64)
+    manifest, storage = scan_source(tmp_path)
+    names = ["key", "struct.b", "text", "fixed", "id", "lists", "struct", "name"]
+    generator = np.random.default_rng(0)
+    for columns in (names, ["key"], ["name", "id"], ["struct.b"], names[:-1]):
+        reader = RowReader(manifest, storage, select_columns(manifest, columns))
+        assert reader.skips_rows
+        for piece_bytes in (1, 500, 1 << 20):
+            monkeypatch.setattr(parquet, "_PIECE_BYTES", piece_bytes)
+            for start, stop in ((0, num_rows), (64, 128), (128, num_rows)):
+                for share in (0.0, 0.02, 0.5, 1.0):
+                    mask = generator.random(stop - start) < share
+                    found = reader.read(0, start, stop, mask)
+                    assert found.schema == reader.schema
+                    assert found.num_rows == np.count_nonzero(mask)
+                    assert found.to_pylist() == reader.read(0, start, stop).filter(pa.array(mask)).to_pylist()
+
+
 @pytest.mark.parametrize("bad", ["a", "c", "e"])
 def test_the_column_that_cannot_be_decoded_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: str) -> None:
     table = pa.table({name: [1, 2] for name in "abcde"})

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pytest
 
 from laneway import Manifest, SchemaMismatchError, StatefulShardedDataset
+from laneway.reading import selected
 from laneway.reading.expressions import filter_of
 from laneway.reading.hashing import bits_of_values
 from laneway.reading.selecting import Planner
@@ -93,6 +94,18 @@ def test_types_that_differ_are_joined_or_given_and_missing_columns_are_null(tmp_
     write(tmp_path / "d", [first], [second])
     with pytest.raises(SchemaMismatchError, match="'x' is string in"):
         StatefulShardedDataset(tmp_path / "d", columns=["id"], filter=pc.field("x") == "1")
+    files = StatefulShardedDataset(tmp_path / "d", columns=["id"])
+    # Not "columns= without it", which changes nothing.
+    for refused, instead in (
+        (lambda: files.filter(pc.field("y") > 0), "a filter without it"),
+        (lambda: files.filter([("y", ">", 0)]), "a filter without it"),
+        (lambda: files.manifest.select(pc.field("y") > 0), "a filter without it"),
+        (lambda: files.filter(lambda batch: batch["y"], columns=["y"]), "another column"),
+        (lambda: files.split({"a": 0.5, "b": 0.5}, by="y"), "another column"),
+    ):
+        message = rf"'y' is int64 in .* and missing in .*: pass schema= with the type .*, or {instead}$"
+        with pytest.raises(SchemaMismatchError, match=message):
+            refused()
     schema = schema_of(id=pa.int64(), x=pa.string(), y=pa.int8())
     dataset = StatefulShardedDataset(tmp_path / "d", schema=schema)
     assert ids(dataset.filter(pc.field("x") == "1")) == [0, 2]
@@ -100,6 +113,20 @@ def test_types_that_differ_are_joined_or_given_and_missing_columns_are_null(tmp_
     assert ids(dataset.filter(pc.field("id") > 2)) == [300, 3]
     text = StatefulShardedDataset(tmp_path / "d", schema=schema, columns=["id"]).filter(pc.field("y") > 0)
     assert ids(text) == [2]
+
+
+def test_without_a_filter_nothing_of_selections_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "d", [pa.table({"id": [0, 1]}), pa.table({"id": [2]})])
+
+    def fail(*_: Any, **__: Any) -> Any:
+        message = "a selection is looked at"
+        raise RuntimeError(message)
+
+    for owner, name in ((selected.SelectedReader, "__init__"), (selected, "select"), (Planner, "extend")):
+        monkeypatch.setattr(owner, name, fail)
+    assert ids(StatefulShardedDataset(tmp_path / "d", batch_size=None)) == [0, 1, 2]
+    with pytest.raises(RuntimeError, match="a selection is looked at"):
+        StatefulShardedDataset(tmp_path / "d", filter=pc.field("id") > 0)
 
 
 def test_a_column_is_named_as_it_is_though_its_name_has_a_dot(tmp_path: Path) -> None:
