@@ -227,37 +227,6 @@ def test_a_file_that_was_rewritten_after_planning_is_an_error(tmp_path: Path) ->
         dataset.filter(pc.field("x") >= 2)
 
 
-def test_a_file_that_was_rewritten_with_the_same_footer_is_an_error_where_rows_decide(tmp_path: Path) -> None:
-    path = tmp_path / "a.parquet"
-
-    def write(values: list[int], seconds: int) -> None:
-        # The footer has no statistics, and is further than 64 KiB from the values.
-        data = {"value": values + [0] * 12_000, "id": range(12_000 + len(values))}
-        plain: dict[str, Any] = {"use_dictionary": False, "compression": "none", "write_statistics": False}
-        pq.write_table(pa.table(data), path, **plain)
-        settle(tmp_path, seconds)
-
-    write([5, 5, 5, 8, 8], 1)
-    dataset = StatefulShardedDataset(tmp_path, filter=pc.field("value") == 5, batch_size=9)
-    assert flat(ids(dataset)) == [0, 1, 2]
-    # As many rows are selected as before.
-    write([5, 8, 5, 5, 8], 2)
-    changed = (
-        r"a\.parquet changed since it was planned: it was modified at 1970-01-01 00:00:01.* and now at .* 00:00:02"
-    )
-    for num_workers in (0, 1):
-        with pytest.raises(DataFileError, match=changed):
-            list(SavableLoader(dataset, num_workers=num_workers))
-    with pytest.raises(DataFileError, match=changed):
-        dataset.filter(pc.field("id") > 0)
-    with pytest.raises(DataFileError, match=changed):
-        list(dataset.take(2))
-    # Rows that are selected by their place don't depend on what is in the file.
-    plain = StatefulShardedDataset(dataset.manifest, columns=["id"], batch_size=9)
-    assert flat(ids(plain.take(4))) == [0, 1, 2, 3]
-    assert flat(ids(StatefulShardedDataset(tmp_path, filter=pc.field("value") == 5, batch_size=9))) == [0, 2, 3]
-
-
 @pytest.mark.parametrize(
     ("condition", "error", "message"),
     [

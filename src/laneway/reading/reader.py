@@ -1,12 +1,9 @@
-"""Rows of data files as tables: opens files and decodes only the blocks that contain the rows."""
+"""Rows of data files as tables: decodes only the blocks that contain the rows."""
 
 from __future__ import annotations
 
-import os
-import threading
-from collections import deque
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple, cast, final
 
@@ -19,6 +16,7 @@ from laneway.errors import DataFileError
 from laneway.formats import FORMATS
 from laneway.formats.field_paths import field_type, find_field, path_of, renamed, stored_name
 from laneway.metering import current_meter
+from laneway.reading.open_files import OpenFiles
 from laneway.reading.projection import schemas_to_read
 from laneway.storage.entries import file_size
 from laneway.wording import counted
@@ -34,7 +32,6 @@ if TYPE_CHECKING:
     from laneway.reading.origin import Origin
     from laneway.storage.filesystem import Storage
 
-_OPEN_FILES = 16
 # The stubs of pyarrow accept fewer types here.
 _nulls: Any = pa.nulls
 
@@ -99,8 +96,7 @@ class _Blocks(NamedTuple):
 class RowReader:
     """Reads rows of a dataset's files as tables.
 
-    It may be pickled, used after a fork, and shared by threads. A few files stay open for the process that opened them,
-    and a thread that reads has an open file of its own.
+    It may be pickled, used after a fork, and shared by threads.
     """
 
     def __init__(
@@ -124,7 +120,6 @@ class RowReader:
         self._manifest = manifest
         self._storage = storage
         self._format = FORMATS[manifest.format]
-        self._is_closed = is_closed
         self.schema = schema
         """Schema of the tables that `read` returns."""
         self._types = dict(zip(schema.names, schema.types, strict=True))
@@ -133,25 +128,7 @@ class RowReader:
         """For each schema of files that were read, where the columns come from."""
         self._schemas = schemas_to_read(manifest, schema, made=frozenset() if origin is None else origin.names)
         """The columns of the files of each schema, in the types to decode."""
-        self._forget_files()
-
-    def _forget_files(self) -> None:
-        self._idle: deque[tuple[int, BlockReader]] = deque()
-        """Index and reader of each open file that no thread is using, the most recently used last."""
-        self._opening: dict[int, threading.Lock] = {}
-        self._lock = threading.Lock()
-        self._pid = os.getpid()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Omit the open files."""
-        return {
-            name: value for name, value in self.__dict__.items() if name not in {"_idle", "_opening", "_lock", "_pid"}
-        }
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Start without open files."""
-        self.__dict__.update(state)
-        self._forget_files()
+        self._files = OpenFiles(manifest, storage, self._schemas, is_closed=is_closed)
 
     def __repr__(self) -> str:
         return f"RowReader({self._manifest!r}, columns={self.schema.names})"
@@ -234,7 +211,7 @@ class RowReader:
         Raises:
             DataFileError: The file is missing, unreadable or damaged, or changed since it was planned.
         """
-        in_file = self._schema_of(file_index)
+        in_file = self._files.schema_of(file_index)
         if self._manifest.schemas.stored and not in_file.equals(self._manifest.schemas.stored_in(file_index)):
             # The statistics have other names than the conditions; those of the table have decided what they can.
             return None
@@ -242,21 +219,19 @@ class RowReader:
         if any(not in_file.field(each.name).type.equals(each.type) for each in schema if each not in others):
             return None
         known = {each.name: self._manifest.partitions.value(each.name, file_index, each.type) for each in others}
-        reader = self._borrow(file_index)
+        reader = self._files.borrow(file_index)
         try:
             found = reader.matches(conditions, schema, known)
         except (pa.ArrowException, OSError, ValueError):
             # Statistics that can't be read, or for which a condition can't be computed, decide nothing.
             reader.close()
             return None
-        self._release(file_index, reader)
+        self._files.give_back(file_index, reader)
         return found
 
     def close(self) -> None:
         """Close the files. The reader can still be used, and opens them again."""
-        with self._lock:
-            while self._idle:
-                self._idle.popleft()[1].close()
+        self._files.close()
 
     def _sources_of(self, schema_index: int) -> _Sources:
         found = self._sources.get(schema_index)
@@ -282,7 +257,7 @@ class RowReader:
         blocks = f"{self._format.block_name} {first}" + (f" to {stop - 1}" if stop - first > 1 else "")
         path = self._storage.join(self._manifest.files.paths[file_index])
         with self._decoding(file_index, blocks):
-            reader = self._borrow(file_index)
+            reader = self._files.borrow(file_index)
         try:
             with self._decoding(file_index, blocks):
                 if mask is None:
@@ -300,7 +275,7 @@ class RowReader:
             self._check_unchanged(file_index)
             what = f"can't be decoded ({blocks}{f', column {column!r}' if column else ''})"
             raise self._storage.error_for(path, what, error) from self._storage.cause(error)
-        self._release(file_index, reader)
+        self._files.give_back(file_index, reader)
         if table.num_rows != num_rows:
             difference = f"{blocks} had {counted(num_rows, 'row')} and now has {table.num_rows:,}"
             raise self._storage.change_error(path, difference)
@@ -353,34 +328,6 @@ class RowReader:
         if size != planned.size:
             difference = f"it had {planned.size:,} bytes and now has {size:,}"
             raise self._storage.change_error(planned.path, difference)
-
-    def _borrow(self, file_index: int) -> BlockReader:
-        if self._pid != os.getpid():
-            # Files that a parent process opened share offsets and connections with it: drop them without closing.
-            self._forget_files()
-        with self._lock:
-            for index, (idle, reader) in enumerate(self._idle):
-                if idle == file_index:
-                    del self._idle[index]
-                    return reader
-            opening = self._opening.setdefault(file_index, threading.Lock())
-        planned = self._manifest.planned(self._storage, file_index)
-        if self._is_closed:
-            planned = replace(planned, is_closed=True)
-        # One at a time: the second open uses the metadata that the first one read.
-        with opening:
-            schemas = self._manifest.schemas
-            schema = schemas.stored_in(file_index) if schemas.stored else self._schema_of(file_index)
-            return self._format.open(self._storage, planned, schema)
-
-    def _schema_of(self, file_index: int) -> pa.Schema:
-        return self._schemas[int(self._manifest.readable.indices[file_index])]
-
-    def _release(self, file_index: int, reader: BlockReader) -> None:
-        with self._lock:
-            self._idle.append((file_index, reader))
-            if len(self._idle) > _OPEN_FILES:
-                self._idle.popleft()[1].close()
 
     def _complete(
         self, table: pa.Table, sources: _Sources, blocks: _Blocks, rows: NDArray[np.int64] | None

@@ -9,10 +9,8 @@ import pyarrow as pa
 
 from laneway.errors import DataFileError
 from laneway.reading.categories import CategoryReader
-from laneway.reading.pruning import keys_only
 from laneway.reading.reader import RowReader
 from laneway.reading.steps import Run, select
-from laneway.storage.entries import check_time
 from laneway.wording import counted
 
 if TYPE_CHECKING:
@@ -81,14 +79,18 @@ class SelectedReader:
         everything = pa.schema([*schema, *others])
         self._all_rows = RowReader(manifest, storage, everything, origin, is_closed=is_closed)
         seen = {name for step in selection.steps for name in step.columns}
-        self._seen = RowReader(manifest, storage, pa.schema([each for each in everything if each.name in seen]))
+        self._seen = RowReader(
+            manifest,
+            storage,
+            pa.schema([each for each in everything if each.name in seen]),
+            is_closed=is_closed,
+        )
         rest = pa.schema([each for each in schema if each.name not in seen])
         self._rest = RowReader(manifest, storage, rest, origin, is_closed=is_closed)
         self._manifest = manifest
         self._storage = storage
         self._selection = selection
         self._files = selection.rows.files(manifest.files)
-        self._looks_at_rows = any(step.columns and not keys_only(manifest, step) for step in selection.steps)
         self.schema = schema
         """Schema of the tables that `read` returns."""
 
@@ -169,9 +171,6 @@ class SelectedReader:
                     zip((*table.column_names, *rest.column_names), (*table.columns, *rest.columns), strict=True)
                 )
                 table = pa.Table.from_arrays([columns[name] for name in self.schema.names], schema=self.schema)
-        if self._looks_at_rows:
-            # Equal footers don't say that the rows are equal.
-            check_time(self._storage, self._storage.join(run.path), self._manifest.versions[file_index])
         return table.select(self.schema.names), rows
 
     def _is_apart(self, first: int, stop: int) -> bool:

@@ -18,7 +18,6 @@ from laneway.reading.deletes import not_deleted
 from laneway.reading.expressions import Filter
 from laneway.reading.reader import RowReader
 from laneway.reading.steps import Part, Run, Slice, select
-from laneway.storage.entries import check_time
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -281,7 +280,6 @@ class _Counting:
         before = () if is_whole else self.before
         names = dict.fromkeys(name for step in (*before, *steps) for name in step.columns)
         rows = self._reader(tuple(names)).read(file_index, run.first_row, run.first_row + run.num_rows)
-        check_time(self.storage, self.storage.join(run.path), self.manifest.versions[file_index])
         left = select(before, rows, run)
         return [run.count_by_block(select((step,), rows, run, left)) for step in steps]
 

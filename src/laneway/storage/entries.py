@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -64,22 +64,6 @@ def file_size(storage: Storage, path: str) -> int:
         with storage.translate_errors(path):
             return os.stat(path).st_size  # noqa: PTH116 - paths are strings here
     return int(storage.call(path, partial(request_info, storage, path))["size"])
-
-
-def check_time(storage: Storage, path: str, version: str) -> None:
-    """Check that a local file still has the modification time with which it was listed, if that is known.
-
-    Files of other storages are compared when they are read.
-
-    Raises:
-        DataFileError: It has another one, or the file is missing.
-    """
-    if version and storage.is_local:
-        with storage.translate_errors(path):
-            found = os.stat(path).st_mtime_ns  # noqa: PTH116 - paths are strings here
-        if found != int(version):
-            before, now = (datetime.fromtimestamp(time / 1e9, UTC) for time in (int(version), found))
-            raise storage.change_error(path, f"it was modified at {before} and now at {now}")
 
 
 def request_info(storage: Storage, path: str) -> dict[str, Any]:

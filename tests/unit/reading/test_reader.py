@@ -126,9 +126,9 @@ def test_few_files_stay_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     for file_index in [*range(40), *range(39, 24, -1), 39]:
         assert reader.read(file_index, 0, 1).column("id")[0].as_py() == 2 * file_index
     assert len(opened) == 40
-    assert len(reader._idle) == 16
+    assert len(reader._files) == 16
     reader.close()
-    assert len(reader._idle) == 0
+    assert len(reader._files) == 0
     assert reader.read(39, 0, 2).num_rows == 2
 
 
@@ -148,7 +148,7 @@ def test_a_reader_works_in_forked_children_and_as_a_copy(tmp_path: Path, kind: K
     assert results.get() == expected
     child.join()
     copy = pickle.loads(pickle.dumps(reader))
-    assert not copy._idle
+    assert not copy._files
     assert copy.read(0, 3, 9).to_pydict() == expected
     assert reader.read(0, 3, 9).to_pydict() == expected
 
@@ -321,7 +321,7 @@ def test_open_files_hold_no_memory(tmp_path: Path) -> None:
     with counted_memory() as pool:
         for file_index in range(4):
             assert reader.read(file_index, 0, 100_000).num_rows == 100_000
-        assert len(reader._idle) == 4
+        assert len(reader._files) == 4
         # Arrow's threads may still hold the last buffer for a moment.
         wait_until(lambda: pool.bytes_allocated() < 0.1 * table.nbytes, lambda: f"{pool.bytes_allocated():,} bytes")
 
