@@ -54,7 +54,7 @@ def test_only_the_blocks_that_hold_the_rows_are_decoded(
 ) -> None:
     write_corpus(tmp_path, kind, ((5, 1, 7, 3),))
     reader = _reader(tmp_path)
-    blocks = type(reader._borrow(0))
+    blocks = type(reader._files.borrow(0))
     read: list[tuple[int, int]] = []
     original: Any = blocks.read
 
