@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -18,8 +19,6 @@ from laneway.errors import CheckpointError, CheckpointMismatchError, LanewayErro
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-
-    from torch.distributed.checkpoint.metadata import Metadata
 
     from laneway.checkpoint.folder import CheckpointFolder
     from laneway.checkpoint.layout import Checkpoint, FileRecord
@@ -57,39 +56,36 @@ def save_states(
     return files.written
 
 
-def read_metadata(folder: CheckpointFolder, checkpoint: Checkpoint) -> Metadata:
-    """Return which tensors a checkpoint holds.
+def open_states(folder: CheckpointFolder, checkpoint: Checkpoint, *, verify: bool) -> TorchFilesReader:
+    """Open the states of modules and optimizers in a checkpoint, and read which tensors there are.
+
+    Args:
+        folder: Where it is.
+        checkpoint: The checkpoint.
+        verify: Whether to compare checksums of the tensors that are read.
 
     Raises:
         CheckpointError: The file that says so is damaged.
+        DataFileError: It can't be read.
     """
-    return _reader(folder, checkpoint, verify=True).read_metadata()
+    return TorchFilesReader(checkpoint.name, CheckpointFiles(folder, checkpoint.name, checkpoint.files, verify=verify))
 
 
-def load_states(
-    folder: CheckpointFolder,
-    checkpoint: Checkpoint,
-    states: dict[str, Any],
-    group: dist.ProcessGroup | None,
-    *,
-    verify: bool,
-) -> None:
+def load_states(reader: TorchFilesReader, states: dict[str, Any], group: dist.ProcessGroup | None) -> None:
     """Read states of modules and optimizers into the tensors of `states`. All ranks must call it.
+
+    Args:
+        reader: The checkpoint.
+        states: The states, changed in place.
+        group: Process group of all ranks; None: there is a single rank.
 
     Raises:
         CheckpointError: A file is damaged.
         CheckpointMismatchError: The checkpoint holds other parameters.
         DataFileError: A file can't be read.
     """
-    reader = _reader(folder, checkpoint, verify=verify)
-    with _errors(checkpoint.name, "loaded", CheckpointMismatchError):
+    with _errors(os.fspath(reader.path), "loaded", CheckpointMismatchError):
         load(states, storage_reader=reader, process_group=group, no_dist=group is None)
-
-
-def _reader(folder: CheckpointFolder, checkpoint: Checkpoint, *, verify: bool) -> TorchFilesReader:
-    reader = TorchFilesReader(checkpoint.name)
-    reader.fs = CheckpointFiles(folder, checkpoint.name, checkpoint.files, verify=verify)
-    return reader
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from laneway.checkpoint.layout import BLOCK_BYTES, JOB, Checkpoint, FileRecord, rank_file
 from laneway.checkpoint.torch_calls import save_states
+from laneway.errors import CheckpointError, DataFileError
 from laneway.storage.writing import write_file
 
 if TYPE_CHECKING:
@@ -47,6 +48,20 @@ def write_snapshot(
         CheckpointError: It could not be written; raised on all ranks.
         CollectiveError: A rank could not be reached.
     """
+    name = snapshot.checkpoint.name
+    ranks.broadcast(f"create {name}", lambda: folder.create(name), src_rank=0)
+    try:
+        return _write_all(folder, snapshot, ranks, group)
+    except (CheckpointError, DataFileError):
+        # All ranks have failed together, so none of them writes any more.
+        if ranks.rank == 0:
+            folder.abandon(name)
+        raise
+
+
+def _write_all(
+    folder: CheckpointFolder, snapshot: Snapshot, ranks: Ranks, group: dist.ProcessGroup | None
+) -> Checkpoint:
     name = snapshot.checkpoint.name
 
     def written() -> dict[str, FileRecord]:

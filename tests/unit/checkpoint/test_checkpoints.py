@@ -197,8 +197,25 @@ def test_two_parts_of_one_name_are_an_error(corpus: Path, checkpoints: Checkpoin
 def test_a_model_with_other_parameters_is_an_error_and_not_passed_over(corpus: Path, checkpoints: Checkpoints) -> None:
     checkpoints.save(0, model=Job(corpus).model)
     checkpoints.save(1, model=nn.Linear(3, 3))
-    with pytest.raises(CheckpointMismatchError, match="000002-step-1 can't be loaded: on rank 0: Missing key"):
-        checkpoints.resume(model=Job(corpus).model)
+    with pytest.raises(CheckpointMismatchError) as raised:
+        checkpoints.resume(model=nn.Linear(3, 4, bias=False))
+    assert str(raised.value) == (
+        "000002-step-1 is of another model or optimizer:\n"
+        "  it holds model.weight of shape [3, 3], now [4, 3]\n"
+        "  it holds model.bias, which would not be restored\n"
+        "create both as when it was saved"
+    )
+    with pytest.raises(CheckpointMismatchError, match=r"it holds no model\.0\.weight\n"):
+        checkpoints.load(1, model=Job(corpus).model)
+
+
+def test_a_part_of_a_model_is_loaded_if_that_is_wanted(checkpoints: Checkpoints) -> None:
+    whole, part = nn.Linear(3, 3), nn.Linear(3, 3, bias=False)
+    checkpoints.save(0, model=whole)
+    with pytest.raises(CheckpointMismatchError, match=r"it holds model\.bias, .*\n.* or pass strict=False"):
+        checkpoints.resume(model=part)
+    checkpoints.load(0, model=part)
+    assert torch.equal(part.weight, whole.weight)
 
 
 def test_a_loader_of_other_files_is_an_error_and_not_passed_over(
