@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from laneway.core.apart import merge_gathered, state_of_rank
@@ -20,6 +21,8 @@ from laneway.delivery.loader_state import (
 from laneway.ranks import Ranks
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from laneway.core.mixture_identity import MixtureIdentity
     from laneway.core.plan import Identity
     from laneway.core.progress import Progress
@@ -87,8 +90,12 @@ class StateLoader:
             CheckpointMismatchError: The state belongs to other files, another order or another rank; the message lists
                 all differences.
         """
+        self.checked_state(state_dict)()
+
+    def checked_state(self, state_dict: State) -> Callable[[], None]:
+        """Check a state as `load_state_dict` does, and return what resumes the next pass from it."""
         saved = parse_state(state_of_rank(state_dict, self._place))
-        self._schedule.restore(saved, resume_point(self._runner, saved))
+        return partial(self._schedule.restore, saved, resume_point(self._runner, saved))
 
     # -- States of one rank -------------------------------------------------------------------------------------------
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from laneway import Checkpoints
-from tests.compat.loaders import FORKSERVER
 from tests.corpora import UNEQUAL_FILES, write_corpus
+from tests.distributed.ranks import RANK_CONTEXT
 from tests.distributed.save_and_be_killed import Start, run
 from tests.fuzzing import num_cases
 
@@ -28,7 +28,7 @@ class Job:
 
     def __init__(self, start: Start) -> None:
         self.start = start
-        self._ranks = [FORKSERVER.Process(target=run, args=(rank, start)) for rank in range(start.world_size)]
+        self._ranks = [RANK_CONTEXT.Process(target=run, args=(rank, start)) for rank in range(start.world_size)]
         for rank in self._ranks:
             rank.start()
 
@@ -72,8 +72,11 @@ class Job:
         return sorted({each["saved"] for rank in self.ranks for each in self.entries(rank) if "saved" in each})
 
     def wait_for(self, num_steps: float) -> None:
+        """Wait until so many steps were trained, or all there are."""
         deadline = monotonic() + PATIENCE_S
-        while len(self.steps(0)) < num_steps and all(each.is_alive() for each in self._ranks):
+        while len(self.steps(0)) < num_steps and not any("ended" in each for each in self.entries(0)):
+            if not all(each.is_alive() for each in self._ranks):
+                break
             assert monotonic() < deadline
             sleep(0.002)
 

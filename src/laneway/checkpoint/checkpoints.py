@@ -254,8 +254,8 @@ class Checkpoints:
             scheduler: A learning rate scheduler.
             loader: A loader, or several by name.
             rng: Whether to restore random number generators, which happens if the number of ranks is the same.
-            strict: Whether the checkpoint must hold exactly these objects; False restores what both have, and logs what
-                the checkpoint lacks.
+            strict: Whether the checkpoint must hold exactly these objects and parameters; False restores what both
+                have, and logs which objects the checkpoint lacks. Parameters that it lacks are always an error.
             verify: Checksums to compare: "read", of what is read; "all", of all files, before anything is restored;
                 "sizes", none.
             **others: More objects with a state, by name.
@@ -266,7 +266,7 @@ class Checkpoints:
         Raises:
             CheckpointError: There are checkpoints, but none can be loaded.
             CheckpointMismatchError: The checkpoint holds other parts or parameters, or its loader state is of other
-                files.
+                files; nothing has changed.
             DataFileError: The storage can't be read.
             CollectiveError: A rank could not be reached.
         """

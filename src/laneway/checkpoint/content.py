@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from collections.abc import Iterable, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
-from torch.distributed.checkpoint.state_dict import (
-    get_model_state_dict,
-    get_state_dict,
-    set_model_state_dict,
-    set_state_dict,
-)
 
 from laneway.core.schema import wrap_state
 from laneway.errors import CheckpointMismatchError
 from laneway.loader import SavableLoader
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
     from torch.optim import Optimizer
 
 
@@ -95,41 +93,18 @@ class Objects:
         return {name: each for name, each in self.others.items() if not isinstance(each, nn.Module)}
 
     @property
-    def parts(self) -> tuple[str, ...]:
-        """Names of the parts, sorted."""
-        names = {*self.loaders, *self.others}
-        return tuple(sorted(names | ({"model"} if self.model is not None else set()) | self._optimizer_part))
+    def sharded_parts(self) -> set[str]:
+        """Names of the parts that are modules and optimizers."""
+        return (
+            {*self.modules}
+            | ({"model"} if self.model is not None else set())
+            | ({"optimizer"} if self.optimizers else set())
+        )
 
     @property
-    def _optimizer_part(self) -> set[str]:
-        return {"optimizer"} if self.optimizers else set()
-
-    def sharded(self) -> dict[str, Any]:
-        """Return the states of modules and optimizers, whose tensors are those of the job: a copy is up to the caller.
-
-        All ranks must call it.
-        """
-        found: dict[str, Any] = {}
-        if self.model is not None and self.optimizers:
-            found["model"], found["optimizer"] = get_state_dict(self.model, self.optimizers)
-        elif self.model is not None:
-            found["model"] = get_model_state_dict(self.model)
-        return found | {name: get_model_state_dict(module) for name, module in self.modules.items()}
-
-    def set_sharded(self, states: Mapping[str, Any]) -> None:
-        """Restore the states of modules and optimizers; all ranks must call it."""
-        if self.model is not None and "optimizer" in states:
-            set_state_dict(
-                self.model,
-                self.optimizers,
-                model_state_dict=states["model"],
-                optim_state_dict=states["optimizer"],
-            )
-        elif self.model is not None and "model" in states:
-            set_model_state_dict(self.model, states["model"])
-        for name, module in self.modules.items():
-            if name in states:
-                set_model_state_dict(module, states[name])
+    def parts(self) -> tuple[str, ...]:
+        """Names of the parts, sorted."""
+        return tuple(sorted({*self.loaders, *self.plain} | self.sharded_parts))
 
     def plain_states(self) -> dict[str, Any]:
         """Return the states of schedulers and the like, which the job has once."""
@@ -151,10 +126,10 @@ class Objects:
         loaders = self.loaders.items()
         return {name: each.state_dict() for name, each in loaders if not isinstance(each, SavableLoader)}
 
-    def set_states(
+    def check_states(
         self, saved: Iterable[str], job: Mapping[str, Any], rank: Mapping[str, Any] | None, name: str
-    ) -> None:
-        """Restore what `plain_states`, `loader_states` and `rank_states` returned, as far as it is there.
+    ) -> Restoration:
+        """Check what `plain_states`, `loader_states` and `rank_states` returned, as far as it is there.
 
         Args:
             saved: Names of the parts that the checkpoint holds.
@@ -162,12 +137,21 @@ class Objects:
             rank: What this rank has for itself; None: other ranks saved the checkpoint.
             name: The checkpoint, for errors.
 
+        Returns:
+            What restores it.
+
         Raises:
-            CheckpointMismatchError: A loader was saved by each rank for itself, and there are more or fewer ranks now.
+            StateFormatError: A state of a loader is damaged.
+            CheckpointMismatchError: A state is of another loader; or a loader was saved by each rank for itself, and
+                there are more or fewer ranks now.
         """
+        checked: list[Callable[[], None]] = []
+        others: list[tuple[Stateful, Any]] = []
         for part, each in {**self.plain, **self.loaders}.items():
-            if part in job:
-                each.load_state_dict(job[part])
+            if part in job and isinstance(each, SavableLoader):
+                checked.append(each.checked_state(job[part]))
+            elif part in job:
+                others.append((each, job[part]))
             elif rank is None and part in saved:
                 message = (
                     f"{part} in {name} was saved by each rank for itself, so it can't be restored on another number of "
@@ -175,7 +159,8 @@ class Objects:
                 )
                 raise CheckpointMismatchError(message)
             elif rank is not None and part in rank:
-                each.load_state_dict(rank[part])
+                others.append((each, rank[part]))
+        return Restoration(tuple(self.plain.values()), others, checked)
 
     def check_parts(self, saved: Iterable[str], name: str) -> None:
         """Check that a checkpoint holds exactly what is to be restored.
@@ -192,6 +177,39 @@ class Objects:
             return
         message += ": pass the same objects as to save(), or strict=False to restore what both have"
         raise CheckpointMismatchError(message)
+
+
+@dataclass(frozen=True)
+class Restoration:
+    """States that are about to be restored into other objects than modules and optimizers."""
+
+    plain: Sequence[Stateful]
+    """The objects whose state is the same on all ranks, and small."""
+    others: Sequence[tuple[Stateful, Any]]
+    """(object, state): it alone knows whether it accepts the state."""
+    checked: Sequence[Callable[[], None]]
+    """What restores the loaders whose states were checked."""
+
+    def assign_others(self) -> None:
+        """Restore the objects that may refuse their states."""
+        for each, state in self.others:
+            each.load_state_dict(state)
+
+    def assign_checked(self) -> None:
+        """Restore the others."""
+        for assign in self.checked:
+            assign()
+
+    @contextmanager
+    def undone_on_failure(self) -> Iterator[None]:
+        """Give the plain objects their old states again if the body fails."""
+        before = [(each, copy.deepcopy(each.state_dict())) for each in self.plain]
+        try:
+            yield
+        except BaseException:
+            for each, state in before:
+                each.load_state_dict(state)
+            raise
 
 
 def _optimizers(given: object) -> tuple[Optimizer, ...]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from laneway.checkpoint.torch_calls import load_states, read_metadata
+from laneway.checkpoint.torch_calls import load_states, open_states
 from laneway.errors import CheckpointError
 from laneway.storage.writing import write_file
 
@@ -32,14 +32,15 @@ def export_model(folder: CheckpointFolder, checkpoint: Checkpoint, path: str | o
         message = f"{checkpoint.name} holds no model, but {', '.join(map(repr, checkpoint.parts)) or 'nothing'}"
         raise CheckpointError(message)
     found: dict[str, Any] = {}
-    for name, metadata in read_metadata(folder, checkpoint).state_dict_metadata.items():
+    reader = open_states(folder, checkpoint, verify=True)
+    for name, metadata in reader.metadata.state_dict_metadata.items():
         if name.startswith(_PREFIX):
             value = None
             if isinstance(metadata, TensorStorageMetadata):
                 value = torch.empty(metadata.size, dtype=metadata.properties.dtype)
             found[name.removeprefix(_PREFIX)] = value
     states = {"model": found}
-    load_states(folder, checkpoint, states, None, verify=True)
+    load_states(reader, states, None)
     file = io.BytesIO()
     torch.save(states["model"], file)
     storage = folder.storage.beside(path)

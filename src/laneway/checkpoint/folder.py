@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from laneway.arguments import plain_int
 from laneway.checkpoint.layout import INDEX, decode_index, number_of, parse_name
-from laneway.errors import CheckpointError
+from laneway.errors import CheckpointError, LanewayError
 from laneway.storage.entries import file_size, get_entry
 from laneway.storage.listing import list_directory
 from laneway.storage.reading import read_range, read_small_file
@@ -168,7 +168,6 @@ class CheckpointFolder:
             message = f"{name} can't be completed: {problem}"
             raise CheckpointError(message)
         if self.storage.is_local:
-            _sync_directory(self.path(name))
             write_file(self.storage, self.path(name, INDEX), checkpoint.encode())
             _sync_directory(self.path(name))
             _sync_directory(self.storage.root)
@@ -195,6 +194,17 @@ class CheckpointFolder:
         if storage.is_local:
             with storage.translate_errors(path, "written"):
                 Path(path).rmdir()
+
+    def abandon(self, name: str) -> None:
+        """Delete what was written of a checkpoint that failed, so that a full disk does not stay full.
+
+        On remote storage, which has just refused requests, it is left to be deleted when it is old.
+        """
+        if self.storage.is_local:
+            try:
+                self.delete(name)
+            except LanewayError as error:
+                _log.warning("what was written of %s could not be deleted: %s", name, error)
 
     def age_s(self, name: str, newer: str) -> float:
         """Return how many seconds older than the file `newer` the last file in a folder is, by the storage's clock.

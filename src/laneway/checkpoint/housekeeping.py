@@ -131,9 +131,7 @@ class Housekeeping:
             return None, failure
         self._be_writer()
         self._newest += 1
-        found = replace(wanted, number=self._newest)
-        self._folder.create(found.name)
-        return found, None
+        return replace(wanted, number=self._newest), None
 
     def candidate(self, before: int | None) -> Candidate:
         """Return the newest checkpoint that can be resumed from as far as its sizes tell; lock the folder.

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import logging
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from laneway.arguments import check_choice
-from laneway.checkpoint.reading import (
-    read_job_values,
-    read_rank_values,
-    read_sharded,
-    verify_files,
-    verify_metadata,
-)
+from laneway.checkpoint.layout import METADATA
+from laneway.checkpoint.reading import read_job_values, read_rank_values, verify_files
 from laneway.checkpoint.rng import set_rng_state
+from laneway.checkpoint.sharded import check_differences, target_of
+from laneway.checkpoint.torch_calls import load_states, open_states
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from laneway.checkpoint.content import Objects
+    from laneway.checkpoint.content import Objects, Restoration
     from laneway.checkpoint.folder import CheckpointFolder
     from laneway.checkpoint.layout import Checkpoint
     from laneway.checkpoint.torch_calls import OwnGroup
+    from laneway.checkpoint.torch_files import TorchFilesReader
     from laneway.ranks import Ranks
 
 Verify = Literal["read", "all", "sizes"]
@@ -41,6 +40,19 @@ class Resumed(NamedTuple):
     """What this rank passed to `save(rank_user=...)`; a list of what all ranks passed if their number differs now."""
     metrics: Mapping[str, float]
     """What was measured at that step."""
+
+
+class _Found(NamedTuple):
+    """What a rank has read of a checkpoint, and checked, before anything is restored."""
+
+    job: dict[str, Any]
+    """The values of the job."""
+    by_rank: list[dict[str, Any]]
+    """Those of this rank; those of all ranks if their number was another one."""
+    restoration: Restoration
+    """The states that are not of modules and optimizers."""
+    reader: TorchFilesReader | None
+    """Those that are; None: nothing is to be restored of them."""
 
 
 def restore(
@@ -73,7 +85,7 @@ def restore(
     check_choice("verify", verify, ("read", "all", "sizes"))
     name, is_same_size = checkpoint.name, checkpoint.world_size == ranks.world_size
 
-    def values() -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    def found() -> _Found:
         missing = sorted({*objects.parts} - {*checkpoint.parts})
         if strict:
             objects.check_parts(checkpoint.parts, name)
@@ -81,22 +93,38 @@ def restore(
             _log.warning("%s holds no %s, so this is not restored", name, ", ".join(map(repr, missing)))
         if verify == "all":
             verify_files(folder, checkpoint, ranks.rank, ranks.world_size)
-        elif verify == "read":
-            verify_metadata(folder, checkpoint)
         job = read_job_values(folder, checkpoint)
-        return job, read_rank_values(folder, checkpoint, ranks.rank if is_same_size else None)
+        by_rank = read_rank_values(folder, checkpoint, ranks.rank if is_same_size else None)
+        states = by_rank[0]["states"] if is_same_size else None
+        restoration = objects.check_states(checkpoint.parts, job["states"], states, name)
+        has_tensors = METADATA in checkpoint.files and objects.sharded_parts & {*checkpoint.parts}
+        reader = open_states(folder, checkpoint, verify=verify != "sizes") if has_tensors else None
+        return _Found(job, by_rank, restoration, reader)
 
-    job, by_rank = ranks.agree(f"load {name}: read", values)
+    values, by_rank, restoration, reader = ranks.agree(f"load {name}: read", found)
+    with ExitStack() as stack:
+        target = None
+        if reader is not None:
+            target, differences = ranks.agree(
+                f"load {name}: model",
+                lambda: stack.enter_context(target_of(objects, checkpoint.parts, reader.metadata)),
+            )
+            ranks.compare(
+                f"load {name}: compare",
+                lambda: differences,
+                lambda each: check_differences(name, each, strict=strict),
+            )
+        # What can't be checked comes first: other objects may refuse their states.
+        stack.enter_context(restoration.undone_on_failure())
+        ranks.agree(f"load {name}: restore", restoration.assign_others)
+        if reader is not None and target is not None:
+            load_states(reader, target.states, group.get())
+            target.assign()
+        restoration.assign_checked()
     own = by_rank[0] if is_same_size else None
-    read_sharded(folder, checkpoint, objects, group.get(), verify=verify != "sizes")
-
-    def restored() -> None:
-        objects.set_states(checkpoint.parts, job["states"], own and own["states"], name)
-
-    ranks.agree(f"load {name}: restore", restored)
     if rng and own:
         set_rng_state(own["rng"])
     elif rng and ranks.rank == 0:
         _log.info("%s was saved by %d ranks: generators are not restored", name, checkpoint.world_size)
     rank_user = own["user"] if own else [each["user"] for each in by_rank]
-    return Resumed(checkpoint.step, checkpoint.tag, job["user"], rank_user, checkpoint.metrics)
+    return Resumed(checkpoint.step, checkpoint.tag, values["user"], rank_user, checkpoint.metrics)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from laneway.checkpoint.content import encode
 from laneway.checkpoint.rng import rng_state
+from laneway.checkpoint.sharded import states_of
 from laneway.checkpoint.staging import Staging
 from laneway.checkpoint.writing import Snapshot, write_snapshot
 from laneway.errors import CheckpointError
@@ -68,7 +69,7 @@ class Saver:
     def _snapshot(
         self, checkpoint: Checkpoint, objects: Objects, user: Mapping[str, Any] | None, rank_user: object
     ) -> Snapshot:
-        sharded = self._ranks.agree(f"save {checkpoint.name}: model", objects.sharded)
+        sharded = self._ranks.agree(f"save {checkpoint.name}: model", lambda: states_of(objects))
         of_loaders = objects.loader_states()
 
         def encoded() -> tuple[bytes, bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -17,12 +18,10 @@ from laneway.checkpoint.torch_files import TorchFilesReader, without_zip_checksu
 from laneway.errors import CheckpointError, CheckpointMismatchError, LanewayError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from torch.distributed.checkpoint.metadata import Metadata
+    from collections.abc import Iterator
 
     from laneway.checkpoint.folder import CheckpointFolder
-    from laneway.checkpoint.layout import Checkpoint, FileRecord
+    from laneway.checkpoint.layout import Checkpoint
 
 
 class OwnGroup:
@@ -41,55 +40,54 @@ class OwnGroup:
         return self._group
 
 
-def save_states(
-    folder: CheckpointFolder, name: str, states: dict[str, Any], group: dist.ProcessGroup | None
-) -> Mapping[str, FileRecord]:
-    """Write states of modules and optimizers, and return the files that this rank wrote. All ranks must call it.
+def save_states(files: CheckpointFiles, name: str, states: dict[str, Any], group: dist.ProcessGroup | None) -> None:
+    """Write the part of this rank of the states of modules and optimizers. All ranks must call it.
+
+    Args:
+        files: Where it is written.
+        name: The folder of the checkpoint, for errors.
+        states: The states.
+        group: Process group of all ranks; None: there is a single rank.
 
     Raises:
         CheckpointError: A rank failed; raised on all ranks.
     """
-    files = CheckpointFiles(folder, name)
-    writer = FileSystemWriter(name, sync_files=folder.storage.is_local)
+    writer = FileSystemWriter(name, sync_files=False)
     writer.fs = files
     with _errors(name, "written", CheckpointError), without_zip_checksums():
         save(states, storage_writer=writer, process_group=group, no_dist=group is None)
-    return files.written
 
 
-def read_metadata(folder: CheckpointFolder, checkpoint: Checkpoint) -> Metadata:
-    """Return which tensors a checkpoint holds.
+def open_states(folder: CheckpointFolder, checkpoint: Checkpoint, *, verify: bool) -> TorchFilesReader:
+    """Open the states of modules and optimizers in a checkpoint, and read which tensors there are.
+
+    Args:
+        folder: Where it is.
+        checkpoint: The checkpoint.
+        verify: Whether to compare checksums of the tensors that are read.
 
     Raises:
         CheckpointError: The file that says so is damaged.
+        DataFileError: It can't be read.
     """
-    return _reader(folder, checkpoint, verify=True).read_metadata()
+    return TorchFilesReader(checkpoint.name, CheckpointFiles(folder, checkpoint.name, checkpoint.files, verify=verify))
 
 
-def load_states(
-    folder: CheckpointFolder,
-    checkpoint: Checkpoint,
-    states: dict[str, Any],
-    group: dist.ProcessGroup | None,
-    *,
-    verify: bool,
-) -> None:
+def load_states(reader: TorchFilesReader, states: dict[str, Any], group: dist.ProcessGroup | None) -> None:
     """Read states of modules and optimizers into the tensors of `states`. All ranks must call it.
+
+    Args:
+        reader: The checkpoint.
+        states: The states, changed in place.
+        group: Process group of all ranks; None: there is a single rank.
 
     Raises:
         CheckpointError: A file is damaged.
         CheckpointMismatchError: The checkpoint holds other parameters.
         DataFileError: A file can't be read.
     """
-    reader = _reader(folder, checkpoint, verify=verify)
-    with _errors(checkpoint.name, "loaded", CheckpointMismatchError):
+    with _errors(os.fspath(reader.path), "loaded", CheckpointMismatchError):
         load(states, storage_reader=reader, process_group=group, no_dist=group is None)
-
-
-def _reader(folder: CheckpointFolder, checkpoint: Checkpoint, *, verify: bool) -> TorchFilesReader:
-    reader = TorchFilesReader(checkpoint.name)
-    reader.fs = CheckpointFiles(folder, checkpoint.name, checkpoint.files, verify=verify)
-    return reader
 
 
 @contextmanager

@@ -15,6 +15,8 @@ from torch.futures import Future
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from torch.distributed.checkpoint.filesystem import FileSystem
+    from torch.distributed.checkpoint.metadata import Metadata
     from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
 
 DIRECT_BYTES = 1 << 20
@@ -25,6 +27,22 @@ _RECORD = "data/0"
 
 class TorchFilesReader(FileSystemReader):
     """Reads like its base class, in the order of the files, and without a copy of each large tensor."""
+
+    def __init__(self, name: str, files: FileSystem) -> None:
+        """Read which tensors there are.
+
+        Args:
+            name: The folder of the checkpoint.
+            files: Its files.
+        """
+        super().__init__(name)
+        self.fs = files
+        self.metadata = super().read_metadata()
+        """Which tensors there are, and where."""
+
+    def read_metadata(self, *_: object, **__: object) -> Metadata:
+        """Return which tensors there are."""
+        return self.metadata
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
         """Read what is planned into the tensors of the job."""

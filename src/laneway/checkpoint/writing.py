@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-import zlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from laneway.checkpoint.layout import BLOCK_BYTES, JOB, Checkpoint, FileRecord, rank_file
+from laneway.checkpoint.files import CheckpointFiles
+from laneway.checkpoint.layout import JOB, Checkpoint, FileRecord, rank_file
 from laneway.checkpoint.torch_calls import save_states
-from laneway.storage.writing import write_file
+from laneway.errors import CheckpointError, DataFileError
 
 if TYPE_CHECKING:
     import torch.distributed as dist
@@ -48,15 +48,33 @@ def write_snapshot(
         CollectiveError: A rank could not be reached.
     """
     name = snapshot.checkpoint.name
-
-    def written() -> dict[str, FileRecord]:
-        records = {rank_file(ranks.rank): _write(folder, name, rank_file(ranks.rank), snapshot.rank)}
+    ranks.broadcast(f"create {name}", lambda: folder.create(name), src_rank=0)
+    try:
+        return _write_all(folder, snapshot, ranks, group)
+    except (CheckpointError, DataFileError):
+        # All ranks have failed together, so none of them writes any more.
         if ranks.rank == 0:
-            records[JOB] = _write(folder, name, JOB, snapshot.job)
-        return records
+            folder.abandon(name)
+        raise
 
-    files = save_states(folder, name, snapshot.sharded, group) if snapshot.sharded else {}
-    gathered = ranks.gather(f"write {name}", lambda: {**files, **written()}, dst_rank=0)
+
+def _write_all(
+    folder: CheckpointFolder, snapshot: Snapshot, ranks: Ranks, group: dist.ProcessGroup | None
+) -> Checkpoint:
+    name = snapshot.checkpoint.name
+
+    with CheckpointFiles(folder, name) as files:
+        if snapshot.sharded:
+            save_states(files, name, snapshot.sharded, group)
+
+        def written() -> dict[str, FileRecord]:
+            files.write(rank_file(ranks.rank), snapshot.rank)
+            if ranks.rank == 0:
+                files.write(JOB, snapshot.job)
+            files.sync()
+            return files.written
+
+        gathered = ranks.gather(f"write {name}", written, dst_rank=0)
 
     def published() -> Checkpoint:
         records = {file: record for part in gathered or () for file, record in part.items()}
@@ -65,9 +83,3 @@ def write_snapshot(
         return found
 
     return ranks.broadcast(f"publish {name}", published, src_rank=0)
-
-
-def _write(folder: CheckpointFolder, name: str, file: str, data: bytes) -> FileRecord:
-    write_file(folder.storage, folder.path(name, file), data)
-    checksums = [zlib.crc32(data[start : start + BLOCK_BYTES]) for start in range(0, len(data), BLOCK_BYTES)]
-    return FileRecord(len(data), tuple(checksums))

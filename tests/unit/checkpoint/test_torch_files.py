@@ -11,9 +11,10 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from laneway.checkpoint import torch_files
+from laneway.checkpoint.files import CheckpointFiles
 from laneway.checkpoint.folder import CheckpointFolder
 from laneway.checkpoint.layout import Checkpoint
-from laneway.checkpoint.torch_calls import load_states, save_states
+from laneway.checkpoint.torch_calls import load_states, open_states, save_states
 from laneway.errors import CheckpointError
 from laneway.storage.filesystem import Storage
 
@@ -66,8 +67,9 @@ def saved(root: Path, states: dict[str, Any]) -> tuple[CheckpointFolder, Checkpo
     folder = CheckpointFolder(Storage(root))
     checkpoint = Checkpoint(1, 0)
     folder.create(checkpoint.name)
-    files = save_states(folder, checkpoint.name, states, None)
-    return folder, Checkpoint(1, 0, files=files)
+    with CheckpointFiles(folder, checkpoint.name) as files:
+        save_states(files, checkpoint.name, states, None)
+    return folder, Checkpoint(1, 0, files=files.written)
 
 
 def as_bytes(tensor: torch.Tensor) -> list[int]:
@@ -83,7 +85,7 @@ def test_tensors_of_every_type_and_layout_are_read_as_torch_reads_them(
     states = {str(dtype): LAYOUTS[layout](of_type(dtype)) for dtype in DTYPES}
     folder, checkpoint = saved(tmp_path, states)
     ours, theirs = ({name: empty_like(each, target) for name, each in states.items()} for _ in range(2))
-    load_states(folder, checkpoint, ours, None, verify=True)
+    load_states(open_states(folder, checkpoint, verify=True), ours, None)
     load(theirs, storage_reader=FileSystemReader(tmp_path / checkpoint.name), no_dist=True)
     for name, each in states.items():
         assert as_bytes(ours[name]) == as_bytes(theirs[name]) == as_bytes(each)
@@ -100,7 +102,7 @@ def test_a_tensor_that_is_contiguous_is_read_without_a_copy(tmp_path: Path) -> N
     states = {str(dtype): of_type(dtype) for dtype in DTYPES}
     folder, checkpoint = saved(tmp_path, states)
     found = {name: torch.empty_like(each) for name, each in states.items()}
-    load_states(folder, checkpoint, found, None, verify=True)
+    load_states(open_states(folder, checkpoint, verify=True), found, None)
     assert {name: as_bytes(each) for name, each in found.items()} == {
         name: as_bytes(each) for name, each in states.items()
     }
@@ -110,7 +112,7 @@ def test_a_tensor_that_is_contiguous_is_read_without_a_copy(tmp_path: Path) -> N
 def test_a_tensor_of_another_type_is_converted(tmp_path: Path) -> None:
     folder, checkpoint = saved(tmp_path, {"x": torch.arange(4.0)})
     found = {"x": torch.zeros(4, dtype=torch.float64)}
-    load_states(folder, checkpoint, found, None, verify=True)
+    load_states(open_states(folder, checkpoint, verify=True), found, None)
     assert found["x"].tolist() == [0, 1, 2, 3]
 
 
@@ -122,10 +124,10 @@ def test_a_damaged_byte_anywhere_in_a_file_is_found(tmp_path: Path) -> None:
     for place in range(0, len(data), 37):
         path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
         with pytest.raises(CheckpointError, match=r"damaged: the checksum"):
-            load_states(folder, checkpoint, {"x": torch.zeros(4), "y": 0}, None, verify=True)
+            load_states(open_states(folder, checkpoint, verify=True), {"x": torch.zeros(4), "y": 0}, None)
     path.write_bytes(data[:-1])
     with pytest.raises(CheckpointError, match=r"damaged: it ends after"):
-        load_states(folder, checkpoint, {"x": torch.zeros(4), "y": 0}, None, verify=True)
+        load_states(open_states(folder, checkpoint, verify=True), {"x": torch.zeros(4), "y": 0}, None)
 
 
 def test_only_the_thread_that_saves_a_checkpoint_leaves_out_the_checksums_of_zip_files() -> None:
