@@ -247,6 +247,25 @@ def test_load_hf_remembers_what_it_found_until_a_file_changes(folder: Path, tmp_
     assert len(load_hf(source, split="train", load_options=options)) == 301
 
 
+def test_load_hf_remembers_the_metadata_of_each_split(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"cache_dir": str(tmp_path / "cache")}
+    splits = ("train[:50%]", "train[50%:]")
+    load_hf(folder, split="train", load_options=options)
+    settle(tmp_path / "cache", 5)
+    expected = [list(load_hf(folder, split=split, load_options=options)) for split in splits]
+
+    def fail(*_: object) -> None:
+        message = "the messages of a file are searched again"
+        raise AssertionError(message)
+
+    monkeypatch.setattr("laneway.formats.arrow.find_messages", fail)
+    assert [list(load_hf(folder, split=split, load_options=options)) for split in splits] == expected
+    with pytest.raises(AssertionError, match="searched again"):
+        load_hf(folder, split=splits[0], load_options=options, cache_dir=False)
+
+
 def picture(value: int) -> dict[str, Any]:
     """Return an image as `datasets` stores it."""
     data = io.BytesIO()

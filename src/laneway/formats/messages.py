@@ -34,6 +34,8 @@ _FIELD_DICTIONARY, _FIELD_CHILDREN = 4, 5
 # header, length of the body.
 _MESSAGE = struct.Struct("<I6HihbxI4xq")
 _MESSAGE_HEADER_FIELD = 24
+_UINT16, _INT32, _UINT32 = (struct.Struct(f"<{code}").unpack_from for code in "HiI")
+_SCALARS: Final = {code: struct.Struct(f"<{code}").unpack_from for code in "hBq"}
 
 END_OF_STREAM = CONTINUATION + bytes(4)
 """Optional end of a stream."""
@@ -47,8 +49,11 @@ class MessageKind(enum.IntEnum):
     RECORD_BATCH = 3
 
 
+_NO_INTEGERS: Final = {width: np.zeros((0, width), np.int64) for width in (1, 2)}
+
+
 def _no_entries() -> NDArray[np.int64]:
-    return np.zeros((0, 2), np.int64)
+    return _NO_INTEGERS[2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,20 +101,20 @@ class _Table:
     def __init__(self, data: bytes, start: int) -> None:
         self._data = data
         self.start = start
-        (back,) = struct.unpack_from("<i", data, start)
+        (back,) = _INT32(data, start)
         self._vtable = start - back
         if self._vtable < 0:
             message = "the table's vtable is outside the message"
             raise ValueError(message)
-        (self._vtable_bytes,) = struct.unpack_from("<H", data, self._vtable)
+        (self._vtable_bytes,) = _UINT16(data, self._vtable)
 
     def scalar(self, field_index: int, code: str, default: int) -> int:
-        """Return a scalar field; `code` is its format in the `struct` module."""
+        """Return a scalar field; `code` is its format, of `_SCALARS`."""
         position = self._position(field_index)
         if position is None:
             return default
         value: int
-        (value,) = struct.unpack_from("<" + code, self._data, position)
+        (value,) = _SCALARS[code](self._data, position)
         return value
 
     def table(self, field_index: int) -> _Table:
@@ -118,7 +123,7 @@ class _Table:
         if position is None:
             message = f"field {field_index} is missing"
             raise ValueError(message)
-        (distance,) = struct.unpack_from("<I", self._data, position)
+        (distance,) = _UINT32(self._data, position)
         return _Table(self._data, position + distance)
 
     def has(self, field_index: int) -> bool:
@@ -130,13 +135,15 @@ class _Table:
         position = self._position(field_index)
         if position is None:
             return 0, 0
-        (distance,) = struct.unpack_from("<I", self._data, position)
-        (length,) = struct.unpack_from("<I", self._data, position + distance)
+        (distance,) = _UINT32(self._data, position)
+        (length,) = _UINT32(self._data, position + distance)
         return position + distance + 4, length
 
     def integers(self, field_index: int, width: int) -> NDArray[np.int64]:
         """Return a vector of structs of `width` int64 values, or of int64 values, as an array of shape (n, width)."""
         start, length = self.vector(field_index)
+        if not length:
+            return _NO_INTEGERS[width]
         # Raises ValueError if there are fewer bytes: a damaged length allocates nothing.
         return np.frombuffer(self._data, "<i8", length * width, start).reshape(length, width)
 
@@ -144,14 +151,14 @@ class _Table:
         """Yield the tables of a vector field."""
         start, length = self.vector(field_index)
         for position in range(start, start + 4 * length, 4):
-            (distance,) = struct.unpack_from("<I", self._data, position)
+            (distance,) = _UINT32(self._data, position)
             yield _Table(self._data, position + distance)
 
     def _position(self, field_index: int) -> int | None:
         slot = 4 + 2 * field_index
         if slot + 2 > self._vtable_bytes:
             return None
-        (distance,) = struct.unpack_from("<H", self._data, self._vtable + slot)
+        (distance,) = _UINT16(self._data, self._vtable + slot)
         return self.start + distance if distance else None
 
 
@@ -165,7 +172,7 @@ def parse_header(metadata: bytes) -> MessageHeader:
         ValueError: `metadata` is not such a flatbuffer, or its kind does not occur in data files.
     """
     try:
-        (root,) = struct.unpack_from("<I", metadata, 0)
+        (root,) = _UINT32(metadata, 0)
         message_table = _Table(metadata, root)
         version = message_table.scalar(0, "h", 0)
         kind = MessageKind(message_table.scalar(1, "B", 0))
@@ -209,7 +216,7 @@ def is_compressed_batch(metadata: bytes) -> bool:
         ValueError: `metadata` is not the flatbuffer of such a message.
     """
     try:
-        (root,) = struct.unpack_from("<I", metadata, 0)
+        (root,) = _UINT32(metadata, 0)
         message_table = _Table(metadata, root)
         header = message_table.table(2)
         is_dictionary = message_table.scalar(1, "B", 0) == MessageKind.DICTIONARY
@@ -229,7 +236,7 @@ def parse_footer(footer: bytes) -> Footer:
         ValueError: `footer` is not such a flatbuffer.
     """
     try:
-        (root,) = struct.unpack_from("<I", footer, 0)
+        (root,) = _UINT32(footer, 0)
         table = _Table(footer, root)
         schema = table.table(_SCHEMA)
         version, is_big_endian = table.scalar(0, "h", 0), schema.scalar(0, "h", 0) != 0

@@ -58,7 +58,8 @@ def load_hf(
     """Return a dataset of the Hub, or of a folder, as `datasets.load_dataset` finds, prepares and caches it.
 
     The first call prepares the Arrow files of the cache. For a folder, or a commit of the Hub, it also remembers there
-    which they are, so that later calls begin at once, without importing `datasets`.
+    which they are, and their metadata unless `cache_dir` says where, so that later calls begin at once, without
+    importing `datasets`.
 
     Args:
         name_or_path: Such as "allenai/c4", or a folder, or the name of a format with `data_files` in `load_options`.
@@ -85,6 +86,9 @@ def load_hf(
         message = "decode=True decodes single rows: leave out batch_size, and call batch() on the dataset"
         raise ValueError(message)
     memory = memory_of(str(name_or_path), config, split, revision, load_options or {})
+    if memory is not None and options.get("cache_dir") is None:
+        # One for each call: splits of the same folder would replace each other's.
+        options["cache_dir"] = memory.with_suffix("")
     remembered = None if memory is None or decode else recall(memory)
     if remembered is not None:
         return StatefulShardedDataset(remembered, **options)
