@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import struct
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, final
 
 import numpy as np
 
@@ -35,6 +35,7 @@ _FIELD_DICTIONARY, _FIELD_CHILDREN = 4, 5
 _MESSAGE = struct.Struct("<I6HihbxI4xq")
 _MESSAGE_HEADER_FIELD = 24
 _UINT16, _INT32, _UINT32 = (struct.Struct(f"<{code}").unpack_from for code in "HiI")
+_INT64: Final = struct.Struct("<q").unpack_from
 _SCALARS: Final = {code: struct.Struct(f"<{code}").unpack_from for code in "hBq"}
 
 END_OF_STREAM = CONTINUATION + bytes(4)
@@ -110,7 +111,7 @@ class _Table:
 
     def scalar(self, field_index: int, code: str, default: int) -> int:
         """Return a scalar field; `code` is its format, of `_SCALARS`."""
-        position = self._position(field_index)
+        position = self.position(field_index)
         if position is None:
             return default
         value: int
@@ -119,7 +120,7 @@ class _Table:
 
     def table(self, field_index: int) -> _Table:
         """Return the table that a field refers to."""
-        position = self._position(field_index)
+        position = self.position(field_index)
         if position is None:
             message = f"field {field_index} is missing"
             raise ValueError(message)
@@ -128,11 +129,11 @@ class _Table:
 
     def has(self, field_index: int) -> bool:
         """Return whether a field is present."""
-        return self._position(field_index) is not None
+        return self.position(field_index) is not None
 
     def vector(self, field_index: int) -> tuple[int, int]:
         """Return the position of the first element of a vector field, and the number of elements."""
-        position = self._position(field_index)
+        position = self.position(field_index)
         if position is None:
             return 0, 0
         (distance,) = _UINT32(self._data, position)
@@ -154,7 +155,8 @@ class _Table:
             (distance,) = _UINT32(self._data, position)
             yield _Table(self._data, position + distance)
 
-    def _position(self, field_index: int) -> int | None:
+    def position(self, field_index: int) -> int | None:
+        """Return where a field is; None: it is absent."""
         slot = 4 + 2 * field_index
         if slot + 2 > self._vtable_bytes:
             return None
@@ -209,21 +211,83 @@ def parse_header(metadata: bytes) -> MessageHeader:
     return parsed
 
 
-def is_compressed_batch(metadata: bytes) -> bool:
-    """Return whether the body of a record batch or of a dictionary is compressed, without parsing the rest.
+@final
+class HeaderParser:
+    """Parses the metadata of the messages of a file, faster where only numbers differ from the last record batch."""
 
-    Raises:
-        ValueError: `metadata` is not the flatbuffer of such a message.
-    """
-    try:
-        (root,) = _UINT32(metadata, 0)
-        message_table = _Table(metadata, root)
-        header = message_table.table(2)
-        is_dictionary = message_table.scalar(1, "B", 0) == MessageKind.DICTIONARY
-        return (header.table(1) if is_dictionary else header).has(3)
-    except struct.error as error:
-        message = f"the message header is damaged: {error}"
-        raise ValueError(message) from error
+    def __init__(self) -> None:
+        """Begin without a record batch."""
+        self._length = -1
+        self._fixed: list[tuple[slice, bytes]] = []
+        """What the metadata of the last record batch consist of, other than numbers."""
+        self._numbers: tuple[int, int, int, int] = (0, 0, 0, 0)
+        """Positions of the length of the body, of the rows, of the nodes and of the buffers."""
+        self._last: MessageHeader | None = None
+
+    def parse(self, metadata: bytes) -> MessageHeader:
+        """Return the same as `parse_header`.
+
+        Raises:
+            ValueError: See there.
+        """
+        last = self._last
+        if last is None or not self._differs_in_numbers(metadata):
+            return self._learn(metadata)
+        body, rows, nodes, buffers = self._numbers
+        (body_length,), (num_rows,) = _INT64(metadata, body), _INT64(metadata, rows)
+        if body_length < 0 or num_rows < 0:
+            return parse_header(metadata)
+        return MessageHeader(
+            last.kind,
+            body_length,
+            num_rows,
+            last.dictionary_id,
+            last.is_delta,
+            last.version,
+            last.position,
+            is_compressed=last.is_compressed,
+            nodes=np.frombuffer(metadata, "<i8", last.nodes.size, nodes).reshape(last.nodes.shape),
+            buffers=np.frombuffer(metadata, "<i8", last.buffers.size, buffers).reshape(last.buffers.shape),
+            num_view_buffers=last.num_view_buffers,
+        )
+
+    def is_compressed_batch(self, metadata: bytes) -> bool:
+        """Return whether the body of a record batch or of a dictionary is compressed.
+
+        Raises:
+            ValueError: `metadata` is not the flatbuffer of such a message.
+        """
+        if self._last is None or not self._differs_in_numbers(metadata):
+            return self._learn(metadata).is_compressed
+        return self._last.is_compressed
+
+    def _differs_in_numbers(self, metadata: bytes) -> bool:
+        if len(metadata) != self._length:
+            return False
+        return all(metadata[span] == found for span, found in self._fixed)
+
+    def _learn(self, metadata: bytes) -> MessageHeader:
+        """Parse the metadata of a message, and remember where their numbers are if it is a record batch."""
+        header = parse_header(metadata)
+        if header.kind is not MessageKind.RECORD_BATCH:
+            return header
+        table = _Table(metadata, _UINT32(metadata, 0)[0])
+        batch = _Table(metadata, header.position)
+        body, rows = table.position(3), batch.position(0)
+        if body is None or rows is None:
+            return header
+        numbers = body, rows, batch.vector(1)[0], batch.vector(2)[0]
+        sizes = 8, 8, header.nodes.nbytes, header.buffers.nbytes
+        edges = [
+            0,
+            *(edge for start, size in sorted(zip(numbers, sizes, strict=True)) for edge in (start, start + size)),
+        ]
+        edges.append(len(metadata))
+        spans = [slice(*edges[index : index + 2]) for index in range(0, len(edges), 2)]
+        if edges == sorted(edges):
+            self._fixed = [(span, metadata[span]) for span in spans]
+            self._length, self._numbers, self._last = len(metadata), numbers, header
+        return header
 
 
 def parse_footer(footer: bytes) -> Footer:
