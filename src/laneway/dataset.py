@@ -64,8 +64,9 @@ class StatefulShardedDataset(ChangeableDataset):
 
     Args:
         source: A directory (read recursively), a glob, a file, or a sequence of these, on any filesystem that fsspec
-            opens by URL; or a `Manifest`, so that no footer needs to be read in advance; or a table, which says itself
-            which rows it has: a `deltalake.DeltaTable` or "delta://path@version", a table or scan of pyiceberg or
+            opens by URL; "hf://datasets/org/name@revision/path" is pinned to a commit. Or a `Manifest`, so that no
+            footer needs to be read in advance. Or a table, which says itself which rows it has: a
+            `deltalake.DeltaTable` or "delta://path@version", a table or scan of pyiceberg or
             "iceberg://catalog/ns.table@snapshot", a `datasets.Dataset`, or a `Catalog` of your own.
         format: Name of a format, such as "parquet" or "jsonl"; None: detected by suffix, else by the first bytes.
         columns: Names of the columns to deliver, in this order; None: all. Keys of Hive-style directories
@@ -227,6 +228,8 @@ class StatefulShardedDataset(ChangeableDataset):
         table = manifest.table
         if table is not None:
             settings = replace(settings, table=table.version)
+        elif storage.commit is not None:
+            settings = replace(settings, table=f"commit {storage.commit} of a repository of the Hugging Face Hub")
         functions = Transforms(errors=RowErrors.of(on_error, filler, batch_size, output, delivered.converter))
         self.definition: DatasetDefinition = DatasetDefinition(
             identity=Identity(manifest.files, settings),

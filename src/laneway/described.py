@@ -11,6 +11,7 @@ from laneway.reading.expressions import columns_of
 from laneway.reading.selected import open_rows
 from laneway.reading.selection_summary import SelectionSummary
 from laneway.staged import StageableDataset
+from laneway.tables.hf_features import class_names
 from laneway.wording import counted
 
 if TYPE_CHECKING:
@@ -129,9 +130,14 @@ class DescribedDataset(StageableDataset):
 
     @property
     def categories(self) -> dict[str, list[Any]]:
-        """Column that is delivered as ids -> its values, in the order of their ids."""
-        found = self.definition.columns.categories
-        return {} if found is None else {name: values.to_pylist() for name, values in found.vocabularies.items()}
+        """Column that is delivered as ids -> its values, in the order of their ids.
+
+        Also the columns of a Hugging Face dataset that are a `ClassLabel`, with the names of their classes.
+        """
+        table, found = self.definition.manifest.table, self.definition.columns.categories
+        names = {} if table is None else class_names(table.schema)
+        given = {} if found is None else {name: values.to_pylist() for name, values in found.vocabularies.items()}
+        return {name: values for name, values in {**names, **given}.items() if name in self.schema.names}
 
     def __repr__(self) -> str:
         definition = self.definition

@@ -147,6 +147,7 @@ class Manifest(ManifestContents):
             _check_root(manifest.root, storage, given=filesystem)
             return manifest
         moved = Storage(root, filesystem, storage_options, retries)
+        moved = moved.at(*moved.pinned([moved.root]))
         location = moved.redact(moved.root)
         # Where it was scanned, the files have the versions that it holds.
         if location == manifest.root:

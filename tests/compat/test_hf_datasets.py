@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import shutil
 import subprocess
@@ -19,10 +20,13 @@ import pytest
 import torch
 from datasets import (
     Array2D,
+    Array3D,
+    Audio,
     ClassLabel,
     Dataset,
     Features,
     Image,
+    List,
     Value,
     concatenate_datasets,
     load_dataset,
@@ -30,7 +34,15 @@ from datasets import (
 )
 from PIL import Image as Pictures
 
-from laneway import DataFileError, DecodeFeatures, Manifest, SavableLoader, StatefulShardedDataset, load_hf
+from laneway import (
+    ColumnConversionError,
+    DataFileError,
+    DecodeFeatures,
+    Manifest,
+    SavableLoader,
+    StatefulShardedDataset,
+    load_hf,
+)
 from tests.compat.loaders import FORKSERVER, flat, ids, resumed_after_each_batch, rows_while_ranks_change
 from tests.corpora import settle
 
@@ -153,6 +165,24 @@ def test_what_has_no_equal_is_refused(
         StatefulShardedDataset(change(loaded))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.to_iterable_dataset(), "source is a datasets.IterableDataset, .* without streaming=True"),
+        (
+            lambda d: d.train_test_split(0.5),
+            r"a DatasetDict of the splits train, test: give one, such as source\['train'\]",
+        ),
+        (lambda d: d.features, "source is a datasets.Features"),
+    ],
+)
+def test_what_is_no_dataset_is_explained(loaded: Any, change: Callable[[Any], Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        StatefulShardedDataset(change(loaded))
+    with pytest.raises(TypeError, match=message):
+        Manifest.scan(change(loaded))
+
+
 def test_the_format_decides_what_columns_are_delivered_as(loaded: Any) -> None:
     tensors = loaded.with_format("torch", columns=["id"])
     assert [row["id"] for row in StatefulShardedDataset(tensors).take(2)] == [row["id"] for row in tensors.take(2)]
@@ -247,6 +277,25 @@ def test_load_hf_remembers_what_it_found_until_a_file_changes(folder: Path, tmp_
     assert len(load_hf(source, split="train", load_options=options)) == 301
 
 
+def test_load_hf_remembers_the_metadata_of_each_split(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"cache_dir": str(tmp_path / "cache")}
+    splits = ("train[:50%]", "train[50%:]")
+    load_hf(folder, split="train", load_options=options)
+    settle(tmp_path / "cache", 5)
+    expected = [list(load_hf(folder, split=split, load_options=options)) for split in splits]
+
+    def fail(*_: object) -> None:
+        message = "the messages of a file are searched again"
+        raise AssertionError(message)
+
+    monkeypatch.setattr("laneway.formats.arrow.find_messages", fail)
+    assert [list(load_hf(folder, split=split, load_options=options)) for split in splits] == expected
+    with pytest.raises(AssertionError, match="searched again"):
+        load_hf(folder, split=splits[0], load_options=options, cache_dir=False)
+
+
 def picture(value: int) -> dict[str, Any]:
     """Return an image as `datasets` stores it."""
     data = io.BytesIO()
@@ -281,6 +330,109 @@ def test_features_are_decoded_on_request_as_datasets_does(tmp_path: Path) -> Non
         assert row["image"] is None or row["image"].tobytes() == expected["image"].tobytes()
     partly = StatefulShardedDataset(saved, columns=["id", "image.bytes"], transform=DecodeFeatures(saved.features))
     assert next(iter(partly)) == {"id": 0, "image.bytes": picture(0)["bytes"]}
+
+
+ARRAYS = Features(
+    {
+        "grid": Array2D((2, 3), "int32"),
+        "cube": Array3D((2, 2, 2), "float32"),
+        "open": Array2D((None, 3), "int16"),
+        "inside": {"grid": Array2D((1, 2), "float64")},
+        "label": ClassLabel(names=["cat", "dog"]),
+        "several": List(Array2D((2, 2), "int8")),
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def arrays(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of arrays that was saved."""
+    path = tmp_path_factory.mktemp("arrays") / "saved"
+    generator = np.random.default_rng(0)
+
+    def numbers(*shape: int) -> Any:
+        return generator.integers(0, 100, shape).tolist()
+
+    rows = [
+        {
+            "grid": numbers(2, 3),
+            "cube": numbers(2, 2, 2),
+            "open": numbers(1 + row % 3, 3),
+            "inside": {"grid": numbers(1, 2)},
+            "label": row % 2,
+            "several": numbers(row % 2, 2, 2),
+        }
+        for row in range(9)
+    ]
+    Dataset.from_list(rows, features=ARRAYS).save_to_disk(path, num_shards=2)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["object", "folder"])
+def test_arrays_have_their_shapes(arrays: Path, kind: str) -> None:
+    saved = load_from_disk(arrays)
+    dataset = StatefulShardedDataset(saved if kind == "object" else arrays, output="torch")
+    for row, expected in zip(dataset, saved, strict=True):
+        for name in ("grid", "cube", "open"):
+            assert row[name].tolist() == expected[name]
+        assert row["inside"] == expected["inside"]
+    assert (row["grid"].dtype, row["cube"].dtype, row["open"].dtype) == (torch.int32, torch.float32, torch.int16)
+    batch = next(iter(dataset.batch(4)))
+    assert (batch["grid"].shape, batch["cube"].shape) == ((4, 2, 3), (4, 2, 2, 2))
+    assert [each.shape for each in batch["open"]] == [(1, 3), (2, 3), (3, 3), (1, 3)]
+    assert list(StatefulShardedDataset(saved)) == [*saved] == list(StatefulShardedDataset(arrays))
+    assert dataset.categories == {"label": ["cat", "dog"]}
+    assert StatefulShardedDataset(saved, columns=["grid"]).categories == {}
+
+
+def test_arrays_have_their_shapes_without_the_library_that_wrote_them(arrays: Path) -> None:
+    code = (
+        "import sys, laneway\n"
+        f"dataset = laneway.StatefulShardedDataset({str(arrays)!r}, batch_size=2, output='numpy')\n"
+        "batch = next(iter(dataset))\n"
+        "print(batch['grid'].shape, batch['cube'].shape, dataset.categories, 'datasets' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "(2, 2, 3) (2, 2, 2, 2) {'label': ['cat', 'dog']} False"
+
+
+def test_missing_arrays_are_missing_in_python_and_an_error_in_tensors(tmp_path: Path) -> None:
+    features = Features({"id": Value("int64"), "grid": Array2D((2, 2), "int32")})
+    Dataset.from_dict({"id": [0, 1], "grid": [[[1, 2], [3, 4]], None]}, features=features).save_to_disk(tmp_path / "a")
+    saved = load_from_disk(tmp_path / "a")
+    assert [row["grid"] for row in StatefulShardedDataset(saved)] == [[[1, 2], [3, 4]], None]
+    with pytest.raises(ColumnConversionError, match="grid"):
+        list(StatefulShardedDataset(saved, output="torch"))
+
+
+def test_batches_are_decoded_on_request(tmp_path: Path) -> None:
+    features = Features({"id": Value("int64"), "image": Image()})
+    rows = {"id": [0, 1, 2], "image": [picture(0), None, picture(200)]}
+    Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "saved")
+    saved = load_from_disk(tmp_path / "saved")
+    decode = DecodeFeatures(saved.features, batched=True)
+    batches = list(StatefulShardedDataset(saved, batch_size=2, output="python", transform=decode))
+    found = [image for batch in batches for image in batch["image"]]
+    assert found[1] is None
+    assert [found[index].tobytes() for index in (0, 2)] == [saved[index]["image"].tobytes() for index in (0, 2)]
+    for wrong, output, message in (
+        (DecodeFeatures(saved.features), "python", "decodes single rows"),
+        (decode, None, "decodes batches of lists"),
+    ):
+        dataset = StatefulShardedDataset(saved, batch_size=2, output=output, transform=wrong)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match=message):
+            next(iter(dataset))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torchcodec") is not None, reason="the decoder is installed")
+def test_sound_without_its_decoder_is_an_error_that_names_it(tmp_path: Path) -> None:
+    features = Features({"sound": Audio()})
+    table = pa.table({"sound": [{"bytes": b"RIFF", "path": None}]})
+    Dataset(table.cast(features.arrow_schema)).save_to_disk(tmp_path / "saved")
+    saved = load_from_disk(tmp_path / "saved")
+    assert next(iter(StatefulShardedDataset(saved)))["sound"]["bytes"] == b"RIFF"
+    with pytest.raises(ImportError, match="torchcodec"):
+        next(iter(StatefulShardedDataset(saved, transform=DecodeFeatures(saved.features))))
 
 
 def test_files_that_are_gone_are_named(loaded: Any) -> None:

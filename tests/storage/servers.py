@@ -99,7 +99,7 @@ def moto(bucket: str) -> Iterator[S3Server]:
     """Run moto with one bucket and one user; it rejects all other keys."""
     # The requests that create the user need no keys: see moto's documentation of IAM-like access control.
     environment = {**os.environ, "INITIAL_NO_AUTH_ACTION_COUNT": "4"}
-    with _running([sys.executable, str(HERE / "moto_server.py")], environment) as (process, info):
+    with running_server([sys.executable, str(HERE / "moto_server.py")], environment) as (process, info):
         iam = _client("iam", info["endpoint"], "nobody", "nothing")
         iam.create_user(UserName="tests")
         iam.put_user_policy(UserName="tests", PolicyName="all", PolicyDocument=json.dumps(_ALLOW_ALL))
@@ -120,14 +120,16 @@ def why_no_ceph_rgw() -> str:
 def ceph_rgw(bucket: str) -> Iterator[S3Server]:
     """Run Ceph's S3 server with one bucket and one user."""
     command = [sys.executable, str(CEPH_RGW), "--json", "--until-stdin-closes"]
-    with _running(command, dict(os.environ)) as (process, info):
+    with running_server(command, dict(os.environ)) as (process, info):
         server = S3Server("ceph", info["endpoint"], info["key"], info["secret"], process)
         server.client.create_bucket(Bucket=bucket)
         yield server
 
 
 @contextmanager
-def _running(command: list[str], environment: dict[str, str]) -> Iterator[tuple[subprocess.Popen[str], dict[str, str]]]:
+def running_server(
+    command: list[str], environment: dict[str, str]
+) -> Iterator[tuple[subprocess.Popen[str], dict[str, str]]]:
     """Run a server that prints a line of JSON when it is ready, and ends when its stdin is closed."""
     pipe = subprocess.PIPE
     with subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True) as process:

@@ -20,6 +20,7 @@ from laneway.errors import DataFileError
 from laneway.formats import FORMATS, Format, format_of_content, format_of_suffix
 from laneway.storage.entries import get_entry
 from laneway.storage.filesystem import Storage
+from laneway.storage.hub import is_fixed
 from laneway.storage.listing import find_files, glob_files, glob_root, has_wildcards, is_hidden, lists_recursively
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def find_data_files(
         message = "no source is given: the sequence of paths is empty"
         raise DataFileError(message)
     storage = Storage(sources[0], filesystem, storage_options, retries)
-    requested = [storage.path_of(each) for each in sources]
+    requested = storage.pinned([storage.path_of(each) for each in sources])
     listed_at_ns = time.time_ns()
     listings = _list_all(storage, requested)
     storage = storage.at(_above_partitions(common_directory([listing.root for listing in listings])))
@@ -151,7 +152,8 @@ def _above_partitions(directory: str) -> str:
 
 
 def _list_all(storage: Storage, paths: Sequence[str]) -> list[_Listing]:
-    if storage.is_local or len(paths) == 1:
+    # Of a commit, a listing answers for all files of its directory.
+    if storage.is_local or len(paths) == 1 or is_fixed(storage.filesystem, paths[0]):
         return [_list(storage, path) for path in paths]
     with ThreadPoolExecutor(_THREADS) as pool:
         return list(pool.map(partial(_list, storage), paths))

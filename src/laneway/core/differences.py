@@ -32,9 +32,11 @@ _REPR = reprlib.Repr()
 """Doesn't write out a large value only to truncate it."""
 _REPR.maxlevel, _REPR.maxlist, _REPR.maxstring, _REPR.maxother = 3, 20, 80, 80
 _MAX_PATH_LENGTH = 300
-_DEFAULTS = {"remainder": 'None: "keep" on one rank, "pad" on several', "table": "None: no table with versions"}
+_DEFAULTS = {"remainder": 'None: "keep" on one rank, "pad" on several', "table": "None: files without a version"}
 """Setting -> what its default means."""
-_REMEDIES = {"table": "open the saved version of the table to resume, such as with delta://path@version"}
+_REMEDIES = {
+    "table": "open the saved version to resume, such as with delta://path@version or hf://datasets/org/name@commit"
+}
 """Setting -> how to give it the saved value, where that is not an argument of the same name."""
 _OTHER_CONTENTS = "the same files had other row groups, or other columns, when this state was saved"
 

@@ -23,9 +23,9 @@ from laneway.formats.messages import (
     CONTINUATION,
     END_OF_STREAM,
     PREFIX_BYTES,
+    HeaderParser,
     MessageKind,
     build_metadata,
-    is_compressed_batch,
     parse_dictionary_ids,
     parse_footer,
     parse_header,
@@ -182,6 +182,7 @@ class ArrowBlocks:
         self._needs_stream = len(self._dictionaries) > 0 or layout[0, _FLAG] != 0
         # As bytes: strings that are not UTF-8 are safe to read, and checking them takes as long as decoding them later.
         self._to_validate = {field.name: text_as_bytes(field.type) for field in schema if needs_validation(field.type)}
+        self._parser = HeaderParser()
         self._checked: set[int] = set()
         """Messages whose compressed lengths and dictionary values have been checked."""
         self._validated: set[tuple[int, str]] = set()
@@ -249,9 +250,10 @@ class ArrowBlocks:
     def _check(self, index: int, message: pa.Buffer) -> pa.Buffer:
         """Return a message, after checking that decompressing it allocates no more than it can hold."""
         if index not in self._checked:
-            metadata, body = self._split(index, message)
-            if is_compressed_batch(metadata):
-                check_compressed_lengths(parse_header(metadata), body)
+            metadata_bytes = int(self._layout[index, _METADATA])
+            metadata = message[PREFIX_BYTES:metadata_bytes].to_pybytes()
+            if self._parser.is_compressed_batch(metadata):
+                check_compressed_lengths(parse_header(metadata), message.slice(metadata_bytes))
             self._checked.add(index)
         return message
 

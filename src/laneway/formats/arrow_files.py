@@ -17,11 +17,11 @@ from laneway.formats.messages import (
     CONTINUATION,
     END_OF_STREAM,
     PREFIX_BYTES,
+    HeaderParser,
     MessageHeader,
     MessageKind,
     build_metadata,
     parse_footer,
-    parse_header,
 )
 from laneway.storage.ranges import coalesce
 from laneway.storage.reading import RangeFile, read_range, read_ranges
@@ -132,14 +132,14 @@ def find_messages(storage: Storage, path: str, size: int, version: str) -> Found
 def _find_in_stream(file: BinaryIO, name: str, size: int) -> FoundMessages:
     """Follow the messages from the first to the end marker, or to the end of the file."""
     messages: list[Message] = []
-    offset, has_end = 0, False
+    parser, offset, has_end = HeaderParser(), 0, False
     while offset < size and not has_end:
         file.seek(offset)
         if file.read(PREFIX_BYTES) == END_OF_STREAM:
             has_end = True
             offset += len(END_OF_STREAM)
         else:
-            messages.append(_read_message(file, name, offset, size, is_schema=not messages))
+            messages.append(_read_message(file, name, offset, size, parser, is_schema=not messages))
             offset = messages[-1].stop
     if has_end and messages and offset < size:
         message = f"{name} has {size - offset:,} bytes after the end of its stream: the file may hold two streams"
@@ -166,14 +166,15 @@ def _find_in_file(file: BinaryIO, name: str, size: int) -> FoundMessages:
     file.seek(_FILE_HEAD_BYTES)
     prefix = file.read(PREFIX_BYTES)
     messages: list[Message] = []
+    parser = HeaderParser()
     offset = footer.blocks[0][0] if footer.blocks else end
     if prefix.startswith(CONTINUATION) and prefix != END_OF_STREAM:
-        messages.append(_read_message(file, name, _FILE_HEAD_BYTES, end, is_schema=True))
+        messages.append(_read_message(file, name, _FILE_HEAD_BYTES, end, parser, is_schema=True))
         offset = messages[0].stop
     schema = _schema_place(messages[0]) if messages else in_footer
     for start, metadata_length, body_length in footer.blocks:
         _check_padding(file, name, offset, start)
-        found = _read_message(file, name, start, end, is_schema=False)
+        found = _read_message(file, name, start, end, parser, is_schema=False)
         if (len(found.metadata), found.header.body_length) != (metadata_length, body_length):
             message = f"{name} is damaged: its footer and its message at byte {start:,} state different lengths"
             raise DataFileError(message)
@@ -186,7 +187,9 @@ def _find_in_file(file: BinaryIO, name: str, size: int) -> FoundMessages:
     return FoundMessages(schema, in_footer, messages, [*parts, data], has_end=True)
 
 
-def _read_message(file: BinaryIO, name: str, offset: int, end: int, *, is_schema: bool) -> Message:
+def _read_message(
+    file: BinaryIO, name: str, offset: int, end: int, parser: HeaderParser, *, is_schema: bool
+) -> Message:
     """Read the message at an offset, which must end before `end`."""
     file.seek(max(0, offset))
     prefix = file.read(PREFIX_BYTES)
@@ -199,7 +202,7 @@ def _read_message(file: BinaryIO, name: str, offset: int, end: int, *, is_schema
         raise DataFileError(message)
     metadata = prefix + (file.read(metadata_end - file.tell()) if metadata_end <= end else b"")
     try:
-        header = parse_header(metadata[PREFIX_BYTES:]) if metadata_end <= end else None
+        header = parser.parse(metadata[PREFIX_BYTES:]) if metadata_end <= end else None
     except ValueError as error:
         message = f"{name} has an invalid message at byte {offset:,}: {error}"
         raise DataFileError(message) from error

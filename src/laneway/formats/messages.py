@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import struct
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, final
 
 import numpy as np
 
@@ -34,6 +34,9 @@ _FIELD_DICTIONARY, _FIELD_CHILDREN = 4, 5
 # header, length of the body.
 _MESSAGE = struct.Struct("<I6HihbxI4xq")
 _MESSAGE_HEADER_FIELD = 24
+_UINT16, _INT32, _UINT32 = (struct.Struct(f"<{code}").unpack_from for code in "HiI")
+_INT64: Final = struct.Struct("<q").unpack_from
+_SCALARS: Final = {code: struct.Struct(f"<{code}").unpack_from for code in "hBq"}
 
 END_OF_STREAM = CONTINUATION + bytes(4)
 """Optional end of a stream."""
@@ -47,8 +50,11 @@ class MessageKind(enum.IntEnum):
     RECORD_BATCH = 3
 
 
+_NO_INTEGERS: Final = {width: np.zeros((0, width), np.int64) for width in (1, 2)}
+
+
 def _no_entries() -> NDArray[np.int64]:
-    return np.zeros((0, 2), np.int64)
+    return _NO_INTEGERS[2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,47 +102,49 @@ class _Table:
     def __init__(self, data: bytes, start: int) -> None:
         self._data = data
         self.start = start
-        (back,) = struct.unpack_from("<i", data, start)
+        (back,) = _INT32(data, start)
         self._vtable = start - back
         if self._vtable < 0:
             message = "the table's vtable is outside the message"
             raise ValueError(message)
-        (self._vtable_bytes,) = struct.unpack_from("<H", data, self._vtable)
+        (self._vtable_bytes,) = _UINT16(data, self._vtable)
 
     def scalar(self, field_index: int, code: str, default: int) -> int:
-        """Return a scalar field; `code` is its format in the `struct` module."""
-        position = self._position(field_index)
+        """Return a scalar field; `code` is its format, of `_SCALARS`."""
+        position = self.position(field_index)
         if position is None:
             return default
         value: int
-        (value,) = struct.unpack_from("<" + code, self._data, position)
+        (value,) = _SCALARS[code](self._data, position)
         return value
 
     def table(self, field_index: int) -> _Table:
         """Return the table that a field refers to."""
-        position = self._position(field_index)
+        position = self.position(field_index)
         if position is None:
             message = f"field {field_index} is missing"
             raise ValueError(message)
-        (distance,) = struct.unpack_from("<I", self._data, position)
+        (distance,) = _UINT32(self._data, position)
         return _Table(self._data, position + distance)
 
     def has(self, field_index: int) -> bool:
         """Return whether a field is present."""
-        return self._position(field_index) is not None
+        return self.position(field_index) is not None
 
     def vector(self, field_index: int) -> tuple[int, int]:
         """Return the position of the first element of a vector field, and the number of elements."""
-        position = self._position(field_index)
+        position = self.position(field_index)
         if position is None:
             return 0, 0
-        (distance,) = struct.unpack_from("<I", self._data, position)
-        (length,) = struct.unpack_from("<I", self._data, position + distance)
+        (distance,) = _UINT32(self._data, position)
+        (length,) = _UINT32(self._data, position + distance)
         return position + distance + 4, length
 
     def integers(self, field_index: int, width: int) -> NDArray[np.int64]:
         """Return a vector of structs of `width` int64 values, or of int64 values, as an array of shape (n, width)."""
         start, length = self.vector(field_index)
+        if not length:
+            return _NO_INTEGERS[width]
         # Raises ValueError if there are fewer bytes: a damaged length allocates nothing.
         return np.frombuffer(self._data, "<i8", length * width, start).reshape(length, width)
 
@@ -144,14 +152,15 @@ class _Table:
         """Yield the tables of a vector field."""
         start, length = self.vector(field_index)
         for position in range(start, start + 4 * length, 4):
-            (distance,) = struct.unpack_from("<I", self._data, position)
+            (distance,) = _UINT32(self._data, position)
             yield _Table(self._data, position + distance)
 
-    def _position(self, field_index: int) -> int | None:
+    def position(self, field_index: int) -> int | None:
+        """Return where a field is; None: it is absent."""
         slot = 4 + 2 * field_index
         if slot + 2 > self._vtable_bytes:
             return None
-        (distance,) = struct.unpack_from("<H", self._data, self._vtable + slot)
+        (distance,) = _UINT16(self._data, self._vtable + slot)
         return self.start + distance if distance else None
 
 
@@ -165,7 +174,7 @@ def parse_header(metadata: bytes) -> MessageHeader:
         ValueError: `metadata` is not such a flatbuffer, or its kind does not occur in data files.
     """
     try:
-        (root,) = struct.unpack_from("<I", metadata, 0)
+        (root,) = _UINT32(metadata, 0)
         message_table = _Table(metadata, root)
         version = message_table.scalar(0, "h", 0)
         kind = MessageKind(message_table.scalar(1, "B", 0))
@@ -202,21 +211,83 @@ def parse_header(metadata: bytes) -> MessageHeader:
     return parsed
 
 
-def is_compressed_batch(metadata: bytes) -> bool:
-    """Return whether the body of a record batch or of a dictionary is compressed, without parsing the rest.
+@final
+class HeaderParser:
+    """Parses the metadata of the messages of a file, faster where only numbers differ from the last record batch."""
 
-    Raises:
-        ValueError: `metadata` is not the flatbuffer of such a message.
-    """
-    try:
-        (root,) = struct.unpack_from("<I", metadata, 0)
-        message_table = _Table(metadata, root)
-        header = message_table.table(2)
-        is_dictionary = message_table.scalar(1, "B", 0) == MessageKind.DICTIONARY
-        return (header.table(1) if is_dictionary else header).has(3)
-    except struct.error as error:
-        message = f"the message header is damaged: {error}"
-        raise ValueError(message) from error
+    def __init__(self) -> None:
+        """Begin without a record batch."""
+        self._length = -1
+        self._fixed: list[tuple[slice, bytes]] = []
+        """What the metadata of the last record batch consist of, other than numbers."""
+        self._numbers: tuple[int, int, int, int] = (0, 0, 0, 0)
+        """Positions of the length of the body, of the rows, of the nodes and of the buffers."""
+        self._last: MessageHeader | None = None
+
+    def parse(self, metadata: bytes) -> MessageHeader:
+        """Return the same as `parse_header`.
+
+        Raises:
+            ValueError: See there.
+        """
+        last = self._last
+        if last is None or not self._differs_in_numbers(metadata):
+            return self._learn(metadata)
+        body, rows, nodes, buffers = self._numbers
+        (body_length,), (num_rows,) = _INT64(metadata, body), _INT64(metadata, rows)
+        if body_length < 0 or num_rows < 0:
+            return parse_header(metadata)
+        return MessageHeader(
+            last.kind,
+            body_length,
+            num_rows,
+            last.dictionary_id,
+            last.is_delta,
+            last.version,
+            last.position,
+            is_compressed=last.is_compressed,
+            nodes=np.frombuffer(metadata, "<i8", last.nodes.size, nodes).reshape(last.nodes.shape),
+            buffers=np.frombuffer(metadata, "<i8", last.buffers.size, buffers).reshape(last.buffers.shape),
+            num_view_buffers=last.num_view_buffers,
+        )
+
+    def is_compressed_batch(self, metadata: bytes) -> bool:
+        """Return whether the body of a record batch or of a dictionary is compressed.
+
+        Raises:
+            ValueError: `metadata` is not the flatbuffer of such a message.
+        """
+        if self._last is None or not self._differs_in_numbers(metadata):
+            return self._learn(metadata).is_compressed
+        return self._last.is_compressed
+
+    def _differs_in_numbers(self, metadata: bytes) -> bool:
+        if len(metadata) != self._length:
+            return False
+        return all(metadata[span] == found for span, found in self._fixed)
+
+    def _learn(self, metadata: bytes) -> MessageHeader:
+        """Parse the metadata of a message, and remember where their numbers are if it is a record batch."""
+        header = parse_header(metadata)
+        if header.kind is not MessageKind.RECORD_BATCH:
+            return header
+        table = _Table(metadata, _UINT32(metadata, 0)[0])
+        batch = _Table(metadata, header.position)
+        body, rows = table.position(3), batch.position(0)
+        if body is None or rows is None:
+            return header
+        numbers = body, rows, batch.vector(1)[0], batch.vector(2)[0]
+        sizes = 8, 8, header.nodes.nbytes, header.buffers.nbytes
+        edges = [
+            0,
+            *(edge for start, size in sorted(zip(numbers, sizes, strict=True)) for edge in (start, start + size)),
+        ]
+        edges.append(len(metadata))
+        spans = [slice(*edges[index : index + 2]) for index in range(0, len(edges), 2)]
+        if edges == sorted(edges):
+            self._fixed = [(span, metadata[span]) for span in spans]
+            self._length, self._numbers, self._last = len(metadata), numbers, header
+        return header
 
 
 def parse_footer(footer: bytes) -> Footer:
@@ -229,7 +300,7 @@ def parse_footer(footer: bytes) -> Footer:
         ValueError: `footer` is not such a flatbuffer.
     """
     try:
-        (root,) = struct.unpack_from("<I", footer, 0)
+        (root,) = _UINT32(footer, 0)
         table = _Table(footer, root)
         schema = table.table(_SCHEMA)
         version, is_big_endian = table.scalar(0, "h", 0), schema.scalar(0, "h", 0) != 0

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class DecodeFeatures:
     """Decodes what a dataset of Hugging Face stores: `Image` and `Audio` become what `datasets` delivers for them.
 
-    Pass it as `transform=`, or to `map`. Columns without such features stay as they are, and so do `ClassLabel`, which
-    is a number, and `Array2D` to `Array5D`, which are lists.
+    Pass it as `transform=`, or to `map`. Other columns stay as they are: a `ClassLabel` is a number, whose name
+    `dataset.categories` has, and an `Array2D` to `Array5D` is a list, or with `output="torch"` a tensor of its shape.
 
     Examples:
         >>> from datasets import Features, Value
@@ -31,18 +31,36 @@ class DecodeFeatures:
 
     features: Features
     """The features of the dataset."""
+    batched: bool = False
+    """Whether it is called on batches, of a dataset with `output="python"`."""
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a row, or a batch with `output="python"`, with decoded features.
+        """Return a row, or a batch, with decoded features.
 
         Args:
             row: The columns as they are stored.
+
+        Raises:
+            TypeError: It is a batch, and `batched` is False; or its columns are neither lists nor Python values.
+            ImportError: `Image` needs Pillow, `Audio` torchcodec.
         """
         from datasets import Features  # noqa: PLC0415 - only where it is used
 
         known = Features({name: self.features[name] for name in row if name in self.features})
-        decoded: dict[str, Any] = known.decode_example({name: row[name] for name in known})
+        given = {name: row[name] for name in known}
+        if self.batched and not all(isinstance(column, list) for column in given.values()):
+            message = 'DecodeFeatures(batched=True) decodes batches of lists: pass batch_size= and output="python"'
+            raise TypeError(message)
+        if not self.batched and any(_is_column(known[name], given[name]) for name in known):
+            message = "DecodeFeatures decodes single rows: for batches of lists, pass batched=True"
+            raise TypeError(message)
+        decoded: dict[str, Any] = known.decode_batch(given) if self.batched else known.decode_example(given)
         return {**row, **decoded}
+
+
+def _is_column(feature: object, value: object) -> bool:
+    """Return whether something is a column of images or sounds rather than one of them."""
+    return type(feature).__name__ in {"Image", "Audio"} and not isinstance(value, (dict, type(None)))
 
 
 def load_hf(
@@ -58,7 +76,8 @@ def load_hf(
     """Return a dataset of the Hub, or of a folder, as `datasets.load_dataset` finds, prepares and caches it.
 
     The first call prepares the Arrow files of the cache. For a folder, or a commit of the Hub, it also remembers there
-    which they are, so that later calls begin at once, without importing `datasets`.
+    which they are, and their metadata unless `cache_dir` says where, so that later calls begin at once, without
+    importing `datasets`.
 
     Args:
         name_or_path: Such as "allenai/c4", or a folder, or the name of a format with `data_files` in `load_options`.
@@ -85,6 +104,9 @@ def load_hf(
         message = "decode=True decodes single rows: leave out batch_size, and call batch() on the dataset"
         raise ValueError(message)
     memory = memory_of(str(name_or_path), config, split, revision, load_options or {})
+    if memory is not None and options.get("cache_dir") is None:
+        # One for each call: splits of the same folder would replace each other's.
+        options["cache_dir"] = memory.with_suffix("")
     remembered = None if memory is None or decode else recall(memory)
     if remembered is not None:
         return StatefulShardedDataset(remembered, **options)

@@ -104,8 +104,16 @@ class Filter:
 
     def select(self, rows: pa.Table, run: Run, left: Mask) -> Mask:  # noqa: ARG002 - see Step
         """See Step."""
-        found = _mask(self.expression, rows.select(self.schema.names))
+        found = self.matches(rows)
         return found if left.all() else left & found
+
+    def matches(self, rows: pa.Table) -> Mask:
+        """Return for which rows the expression is true, bool of shape (rows,).
+
+        Raises:
+            pa.ArrowException: It can't be computed for one of them.
+        """
+        return _mask(self.expression, rows.select(self.schema.names))
 
 
 def _mask(expression: pc.Expression, rows: pa.Table) -> Mask:

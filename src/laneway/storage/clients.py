@@ -19,6 +19,7 @@ from fsspec.implementations.arrow import ArrowFSWrapper
 from fsspec.implementations.dirfs import DirFileSystem
 
 from laneway.storage.deadlines import run_within
+from laneway.storage.hub import HubReader, is_hub
 from laneway.storage.ranges import (
     PARTIAL_CONTENT,
     ShortBodyError,
@@ -79,6 +80,8 @@ def client_for(filesystem: AbstractFileSystem) -> RangeClient:
         return _S3fsClient(filesystem)
     if isinstance(filesystem, ArrowFSWrapper):
         return _ArrowClient(filesystem)
+    if is_hub(filesystem):
+        return _HubClient(HubReader(filesystem).read)
     is_async = isinstance(filesystem, AsyncFileSystem) and not isinstance(filesystem, DirFileSystem)
     if is_async and filesystem.async_impl and not filesystem.asynchronous:
         is_obstore = type(filesystem).__module__.partition(".")[0] == "obstore"
@@ -93,7 +96,9 @@ class _DirectoryClient:
     def __init__(self, filesystem: DirFileSystem) -> None:
         self._join = filesystem._join  # noqa: SLF001 - all its methods use it, and there is no public name
         self._client = client_for(filesystem.fs)
-        self.is_conditional, self.is_concurrent = self._client.is_conditional, self._client.is_concurrent
+        # On the Hub, a path below a directory doesn't say of which commit it is.
+        self.is_conditional = self._client.is_conditional and not is_hub(filesystem.fs)
+        self.is_concurrent = self._client.is_concurrent
         self.survives_fork = self._client.survives_fork
 
     def fetch(self, requests: Sequence[Request], limit_s: float) -> list[Data | BaseException]:
@@ -215,6 +220,14 @@ class _BlockingClient:
 
     def _read_and_check(self, request: Request) -> Data:
         return check_data(self._read(request), request)
+
+
+@final
+class _HubClient(_BlockingClient):
+    """Client of the Hugging Face Hub."""
+
+    is_conditional = True
+    """Sources are pinned to a commit, which is a part of the paths of their files."""
 
 
 @final

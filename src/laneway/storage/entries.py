@@ -67,10 +67,9 @@ def file_size(storage: Storage, path: str) -> int:
 
 
 def request_info(storage: Storage, path: str) -> dict[str, Any]:
-    """Return fsspec's metadata of a path, bypassing its cache of listings; no retries."""
-    filesystem = storage.filesystem
-    filesystem.invalidate_cache()
-    info: dict[str, Any] = filesystem.info(storage.request_path(path))
+    """Return fsspec's current metadata of a path; no retries."""
+    storage.forget_listings(path)
+    info: dict[str, Any] = storage.filesystem.info(storage.request_path(path))
     return info
 
 

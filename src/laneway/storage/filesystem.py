@@ -20,12 +20,13 @@ from laneway.errors import DataFileError, LanewayError
 from laneway.metering import current_meter
 from laneway.storage.clients import RangeClient, client_for
 from laneway.storage.deadlines import call_within
+from laneway.storage.hub import HubPath, commit_of, is_fixed, is_hub
 from laneway.storage.ranges import ShortBodyError, VersionError
 from laneway.storage.redaction import redact, reveals_secret
 from laneway.storage.retries import GaveUpError, RetryPolicy, retry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from fsspec import AbstractFileSystem
 
@@ -200,6 +201,38 @@ class Storage:
         if not self.is_local and self._given is None and "://" not in path:
             path = cast("str", self.filesystem.unstrip_protocol(path))
         return redact(path)
+
+    def pinned(self, paths: Sequence[str]) -> list[str]:
+        """Return paths with the commits that their revisions are now: on the Hugging Face Hub, one request for each.
+
+        Raises:
+            DataFileError: There is no such repository or revision, or no access to it.
+        """
+        if not is_hub(self.filesystem):
+            return [*paths]
+        found: dict[tuple[str, str, str | None], str] = {}
+        pinned = []
+        for path in paths:
+            place = HubPath.parse(path)
+            if place is None:
+                # A bucket, or no repository at all, which the filesystem says.
+                pinned.append(path)
+                continue
+            if place[:3] not in found:
+                found[place[:3]] = self.call(path, partial(commit_of, self.filesystem, place))
+            pinned.append(place.at(found[place[:3]]))
+        return pinned
+
+    @property
+    def commit(self) -> str | None:
+        """The commit of the Hugging Face Hub that the root is in; None: in none, or in several."""
+        place = HubPath.parse(self.root) if is_hub(self.filesystem) else None
+        return place.revision if place is not None and place.is_fixed else None
+
+    def forget_listings(self, path: str) -> None:
+        """Have the filesystem request anew what it remembers, unless nothing at a path can change."""
+        if not is_fixed(self.filesystem, path):
+            self.filesystem.invalidate_cache()
 
     # -- Calls --------------------------------------------------------------------------------------------------------
 

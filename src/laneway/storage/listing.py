@@ -48,7 +48,7 @@ def find_files(storage: Storage, directory: str, prefix: str = "") -> list[Entry
     if storage.is_local:
         return list(_walk(storage, directory, (os.path.realpath(directory),)))
     filesystem = storage.filesystem
-    filesystem.invalidate_cache()
+    storage.forget_listings(directory)
     if isinstance(filesystem, ArrowFSWrapper):
         selector = pyarrow.fs.FileSelector(directory, recursive=True)
         infos = _list(storage, directory, lambda: filesystem.fs.get_file_info(selector))
@@ -165,7 +165,7 @@ def list_directory(storage: Storage, directory: str) -> list[Entry]:
         try:
             if storage.is_local:
                 return list(_local_entries(storage, directory))
-            storage.filesystem.invalidate_cache()
+            storage.forget_listings(directory)
             listed = storage.filesystem.ls(directory, detail=True)
         except (FileNotFoundError, NotADirectoryError):
             return []

@@ -45,7 +45,7 @@ def read_small_file(storage: Storage, path: str) -> bytes | None:
                 with open_local(path) as file:
                     return file.read()
             # Some filesystems look for the file in a listing that they remember.
-            storage.filesystem.invalidate_cache()
+            storage.forget_listings(path)
             return bytes(storage.filesystem.cat_file(storage.request_path(path), start=0, end=_SMALL_BYTES))
         except FileNotFoundError:
             return None

@@ -14,15 +14,18 @@ _QUERY = re.compile(r"(://[^\s?'\"]*)\?[^\s'\"]*")
 _SIGNED = re.compile(
     r"<(AWSAccessKeyId|StringToSign\w*|SignatureProvided|CanonicalRequest\w*)>.*?</\1>", re.DOTALL | re.IGNORECASE
 )
+# Tokens of Hugging Face, which come from a file or the environment, and the header that carries any token.
+_TOKEN = re.compile(r"\bhf_(?=[a-z0-9]*[A-Z])[A-Za-z0-9]{30,}|(?<=Bearer )[^\s'\"]+")
 _MIN_SECRET_LENGTH = 4
 _PUBLIC_OPTIONS = frozenset({"endpoint", "endpoint_override", "endpoint_url", "region", "region_name"})
 """Options that are never secret and stay visible; credentials inside such a URL are still removed."""
 
 
 def redact(text: str, *options: object) -> str:
-    """Remove strings from storage options, userinfo and queries of URLs, and signatures from a message."""
+    """Remove strings from storage options, userinfo and queries of URLs, tokens and signatures from a message."""
     for secret in _find_secrets(options):
         text = text.replace(secret, "***")
+    text = _TOKEN.sub("***", text)
     return _SIGNED.sub(r"<\1>***</\1>", _QUERY.sub(r"\1", _USERINFO.sub("", text)))
 
 

@@ -6,8 +6,9 @@ import errno
 import random
 import re
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -32,7 +33,7 @@ _LOST_CONNECTION: Final = frozenset(
         errno.ETIMEDOUT,
     }
 )
-# Connection errors of aiohttp, botocore and http.client, which have exception classes of their own.
+# Connection errors of aiohttp, botocore, http.client and httpx, which have exception classes of their own.
 _TRANSIENT_NAMES: Final = frozenset(
     {
         "ClientConnectionError",
@@ -40,10 +41,13 @@ _TRANSIENT_NAMES: Final = frozenset(
         "HTTPClientError",
         "IncompleteRead",
         "IncompleteReadError",
+        "NetworkError",
+        "RemoteProtocolError",
         "ResponseParserError",
         "ResponseStreamingError",
         "ServiceRequestError",
         "ServiceResponseError",
+        "TimeoutException",
     }
 )
 # pyarrow and obstore raise one exception class for everything: only the message tells errors apart.
@@ -54,6 +58,8 @@ _TRANSIENT_MESSAGE: Final = re.compile(
     r"curlCode: \d+|Wrapped reqwest error|HTTP error: ",
     re.IGNORECASE,
 )
+# No request is left in a window, which ends in so many seconds.
+_EXHAUSTED: Final = re.compile(r";\s*r=0\s*;\s*t=(\d+)")
 _PERMANENT: Final = (
     FileNotFoundError,
     IsADirectoryError,
@@ -72,11 +78,13 @@ class TransientError(Exception):
 class GaveUpError(Exception):
     """All attempts failed; the cause is the error of the last one."""
 
-    def __init__(self, num_attempts: int, elapsed_s: float) -> None:
-        """Record the number of attempts and the time they took."""
-        super().__init__(num_attempts, elapsed_s)
+    def __init__(self, num_attempts: int, elapsed_s: float, asked_delay_s: float = 0.0) -> None:
+        """Record the number of attempts, the time they took, and how long the server asks to wait for the next one."""
+        super().__init__(num_attempts, elapsed_s, asked_delay_s)
         times = "once" if num_attempts == 1 else f"{num_attempts:,} times"
         self.effort = f"tried {times} in {elapsed_s:.1f} s"
+        if asked_delay_s:
+            self.effort += f"; the server asks to wait for {asked_delay_s:.0f} s"
         """Number of attempts and elapsed time, for messages."""
 
 
@@ -85,7 +93,8 @@ class RetryPolicy:
     """How often, and for how long, a failed storage request is retried.
 
     Transient failures (status 503, 500 or 429, a lost connection, a truncated body, a timeout) are retried, after a
-    delay drawn from [0, d), where d doubles with each attempt. Permanent ones (403, 404) fail immediately. Retries end
+    delay drawn from [0, d), where d doubles with each attempt, or after the one that the server asks for
+    (`Retry-After`), if that is longer. Permanent ones (403, 404) fail immediately. Retries end
     at the maximum number of attempts or at the deadline, whichever comes first. The limits apply to one read: a
     window's part of one data file, a footer, a listing.
 
@@ -156,11 +165,12 @@ def retry(
         except Exception as error:
             if not is_transient(error):
                 raise
-            pause = draw() * min(delay, policy.max_delay_s)
+            asked = _asked_delay_s(error)
+            pause = max(draw() * min(delay, policy.max_delay_s), asked)
             elapsed = clock() - began
             # An attempt that starts at the deadline has no time to succeed.
             if attempt == policy.max_attempts or elapsed + pause >= policy.deadline_s:
-                raise GaveUpError(attempt, elapsed) from error
+                raise GaveUpError(attempt, elapsed, asked) from error
             if on_retry is not None:
                 on_retry(error, f"attempt {attempt + 1} of {policy.max_attempts} follows in {pause:.1f} s")
         sleep(pause)
@@ -172,7 +182,7 @@ def is_transient(error: BaseException) -> bool:
     """Return whether a retry may succeed after this error."""
     if isinstance(error, TransientError):
         return True
-    if isinstance(error, _PERMANENT):
+    if isinstance(error, _PERMANENT) or type(error).__name__ == "OfflineModeIsEnabled":  # of huggingface_hub
         return False
     for link in _chain(error):
         if _code(link) in _TRANSIENT_CODES:
@@ -202,6 +212,23 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         link = link.__cause__ or link.__context__
 
 
+def _asked_delay_s(error: BaseException) -> float:
+    """Return how many seconds the server asks to wait before the next attempt; 0.0: it doesn't say."""
+    for link in _chain(error):
+        response = getattr(link, "response", None)
+        if isinstance(response, dict):  # botocore
+            headers: Any = response.get("ResponseMetadata", {}).get("HTTPHeaders")
+        else:
+            headers = getattr(link, "headers", None) or getattr(response, "headers", None)
+        if isinstance(headers, Mapping):
+            found = {str(name).lower(): str(value) for name, value in headers.items()}
+            limit = _EXHAUSTED.search(found.get("ratelimit", ""))
+            asked = found.get("retry-after", limit[1] if limit else "")
+            if asked.isdigit():
+                return float(asked)
+    return 0.0
+
+
 def _code(error: BaseException) -> str | None:
     """Return the S3 error code of a botocore exception, or None."""
     response = getattr(error, "response", None)
@@ -215,8 +242,8 @@ def _status(error: BaseException) -> int | None:
         found = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
         if isinstance(found, int):
             return found
-    for name in ("status", "status_code", "code"):  # aiohttp, azure, gcsfs
-        found = getattr(error, name, None)
+    for name in ("status", "status_code", "code"):  # aiohttp, azure, gcsfs; httpx
+        found = getattr(error, name, None) or getattr(response, name, None)
         if isinstance(found, int) and 400 <= found < 600:  # noqa: PLR2004 - the statuses of HTTP errors
             return found
     match = _STATUS_IN_MESSAGE.search(str(error))

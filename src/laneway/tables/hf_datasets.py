@@ -15,10 +15,10 @@ import pyarrow as pa
 from datasets.table import ConcatenationTable, MemoryMappedTable
 
 from laneway.errors import DataFileError
-from laneway.formats.nested_types import storage_type
 from laneway.tables.base import Catalog, TableFiles
 from laneway.tables.columns import dropped_name
 from laneway.tables.hf_cached import CachedSplit, left_out
+from laneway.tables.hf_features import columns_of
 from laneway.tables.hf_saved import OUTPUTS
 from laneway.wording import counted
 
@@ -89,9 +89,8 @@ class HfCatalog(Catalog):
 
     @cached_property
     def schema(self) -> pa.Schema:
-        """See Catalog: the columns of the format, as they are stored."""
-        stored = self._dataset.data.schema
-        return pa.schema([(name, storage_type(stored.field(name).type)) for name in self._columns])
+        """See Catalog: the columns of the format."""
+        return columns_of(self._dataset.data.schema, self._columns, self._dataset.features.to_dict())
 
     def files(self) -> TableFiles:
         """See Catalog."""

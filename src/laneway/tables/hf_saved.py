@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Final, final
 import pyarrow as pa
 
 from laneway.errors import DataFileError
-from laneway.formats.nested_types import storage_type
 from laneway.tables.base import Catalog, TableFiles
+from laneway.tables.hf_features import columns_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -63,8 +63,9 @@ class SavedCatalog(Catalog):
         except (OSError, pa.ArrowException) as error:
             message = f"{path} can't be read: {error}"
             raise DataFileError(message) from error
+        info = json.loads((self._folder / "dataset_info.json").read_text(encoding="utf-8"))
         names = stored.names if self._columns is None else self._columns
-        return pa.schema([(name, storage_type(stored.field(name).type)) for name in names])
+        return columns_of(stored, names, info.get("features") or {})
 
     def files(self) -> TableFiles:
         """See Catalog."""

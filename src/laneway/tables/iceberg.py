@@ -20,12 +20,15 @@ from pyiceberg.table import DataScan, Table
 from pyiceberg.transforms import IdentityTransform
 from pyiceberg.types import (
     BinaryType,
+    DateType,
     DoubleType,
     FixedType,
     FloatType,
     IntegerType,
     LongType,
     PrimitiveType,
+    TimestampType,
+    TimestamptzType,
     UUIDType,
 )
 
@@ -46,6 +49,16 @@ PREFIX: Final = "iceberg://"
 """How the URL of an Iceberg table begins: `iceberg://catalog/namespace.table@snapshot`."""
 _WITHOUT_ORDER: Final = (BinaryType, FixedType, UUIDType)
 """Types whose bounds are not compared as Arrow compares values."""
+_NUMBERS: Final[Mapping[type, np.dtype[Any]]] = {
+    IntegerType: np.dtype("<i4"),
+    DateType: np.dtype("<i4"),
+    LongType: np.dtype("<i8"),
+    TimestampType: np.dtype("<i8"),
+    TimestamptzType: np.dtype("<i8"),
+    FloatType: np.dtype("<f4"),
+    DoubleType: np.dtype("<f8"),
+}
+"""Type -> how its bounds are encoded: if all of them are of this length, they are decoded together."""
 _WITH_URLS: Final = {"file", ""}
 
 
@@ -199,14 +212,12 @@ class IcebergCatalog(Catalog):
             return None
         number, files, arrow_type = field.field_id, self._files, self._fields.field(name).type
         partition = self._partition_values(number) or [None] * len(files)
-        least, greatest = [], []
-        for each, value in zip(files, partition, strict=True):
-            least.append(_decoded(type_, (each.lower_bounds or {}).get(number), value))
-            greatest.append(_decoded(type_, (each.upper_bounds or {}).get(number), value))
+        least = [(each.lower_bounds or {}).get(number) for each in files]
+        greatest = [(each.upper_bounds or {}).get(number) for each in files]
         nulls = [(each.null_value_counts or {}).get(number) for each in files]
         return Bounds(
-            pa.array(least, arrow_type),
-            pa.array(greatest, arrow_type),
+            _decoded_all(type_, least, partition, arrow_type),
+            _decoded_all(type_, greatest, partition, arrow_type),
             np.array([count != 0 for count in nulls], bool),
             np.array([count == each.record_count for count, each in zip(nulls, files, strict=True)], bool),
         )
@@ -284,6 +295,17 @@ def _mapped_id(fields: Sequence[MappedField], path: Sequence[str]) -> bytes | No
     if found is not None and len(path) > 1:
         return _mapped_id(found.fields, path[1:])
     return None if found is None or found.field_id is None else str(found.field_id).encode()
+
+
+def _decoded_all(
+    type_: PrimitiveType, data: Sequence[bytes | None], partition: Sequence[object], arrow_type: pa.DataType
+) -> pa.Array[Any]:
+    """Return bounds, or the values of partitions where there are none."""
+    number = _NUMBERS.get(type(type_))
+    if number is not None and {len(each) if each is not None else 0 for each in data} == {number.itemsize}:
+        numbers: Any = pa.array(np.frombuffer(b"".join(each for each in data if each is not None), number))
+        return numbers.cast(arrow_type)  # type: ignore[no-any-return]
+    return pa.array([_decoded(type_, *each) for each in zip(data, partition, strict=True)], arrow_type)
 
 
 def _decoded(type_: PrimitiveType, data: bytes | None, partition: object) -> Any:  # noqa: ANN401 - a value of any type

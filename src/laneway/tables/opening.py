@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
 from laneway.errors import LanewayError
@@ -24,7 +25,6 @@ class ArrowDataset(Protocol):
 
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from typing import TypeAlias
 
     from deltalake import DeltaTable
@@ -51,6 +51,7 @@ def catalog_of(
     Raises:
         LanewayError: The library of a URL is not installed.
         DataFileError: There is no such table, or it can't be read.
+        TypeError: It is of `datasets`, and no `Dataset`.
     """
     if isinstance(source, Catalog):
         return source
@@ -63,7 +64,8 @@ def catalog_of(
         from laneway.tables.delta import DeltaCatalog  # noqa: PLC0415 - as its library
 
         return DeltaCatalog(given)
-    if library == "datasets" and isinstance(given, ArrowDataset):
+    if library == "datasets":
+        _check_is_dataset(given)
         from laneway.tables.hf_datasets import HfCatalog  # noqa: PLC0415 - as its library
 
         return HfCatalog(given)
@@ -72,6 +74,20 @@ def catalog_of(
 
         return iceberg_catalog(given)
     return None
+
+
+def _check_is_dataset(given: Any) -> None:  # noqa: ANN401 - an object of datasets
+    if isinstance(given, ArrowDataset) and not isinstance(given, Mapping):
+        return
+    name = type(given).__name__
+    if name.endswith("DatasetDict"):
+        message = f"source is a {name} of the splits {', '.join(map(str, given))}: give one, such as source['train']"
+        raise TypeError(message)
+    message = (
+        f"source is a datasets.{name}, whose rows have no places to resume at: load a Dataset, without streaming=True, "
+        'or give the files, such as "hf://datasets/org/name/data/*.parquet"'
+    )
+    raise TypeError(message)
 
 
 def _of_url(url: str, storage_options: Mapping[str, Any] | None) -> Catalog | None:

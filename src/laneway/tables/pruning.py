@@ -11,6 +11,8 @@ import pyarrow.dataset as pads
 import pyarrow.fs
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from laneway.reading.expressions import Filter
@@ -24,42 +26,67 @@ def files_that_may_match(catalog: Catalog, step: Filter, num_files: int) -> NDAr
     if step.has_nan and not step.is_monotone:
         return is_kept
     types = {each.name: each.type for each in catalog.schema}
-    facts: list[Any] = [None] * num_files
+    known: dict[str, _Known] = {}
     for each in step.schema:
         # Bounds of values that are cast to another type may not be bounds of what they become.
-        if not each.type.equals(types.get(each.name)):
-            continue
-        found = catalog.bounds(each.name)
+        found = catalog.bounds(each.name) if each.type.equals(types.get(each.name)) else None
         if found is not None:
-            for index, fact in _facts_of(each, found):
-                facts[index] = fact if facts[index] is None else facts[index] & fact
-    told = [index for index, fact in enumerate(facts) if fact is not None]
+            known[each.name] = _Known(each, found)
+    is_decided = np.zeros(num_files, bool)
+    if len(known) == len(step.schema):
+        is_decided = np.logical_and.reduce([each.is_constant for each in known.values()])
+        try:
+            # As for the files of a partition. All of them at once take as long as a few others.
+            is_kept[is_decided] = step.matches(
+                pa.table({name: each.values(is_decided) for name, each in known.items()})
+            )
+        except pa.ArrowException:
+            is_decided = np.zeros(num_files, bool)
+    facts: dict[int, Any] = {}
+    for column in known.values():
+        for index, fact in column.facts(~is_decided):
+            facts[index] = facts[index] & fact if index in facts else fact
+    told = [*facts]
     # A dataset of pyarrow learns from what is known of its files which of them a filter excludes, and opens none.
-    format_, local = pads.ParquetFileFormat(), pyarrow.fs.LocalFileSystem()
-    fragments = [format_.make_fragment(str(index), local, partition_expression=facts[index]) for index in told]
-    dataset = pads.FileSystemDataset(fragments, step.schema, format_, local)
+    from_paths: Any = pads.FileSystemDataset.from_paths
+    dataset = from_paths(
+        [str(index) for index in told],
+        schema=step.schema,
+        format=pads.ParquetFileFormat(),
+        filesystem=pyarrow.fs.LocalFileSystem(),
+        partitions=[*facts.values()],
+    )
     is_kept[told] = False
     is_kept[[int(fragment.path) for fragment in dataset.get_fragments(step.expression)]] = True
     return is_kept
 
 
-def _facts_of(field: pa.Field[Any], bounds: Bounds) -> list[tuple[int, Any]]:
-    """Return what holds for all rows of a file, as an expression, for each file of which something is known."""
-    column = pc.field(field.name)
-    least, greatest = (_cast(each, field.type) for each in (bounds.least, bounds.greatest))
-    found: list[tuple[int, Any]] = [(index, column.is_null()) for index in np.flatnonzero(bounds.is_null).tolist()]
-    is_known = np.asarray(least.is_valid()) & np.asarray(greatest.is_valid()) & ~bounds.is_null
-    same: dict[object, Any] = {}
-    for index in np.flatnonzero(is_known).tolist():
-        low, high, has_nulls = least[index], greatest[index], bool(bounds.has_nulls[index])
-        if not low.equals(high):
-            fact = (column >= low) & (column <= high)
-        else:
-            # All files of a partition have the same: to build an expression takes most of the time.
-            value = low.as_py()
-            fact = same[value] if value in same else same.setdefault(value, column == low)
-        found.append((index, fact | column.is_null() if has_nulls else fact))
-    return found
+class _Known:
+    """What is known of the values of a column in each file."""
+
+    def __init__(self, field: pa.Field[Any], bounds: Bounds) -> None:
+        self._field, self._bounds = field, bounds
+        self._least, self._greatest = (_cast(each, field.type) for each in (bounds.least, bounds.greatest))
+        self._has_range = np.asarray(self._least.is_valid()) & np.asarray(self._greatest.is_valid()) & ~bounds.is_null
+        is_same = np.asarray(pc.fill_null(pc.equal(self._least, self._greatest), False))  # noqa: FBT003 - the replacement
+        self._is_same = self._has_range & is_same
+        self.is_constant = bounds.is_null | (self._is_same & ~bounds.has_nulls)
+        """Whether all rows of a file have the same value, or null; bool of shape (num_files,)."""
+
+    def values(self, files: NDArray[np.bool_]) -> Any:  # noqa: ANN401 - an array
+        """Return the value of those files in which the column is constant."""
+        values: Any = pc.if_else(pa.array(self._bounds.is_null), pa.scalar(None, self._field.type), self._least)
+        return values.filter(pa.array(files))
+
+    def facts(self, files: NDArray[np.bool_]) -> Iterator[tuple[int, Any]]:
+        """Yield what holds for all rows of a file, as an expression, for each of some files of which it is known."""
+        column, has_nulls = pc.field(self._field.name), self._bounds.has_nulls
+        for index in np.flatnonzero(files & self._bounds.is_null).tolist():
+            yield index, column.is_null()
+        for index in np.flatnonzero(files & self._has_range).tolist():
+            low, high = self._least[index], self._greatest[index]
+            fact = column == low if self._is_same[index] else (column >= low) & (column <= high)
+            yield index, fact | column.is_null() if has_nulls[index] else fact
 
 
 def _cast(values: Any, type_: pa.DataType) -> Any:  # noqa: ANN401 - arrays

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from laneway.formats.messages import PREFIX_BYTES, MessageKind, is_compressed_batch, parse_footer, parse_header
+from laneway.formats.messages import PREFIX_BYTES, HeaderParser, MessageKind, parse_footer, parse_header
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from laneway.formats.messages import MessageHeader
 
 
 def _metadata(message: pa.Buffer) -> bytes:
@@ -38,11 +43,48 @@ def test_whether_a_batch_or_a_dictionary_is_compressed_is_known_without_parsing_
         writer.write_batch(batch)
     messages = list(pa.ipc.MessageReader.open_stream(sink.getvalue()))[1:]
     assert [message.type for message in messages] == ["dictionary", "record batch"]
-    for message in messages:
+    parser = HeaderParser()
+    for message in messages * 2:
         metadata = message.metadata.to_pybytes()
-        assert is_compressed_batch(metadata) == parse_header(metadata).is_compressed == (codec is not None)
+        assert parser.is_compressed_batch(metadata) == parse_header(metadata).is_compressed == (codec is not None)
     with pytest.raises(ValueError, match="the message header is damaged"):
-        is_compressed_batch(b"")
+        parser.is_compressed_batch(b"")
+
+
+def _facts(header: MessageHeader) -> tuple[object, ...]:
+    arrays = (header.nodes, header.buffers, header.num_view_buffers)
+    return header, *((array.shape, array.tobytes()) for array in arrays)
+
+
+def _outcome(parse: Callable[[bytes], MessageHeader], metadata: bytes) -> object:
+    try:
+        return _facts(parse(metadata))
+    except ValueError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("codec", [None, "lz4"])
+def test_a_parser_that_has_seen_a_batch_finds_the_same_in_others_also_in_damaged_ones(codec: Any) -> None:
+    sink = pa.BufferOutputStream()
+    columns = {
+        "x": range(50),
+        "s": ["a" * (each % 7) for each in range(50)],
+        "v": pa.array(["b"] * 50, pa.string_view()),
+    }
+    table = pa.table({**columns, "n": pa.array([None, 1] * 25)})
+    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression=codec)) as writer:
+        writer.write_table(table, max_chunksize=7)
+        writer.write_table(table.slice(0, 0))
+    messages = [each.metadata.to_pybytes() for each in pa.ipc.MessageReader.open_stream(sink.getvalue())]
+    assert len(messages) >= 9
+    parser = HeaderParser()
+    for metadata in messages:
+        assert _outcome(parser.parse, metadata) == _outcome(parse_header, metadata)
+    generator = random.Random(0)
+    for _ in range(2_000):
+        damaged = bytearray(messages[generator.randrange(1, len(messages))])
+        damaged[generator.randrange(len(damaged))] ^= 1 << generator.randrange(8)
+        assert _outcome(parser.parse, bytes(damaged)) == _outcome(parse_header, bytes(damaged))
 
 
 def test_a_schema_header_has_no_body() -> None:

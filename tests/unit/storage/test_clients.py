@@ -12,6 +12,7 @@ from fsspec.asyn import AsyncFileSystem
 from fsspec.implementations.arrow import ArrowFSWrapper
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.http import HTTPFileSystem
+from huggingface_hub import HfFileSystem
 
 from laneway.storage.clients import _read_into, client_for
 from laneway.storage.ranges import Request, ShortBodyError
@@ -80,6 +81,9 @@ def _s3() -> s3fs.S3FileSystem:
         # Its coroutines belong to the event loop of the user.
         (lambda: HTTPFileSystem(asynchronous=True, skip_instance_cache=True), "_BlockingClient", False, False, True),
         (lambda: ArrowFSWrapper(pyarrow.fs.LocalFileSystem()), "_ArrowClient", False, False, True),
+        (HfFileSystem, "_HubClient", True, False, True),
+        # A path below a directory doesn't say of which commit it is.
+        (lambda: DirFileSystem("datasets/a/b", HfFileSystem()), "_DirectoryClient", False, False, True),
         (lambda: fsspec.filesystem("memory"), "_BlockingClient", False, False, True),
         (lambda: fsspec.filesystem("file"), "_BlockingClient", False, False, True),
         (lambda: DirFileSystem("bucket", _s3()), "_DirectoryClient", True, True, True),

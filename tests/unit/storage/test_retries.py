@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -64,6 +65,43 @@ def test_a_transient_failure_is_retried_after_delays_that_double_up_to_the_limit
     clock = Clock()
     assert clock.run(Flaky(clock, 3), policy, draw=0.25) == "data"
     assert clock.waits == [0.25, 0.5, 1.0]
+
+
+class AnswerError(Exception):
+    """Has the attributes of errors of httpx."""
+
+    def __init__(self, status: int, headers: dict[str, str]) -> None:
+        super().__init__(f"{status} for url")
+        self.response = SimpleNamespace(status_code=status, headers=headers)
+
+
+BUSY = ClientError(503)
+BUSY.response["ResponseMetadata"]["HTTPHeaders"] = {"retry-after": "7"}  # type: ignore[index]  # as botocore has it
+
+
+@pytest.mark.parametrize(
+    ("error", "asked_s"),
+    [
+        (AnswerError(503, {"Retry-After": "7"}), 7.0),
+        (BUSY, 7.0),
+        (AnswerError(429, {"RateLimit": '"api";r=0;t=55'}), 55.0),
+        (AnswerError(429, {"RateLimit": '"api";r=3;t=55'}), 0.5),
+        (AnswerError(503, {"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}), 0.5),
+    ],
+)
+def test_no_attempt_is_sooner_than_the_server_asks(error: Exception, asked_s: float) -> None:
+    clock = Clock()
+    policy = RetryPolicy(first_delay_s=1.0)
+    assert clock.run(Flaky(clock, 1, error=error), policy) == "data"
+    assert clock.waits == [asked_s]
+
+
+def test_a_server_that_asks_for_more_time_than_there_is_ends_the_retries() -> None:
+    clock = Clock()
+    with pytest.raises(GaveUpError) as caught:
+        clock.run(Flaky(clock, 1, error=AnswerError(429, {"Retry-After": "600"})), RetryPolicy())
+    assert caught.value.effort == "tried once in 0.0 s; the server asks to wait for 600 s"
+    assert clock.waits == []
 
 
 def test_attempts_are_limited_and_the_last_error_is_the_cause() -> None:
