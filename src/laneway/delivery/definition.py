@@ -263,6 +263,19 @@ class Definition(ABC):
     def has_functions(self) -> bool:
         """Whether functions are called on rows."""
 
+    @property
+    @abstractmethod
+    def row_bytes(self) -> int:
+        """Estimated size of a row in memory, in bytes, at least 1."""
+
+    @property
+    def batch_bytes(self) -> int:
+        """Estimated size of a batch in memory, in bytes; of a turn of rows, or an item, if there are no batches."""
+        pack = None if self.stages is None else self.stages.pack
+        item_bytes = self.row_bytes if pack is None else pack.row_bytes
+        turn_rows = self.options.turn_rows if self.stages is None else 1
+        return (self.options.batch_size or turn_rows or 1) * item_bytes
+
     if TYPE_CHECKING:
         # As above.
         @property

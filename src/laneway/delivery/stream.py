@@ -13,7 +13,7 @@ from laneway.activity import STAGE, Stage
 from laneway.core.cursor import LaneRange, Positions
 from laneway.delivery.item_maker import ROWS_PER_CONVERSION, ItemMaker
 from laneway.delivery.passes import Delivery, Pass, RowsDelivery, Taken
-from laneway.delivery.sending import SentItem, to_send
+from laneway.delivery.sending import to_send
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -118,7 +118,7 @@ class TaggedStream(Stream[T]):
             return TaggedBatch(delivery.turn, delivery.positions, batch)
         counts = self._worker, self._meter.pack()
         self._meter.cells[STAGE] = _SEND
-        return TaggedBatch(delivery.turn, delivery.positions, SentItem(batch, self._meter), counts)
+        return TaggedBatch(delivery.turn, delivery.positions, batch, counts)
 
     def _taken(self, delivery: Delivery, batch: Any) -> Taken:  # noqa: ANN401 - a user's function may return anything
         return Taken(delivery, 1, batch if self._worker is None else to_send(batch))
