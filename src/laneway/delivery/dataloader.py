@@ -25,7 +25,7 @@ from laneway.core.progress import LanePosition, Progress, current_cut, rows_in_s
 from laneway.delivery.buffers import forget_ended_workers
 from laneway.delivery.cells import shared_cells
 from laneway.delivery.item_maker import unchanged
-from laneway.delivery.parcels import BatchesInTurn, Parcels, TaggedBatches, max_batches
+from laneway.delivery.parcels import BatchesInTurn, Packing, Parcels, TaggedBatches
 from laneway.delivery.passes import Delivery, Pass, RowsDelivery, Taken
 from laneway.delivery.signals import (
     holding_back_signals,
@@ -63,9 +63,9 @@ _ROWS_PER_TURN = 256
 class _WorkerDataset(IterableDataset["Parcel | TaggedBatch"]):
     """The dataset of the DataLoader; the main process chooses where the next pass starts."""
 
-    def __init__(self, definition: Definition, cells: torch.Tensor, max_batches: int) -> None:
-        self._definition = definition
-        self._max_batches = max_batches
+    def __init__(self, packing: Packing, cells: torch.Tensor) -> None:
+        self._definition = packing.definition
+        self._packing = packing
         self._progress = Progress(0)
         self._ends_with_parent = False
         self._cells = cells
@@ -93,9 +93,11 @@ class _WorkerDataset(IterableDataset["Parcel | TaggedBatch"]):
         elif self._ends_with_parent:
             end_with_parent()
         meter = Meter(cells_of(self._cells, place.worker))
-        stream = self._definition.open_batches(self._definition.resolve(progress, place), meter)
+        assignment, packing = self._definition.resolve(progress, place), self._packing
+        keeps_open = is_worker and packing.keeps_open
+        stream = self._definition.open_batches(assignment, meter, keeps_open=keeps_open)
         self.meter = meter
-        return Parcels(stream, place.worker, self._max_batches, meter) if is_worker else TaggedBatches(stream)
+        return Parcels(stream, place.worker, packing, meter) if is_worker else TaggedBatches(stream)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +156,8 @@ class BatchSource:
             replace(patience or Patience(), loader_timeout_s=keywords.get("timeout", 0)), self._cells
         )
         """Watches the batches of the workers."""
-        self._max_batches = max_batches(definition)
-        self._dataset = _WorkerDataset(definition, self._cells, self._max_batches)
+        self._packing = Packing.of(definition, is_pinned=bool(keywords.get("pin_memory")))
+        self._dataset = _WorkerDataset(self._packing, self._cells)
         # Without its own generator, a DataLoader seeds workers from the global one, and a resumed run would then
         # draw other numbers for the model.
         self._generator = torch.Generator()
@@ -180,8 +182,8 @@ class BatchSource:
     def change(self, definition: Definition) -> None:
         """Read other batches of the same rank, from the next start of the workers on."""
         self.definition = replace(definition, options=self.definition.options, collate_fn=self.definition.collate_fn)
-        self._max_batches = max_batches(self.definition)
-        self._dataset = _WorkerDataset(self.definition, self._cells, self._max_batches)
+        self._packing = Packing.of(self.definition, is_pinned=bool(self._keywords.get("pin_memory")))
+        self._dataset = _WorkerDataset(self._packing, self._cells)
         self.discard_workers()
 
     def resolve(self, progress: Progress) -> Assignment:
@@ -228,8 +230,8 @@ class BatchSource:
         if self._keywords["num_workers"]:
             self.watchdog.begin(items)
             batches: Iterator[TaggedBatch]
-            num_workers, most = self.place.num_workers, self._max_batches
-            batches = self._in_turn = BatchesInTurn(items, num_workers, most, in_order=self.in_order)
+            num_workers, packing = self.place.num_workers, self._packing
+            batches = self._in_turn = BatchesInTurn(items, num_workers, packing, in_order=self.in_order)
         else:
             if self._dataset.meter is not None:
                 self.counts.receive(0, self._dataset.meter)

@@ -98,9 +98,9 @@ def to_send(item: Any) -> Any:  # noqa: ANN401 - a user's transform may return a
 
 
 def _reduce(batch: SentBatch) -> tuple[Any, ...]:
-    """Pickle for a queue to another process: as the arguments of `_from_buffer`."""
+    """Pickle for a queue to another process: as the arguments of `from_one_buffer`."""
     try:
-        return _only_from_buffer, _one_buffer([batch])
+        return _only_from_buffer, in_one_buffer([batch])
     except Exception:  # noqa: BLE001 - the queue would drop the error, and the receiver would wait forever
         # Shared memory may be exhausted, for example.
         return _reduce_item(dict(batch))
@@ -143,7 +143,7 @@ def _reduce_together(together: _Together) -> tuple[Any, ...]:
     are_batches = [type(item) is SentBatch for item in items]
     # Pickled here, so that an error comes before any shared memory is taken.
     others = bytes(ForkingPickler.dumps([item for item in items if type(item) is not SentBatch]))
-    return _load_together, (are_batches, others, *_one_buffer([item for item in items if type(item) is SentBatch]))
+    return _load_together, (are_batches, others, *in_one_buffer([item for item in items if type(item) is SentBatch]))
 
 
 ForkingPickler.register(_Together, _reduce_together)
@@ -151,7 +151,7 @@ ForkingPickler.register(_Together, _reduce_together)
 
 def _load_together(are_batches: list[bool], pickled_others: bytes, *buffer: Any) -> list[Any]:  # noqa: ANN401
     """Return the items of `_Together`."""
-    batches = iter(_from_buffer(*buffer))
+    batches = iter(from_one_buffer(*buffer))
     others = iter(pickle.loads(pickled_others))  # noqa: S301 - pickled by a worker of this process
     return [next(batches if is_batch else others) for is_batch in are_batches]
 
@@ -201,7 +201,7 @@ class _Group(NamedTuple):
         return len(self.tensors) * self.tensors[0].nbytes
 
 
-def _one_buffer(batches: Sequence[dict[Any, Any]]) -> tuple[Any, ...]:
+def in_one_buffer(batches: Sequence[dict[Any, Any]]) -> tuple[Any, ...]:
     """Return the keys of each batch, the blocks, both buffers, and the values that no block contains."""
     groups: list[_Group] = []
     rests: list[dict[Any, Any]] = []
@@ -262,14 +262,14 @@ def _lay_out(groups: list[_Group], num_batches: int) -> list[_Block]:
     return blocks
 
 
-def _from_buffer(
+def from_one_buffer(
     keys: list[tuple[Any, ...]],
     blocks: tuple[_Block, ...],
     inline: bytearray,
     ticket: Ticket | None,
     rests: bytes,
 ) -> list[dict[Any, Any]]:
-    """Return the batches from the result of `_one_buffer`."""
+    """Return the batches from the result of `in_one_buffer`."""
     values: list[dict[Any, Any]] = pickle.loads(rests)  # noqa: S301 - pickled by a worker of this process
     shared = receive(ticket) if ticket else None
     for block in blocks:
@@ -285,9 +285,9 @@ def _from_buffer(
     return [{key: each[key] for key in of_batch} for each, of_batch in zip(values, keys, strict=True)]
 
 
-def _only_from_buffer(*buffer: Any) -> dict[Any, Any]:  # noqa: ANN401 - see `_from_buffer`
+def _only_from_buffer(*buffer: Any) -> dict[Any, Any]:  # noqa: ANN401 - see `from_one_buffer`
     """Return a batch that was sent alone."""
-    (batch,) = _from_buffer(*buffer)
+    (batch,) = from_one_buffer(*buffer)
     return batch
 
 

@@ -127,11 +127,22 @@ class TaggedStream(Stream[T]):
 class BatchStream(TaggedStream[ItemMaker]):
     """Delivers batches."""
 
+    def __init__(self, cut: CutReading[ItemMaker], meter: Meter, *, keeps_open: bool = False) -> None:
+        """Start where a cut is.
+
+        Args:
+            cut: The cut.
+            meter: Measures the stream.
+            keeps_open: Whether batches are delivered as `OpenBatch`, for a process that converts them.
+        """
+        super().__init__(cut, meter)
+        self._keeps_open = keeps_open
+
     def _read(self, num_delivered: int) -> Taken | None:
         found = self._cursor.next_batch()
         if found is None:
             return self._read(num_delivered) if self._goes_on() else None
-        batch = self._items.batch(found.ranges)
+        batch = (self._items.open_batch if self._keeps_open else self._items.batch)(found.ranges)
         for _, start, stop in found.ranges:
             self._meter.rows += stop - start
         delivery = Delivery(found.turn, found.new_positions(), before=num_delivered)
