@@ -15,7 +15,10 @@ import pytest
 import torch
 
 from laneway import DataFileError, Mixture, NullInColumnError, SavableLoader, StatefulShardedDataset
+from laneway.delivery import sending
 from laneway.delivery.parcels import MAX_BATCHES, BatchesInTurn, Packing, Parcel, Tag, num_batches
+from laneway.delivery.sending import SentItems, to_send
+from laneway.metering import Meter
 from tests.compat.loaders import flat, ids, loader_raises, saved
 
 if TYPE_CHECKING:
@@ -107,6 +110,17 @@ def test_batches_are_the_same_as_without_workers(corpus: Path, arguments: dict[s
     arguments = {"lanes": 6, **arguments}
     expected = [plain(item) for item in SavableLoader(dataset_of(corpus, **arguments))]
     loader = SavableLoader(dataset_of(corpus, **arguments), num_workers=num_workers)
+    assert [plain(item) for item in loader] == expected
+
+
+def test_batches_arrive_even_if_there_is_no_shared_memory(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        message = "no room"
+        raise OSError(message)
+
+    expected = [plain(item) for item in SavableLoader(dataset_of(corpus, batch_size=600))]
+    monkeypatch.setattr(sending, "lend", full)
+    loader = SavableLoader(dataset_of(corpus, batch_size=600), num_workers=1, multiprocessing_context="fork")
     assert [plain(item) for item in loader] == expected
 
 
@@ -273,9 +287,6 @@ def test_a_file_that_cannot_be_read_fails_where_its_rows_come(corpus: Path, tmp_
 
 
 def test_an_item_that_cannot_be_pickled_is_an_error_and_the_others_arrive() -> None:
-    from laneway.delivery.sending import SentItems, to_send  # noqa: PLC0415 - of this test only
-    from laneway.metering import Meter  # noqa: PLC0415
-
     items = [to_send({"x": torch.arange(9)}), lambda: None, "text"]
     received = pickle.loads(bytes(ForkingPickler.dumps(SentItems(items, Meter()))))
     assert received[0]["x"].tolist() == list(range(9))
