@@ -119,7 +119,8 @@ def _allocate(num_bytes: int) -> torch.Tensor:
         OSError: The system has no memory for it.
     """
     num_bytes += _HEADER_BYTES
-    if not hasattr(os, "memfd_create") or torch.multiprocessing.get_sharing_strategy() != "file_descriptor":
+    strategy = torch.multiprocessing.get_sharing_strategy()  # type: ignore[no-untyped-call]
+    if not hasattr(os, "memfd_create") or strategy != "file_descriptor":
         memory = torch.empty(num_bytes, dtype=torch.uint8)
         memory.share_memory_()  # type: ignore[no-untyped-call]
         return memory
@@ -128,7 +129,8 @@ def _allocate(num_bytes: int) -> torch.Tensor:
     try:
         # Raises an error now, rather than when the memory is written to.
         os.posix_fallocate(file, 0, num_bytes)
-        storage = torch.UntypedStorage._new_shared_fd_cpu(file, num_bytes)  # noqa: SLF001 - as PyTorch receives tensors
+        # As PyTorch receives tensors.
+        storage: Any = torch.UntypedStorage._new_shared_fd_cpu(file, num_bytes)  # type: ignore[attr-defined]  # noqa: SLF001
     finally:
         os.close(file)
     return torch.empty(0, dtype=torch.uint8).set_(storage)

@@ -89,7 +89,8 @@ def _as_rows(converter: BatchConverter, batches: Sequence[OpenBatch]) -> tuple[A
     numbers, rest, start, stop = converter.joined([part for batch in batches for part in batch.parts])
     columns: dict[str | None, Any] = {name: values[start:stop] for name, values in numbers.items()}
     if rest is not None:
-        columns[None] = np.frombuffer(rest.slice(start, stop - start).serialize(), np.uint8)
+        serialized: Any = rest.slice(start, stop - start).serialize()
+        columns[None] = np.frombuffer(serialized, np.uint8)
     return num_rows, None if rest is None else rest.schema, *in_one_buffer([columns])
 
 
