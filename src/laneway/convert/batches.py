@@ -11,9 +11,11 @@ import pyarrow as pa
 import torch
 
 from laneway.convert.arrays import fit, join, record_batch
+from laneway.convert.column_types import is_plain_number
 from laneway.convert.columns import CONVERSION_ERRORS, NullFoundError, Output, column_converter, vectorize
 from laneway.convert.fill import fill_scalars
 from laneway.convert.nested import copy_array
+from laneway.convert.open_rows import OpenRows
 from laneway.errors import ColumnConversionError, NullInColumnError
 
 if TYPE_CHECKING:
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
 
     from laneway.convert.columns import ColumnConverter, ToStored
     from laneway.convert.fill import FillNull
-    from laneway.convert.open_rows import OpenRows
 
 
 @final
@@ -108,6 +109,44 @@ class BatchConverter:
     def vectorized(self) -> Mapping[str, ToStored]:
         """Column -> converter to an array that can be sliced into batches: columns to convert once per window."""
         return self._vectorized
+
+    @property
+    def is_cheap(self) -> bool:
+        """Whether converting rows costs no more than pickling what they are converted to, and finds nothing wrong."""
+        fields = {field.name: field.type for field in self._schema}
+        others = [name for name, _ in self._columns if name not in self._vectorized]
+        return self._output != "arrow" and all(_is_cheap(fields[name], self._output) for name in others)
+
+    def joined(self, parts: Sequence[OpenRows]) -> OpenRows:
+        """Return the rows of several parts, at least one, as one part: a copy unless they are adjacent in memory.
+
+        Its `rest` has the columns that are not in `vectorized`.
+
+        Args:
+            parts: The rows, in which all columns in `vectorized` are converted already.
+
+        Raises:
+            ColumnConversionError: The strings don't fit into one array.
+        """
+        runs = [parts[0]]
+        for part in parts[1:]:
+            numbers, rest, start, stop = runs[-1]
+            if part.numbers is numbers and part.rest is rest and part.start == stop:
+                runs[-1] = OpenRows(numbers, rest, start, part.stop)
+            else:
+                runs.append(part)
+        others = [field for field in self._schema if field.name not in self._vectorized]
+        if len(runs) == 1:
+            numbers, rest, start, stop = runs[0]
+            is_whole = rest is None or rest.num_columns == len(others)
+            return OpenRows(numbers, rest if is_whole or rest is None else _selected(rest, others), start, stop)
+        numbers = {
+            name: np.concatenate([run.numbers[name][run.start : run.stop] for run in runs]) for name in self._vectorized
+        }
+        rest = None
+        if others:
+            rest = record_batch([self._join(runs, field.name, field.type) for field in others], pa.schema(others))
+        return OpenRows(numbers, rest, 0, sum(run.num_rows for run in runs))
 
     def to_batch(self, rows: OpenRows) -> dict[str, Any] | pa.RecordBatch:
         """Return the columns of `rows` by name, in the order of the schema; for "arrow", a record batch.
@@ -219,6 +258,19 @@ class BatchConverter:
                 f'read without this column, or use output="arrow"'
             )
             raise ColumnConversionError(message) from error
+
+
+def _is_cheap(data_type: pa.DataType, output: Output) -> bool:
+    types = pa.types
+    if types.is_string(data_type) or types.is_large_string(data_type):
+        return True
+    if types.is_binary(data_type) or types.is_large_binary(data_type):
+        return True
+    return output == "python" and is_plain_number(data_type)
+
+
+def _selected(rows: pa.RecordBatch, fields: Sequence[pa.Field[Any]]) -> pa.RecordBatch | None:
+    return rows.select([field.name for field in fields]) if fields else None
 
 
 @lru_cache(64)

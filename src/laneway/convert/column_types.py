@@ -24,6 +24,17 @@ def value_type(data_type: pa.DataType) -> pa.DataType | None:
     return cast("pa.DataType", data_type.value_type) if isinstance(data_type, _LISTS) else None
 
 
+def fixed_width(data_type: pa.DataType) -> int | None:
+    """Return the bytes of a value in an array of numbers, or None for a type of other values, or of any length."""
+    inner = decoded_type(data_type)
+    if inner is not None:
+        return fixed_width(inner)
+    if isinstance(data_type, pa.FixedSizeListType):
+        width = fixed_width(data_type.value_type)
+        return None if width is None else width * data_type.list_size
+    return stored_dtype(data_type).itemsize if is_number(data_type) else None
+
+
 def innermost_type(data_type: pa.DataType) -> pa.DataType:
     """Return the type of the values inside all lists and encodings."""
     for inner in (decoded_type(data_type), value_type(data_type)):

@@ -113,9 +113,27 @@ class _Outbox:
 
 
 def _allocate(num_bytes: int) -> torch.Tensor:
-    memory = torch.empty(_HEADER_BYTES + num_bytes, dtype=torch.uint8)
-    memory.share_memory_()  # type: ignore[no-untyped-call]
-    return memory
+    """Return new shared memory, uint8.
+
+    Raises:
+        OSError: The system has no memory for it.
+    """
+    num_bytes += _HEADER_BYTES
+    strategy = torch.multiprocessing.get_sharing_strategy()  # type: ignore[no-untyped-call]
+    if not hasattr(os, "memfd_create") or strategy != "file_descriptor":
+        memory = torch.empty(num_bytes, dtype=torch.uint8)
+        memory.share_memory_()  # type: ignore[no-untyped-call]
+        return memory
+    # Not in /dev/shm, which is small in many containers: the kernel kills a process that writes to it once it is full.
+    file = os.memfd_create("laneway-buffer")
+    try:
+        # Raises an error now, rather than when the memory is written to.
+        os.posix_fallocate(file, 0, num_bytes)
+        # As PyTorch receives tensors.
+        storage: Any = torch.UntypedStorage._new_shared_fd_cpu(file, num_bytes)  # type: ignore[attr-defined]  # noqa: SLF001
+    finally:
+        os.close(file)
+    return torch.empty(0, dtype=torch.uint8).set_(storage)
 
 
 def _content(memory: Memory, num_bytes: int | None = None) -> Memory:

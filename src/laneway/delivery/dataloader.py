@@ -25,8 +25,8 @@ from laneway.core.progress import LanePosition, Progress, current_cut, rows_in_s
 from laneway.delivery.buffers import forget_ended_workers
 from laneway.delivery.cells import shared_cells
 from laneway.delivery.item_maker import unchanged
+from laneway.delivery.parcels import BatchesInTurn, Packing, Parcels, TaggedBatches
 from laneway.delivery.passes import Delivery, Pass, RowsDelivery, Taken
-from laneway.delivery.sending import raise_if_unsent
 from laneway.delivery.signals import (
     holding_back_signals,
     ignore_signals_of_the_group,
@@ -34,7 +34,6 @@ from laneway.delivery.signals import (
     start_fork_server,
 )
 from laneway.delivery.stacks import offer_stacks
-from laneway.delivery.stream import TaggedBatch
 from laneway.delivery.watchdog import Patience, Reading, Watchdog, cells_of
 from laneway.delivery.worker_counts import WorkerCounts
 from laneway.delivery.workers import (
@@ -54,41 +53,19 @@ if TYPE_CHECKING:
     from laneway.core.assignment import Assignment
     from laneway.core.progress import JobTurn
     from laneway.delivery.definition import Definition
-    from laneway.delivery.stream import TaggedStream
+    from laneway.delivery.parcels import Parcel
+    from laneway.delivery.stream import TaggedBatch
 
 _ROWS_PER_TURN = 256
 """Rows of a turn, and so of a tagged batch, if rows are yielded one by one and turn_rows is not given."""
 
 
-class _TaggedBatches:
-    """The batches of a worker, each with its tag.
-
-    Empty turns are tagged too, so that the loader, which takes batches from its workers in rotation, keeps the order of
-    turns for any number of workers.
-    """
-
-    def __init__(self, stream: TaggedStream[Any]) -> None:
-        self._stream = stream
-
-    def __iter__(self) -> Iterator[TaggedBatch]:
-        return self
-
-    def __next__(self) -> TaggedBatch:
-        cursor = self._stream.cursor
-        turn = cursor.next_turn
-        if cursor.skip_empty_batch():
-            return TaggedBatch(turn, (), None)
-        tagged = self._stream.next_tagged()
-        if tagged is None:
-            raise StopIteration
-        return tagged
-
-
-class _WorkerDataset(IterableDataset["TaggedBatch"]):
+class _WorkerDataset(IterableDataset["Parcel | TaggedBatch"]):
     """The dataset of the DataLoader; the main process chooses where the next pass starts."""
 
-    def __init__(self, definition: Definition, cells: torch.Tensor) -> None:
-        self._definition = definition
+    def __init__(self, packing: Packing, cells: torch.Tensor) -> None:
+        self._definition = packing.definition
+        self._packing = packing
         self._progress = Progress(0)
         self._ends_with_parent = False
         self._cells = cells
@@ -105,18 +82,22 @@ class _WorkerDataset(IterableDataset["TaggedBatch"]):
         self._ends_with_parent = threading.current_thread() is threading.main_thread()
         self._fresh_epoch[0] = progress.epoch if is_fresh else -1
 
-    def __iter__(self) -> _TaggedBatches:
+    def __iter__(self) -> Iterator[Parcel] | Iterator[TaggedBatch]:
+        """Return the parcels of a worker; without workers, the batches."""
         fresh_epoch = int(self._fresh_epoch)
         progress = self._progress if fresh_epoch < 0 else Progress(fresh_epoch)
         rank, place = self._definition.place, worker_place(self._definition.place)
+        is_worker = place is not None
         if place is None:
             place = rank
         elif self._ends_with_parent:
             end_with_parent()
         meter = Meter(cells_of(self._cells, place.worker))
-        stream = self._definition.open_batches(self._definition.resolve(progress, place), meter)
+        assignment, packing = self._definition.resolve(progress, place), self._packing
+        keeps_open = is_worker and packing.keeps_open
+        stream = self._definition.open_batches(assignment, meter, keeps_open=keeps_open)
         self.meter = meter
-        return _TaggedBatches(stream)
+        return Parcels(stream, place.worker, packing, meter) if is_worker else TaggedBatches(stream)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +156,8 @@ class BatchSource:
             replace(patience or Patience(), loader_timeout_s=keywords.get("timeout", 0)), self._cells
         )
         """Watches the batches of the workers."""
-        self._dataset = _WorkerDataset(definition, self._cells)
+        self._packing = Packing.of(definition, is_pinned=bool(keywords.get("pin_memory")))
+        self._dataset = _WorkerDataset(self._packing, self._cells)
         # Without its own generator, a DataLoader seeds workers from the global one, and a resumed run would then
         # draw other numbers for the model.
         self._generator = torch.Generator()
@@ -185,18 +167,23 @@ class BatchSource:
                 keywords.get("worker_init_fn"), shields_workers, self._cells
             )
         self._loader = self._make_loader()
-        self._running: Iterator[TaggedBatch] | None = None
-        """What `batches` returned last, until its workers are discarded."""
+        self.running: Iterator[Any] | None = None
+        """The iterator of the DataLoader, until its workers are discarded."""
+        self._batches: Iterator[TaggedBatch] | None = None
+        """What `batches` returned last, until then."""
+        self._in_turn: BatchesInTurn | None = None
+        """The same, if there are workers."""
         self.counts = WorkerCounts()
         """What the workers have counted."""
 
-    def _make_loader(self) -> DataLoader[TaggedBatch]:
+    def _make_loader(self) -> DataLoader[Any]:
         return DataLoader(self._dataset, batch_size=None, collate_fn=unchanged, **self._keywords)
 
     def change(self, definition: Definition) -> None:
         """Read other batches of the same rank, from the next start of the workers on."""
         self.definition = replace(definition, options=self.definition.options, collate_fn=self.definition.collate_fn)
-        self._dataset = _WorkerDataset(self.definition, self._cells)
+        self._packing = Packing.of(self.definition, is_pinned=bool(self._keywords.get("pin_memory")))
+        self._dataset = _WorkerDataset(self._packing, self._cells)
         self.discard_workers()
 
     def resolve(self, progress: Progress) -> Assignment:
@@ -205,7 +192,7 @@ class BatchSource:
 
     def end(self, batches: Iterator[TaggedBatch]) -> None:
         """Shut down the workers that read `batches`, unless they are persistent or read another pass by now."""
-        if batches is self._running and not self._loader.persistent_workers:
+        if batches is self._batches and not self._loader.persistent_workers:
             self.discard_workers()
 
     def discard_workers(self, *, kill: bool = False) -> None:
@@ -214,7 +201,8 @@ class BatchSource:
         Args:
             kill: Whether to kill them, since they may not answer.
         """
-        running, self._running = self._running, None
+        running, self.running = self.running, None
+        self._batches = self._in_turn = None
         end_workers(running, kill=kill)
         self._loader = self._make_loader()
 
@@ -230,25 +218,32 @@ class BatchSource:
         self._generator.manual_seed(base_seed(seed=seed, epoch=epoch, rank=self.place.rank))
         # Without workers, a DataLoader would add nothing but its own overhead.
         is_direct = not self._keywords["num_workers"] and not self._keywords.get("pin_memory")
-        if self._running is None:
+        if self.running is None:
             self.watchdog.forget_workers()
         # Persistent workers may take their time to begin.
-        wait_at_most(self._running, self._keywords.get("timeout") or inf)
+        wait_at_most(self.running, self._keywords.get("timeout") or inf)
         if self._keywords["num_workers"]:
             start_fork_server(self._loader.multiprocessing_context)
         with holding_back_signals() if self._keywords["num_workers"] else nullcontext():
-            batches: Iterator[TaggedBatch] = iter(self._dataset if is_direct else self._loader)
-            self._running = batches
+            items: Iterator[Any] = iter(self._dataset if is_direct else self._loader)
+            self.running = items
         if self._keywords["num_workers"]:
-            self.watchdog.begin(batches)
-        elif self._dataset.meter is not None:
-            self.counts.receive(0, self._dataset.meter)
+            self.watchdog.begin(items)
+            batches: Iterator[TaggedBatch]
+            num_workers, packing = self.place.num_workers, self._packing
+            batches = self._in_turn = BatchesInTurn(items, num_workers, packing, in_order=self.in_order)
+        else:
+            if self._dataset.meter is not None:
+                self.counts.receive(0, self._dataset.meter)
+            batches = items
+        self._batches = batches
         return batches
 
     @property
     def queue_depth(self) -> int:
         """Number of batches that the workers have read ahead."""
-        return num_ready(self._running)
+        in_turn = self._in_turn
+        return 0 if in_turn is None else in_turn.num_ready(num_ready(self.running))
 
 
 class DataLoaderPass(Pass):
@@ -355,7 +350,6 @@ class DataLoaderPass(Pass):
                 return None
             try:
                 tagged = next(self._batches)
-                raise_if_unsent(tagged.batch)
             except StopIteration:
                 self._batches = None
                 forget_ended_workers()
@@ -376,7 +370,7 @@ class DataLoaderPass(Pass):
         """Note what has come with a batch, and return whether there is one."""
         source = self.source
         if source.watchdog.is_alert:
-            source.watchdog.received(self._batches)
+            source.watchdog.received(source.running)
         if tagged.counts is not None:
             source.counts.receive(*tagged.counts)
         return bool(tagged.positions)
@@ -388,14 +382,14 @@ class DataLoaderPass(Pass):
             WorkerError: Workers were replaced often enough, or one was killed.
             RuntimeError: The time limit of the DataLoader has passed.
         """
-        source, batches, is_late = self.source, self._batches, is_timeout(error)
+        source, is_late = self.source, is_timeout(error)
         try:
             if is_late:
-                if source.watchdog.wakes_up(batches, source.definition, self.reading()):
+                if source.watchdog.wakes_up(source.running, source.definition, self.reading()):
                     self._recover(kill=True)
                 return True
             if isinstance(error, Exception):
-                source.watchdog.check_killed(batches, source.counts.memory_of, source.place.rank, error)
+                source.watchdog.check_killed(source.running, source.counts.memory_of, source.place.rank, error)
         except BaseException:
             self._recover(kill=is_late)
             raise

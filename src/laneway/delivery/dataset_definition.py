@@ -150,6 +150,13 @@ class DatasetDefinition(Definition):
         """Whether functions are called on rows."""
         return bool(self.transform)
 
+    @property
+    def row_bytes(self) -> int:
+        """Estimated size of a row in memory, in bytes, at least 1."""
+        files = self.manifest.files
+        in_files = int(files.block_memory_bytes.sum()) // max(1, int(files.block_rows.sum()))
+        return max(1, self.columns.row_bytes(in_files))
+
     def num_items(self, place: WorkerPlace, epoch: int) -> int | None:
         """Return the number of batches, or rows if there are no batches, that a rank delivers in a whole epoch.
 

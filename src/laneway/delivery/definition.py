@@ -196,7 +196,7 @@ class Definition(ABC):
         cut = self._reading_of(assignment, partial(self.open_items, meter=meter), goes_on=True)
         return RowStream(cut) if self.options.batch_size is None else BatchStream(cut, meter)
 
-    def open_batches(self, assignment: Assignment, meter: Meter) -> TaggedStream[Any]:
+    def open_batches(self, assignment: Assignment, meter: Meter, *, keeps_open: bool = False) -> TaggedStream[Any]:
         """Open the stream of batches of a worker, up to the end of a cut.
 
         If there is no batch size, each turn of rows, or each item, is a batch.
@@ -204,10 +204,12 @@ class Definition(ABC):
         Args:
             assignment: What the worker reads.
             meter: Measures how.
+            keeps_open: Whether batches are delivered as `OpenBatch`; only if no function is called on rows or batches.
         """
         if self.stages is not None:
             return self._open_stages(assignment, self.stages, meter, goes_on=False)
-        return BatchStream(self._reading_of(assignment, partial(self.open_items, meter=meter), goes_on=False), meter)
+        cut = self._reading_of(assignment, partial(self.open_items, meter=meter), goes_on=False)
+        return BatchStream(cut, meter, keeps_open=keeps_open)
 
     def _open_stages(self, assignment: Assignment, stages: Stages, meter: Meter, *, goes_on: bool) -> ItemStream:
         size, counts_items = self.options.batch_size, self.identity.counts_items
@@ -262,6 +264,19 @@ class Definition(ABC):
     @abstractmethod
     def has_functions(self) -> bool:
         """Whether functions are called on rows."""
+
+    @property
+    @abstractmethod
+    def row_bytes(self) -> int:
+        """Estimated size of a row in memory, in bytes, at least 1."""
+
+    @property
+    def batch_bytes(self) -> int:
+        """Estimated size of a batch in memory, in bytes; of a turn of rows, or an item, if there are no batches."""
+        pack = None if self.stages is None else self.stages.pack
+        item_bytes = self.row_bytes if pack is None else pack.row_bytes
+        turn_rows = self.options.turn_rows if self.stages is None else 1
+        return (self.options.batch_size or turn_rows or 1) * item_bytes
 
     if TYPE_CHECKING:
         # As above.

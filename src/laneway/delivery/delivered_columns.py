@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self, final
 import pyarrow as pa
 
 from laneway.convert.batches import BatchConverter
+from laneway.convert.column_types import fixed_width
 from laneway.reading.categories import find_categories
 from laneway.reading.origin import PROVENANCE, Origin
 from laneway.reading.projection import select_columns, warn_of_missing, with_provenance
@@ -76,6 +77,16 @@ class DeliveredColumns:
     def names_in_files(self) -> list[str]:
         """Names of those that are in the files, or in the names of their directories."""
         return [name for name in self.schema.names if not self.provenance or name not in PROVENANCE.names]
+
+    def row_bytes(self, in_files: int) -> int:
+        """Return the estimated size of a row in memory, in bytes.
+
+        Args:
+            in_files: Bytes of a row with all columns of the files, on average; those of strings and lists are unknown.
+        """
+        widths = [fixed_width(field.type) for field in self.schema]
+        known = sum(width for width in widths if width is not None)
+        return known if None not in widths else max(known, in_files)
 
     def with_hidden(self, hidden: pa.Schema | None) -> BatchConverter:
         """Return what converts them and hidden columns, from which contexts are made; None: there are none."""

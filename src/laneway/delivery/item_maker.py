@@ -15,6 +15,7 @@ from torch.utils.data import default_collate
 from laneway.activity import LANE, ROW, STAGE, Stage
 from laneway.core.cursor import LaneRange
 from laneway.delivery.row_errors import SKIPPED
+from laneway.delivery.sent_rows import OpenBatch
 from laneway.errors import ColumnConversionError, NullInColumnError
 from laneway.wording import counted
 
@@ -76,6 +77,17 @@ class ItemMaker:
         self._delivers_results = collate_fn in {None, unchanged, default_collate}
         self._latest_rows: dict[int, tuple[list[LaneRange], list[Any]]] = {}
         """Lane -> the rows that `rows` returned last, so that an error can name its row."""
+
+    def open_batch(self, ranges: list[LaneRange]) -> Any:  # noqa: ANN401 - columns or rows in any output
+        """Return the batch of these rows as an `OpenBatch`, if no function is called on them.
+
+        If a number can't be converted, it is converted here, so that its error names its row.
+        """
+        parts = self._read(ranges)
+        if all(len(part.numbers) == len(self._converter.vectorized) for part in parts):
+            return OpenBatch(parts)
+        to_items = self._converter.gather if self._collate_fn is None else self._converter.gather_rows
+        return self._converted(to_items, parts, ranges)
 
     def batch(self, ranges: list[LaneRange]) -> Any:  # noqa: ANN401 - a user's function may return anything
         """Return the batch of these rows; `SKIPPED` if nothing is delivered for any of them."""
@@ -208,11 +220,15 @@ class ItemMaker:
 
     def _convert(self, convert: Callable[[list[OpenRows]], Any], ranges: list[LaneRange]) -> Any:  # noqa: ANN401
         """Return the converted rows of lane ranges."""
+        return self._converted(convert, self._read(ranges), ranges)
+
+    def _read(self, ranges: list[LaneRange]) -> list[OpenRows]:
+        """Return the rows of lane ranges."""
         read, began = self._lanes.read, perf_counter()
         self._cells[STAGE] = _WAIT
         rows = [found for lane_range in ranges for found in read(lane_range)]
         self._meter.wait_s += perf_counter() - began
-        return self._converted(convert, rows, ranges)
+        return rows
 
     def _converted(
         self,

@@ -115,6 +115,11 @@ class MixtureDefinition(Definition):
         """Whether functions are called on rows."""
         return bool(self.transform) or any(each.transform for each in self.sources.values())
 
+    @property
+    def row_bytes(self) -> int:
+        """Estimated size of a row in memory, in bytes, at least 1: of the source with the largest rows."""
+        return max(each.row_bytes for each in self.sources.values())
+
     def resolve(self, progress: Progress, place: WorkerPlace) -> Assignment:
         """Return the assignment of the worker at `place`; see `laneway.core.mixture_assignment.resolve_mixture`.
 

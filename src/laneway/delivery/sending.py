@@ -1,4 +1,4 @@
-"""Batches that cross from a worker to the main process as one buffer.
+"""Batches that cross from a worker to the main process, one or several as one buffer.
 
 PyTorch sends a separate handle for each tensor, which costs more than copying most columns. A sent batch is a dict
 within its process. A queue to another process sends it as one buffer and returns a plain dict, whose tensors and arrays
@@ -21,7 +21,7 @@ from laneway.delivery.buffers import Ticket, lend, receive
 from laneway.errors import LanewayError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -49,8 +49,10 @@ _NUMPY_DTYPES = frozenset(map(np.dtype, _KINDS))
 
 
 class _Block(NamedTuple):
-    """Adjacent columns of one dtype and shape."""
+    """Adjacent columns of a batch, of one dtype and shape."""
 
+    batch_index: int
+    """Index of the batch."""
     keys: tuple[Any, ...]
     """Keys of the columns in the batch."""
     is_numpy: bool
@@ -96,9 +98,9 @@ def to_send(item: Any) -> Any:  # noqa: ANN401 - a user's transform may return a
 
 
 def _reduce(batch: SentBatch) -> tuple[Any, ...]:
-    """Pickle for a queue to another process: as the arguments of `_from_buffer`."""
+    """Pickle for a queue to another process: as the arguments of `from_one_buffer`."""
     try:
-        return _from_buffer, _one_buffer(batch)
+        return _only_from_buffer, in_one_buffer([batch])
     except Exception:  # noqa: BLE001 - the queue would drop the error, and the receiver would wait forever
         # Shared memory may be exhausted, for example.
         return _reduce_item(dict(batch))
@@ -107,23 +109,56 @@ def _reduce(batch: SentBatch) -> tuple[Any, ...]:
 ForkingPickler.register(SentBatch, _reduce)
 
 
-class SentItem:
-    """An item that is sent to another process; if it can't be pickled, the error is sent instead."""
+class SentItems:
+    """Items that are sent to another process as a list; in the place of one that can't be pickled, the error is."""
 
-    def __init__(self, item: Any, meter: Meter) -> None:  # noqa: ANN401 - a user's transform may return anything
-        """Send `item`, as measured by a meter."""
-        self.item = item
+    def __init__(self, items: list[Any], meter: Meter) -> None:
+        """Send `items`, as measured by a meter."""
+        self.items = items
         self.meter = meter
 
 
-def _reduce_sent(sent: SentItem) -> tuple[Any, ...]:
+def _reduce_sent(sent: SentItems) -> tuple[Any, ...]:
     began = perf_counter()
-    reduced = _reduce_item(sent.item)
+    try:
+        reduced: tuple[Any, ...] = pickle.loads, (bytes(ForkingPickler.dumps(_Together(sent.items))),)
+    except Exception:  # noqa: BLE001 - of one of the items, perhaps: then the others arrive
+        reduced = _load_each, ([_reduce_item(item) for item in sent.items],)
     sent.meter.send_s += perf_counter() - began
     return reduced
 
 
-ForkingPickler.register(SentItem, _reduce_sent)
+ForkingPickler.register(SentItems, _reduce_sent)
+
+
+class _Together:
+    """Items whose batches are sent as one buffer."""
+
+    def __init__(self, items: list[Any]) -> None:
+        self.items = items
+
+
+def _reduce_together(together: _Together) -> tuple[Any, ...]:
+    items = together.items
+    are_batches = [type(item) is SentBatch for item in items]
+    # Pickled here, so that an error comes before any shared memory is taken.
+    others = bytes(ForkingPickler.dumps([item for item in items if type(item) is not SentBatch]))
+    return _load_together, (are_batches, others, *in_one_buffer([item for item in items if type(item) is SentBatch]))
+
+
+ForkingPickler.register(_Together, _reduce_together)
+
+
+def _load_together(are_batches: list[bool], pickled_others: bytes, *buffer: Any) -> list[Any]:  # noqa: ANN401
+    """Return the items of `_Together`."""
+    batches = iter(from_one_buffer(*buffer))
+    others = iter(pickle.loads(pickled_others))  # noqa: S301 - pickled by a worker of this process
+    return [next(batches if is_batch else others) for is_batch in are_batches]
+
+
+def _load_each(reduced: list[tuple[Any, ...]]) -> list[Any]:
+    """Return items from the results of `_reduce_item`."""
+    return [function(*arguments) for function, arguments in reduced]
 
 
 def _reduce_item(item: Any) -> tuple[Any, ...]:  # noqa: ANN401 - a user's transform may return anything
@@ -152,55 +187,90 @@ def raise_if_unsent(received: object) -> None:
         received.reraise()  # type: ignore[no-untyped-call]
 
 
-def _one_buffer(batch: dict[Any, Any]) -> tuple[Any, ...]:
-    """Return the keys, the blocks, both buffers, and the values that no block contains."""
-    groups: list[tuple[bool, list[Any], list[torch.Tensor]]] = []
-    rest: dict[Any, Any] = {}
-    last: tuple[bool, torch.dtype, torch.Size] | None = None
-    for key, value in batch.items():
-        is_numpy = type(value) is np.ndarray
-        tensor = _as_tensor(value) if is_numpy else value
-        if type(tensor) is not torch.Tensor or not _fits_buffer(tensor):
-            rest[key] = value
-            continue
-        kind = (is_numpy, tensor.dtype, tensor.shape)
-        if kind != last:
-            groups.append((is_numpy, [], []))
-            last = kind
-        groups[-1][1].append(key)
-        groups[-1][2].append(tensor)
+class _Group(NamedTuple):
+    """Adjacent columns of a batch, of one dtype and shape, before they are sent."""
+
+    batch_index: int
+    is_numpy: bool
+    keys: list[Any]
+    tensors: list[torch.Tensor]
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all columns in bytes."""
+        return len(self.tensors) * self.tensors[0].nbytes
+
+
+def in_one_buffer(batches: Sequence[dict[Any, Any]]) -> tuple[Any, ...]:
+    """Return the keys of each batch, the blocks, both buffers, and the values that no block contains."""
+    groups: list[_Group] = []
+    rests: list[dict[Any, Any]] = []
+    for index, batch in enumerate(batches):
+        rest: dict[Any, Any] = {}
+        last: tuple[bool, torch.dtype, torch.Size] | None = None
+        for key, value in batch.items():
+            is_numpy = type(value) is np.ndarray
+            tensor = _as_tensor(value) if is_numpy else value
+            if type(tensor) is not torch.Tensor or not _fits_buffer(tensor):
+                rest[key] = value
+                continue
+            kind = (is_numpy, tensor.dtype, tensor.shape)
+            if kind != last:
+                groups.append(_Group(index, is_numpy, [], []))
+                last = kind
+            groups[-1].keys.append(key)
+            groups[-1].tensors.append(tensor)
+        rests.append(rest)
     # Here, so that an error comes before any shared memory is taken.
-    pickled_rest = bytes(ForkingPickler.dumps(rest))
-    blocks = _lay_out(groups)
+    pickled_rests = bytes(ForkingPickler.dumps(rests))
+    blocks = _lay_out(groups, len(batches))
     sizes = {True: 0, False: 0} | {block.is_inline: block.start + block.num_bytes for block in blocks}
     inline = bytearray(sizes[True])
     shared, ticket = lend(sizes[False]) if sizes[False] else (None, None)
-    for block, (_, _, tensors) in zip(blocks, groups, strict=True):
+    for block, group in zip(blocks, groups, strict=True):
         into = inline if block.is_inline or shared is None else shared
-        torch.stack(tensors, out=torch.from_numpy(block.view(into)).view(block.dtype))
-    return tuple(batch), tuple(blocks), inline, ticket, pickled_rest
+        torch.stack(group.tensors, out=torch.from_numpy(block.view(into)).view(block.dtype))
+    return [*map(tuple, batches)], tuple(blocks), inline, ticket, pickled_rests
 
 
-def _lay_out(groups: list[tuple[bool, list[Any], list[torch.Tensor]]]) -> list[_Block]:
+def _lay_out(groups: list[_Group], num_batches: int) -> list[_Block]:
     """Return a block for each group of columns, which assigns it a buffer and an offset."""
-    total = sum(len(tensors) * tensors[0].nbytes for _, _, tensors in groups)
+    totals = [0] * num_batches
+    for group in groups:
+        totals[group.batch_index] += group.num_bytes
     stops = {True: 0, False: 0}
     blocks = []
-    for is_numpy, keys, tensors in groups:
-        num_bytes = len(tensors) * tensors[0].nbytes
+    for group in groups:
+        num_bytes = group.num_bytes
         # Small blocks get memory of their own, so that keeping all labels of an epoch does not keep all of its batches.
-        is_inline = num_bytes <= max(_MAX_INLINE_BYTES, min(total // _SMALL_SHARE, _MAX_SMALL_BYTES))
+        share = min(totals[group.batch_index] // _SMALL_SHARE, _MAX_SMALL_BYTES)
+        is_inline = num_bytes <= max(_MAX_INLINE_BYTES // num_batches, share)
         start = -(-stops[is_inline] // _ALIGNMENT) * _ALIGNMENT
         stops[is_inline] = start + num_bytes
-        blocks.append(_Block(tuple(keys), is_numpy, tensors[0].dtype, tuple(tensors[0].shape), is_inline, start))
+        first = group.tensors[0]
+        blocks.append(
+            _Block(
+                group.batch_index,
+                tuple(group.keys),
+                group.is_numpy,
+                first.dtype,
+                tuple(first.shape),
+                is_inline,
+                start,
+            )
+        )
     return blocks
 
 
-def _from_buffer(
-    keys: tuple[Any, ...], blocks: tuple[_Block, ...], inline: bytearray, ticket: Ticket | None, rest: bytes
-) -> dict[Any, Any]:
-    """Return the batch from the result of `_one_buffer`."""
-    values: dict[Any, Any] = pickle.loads(rest)  # noqa: S301 - pickled by a worker of this process
+def from_one_buffer(
+    keys: list[tuple[Any, ...]],
+    blocks: tuple[_Block, ...],
+    inline: bytearray,
+    ticket: Ticket | None,
+    rests: bytes,
+) -> list[dict[Any, Any]]:
+    """Return the batches from the result of `in_one_buffer`."""
+    values: list[dict[Any, Any]] = pickle.loads(rests)  # noqa: S301 - pickled by a worker of this process
     shared = receive(ticket) if ticket else None
     for block in blocks:
         whole = block.view(inline if block.is_inline or shared is None else shared)
@@ -211,8 +281,14 @@ def _from_buffer(
             columns = map(torch.from_numpy, columns)
         if block.dtype is torch.bfloat16:
             columns = [column.view(torch.bfloat16) for column in columns]
-        values.update(zip(block.keys, columns, strict=True))
-    return {key: values[key] for key in keys}
+        values[block.batch_index].update(zip(block.keys, columns, strict=True))
+    return [{key: each[key] for key in of_batch} for each, of_batch in zip(values, keys, strict=True)]
+
+
+def _only_from_buffer(*buffer: Any) -> dict[Any, Any]:  # noqa: ANN401 - see `from_one_buffer`
+    """Return a batch that was sent alone."""
+    (batch,) = from_one_buffer(*buffer)
+    return batch
 
 
 def _as_tensor(array: np.ndarray[Any, Any]) -> torch.Tensor | None:

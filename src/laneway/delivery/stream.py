@@ -13,7 +13,7 @@ from laneway.activity import STAGE, Stage
 from laneway.core.cursor import LaneRange, Positions
 from laneway.delivery.item_maker import ROWS_PER_CONVERSION, ItemMaker
 from laneway.delivery.passes import Delivery, Pass, RowsDelivery, Taken
-from laneway.delivery.sending import SentItem, to_send
+from laneway.delivery.sending import to_send
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -118,7 +118,7 @@ class TaggedStream(Stream[T]):
             return TaggedBatch(delivery.turn, delivery.positions, batch)
         counts = self._worker, self._meter.pack()
         self._meter.cells[STAGE] = _SEND
-        return TaggedBatch(delivery.turn, delivery.positions, SentItem(batch, self._meter), counts)
+        return TaggedBatch(delivery.turn, delivery.positions, batch, counts)
 
     def _taken(self, delivery: Delivery, batch: Any) -> Taken:  # noqa: ANN401 - a user's function may return anything
         return Taken(delivery, 1, batch if self._worker is None else to_send(batch))
@@ -127,11 +127,22 @@ class TaggedStream(Stream[T]):
 class BatchStream(TaggedStream[ItemMaker]):
     """Delivers batches."""
 
+    def __init__(self, cut: CutReading[ItemMaker], meter: Meter, *, keeps_open: bool = False) -> None:
+        """Start where a cut is.
+
+        Args:
+            cut: The cut.
+            meter: Measures the stream.
+            keeps_open: Whether batches are delivered as `OpenBatch`, for a process that converts them.
+        """
+        super().__init__(cut, meter)
+        self._keeps_open = keeps_open
+
     def _read(self, num_delivered: int) -> Taken | None:
         found = self._cursor.next_batch()
         if found is None:
             return self._read(num_delivered) if self._goes_on() else None
-        batch = self._items.batch(found.ranges)
+        batch = (self._items.open_batch if self._keeps_open else self._items.batch)(found.ranges)
         for _, start, stop in found.ranges:
             self._meter.rows += stop - start
         delivery = Delivery(found.turn, found.new_positions(), before=num_delivered)

@@ -86,10 +86,10 @@ def end_with_parent() -> None:
 
 
 def num_ready(batches: object) -> int:
-    """Return how many batches of a DataLoader's iterator its workers have sent, and nobody has taken yet."""
+    """Return how many items of a DataLoader's iterator its workers have sent, and nobody has taken yet."""
     if not isinstance(batches, _MultiProcessingDataLoaderIter) or batches._shutdown:  # noqa: SLF001
         return 0
-    # Private; see `end_workers`. Batches that came out of turn are in the list of tasks.
+    # Private; see `end_workers`. Items that came out of turn are in the list of tasks.
     num_early = sum(len(task) > 1 for task in list(batches._task_info.values()))  # noqa: SLF001
     num_pinned = batches._data_queue.qsize() if batches._pin_memory else 0  # noqa: SLF001
     return num_early + num_pinned + batches._worker_result_queue.qsize()  # noqa: SLF001

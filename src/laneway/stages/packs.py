@@ -71,6 +71,12 @@ class PackOptions:
             message = f'overflow={self.overflow!r} has no effect with strategy="chunk", which cuts documents anyway'
             raise ValueError(message)
 
+    @property
+    def row_bytes(self) -> int:
+        """Size of a pack in bytes."""
+        num_columns = 2 if self.mask == "document_ids" else 1
+        return (1 + num_columns) * 8 * self.length
+
     def places(self, lengths: NDArray[np.int64]) -> PackPlaces:
         """Return where the packs of documents are, given the tokens of each, in their order.
 

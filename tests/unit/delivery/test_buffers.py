@@ -9,6 +9,7 @@ import os
 import pickle
 import signal
 from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -24,7 +25,6 @@ from laneway.delivery.sending import SentBatch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 NUM_BYTES = 40_000
 
@@ -100,6 +100,13 @@ def test_a_child_that_exits_frees_no_buffer_of_its_parent() -> None:
     os.waitpid(pid, 0)
     assert filled(2).memory is not None
     assert (received[:NUM_BYTES] == 1).all()
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="the system has no anonymous shared memory")
+def test_buffers_take_no_room_in_dev_shm() -> None:
+    kept = [buffers.receive(filled(number)) for number in range(3)]
+    mapped = [line for line in Path("/proc/self/maps").read_text().splitlines() if "memfd:laneway-buffer" in line]
+    assert len(mapped) >= len(kept)
 
 
 def test_receiving_a_buffer_of_another_process_is_an_error() -> None:
