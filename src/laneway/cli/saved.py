@@ -174,15 +174,13 @@ def audit(arguments: argparse.Namespace) -> Answer:
 def redistribute(arguments: argparse.Namespace) -> Answer:
     """Write the states of the ranks of another job."""
     saved = _states_of_file(arguments, arguments.file)
-    num_rows = None
-    if arguments.source is not None:
-        num_rows = open_for_state(arguments, saved.fields).definition.identity.selected.num_rows
+    source = None if arguments.source is None else open_for_state(arguments, saved.fields)
     states = redistributed(
         saved.originals,
         arguments.world_size,
         arguments.workers,
         batch_size=arguments.batch_size,
-        num_rows=num_rows,
+        source=source,
     )
     folder = Path(arguments.output)
     names = [f"rank-{rank}.json" for rank in range(len(states))]

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 from laneway.core.differences import saved_file_differences, shorten
 from laneway.core.line import LineProgress, num_rows_in
-from laneway.core.mixture_progress import progress_in
-from laneway.core.progress import current_cut, ended_cut
+from laneway.core.progress import ended_cut
 from laneway.core.saved_files import decode_files, decode_parts, names_files
 from laneway.core.schema import Role, names_of
-from laneway.inspection.collecting import states_of_step
+from laneway.inspection.collecting import progress_of, states_of_step
 from laneway.wording import counted, size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from laneway.core.progress import EarlierCut, LanePosition, Progress
+    from laneway.core.progress import EarlierCut, Progress
     from laneway.core.schema import SavedState
 
 _SETTINGS = [name for name in names_of(Role.IDENTITY) if name != "fingerprint"]
@@ -167,7 +166,7 @@ def _summary(saved: Sequence[SavedState]) -> StateSummary:
     if not fields["mixture"]:
         num_rows = next((rows for rows in (num_rows_in(each.fields) for each in saved) if rows is not None), None)
     line = None if num_rows is None else LineProgress.of(saved, num_rows)
-    progress = _progress(saved) if line is None else line.progress
+    progress = progress_of(saved) if line is None else line.progress
     cuts = () if progress.cut is None else tuple(map(_cut_summary, (*progress.earlier, ended_cut(progress))))
     is_complete = all(each.is_complete for each in saved) if line is None else line.is_complete
     return StateSummary(
@@ -188,18 +187,6 @@ def _summary(saved: Sequence[SavedState]) -> StateSummary:
         settings=tuple((name, fields[name]) for name in _SETTINGS),
         version=saved[0].original["version"],
     )
-
-
-def _progress(saved: Sequence[SavedState]) -> Progress:
-    """Return the progress in states of the same step."""
-    parts = [*map(progress_in, saved)]
-    first = parts[0]
-    if first.cut is None:
-        return first
-    positions: dict[int, LanePosition] = {}
-    for part in parts:
-        positions.update(current_cut(part).positions)
-    return replace(first, cut=replace(first.cut, positions=positions))
 
 
 def _num_delivered(progress: Progress, cuts: Sequence[CutSummary]) -> int:
