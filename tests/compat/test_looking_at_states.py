@@ -216,18 +216,17 @@ def test_ranks_restore_one_by_one_a_mixture_that_was_redistributed(
 ) -> None:
     write_corpus(tmp_path)
 
-    def loaders(world_size: int, num_workers: int = 0) -> list[SavableLoader]:
+    def mixture_of(rank: int, world_size: int) -> Mixture:
         sources = {name: make_dataset(tmp_path, seed=seed) for seed, name in enumerate("ab")}
-        places = ({"rank": rank, "world_size": world_size} for rank in range(world_size))
-        mixtures = [Mixture(sources, {"a": 3, "b": 1}, stop=stop, **place).batch(3) for place in places]
-        return [SavableLoader(each, num_workers=num_workers) for each in mixtures]
+        return Mixture(sources, {"a": 3, "b": 1}, stop=stop, rank=rank, world_size=world_size).batch(3)
+
+    def loaders(world_size: int, num_workers: int = 0) -> list[SavableLoader]:
+        return [SavableLoader(mixture_of(rank, world_size), num_workers=num_workers) for rank in range(world_size)]
 
     before = loaders(2)
     take(before, 4)
     state = before[0].state_dict()
-    source = Mixture(
-        {name: make_dataset(tmp_path, seed=seed) for seed, name in enumerate("ab")}, {"a": 3, "b": 1}, stop=stop
-    )
+    source = mixture_of(rank=0, world_size=1)
     states = redistribute(state, world_size, num_workers, source=source)
     at_once, one_by_one = loaders(world_size, num_workers), loaders(world_size, num_workers)
     for loader, own in zip(one_by_one, json.loads(json.dumps(states)), strict=True):

@@ -51,7 +51,7 @@ class Run:
 
     random: Random
     is_simple: bool = False
-    """Whether it never ends, and nothing but its ranks and workers changes."""
+    """Whether it never ends, nothing but its ranks and workers changes, and each row comes once."""
     sources: dict[str, StatefulShardedDataset] = field(default_factory=dict)
     """All that it ever had."""
     weights: dict[str, float] = field(default_factory=dict)
@@ -76,7 +76,7 @@ class Run:
         self.progress = Progress(0)
 
     def add_source(self, name: str) -> None:
-        self.sources[name] = dataset_of(random_identity(self.random), rank=0, world_size=1)
+        self.sources[name] = dataset_of(random_identity(self.random, pads=not self.is_simple), rank=0, world_size=1)
         self.weights[name] = self.random.choice(WEIGHTS)
 
     def random_weights(self) -> dict[str, float]:
@@ -136,7 +136,7 @@ class Run:
         return audit([each.state for each in kept], self.mixture(of_all=True))
 
 
-def random_identity(random: Random) -> Identity:
+def random_identity(random: Random, *, pads: bool) -> Identity:
     blocks = [[random.randrange(9) for _ in range(random.randrange(5))] for _ in range(random.randrange(1, 4))]
     settings = replace(
         PLAIN,
@@ -144,7 +144,7 @@ def random_identity(random: Random) -> Identity:
         shuffle=random.random() < 0.7,
         shard_rows=random.randrange(1, 12),
         window_bytes=random.randrange(1, 300),
-        remainder=random.choice(["keep", "keep", "pad", "drop"]),
+        remainder=random.choice(["keep", "keep", "pad", "drop"]) if pads else "keep",
     )
     # With remainder="drop", each lane needs a row.
     return Identity(file_table([*blocks, [50, 7]]), settings)

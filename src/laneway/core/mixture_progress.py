@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from laneway.core.schema import SavedState
     from laneway.core.turns import WorkerPlace
 
-_SETTINGS = ("seed", "drop_last", "stages", "epoch_batches")
+MIXTURE_SETTINGS = ("seed", "drop_last", "stages", "epoch_batches")
+"""The settings that a mixture has itself."""
 
 
 def read_mixture(saved: SavedState, identity: MixtureIdentity, place: WorkerPlace, *, is_worker: bool) -> Progress:
@@ -85,8 +86,8 @@ def mixture_differences(
         needs_all: Whether a source of the state that the mixture doesn't have is a difference.
     """
     fields = saved.fields
-    present = {name: getattr(identity.settings, name) for name in _SETTINGS}
-    lines = identity_differences(_SETTINGS, fields, present)
+    present = {name: getattr(identity.settings, name) for name in MIXTURE_SETTINGS}
+    lines = identity_differences(MIXTURE_SETTINGS, fields, present)
     if fields["order_version"] != ORDER_VERSION:
         lines.append(f"order_version: saved {fields['order_version']}, this release reads {ORDER_VERSION}")
     return [*lines, *_source_differences(progress, identity, needs_all=needs_all)]
