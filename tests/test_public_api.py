@@ -103,7 +103,7 @@ SIGNATURES = {
         "(name_or_path, config=None, *, split, revision=None, decode=False, load_options=None, **options)"
     ),
     "laneway.merge_states": "(states)",
-    "laneway.redistribute": "(state, world_size, num_workers=0, *, batch_size=None, num_rows=None, key=None)",
+    "laneway.redistribute": "(state, world_size, num_workers=0, *, batch_size=None, source=None, key=None)",
     "laneway.to_parquet": (
         "(source, dest, *, format=None, columns=None, schema=None, row_group_bytes='8MiB', file_bytes='256MiB', "
         "storage_options=None)"
@@ -181,10 +181,11 @@ MEMBERS = {
     "audit": {"epochs": "attribute", "findings": "attribute", "is_exact": "attribute", "num_checkpoints": "attribute"}
     | {"num_left": "attribute"},
     "audit.epochs": dict.fromkeys(
-        ["epoch", "num_delivered", "num_left", "num_left_out", "num_repeated", "num_rows"], "attribute"
+        ["epoch", "num_delivered", "num_epochs", "num_left", "num_left_out", "num_repeated", "num_rows", "source"],
+        "attribute",
     ),
     "audit.findings": dict.fromkeys(
-        ["checkpoint", "epoch", "kind", "num_rows", "places", "ranges", "reason"], "attribute"
+        ["checkpoint", "epoch", "kind", "num_rows", "places", "ranges", "reason", "source"], "attribute"
     ),
     "plan": {
         **dict.fromkeys(["batch_size", "batches_per_rank", "bytes_per_rank", "epoch", "next_step"], "attribute"),

@@ -307,15 +307,88 @@ def test_what_is_no_state_is_refused(ask: Callable[..., Any], job: Path, content
         assert "Traceback" not in error
 
 
-def test_a_mixture_is_described_and_otherwise_refused(ask: Callable[..., Any], job: Path) -> None:
-    data = StatefulShardedDataset(job / "data")
-    mixture = Mixture({"a": data, "b": data.shuffle(3)}, {"a": 1, "b": 3}).batch(4)
-    next(iter(mixture))
-    (job / "mixture.json").write_text(json.dumps(mixture.state_dict()))
-    facts, code = ask("state", "mixture.json")
-    assert (code, [each["name"] for each in facts["sources"]]) == (0, ["a", "b"])
-    error, code = ask("rows", "mixture.json", "--source", "data", "--step", "0")
-    assert (code, "use Mixture.plan(state=...)" in error) == (2, True)
+@pytest.fixture
+def mixed(job: Path) -> Path:
+    """The same folder, with the checkpoints of a mixture of two sources, on one rank and then on two."""
+    state = None
+    for name, world_size in (("mixture-1.json", 1), ("mixture-2.json", 2)):
+        for rank in range(world_size):
+            data = StatefulShardedDataset(job / "data", seed=3)
+            sources = {"a": data, "b": data.shuffle(3)}
+            mixture = Mixture(sources, {"a": 1, "b": 3}, rank=rank, world_size=world_size).batch(4)
+            loader = SavableLoader(mixture, num_workers=0)
+            if state is not None:
+                loader.load_state_dict(state)
+            batches = iter(loader)
+            for _ in range(5):
+                next(batches)
+        state = loader.state_dict()
+        (job / name).write_text(json.dumps(state))
+    return job
+
+
+SOURCES = ["--source", 'a={"path": "data", "seed": 3}', "--source", 'b={"path": "data", "shuffle": true, "seed": 3}']
+
+
+def test_the_rows_of_a_mixture_are_told_by_source(ask: Callable[..., Any], mixed: Path) -> None:
+    assert mixed.exists()
+    facts, code = ask("state", "mixture-2.json", "--diff", "mixture-1.json", *SOURCES)
+    assert (code, facts["fits"]) == (1, True)
+    assert [(each["name"], each["weight"], each["num_delivered"]) for each in facts["sources"]] == [
+        ("a", 1, 15),
+        ("b", 3, 45),
+    ]
+    assert ["source 'b', num_delivered", 45, 15] in facts["differences"]["progress"]
+    facts, code = ask("rows", "mixture-2.json", "--step", "2", "--show", *SOURCES)
+    assert (code, facts["is_delivered"], len(facts["rows"])) == (0, True, 4)
+    assert [each["source"] for each in facts["rows"]].count("b") == 3
+    row = facts["rows"][1]
+    assert set(row["values"]) == {"id", "text", "x"}
+    own, other = sorted(SOURCES[1::2], key=lambda text: text[0] != row["source"])
+    asked = [own, row["path"], str(row["row"]), "--state", "mixture-2.json", "--epoch", str(row["epoch"])]
+    facts, code = ask("where", *asked, "--source", other)
+    assert (code, facts["deliveries"]) == (0, [{"step": 2, "rank": 0, "worker": None, "batch_index": 1}])
+    facts, code = ask("redistribute", "mixture-2.json", "--world-size", "3", "-o", "out", *SOURCES)
+    assert (code, len(facts["files"])) == (0, 3)
+
+
+def test_the_checkpoints_of_a_mixture_are_audited(ask: Callable[..., Any], mixed: Path) -> None:
+    assert mixed.exists()
+    facts, code = ask("audit", "mixture-1.json", "mixture-2.json", *SOURCES)
+    assert (code, facts["is_exact"]) == (0, True)
+    assert [(each["source"], each["epoch"], each["num_delivered"]) for each in facts["epochs"]] == [
+        ("a", 0, 15),
+        ("b", 0, 45),
+    ]
+    facts, code = ask("audit", "mixture-2.json", *SOURCES)
+    assert (code, {each["source"] for each in facts["findings"]}) == (1, {"a", "b"})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["rows", "mixture-1.json", "--step", "0", "--source", "data"], "its sources need names"),
+        (["rows", "mixture-1.json", "--step", "0", "--source", "a=data"], "source 'b' is not given: add --source b="),
+        (["state", "mixture-1.json", *SOURCES, "--source", "a=data"], "source 'a' is given twice"),
+        (["audit", "mixture-1.json"], "of a mixture of a, b: pass the Mixture as source"),
+        (["state", "mixture-1.json", *SOURCES, "--filter", "[]"], "--filter is for a single dataset"),
+        (["state", "mixture-1.json", *SOURCES, "--source", "c={1"], "--source must be JSON, such as"),
+        (["state", "mixture-1.json", *SOURCES, "--source", 'c={"pth": 1}'], "knows no 'pth'"),
+        (["state", "mixture-1.json", *SOURCES, "--source", 'c={"seed": 1}'], "lacks the path"),
+        (["state", "mixture-1.json", *SOURCES, "--weights", '{"a": 1}'], "weights must name each source once"),
+        (["state", "step-3.json", *SOURCES], "2 sources are given, and only a mixture has several"),
+        (["state", "step-3.json", "--source", "data", "--stop", "9"], "--stop is for a mixture"),
+        (["where", "data", "p", "0", "--source", "a=data"], "give it with --state"),
+        (["where", "data", "p", "0", "--state", "step-3.json", "--seed", "1"], "leave out --seed"),
+    ],
+)
+def test_a_mixture_that_is_not_described_is_refused(
+    ask: Callable[..., Any], mixed: Path, arguments: list[str], problem: str
+) -> None:
+    assert mixed.exists()
+    error, code = ask(*arguments)
+    assert code == 2
+    assert problem in error
 
 
 def test_a_saved_manifest_is_a_source(ask: Callable[..., Any], job: Path) -> None:

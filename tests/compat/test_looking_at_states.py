@@ -122,8 +122,44 @@ def test_the_sources_of_a_mixture_are_described(tmp_path: Path) -> None:
     found = describe_state(mixture.state_dict())
     assert [(each.name, each.share) for each in found.sources] == [("a", 0.75), ("b", 0.25)]
     assert found.num_delivered == 4
-    with pytest.raises(CheckpointMismatchError, match="of a mixture"):
+    with pytest.raises(ValueError, match="of a mixture of a, b: pass the Mixture as source"):
         audit([mixture.state_dict()])
+
+
+def test_the_checkpoints_of_a_mixture_prove_each_row_of_each_epoch_once(tmp_path: Path) -> None:
+    num_rows = write_corpus(tmp_path)
+
+    def mixture_of(weights: Any, **arguments: Any) -> Mixture:
+        sources = {name: make_dataset(tmp_path, seed=seed) for seed, name in enumerate("ab")}
+        return Mixture(sources, weights, **arguments).batch(3)
+
+    states: list[Any] = []
+    delivered: list[int] = []
+    changes = [(0, {"a": 3, "b": 1}), (40, {"a": 1, "b": 1})]
+    for world_size, num_workers, steps in ((2, 1, 3), (3, 0, 9), (1, 2, 5)):
+        loaders = [
+            SavableLoader(mixture_of(changes, rank=rank, world_size=world_size), num_workers=num_workers)
+            for rank in range(world_size)
+        ]
+        for loader in loaders if states else ():
+            loader.load_state_dict(states[-1])
+        delivered += take(loaders, steps)
+        states.append(loaders[0].state_dict())
+    mixture = mixture_of(changes)
+    report = audit(states, mixture)
+    assert report.is_exact
+    assert sum(each.num_delivered for each in report.epochs) == len(delivered) == 3 * (2 * 3 + 3 * 9 + 5)
+    whole = [each for each in report.epochs if not each.num_left]
+    assert [(each.source, each.epoch, each.num_rows) for each in whole] == [("a", 0, num_rows)]
+    assert "source 'a', epoch 0: 48 of 48 rows delivered exactly once" in repr(report)
+    # Where weights changed follows from the schedule, and is unknown without it.
+    assert {each.kind for each in audit(states, mixture_of({"a": 1, "b": 1})).findings} == {"not delivered"}
+    (finding,) = audit([make_dataset(tmp_path).state_dict(), states[0]], make_dataset(tmp_path)).findings
+    assert (finding.kind, finding.reason[:18]) == ("other run", "it is of a mixture")
+    other = audit(states[1:], mixture).findings
+    assert ({each.kind for each in other}, {each.source for each in other}) == ({"unknown"}, {"a", "b"})
+    with pytest.raises(ValueError, match="of a single dataset"):
+        audit([make_dataset(tmp_path).state_dict()], mixture)
 
 
 @pytest.mark.parametrize(("world_size", "num_workers"), [(1, 0), (2, 0), (3, 2), (4, 1)])
@@ -158,9 +194,46 @@ def test_what_can_not_be_redistributed_says_why(tmp_path: Path) -> None:
         redistribute(loaders[0].state_dict(), 0)
     selected = SavableLoader(make_dataset(tmp_path, batch_size=3).filter([("id", "<", 30)]))
     take([selected], 2)
-    with pytest.raises(ValueError, match="pass num_rows="):
+    with pytest.raises(ValueError, match="pass the dataset as source"):
         redistribute(selected.state_dict(), 2)
-    assert len(redistribute(selected.state_dict(), 2, num_rows=30)) == 2
+    dataset = make_dataset(tmp_path, batch_size=3).filter([("id", "<", 30)])
+    assert len(redistribute(selected.state_dict(), 2, source=dataset)) == 2
+    mixture = Mixture({"a": make_dataset(tmp_path)}, {"a": 1}).batch(4)
+    next(iter(mixture))
+    with pytest.raises(ValueError, match="of a mixture of a: pass the Mixture as source"):
+        redistribute(mixture.state_dict(), 2, source=dataset)
+    with pytest.raises(ValueError, match="of a single dataset"):
+        redistribute(selected.state_dict(), 2, source=mixture)
+    other = Mixture({"a": make_dataset(tmp_path, seed=9)}, {"a": 1}).batch(4)
+    with pytest.raises(CheckpointMismatchError, match="source 'a': saved with the files and settings"):
+        redistribute(mixture.state_dict(), 2, source=other)
+
+
+@pytest.mark.parametrize(("world_size", "num_workers"), [(1, 0), (2, 0), (3, 2)])
+@pytest.mark.parametrize("stop", [None, 100])
+def test_ranks_restore_one_by_one_a_mixture_that_was_redistributed(
+    tmp_path: Path, world_size: int, num_workers: int, stop: int | None
+) -> None:
+    write_corpus(tmp_path)
+
+    def mixture_of(rank: int, world_size: int) -> Mixture:
+        sources = {name: make_dataset(tmp_path, seed=seed) for seed, name in enumerate("ab")}
+        return Mixture(sources, {"a": 3, "b": 1}, stop=stop, rank=rank, world_size=world_size).batch(3)
+
+    def loaders(world_size: int, num_workers: int = 0) -> list[SavableLoader]:
+        return [SavableLoader(mixture_of(rank, world_size), num_workers=num_workers) for rank in range(world_size)]
+
+    before = loaders(2)
+    take(before, 4)
+    state = before[0].state_dict()
+    source = mixture_of(rank=0, world_size=1)
+    states = redistribute(state, world_size, num_workers, source=source)
+    at_once, one_by_one = loaders(world_size, num_workers), loaders(world_size, num_workers)
+    for loader, own in zip(one_by_one, json.loads(json.dumps(states)), strict=True):
+        loader.restore_state_rank(own)
+    for loader in at_once:
+        loader.load_state_dict(state)
+    assert take(one_by_one, 12) == take(at_once, 12)
 
 
 def test_rows_that_are_taken_out_of_a_running_epoch_are_no_finding(tmp_path: Path) -> None:

@@ -46,13 +46,30 @@ def _command(parsers: Any, name: str, module: str, text: str) -> CommandParser: 
 
 
 def _source(parser: argparse.ArgumentParser, *, is_option: bool = False, required: bool = False) -> None:
+    """Add the data; with `is_option` the data of a state, which may be of a mixture."""
     if is_option:
-        parser.add_argument("--source", required=required, help="the data of the run: a directory, glob, file or URL")
+        data = "the data of the run: a directory, glob, file or URL; of a mixture NAME=SOURCE, for each of its sources"
+        parser.add_argument("--source", dest="sources", action="append", required=required, help=data)
+        _mixture(parser)
     else:
         parser.add_argument("source", help="a directory, glob, file or URL of these")
     parser.add_argument("--manifest", action="store_true", help="the source is a saved manifest")
     # Only help and a name that none of laneway's own formats has load those of other packages.
     parser.add_argument("--format", choices=FORMATS, metavar="FORMAT", help="%(choices)s; default: detected")
+
+
+def _mixture(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--weights", metavar="JSON", help="of a mixture, if not those of the state, or a schedule")
+    parser.add_argument("--stop", metavar="END", help="of a mixture: rows, first_exhausted or all_exhausted")
+
+
+def _source_and_others(parser: argparse.ArgumentParser) -> None:
+    """Add the data, which may be a source of a mixture, and its other sources."""
+    _source(parser)
+    parser.add_argument(
+        "--source", dest="sources", action="append", metavar="NAME=SOURCE", help="another source of the mixture"
+    )
+    _mixture(parser)
 
 
 def _filter(parser: argparse.ArgumentParser) -> None:
@@ -132,12 +149,16 @@ def _add_commands_for_data(commands: Any) -> None:  # noqa: ANN401 - argparse's 
     _job(command)
     _dataset(command)
     command.add_argument("--plot", metavar="FILE.svg", help="draw it: mixing, and what each rank reads")
-    command = _command(commands, "where", "data", "Say at which step a row is delivered")
-    _source(command)
+    command = _command(commands, "where", "saved", "Say at which step a row is delivered")
+    _source_and_others(command)
     command.add_argument("path", metavar="PATH", help="the data file, relative to the source")
     command.add_argument("row", metavar="ROW", type=int, help="number of the row in the file")
+    command.add_argument("--state", metavar="STATE", help="a checkpoint of the epoch, or of the mixture")
+    _state(command)
     _job(command)
     _dataset(command)
+    # With a checkpoint, they are those of the run.
+    command.set_defaults(world_size=None, workers=None, epoch=None, seed=None)
     command = _command(commands, "verify", "data", "Read all row groups, and name those that are damaged")
     _source(command)
     command = _command(commands, "bench", "bench", "Measure how well a training loop is fed")
@@ -174,7 +195,7 @@ def _add_commands_for_states(commands: Any) -> None:  # noqa: ANN401 - argparse'
     _filter(command)
     _state(command)
     command = _command(commands, "report", "reports", "Write a page with pictures: lanes, mixing, ranks, audit")
-    _source(command)
+    _source_and_others(command)
     command.add_argument("files", metavar="STATE", nargs="*", help="the checkpoints from which the run was resumed")
     command.add_argument("-o", "--output", metavar="FILE.html", required=True, help="the page to write")
     command.add_argument("--as-given", action="store_true", help="don't put them in the order of their numbers")

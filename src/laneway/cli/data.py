@@ -167,16 +167,6 @@ def plan(arguments: argparse.Namespace) -> Answer:
     return Answer(facts, lines)
 
 
-def where(arguments: argparse.Namespace) -> Answer:
-    """Say when a row is delivered."""
-    dataset = open_dataset(arguments)
-    found = dataset.plan(arguments.epoch, arguments.world_size, arguments.workers).where(arguments.path, arguments.row)
-    names = ["step", "rank", "worker", "batch_index"]
-    facts = {"path": arguments.path, "row": arguments.row, "deliveries": [each._asdict() for each in found]}
-    lines = table(names, found) if found else [f"row {arguments.row:,} of {arguments.path} is left out of the epoch"]
-    return Answer(facts, lines, exit_code=0 if found else 1)
-
-
 def verify(arguments: argparse.Namespace) -> Answer:
     """Read all row groups, and name those that are damaged."""
     manifest = open_manifest(arguments)

@@ -7,41 +7,49 @@ from typing import TYPE_CHECKING, Any, Final
 from laneway.cli.data import facts_of_data
 from laneway.cli.output import Answer, output_file
 from laneway.cli.saved import states_of_files
-from laneway.cli.sources import open_dataset, open_for_state, open_manifest
+from laneway.cli.sources import open_dataset, open_for_state, open_manifest, refuse_settings
 from laneway.inspection.auditing import audit as audit_states
+from laneway.inspection.summary import describe_state
+from laneway.pictures.mixture_page import MixturePage
 from laneway.pictures.page import Page
 from laneway.pictures.plot import PlanPictures
+from laneway.plans.source_samples import sample_sources
 from laneway.wording import counted, rounded_size
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Sequence
 
+    from laneway.cli.saved import SavedStates
     from laneway.manifest import Manifest
 
-_OF_STATE: Final = (
-    *("batch_size", "shuffle", "seed", "lanes", "turn_rows", "shard_bytes", "window_bytes", "remainder", "drop_last"),
-    "epoch",
-)
-"""Arguments that a checkpoint tells."""
+_MAX_PARTS: Final = 240
 
 
 def report(arguments: argparse.Namespace) -> Answer:
-    """Write a page about an epoch: from its start, or from the last of some checkpoints."""
+    """Write a page about an epoch: from its start, or from the last of some checkpoints; or about a mixture."""
     target = output_file("--output", arguments.output, ".html")
-    manifest = open_manifest(arguments)
-    page = _resumed_page(arguments, manifest) if arguments.files else _fresh_page(arguments, manifest)
+    checkpoints = states_of_files(arguments) if arguments.files else []
+    page: Page | MixturePage
+    if checkpoints and checkpoints[-1].fields["mixture"]:
+        page = _mixture_page(arguments, checkpoints)
+        plan = page.plan
+        more: dict[str, Any] = {"sources": dict(zip(page.samples.names, page.samples.shares, strict=True))}
+    else:
+        manifest = open_manifest(arguments)
+        page = _resumed_page(arguments, manifest, checkpoints) if checkpoints else _fresh_page(arguments, manifest)
+        plan, samples = page.pictures.plan, page.pictures.samples
+        more = {"mixing": samples.mixing, "adjacent": samples.adjacent}
     html = page.html()
     target.write_text(html, encoding="utf-8")
-    samples = page.pictures.samples
     facts: dict[str, Any] = {
         "file": str(target),
         "bytes": len(html.encode()),
-        "epoch": page.pictures.plan.epoch,
-        "next_step": page.pictures.plan.next_step,
-        "num_steps": page.pictures.plan.num_steps,
+        "epoch": plan.epoch,
+        "next_step": plan.next_step,
+        "num_steps": plan.num_steps,
         "checkpoint": page.checkpoint,
-        "mixing": samples.mixing,
-        "adjacent": samples.adjacent,
+        **more,
         "is_exact": None if page.audit is None else page.audit.is_exact,
     }
     lines = [f"wrote {target} ({rounded_size(facts['bytes'])})"]
@@ -57,21 +65,13 @@ def _fresh_page(arguments: argparse.Namespace, manifest: Manifest) -> Page:
     return Page(PlanPictures(plan), manifest, facts_of_data(manifest))
 
 
-def _resumed_page(arguments: argparse.Namespace, manifest: Manifest) -> Page:
+def _resumed_page(arguments: argparse.Namespace, manifest: Manifest, checkpoints: Sequence[SavedStates]) -> Page:
     """Return the page about the epoch of the last checkpoint that is not of the start of an epoch."""
-    # Not 0, which is equal to False.
-    given = [name for name in _OF_STATE if (value := getattr(arguments, name)) is not None and value is not False]
-    if given:
-        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        message = f"the checkpoints tell the epoch and the settings of the dataset: leave out {options}"
-        raise ValueError(message)
-    checkpoints = states_of_files(arguments)
-    first, last = checkpoints[0], checkpoints[-1]
-    for each in checkpoints:
-        last = last if each.fields["lanes"] is None else each
-    dataset = open_for_state(arguments, last.fields, manifest)
+    refuse_settings(arguments)
+    first, last = checkpoints[0], _last_begun(checkpoints)
+    dataset = open_for_state(arguments, last.states[0], manifest).whole
     plan = dataset.plan(None, arguments.world_size, arguments.workers, state=last.whole())
-    audited = open_for_state(arguments, first.fields, manifest)
+    audited = open_for_state(arguments, first.states[0], manifest).whole
     return Page(
         PlanPictures(plan),
         manifest,
@@ -80,3 +80,26 @@ def _resumed_page(arguments: argparse.Namespace, manifest: Manifest) -> Page:
         audit_states([each.originals for each in checkpoints], audited),
         [each.name for each in checkpoints],
     )
+
+
+def _mixture_page(arguments: argparse.Namespace, checkpoints: Sequence[SavedStates]) -> MixturePage:
+    """Return the page about the mixture of the last checkpoint."""
+    refuse_settings(arguments)
+    last = _last_begun(checkpoints)
+    opened = open_for_state(arguments, last.states[0])
+    plan = opened.whole.plan(None, arguments.world_size, arguments.workers, state=last.whole())
+    return MixturePage(
+        plan,
+        sample_sources(plan, _MAX_PARTS),
+        describe_state(last.originals),
+        {name: facts_of_data(each.definition.manifest) for name, each in opened.sources.items()},
+        last.name,
+        audit_states([each.originals for each in checkpoints], opened.whole),
+        [each.name for each in checkpoints],
+    )
+
+
+def _last_begun(checkpoints: Sequence[SavedStates]) -> SavedStates:
+    """Return the last checkpoint that is not of the start of an epoch, if there is one."""
+    begun = [each for each in checkpoints if each.fields["lanes"] is not None]
+    return begun[-1] if begun else checkpoints[-1]

@@ -1,4 +1,4 @@
-"""Commands that look at states: state, rows, audit, redistribute."""
+"""Commands that look at states, or may: state, rows, where, audit, redistribute."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from laneway.cli.output import Answer, table, wrapped
-from laneway.cli.sources import open_for_state, storage_options
+from laneway.cli.sources import (
+    OF_STATE,
+    named_source,
+    open_dataset,
+    open_for_state,
+    refuse_settings,
+    storage_options,
+)
 from laneway.cli.state_files import load_checkpoint, load_checkpoints, natural
 from laneway.core.merge import merge_ranks
 from laneway.errors import CheckpointMismatchError
@@ -72,7 +79,7 @@ def states_of_files(arguments: argparse.Namespace) -> list[SavedStates]:
     return [_states_of(each, arguments) for file in files for each in load_checkpoints(file, options)]
 
 
-def _states_of_file(arguments: argparse.Namespace, file: str) -> SavedStates:
+def state_of_file(arguments: argparse.Namespace, file: str) -> SavedStates:
     """Return a checkpoint, the newest one of a folder."""
     return _states_of(load_checkpoint(file, storage_options(arguments)), arguments)
 
@@ -83,14 +90,14 @@ def _states_of(saved: SavedValue, arguments: argparse.Namespace) -> SavedStates:
 
 def state(arguments: argparse.Namespace) -> Answer:
     """Say what a checkpoint holds, how it differs from another one, and whether it fits a dataset."""
-    saved = _states_of_file(arguments, arguments.file)
+    saved = state_of_file(arguments, arguments.file)
     summary = describe_state(saved.originals)
     facts: dict[str, Any] = {"name": saved.name, **asdict(summary), "share": summary.share}
     facts["settings"] = dict(summary.settings)
     facts["cuts"], facts["sources"] = ([each._asdict() for each in own] for own in (summary.cuts, summary.sources))
     lines, exit_code = [saved.name, *_lines_of(summary)], 0
     if arguments.diff is not None:
-        other = _states_of_file(arguments, arguments.diff)
+        other = state_of_file(arguments, arguments.diff)
         found = compare_states(saved.originals, other.originals)
         facts["differences"] = {
             "settings": [list(each) for each in found.settings],
@@ -99,10 +106,12 @@ def state(arguments: argparse.Namespace) -> Answer:
         }
         lines += ["", f"compared with {other.name}", *(_lines_of(found) if found else ["no difference"])]
         exit_code = 1 if found else 0
-    if arguments.source is not None:
+    if arguments.sources is not None:
         problem = _misfit(arguments, saved)
+        is_mixed = bool(saved.fields["mixture"])
+        data = ", ".join(named_source(text)[0] if is_mixed else text for text in arguments.sources)
         facts["fits"], facts["problem"] = problem is None, problem
-        lines += ["", f"fits {arguments.source}" if problem is None else f"doesn't fit {arguments.source}"]
+        lines += ["", *wrapped([f"fits {data}" if problem is None else f"doesn't fit {data}"])]
         lines += [] if problem is None else problem.split("\n")
         exit_code = exit_code or int(problem is not None)
     return Answer(facts, lines, exit_code)
@@ -110,7 +119,7 @@ def state(arguments: argparse.Namespace) -> Answer:
 
 def _misfit(arguments: argparse.Namespace, saved: SavedStates) -> str | None:
     """Return why a state does not belong to a source; None: it does."""
-    definition = open_for_state(arguments, saved.fields).definition
+    definition = open_for_state(arguments, saved.states[0]).whole.definition
     try:
         for each in saved.states:
             definition.read_progress(each, each.place, is_worker=each.fields["scope"] == "worker")
@@ -121,45 +130,75 @@ def _misfit(arguments: argparse.Namespace, saved: SavedStates) -> str | None:
 
 def rows(arguments: argparse.Namespace) -> Answer:
     """Say which rows a step had, or will have."""
-    saved = _states_of_file(arguments, arguments.file)
+    saved = state_of_file(arguments, arguments.file)
     # Rows are shown as Python values, whatever the batches of the run were.
-    dataset = open_for_state(arguments, saved.fields, output="python")
-    plan = dataset.plan(None, arguments.world_size, arguments.workers, state=saved.whole())
+    opened = open_for_state(arguments, saved.states[0], output="python")
+    plan = opened.whole.plan(None, arguments.world_size, arguments.workers, state=saved.whole())
     ranks = plan.rows_of(arguments.step)
     chosen = range(len(ranks)) if arguments.rank is None else [arguments.rank]
     if arguments.rank is not None and not 0 <= arguments.rank < len(ranks):
         message = f"there is no rank {arguments.rank}: step {arguments.step} has {counted(len(ranks), 'rank')}"
         raise ValueError(message)
     found: list[dict[str, Any]] = [
-        {"rank": rank, "batch_index": index, "path": row.path, "row": row.row}
+        {"rank": rank, "batch_index": index, **row._asdict()}
         for rank in chosen
         for index, row in enumerate(ranks[rank])
     ]
-    names = ["rank", "batch_index", "path", "row"]
+    is_mixed = bool(saved.fields["mixture"])
+    names = ["rank", "batch_index", "path", "row", *(["source", "epoch"] if is_mixed else [])]
     if arguments.show:
-        by_path: dict[str, list[dict[str, Any]]] = {}
+        by_file: dict[tuple[str, str], list[dict[str, Any]]] = {}
         for each in found:
-            by_path.setdefault(str(each["path"]), []).append(each)
-        for path, of_path in by_path.items():
-            batch = dataset.read(path, [each["row"] for each in of_path])
-            for index, each in enumerate(of_path):
-                each["values"] = {name: column[index] for name, column in batch.items()}
-        columns = dataset.schema.names
+            by_file.setdefault((each.get("source", ""), each["path"]), []).append(each)
+        for (source, path), of_file in by_file.items():
+            read = opened.sources[source].read(path, [each["row"] for each in of_file])
+            for index, each in enumerate(of_file):
+                # Sources of a mixture have no batches.
+                is_batch = isinstance(read, dict)
+                each["values"] = {name: column[index] for name, column in read.items()} if is_batch else read[index]
+        columns = opened.whole.schema.names
         lines = table([*names, *columns], ([*(e[n] for n in names), *(e["values"][c] for c in columns)] for e in found))
     else:
         lines = table(names, ([each[name] for name in names] for each in found))
     is_done = arguments.step < plan.next_step
     facts = {"epoch": plan.epoch, "step": arguments.step, "is_delivered": is_done, "rows": found}
     when = "was delivered" if is_done else "is ahead"
-    return Answer(facts, [f"step {arguments.step:,} of epoch {plan.epoch}, which {when}", *lines])
+    of_what = "the mixture" if is_mixed and plan.num_rows is None else f"epoch {plan.epoch}"
+    return Answer(facts, [f"step {arguments.step:,} of {of_what}, which {when}", *lines])
+
+
+def where(arguments: argparse.Namespace) -> Answer:
+    """Say when a row is delivered."""
+    of_mixture: dict[str, Any] = {}
+    if arguments.state is None:
+        if arguments.sources or arguments.weights is not None or arguments.stop is not None:
+            message = "a mixture is described by one of its checkpoints: give it with --state"
+            raise ValueError(message)
+        plan = open_dataset(arguments).plan(arguments.epoch, arguments.world_size, arguments.workers)
+    else:
+        saved = state_of_file(arguments, arguments.state)
+        is_mixed = bool(saved.fields["mixture"])
+        refuse_settings(arguments, [name for name in OF_STATE if name != "epoch" or not is_mixed])
+        if is_mixed:
+            of_mixture = {"source": named_source(arguments.source)[0], "epoch": arguments.epoch or 0}
+        whole = open_for_state(arguments, saved.states[0]).whole
+        plan = whole.plan(None, arguments.world_size, arguments.workers, state=saved.whole())
+    found = plan.where(arguments.path, arguments.row, **of_mixture)
+    names = ["step", "rank", "worker", "batch_index"]
+    facts = {"path": arguments.path, "row": arguments.row, **of_mixture}
+    facts["deliveries"] = [each._asdict() for each in found]
+    left_out = "is left out of the epoch" + ", or came in a cut that the state has forgotten" * bool(of_mixture)
+    cells = [["unknown" if value is None else value for value in each] for each in found]
+    lines = table(names, cells) if found else [f"row {arguments.row:,} of {arguments.path} {left_out}"]
+    return Answer(facts, lines, exit_code=0 if found else 1)
 
 
 def audit(arguments: argparse.Namespace) -> Answer:
     """Say whether checkpoints prove that each row was delivered exactly once."""
     checkpoints = states_of_files(arguments)
     source = None
-    if arguments.source is not None:
-        source = open_for_state(arguments, checkpoints[0].fields)
+    if arguments.sources is not None:
+        source = open_for_state(arguments, checkpoints[0].states[0]).whole
     report = audit_states([each.originals for each in checkpoints], source)
     facts = {
         "is_exact": report.is_exact,
@@ -173,16 +212,14 @@ def audit(arguments: argparse.Namespace) -> Answer:
 
 def redistribute(arguments: argparse.Namespace) -> Answer:
     """Write the states of the ranks of another job."""
-    saved = _states_of_file(arguments, arguments.file)
-    num_rows = None
-    if arguments.source is not None:
-        num_rows = open_for_state(arguments, saved.fields).definition.identity.selected.num_rows
+    saved = state_of_file(arguments, arguments.file)
+    source = None if arguments.sources is None else open_for_state(arguments, saved.states[0]).whole
     states = redistributed(
         saved.originals,
         arguments.world_size,
         arguments.workers,
         batch_size=arguments.batch_size,
-        num_rows=num_rows,
+        source=source,
     )
     folder = Path(arguments.output)
     names = [f"rank-{rank}.json" for rank in range(len(states))]

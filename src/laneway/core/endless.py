@@ -81,9 +81,9 @@ class SourceLanes:
     @property
     def has_end(self) -> bool:
         """Whether the next epochs have no rows to deliver, so that the source ends with its rests."""
-        return self._delivered_rows(self.epoch_rows) == 0
+        return self.delivered_rows(self.epoch_rows) == 0
 
-    def _delivered_rows(self, num_rows: int) -> int:
+    def delivered_rows(self, num_rows: int) -> int:
         """Return the rows that all lanes deliver of an epoch with `num_rows` rows, padding included."""
         if self.remainder == "keep":
             return num_rows
@@ -91,7 +91,7 @@ class SourceLanes:
 
     def _end(self, num_rows: int, epoch_lane: int) -> int:
         """Return the rows that a lane of an epoch with `num_rows` rows delivers."""
-        rows = self._delivered_rows(num_rows)
+        rows = self.delivered_rows(num_rows)
         return (epoch_lane + 1) * rows // self.num_lanes - epoch_lane * rows // self.num_lanes
 
     def ranges(self, lane: int, start: int, stop: int) -> Iterator[EpochRange]:
@@ -112,7 +112,7 @@ class SourceLanes:
             message = f"a source with {self.epoch_rows:,} rows in {self.num_lanes:,} lanes has none to deliver"
             raise ValueError(message)
         # Epoch e has rows [i * rows // num_lanes, (i + 1) * rows // num_lanes) of an endless lane, for i = lane + e.
-        rows, first = self._delivered_rows(self.epoch_rows), lane + self.next_epoch
+        rows, first = self.delivered_rows(self.epoch_rows), lane + self.next_epoch
         offset = first * rows // self.num_lanes
         start, stop = start + offset, stop + offset
         while start < stop:
@@ -134,7 +134,7 @@ class SourceLanes:
             found.append(self._begun(rest, left))
             left = np.maximum(left - self._ends(rest), 0)
         if left.any() and not self.has_end:
-            num_complete = int(left.min()) * self.num_lanes // self._delivered_rows(self.epoch_rows)
+            num_complete = int(left.min()) * self.num_lanes // self.delivered_rows(self.epoch_rows)
             left = left - self._rows_of_epochs(num_complete)
             epoch += num_complete
         while left.any() and not self.has_end:
@@ -154,7 +154,7 @@ class SourceLanes:
 
     def _rows_of_epochs(self, num_epochs: int) -> NDArray[np.int64]:
         """Return the rows that each lane delivers of `num_epochs` epochs from the next one on."""
-        quotient, rest = divmod(self._delivered_rows(self.epoch_rows), self.num_lanes)
+        quotient, rest = divmod(self.delivered_rows(self.epoch_rows), self.num_lanes)
         # Of whole rounds of `num_lanes` epochs, each lane delivers the same.
         first = (np.arange(self.num_lanes, dtype=np.int64) + self.next_epoch) % self.num_lanes
         more = (first + num_epochs % self.num_lanes) * rest // self.num_lanes - first * rest // self.num_lanes
@@ -162,7 +162,7 @@ class SourceLanes:
 
     def _ends(self, rest: Rest) -> NDArray[np.int64]:
         """Return the rows that each lane of the source delivers of an epoch, shape (num_lanes,)."""
-        return np.roll(self._lane_rows(self._delivered_rows(rest.num_rows)), -rest.epoch)
+        return np.roll(self._lane_rows(self.delivered_rows(rest.num_rows)), -rest.epoch)
 
     def _lane_rows(self, num_rows: int) -> NDArray[np.int64]:
         """Return the parts of `num_rows` in each lane of an epoch, shape (num_lanes,)."""

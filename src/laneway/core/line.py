@@ -49,7 +49,15 @@ def line_identity(state: Mapping[str, Any], num_rows: int) -> Identity:
         state: The fields of the state.
         num_rows: Rows of an epoch.
     """
-    settings = Settings(**{each.name: state[each.name] for each in fields(Settings)})
+    return _line_identity(Settings(**{each.name: state[each.name] for each in fields(Settings)}), num_rows)
+
+
+def line_of_identity(identity: Identity) -> Identity:
+    """Return the identity of one imaginary file with as many rows as an epoch of some files, and the same settings."""
+    return identity.derived("line", lambda: _line_identity(identity.settings, identity.selected.num_rows))
+
+
+def _line_identity(settings: Settings, num_rows: int) -> Identity:
     table = FileTable.build(["line"], [0], [""], [([num_rows], [0])], "")
     return Identity(table, replace(settings, shuffle=False, shard_rows=None, selection=None, categories=None))
 
@@ -104,24 +112,34 @@ class LineProgress:
         ends = np.minimum(assignment.ends, plan.lanes.rows)
         base = nothing
         for lanes, taken in zip(plan.lanes_before, plan.rows_before, strict=True):
-            base |= _line_of(plan, lanes.delivered(taken))
-        unknown = _line_of(plan, plan.lanes.delivered(np.where(is_unknown, ends, 0)))
+            base |= places_of(plan, lanes.delivered(taken))
+        unknown = places_of(plan, plan.lanes.delivered(np.where(is_unknown, ends, 0)))
         return cls(
             progress,
             num_rows,
-            base | _line_of(plan, plan.lanes.delivered(rows)),
+            base | places_of(plan, plan.lanes.delivered(rows)),
             base,
-            _line_of(plan, plan.lanes.delivered(np.where(is_unknown, 0, ends)).undelivered(rows)),
+            places_of(plan, plan.lanes.delivered(np.where(is_unknown, 0, ends)).undelivered(rows)),
             unknown,
             int(np.maximum(rows - plan.lanes.rows, 0).sum()),
             is_complete=all(saved.is_complete for saved in states) and not len(unknown),
         )
 
 
-def _line_of(plan: Plan, lanes: Lanes) -> Intervals:
+def places_of(plan: Plan, lanes: Lanes) -> Intervals:
     """Return the places of the rows of lanes of an imaginary file, each window of which is one piece of it."""
     start = plan.windows.start[plan.windows.piece_starts[lanes.window]]
     return Intervals.of(start + lanes.start, start + lanes.stop)
+
+
+def ranges_of_line(plan: Plan, places: Intervals, most: int = 1000) -> Iterator[tuple[int, int, int]]:
+    """Yield some places of the line as ranges of files (index of the file, start, stop), at most `most` of them."""
+    for segment, is_whole in segments_of_line(plan, places):
+        found = files_of_segment(plan, segment, is_whole=is_whole)[:most]
+        yield from found
+        most -= len(found)
+        if not most:
+            return
 
 
 def segments_of_line(plan: Plan, places: Intervals) -> Iterator[tuple[Segment, bool]]:

@@ -11,19 +11,19 @@ from laneway.core.assignment import Assignment, check_is_own, not_shared
 from laneway.core.division import TurnDivision
 from laneway.core.mixture_cuts import begin_mixture, resume_mixture
 from laneway.core.mixtures import MixturePlan
-from laneway.core.progress import LanePosition, current_cut, rows_in_mixture
+from laneway.core.options import LaneOptions
+from laneway.core.progress import LanePosition, current_cut, fresh_cut, rows_in_mixture
+from laneway.core.turns import WorkerPlace
 from laneway.errors import CheckpointMismatchError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from numpy.typing import NDArray
 
     from laneway.core.lanes import Remainder
     from laneway.core.mixtures import Source
-    from laneway.core.options import LaneOptions
     from laneway.core.progress import Progress
-    from laneway.core.turns import WorkerPlace
     from laneway.core.weighting import Weighting
 
 ENDLESS: Final = 2**40
@@ -104,12 +104,12 @@ def resolve_mixture(mixed: Mixed, progress: Progress, place: WorkerPlace) -> Ass
             stays=stays,
             has_stages=stage_rows is not None,
             counts_batches=epoch_batches is not None,
-            ends=_ends(mixed, progress)[0] if group_rows > 1 and is_known else None,
+            ends=lane_ends(mixed, progress)[0] if group_rows > 1 and is_known else None,
         )
     else:
         progress = _of_worker(mixed, progress, place)
     _check_sources(sources, progress)
-    ends, is_last = _ends(mixed, progress)
+    ends, is_last = lane_ends(mixed, progress)
     is_endless = weighting.stop is None
     has_stages = stage_rows is not None
     turn_end = None
@@ -157,7 +157,7 @@ def _check_sources(sources: Mapping[str, Source], progress: Progress) -> None:
             raise ValueError(message)
 
 
-def _ends(mixed: Mixed, progress: Progress) -> tuple[NDArray[np.int64], bool]:
+def lane_ends(mixed: Mixed, progress: Progress) -> tuple[NDArray[np.int64], bool]:
     """Return the rows that each lane delivers in the current cut, and whether the mixture ends with them."""
     cut, sharing, start, weighting = current_cut(progress), progress.sharing, progress.starts[-1], mixed.weighting
     # Groups that earlier cuts left come first in their lanes, whatever is left after them.
@@ -218,8 +218,61 @@ def _exhausted(mixed: Mixed, progress: Progress) -> NDArray[np.int64]:
 
 def following_cut(assignment: Assignment) -> Progress:
     """Return the progress of the whole job at the end of a cut that another one follows."""
-    cut, ends = assignment.cut, assignment.ends
+    return _at_ends(assignment.progress, assignment.ends)
+
+
+def _at_ends(progress: Progress, ends: NDArray[np.int64]) -> Progress:
+    cut = current_cut(progress)
     positions = dict(enumerate(map(LanePosition, ends.tolist())))
-    # It consists of whole global batches.
+    # The cut consists of whole global batches.
     done = replace(cut, next_turn=int(ends.sum()) // cut.turn_rows, positions=positions)
-    return replace(assignment.progress, cut=done, place=None)
+    return replace(progress, cut=done, place=None)
+
+
+def begun_like(mixed: Mixed, epoch: int, like: Progress) -> Progress:
+    """Return the progress of a mixture that begins, in as many lanes as another one has, and in turns as long.
+
+    Args:
+        mixed: What is mixed.
+        epoch: Number of times that it has ended.
+        like: The other progress.
+    """
+    first = begin_mixture(
+        mixed.sources,
+        mixed.weighting.weights_at(0),
+        WorkerPlace(),
+        LaneOptions(None, None, None),
+        group_rows=mixed.stage_rows or 1,
+        epoch=epoch,
+        first_epochs=mixed.first_epochs(epoch),
+    )
+    cut = current_cut(like)
+    return replace(first, cut=fresh_cut(cut.num_lanes, cut.turn_rows), sharing=like.sharing)
+
+
+def scheduled_cuts(mixed: Mixed, progress: Progress, like: Progress) -> Iterator[tuple[Progress, Progress]]:
+    """Yield (end of a cut, start of the next one) wherever a schedule of weights has a run make a new one.
+
+    Args:
+        mixed: What is mixed.
+        progress: Progress of the whole job, which goes on to the end of its cut.
+        like: Progress of the same run later: its cuts have as many lanes, and turns as long.
+    """
+    ends, is_last = lane_ends(mixed, progress)
+    while not is_last:
+        ended = _at_ends(progress, ends)
+        progress = cut_like(mixed, ended, like)
+        yield ended, progress
+        ends, is_last = lane_ends(mixed, progress)
+
+
+def cut_like(mixed: Mixed, progress: Progress, like: Progress) -> Progress:
+    """Return the progress of a new cut of what is left, in as many lanes as another one has, and in turns as long."""
+    cut, group_rows = current_cut(like), mixed.stage_rows or 1
+    return MixturePlan(mixed.sources, progress).cut_again(
+        mixed.weighting.weights_at(rows_in_mixture(progress)),
+        fresh_cut(cut.num_lanes, cut.turn_rows),
+        like.sharing,
+        group_rows=group_rows,
+        ends=lane_ends(mixed, progress)[0] if group_rows > 1 else None,
+    )

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from laneway.core.schema import SavedState
     from laneway.core.turns import WorkerPlace
 
-_SETTINGS = ("seed", "drop_last", "stages", "epoch_batches")
+MIXTURE_SETTINGS = ("seed", "drop_last", "stages", "epoch_batches")
+"""The settings that a mixture has itself."""
 
 
 def read_mixture(saved: SavedState, identity: MixtureIdentity, place: WorkerPlace, *, is_worker: bool) -> Progress:
@@ -41,12 +42,8 @@ def read_mixture(saved: SavedState, identity: MixtureIdentity, place: WorkerPlac
     if not fields["mixture"]:
         message = "this checkpoint is of a single dataset, not of a mixture: load it into the dataset, or its loader"
         raise CheckpointMismatchError(message)
-    present = {name: getattr(identity.settings, name) for name in _SETTINGS}
-    lines = identity_differences(_SETTINGS, fields, present)
-    if fields["order_version"] != ORDER_VERSION:
-        lines.append(f"order_version: saved {fields['order_version']}, this release reads {ORDER_VERSION}")
     progress = progress_in(saved)
-    lines += _source_differences(saved, progress, identity)
+    lines = mixture_differences(saved, progress, identity, needs_all=not saved.is_global)
     place_lines = place_differences(saved.place, saved.place_to_compare(place, is_worker=is_worker))
     if lines or place_lines:
         raise CheckpointMismatchError(mismatch_message(lines, place_lines, is_of_rank=fields["scope"] == "rank"))
@@ -77,15 +74,34 @@ def progress_in(saved: SavedState) -> Progress:
     return decode_mixture(fields["mixture"], progress) if fields["mixture"] else progress
 
 
-def _source_differences(saved: SavedState, progress: Progress, identity: MixtureIdentity) -> list[str]:
-    """Return a line for each source that is not the one with this name in the state."""
+def mixture_differences(
+    saved: SavedState, progress: Progress, identity: MixtureIdentity, *, needs_all: bool
+) -> list[str]:
+    """Return a line for each difference between a state and a mixture.
+
+    Args:
+        saved: The state of a mixture.
+        progress: The progress in it.
+        identity: The sources and settings of the mixture.
+        needs_all: Whether a source of the state that the mixture doesn't have is a difference.
+    """
+    fields = saved.fields
+    present = {name: getattr(identity.settings, name) for name in MIXTURE_SETTINGS}
+    lines = identity_differences(MIXTURE_SETTINGS, fields, present)
+    if fields["order_version"] != ORDER_VERSION:
+        lines.append(f"order_version: saved {fields['order_version']}, this release reads {ORDER_VERSION}")
+    return [*lines, *_source_differences(progress, identity, needs_all=needs_all)]
+
+
+def _source_differences(progress: Progress, identity: MixtureIdentity, *, needs_all: bool) -> list[str]:
+    """Return a line for each source that is not the one with this name in the state, or is missing."""
     lines = []
     needed: dict[str, set[str]] = {}
     for source in (source for start in progress.starts for source in start.sources if source.name):
         needed.setdefault(source.name, set()).update([source.files, *(rest.files for rest in source.rests)])
     for name, files in needed.items():
         if name not in identity.sources:
-            if not saved.is_global:
+            if needs_all:
                 lines.append(f"source {name!r}: saved with one, this run has none of this name")
             continue
         known = {*identity.sources[name].all_files}

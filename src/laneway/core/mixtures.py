@@ -239,15 +239,20 @@ class MixturePlan:
             self._begun[key] = self.lanes(cut, name).begun(self._source_rows[cut][self._indices[cut][name]])
         return self._begun[key]
 
+    def taken(self, name: str) -> NDArray[np.int64]:
+        """Return the rows of a source that each lane of the current cut has taken, shape (num_lanes,)."""
+        found: NDArray[np.int64] = self._source_rows[-1][self._indices[-1][name]]
+        return found
+
     def rows_in_cut(self, name: str) -> int:
         """Return the rows of a source that were delivered in the current cut, padding included."""
-        return int(self._source_rows[-1][self._indices[-1][name]].sum())
+        return int(self.taken(name).sum())
 
     def rows_of(self, name: str) -> int:
         """Return the rows of a source that were delivered since the mixture began, padding included."""
         return self.progress.starts[-1].sources[self._indices[-1][name]].rows + self.rows_in_cut(name)
 
-    def _unfinished(self, name: str) -> list[Begun]:
+    def unfinished(self, name: str) -> list[Begun]:
         """Return the epochs of a source that have begun, and of which something is left."""
         return [each for each in self.begun(self.current, name)[0] if each.rows_left and not each.is_complete]
 
@@ -308,10 +313,10 @@ class MixturePlan:
             if name not in known:
                 sources.append(SourceStart(name, weight, files=files))
                 continue
-            rests = tuple(each.rest._replace(num_rows=each.rows_left) for each in self._unfinished(name))
+            rests = tuple(each.rest._replace(num_rows=each.rows_left) for each in self.unfinished(name))
             next_epoch, rows = self.begun(self.current, name)[1], self.rows_of(name)
             sources.append(SourceStart(name, weight, next_epoch, rests, files, rows))
-        carried = self._half_delivered(ends)
+        carried = self.half_delivered(ends)
         for group in carried:
             gone = self._sources_of(group) - {*weights}
             if gone:
@@ -346,7 +351,7 @@ class MixturePlan:
         )
         return MixturePlan(self.sources, progress).without_finished_cuts()
 
-    def _half_delivered(self, ends: NDArray[np.int64] | None) -> tuple[Group, ...]:
+    def half_delivered(self, ends: NDArray[np.int64] | None) -> tuple[Group, ...]:
         """Return the groups of which a part has been delivered, but not all, lane after lane."""
         found: list[Group] = []
         num_lanes, group_rows = self.cuts[-1].num_lanes, self.progress.starts[-1].group_rows
@@ -368,7 +373,7 @@ class MixturePlan:
         ]
         needed = {last}
         for name in self._indices[last]:
-            for each in self._unfinished(name):
+            for each in self.unfinished(name):
                 needed |= {cut for cut, _ in self._deliveries(name, each.rest.epoch, last)}
         for group, is_waiting in zip(mixture.carried, waiting, strict=True):
             if is_waiting:

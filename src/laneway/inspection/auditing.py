@@ -8,54 +8,35 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from laneway.core.differences import file_differences, identity_differences
 from laneway.core.gaps import parse_gaps
 from laneway.core.intervals import Intervals
-from laneway.core.line import LineProgress, files_of_segment, num_rows_in, segments_of_line
+from laneway.core.line import LineProgress, num_rows_in, ranges_of_line
 from laneway.core.plan import Identity, Settings
 from laneway.core.saved_files import decode_files, names_files
 from laneway.core.schema import Role, names_of
 from laneway.core.state import identity_fields
-from laneway.errors import CheckpointMismatchError
-from laneway.inspection.collecting import states_of_step
+from laneway.inspection.collecting import Checkpoint, check_kind, states_of_step
+from laneway.inspection.mixture_auditing import MixtureAudit
 from laneway.inspection.report import AuditedEpoch, AuditReport, Finding, RowRange
 from laneway.manifest import Manifest
+from laneway.mixture import Mixture
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from laneway.core.schema import SavedState
     from laneway.described import DescribedDataset
     from laneway.inspection.report import Kind
 
-_MAX_RANGES = 1000
 _NOT_COMPARED = {"without", "remainder", "fingerprint"}
 """Rows may be taken out later, and what a remainder means depends on the number of ranks. Files are compared apart."""
 _SETTINGS = [name for name in names_of(Role.IDENTITY) if name not in _NOT_COMPARED]
 
 
-@dataclass(frozen=True, eq=False)
-class _Checkpoint:
-    """What the states of one step tell."""
-
-    index: int
-    states: list[SavedState]
-
-    @property
-    def fields(self) -> Mapping[str, Any]:
-        """The fields of the first state; others of the same step have the same identity."""
-        return self.states[0].fields
-
-    @property
-    def epoch(self) -> int:
-        return int(self.fields["epoch"])
-
-
 def audit(
-    states: Sequence[Any], source: DescribedDataset | Manifest | str | os.PathLike[str] | None = None
+    states: Sequence[Any], source: DescribedDataset | Mixture | Manifest | str | os.PathLike[str] | None = None
 ) -> AuditReport:
     """Return whether checkpoints of a run prove that each row was delivered exactly once, and what is missing if not.
 
@@ -68,14 +49,15 @@ def audit(
         states: The checkpoints: for each, the state of the whole job, or a list of the states of its ranks or of all
             their workers, or anything that these are nested in, such as the checkpoint of a trainer.
         source: The dataset, or without filters its `Manifest` or its path, so that rows are told by file. None: by
-            their place in the line of the epoch.
+            their place in the line of the epoch. For checkpoints of a mixture, the `Mixture`, with all sources that it
+            had, and with its weights if it has a schedule of them: its states don't say how many rows a source has.
 
     Raises:
         StateFormatError: A checkpoint holds no state, or a damaged one.
-        CheckpointMismatchError: States that are given as one checkpoint are of different steps or runs; or they are of
-            a mixture.
+        CheckpointMismatchError: States that are given as one checkpoint are of different steps or runs.
         TypeError: `states` is not a sequence.
-        ValueError: There are no checkpoints, or the number of rows is not known without `source`.
+        ValueError: There are no checkpoints, or the number of rows is not known without `source`, or that is a dataset
+            and the checkpoints are of a mixture, or the other way round.
         DataFileError: `source` is a path, and can't be read.
 
     Examples:
@@ -97,11 +79,10 @@ def audit(
     if not states:
         message = "there is nothing to audit: pass the checkpoints of a run, in their order"
         raise ValueError(message)
-    checkpoints = [_Checkpoint(index, states_of_step(each, f"checkpoint {index}")) for index, each in enumerate(states)]
-    for each in checkpoints:
-        if each.fields["mixture"]:
-            message = f"checkpoint {each.index} is of a mixture, and only those of single datasets can be audited"
-            raise CheckpointMismatchError(message)
+    checkpoints = [Checkpoint(index, states_of_step(each, f"checkpoint {index}")) for index, each in enumerate(states)]
+    check_kind(source, checkpoints[0].fields, "checkpoint 0")
+    if isinstance(source, Mixture):
+        return MixtureAudit(checkpoints, source.definition).report()
     return _Audit(checkpoints, _identity_of(source, checkpoints[0].fields)).report()
 
 
@@ -125,7 +106,7 @@ def _identity_of(
 class _Audit:
     """Goes through checkpoints, one after another."""
 
-    def __init__(self, checkpoints: Sequence[_Checkpoint], identity: Identity | None) -> None:
+    def __init__(self, checkpoints: Sequence[Checkpoint], identity: Identity | None) -> None:
         self._checkpoints = checkpoints
         self._identity = identity
         self._findings: list[Finding] = []
@@ -135,7 +116,7 @@ class _Audit:
 
     def report(self) -> AuditReport:
         """Return what was found."""
-        before: tuple[_Checkpoint, LineProgress] | None = None
+        before: tuple[Checkpoint, LineProgress] | None = None
         for checkpoint in self._checkpoints:
             problem = self._foreign(checkpoint, None if before is None else before[0])
             if problem is not None:
@@ -150,10 +131,12 @@ class _Audit:
 
     # -- The run ------------------------------------------------------------------------------------------------------
 
-    def _foreign(self, checkpoint: _Checkpoint, before: _Checkpoint | None) -> str | None:
+    def _foreign(self, checkpoint: Checkpoint, before: Checkpoint | None) -> str | None:
         """Return how a checkpoint shows that it is of another run; None: it doesn't."""
         fields, identity = checkpoint.fields, self._identity
         lines: list[str] = []
+        if fields["mixture"]:
+            return "it is of a mixture, and the first one is of a single dataset"
         if identity is not None:
             present = identity_fields(identity, fields["order_version"])
             lines = identity_differences(_SETTINGS, fields, present)
@@ -164,12 +147,12 @@ class _Audit:
             lines = _differences(before.fields, fields)
         return "; ".join(lines) or None
 
-    def _is_followed_by_more(self, checkpoint: _Checkpoint) -> bool:
+    def _is_followed_by_more(self, checkpoint: Checkpoint) -> bool:
         """Return whether files were added since the epoch of a checkpoint."""
         later = [each for each in self._checkpoints if each.epoch > checkpoint.epoch]
         return any(_has_more_files(checkpoint.fields, each.fields) for each in later)
 
-    def _num_rows(self, checkpoint: _Checkpoint) -> int:
+    def _num_rows(self, checkpoint: Checkpoint) -> int:
         fields, identity = checkpoint.fields, self._identity
         if identity is not None and fields["fingerprint"] == identity.fingerprint_in(fields["order_version"]):
             return identity.selected.num_rows
@@ -184,7 +167,7 @@ class _Audit:
     # -- One checkpoint after another ---------------------------------------------------------------------------------
 
     def _follow(
-        self, before: tuple[_Checkpoint, LineProgress] | None, checkpoint: _Checkpoint, now: LineProgress
+        self, before: tuple[Checkpoint, LineProgress] | None, checkpoint: Checkpoint, now: LineProgress
     ) -> None:
         """Compare a checkpoint with the one before."""
         nothing = Intervals.empty()
@@ -204,9 +187,7 @@ class _Audit:
         else:
             self._compare(was, was.unknown, checkpoint, now)
 
-    def _compare(
-        self, was: LineProgress | None, unknown: Intervals, checkpoint: _Checkpoint, now: LineProgress
-    ) -> None:
+    def _compare(self, was: LineProgress | None, unknown: Intervals, checkpoint: Checkpoint, now: LineProgress) -> None:
         """Compare what had been delivered at two checkpoints of an epoch; None: the epoch begins."""
         before = Intervals.empty() if was is None else was.delivered
         is_same_cut = was is not None and _is_same_cut(was, now)
@@ -223,7 +204,7 @@ class _Audit:
         )
         self._report("not delivered", checkpoint, now, missing, reason)
 
-    def _close(self, checkpoint: _Checkpoint, now: LineProgress, *, is_last: bool) -> None:
+    def _close(self, checkpoint: Checkpoint, now: LineProgress, *, is_last: bool) -> None:
         """Count the rows of an epoch at its last checkpoint."""
         self._report("unknown", checkpoint, now, now.unknown, "they are in lanes of ranks whose state is not given")
         if not is_last and not now.is_complete:
@@ -240,7 +221,7 @@ class _Audit:
             num_repeated=now.num_repeated,
         )
 
-    def _report(self, kind: Kind, checkpoint: _Checkpoint, now: LineProgress, places: Intervals, reason: str) -> None:
+    def _report(self, kind: Kind, checkpoint: Checkpoint, now: LineProgress, places: Intervals, reason: str) -> None:
         if not len(places):
             return
         epoch = checkpoint.epoch
@@ -249,20 +230,15 @@ class _Audit:
         ranges = tuple(self._ranges(checkpoint, now, places))
         self._findings.append(Finding(kind, epoch, checkpoint.index, reason, len(places), pairs, ranges))
 
-    def _ranges(self, checkpoint: _Checkpoint, now: LineProgress, places: Intervals) -> Iterator[RowRange]:
+    def _ranges(self, checkpoint: Checkpoint, now: LineProgress, places: Intervals) -> Iterator[RowRange]:
         """Yield where places of the line are in the files, as far as these are known."""
         identity, fields = self._identity, checkpoint.fields
         if identity is None or now.progress.cut is None:
             return
         if fields["fingerprint"] != identity.fingerprint_in(fields["order_version"]):
             return
-        plan, num_left = identity.plan(now.progress), _MAX_RANGES
-        for segment, is_whole in segments_of_line(plan, places):
-            for file_index, start, stop in files_of_segment(plan, segment, is_whole=is_whole)[:num_left]:
-                num_left -= 1
-                yield RowRange(identity.files.paths[file_index], start, stop)
-            if num_left <= 0:
-                return
+        for file_index, start, stop in ranges_of_line(identity.plan(now.progress), places):
+            yield RowRange(identity.files.paths[file_index], start, stop)
 
 
 def _is_same_cut(was: LineProgress, now: LineProgress) -> bool:

@@ -3,21 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from laneway.core.apart import is_apart, states_of_ranks
 from laneway.core.differences import shorten
 from laneway.core.merge import differing_fields, merge_ranks, refuse_to_merge
+from laneway.core.mixture_progress import progress_in
+from laneway.core.progress import current_cut
 from laneway.core.schema import FORMAT, Role, names_of, parse_state
 from laneway.errors import StateFormatError
+from laneway.mixture import Mixture
 from laneway.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from laneway.core.progress import LanePosition, Progress
     from laneway.core.schema import SavedState
 
 _MAX_DEPTH = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """What the states of one step tell."""
+
+    index: int
+    """Its index among the checkpoints that were given."""
+    states: list[SavedState]
+    """The state of the whole job, or those of some ranks or workers."""
+
+    @property
+    def fields(self) -> Mapping[str, Any]:
+        """The fields of the first state; others of the same step have the same identity."""
+        return self.states[0].fields
+
+    @property
+    def epoch(self) -> int:
+        """The epoch; of a mixture, how many times it has ended."""
+        return int(self.fields["epoch"])
 
 
 class FoundState(NamedTuple):
@@ -121,3 +146,35 @@ def _distinct(saved: Sequence[SavedState], name: str) -> list[SavedState]:
     if scopes == {"rank"} and len(saved) == fields[0]["world_size"]:
         return [parse_state(merge_ranks(saved, same_step=False))]
     return [*saved]
+
+
+def progress_of(saved: Sequence[SavedState]) -> Progress:
+    """Return the progress in states of the same step, with the positions of all lanes that are in one of them."""
+    parts = [*map(progress_in, saved)]
+    first = parts[0]
+    if first.cut is None:
+        return first
+    positions: dict[int, LanePosition] = {}
+    for part in parts:
+        positions.update(current_cut(part).positions)
+    return replace(first, cut=replace(first.cut, positions=positions))
+
+
+def check_kind(source: object, fields: Mapping[str, Any], name: str) -> None:
+    """Check that a source is a `Mixture` if a state is of a mixture, and else not.
+
+    Args:
+        source: The source that a user gives; None: none.
+        fields: The fields of the state.
+        name: What it is, for errors.
+
+    Raises:
+        ValueError: It is not, or there is no source for the state of a mixture.
+    """
+    names = ", ".join(fields["mixture"][0]) or "datasets" if fields["mixture"] else None
+    if isinstance(source, Mixture) and names is None:
+        message = f"{name} is of a single dataset, not of a mixture: pass the dataset as source"
+        raise ValueError(message)
+    if names is not None and not isinstance(source, Mixture):
+        message = f"{name} is of a mixture of {names}: pass the Mixture as source, with all that it had"
+        raise ValueError(message)

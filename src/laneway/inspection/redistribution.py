@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from laneway.arguments import check_int
@@ -14,10 +15,15 @@ from laneway.core.schema import Role, names_of, sealed
 from laneway.core.state import locate, write_state
 from laneway.core.turns import WorkerPlace
 from laneway.errors import CheckpointMismatchError
-from laneway.inspection.collecting import states_of_step
+from laneway.inspection.collecting import check_kind, states_of_step
+from laneway.mixture import Mixture
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
+
+    from laneway.core.assignment import Assignment
+    from laneway.core.state import AnyIdentity
+    from laneway.described import DescribedDataset
 
 State = dict[str, Any]
 
@@ -28,7 +34,7 @@ def redistribute(
     num_workers: int = 0,
     *,
     batch_size: int | None = None,
-    num_rows: int | None = None,
+    source: DescribedDataset | Mixture | None = None,
     key: str | None = None,
 ) -> list[State]:
     """Return the states of the ranks of a job of another size, for one that restores each rank from a state of its own.
@@ -42,8 +48,8 @@ def redistribute(
         num_workers: Workers of each of its ranks, >= 0. The states can be restored with fewer, if these can share the
             lanes.
         batch_size: Rows of a batch in the new job, a multiple of the rows of a turn; None: as before.
-        num_rows: Rows of an epoch, `len()` of the dataset on one rank without batches; None: those of the files in the
-            state. It is needed if a filter, split or slice selects the rows.
+        source: The dataset or the `Mixture` of the state. It is needed for a mixture, which goes on with the weights of
+            this one, and if a filter, split or slice selects the rows. None: the files in the state tell.
         key: Which of several loaders; see `describe_state`.
 
     Returns:
@@ -52,9 +58,9 @@ def redistribute(
 
     Raises:
         StateFormatError: There is no state, or it is damaged.
-        CheckpointMismatchError: It is that of a mixture, or of some ranks only, or one that stopped within a row of
-            which stages make several items.
-        ValueError: An argument is out of its range, or `num_rows` is needed.
+        CheckpointMismatchError: It is that of some ranks only, or of another mixture, or one that stopped within a row
+            of which stages make several items.
+        ValueError: An argument is out of its range, or `source` is needed.
 
     Examples:
         >>> import pyarrow as pa, pyarrow.parquet as pq, tempfile
@@ -76,35 +82,53 @@ def redistribute(
     workers = max(1, check_int("num_workers", num_workers, minimum=0))
     saved = states_of_step(state, "this value", key)
     fields = saved[0].fields
-    if fields["mixture"]:
-        message = "the lanes of a mixture are cut again by what loads its state: load the state of the whole job"
-        raise CheckpointMismatchError(message)
     if len(saved) > 1 or not saved[0].is_global:
         message = (
             f"this holds {len(saved)} of the {saved[0].place.world_size} ranks that saved it, or states of workers: "
             "pass the states of all ranks, or that of the whole job"
         )
         raise CheckpointMismatchError(message)
-    found_rows = num_rows_in(fields) if num_rows is None else check_int("num_rows", num_rows, minimum=0)
-    if found_rows is None:
-        message = "the state doesn't say how many rows there are, as these are selected: pass num_rows="
-        raise ValueError(message)
-    identity = line_identity(fields, found_rows)
+    options = _options(fields, batch_size)
+    places = [WorkerPlace(rank, num_ranks, 0, workers) for rank in range(num_ranks)]
+    check_kind(source, fields, "the state")
+    if isinstance(source, Mixture):
+        definition = replace(source.definition, options=replace(options, lanes=source.definition.options.lanes))
+        progress = definition.read_progress(saved[0], places[0], is_worker=False)
+        assignments = (definition.resolve(progress, place) for place in places)
+        return _states(definition.identity, assignments)
+    identity = line_identity(fields, _num_rows(fields, source))
     progress = Progress(fields["epoch"], order_version=fields["order_version"])
     if fields["lanes"] is not None:
         progress = locate(saved[0], identity)
-    options = _options(fields, batch_size)
+    states = _states(identity, (resolve_cut(identity, progress, place, options) for place in places))
+    return [_of_run(state, fields) for state in states]
+
+
+def _num_rows(fields: Mapping[str, Any], source: DescribedDataset | None) -> int:
+    """Return the rows of an epoch that a state of a dataset belongs to.
+
+    Raises:
+        ValueError: They are not known.
+    """
+    if source is not None:
+        return source.definition.identity.selected.num_rows
+    num_rows = num_rows_in(fields)
+    if num_rows is None:
+        message = "the state doesn't say how many rows there are, as these are selected: pass the dataset as source"
+        raise ValueError(message)
+    return num_rows
+
+
+def _states(identity: AnyIdentity, assignments: Iterable[Assignment]) -> list[State]:
+    """Return the state of each rank that has an assignment."""
     states = []
-    for rank in range(num_ranks):
-        place = WorkerPlace(rank, num_ranks, 0, workers)
-        assignment = resolve_cut(identity, progress, place, options)
+    for assignment in assignments:
         if assignment.is_complete and assignment.progress.place is None:
             own, complete = assignment.progress, True
         else:
             cursor = Cursor(assignment.of_rank())
             own, complete = cursor.progress(), cursor.is_at_end
-        written = write_state(identity, own, WorkerPlace(rank, num_ranks), complete=complete)
-        states.append(_of_run(written, fields))
+        states.append(write_state(identity, own, assignment.place.of_rank(), complete=complete))
     return states
 
 

@@ -41,10 +41,13 @@ class Finding:
     """Where they are in the line of the epoch: [start, stop) of each range, in order."""
     ranges: tuple[RowRange, ...] = ()
     """Where they are in the files, if `source` was given; at most the first 1,000 ranges."""
+    source: str = ""
+    """Of a mixture, the name of the source, whose epoch it is; "": no single one."""
 
     def __repr__(self) -> str:
         rows = f"{counted(self.num_rows, 'row')} " if self.num_rows else ""
-        lines = [f"checkpoint {self.checkpoint}, epoch {self.epoch}: {rows}{self.kind}: {self.reason}"]
+        source = f"source {self.source!r}, " if self.source else ""
+        lines = [f"checkpoint {self.checkpoint}, {source}epoch {self.epoch}: {rows}{self.kind}: {self.reason}"]
         if self.ranges:
             shown = [f"{path} {start:,} to {stop:,}" for path, start, stop in self.ranges[:_MAX_SHOWN]]
             more = len(self.ranges) - len(shown)
@@ -65,21 +68,31 @@ class AuditedEpoch:
     epoch: int
     """Zero-based."""
     num_rows: int
-    """Rows of the epoch."""
+    """Rows of the epoch, or of the epochs."""
     num_delivered: int
     """Rows that were delivered exactly once, as the checkpoints prove; those that padding repeats are among them."""
     num_left: int
     """Rows that are yet to be delivered after the last checkpoint."""
     num_left_out: int
-    """Rows that `without`, `drop_last` or `remainder="drop"` leave out."""
+    """Rows that `without`, `drop_last` or `remainder="drop"` leave out, the end of a mixture, or that of a source which
+    was removed."""
     num_repeated: int
-    """Rows that `remainder="pad"` has delivered once more, so that ranks deliver equally many."""
+    """Rows that `remainder="pad"` has delivered once more, so that ranks deliver equally many; of a mixture, those of
+    epochs that have ended are not counted."""
+    source: str = ""
+    """Of a mixture, the name of the source, whose epoch it is."""
+    num_epochs: int = 1
+    """Number of epochs, this one and those after it; more than one of a source of a mixture, which have ended."""
 
     def __repr__(self) -> str:
         parts = [f"{self.num_delivered:,} of {counted(self.num_rows, 'row')} delivered exactly once"]
         counts = {"left": self.num_left, "left out on purpose": self.num_left_out, "repeated to pad": self.num_repeated}
         parts += [f"{count:,} {what}" for what, count in counts.items() if count]
-        return f"epoch {self.epoch}: {', '.join(parts)}"
+        source = f"source {self.source!r}, " if self.source else ""
+        epochs = f"epoch {self.epoch}"
+        if self.num_epochs > 1:
+            epochs = f"epochs {self.epoch} to {self.epoch + self.num_epochs - 1}"
+        return f"{source}{epochs}: {', '.join(parts)}"
 
 
 @final
@@ -90,7 +103,7 @@ class AuditReport:
     num_checkpoints: int
     """Number of checkpoints."""
     epochs: tuple[AuditedEpoch, ...]
-    """The epochs that they are of, oldest first."""
+    """The epochs that they are of, oldest first; of a mixture, those of its sources, source after source."""
     findings: tuple[Finding, ...]
     """What keeps them from proving it; none if they do."""
 
@@ -101,8 +114,8 @@ class AuditReport:
 
     @property
     def num_left(self) -> int:
-        """Rows that are yet to be delivered after the last checkpoint."""
-        return self.epochs[-1].num_left if self.epochs else 0
+        """Rows of epochs that have begun, and that are yet to be delivered after the last checkpoint."""
+        return sum(each.num_left for each in self.epochs)
 
     def __repr__(self) -> str:
         verdict = "each row exactly once" if self.is_exact else counted(len(self.findings), "finding")

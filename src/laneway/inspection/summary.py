@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 from laneway.core.differences import saved_file_differences, shorten
 from laneway.core.line import LineProgress, num_rows_in
-from laneway.core.mixture_progress import progress_in
-from laneway.core.progress import current_cut, ended_cut
+from laneway.core.mixture_progress import MIXTURE_SETTINGS
+from laneway.core.mixtures import MixturePlan
+from laneway.core.progress import ended_cut
 from laneway.core.saved_files import decode_files, decode_parts, names_files
 from laneway.core.schema import Role, names_of
-from laneway.inspection.collecting import states_of_step
+from laneway.inspection.collecting import progress_of, states_of_step
 from laneway.wording import counted, size
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-    from laneway.core.progress import EarlierCut, LanePosition, Progress
+    from laneway.core.progress import EarlierCut, Progress
     from laneway.core.schema import SavedState
 
 _SETTINGS = [name for name in names_of(Role.IDENTITY) if name != "fingerprint"]
@@ -44,8 +45,12 @@ class SourceSummary(NamedTuple):
 
     name: str
     """Its name."""
+    weight: float
+    """Its weight."""
     share: float
     """Its share of the rows by its weight, in [0, 1]."""
+    num_delivered: int
+    """Its rows that were delivered since the mixture began, of the lanes that are known."""
     next_epoch: int
     """Its first epoch that had not begun when the cut began."""
     num_left: int
@@ -114,8 +119,9 @@ class StateSummary:
             more = f", ... ({len(self.positions):,} lanes)" if len(self.positions) > _MAX_LANES else ""
             lines.append(f"rows of each lane: {', '.join(shown)}{more}")
         lines += [
-            f"source {each.name!r}: {each.share:.4g} of the rows, epoch {each.next_epoch} next"
-            + (f", {each.num_left:,} rows left of earlier ones" if each.num_left else "")
+            f"source {each.name!r}: weight {each.weight:g} ({each.share:.4g} of the rows), "
+            f"{counted(each.num_delivered, 'row')} delivered; this cut began before epoch {each.next_epoch}"
+            + (f", with {counted(each.num_left, 'row')} left of earlier ones" if each.num_left else "")
             for each in self.sources
         ]
         files = "files" if self.num_files is None else counted(self.num_files, "file")
@@ -167,7 +173,7 @@ def _summary(saved: Sequence[SavedState]) -> StateSummary:
     if not fields["mixture"]:
         num_rows = next((rows for rows in (num_rows_in(each.fields) for each in saved) if rows is not None), None)
     line = None if num_rows is None else LineProgress.of(saved, num_rows)
-    progress = _progress(saved) if line is None else line.progress
+    progress = progress_of(saved) if line is None else line.progress
     cuts = () if progress.cut is None else tuple(map(_cut_summary, (*progress.earlier, ended_cut(progress))))
     is_complete = all(each.is_complete for each in saved) if line is None else line.is_complete
     return StateSummary(
@@ -185,21 +191,9 @@ def _summary(saved: Sequence[SavedState]) -> StateSummary:
         sources=_sources(progress),
         num_files=_num_files(fields["files"]),
         fingerprint=fields["fingerprint"],
-        settings=tuple((name, fields[name]) for name in _SETTINGS),
+        settings=tuple((name, fields[name]) for name in (MIXTURE_SETTINGS if fields["mixture"] else _SETTINGS)),
         version=saved[0].original["version"],
     )
-
-
-def _progress(saved: Sequence[SavedState]) -> Progress:
-    """Return the progress in states of the same step."""
-    parts = [*map(progress_in, saved)]
-    first = parts[0]
-    if first.cut is None:
-        return first
-    positions: dict[int, LanePosition] = {}
-    for part in parts:
-        positions.update(current_cut(part).positions)
-    return replace(first, cut=replace(first.cut, positions=positions))
 
 
 def _num_delivered(progress: Progress, cuts: Sequence[CutSummary]) -> int:
@@ -224,9 +218,16 @@ def _sources(progress: Progress) -> tuple[SourceSummary, ...]:
     if not progress.starts:
         return ()
     sources = progress.starts[-1].sources
-    total = sum(source.weight for source in sources)
+    total, plan = sum(source.weight for source in sources), MixturePlan({}, progress)
     return tuple(
-        SourceSummary(each.name, each.weight / total, each.next_epoch, sum(rest.num_rows for rest in each.rests))
+        SourceSummary(
+            each.name,
+            each.weight,
+            each.weight / total,
+            plan.rows_of(each.name),
+            each.next_epoch,
+            sum(rest.num_rows for rest in each.rests),
+        )
         for each in sources
     )
 
@@ -269,7 +270,7 @@ class StateDifferences:
 
 _COMPARED = (
     *("scope", "world_size", "num_workers", "epoch", "is_complete", "num_rows", "num_delivered", "num_steps"),
-    *("num_cuts", "positions", "sources"),
+    *("num_cuts", "positions"),
 )
 
 
@@ -295,10 +296,27 @@ def compare_states(a: Any, b: Any, *, key: str | None = None) -> StateDifference
             for name in ("fingerprint", *_SETTINGS)
             if (values := tuple(each[name] for each in fields))[0] != values[1]
         ),
-        tuple(
-            (name, *values)
-            for name in _COMPARED
-            if (values := tuple(getattr(each, name) for each in found))[0] != values[1]
+        (
+            *(
+                (name, *values)
+                for name in _COMPARED
+                if (values := tuple(getattr(each, name) for each in found))[0] != values[1]
+            ),
+            *_source_differences(*found),
         ),
         saved_file_differences(*map(decode_files, tables)) if is_named else None,
     )
+
+
+def _source_differences(a: StateSummary, b: StateSummary) -> Iterator[tuple[str, Any, Any]]:
+    """Yield what differs between the sources of two mixtures, source by source."""
+    before, now = ({each.name: each for each in summary.sources} for summary in (a, b))
+    for name in dict.fromkeys([*before, *now]):
+        if name not in before or name not in now:
+            there = ["there" if name in each else "not there" for each in (before, now)]
+            yield f"source {name!r}", there[0], there[1]
+            continue
+        old, new = before[name]._asdict(), now[name]._asdict()
+        for key in old:
+            if old[key] != new[key]:
+                yield f"source {name!r}, {key}", old[key], new[key]

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _WIDTH: Final = 460
 _MAX_EPOCHS: Final = 20
 _BAR: Final = 22
+_MAX_NAME: Final = 12
 
 
 def draw_sizes(title: str, noun: str, sizes: NDArray[np.int64]) -> Drawing:
@@ -50,15 +51,16 @@ def draw_audit(epochs: Sequence[AuditedEpoch], width: int) -> Drawing:
     """Draw what checkpoints prove of the last epochs: rows delivered exactly once, left, left out, and not proved."""
     shown = epochs[-_MAX_EPOCHS:]
     drawing = Drawing(width, 62 + _BAR * len(shown), f"What the checkpoints prove of {counted(len(epochs), 'epoch')}.")
+    left = 176 if any(epoch.source for epoch in shown) else 76
     names = (("done", "exactly once"), ("left", "yet to come"), ("out", "left out on purpose"), ("bad", "not proved"))
     for index, (kind, name) in enumerate(names):
-        drawing.box(kind, 76 + 160 * index, 8, 12, 12)
-        drawing.text(94 + 160 * index, 18, name)
+        drawing.box(kind, left + 160 * index, 8, 12, 12)
+        drawing.text(left + 18 + 160 * index, 18, name)
     for index, epoch in enumerate(shown):
-        y, room = 34 + _BAR * index, width - 84
-        drawing.text(68, y + 13, f"epoch {epoch.epoch}", anchor="end")
+        y, room = 34 + _BAR * index, width - left - 8
+        drawing.text(left - 8, y + 13, _label(epoch), anchor="end")
         proved = epoch.num_delivered, epoch.num_left, epoch.num_left_out
-        x = 76.0
+        x = float(left)
         for (kind, name), rows in zip(names, (*proved, epoch.num_rows - sum(proved)), strict=True):
             if rows:
                 # Even one row that is not proved is seen.
@@ -66,3 +68,13 @@ def draw_audit(epochs: Sequence[AuditedEpoch], width: int) -> Drawing:
                 drawing.box(kind, min(x, width - 11), y, part, _BAR - 6, says=f"{counted(rows, 'row')} {name}")
                 x += part
     return drawing
+
+
+def _label(epoch: AuditedEpoch) -> str:
+    """Return the name of a bar."""
+    last = epoch.epoch + epoch.num_epochs - 1
+    epochs = f"epoch {epoch.epoch}" if epoch.num_epochs == 1 else f"epochs {epoch.epoch} to {last}"
+    if not epoch.source:
+        return epochs
+    source = epoch.source if len(epoch.source) <= _MAX_NAME else f"{epoch.source[: _MAX_NAME - 3]}..."
+    return f"{source}, {epochs}"

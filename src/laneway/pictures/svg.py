@@ -23,12 +23,16 @@ svg text, body { font-family: ui-sans-serif, system-ui, "Segoe UI", "Helvetica N
 .bar { fill: #3f6fd0 } .bad { fill: #c0392b } .left { fill: #c9d6f0 } .out { fill: #d9b779 }
 .grid { stroke: #e2ddd1 } .axis { stroke: #a39c8b } .mark { stroke: #23262d } .dots { stroke: #3f6fd0 }
 .line { stroke: #3f6fd0 } .other { stroke: #a5662a } .word-line { fill: #3f6fd0 } .word-other { fill: #a5662a }
+.s0 { fill: #3f6fd0 } .s1 { fill: #d98c3f } .s2 { fill: #4f9d69 } .s3 { fill: #a35fb5 } .s4 { fill: #c0504d }
+.s5 { fill: #3f9fae } .s6 { fill: #b5a13f } .s7 { fill: #8a8f99 }
 @media (prefers-color-scheme: dark) {
 .title, .strong { fill: #eceef2 } .note, .tag { fill: #9aa1ad } .paper { fill: #14171c }
 .done { fill: #6d96ee } .done2 { fill: #4f74c4 } .ahead { fill: #3a4f80 } .ahead2 { fill: #2b3a5e }
 .bar { fill: #6d96ee } .bad { fill: #e5705f } .left { fill: #3a4f80 } .out { fill: #8a7040 }
 .grid { stroke: #2b3038 } .axis { stroke: #646b77 } .mark { stroke: #eceef2 } .dots { stroke: #6d96ee }
 .line { stroke: #6d96ee } .other { stroke: #d99a5c } .word-line { fill: #6d96ee } .word-other { fill: #d99a5c }
+.s0 { fill: #6d96ee } .s1 { fill: #e5a566 } .s2 { fill: #6cbb86 } .s3 { fill: #bf82d0 } .s4 { fill: #e5706d }
+.s5 { fill: #5cbccb } .s6 { fill: #cdba5c } .s7 { fill: #7d838f }
 }
 """
 

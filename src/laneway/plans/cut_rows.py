@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from laneway.core.cursor import LaneRange
 from laneway.core.places import LaneRow, rows_of_lanes
+from laneway.errors import CheckpointMismatchError, StateFormatError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from laneway.core.mixtures import MixturePlan
     from laneway.core.plan import Plan
     from laneway.plans.row_numbers import RowNumbers, SourceNumbers
+
+
+REMOVED = "(removed)"
+"""What the sources are called that a state has no names of, because they were removed."""
 
 
 class RowPlace(NamedTuple):
@@ -50,6 +55,13 @@ class CutRows(Protocol):
     def plan(self) -> Plan | None:
         """The plan, with the lanes of the cut; None for a mixture."""
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The names of the sources of a mixture; none for a dataset."""
+
+    def count_sources(self, ranges: Sequence[LaneRange]) -> dict[str, int]:
+        """Return how many rows of lanes come from which source of a mixture."""
+
     def rows(self, ranges: Sequence[LaneRange]) -> list[AnyRowPlace]:
         """Return where rows of lanes are in the files."""
 
@@ -59,6 +71,8 @@ class CutRows(Protocol):
 
 class DatasetRows:
     """The rows of a cut of an epoch of a dataset."""
+
+    sources = ()
 
     def __init__(self, plan: Plan, ends: NDArray[np.int64], numbers: RowNumbers) -> None:
         """Use the current cut of a plan.
@@ -71,6 +85,10 @@ class DatasetRows:
         self.plan = plan
         self._ends = ends
         self._numbers = numbers
+
+    def count_sources(self, ranges: Sequence[LaneRange]) -> dict[str, int]:  # noqa: ARG002 - it has none
+        """See CutRows."""
+        return {}
 
     def rows(self, ranges: Sequence[LaneRange]) -> list[AnyRowPlace]:
         """See CutRows."""
@@ -98,6 +116,21 @@ class MixtureRows:
         self._cut = cut
         self._numbers = numbers
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """See CutRows."""
+        return tuple(source.name for source in self._mixed.progress.starts[self._cut].sources if source.name)
+
+    def count_sources(self, ranges: Sequence[LaneRange]) -> dict[str, int]:
+        """See CutRows."""
+        sources, mixing = self._mixed.progress.starts[self._cut].sources, self._mixed.mixings[self._cut]
+        found: dict[str, int] = {}
+        for lane, start, stop in ranges:
+            for index, _, places in mixing.lane(lane).split(start, stop):
+                name = sources[index].name or REMOVED
+                found[name] = found.get(name, 0) + len(places)
+        return found
+
     def rows(self, ranges: Sequence[LaneRange]) -> list[AnyRowPlace]:
         """See CutRows."""
         plan, cut = self._mixed, self._cut
@@ -107,8 +140,11 @@ class MixtureRows:
             of_range: dict[int, SourceRowPlace] = {}
             for index, first, places in plan.mixings[cut].lane(lane).split(start, stop):
                 name, taken = sources[index].name, 0
+                if not name:
+                    message = "some of its rows are of a source that was removed since, so the state doesn't tell which"
+                    raise CheckpointMismatchError(message)
                 for rows in plan.lanes(cut, name).ranges(lane, first, first + len(places)):
-                    of_epoch = plan.plan(cut, name, rows.epoch)
+                    of_epoch = self._plan_of(name, rows.epoch)
                     numbers = self._numbers[name].of(of_epoch)
                     in_files = rows_of_lanes(of_epoch, [LaneRange(rows.lane, rows.start, rows.stop)])
                     for path, row in numbers.named(in_files):
@@ -116,6 +152,21 @@ class MixtureRows:
                         taken += 1
             found += [of_range[place] for place in range(stop - start)]
         return found
+
+    def _plan_of(self, name: str, epoch: int) -> Plan:
+        """Return the plan of an epoch of a source.
+
+        Raises:
+            CheckpointMismatchError: It was cut before, and the state has forgotten how.
+        """
+        try:
+            return self._mixed.plan(self._cut, name, epoch)
+        except StateFormatError:
+            message = (
+                f"epoch {epoch} of source {name!r} has ended since, and the state has forgotten the cuts before this "
+                "one: which of its rows came when is known from an earlier checkpoint"
+            )
+            raise CheckpointMismatchError(message) from None
 
     def find(self, wanted: SourceRowPlace) -> list[LaneRow]:
         """See CutRows."""
@@ -128,7 +179,7 @@ class MixtureRows:
         begun = {rest.epoch for rest in lanes.rests}
         if wanted.epoch not in begun and (wanted.epoch < lanes.next_epoch or lanes.has_end):
             return []
-        of_epoch = plan.plan(cut, wanted.source, wanted.epoch)
+        of_epoch = self._plan_of(wanted.source, wanted.epoch)
         ends = lanes.rows_before(wanted.epoch + 1) - lanes.rows_before(wanted.epoch)
         # Lane `l` of the mixture reads lane `l + epoch` of the epoch.
         of_lanes = [(lane + wanted.epoch) % lanes.num_lanes for lane in range(lanes.num_lanes)]

@@ -160,6 +160,8 @@ class EpochPlan:
 
         Raises:
             ValueError: The epoch has no such step.
+            CheckpointMismatchError: The plan is that of a state of a mixture, and the state has forgotten which rows
+                the step had: it knows the cuts of which rows of epochs under way are left.
             DataFileError: The rows are selected, and a file that tells which can't be read.
         """
         found = check_int("step", step, minimum=0)
@@ -185,6 +187,7 @@ class EpochPlan:
 
         Raises:
             ValueError: There is no such file or row, or it is not selected.
+            CheckpointMismatchError: The state of a mixture has forgotten when rows of this epoch came.
             DataFileError: The rows are selected, and a file that tells which can't be read.
         """
         self._check_source(source, epoch)
