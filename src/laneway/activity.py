@@ -7,12 +7,8 @@ that keeps Python's lock. Each store is a few bytes, made where a stage begins.
 from __future__ import annotations
 
 import time
-from contextlib import contextmanager
 from enum import IntEnum
-from typing import TYPE_CHECKING, Final, NamedTuple, final
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from typing import Final, NamedTuple, final
 
 
 class Stage(IntEnum):
@@ -114,17 +110,16 @@ class Activity:
         self.cells[slot + 1] = Stage.DECODE
         self.cells[slot] = time.monotonic_ns()
 
-    @contextmanager
-    def stage(self, slot: int | None, stage: Stage) -> Iterator[None]:
-        """Show that a thread is in a stage within the block."""
+    def enter(self, slot: int | None, stage: Stage) -> int | None:
+        """Show that a thread is in a stage, and return what `leave` needs."""
         if slot is None:
-            yield
-            return
-        before = self.cells[slot + 1]
-        self.cells[slot + 1] = stage
-        try:
-            yield
-        finally:
+            return None
+        before, self.cells[slot + 1] = self.cells[slot + 1], int(stage)
+        return before
+
+    def leave(self, slot: int | None, before: int | None) -> None:
+        """Show that a thread is in the stage again that it was in before it entered another one."""
+        if slot is not None and before is not None:
             self.cells[slot + 1] = before
 
 

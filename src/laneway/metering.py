@@ -123,19 +123,14 @@ class Meter:
         """Measure a block as a read of this thread."""
         return self._measured(Stage.READ)
 
-    @contextmanager
-    def _measured(self, stage: Stage) -> Iterator[None]:
+    def _measured(self, stage: Stage) -> _Measured:
         """Measure the block as a stage, but for the reads within."""
-        began, read_before = perf_counter(), _here.read_s
-        try:
-            with self.activity.stage(_here.slot, stage):
-                yield
-        finally:
-            elapsed = perf_counter() - began - (_here.read_s - read_before)
-            if stage is Stage.READ:
-                _here.read_s += elapsed
-            with self._lock:
-                self._seconds[stage] += elapsed
+        return _Measured(self, stage)
+
+    def add_seconds(self, stage: Stage, seconds: float) -> None:
+        """Count seconds of a thread that reads."""
+        with self._lock:
+            self._seconds[stage] += seconds
 
     def count_bytes(self, num_bytes: int) -> None:
         """Count bytes that were read."""
@@ -149,28 +144,46 @@ class Meter:
 
     def counts(self) -> Counts:
         """Return what was counted up to now."""
-        now = time.monotonic()
-        if now - self._memory_at >= _MEMORY_INTERVAL_S:
-            self._memory_bytes, self._memory_at = memory_in_use(), now
-        return Counts(
-            self.batches,
-            self.rows,
-            self._bytes_read,
-            self._retries,
-            self.hidden_rows,
-            self._memory_bytes,
-            self.wait_s,
-            self._seconds[Stage.READ],
-            self._seconds[Stage.DECODE],
-            self._seconds[Stage.ORDER],
-            self.convert_s,
-            self.transform_s,
-            self.send_s,
-        )
+        return Counts(*self._numbers())
 
     def pack(self) -> bytes:
         """Return the counts in few bytes, to send with each batch."""
-        return _packed.pack(*self.counts())
+        return _packed.pack(*self._numbers())
+
+    def _numbers(self) -> tuple[Any, ...]:
+        """Return the fields of `Counts`, in their order."""
+        now = time.monotonic()
+        if now - self._memory_at >= _MEMORY_INTERVAL_S:
+            self._memory_bytes, self._memory_at = memory_in_use(), now
+        seconds = self._seconds
+        return (
+            *(self.batches, self.rows, self._bytes_read, self._retries, self.hidden_rows, self._memory_bytes),
+            *(self.wait_s, seconds[Stage.READ], seconds[Stage.DECODE], seconds[Stage.ORDER]),
+            *(self.convert_s, self.transform_s, self.send_s),
+        )
+
+
+@final
+class _Measured:
+    """Measures a block as a stage; a class, as it is entered several times for each part that is read."""
+
+    __slots__ = ("_before", "_began", "_meter", "_read_before", "_stage")
+
+    def __init__(self, meter: Meter, stage: Stage) -> None:
+        self._meter, self._stage = meter, stage
+        self._before: int | None = None
+        self._began = self._read_before = 0.0
+
+    def __enter__(self) -> None:
+        self._before = self._meter.activity.enter(_here.slot, self._stage)
+        self._read_before, self._began = _here.read_s, perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        elapsed = perf_counter() - self._began - (_here.read_s - self._read_before)
+        if self._stage is Stage.READ:
+            _here.read_s += elapsed
+        self._meter.activity.leave(_here.slot, self._before)
+        self._meter.add_seconds(self._stage, elapsed)
 
 
 @final

@@ -9,6 +9,7 @@ import tomllib
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree as ET
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,7 +20,9 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_dcp
 
 from laneway import Checkpoints, Manifest, Mixture, SavableLoader, StatefulShardedDataset
 from laneway.cli.arguments import parser
+from laneway.cli.bench import bottleneck
 from laneway.cli.main import main
+from laneway.delivery.metrics import StageSeconds
 from laneway.formats import FORMATS
 from tests.corpora import write_corpus
 
@@ -283,6 +286,39 @@ def test_bench_measures_utilisation(ask: Callable[..., Any]) -> None:
     assert code == 0
     assert 0 < measured["utilisation"] <= 1
     assert measured["rows_per_s"] > 0
+    assert measured["bound_by"] in {"step", "read", "decode", "order", "convert", "transform", "send"}
+    assert measured["stage_ms"]["decode"] > 0
+    assert "plot" not in facts
+
+
+def test_bench_measures_stages_of_workers_and_draws_them(ask: Callable[..., Any], job: Path) -> None:
+    command = ["bench", "data", "--batch-size", "4", "--step-ms", "0", "--seconds", "0.3"]
+    facts, code = ask(*command, "--workers", "0,1", "--plot", "fed.svg")
+    assert (code, facts["plot"]) == (0, "fed.svg")
+    assert [each["stage_ms"]["send"] > 0 for each in facts["runs"]] == [False, True]
+    root = ET.fromstring((job / "fed.svg").read_text(encoding="utf-8"))
+    said = [each.text or "" for each in root.iter("{http://www.w3.org/2000/svg}title")]
+    for each in facts["runs"]:
+        workers = f"{each['workers']} worker{'' if each['workers'] == 1 else 's'}"
+        assert any(text.startswith(f"{workers}: ") for text in said)
+        assert f"{workers}, decode: {each['stage_ms']['decode']:.3g} ms" in said
+    error, code = ask(*command, "--plot", "fed.png")
+    assert (code, "--plot must end with .svg" in error) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        ({"wait": 3.0, "read": 5.0, "decode": 2.0}, "read"),
+        ({"wait": 3.0, "read": 1.0, "decode": 2.0, "order": 1.5}, "decode"),
+        ({"wait": 3.0, "decode": 1.0, "order": 1.5}, "order"),
+        ({"wait": 1.0, "decode": 9.0, "convert": 1.5}, "convert"),
+        ({"wait": 1.0, "decode": 9.0, "transform": 1.5}, "transform"),
+        ({"wait": 1.0, "decode": 9.0, "transform": 1.5, "send": 2.0}, "send"),
+    ],
+)
+def test_the_bottleneck_is_what_the_main_thread_waits_for_or_does(seconds: dict[str, float], expected: str) -> None:
+    assert bottleneck(StageSeconds(**seconds)) == expected
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,12 @@ def test_the_slowest_thread_comes_first_and_ended_ones_are_gone() -> None:
     cells[STAGE] = Stage.WAIT
     activity.begin_part(first, "row group 1 of a.parquet")
     activity.begin_part(second, "row group 2 of b.parquet")
-    with activity.stage(second, Stage.READ):
-        assert seen(cells) == [
-            (Stage.DECODE, "row group 1 of a.parquet"),
-            (Stage.READ, "row group 2 of b.parquet"),
-        ]
+    before = activity.enter(second, Stage.READ)
+    assert seen(cells) == [
+        (Stage.DECODE, "row group 1 of a.parquet"),
+        (Stage.READ, "row group 2 of b.parquet"),
+    ]
+    activity.leave(second, before)
     assert seen(cells)[1] == (Stage.DECODE, "row group 2 of b.parquet")
     activity.give_back(first)
     stage, threads = read_activity(cells)
@@ -45,8 +46,9 @@ def test_threads_without_a_slot_are_not_shown_and_slots_are_used_again() -> None
     while (slot := activity.take_slot()) is not None:
         slots.append(slot)
     activity.begin_part(None, "row group 1 of a.parquet")
-    with activity.stage(None, Stage.READ):
-        assert seen(activity.cells) == []
+    before = activity.enter(None, Stage.READ)
+    assert seen(activity.cells) == []
+    activity.leave(None, before)
     activity.give_back(None)
     activity.give_back(slots[0])
     assert activity.take_slot() == slots[0]

@@ -169,6 +169,7 @@ def _add_commands_for_data(commands: Any) -> None:  # noqa: ANN401 - argparse's 
     command.add_argument("--workers", type=_counts, default=[0, 1, 2], help="numbers of workers (0,1,2)")
     command.add_argument("--step-ms", type=float, default=20.0, help="time of an emulated step (20)")
     command.add_argument("--seconds", type=float, default=5.0, help="time of each measurement (5)")
+    command.add_argument("--plot", metavar="FILE.svg", help="draw it: utilisation, and the time of each stage")
 
 
 def _add_commands_for_states(commands: Any) -> None:  # noqa: ANN401 - argparse's own

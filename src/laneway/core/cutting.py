@@ -39,13 +39,23 @@ def _cut_line(lengths: NDArray[np.int64], bounds: NDArray[np.int64]) -> _Pieces:
         bounds: Where intervals begin and end, non-decreasing, from 0 to the rows of the line.
     """
     ends = np.cumsum(lengths)
-    cuts = np.sort(np.concatenate([bounds, ends]), kind="stable")
-    distinct = cuts[:-1] < cuts[1:]
-    start, stop = cuts[:-1][distinct], cuts[1:][distinct]
-    item = np.searchsorted(ends, start, side="right")
-    offset = (ends - lengths)[item]
-    interval = np.searchsorted(bounds, start, side="right") - 1
-    return _Pieces(item=item, start=start - offset, stop=stop - offset, interval=interval)
+    # Bounds are few, items may be millions: only bounds are looked up.
+    item_of_bound = np.searchsorted(ends, bounds, side="right")
+    item_start = np.concatenate([[0], ends])[item_of_bound]
+    is_within = (bounds > item_start) & np.append(True, np.diff(bounds) > 0)
+    cut_item, offset = item_of_bound[is_within], (bounds - item_start)[is_within]
+    item = np.insert(np.arange(len(lengths), dtype=np.int64), cut_item, cut_item)
+    # The piece before each of these cuts; a piece of an item is followed by its next one.
+    before = cut_item + np.arange(len(cut_item))
+    start, stop = np.zeros(len(item), np.int64), lengths[item]
+    start[before + 1] = stop[before] = offset
+    first_pieces = item_of_bound + np.cumsum(is_within)
+    first_pieces[0], first_pieces[-1] = 0, len(item)
+    interval = np.repeat(np.arange(len(bounds) - 1), np.diff(first_pieces))
+    if len(lengths) and not lengths.min():
+        kept = start < stop
+        item, start, stop, interval = item[kept], start[kept], stop[kept], interval[kept]
+    return _Pieces(item=item, start=start, stop=stop, interval=interval)
 
 
 def _cut_lanes(
@@ -91,8 +101,10 @@ def cut_epoch(
     pieces = _cut_line(lengths, np.append(division.bounds[firsts], division.bounds[-1]))
     piece_owner = owner[firsts][pieces.interval]
     if shuffle:
-        share = (pieces.stop - pieces.start) / lengths[pieces.item]
-        sizes = (shards.num_bytes[order][pieces.item] * share).astype(np.int64)
+        sizes = shards.num_bytes[order[pieces.item]]
+        parts = np.flatnonzero(pieces.stop - pieces.start != lengths[pieces.item])
+        share = (pieces.stop - pieces.start)[parts] / lengths[pieces.item[parts]]
+        sizes[parts] = (sizes[parts] * share).astype(np.int64)
         # A window of thousands of small files would take seconds to open, and the permuted line mixes them anyway.
         sizes = np.maximum(sizes, window_bytes // MAX_WINDOW_SHARDS)
         if division.bounds[division.num_lanes] > 0:

@@ -44,6 +44,8 @@ class ShardTable(Sequence[Shard]):
     """Number of rows, at least 1, shape (num_shards,)."""
     num_bytes: NDArray[np.int64]
     """Size in bytes, shape (num_shards,): an estimate of the decoded rows; in order version 1, as they are encoded."""
+    first_block: NDArray[np.int64]
+    """First block, counted over all files, shape (num_shards,). A shard has no rows of the next one's first block."""
 
     def __len__(self) -> int:
         """Return the number of shards."""
@@ -85,16 +87,21 @@ def group_by_size(sizes: NDArray[np.int64], owner: NDArray[np.int64], target: in
     if len(sizes) == 0:
         return np.zeros(0, np.int64)
     ends = np.cumsum(sizes)
-    is_first = np.concatenate([[True], np.diff(owner) != 0])
+    is_first = np.ones(len(sizes), bool)
+    np.not_equal(owner[1:], owner[:-1], out=is_first[1:])
     firsts = np.flatnonzero(is_first)
-    owner_start = (ends - sizes)[firsts]
+    owner_start = ends[firsts] - sizes[firsts]
     total = np.diff(np.append(owner_start, ends[-1]))
     num_groups = np.maximum(-(-total // target), 1)
     group_size = np.maximum(-(-total // num_groups), 1)
     num_items = np.diff(np.append(firsts, len(sizes)))
-    middle = ends - (sizes + 1) // 2 - np.repeat(owner_start, num_items)
-    group = np.minimum(middle // np.repeat(group_size, num_items), np.repeat(num_groups - 1, num_items))
-    is_first[1:] |= np.diff(group) != 0
+    # In place: new memory for millions of items takes longer than the arithmetic.
+    group = (sizes + 1) // 2
+    np.subtract(ends, group, out=group)
+    group -= np.repeat(owner_start, num_items)
+    group //= np.repeat(group_size, num_items)
+    np.minimum(group, np.repeat(num_groups - 1, num_items), out=group)
+    is_first[1:] |= group[1:] != group[:-1]
     return np.flatnonzero(is_first).astype(np.int64)
 
 
@@ -127,4 +134,5 @@ def cut_shards(
         row_offset=(row_start - bounds[files.block_starts[file_index]])[kept],
         row_length=row_length[kept],
         num_bytes=(np.add.reduceat(block_bytes, starts) if len(starts) else starts)[kept],
+        first_block=starts[kept],
     )

@@ -109,8 +109,10 @@ class Costs:
         window, assembled = max(settings.shard_bytes, largest), 0
         if settings.shuffle:
             windows, shards = plan.windows, plan.shards
-            share = (windows.stop - windows.start) / shards.row_length[windows.shard]
-            ends = np.concatenate([[0.0], np.cumsum(shards.num_bytes[windows.shard] * share)])[windows.piece_starts]
+            rows, whole = windows.stop - windows.start, shards.row_length[windows.shard]
+            sizes, parts = shards.num_bytes[windows.shard].astype(np.float64), np.flatnonzero(rows != whole)
+            sizes[parts] *= rows[parts] / whole[parts]
+            ends = np.concatenate([[0.0], np.cumsum(sizes)])[windows.piece_starts]
             window = assembled = int(np.diff(ends).max(initial=0))
         ahead = 1 + definition.prefetch_windows
         threads = num_window_threads(is_remote=is_remote)
@@ -122,20 +124,12 @@ def _bytes_of(
 ) -> NDArray[np.float64]:
     """Return the bytes in the files of the blocks that hold rows [start, stop) of the shards of some pieces."""
     shards, shard = plan.shards, plan.windows.shard[piece]
-    # Most pieces are whole shards. These are cut at blocks, and looking their bytes up in file order is quick.
-    is_part = (start > 0) | (stop < shards.row_length[shard])
-    found = _bytes_of_rows(plan, np.arange(len(shards)), np.zeros(1, np.int64), shards.row_length)[shard]
-    found[is_part] = _bytes_of_rows(plan, shard[is_part], start[is_part], stop[is_part])
-    return found
-
-
-def _bytes_of_rows(
-    plan: Plan, shard: NDArray[np.int64], start: NDArray[np.int64], stop: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    """Return the bytes in the files of the blocks that hold rows [start, stop) of some shards."""
+    # Most pieces are whole shards.
     ends = plan.identity.derived("stored bytes before blocks", lambda: _stored_bytes(plan))
-    first, last = _blocks_of_rows(plan, shard, start, stop)
-    found: NDArray[np.float64] = ends[last] - ends[first]
+    found: NDArray[np.float64] = np.diff(ends[np.append(shards.first_block, len(ends) - 1)])[shard]
+    parts = np.flatnonzero((start > 0) | (stop < shards.row_length[shard]))
+    first, last = _blocks_of_rows(plan, shard[parts], start[parts], stop[parts])
+    found[parts] = ends[last] - ends[first]
     return found
 
 

@@ -258,23 +258,22 @@ class RowReader:
         path = self._storage.join(self._manifest.files.paths[file_index])
         with self._decoding(file_index, blocks):
             reader = self._files.borrow(file_index)
-        try:
-            with self._decoding(file_index, blocks):
+            try:
                 if mask is None:
                     table = self._read_blocks(reader, first, stop, columns)
                 else:
                     num_rows = int(np.count_nonzero(mask))
                     table = cast("SelectiveBlockReader", reader).read_selected(first, stop, columns, mask)
-        except DataFileError:
-            reader.close()
-            self._check_unchanged(file_index)
-            raise
-        except (pa.ArrowException, OSError, ValueError) as error:
-            column = self._column_that_fails(reader, first, stop, columns, error)
-            reader.close()
-            self._check_unchanged(file_index)
-            what = f"can't be decoded ({blocks}{f', column {column!r}' if column else ''})"
-            raise self._storage.error_for(path, what, error) from self._storage.cause(error)
+            except DataFileError:
+                reader.close()
+                self._check_unchanged(file_index)
+                raise
+            except (pa.ArrowException, OSError, ValueError) as error:
+                column = self._column_that_fails(reader, first, stop, columns, error)
+                reader.close()
+                self._check_unchanged(file_index)
+                what = f"can't be decoded ({blocks}{f', column {column!r}' if column else ''})"
+                raise self._storage.error_for(path, what, error) from self._storage.cause(error)
         self._files.give_back(file_index, reader)
         if table.num_rows != num_rows:
             difference = f"{blocks} had {counted(num_rows, 'row')} and now has {table.num_rows:,}"

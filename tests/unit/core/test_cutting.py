@@ -14,7 +14,7 @@ from laneway.core.shards import ShardTable
 def shard_table(lengths: list[int]) -> ShardTable:
     count = len(lengths)
     rows = np.array(lengths, np.int64)
-    return ShardTable(("f",) * count, np.arange(count), np.zeros(count, np.int64), rows, rows * 10)
+    return ShardTable(("f",) * count, np.arange(count), np.zeros(count, np.int64), rows, rows * 10, np.arange(count))
 
 
 def cut(

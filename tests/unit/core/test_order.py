@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from laneway.core.order import permutation, rank_in_window, row_seeds, shard_order, window_order, window_part
+from laneway.core import order as order_module
+from laneway.core.order import (
+    _hash,
+    _key,
+    permutation,
+    rank_in_window,
+    row_seeds,
+    shard_order,
+    window_order,
+    window_part,
+)
 
 
 @given(st.integers(0, 2000), st.integers(0, 2**63 - 1), st.integers(0, 10**6))
@@ -15,6 +28,20 @@ def test_an_order_is_a_permutation_and_the_same_every_time(length: int, seed: in
     assert order.dtype == np.int64
     assert sorted(order.tolist()) == list(range(length))
     assert (order == shard_order(length, seed=seed, epoch=epoch)).all()
+
+
+@given(length=st.integers(0, 300), seed=st.integers(0, 2**63 - 1))
+def test_an_order_is_that_of_all_bits_of_its_hashes_even_if_most_are_alike(length: int, seed: int) -> None:
+    def alike(key: np.uint64, counters: np.ndarray[Any, np.dtype[np.uint64]]) -> np.ndarray[Any, np.dtype[np.uint64]]:
+        # Distinct, as counters are below 2**9.
+        bits = _hash(key, counters)
+        return (bits >> np.uint64(62) << np.uint64(62)) | (counters * np.uint64(77)) % np.uint64(512)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(order_module, "_hash", alike)
+        found = permutation(length, seed)
+    bits = alike(_key(seed), np.arange(1, length + 1, dtype=np.uint64))
+    assert found.tolist() == np.argsort(bits, kind="stable").tolist()
 
 
 def test_every_part_of_the_key_matters() -> None:
