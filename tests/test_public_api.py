@@ -266,7 +266,8 @@ MEMBERS = {
     ),
     "format": {
         **dict.fromkeys(
-            ["block_name", "inference", "is_mapped", "name", "scans_all", "suffixes", "tail_bytes"], "attribute"
+            ["block_name", "inference", "is_mapped", "name", "reads_by_itself", "scans_all", "suffixes", "tail_bytes"],
+            "attribute",
         ),
         "open": "(storage, planned, schema)",
         "recognises": "(head)",
