@@ -61,6 +61,11 @@ def catalog_of(
     return _of_object(source)
 
 
+def is_table_url(source: object) -> bool:
+    """Return whether a source is the URL of a table."""
+    return isinstance(source, str) and source.partition("://")[0] in _LIBRARIES and "://" in source
+
+
 def _of_object(source: object) -> Catalog | None:
     given: Any = source
     library = type(source).__module__.partition(".")[0]
@@ -84,9 +89,9 @@ def _of_object(source: object) -> Catalog | None:
 
 
 def _of_url(url: str, storage_options: Mapping[str, Any] | None) -> Catalog | None:
-    protocol, mark, _ = url.partition("://")
-    if not mark or protocol not in _LIBRARIES:
+    if not is_table_url(url):
         return None
+    protocol = url.partition("://")[0]
     try:
         if protocol == "delta":
             from laneway.tables.delta import open_delta  # noqa: PLC0415 - as its library
