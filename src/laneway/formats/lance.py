@@ -7,7 +7,7 @@ import re
 import sys
 from functools import lru_cache
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Final, final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, final
 
 import numpy as np
 import pyarrow as pa
@@ -62,9 +62,9 @@ class LanceFormat(Format):
             )
             raise DataFileError(message)
         number, _, fragment_id = version.partition("/")
-        fragment = _fragment_of(storage, path, int(number), int(fragment_id))
-        rows = _block_rows(fragment, size)
-        fields = scanned_schema(fragment)
+        opened = _open_once(storage, int(number))
+        fragment = opened.fragment(storage, path, int(fragment_id))
+        rows, fields = _block_rows(fragment, size), opened.schema
         total = max(1, fragment.physical_rows)
         stored = [size * each // total for each in rows]
         widths = [_width(each.type) for each in fields]
@@ -88,7 +88,8 @@ class LanceFormat(Format):
                 f"the manifest doesn't say which fragment {storage.redact(planned.path)} is: scan the dataset again"
             )
             raise DataFileError(message)
-        fragment = _fragment_of(storage, planned.path, *planned.layout[0].tolist())
+        version, fragment_id = planned.layout[0].tolist()
+        fragment = _open_once(storage, version).fragment(storage, planned.path, fragment_id)
         found = _digest(fragment)
         if found != planned.digest:
             difference = f"its fragment had the digest {planned.digest} and now has {found}"
@@ -176,31 +177,41 @@ def lance_error(storage: Storage, path: str, problem: str, error: Exception) -> 
     return storage.error_for(path, problem, ValueError(_SOURCE.sub("", str(error))))
 
 
-def scanned_schema(fragment: LanceDataset | LanceFragment) -> pa.Schema:
-    """Return the columns that rows of a fragment, or of a dataset, are read with, as they are stored."""
-    scanned: Any = fragment
-    scanner = scanned.scanner(blob_handling="all_binary")
+def scanned_schema(dataset: LanceDataset) -> pa.Schema:
+    """Return the columns that rows are read with, as they are stored."""
+    scanner: Any = dataset.scanner(blob_handling="all_binary")
     return pa.schema([(each.name, storage_type(each.type)) for each in scanner.projected_schema])
 
 
-def _fragment_of(storage: Storage, path: str, version: int, fragment_id: int) -> LanceFragment:
-    """Return a fragment of the dataset at the root of a storage. The dataset stays open for the other ones."""
-    options = for_object_store(storage.options) if storage.options else {}
-    found = _open_once(storage, version, tuple(sorted(options.items()))).get_fragment(fragment_id)
-    if found is None:
-        difference = f"version {version} of the Lance dataset has no fragment {fragment_id}"
-        raise storage.change_error(path, difference)
-    return found
+class _Opened(NamedTuple):
+    """A version of a dataset, which stays open for its fragments."""
+
+    version: int
+    schema: pa.Schema
+    fragments: Mapping[int, LanceFragment]
+    """By their numbers."""
+
+    def fragment(self, storage: Storage, path: str, fragment_id: int) -> LanceFragment:
+        """Return a fragment, whose path is for the message if there is none."""
+        found = self.fragments.get(fragment_id)
+        if found is None:
+            difference = f"version {self.version} of the Lance dataset has no fragment {fragment_id}"
+            raise storage.change_error(path, difference)
+        return found
 
 
 @lru_cache(_OPEN_DATASETS)
-def _open(url: str, version: int, options: tuple[tuple[str, str], ...]) -> LanceDataset:
-    return open_dataset(url, version, dict(options))
+def _open(url: str, version: int, options: tuple[tuple[str, str], ...]) -> _Opened:
+    dataset = open_dataset(url, version, dict(options))
+    fragments = {each.fragment_id: each for each in dataset.get_fragments()}
+    return _Opened(version, scanned_schema(dataset), fragments)
 
 
-def _open_once(storage: Storage, version: int, options: tuple[tuple[str, str], ...]) -> LanceDataset:
+def _open_once(storage: Storage, version: int) -> _Opened:
+    """Return a version of the dataset at the root of a storage."""
+    options = for_object_store(storage.options) if storage.options else {}
     try:
-        return _open(storage.url, version, options)
+        return _open(storage.url, version, tuple(sorted(options.items())))
     except LanewayError:
         raise
     except Exception as error:  # noqa: BLE001 - those of the library have no common base
@@ -209,7 +220,7 @@ def _open_once(storage: Storage, version: int, options: tuple[tuple[str, str], .
 
 
 def _block_rows(fragment: LanceFragment, size: int) -> list[int]:
-    num_rows = fragment.count_rows()
+    num_rows = fragment.physical_rows - fragment.num_deletions
     num_blocks = min(num_rows, max(1, size // _BLOCK_BYTES))
     if not num_blocks:
         return []
