@@ -5,7 +5,7 @@ Writes files of text, of numbers and of tokens. For each, in turns in one proces
 - *read*: the shards of the dataset, read and checked one by one, beside pyarrow parsing the same blocks (or stripes)
   into the same types.
 - *pass*: a whole pass of the dataset in batches, beside the same parse.
-- *index*: a scan of the file, beside the same parse. For ORC it reads the footer.
+- *index*: a scan of the file, beside the same parse. For ORC it reads the footer. For gzip, it finds restart points.
 
 A figure is the median over the rounds of CPU seconds of this process; a ratio above 1 means that laneway is faster.
 Run `python benchmarks/bench_formats.py [--mb N] [--rounds N]`.
@@ -14,6 +14,7 @@ Run `python benchmarks/bench_formats.py [--mb N] [--rounds N]`.
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import random
 import tempfile
@@ -82,6 +83,7 @@ CORPORA: Final = {
     "jsonl, text, not ASCII": (".jsonl", foreign_rows),
     "jsonl, numbers": (".jsonl", number_rows),
     "jsonl, tokens": (".jsonl", token_rows),
+    "jsonl, text, gzip": (".jsonl.gz", text_rows),
     "csv, text": (".csv", text_rows),
     "csv, quoted text": (".csv", quoted_rows),
     "csv, numbers": (".csv", number_rows),
@@ -97,8 +99,9 @@ def write(path: Path, rows: Iterator[dict[str, Any]], num_bytes: int) -> None:
     while size < num_bytes:
         found.append(next(rows))
         size += len(json.dumps(found[-1], ensure_ascii=False).encode())
-    if path.suffix == ".jsonl":
-        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found))
+    if path.suffixes[0] == ".jsonl":
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found).encode()
+        path.write_bytes(gzip.compress(text) if path.suffix == ".gz" else text)
     elif path.suffix == ".csv":
         pyarrow.csv.write_csv(pa.Table.from_pylist(found), path)
     else:
@@ -115,6 +118,11 @@ def pyarrow_alone(path: Path, manifest: Manifest) -> Callable[[], None]:
                 file.read_stripe(index)
 
         return read_stripes
+    if path.suffix == ".gz":
+        given = pyarrow.json.ParseOptions(explicit_schema=manifest.schema)
+        reading_options = pyarrow.json.ReadOptions(use_threads=False, block_size=1 << 20)
+        # pyarrow decompresses it, as a stream.
+        return lambda: _read_json(path, reading_options, given)
     schema = manifest.schema
     ranges = manifest.layout[:, [FILE_START, FILE_STOP]].tolist()
 

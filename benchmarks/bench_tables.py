@@ -2,7 +2,8 @@
 
 - planning: which files there are, as `DeltaTable.get_add_actions` and `plan_files` of pyiceberg tell, without footers
 - a filter: the same for the files in which it may match rows
-- reading: rows of a Delta table, beside those of the same Parquet files
+- reading: rows of a Delta table, beside those of the same Parquet files; of a Lance dataset, beside Lance's own scan,
+  with a tenth of the rows deleted
 - Hugging Face: from a folder that `datasets` has cached to the first batch of 256 rows, each in a fresh process, with
   the imports and without
 
@@ -24,6 +25,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+import lance
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -161,6 +163,27 @@ def reading(folder: Path, num_rows: int) -> dict[str, float]:
     )
 
 
+def lance_rows(folder: Path, num_rows: int) -> dict[str, dict[str, float]]:
+    """Return the seconds to plan and to read a Lance dataset of vectors and of text."""
+    vectors = pa.array(np.random.default_rng(0).random(num_rows * 64, np.float32))
+    rows = {
+        "id": pa.array(np.arange(num_rows)),
+        "vector": pa.FixedSizeListArray.from_arrays(vectors, 64),
+        "text": pa.array([f"row {i} " * 20 for i in range(num_rows)]),
+    }
+    lance.write_dataset(pa.table(rows), folder / "lance", max_rows_per_file=num_rows // 8)
+    lance.dataset(folder / "lance").delete("id % 10 = 3")
+    opened = lance.dataset(folder / "lance")
+    options: dict[str, Any] = {"output": "arrow", "batch_size": 8192}
+    dataset, shuffled = (StatefulShardedDataset(opened, shuffle=each, **options) for each in (False, True))
+    found = {
+        "lance: rows": {"laneway": lambda: sum(len(each) for each in dataset)},
+        "lance: rows, shuffled": {"laneway": lambda: sum(len(each) for each in shuffled)},
+    }
+    scan: dict[str, Callable[[], object]] = {"Lance": lambda: sum(len(each) for each in opened.to_batches())}
+    return {what: compare(scan | ours) for what, ours in found.items()}
+
+
 def first_batch(folder: Path, num_rows: int) -> dict[str, dict[str, float]]:
     """Return the seconds to the first batch of a dataset that is cached, with and without the imports."""
     source, cache = folder / "hf", folder / "cache"
@@ -196,6 +219,7 @@ def main() -> None:
         folder = Path(name)
         results = planning(folder, num_files)
         results["delta: rows"] = reading(folder, num_rows)
+        results |= lance_rows(folder, num_rows // 5)
         results |= first_batch(folder, num_rows)
     for what, times in results.items():
         (other, theirs), (_, ours) = times.items()

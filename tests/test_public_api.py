@@ -267,7 +267,17 @@ MEMBERS = {
     ),
     "format": {
         **dict.fromkeys(
-            ["block_name", "inference", "is_mapped", "name", "scans_all", "skips_rows", "suffixes", "tail_bytes"],
+            [
+                "block_name",
+                "inference",
+                "is_mapped",
+                "name",
+                "reads_by_itself",
+                "scans_all",
+                "skips_rows",
+                "suffixes",
+                "tail_bytes",
+            ],
             "attribute",
         ),
         "open": "(storage, planned, schema)",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from itertools import islice
 from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple, cast
@@ -14,15 +15,16 @@ from laneway.core.files import digest
 from laneway.dataset import StatefulShardedDataset
 from laneway.errors import DataFileError
 from laneway.manifest import Manifest, open_source
+from laneway.mds import MdsSamples, is_mds
 from laneway.storage.entries import get_entry
 from laneway.storage.filesystem import Storage
 from laneway.storage.listing import find_files
 from laneway.storage.reading import RangeFile
 from laneway.storage.writing import write_file
+from laneway.tables.opening import is_table_url
 from laneway.webdataset import SUFFIX, TarSamples
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
 _PART: Final = re.compile(r"part-(\d{6})\.parquet")
@@ -64,11 +66,12 @@ def to_parquet(
         source: Files of any format that laneway reads, or a `Manifest`, such as that of a table: for row groups that
             are huge or tiny, or text that is read often. Or a tar file of WebDataset, or a directory or glob of them:
             a row for each sample, with its `__key__` and a column for each extension, as text (`txt`, `text`,
-            `caption`, `json`, `cls`) or as bytes.
+            `caption`, `json`, `cls`) or as bytes. Or the directory of a dataset that MosaicML Streaming has written
+            (MDS), or its `index.json`: images and bytes as they are, JSON as text, arrays as lists.
         dest: A directory or URL, which is empty or holds files of an earlier call. It is created.
-        format: Name of the format of the source; None: detected. "webdataset" for tar files.
+        format: Name of the format of the source; None: detected. "webdataset" for tar files, "mds" for MDS.
         columns: Names of the columns to keep; None: all. Not for tar files.
-        schema: Types to write, as for `StatefulShardedDataset`. Not for tar files.
+        schema: Types to write, as for `StatefulShardedDataset`. Not for tar files and MDS.
         row_group_bytes: About as many bytes does a row group have in memory.
         file_bytes: About as many bytes does a file have.
         storage_options: Arguments for the filesystem of the source if it is a URL, and of `dest` if it has the same
@@ -76,8 +79,9 @@ def to_parquet(
 
     Raises:
         DataFileError: A file can't be read or written; or `dest` holds other files, or those of another call.
-        SchemaMismatchError: The columns of the files differ; or a tar file has other members than the first one.
-        ValueError: A size is not positive, or `columns` or `schema` are given for tar files.
+        SchemaMismatchError: The columns of the files differ; or a tar file has other members than the first one; or MDS
+            has Python objects.
+        ValueError: A size is not positive, or `columns` or `schema` are given for tar files, or `schema` for MDS.
 
     Examples:
         >>> import pyarrow as pa, pyarrow.parquet as pq, tempfile
@@ -118,7 +122,9 @@ def _rows_of(
     *,
     group_bytes: int,
 ) -> _Rows:
-    if format_ == "webdataset" or (format_ is None and _is_tar(source, storage_options)):
+    batch_bytes = max(1, min(_BATCH_BYTES, group_bytes // _BATCHES_PER_GROUP))
+    is_path = isinstance(source, (str, os.PathLike)) and not is_table_url(source)
+    if format_ == "webdataset" or (format_ is None and is_path and _is_tar(source, storage_options)):
         if columns is not None or schema is not None:
             message = "columns= and schema= are not for tar files: give them when the Parquet files are read"
             raise ValueError(message)
@@ -130,9 +136,14 @@ def _rows_of(
                 yield pa.RecordBatch.from_pylist(batch, schema=samples.schema)
 
         return _Rows(samples.identity, samples.schema, batches_of_samples)
+    if format_ == "mds" or (format_ is None and is_path and is_mds(source, storage_options)):
+        if schema is not None:
+            message = "schema= is not for MDS: give it when the Parquet files are read"
+            raise ValueError(message)
+        mds = MdsSamples(source, storage_options, columns, batch_bytes)
+        return _Rows(mds.identity, mds.schema, mds.batches)
     manifest, _ = open_source(source, format=format_, storage_options=storage_options)
     num_bytes = int(manifest.files.block_memory_bytes.sum())
-    batch_bytes = max(1, min(_BATCH_BYTES, group_bytes // _BATCHES_PER_GROUP))
     batch_rows = min(_MAX_BATCH_ROWS, max(1, batch_bytes * manifest.num_rows // max(1, num_bytes)))
     dataset = StatefulShardedDataset(
         manifest,
@@ -156,9 +167,7 @@ def _rows_of(
     return _Rows(f"{manifest.fingerprint}{of_table}", dataset.schema, batches_of_files)
 
 
-def _is_tar(source: Any, storage_options: Mapping[str, Any] | None) -> bool:  # noqa: ANN401 - see to_parquet
-    if not isinstance(source, str) and not hasattr(source, "__fspath__"):
-        return False
+def _is_tar(source: str | os.PathLike[str], storage_options: Mapping[str, Any] | None) -> bool:
     if str(source).endswith(SUFFIX):
         return True
     storage = Storage(source, storage_options=storage_options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from typing import TYPE_CHECKING, Any
 
+import lance
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
@@ -65,6 +66,19 @@ def test_a_delta_table_is_read_with_its_own_options(moto_bed: Bed, tmp_path: Pat
     assert len(StatefulShardedDataset(f"delta://{url}@0", storage_options=moto_bed.options)) == 100
     with pytest.raises(DataFileError) as caught:
         StatefulShardedDataset(f"delta://{url}-missing", storage_options=moto_bed.options)
+    assert not any(secret in str(caught.value) for secret in secrets_of(moto_bed.options))
+
+
+def test_a_lance_dataset_is_read_with_its_own_options(moto_bed: Bed, tmp_path: Path) -> None:
+    url = f"s3://{BUCKET}/lance-{tmp_path.name}"
+    options = {key: value for key, value in delta_options(moto_bed).items() if "RENAME" not in key}
+    lance.write_dataset(ROWS, url, max_rows_per_file=60, storage_options=options)
+    lance.dataset(url, storage_options=options).delete("id = 3")
+    check(lance.dataset(url, storage_options=options), moto_bed, tmp_path, num_workers=1)
+    check(f"lance://{url}@2", moto_bed, tmp_path, storage_options=moto_bed.options)
+    assert len(StatefulShardedDataset(f"lance://{url}", storage_options=moto_bed.options)) == 199
+    with pytest.raises(DataFileError) as caught:
+        StatefulShardedDataset(f"lance://{url}-missing", storage_options=moto_bed.options)
     assert not any(secret in str(caught.value) for secret in secrets_of(moto_bed.options))
 
 

@@ -99,7 +99,9 @@ def _scan(found: DataFiles, indices: Sequence[int]) -> list[_Result]:
     sizes = [found.sizes[index] for index in indices]
     tails: list[bytes | None] = [None] * len(paths)
     # Require the listed version, where that costs no additional request.
-    versions = [enforceable_version(storage, found.versions[index]) for index in indices]
+    versions = [found.versions[index] for index in indices]
+    if not format_.reads_by_itself:
+        versions = [enforceable_version(storage, version) for version in versions]
     if format_.tail_bytes > 0:
         tails = read_tails(storage, paths, sizes, format_.tail_bytes, versions)
     results: list[_Result] = []

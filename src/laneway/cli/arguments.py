@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from laneway import __version__
 from laneway.formats import FORMATS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _EPILOG = """\
 Each command has --help and --json. `laneway completion bash` completes them.
@@ -45,8 +48,14 @@ def _command(parsers: Any, name: str, module: str, text: str) -> CommandParser: 
     return parser
 
 
-def _source(parser: argparse.ArgumentParser, *, is_option: bool = False, required: bool = False) -> None:
-    """Add the data; with `is_option` the data of a state, which may be of a mixture."""
+def _source(
+    parser: argparse.ArgumentParser,
+    *,
+    is_option: bool = False,
+    required: bool = False,
+    others: Sequence[str] = (),
+) -> None:
+    """Add the data, whose format may also be one of some others; with `is_option` that of a state, maybe of a mixture."""
     if is_option:
         data = "the data of the run: a directory, glob, file or URL; of a mixture NAME=SOURCE, for each of its sources"
         parser.add_argument("--source", dest="sources", action="append", required=required, help=data)
@@ -55,7 +64,8 @@ def _source(parser: argparse.ArgumentParser, *, is_option: bool = False, require
         parser.add_argument("source", help="a directory, glob, file or URL of these")
     parser.add_argument("--manifest", action="store_true", help="the source is a saved manifest")
     # Only help and a name that none of laneway's own formats has load those of other packages.
-    parser.add_argument("--format", choices=FORMATS, metavar="FORMAT", help="%(choices)s; default: detected")
+    choices = [*FORMATS, *others] if others else FORMATS
+    parser.add_argument("--format", choices=choices, metavar="FORMAT", help="%(choices)s; default: detected")
 
 
 def _mixture(parser: argparse.ArgumentParser) -> None:
@@ -124,7 +134,10 @@ def _parsers() -> tuple[CommandParser, Any]:
         description="Look at data, plans, states and checkpoints.",
         epilog=_EPILOG,
         formatter_class=_Help,
+        add_help=False,
     )
+    # Not in the list: the help is to fit on one screen, and who reads it knows how.
+    found.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
     found.add_argument("--version", action="version", version=f"laneway {__version__}")
     chosen = found.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
     _add_commands_for_data(chosen)
@@ -161,6 +174,12 @@ def _add_commands_for_data(commands: Any) -> None:  # noqa: ANN401 - argparse's 
     command.set_defaults(world_size=None, workers=None, epoch=None, seed=None)
     command = _command(commands, "verify", "data", "Read all row groups, and name those that are damaged")
     _source(command)
+    command = _command(commands, "convert", "data", "Rewrite data as Parquet files sized for training")
+    _source(command, others=("webdataset", "mds"))
+    command.add_argument("dest", metavar="DEST", help="an empty directory, or one of an interrupted call")
+    command.add_argument("--columns", type=_columns, help="names with commas between")
+    command.add_argument("--row-group-bytes", help='size of a row group in memory ("8MiB")')
+    command.add_argument("--file-bytes", help='size of a file ("256MiB")')
     command = _command(commands, "bench", "bench", "Measure how well a training loop is fed")
     _source(command)
     _dataset(command)

@@ -1,4 +1,4 @@
-"""Commands that look at data: inspect, head, plan, where, verify."""
+"""Commands for data: inspect, head, plan, where, verify, and convert, which writes it."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from laneway.cli.output import Answer, output_file, pairs, table, wrapped
 from laneway.cli.sources import open_dataset, open_manifest, progress_wanted, storage_options
 from laneway.errors import DataFileError
 from laneway.formats import FORMATS
+from laneway.manifest import Manifest
 from laneway.pictures.plot import PlanPictures
 from laneway.reading.reader import RowReader
+from laneway.rewriting import to_parquet
 from laneway.wording import counted, plural, rounded_size, span
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
-    from laneway.manifest import Manifest
     from laneway.plans.epoch_plan import EpochPlan
 
 _MIB = 1 << 20
@@ -201,3 +202,25 @@ def verify(arguments: argparse.Namespace) -> Answer:
         for each in damaged
     ]
     return Answer(facts, lines, exit_code=1 if damaged else 0)
+
+
+def convert(arguments: argparse.Namespace) -> Answer:
+    """Rewrite data as Parquet files whose row groups are sized for training."""
+    options = storage_options(arguments)
+    source = Manifest.load(arguments.source, storage_options=options) if arguments.manifest else arguments.source
+    sizes = {name: getattr(arguments, name) for name in ("row_group_bytes", "file_bytes")}
+    given = {name: size for name, size in sizes.items() if size is not None}
+    found = to_parquet(
+        source, arguments.dest, format=arguments.format, columns=arguments.columns, storage_options=options, **given
+    )
+    facts: dict[str, Any] = {
+        "dest": found.root,
+        "files": found.files.num_files,
+        "rows": found.num_rows,
+        "bytes": int(found.files.sizes.sum()),
+        "row_groups": len(found.files.block_rows),
+        "schema": {field.name: str(field.type) for field in found.schema},
+    }
+    lines = pairs([*((name, facts[name]) for name in ("dest", "files", "rows", "row_groups"))])
+    lines += pairs([("size", rounded_size(facts["bytes"]))])
+    return Answer(facts, lines)

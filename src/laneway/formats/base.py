@@ -159,6 +159,14 @@ class Format(Protocol):
         """Whether `scan` reads the whole file, so that scanning takes threads even if the file is local."""
         return False
 
+    @property
+    def reads_by_itself(self) -> bool:
+        """Whether a library finds and reads the data, which is not a file of the storage alone.
+
+        Then the versions of files are those that the catalog of a table gives them, and `scan` is passed them.
+        """
+        return False
+
     def recognises(self, head: bytes) -> bool:
         """Return whether a file may be of this format, given its first 8 bytes (fewer for a smaller file)."""
         del head

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, cast, final
 
 import pyarrow as pa
 
+from laneway.formats.restarts import inflate_from
 from laneway.storage.reading import RangeFile, read_range, read_ranges
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from laneway.formats.restarts import RestartPoint
     from laneway.storage.filesystem import Storage
     from laneway.storage.ranges import Data
 
@@ -40,6 +42,8 @@ class Compression(enum.IntEnum):
     NONE = 0
     GZIP = 1
     ZSTD = 2
+    GZIP_WITH_POINTS = 3
+    """Gzip, of which points are known at which decompression can begin; see `restarts`."""
 
     @classmethod
     def of(cls, head: bytes) -> Compression:
@@ -85,7 +89,7 @@ def open_text(storage: Storage, path: str, size: int, version: str, compression:
     if compression is Compression.NONE:
         return _PiecedText(_plain_pieces(storage, path, size, version), size)
     file = io.BufferedReader(RangeFile(storage, path, size, version), PIECE_BYTES * _RANGES_AT_ONCE)
-    pieces = (_gzip_pieces if compression is Compression.GZIP else _zstd_pieces)(file, size)
+    pieces = (_zstd_pieces if compression is Compression.ZSTD else _gzip_pieces)(file, size)
     return _PiecedText(pieces, size)
 
 
@@ -140,19 +144,24 @@ class _PiecedText:
         return self.frames[-1][0] == self._size
 
 
-def decompress(compression: Compression, data: Data, length: int) -> Data | pa.Buffer:
+def decompress(
+    compression: Compression, data: Data, length: int, point: RestartPoint | None = None
+) -> Data | pa.Buffer:
     """Return the first `length` bytes of the text of some frames.
 
     Args:
         compression: How they are compressed.
-        data: The frames, whole.
+        data: The frames, whole; or what follows a point, as far as it is needed.
         length: Bytes of their text that are needed.
+        point: Where the text begins; None: with the first frame.
 
     Raises:
         ValueError: They are damaged, or have less text.
     """
     if compression is Compression.NONE:
         text: Data | pa.Buffer = data[:length]
+    elif point is not None:
+        text = _decompress_from(point, data, length)
     elif compression is Compression.GZIP:
         text = _decompress_gzip(data, length)
     else:
@@ -200,6 +209,16 @@ def _skip_zeros(file: io.BufferedReader[RangeFile], offset: int) -> int:
         if zeros < len(data):
             break
     return offset
+
+
+def _decompress_from(point: RestartPoint, data: Data, length: int) -> bytes:
+    text, stop = inflate_from(point, data, length)
+    if len(text) == length:
+        return text
+    following = memoryview(data)[stop:]
+    while len(following) and following[0] == 0:
+        following = following[1:]
+    return text + _decompress_gzip(following, length - len(text))
 
 
 def _decompress_gzip(data: Data, length: int) -> bytes:

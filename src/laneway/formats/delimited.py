@@ -15,6 +15,7 @@ import pyarrow.csv
 from laneway.formats.inferred_types import CsvTypes
 from laneway.formats.text import NEWLINE, RETURN, FoundRows, RowError, codes_of, without_row_number
 from laneway.formats.text_format import TextFormat
+from laneway.formats.text_search import positions_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -75,7 +76,11 @@ class DelimitedParser:
     def find_rows(self, text: bytes, *, is_end: bool) -> FoundRows:
         """Return where rows end: at newlines that are not in quoted fields."""
         codes = codes_of(text)
-        ends = np.flatnonzero(codes == NEWLINE) + 1
+        has_quotes = b'"' in text
+        # In one search.
+        found = positions_of(codes, NEWLINE, _QUOTE) if has_quotes else positions_of(codes, NEWLINE)
+        is_quote = codes[found] == _QUOTE
+        quotes, ends = found[is_quote], found[~is_quote] + 1
         if b"\r" in text:
             returns = np.flatnonzero(codes == RETURN)
             is_last = returns == len(codes) - 1
@@ -86,16 +91,17 @@ class DelimitedParser:
         if is_end and len(codes) and (not len(ends) or ends[-1] < len(codes)):
             ends = np.append(ends, len(codes))
         line_ends = ends
-        if b'"' in text:
-            ends = self._outside_quotes(text, codes, ends, is_end=is_end)
+        if has_quotes:
+            ends = self._outside_quotes(text, codes, quotes, ends, is_end=is_end)
         starts = np.zeros(len(ends), np.int64)
         starts[1:] = ends[:-1]
         is_empty = _ENDS_LINE[codes[starts]]
         return FoundRows(ends, is_empty if is_empty.any() else None, line_ends)
 
-    def _outside_quotes(self, text: bytes, codes: Codes, ends: NDArray[np.int64], *, is_end: bool) -> NDArray[np.int64]:
-        """Return the ends that are not inside of quoted fields."""
-        quotes = np.flatnonzero(codes == _QUOTE)
+    def _outside_quotes(
+        self, text: bytes, codes: Codes, quotes: NDArray[np.int64], ends: NDArray[np.int64], *, is_end: bool
+    ) -> NDArray[np.int64]:
+        """Return the ends that are not inside of quoted fields. Quotes: where all of them are."""
         opening, closing = quotes[::2], quotes[1::2]
         before, after = codes[np.maximum(opening - 1, 0)], codes[np.minimum(closing + 1, len(codes) - 1)]
         is_plain = (self._beside_quotes[before] | (opening == 0)).all() and self._beside_quotes[after].all()

@@ -10,8 +10,17 @@ import pyarrow.json
 
 from laneway.formats.field_paths import fields_inside
 from laneway.formats.inferred_types import JsonTypes
-from laneway.formats.text import NEWLINE, FoundRows, RowError, codes_of, is_conflict, names_of, without_row_number
+from laneway.formats.text import (
+    NEWLINE,
+    FoundRows,
+    RowError,
+    codes_of,
+    is_conflict,
+    names_of,
+    without_row_number,
+)
 from laneway.formats.text_format import TextFormat
+from laneway.formats.text_search import positions_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -55,7 +64,7 @@ class JsonLinesParser:
         As pyarrow counts objects, this and an equal count tell that each line is one object.
         """
         codes = codes_of(text)
-        ends = np.flatnonzero(codes == NEWLINE) + 1
+        ends = positions_of(codes, NEWLINE) + 1
         if is_end and len(codes) and (not len(ends) or ends[-1] < len(codes)):
             ends = np.append(ends, len(codes))
         starts = np.zeros(len(ends), np.int64)

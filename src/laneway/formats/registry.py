@@ -13,6 +13,7 @@ from laneway.errors import DataFileError
 from laneway.formats.arrow import ArrowFormat
 from laneway.formats.delimited import DelimitedFormat
 from laneway.formats.json_lines import JsonLinesFormat
+from laneway.formats.lance import LanceFormat
 from laneway.formats.orc import OrcFormat
 from laneway.formats.parquet import ParquetFormat
 from laneway.storage.reading import read_range
@@ -107,7 +108,7 @@ class Formats(Mapping[str, "Format"]):
 
 FORMATS: Final = Formats(
     (
-        *(ParquetFormat(), ArrowFormat(), OrcFormat()),
+        *(ParquetFormat(), ArrowFormat(), OrcFormat(), LanceFormat()),
         *(JsonLinesFormat(), DelimitedFormat("csv", ","), DelimitedFormat("tsv", "\t")),
     )
 )

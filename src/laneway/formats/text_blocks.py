@@ -9,6 +9,7 @@ import pyarrow as pa
 from laneway.errors import DataFileError
 from laneway.formats.compression import Compression, decompress
 from laneway.formats.field_paths import path_of, select_fields
+from laneway.formats.restarts import StoredPoints
 from laneway.formats.text import Parsing, RowError, checksum, count_lines, first_that_fails, row_text
 from laneway.formats.text_index import (
     CHECKSUM,
@@ -52,11 +53,17 @@ class TextBlocks:
         self._planned = planned
         self._schema = schema
         self._in_file = list(schema.names if planned.schema is None else planned.schema.names)
-        if planned.layout.shape != (len(planned.block_rows), NUM_COLUMNS):
+        num_blocks = len(planned.block_rows)
+        is_whole = planned.layout.shape[1:] == (NUM_COLUMNS,) or not num_blocks
+        if not is_whole or len(planned.layout) < num_blocks:
             message = (
                 f"the manifest has no index of the blocks of {storage.redact(planned.path)}: scan the dataset again"
             )
             raise DataFileError(message)
+        try:
+            self._points = StoredPoints(planned.layout[num_blocks:])
+        except ValueError as error:
+            raise storage.error_for(planned.path, "has no sound index in the manifest", error) from error
 
     def read(self, first: int, stop: int, columns: Sequence[str]) -> pa.Table:
         """Parse the blocks [first, stop) of these columns, in this order.
@@ -99,7 +106,8 @@ class TextBlocks:
         origin = entries[0][TEXT_START]
         offsets = [entry[TEXT_START] + entry[SKIP] - origin for entry in entries]
         try:
-            text = decompress(Compression(entries[0][COMPRESSION]), data, offsets[-1] + entries[-1][LENGTH])
+            point = self._points.at(origin)
+            text = decompress(Compression(entries[0][COMPRESSION]), data, offsets[-1] + entries[-1][LENGTH], point)
         except ValueError as error:
             raise self._storage.change_error(planned.path, str(error)) from error
         view = memoryview(text)

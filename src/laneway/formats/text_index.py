@@ -14,19 +14,23 @@ from laneway.errors import DataFileError
 from laneway.formats.base import FileScan
 from laneway.formats.compression import PIECE_BYTES, Compression, open_text
 from laneway.formats.inferred_types import join_schemas, without_times
+from laneway.formats.restarts import can_find_points, find_points, layout_of
 from laneway.formats.text import (
     Checksum,
     RowError,
+    codes_of,
     count_lines,
     first_that_fails,
     is_conflict,
     row_text,
     without_row_number,
 )
+from laneway.formats.text_search import is_utf8
 from laneway.storage.reading import read_range
 
 if TYPE_CHECKING:
     from laneway.formats.compression import TextStream
+    from laneway.formats.restarts import RestartPoint
     from laneway.formats.text import FoundRows, TextParser
     from laneway.storage.filesystem import Storage
 
@@ -40,7 +44,10 @@ _PIECES_PER_SAMPLE: Final = 8
 _MAX_SAMPLES: Final = 64
 _TEXT_PER_COMPRESSED: Final = 4  # a guess, for where in a compressed file the rows are from which types are inferred
 _LARGE_FRAME_BYTES: Final = 64 << 20
-_HEAD_BYTES: Final = 8
+_HEAD_BYTES: Final = 16
+_RESTART_FILE_BYTES: Final = 1 << 20
+"""In a gzip file that is larger, and not of many small members as those of bgzip, points are found at which
+decompression can begin, if that is possible."""
 _BOM: Final = b"\xef\xbb\xbf"
 _OTHER_BOMS: Final = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
@@ -59,10 +66,16 @@ def scan_text(parser: TextParser, storage: Storage, path: str, size: int, versio
         DataFileError: The file can't be read, is damaged or isn't UTF-8, or a row is malformed that was looked at.
     """
     head = read_range(storage, path, 0, min(size, _HEAD_BYTES), version)
-    scanner = _Scanner(parser, storage, path, size, Compression.of(head))
+    compression = Compression.of(head)
+    if compression is Compression.GZIP and size > _RESTART_FILE_BYTES and can_find_points(head):
+        compression = Compression.GZIP_WITH_POINTS
+    scanner = _Scanner(parser, storage, path, size, compression)
     try:
         if size:
-            scanner.read(open_text(storage, path, size, version, scanner.compression))
+            scanner.read(open_text(storage, path, size, version, compression))
+        if compression is Compression.GZIP_WITH_POINTS:
+            # After the text was read, so that the file is known to be sound.
+            scanner.points = find_points(storage, path, size, version)
     except ValueError as error:
         raise storage.error_for(path, "can't be read", error) from storage.cause(error)
     return scanner.result()
@@ -97,6 +110,10 @@ class _Scanner:
         self._num_pieces = 0
         """Pieces that have been looked at, of those in which a row ends."""
         self.compression = compression
+        self._is_framed = compression in {Compression.GZIP, Compression.ZSTD}
+        """Whether only whole frames can be decompressed."""
+        self.points: list[RestartPoint] = []
+        """Where decompression can begin."""
         self._names: list[str] | None = None
         self._schema = pa.schema([])
         self._has_warned = False
@@ -123,7 +140,7 @@ class _Scanner:
             if not is_begun:
                 text, is_begun = self._without_bom(text), True
             unused = len(text) - self._take(text, is_end=stream.is_done)
-            if self.compression is not Compression.NONE and (stream.is_done or piece.frame_stop is not None):
+            if self._is_framed and (stream.is_done or piece.frame_stop is not None):
                 self._close(least=BLOCK_BYTES)
         self._close(least=0)
         self._frames = stream.frames
@@ -155,15 +172,16 @@ class _Scanner:
         if self._num_pieces % self._pieces_per_sample == 0:
             self._infer(text, found)
         self._num_pieces += 1
-        num_blocks = max(1, round(used / BLOCK_BYTES)) if self.compression is Compression.NONE else 1
+        num_blocks = 1 if self._is_framed else max(1, round(used / BLOCK_BYTES))
         goals = np.arange(1, num_blocks + 1) * used // num_blocks
         start = first = 0
         for index in np.unique(np.searchsorted(found.ends, goals) + 1).tolist():
             stop = int(found.ends[index - 1])
             num_rows = found.count_until(index) - found.count_until(first)
             self._add(memoryview(text)[start:stop], num_rows, found.count_lines(start, stop))
-            if self.compression is Compression.NONE:
-                self._close(least=0)
+            if not self._is_framed:
+                # A piece of compressed text may be short.
+                self._close(least=0 if self.compression is Compression.NONE else BLOCK_BYTES)
             start, first = stop, index
         return used
 
@@ -212,17 +230,13 @@ class _Scanner:
         self._block = _Block(self._text_start, self._line)
 
     def _check_encoding(self, text: bytes, length: int) -> None:
-        # As one string, which takes less time than any other check.
-        offsets = pa.py_buffer(np.array([0, length], np.int64).data)
+        if text.isascii() or is_utf8(codes_of(memoryview(text)[:length])):
+            return
         try:
-            pa.Array.from_buffers(pa.large_string(), 1, [None, offsets, pa.py_buffer(text)]).validate(full=True)
-        except pa.ArrowInvalid:
-            try:
-                text[:length].decode()
-            except UnicodeDecodeError as error:
-                bad = text[error.start : error.start + 4]
-                raise self._error(text, error.start, f"is not UTF-8 ({bad!r}): convert the file") from error
-            raise
+            text[:length].decode()
+        except UnicodeDecodeError as error:
+            bad = text[error.start : error.start + 4]
+            raise self._error(text, error.start, f"is not UTF-8 ({bad!r}): convert the file") from error
 
     def _infer(self, text: bytes, found: FoundRows) -> None:
         """Infer the types of the first rows of a text."""
@@ -278,6 +292,14 @@ class _Scanner:
         starts, lengths = np.array(self._starts, np.int64), np.array(self._lengths, np.int64)
         if self.compression is Compression.NONE:
             file_starts, file_stops, text_starts = starts, starts + lengths, starts
+        elif self.points:
+            in_text = np.array([*(each.text_start for each in self.points), self._text_start], np.int64)
+            in_file = np.array([*(each.file_start for each in self.points), self._size], np.int64)
+            first = np.searchsorted(in_text[:-1], starts, side="right") - 1
+            last = np.searchsorted(in_text, starts + lengths, side="left")
+            # With the byte in which the next point is: a part of its bits may be needed.
+            file_starts, file_stops = in_file[first], np.minimum(in_file[last] + 1, self._size)
+            text_starts = in_text[first]
         else:
             in_file, in_text = np.array([*self._frames, (self._size, self._text_start)], np.int64).T
             first = np.searchsorted(in_text[:-1], starts, side="right") - 1
@@ -298,7 +320,7 @@ class _Scanner:
             # A field takes up to eight bytes, unless it is text.
             block_memory_bytes=np.maximum(lengths, 8 * fields).tolist(),
             digest=digest(repr(self._names).encode(), table[:, CHECKSUM].astype("<i8").tobytes()),
-            layout=table.tolist(),
+            layout=[*table.tolist(), *layout_of(self.points)],
         )
 
     def _warn_of_large_frames(self, in_text: np.ndarray[tuple[int], np.dtype[np.int64]]) -> None:
@@ -306,12 +328,15 @@ class _Scanner:
         if largest <= _LARGE_FRAME_BYTES:
             return
         what, remedy = {
-            Compression.GZIP: ("gzip member", "bgzip"),
-            Compression.ZSTD: ("zstd frame", "pzstd"),
+            Compression.GZIP: (
+                "gzip member",
+                "install indexed_gzip (pip install 'laneway[gzip]'), compress the file in small parts, as bgzip does",
+            ),
+            Compression.ZSTD: ("zstd frame", "compress the file in small parts, as pzstd does"),
         }[self.compression]
         warnings.warn(
             f"{self._storage.redact(self._path)} has a {what} of {largest >> 20:,} MiB of text, which is decompressed "
-            f"and parsed as a whole, and held in memory, for any of its rows: compress the file in small parts, as "
-            f"{remedy} does, or rewrite it with laneway.to_parquet",
+            f"and parsed as a whole, and held in memory, for any of its rows: {remedy}, or rewrite it "
+            "with laneway.to_parquet",
             stacklevel=2,
         )

@@ -196,6 +196,16 @@ class Storage:
         """Return the path of a file from its path relative to the root."""
         return relative if self.root == "" else f"{self.root.rstrip('/')}/{relative}"
 
+    @property
+    def url(self) -> str:
+        """The root as a URL, for a library that reads by itself; of a local directory, its path."""
+        return self.root if self.is_local else cast("str", self.filesystem.unstrip_protocol(self.root))
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """The arguments of the filesystem, for the same purpose. They hold secrets."""
+        return self._options
+
     def redact(self, path: str) -> str:
         """Return a path for messages: a URL where the storage has one, without userinfo and query."""
         if not self.is_local and self._given is None and "://" not in path:

@@ -26,6 +26,8 @@ class TableFiles:
     """Size of each file in bytes."""
     constants: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     """Column -> its value in all rows of each file, or None for null. It counts where a file lacks the column."""
+    versions: Sequence[str] | None = None
+    """For a format that reads by itself, what it needs to know of each file; otherwise None."""
 
 
 class Bounds(NamedTuple):

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from laneway.errors import DataFileError
+from laneway.storage.object_stores import for_object_store, for_s3fs
 from laneway.storage.redaction import redact
 from laneway.tables.base import Bounds, Catalog, TableFiles
 from laneway.tables.columns import FIELD_ID, plain, rename_fields
@@ -30,14 +31,6 @@ _FEATURES: Final = frozenset(
 """What a reader must know of to read a table, and this one does."""
 _PHYSICAL_NAME: Final = b"delta.columnMapping.physicalName"
 _ID: Final = b"delta.columnMapping.id"
-_S3_OPTIONS: Final[Mapping[str, tuple[str, ...]]] = {
-    "aws_access_key_id": ("key",),
-    "aws_secret_access_key": ("secret",),
-    "aws_session_token": ("token",),
-    "aws_endpoint_url": ("endpoint_url",),
-    "aws_region": ("client_kwargs", "region_name"),
-}
-"""Options of deltalake -> where s3fs has them."""
 
 
 @final
@@ -63,7 +56,7 @@ class DeltaCatalog(Catalog):
         self._version = table.version()
         self._id = table.metadata().id
         self._fields = pa.schema(table.schema())  # type: ignore[arg-type]  # by the protocol of Arrow
-        self.storage_options = _for_s3fs(table._storage_options) if self._uri.startswith("s3") else None  # noqa: SLF001
+        self.storage_options = for_s3fs(table._storage_options) if self._uri.startswith("s3") else None  # noqa: SLF001
 
     @property
     def root(self) -> str:
@@ -170,47 +163,11 @@ def open_delta(url: str, storage_options: Mapping[str, Any] | None) -> DeltaCata
     if not at or not version.isdigit():
         path, version = location, ""
     try:
-        options = _for_deltalake(storage_options) if storage_options else None
+        options = for_object_store(storage_options) if storage_options else None
         return DeltaCatalog(DeltaTable(path, version=int(version) if version else None, storage_options=options))
     except (DeltaError, OSError, ValueError) as error:
         message = f"{redact(path)} can't be opened as a Delta table: {redact(str(error), storage_options)}"
         raise DataFileError(message) from None
-
-
-def _for_s3fs(options: Mapping[str, str] | None) -> dict[str, Any] | None:
-    """Return the options of deltalake as s3fs takes them."""
-    found: dict[str, Any] = {}
-    for name, value in (options or {}).items():
-        lower = name.lower()
-        lower = lower if lower.startswith("aws_") else f"aws_{lower}"
-        lower = {"aws_endpoint": "aws_endpoint_url", "aws_default_region": "aws_region"}.get(lower, lower)
-        if lower in _S3_OPTIONS:
-            *parents, last = _S3_OPTIONS[lower]
-            inner = found
-            for parent in parents:
-                inner = inner.setdefault(parent, {})
-            inner[last] = value
-        elif lower == "aws_skip_signature":
-            found["anon"] = value.lower() in {"1", "true"}
-    return found or None
-
-
-def _for_deltalake(options: Mapping[str, Any]) -> dict[str, str]:
-    """Return the options of s3fs as deltalake takes them."""
-    found: dict[str, str] = {}
-    client = options.get("client_kwargs") or {}
-    flat = {**options, "endpoint_url": options.get("endpoint_url") or client.get("endpoint_url")}
-    for name, path in _S3_OPTIONS.items():
-        value: Any = flat
-        for step in path:
-            value = (value or {}).get(step)
-        if value is not None:
-            found[name] = str(value)
-    if str(found.get("aws_endpoint_url", "")).startswith("http://"):
-        found["aws_allow_http"] = "true"
-    if options.get("anon"):
-        found["aws_skip_signature"] = "true"
-    return found
 
 
 def _metadata(field: pa.Field[Any], key: bytes) -> bytes | None:

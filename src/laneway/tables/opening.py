@@ -28,13 +28,14 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     from deltalake import DeltaTable
+    from lance import LanceDataset
     from pyiceberg.table import DataScan
     from pyiceberg.table import Table as IcebergTable
 
-    Table: TypeAlias = Catalog | DeltaTable | IcebergTable | DataScan | ArrowDataset
+    Table: TypeAlias = Catalog | DeltaTable | IcebergTable | DataScan | LanceDataset | ArrowDataset
 
 
-_LIBRARIES: Final[Mapping[str, str]] = {"delta": "deltalake", "iceberg": "pyiceberg"}
+_LIBRARIES: Final[Mapping[str, str]] = {"delta": "deltalake", "iceberg": "pyiceberg", "lance": "pylance"}
 """Protocol of the URL of a table -> the library that opens it."""
 
 
@@ -58,6 +59,15 @@ def catalog_of(
     if isinstance(source, (str, os.PathLike)):
         url = _of_url(source, storage_options) if isinstance(source, str) else None
         return saved_dataset(source) if url is None and not has_filesystem else url
+    return _of_object(source)
+
+
+def is_table_url(source: object) -> bool:
+    """Return whether a source is the URL of a table."""
+    return isinstance(source, str) and source.partition("://")[0] in _LIBRARIES and "://" in source
+
+
+def _of_object(source: object) -> Catalog | None:
     given: Any = source
     library = type(source).__module__.partition(".")[0]
     if library == "deltalake":
@@ -69,6 +79,10 @@ def catalog_of(
         from laneway.tables.hf_datasets import HfCatalog  # noqa: PLC0415 - as its library
 
         return HfCatalog(given)
+    if library == "lance":
+        from laneway.tables.lance import lance_catalog  # noqa: PLC0415 - as its library
+
+        return lance_catalog(given)
     if library == "pyiceberg":
         from laneway.tables.iceberg import iceberg_catalog  # noqa: PLC0415 - as its library
 
@@ -91,14 +105,18 @@ def _check_is_dataset(given: Any) -> None:  # noqa: ANN401 - an object of datase
 
 
 def _of_url(url: str, storage_options: Mapping[str, Any] | None) -> Catalog | None:
-    protocol, mark, _ = url.partition("://")
-    if not mark or protocol not in _LIBRARIES:
+    if not is_table_url(url):
         return None
+    protocol = url.partition("://")[0]
     try:
         if protocol == "delta":
             from laneway.tables.delta import open_delta  # noqa: PLC0415 - as its library
 
             return open_delta(url, storage_options)
+        if protocol == "lance":
+            from laneway.tables.lance import open_lance  # noqa: PLC0415 - as its library
+
+            return open_lance(url, storage_options)
         from laneway.tables.iceberg import open_iceberg  # noqa: PLC0415 - as its library
 
         return open_iceberg(url)

@@ -66,6 +66,10 @@ def scan_table(
             format.
         SchemaMismatchError: The filter doesn't fit the columns, or a constant has no place in a manifest.
     """
+    format_ = FORMATS[catalog.format]
+    if filesystem is not None and format_.reads_by_itself:
+        message = f"{_name(catalog)} is read by its own library, not by filesystem=: give storage_options= instead"
+        raise ValueError(message)
     if filesystem is None and storage_options is None:
         storage_options = catalog.storage_options
     storage = Storage(catalog.root, filesystem, storage_options, retries)
@@ -86,10 +90,14 @@ def scan_table(
     found = DataFiles(
         storage=storage,
         sources=(storage.root,),
-        format=FORMATS[catalog.format],
+        format=format_,
         paths=paths,
         sizes=[files.sizes[index] for index in kept.tolist()],
-        versions=_versions(catalog, storage, paths, listed_at_ns),
+        versions=(
+            _versions(catalog, storage, paths, listed_at_ns)
+            if files.versions is None
+            else [files.versions[index] for index in kept.tolist()]
+        ),
         listed_at_ns=listed_at_ns,
     )
     entry = CacheEntry.find(cache_dir, storage, (f"table {TABLE_FORMAT_VERSION}", catalog.format))
