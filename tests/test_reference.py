@@ -46,7 +46,11 @@ ROOT = Path(__file__).resolve().parent.parent
 ENTRY = re.compile(r"^::: (?P<name>\S+)\n(?P<options>(?:    .*\n|\n(?=    ))*)", re.MULTILINE)
 MEMBER = re.compile(r"[A-Za-z_]\w*")
 
-INTEGRATIONS = {"laneway.integrations.hf.LanewayTrainerMixin", "laneway.integrations.lightning.CorrectBatchCount"}
+INTEGRATIONS = {
+    "laneway.integrations.dlio.LanewayDataLoader",
+    "laneway.integrations.hf.LanewayTrainerMixin",
+    "laneway.integrations.lightning.CorrectBatchCount",
+}
 """What can be imported only where its framework is installed."""
 
 CLASSES: dict[str, type] = {
