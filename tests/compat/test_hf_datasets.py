@@ -146,7 +146,7 @@ def test_splits_that_were_saved_together_are_given_one_by_one(loaded: Any, tmp_p
     ("change", "error", "message"),
     [
         (lambda d: d.add_column("new", list(range(len(d)))), DataFileError, "has columns that are only in memory"),
-        (lambda _: Dataset.from_dict({"id": [1, 2]}), DataFileError, "has 2 rows that are only in memory"),
+        (lambda _: Dataset.from_dict({"id": [1, 2]}), DataFileError, "has 2 rows only in memory"),
         (lambda d: d.select([1, 1, 2]), DataFileError, r"has row 31 of .*\.arrow twice \(1 such row\)"),
         (lambda d: d.with_transform(lambda batch: batch), ValueError, "the format of the dataset is a function"),
         (lambda d: d.with_format("pandas"), ValueError, "the format of the dataset is of type 'pandas'"),

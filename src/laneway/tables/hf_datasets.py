@@ -183,7 +183,7 @@ def _pieces(table: Any) -> Iterator[_Piece]:  # noqa: ANN401 - a table of datase
     elif isinstance(table, MemoryMappedTable):
         yield _piece(table)
     elif table.num_rows:
-        message = f"the dataset has {counted(table.num_rows, 'row')} that are only in memory: {_SAVE}"
+        message = f"the dataset has {counted(table.num_rows, 'row')} only in memory: {_SAVE}"
         raise DataFileError(message)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -10,13 +10,17 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.fs
 
+from laneway.tables.base import Bounds
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from numpy.typing import NDArray
 
     from laneway.reading.expressions import Filter
-    from laneway.tables.base import Bounds, Catalog
+    from laneway.tables.base import Catalog
+
+_GROUP: Final = 32  # files that are looked at together first
 
 
 def files_that_may_match(catalog: Catalog, step: Filter, num_files: int) -> NDArray[np.bool_]:
@@ -42,9 +46,25 @@ def files_that_may_match(catalog: Catalog, step: Filter, num_files: int) -> NDAr
             )
         except pa.ArrowException:
             is_decided = np.zeros(num_files, bool)
+    left = np.flatnonzero(~is_decided)
+    if len(left) > _GROUP and known:
+        # Files beside each other often have values beside each other: a filter may exclude all of them at once.
+        grouped = {name: group for name, each in known.items() if (group := each.grouped()) is not None}
+        groups = _possible(step, grouped, -(-num_files // _GROUP))
+        is_kept[left] = groups[left // _GROUP]
+        left = left[is_kept[left]]
+    is_kept[left] = _possible(step, known, num_files, left)[left]
+    return is_kept
+
+
+def _possible(
+    step: Filter, known: Mapping[str, _Known], num_files: int, files: NDArray[np.int64] | None = None
+) -> NDArray[np.bool_]:
+    """Return for each file whether a filter may select a row of it, True for those other than `files`."""
+    chosen = np.arange(num_files) if files is None else files
     facts: dict[int, Any] = {}
     for column in known.values():
-        for index, fact in column.facts(~is_decided):
+        for index, fact in column.facts(chosen):
             facts[index] = facts[index] & fact if index in facts else fact
     told = [*facts]
     # A dataset of pyarrow learns from what is known of its files which of them a filter excludes, and opens none.
@@ -56,9 +76,15 @@ def files_that_may_match(catalog: Catalog, step: Filter, num_files: int) -> NDAr
         filesystem=pyarrow.fs.LocalFileSystem(),
         partitions=[*facts.values()],
     )
-    is_kept[told] = False
-    is_kept[[int(fragment.path) for fragment in dataset.get_fragments(step.expression)]] = True
-    return is_kept
+    is_possible = np.ones(num_files, bool)
+    try:
+        found = [int(fragment.path) for fragment in dataset.get_fragments(step.expression)]
+    except pa.ArrowException:
+        # It can't be computed for a value, which the file that has it will tell.
+        return is_possible
+    is_possible[told] = False
+    is_possible[found] = True
+    return is_possible
 
 
 class _Known:
@@ -78,12 +104,33 @@ class _Known:
         values: Any = pc.if_else(pa.array(self._bounds.is_null), pa.scalar(None, self._field.type), self._least)
         return values.filter(pa.array(files))
 
-    def facts(self, files: NDArray[np.bool_]) -> Iterator[tuple[int, Any]]:
+    def grouped(self) -> _Known | None:
+        """Return what is known of each `_GROUP` consecutive files together; None: values of this type have no order."""
+        bounds, has_range = self._bounds, self._has_range
+        starts = np.arange(0, len(has_range), _GROUP)
+        ranges = {
+            name: pc.if_else(pa.array(has_range), values, pa.scalar(None, self._field.type))
+            for name, values in (("least", self._least), ("greatest", self._greatest))
+        }
+        table = pa.table({"group": np.arange(len(has_range)) // _GROUP, **ranges})
+        try:
+            found: Any = table.group_by("group", use_threads=False).aggregate([("least", "min"), ("greatest", "max")])
+        except pa.ArrowNotImplementedError:
+            return None
+        is_known = pa.array(np.logical_and.reduceat(has_range | bounds.is_null, starts))
+        none = pa.scalar(None, self._field.type)
+        least, greatest = (
+            pc.if_else(is_known, found[name].combine_chunks(), none) for name in ("least_min", "greatest_max")
+        )
+        has_nulls = np.logical_or.reduceat(bounds.has_nulls | bounds.is_null, starts)
+        return _Known(self._field, Bounds(least, greatest, has_nulls, np.logical_and.reduceat(bounds.is_null, starts)))
+
+    def facts(self, files: NDArray[np.int64]) -> Iterator[tuple[int, Any]]:
         """Yield what holds for all rows of a file, as an expression, for each of some files of which it is known."""
         column, has_nulls = pc.field(self._field.name), self._bounds.has_nulls
-        for index in np.flatnonzero(files & self._bounds.is_null).tolist():
+        for index in files[self._bounds.is_null[files]].tolist():
             yield index, column.is_null()
-        for index in np.flatnonzero(files & self._has_range).tolist():
+        for index in files[self._has_range[files]].tolist():
             low, high = self._least[index], self._greatest[index]
             fact = column == low if self._is_same[index] else (column >= low) & (column <= high)
             yield index, fact | column.is_null() if has_nulls[index] else fact
