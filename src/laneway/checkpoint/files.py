@@ -5,18 +5,20 @@ from __future__ import annotations
 import io
 import os
 import posixpath
+import sys
 import zlib
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Self, cast
 
 from torch.distributed.checkpoint.filesystem import FileSystem
 
 from laneway.checkpoint.layout import BLOCK_BYTES, METADATA, FileRecord
-from laneway.checkpoint.verified import VerifiedFile, open_buffered
+from laneway.checkpoint.verified import PIECE_BYTES, VerifiedFile, open_buffered
 from laneway.errors import CheckpointError
+from laneway.storage.writing import write_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -27,9 +29,10 @@ if TYPE_CHECKING:
 class _Writer(io.RawIOBase):
     """Writes a file, and takes checksums of what passes."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, *, is_local: bool) -> None:
         super().__init__()
         self._file = file
+        self._has_early_writeback = is_local and sys.platform == "linux"
         self._size = 0
         self._checksums: list[int] = []
         self.error: Exception | None = None
@@ -49,23 +52,23 @@ class _Writer(io.RawIOBase):
         start = 0
         while start < len(view):
             filled = self._size % BLOCK_BYTES
-            part = view[start : start + BLOCK_BYTES - filled]
+            piece = view[start : start + min(PIECE_BYTES, BLOCK_BYTES - filled)]
+            if filled:
+                self._checksums[-1] = zlib.crc32(piece, self._checksums[-1])
+            else:
+                self._checksums.append(zlib.crc32(piece))
             try:
-                self._file.write(part)
+                self._file.write(piece)
             except Exception as error:
                 self.error = error
                 raise
-            if filled:
-                self._checksums[-1] = zlib.crc32(part, self._checksums[-1])
-            else:
-                self._checksums.append(zlib.crc32(part))
-            self._size += len(part)
-            start += len(part)
+            self._size += len(piece)
+            start += len(piece)
+            if self._has_early_writeback and not self._size % BLOCK_BYTES:
+                # The disk begins to write, so that a sync at the end has little left to wait for. Nothing is dropped:
+                # no page of the block is on disk yet.
+                os.posix_fadvise(self._file.fileno(), self._size - BLOCK_BYTES, BLOCK_BYTES, os.POSIX_FADV_DONTNEED)
         return len(view)
-
-    def fileno(self) -> int:
-        """Return the descriptor, which torch syncs; remote files have none."""
-        return self._file.fileno()
 
     def flush(self) -> None:
         """Flush the file."""
@@ -78,8 +81,17 @@ class _Writer(io.RawIOBase):
         return FileRecord(self._size, tuple(self._checksums))
 
 
+def _close(stream: BinaryIO) -> None:
+    """Close a file, about which all that counts is known already."""
+    with suppress(OSError):
+        stream.close()
+
+
 class CheckpointFiles(FileSystem):
-    """The files of one checkpoint as a file system of torch.distributed.checkpoint."""
+    """The files of one checkpoint as a file system of torch.distributed.checkpoint.
+
+    Files that are written are durable after `sync`; the end of a `with` block closes them.
+    """
 
     def __init__(
         self,
@@ -101,6 +113,8 @@ class CheckpointFiles(FileSystem):
         self._folder, self._name = folder, name
         self._records = records
         self._lock = Lock()
+        self._unsynced: list[tuple[str, BinaryIO]] = []
+        """(path, file), of the local files that were written."""
         self.written: dict[str, FileRecord] = {}
         """Name -> file, of the files that were written."""
 
@@ -120,21 +134,58 @@ class CheckpointFiles(FileSystem):
                 with VerifiedFile(self._folder, self._name, file, record, verify=self._verify) as reader:
                     yield reader
             return
-        storage, target = self._folder.storage, self._folder.path(self._name, self._final_name(file))
-        with storage.translate_errors(target, "written"):
+        with self._written(self._final_name(file)) as writer:
+            yield writer
+
+    @contextmanager
+    def _written(self, file: str) -> Iterator[_Writer]:
+        storage, target = self._folder.storage, self._folder.path(self._name, file)
+        with storage.translate_errors(target, "written"), ExitStack() as on_failure:
             opened = (
                 partial(Path(target).open, "wb") if storage.is_local else partial(storage.filesystem.open, target, "wb")
             )
-            with cast("BinaryIO", opened()) as stream:
-                writer = _Writer(stream)
-                try:
-                    yield writer
-                except Exception as error:
-                    if writer.error is None:
-                        raise
-                    raise writer.error from error
+            stream = cast("BinaryIO", opened())
+            on_failure.callback(_close, stream)
+            writer = _Writer(stream, is_local=storage.is_local)
+            try:
+                yield writer
+            except Exception as error:
+                if writer.error is None:
+                    raise
+                raise writer.error from error
+            stream.flush() if storage.is_local else stream.close()
+            on_failure.pop_all()
         with self._lock:
-            self.written[self._final_name(file)] = writer.record
+            self.written[file] = writer.record
+            if storage.is_local:
+                self._unsynced.append((target, stream))
+
+    def write(self, file: str, data: bytes) -> None:
+        """Write a small file."""
+        storage = self._folder.storage
+        if storage.is_local:
+            with self._written(file) as writer:
+                writer.write(data)
+            return
+        # A single request, which is repeated if it fails.
+        write_file(storage, self._folder.path(self._name, file), data)
+        writer = _Writer(io.BytesIO(), is_local=False)
+        writer.write(data)
+        self.written[file] = writer.record
+
+    def sync(self) -> None:
+        """Make what was written durable: at once, since a local disk is waited for about as long for all as for one."""
+        for target, stream in self._unsynced:
+            with self._folder.storage.translate_errors(target, "written"):
+                os.fsync(stream.fileno())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for _target, stream in self._unsynced:
+            _close(stream)
+        self._unsynced.clear()
 
     @staticmethod
     def _final_name(file: str) -> str:

@@ -168,7 +168,6 @@ class CheckpointFolder:
             message = f"{name} can't be completed: {problem}"
             raise CheckpointError(message)
         if self.storage.is_local:
-            _sync_directory(self.path(name))
             write_file(self.storage, self.path(name, INDEX), checkpoint.encode())
             _sync_directory(self.path(name))
             _sync_directory(self.storage.root)

@@ -18,10 +18,10 @@ from laneway.checkpoint.torch_files import TorchFilesReader, without_zip_checksu
 from laneway.errors import CheckpointError, CheckpointMismatchError, LanewayError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from laneway.checkpoint.folder import CheckpointFolder
-    from laneway.checkpoint.layout import Checkpoint, FileRecord
+    from laneway.checkpoint.layout import Checkpoint
 
 
 class OwnGroup:
@@ -40,20 +40,22 @@ class OwnGroup:
         return self._group
 
 
-def save_states(
-    folder: CheckpointFolder, name: str, states: dict[str, Any], group: dist.ProcessGroup | None
-) -> Mapping[str, FileRecord]:
-    """Write states of modules and optimizers, and return the files that this rank wrote. All ranks must call it.
+def save_states(files: CheckpointFiles, name: str, states: dict[str, Any], group: dist.ProcessGroup | None) -> None:
+    """Write the part of this rank of the states of modules and optimizers. All ranks must call it.
+
+    Args:
+        files: Where it is written.
+        name: The folder of the checkpoint, for errors.
+        states: The states.
+        group: Process group of all ranks; None: there is a single rank.
 
     Raises:
         CheckpointError: A rank failed; raised on all ranks.
     """
-    files = CheckpointFiles(folder, name)
-    writer = FileSystemWriter(name, sync_files=folder.storage.is_local)
+    writer = FileSystemWriter(name, sync_files=False)
     writer.fs = files
     with _errors(name, "written", CheckpointError), without_zip_checksums():
         save(states, storage_writer=writer, process_group=group, no_dist=group is None)
-    return files.written
 
 
 def open_states(folder: CheckpointFolder, checkpoint: Checkpoint, *, verify: bool) -> TorchFilesReader:

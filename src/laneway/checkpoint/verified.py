@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from laneway.checkpoint.folder import CheckpointFolder
 
 PIECE_BYTES = 1 << 19
-"""Local files are summed in pieces that stay in the cache of a core."""
+"""Files are summed in pieces that stay in the cache of a core while they are read or written."""
 LONG_BYTES = 1 << 20
 """After a read of so many bytes, the blocks behind it are likely to be read next."""
 NUM_AHEAD = 2

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-import zlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from laneway.checkpoint.layout import BLOCK_BYTES, JOB, Checkpoint, FileRecord, rank_file
+from laneway.checkpoint.files import CheckpointFiles
+from laneway.checkpoint.layout import JOB, Checkpoint, FileRecord, rank_file
 from laneway.checkpoint.torch_calls import save_states
 from laneway.errors import CheckpointError, DataFileError
-from laneway.storage.writing import write_file
 
 if TYPE_CHECKING:
     import torch.distributed as dist
@@ -64,14 +63,18 @@ def _write_all(
 ) -> Checkpoint:
     name = snapshot.checkpoint.name
 
-    def written() -> dict[str, FileRecord]:
-        records = {rank_file(ranks.rank): _write(folder, name, rank_file(ranks.rank), snapshot.rank)}
-        if ranks.rank == 0:
-            records[JOB] = _write(folder, name, JOB, snapshot.job)
-        return records
+    with CheckpointFiles(folder, name) as files:
+        if snapshot.sharded:
+            save_states(files, name, snapshot.sharded, group)
 
-    files = save_states(folder, name, snapshot.sharded, group) if snapshot.sharded else {}
-    gathered = ranks.gather(f"write {name}", lambda: {**files, **written()}, dst_rank=0)
+        def written() -> dict[str, FileRecord]:
+            files.write(rank_file(ranks.rank), snapshot.rank)
+            if ranks.rank == 0:
+                files.write(JOB, snapshot.job)
+            files.sync()
+            return files.written
+
+        gathered = ranks.gather(f"write {name}", written, dst_rank=0)
 
     def published() -> Checkpoint:
         records = {file: record for part in gathered or () for file, record in part.items()}
@@ -80,9 +83,3 @@ def _write_all(
         return found
 
     return ranks.broadcast(f"publish {name}", published, src_rank=0)
-
-
-def _write(folder: CheckpointFolder, name: str, file: str, data: bytes) -> FileRecord:
-    write_file(folder.storage, folder.path(name, file), data)
-    checksums = [zlib.crc32(data[start : start + BLOCK_BYTES]) for start in range(0, len(data), BLOCK_BYTES)]
-    return FileRecord(len(data), tuple(checksums))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,14 +14,14 @@ from laneway.checkpoint import verified
 from laneway.checkpoint.files import CheckpointFiles
 from laneway.checkpoint.folder import CheckpointFolder
 from laneway.checkpoint.verified import VerifiedFile
-from laneway.errors import CheckpointError
+from laneway.errors import CheckpointError, DataFileError
 from laneway.storage.filesystem import Storage
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 NAME = "000001-step-0"
-BLOCK = 16
+BLOCK, PIECE = 16, 6
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +36,7 @@ def small_blocks() -> object:
     with pytest.MonkeyPatch.context() as patch:
         for each in (module, verified):
             patch.setattr(each, "BLOCK_BYTES", BLOCK)
+            patch.setattr(each, "PIECE_BYTES", PIECE)
         yield
 
 
@@ -42,8 +44,7 @@ def small_blocks() -> object:
 def test_any_part_of_what_was_written_in_any_pieces_is_read(
     folder: CheckpointFolder, pieces: list[bytes], start: int, length: int
 ) -> None:
-    files = CheckpointFiles(folder, NAME)
-    with files.create_stream("x", "wb") as stream:
+    with CheckpointFiles(folder, NAME) as files, files.create_stream("x", "wb") as stream:
         for piece in pieces:
             stream.write(piece)
         assert stream.tell() == sum(map(len, pieces))
@@ -58,8 +59,7 @@ def test_any_part_of_what_was_written_in_any_pieces_is_read(
 def test_a_changed_byte_is_found_where_its_block_is_read(
     folder: CheckpointFolder, content: bytes, data: st.DataObject
 ) -> None:
-    files = CheckpointFiles(folder, NAME)
-    with files.create_stream("y", "wb") as stream:
+    with CheckpointFiles(folder, NAME) as files, files.create_stream("y", "wb") as stream:
         stream.write(content)
     place = data.draw(st.integers(0, len(content) - 1))
     changed = bytearray(content)
@@ -74,3 +74,26 @@ def test_a_changed_byte_is_found_where_its_block_is_read(
         opened.read()
     with VerifiedFile(folder, NAME, "y", files.written["y"], verify=False) as opened:
         assert opened.read() == changed
+
+
+def test_what_was_written_is_synced_and_closed(folder: CheckpointFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.path.realpath(f"/proc/self/fd/{descriptor}")))
+    paths = [folder.path(NAME, file) for file in ("one", "two")]
+    with CheckpointFiles(folder, NAME) as files:
+        with files.create_stream("one", "wb") as stream:
+            stream.write(b"1")
+        files.write("two", b"2" * (BLOCK + 1))
+        files.sync()
+        assert synced == paths
+    assert files.written["two"].size == BLOCK + 1
+    assert not {*paths} & {os.path.realpath(each.path) for each in os.scandir("/proc/self/fd")}
+
+
+def test_a_file_that_can_not_be_written_is_closed(folder: CheckpointFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    # /dev/full refuses every byte.
+    monkeypatch.setattr(folder, "path", lambda _name, _file="": "/dev/full")
+    with CheckpointFiles(folder, NAME) as files, pytest.raises(DataFileError, match="No space left on device"):
+        files.write("x", b"1")
+    assert files.written == {}
+    assert "/dev/full" not in {os.path.realpath(each.path) for each in os.scandir("/proc/self/fd")}

@@ -11,6 +11,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from laneway.checkpoint import torch_files
+from laneway.checkpoint.files import CheckpointFiles
 from laneway.checkpoint.folder import CheckpointFolder
 from laneway.checkpoint.layout import Checkpoint
 from laneway.checkpoint.torch_calls import load_states, open_states, save_states
@@ -66,8 +67,9 @@ def saved(root: Path, states: dict[str, Any]) -> tuple[CheckpointFolder, Checkpo
     folder = CheckpointFolder(Storage(root))
     checkpoint = Checkpoint(1, 0)
     folder.create(checkpoint.name)
-    files = save_states(folder, checkpoint.name, states, None)
-    return folder, Checkpoint(1, 0, files=files)
+    with CheckpointFiles(folder, checkpoint.name) as files:
+        save_states(files, checkpoint.name, states, None)
+    return folder, Checkpoint(1, 0, files=files.written)
 
 
 def as_bytes(tensor: torch.Tensor) -> list[int]:
