@@ -39,11 +39,12 @@ GROUP_TIMEOUT_S = 60.0
 RUN_TIMEOUT_S = 120.0
 """Time that all ranks together have for one function."""
 
-# What pyarrow, torch and DCP import on first use costs each rank, and each worker of a rank, tens of milliseconds.
-FORKSERVER.set_forkserver_preload(
+# What pyarrow, torch, its optimizers and DCP import on first use costs each rank, and each of its workers, a second.
+RANK_CONTEXT = FORKSERVER
+RANK_CONTEXT.set_forkserver_preload(
     [
         *("laneway", "numpy.ma", "numpy.random", "pyarrow.parquet", "pytest", "torchdata.stateful_dataloader"),
-        *("torch.distributed.checkpoint", "torch.distributed.checkpoint._fsspec_filesystem"),
+        *("torch.distributed.checkpoint", "torch.distributed.checkpoint._fsspec_filesystem", "torch._dynamo"),
     ]
 )
 
@@ -62,10 +63,10 @@ class RankGroup:
 
     def __init__(self, world_size: int, *, group_timeout_s: float = GROUP_TIMEOUT_S) -> None:
         self._folder = tempfile.TemporaryDirectory()
-        ends = [FORKSERVER.Pipe() for _ in range(world_size)]
+        ends = [RANK_CONTEXT.Pipe() for _ in range(world_size)]
         # Not daemonic, or they could not have workers.
         self._processes = [
-            FORKSERVER.Process(
+            RANK_CONTEXT.Process(
                 target=_run_rank,
                 args=(rank_end, f"{self._folder.name}/store", rank, world_size, group_timeout_s),
                 daemon=False,

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from laneway import Checkpoints
-from tests.compat.loaders import FORKSERVER
 from tests.corpora import UNEQUAL_FILES, write_corpus
+from tests.distributed.ranks import RANK_CONTEXT
 from tests.distributed.save_and_be_killed import Start, run
 from tests.fuzzing import num_cases
 
@@ -28,7 +28,7 @@ class Job:
 
     def __init__(self, start: Start) -> None:
         self.start = start
-        self._ranks = [FORKSERVER.Process(target=run, args=(rank, start)) for rank in range(start.world_size)]
+        self._ranks = [RANK_CONTEXT.Process(target=run, args=(rank, start)) for rank in range(start.world_size)]
         for rank in self._ranks:
             rank.start()
 
