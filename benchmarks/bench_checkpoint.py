@@ -6,8 +6,8 @@ A model of some hundred MB and its AdamW states, in a single process:
   beside `torch.save`, Accelerate's `save_state` and the checkpoint of a Lightning trainer, which sync nothing
 - a load, beside those of the same
 - the blocking part of an asynchronous save, beside a copy of all tensors into new memory
-- the steps of a training loop that saves asynchronously every 50 steps, beside the same loop without saves; with the
-  wait for the last save at its end, and without
+- the steps of a training loop that saves asynchronously every 50 steps, beside the same loop without saves, and beside
+  one that only copies the tensors into memory that it has; with the wait for the last save at its end, and without
 
 All contenders are run in turn, in another order each time; medians of wall time and of CPU time (of all threads) are
 compared. Run `python benchmarks/bench_checkpoint.py [--short] [--json PATH]`.
@@ -25,6 +25,7 @@ import tempfile
 import time
 import warnings
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -222,27 +223,35 @@ def blocking(job: Job, root: Path) -> dict[str, Cost]:
 
 def stepping(job: Job, root: Path, num_steps: int) -> tuple[dict[str, Cost], dict[str, Cost]]:
     """Compare a loop that saves asynchronously with one that does not: its steps, and all of it."""
+    saved_at = itertools.count(1)
+    steps: dict[str, list[Cost]] = {"laneway": [], "no saves": [], "copies into the same memory": []}
+    everything: list[Cost] = []
+    memory = [each.clone() for each in job.tensors()]
 
-    def loop(checkpoints: Checkpoints | None) -> None:
+    def copy() -> None:
+        for mine, its in zip(memory, job.tensors(), strict=True):
+            mine.copy_(its)
+
+    def loop(save: Callable[[], object]) -> None:
         for step in range(1, num_steps + 1):
             time.sleep(STEP_S)
-            if checkpoints is not None and checkpoints.due(step, every_steps=SAVE_EVERY):
-                checkpoints.save(step, **job.objects)
+            if not step % SAVE_EVERY:
+                save()
 
-    steps, everything, none = [], [], []
-
-    def ours() -> None:
-        with Checkpoints(root / "steps", async_save=True, keep=[KeepLatest(1)]) as checkpoints:
-            steps.append(timed(lambda: loop(checkpoints)))
-
-    for _ in range(REPEATS + 1):
-        everything.append(timed(ours))
-        none.append(timed(lambda: loop(None)))
-    before = medians(none)
-    return (
-        {"laneway": medians(steps), "no saves": before},
-        {"laneway": medians(everything), "no saves": before},
-    )
+    with Checkpoints(root / "steps", async_save=True, keep=[KeepLatest(1)]) as checkpoints:
+        savers: dict[str, Callable[[], object]] = {
+            "laneway": lambda: checkpoints.save(next(saved_at), **job.objects),
+            "no saves": lambda: None,
+            "copies into the same memory": copy,
+        }
+        for _ in range(REPEATS + 1):
+            for name in random.sample([*savers], len(savers)):
+                steps[name].append(timed(partial(loop, savers[name])))
+                last = timed(checkpoints.wait)
+                if name == "laneway":
+                    everything.append(Cost(*map(sum, zip(steps[name][-1], last, strict=True))))
+    costs = {name: medians(each) for name, each in steps.items()}
+    return costs, {"laneway": medians(everything), "no saves": costs["no saves"]}
 
 
 def main() -> None:

@@ -40,7 +40,7 @@ class Start:
     storage_options: dict[str, Any] | None = None
 
     def log(self, rank: int) -> Path:
-        """The log of a rank: the step it resumed after, then (step, row ids, loss) of each step, and steps saved."""
+        """The log of a rank: the step it resumed after; (step, row ids, loss) of each step, steps saved; its end."""
         return Path(self.folder, f"start-{self.index}-rank-{rank}.jsonl")
 
 
@@ -91,5 +91,6 @@ def train(rank: int, start: Start) -> None:
             # Some in quick succession, some not.
             if random.Random(step).random() < 0.6 and checkpoints.save(step, **objects, if_busy="skip"):
                 log.write(json.dumps({"saved": step}) + "\n")
+        log.write(json.dumps({"ended": True}) + "\n")
     if start.is_doomed:
         time.sleep(600)

@@ -72,8 +72,11 @@ class Job:
         return sorted({each["saved"] for rank in self.ranks for each in self.entries(rank) if "saved" in each})
 
     def wait_for(self, num_steps: float) -> None:
+        """Wait until so many steps were trained, or all there are."""
         deadline = monotonic() + PATIENCE_S
-        while len(self.steps(0)) < num_steps and all(each.is_alive() for each in self._ranks):
+        while len(self.steps(0)) < num_steps and not any("ended" in each for each in self.entries(0)):
+            if not all(each.is_alive() for each in self._ranks):
+                break
             assert monotonic() < deadline
             sleep(0.002)
 
