@@ -3,7 +3,8 @@
 A model of some hundred MB and its AdamW states, in a single process:
 
 - a synchronous save, beside `torch.distributed.checkpoint.save` with its files synced to disk, as laneway's are, and
-  beside `torch.save`, Accelerate's `save_state` and the checkpoint of a Lightning trainer, which sync nothing
+  beside `torch.save`, Accelerate's `save_state`, the checkpoint of a Lightning trainer and, where it is installed, the
+  checkpoint manager of torchtitan, which sync nothing
 - a load, beside those of the same
 - the blocking part of an asynchronous save, beside a copy of all tensors into new memory
 - the steps of a training loop that saves asynchronously every 50 steps, beside the same loop without saves, and beside
@@ -16,6 +17,7 @@ compared. Run `python benchmarks/bench_checkpoint.py [--short] [--json PATH]`.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import itertools
 import json
 import logging
@@ -110,6 +112,23 @@ class LightningJob(LightningModule):
         return self.job.optimizer
 
 
+def torchtitan_manager(job: Job) -> Any:  # noqa: ANN401 - torchtitan need not be installed
+    """Return the checkpoint manager of torchtitan with the same job, and with a state of its own optimizer."""
+    checkpointer = importlib.import_module("torchtitan.components.checkpointer.dcp")
+    optimizer = importlib.import_module("torchtitan.components.optimizer")
+    choices = optimizer.default_adamw()
+    choices.implementation = "foreach"
+    optimizers = optimizer.OptimizersContainer(choices, model_parts=[job.model])
+    optimizers.step()
+    schedulers = optimizer.LRSchedulersContainer.Config().build(optimizers=optimizers, training_steps=1_000)
+    # It deletes checkpoints only where torch.distributed is initialised.
+    config = checkpointer.CheckpointManager.Config(enable=True, interval=1, keep_latest_k=0)
+    return checkpointer.CheckpointManager(
+        config, dataloader=None, model_parts=[job.model], optimizers=optimizers, lr_schedulers=schedulers, states={},
+        sd_adapter=None,
+    )  # fmt: skip
+
+
 def timed(function: Callable[[], object]) -> Cost:
     """Return what a call takes."""
     wall, cpu = time.perf_counter(), time.process_time()
@@ -183,6 +202,18 @@ def saving(job: Job, root: Path) -> tuple[dict[str, Cost], dict[str, Cost]]:
     def plain_save(path: Path) -> None:
         torch.save({"model": job.model.state_dict(), "optimizer": job.optimizer.state_dict()}, path / "all.pt")
 
+    others_save: dict[str, Callable[[], object]] = {}
+    others_load: dict[str, Callable[[], object]] = {}
+    if importlib.util.find_spec("torchtitan"):
+        manager, titan = torchtitan_manager(job), Folder(root / "torchtitan")
+
+        def titan_save(path: Path) -> None:
+            manager.folder = str(path)
+            manager.save(1)
+
+        others_save["torchtitan CheckpointManager"] = lambda: titan.save(titan_save)
+        others_load["torchtitan CheckpointManager"] = manager.load
+
     # All keep one checkpoint.
     with Checkpoints(root / "ours", keep=[KeepLatest(1)]) as checkpoints:
         saves = in_turn(
@@ -194,15 +225,18 @@ def saving(job: Job, root: Path) -> tuple[dict[str, Cost], dict[str, Cost]]:
                 "Lightning save_checkpoint": lambda: lightning.save(
                     lambda path: trainer.save_checkpoint(path / "last.ckpt")
                 ),
+                **others_save,
             }
         )
         loads = in_turn(
             {
                 "laneway": lambda: checkpoints.resume(**job.objects),
+                "laneway, sizes only": lambda: checkpoints.resume(**job.objects, verify="sizes"),
                 "dcp.load": dcp_load,
                 "torch.load": plain_load,
                 "Accelerate load_state": lambda: accelerator.load_state(str(hf.newest)),
                 "Lightning load_checkpoint": lightning_load,
+                **others_load,
             }
         )
     return saves, loads
@@ -273,14 +307,14 @@ def main() -> None:
         steps, everything = stepping(job, root, 4 * SAVE_EVERY)
         found[f"{4 * SAVE_EVERY} steps, 4 async saves"], found["with the wait at the end"] = steps, everything
         found["save"], found["load"] = saving(job, root)
-    print(f"\n{'':34}{'beside':>26}{'wall s':>10}{'cpu s':>9}{'laneway: wall':>16}{'cpu':>8}")
+    print(f"\n{'':34}{'beside':>30}{'wall s':>10}{'cpu s':>9}{'laneway: wall':>16}{'cpu':>8}")
     for name, costs in found.items():
         ours = costs["laneway"]
-        print(f"{name:34}{'laneway':>26}{ours.wall_s:10.3f}{ours.cpu_s:9.3f}")
+        print(f"{name:34}{'laneway':>30}{ours.wall_s:10.3f}{ours.cpu_s:9.3f}")
         for other, cost in costs.items():
             if other != "laneway":
                 ratios = f"{ours.wall_s / cost.wall_s:16.2f}{ours.cpu_s / cost.cpu_s:8.2f}"
-                print(f"{'':34}{other:>26}{cost.wall_s:10.3f}{cost.cpu_s:9.3f}{ratios}")
+                print(f"{'':34}{other:>30}{cost.wall_s:10.3f}{cost.cpu_s:9.3f}{ratios}")
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=1) + "\n")
 
