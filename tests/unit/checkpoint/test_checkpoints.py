@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from laneway.checkpoint.layout import Checkpoint
     from laneway.checkpoint.writing import Snapshot
 
 
@@ -418,6 +419,48 @@ def test_it_is_due_once_after_a_signal_and_the_handler_of_the_user_is_called(tmp
         assert len(called) == 2
     finally:
         signal.signal(signal.SIGUSR1, before)
+
+
+WHEN = [("before the first batch", [0]), ("in a save", [2, 3]), ("later", [2, 5])]
+"""When a signal comes, and the steps that are saved."""
+
+
+@pytest.mark.parametrize("async_save", [False, True])
+@pytest.mark.parametrize(("when", "expected"), WHEN)
+def test_a_signal_at_any_time_leads_to_one_checkpoint_of_the_next_step(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str, expected: list[int], *, async_save: bool
+) -> None:
+    def tell_to_stop() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    job, before = Job(corpus), signal.getsignal(signal.SIGTERM)
+    with Checkpoints(tmp_path / "run", signals=["SIGTERM"], async_save=async_save) as checkpoints:
+        checkpoints.resume(**job.objects)
+        if when == "before the first batch":
+            tell_to_stop()
+        publish = checkpoints._folder.publish
+
+        def told_while_it_is_written(checkpoint: Checkpoint) -> None:
+            tell_to_stop()
+            publish(checkpoint)
+
+        for step, batch in enumerate(job.loader):
+            job.step(batch)
+            if when == "in a save" and step == 2:
+                monkeypatch.setattr(checkpoints._folder, "publish", told_while_it_is_written)
+            if when == "later" and step == 5:
+                tell_to_stop()
+            # As if steps took a second.
+            checkpoints._polls._until_next = 1
+            if checkpoints.due(step, every_steps=2 if step == 2 else 1000):
+                checkpoints.save(step, **job.objects)
+            if when == "in a save" and step == 2:
+                checkpoints.wait()
+                monkeypatch.undo()
+            if checkpoints.is_stopping:
+                break
+    assert [each.step for each in checkpoints.list()] == expected
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_it_is_due_before_the_deadline(tmp_path: Path) -> None:

@@ -44,41 +44,40 @@ def resumed(path: Path) -> tuple[int, float]:
     return start.step, float(model.weight[0, 0].detach())
 
 
-def save_within_a_quota(path: Path, *, async_save: bool) -> None:
+def save_within_a_quota(path: Path) -> None:
     # Without a handler the kernel ends a process that writes beyond the limit.
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    with Checkpoints(path, async_save=async_save) as checkpoints:
-        checkpoints.save(0, model=model_of(0))
-        checkpoints.wait()
-        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (QUOTA_BYTES, limits[1]))
-
-        def save() -> None:
-            checkpoints.save(1, model=model_of(1))
+    for name, async_save in (("sync", False), ("async", True)):
+        with Checkpoints(path / name, async_save=async_save) as checkpoints:
+            checkpoints.save(0, model=model_of(0))
             checkpoints.wait()
+            limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (QUOTA_BYTES, limits[1]))
+            with pytest.raises(CheckpointError, match=os.strerror(errno.EFBIG)):
+                save_and_wait(checkpoints)
+            # Nothing takes up the space that is missing.
+            assert [each.name for each in (path / name).glob("*-step-*")] == ["000001-step-0"]
+            assert checkpoints.latest is not None
+            assert checkpoints.latest.step == 0
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            # More space, and training goes on.
+            checkpoints.save(2, model=model_of(2))
 
-        with pytest.raises(CheckpointError, match=os.strerror(errno.EFBIG)):
-            save()
-        assert checkpoints.latest is not None
-        assert checkpoints.latest.step == 0
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        # More space, and training goes on.
-        checkpoints.save(2, model=model_of(2))
+
+def save_and_wait(checkpoints: Checkpoints) -> None:
+    checkpoints.save(1, model=model_of(1))
+    checkpoints.wait()
 
 
-@pytest.mark.parametrize("async_save", [False, True])
-def test_a_quota_that_is_reached_in_mid_write_leaves_the_checkpoint_before_and_later_ones_work(
-    tmp_path: Path, *, async_save: bool
-) -> None:
-    process = multiprocessing.get_context("forkserver").Process(
-        target=save_within_a_quota, args=(tmp_path,), kwargs={"async_save": async_save}
-    )
+def test_a_quota_that_is_reached_in_mid_write_leaves_the_checkpoint_before_and_later_ones_work(tmp_path: Path) -> None:
+    process = multiprocessing.get_context("forkserver").Process(target=save_within_a_quota, args=(tmp_path,))
     process.start()
     process.join()
     assert process.exitcode == 0
-    assert resumed(tmp_path) == (2, 2)
-    (tmp_path / "000003-step-2" / "index.json").unlink()
-    assert resumed(tmp_path) == (0, 0)
+    for path in (tmp_path / "sync", tmp_path / "async"):
+        assert resumed(path) == (2, 2)
+        (path / "000003-step-2" / "index.json").unlink()
+        assert resumed(path) == (0, 0)
 
 
 def test_a_folder_of_thousands_of_checkpoints_is_resumed_from_without_reading_them(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
-import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -36,15 +37,29 @@ def test_a_second_writer_is_refused_until_the_first_one_ends(tmp_path: Path) -> 
     assert not [*tmp_path.iterdir()]
 
 
+def test_of_several_that_begin_at_once_one_becomes_the_writer(tmp_path: Path) -> None:
+    locks = [WriterLock(Storage(tmp_path)) for _ in range(4)]
+
+    def is_writer(writer: WriterLock) -> bool:
+        try:
+            writer.acquire("error")
+        except CheckpointError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(is_writer, locks)) == 1
+    for each in locks:
+        each.release()
+
+
 def test_a_writer_of_this_host_that_was_killed_is_replaced_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    program = (
-        "import os, sys; from laneway.checkpoint.lock import WriterLock;"
-        "from laneway.storage.filesystem import Storage;"
-        "WriterLock(Storage(sys.argv[1])).acquire('error'); os._exit(0)"
-    )
-    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, timeout=60)
+    ended = subprocess.Popen(["true"])
+    ended.wait(60)
+    dead = {"owner": "x", "host": socket.gethostname(), "pid": ended.pid, "beat": 3}
+    (tmp_path / "writer.json").write_text(json.dumps(dead))
     monkeypatch.setattr(locking, "STALE_S", 1e6)
     after = WriterLock(Storage(tmp_path))
     after.acquire("error")
