@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from laneway import Checkpoints, SavableLoader, StatefulShardedDataset
@@ -140,6 +141,69 @@ def weights_after_resume(_rank: int, corpus: Path, run: Path, wrapper: str) -> l
     return job.weights()
 
 
+class Unusual(nn.Module):
+    """Layers that share their weights, and one that is not used in the first steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.later = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.second.weight = self.first.weight
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """Leave out the layer that is used later."""
+        found: torch.Tensor = self.second(self.first(values))
+        return found
+
+
+def unusual_job(wrapper: str) -> tuple[nn.Module, torch.optim.Optimizer]:
+    torch.manual_seed(dist.get_world_size())
+    model: nn.Module = Unusual()
+    if wrapper == "fsdp":
+        fully_shard(model)
+    if wrapper == "ddp":
+        model = DistributedDataParallel(model, find_unused_parameters=True)
+    compiled: nn.Module = torch.compile(model, backend="eager")  # type: ignore[assignment]
+    return compiled, torch.optim.AdamW(compiled.parameters())
+
+
+@pytest.mark.parametrize(("wrapper", "then"), [("fsdp", "fsdp"), ("ddp", "fsdp"), ("fsdp", "ddp")])
+def test_compiled_tied_and_unused_layers_are_restored_on_more_ranks(
+    run_ranks: RunRanks, tmp_path: Path, wrapper: str, then: str
+) -> None:
+    saved = run_ranks(save_unusual, 2, tmp_path, wrapper)
+    assert run_ranks(load_unusual, 4, tmp_path, then) == [saved[0]] * 4
+
+
+def save_unusual(_rank: int, run: Path, wrapper: str) -> dict[str, Any]:
+    model, optimizer = unusual_job(wrapper)
+    with Checkpoints(run) as checkpoints:
+        checkpoints.save(0, model=model, optimizer=optimizer)
+        assert not optimizer.state
+        model(torch.ones(2, WIDTH)).sum().backward()
+        optimizer.step()
+        checkpoints.save(1, model=model, optimizer=optimizer)
+    return whole_states(model, optimizer)
+
+
+def load_unusual(_rank: int, run: Path, wrapper: str) -> dict[str, Any]:
+    model, optimizer = unusual_job(wrapper)
+    with Checkpoints(run) as checkpoints:
+        checkpoints.load(0, model=model, optimizer=optimizer)
+        assert not optimizer.state
+        checkpoints.resume(model=model, optimizer=optimizer)
+    return whole_states(model, optimizer)
+
+
+def whole_states(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return the parameters and the states of the optimizer under plain names."""
+    found = {}
+    for name, parameter in model.named_parameters():
+        plain = name.removeprefix("_orig_mod.").removeprefix("module.")
+        for key, value in {"": parameter, **optimizer.state.get(parameter, {})}.items():
+            found[f"{plain} {key}"] = value.full_tensor() if isinstance(value, DTensor) else value
+    return {name: value.tolist() for name, value in found.items()}
+
+
 def test_a_checkpoint_of_two_ranks_is_loaded_by_a_single_process(
     run_ranks: RunRanks, corpus: Path, tmp_path: Path
 ) -> None:
@@ -186,28 +250,50 @@ def save_a_function(rank: int, corpus: Path, run: Path) -> str:
 def test_a_signal_that_one_rank_gets_has_all_ranks_save_the_same_step_once(
     run_ranks: RunRanks, corpus: Path, tmp_path: Path
 ) -> None:
-    found = run_ranks(train_until_told_to_stop, 2, corpus, tmp_path)
-    assert found == [([3], 3), ([3], 3)]
+    for found in run_ranks(stopped_at_several_times, 2, corpus, tmp_path):
+        assert found == {"before the first batch": [0], "after step 3": [2, 3], "in the save of step 2": [2, 3]}
 
 
-def train_until_told_to_stop(rank: int, corpus: Path, run: Path) -> tuple[list[int], int]:
+def stopped_at_several_times(rank: int, corpus: Path, run: Path) -> dict[str, list[int]]:
+    whens = ("before the first batch", "after step 3", "in the save of step 2")
+    return {when: train_until_told_to_stop(rank, corpus, run / when, when) for when in whens}
+
+
+def train_until_told_to_stop(rank: int, corpus: Path, run: Path, when: str) -> list[int]:
+    """Return the steps that this rank has saved."""
+
+    def tell_to_stop() -> None:
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
     job = Job(corpus, "ddp")
     saved = []
-    with Checkpoints(run, signals=["SIGUSR1"]) as checkpoints:
+    with Checkpoints(run, signals=["SIGTERM"], async_save=True) as checkpoints:
+        write = checkpoints._saver.write
+
+        def write_and_be_told(snapshot: Snapshot) -> None:
+            tell_to_stop()
+            write(snapshot)
+
+        if when == "in the save of step 2":
+            checkpoints._saver.write = write_and_be_told  # type: ignore[method-assign]
         checkpoints.resume(**job.objects)
+        if when == "before the first batch":
+            tell_to_stop()
         for step, batch in enumerate(job.loader):
             job.step(batch)
-            if step == 3 and rank == 1:
-                os.kill(os.getpid(), signal.SIGUSR1)
+            if when == "after step 3" and step == 3:
+                tell_to_stop()
             # Ranks ask each other at every step while steps are slow.
             checkpoints._polls._until_next = 1
-            if checkpoints.due(step, every_steps=100):
+            if checkpoints.due(step, every_steps=2 if step < 3 else 100):
                 checkpoints.save(step, **job.objects)
+                checkpoints.wait()
                 saved.append(step)
             if checkpoints.is_stopping:
                 break
-        latest = checkpoints.list()[-1].step
-    return saved, latest
+        assert [each.step for each in checkpoints.list()] == saved
+    return saved
 
 
 def test_a_damaged_byte_has_all_ranks_resume_from_the_checkpoint_before(
