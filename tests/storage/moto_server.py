@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
 from moto.s3.models import s3_backends
@@ -26,6 +27,18 @@ class QuietHandler(MotoRequestHandler):
         pass
 
 
+class OneWriterApplication(DomainDispatcherApplication):
+    """Stores one object at a time: moto looks whether an object exists, and stores it a while later."""
+
+    _lock = threading.Lock()
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
+        if "HTTP_IF_NONE_MATCH" not in environ:
+            return super().__call__(environ, start_response)
+        with self._lock:
+            return super().__call__(environ, start_response)
+
+
 def store(folder: str, bucket: str, prefix: str) -> None:
     for path in sorted(Path(folder).rglob("*")):
         if path.is_file():
@@ -34,7 +47,7 @@ def store(folder: str, bucket: str, prefix: str) -> None:
 
 
 def main() -> None:
-    application = DomainDispatcherApplication(create_backend_app)
+    application = OneWriterApplication(create_backend_app)
     server = make_server("127.0.0.1", 0, application, threaded=True, request_handler=QuietHandler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     print(json.dumps({"endpoint": f"http://127.0.0.1:{server.port}"}), flush=True)

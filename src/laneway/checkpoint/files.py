@@ -33,6 +33,8 @@ class _Writer(io.RawIOBase):
         super().__init__()
         self._file = file
         self._has_early_writeback = is_local and sys.platform == "linux"
+        # Remote files are uploaded in parts that grow with what is written at a time.
+        self._piece_bytes = PIECE_BYTES if is_local else BLOCK_BYTES
         self._size = 0
         self._checksums: list[int] = []
         self.error: Exception | None = None
@@ -52,7 +54,7 @@ class _Writer(io.RawIOBase):
         start = 0
         while start < len(view):
             filled = self._size % BLOCK_BYTES
-            piece = view[start : start + min(PIECE_BYTES, BLOCK_BYTES - filled)]
+            piece = view[start : start + min(self._piece_bytes, BLOCK_BYTES - filled)]
             if filled:
                 self._checksums[-1] = zlib.crc32(piece, self._checksums[-1])
             else:

@@ -119,10 +119,10 @@ def target_of(objects: Objects, parts: Iterable[str], saved: Metadata) -> Iterat
 
     Args:
         objects: The objects of the job.
-        parts: Names of the parts to restore.
+        parts: Names of the parts of the checkpoint; those that the job has are restored.
         saved: What the checkpoint holds.
     """
-    wanted = {*parts}
+    wanted = objects.sharded_parts & {*parts}
     paths = {name: path for name, path in (saved.planner_data or {}).items() if path[0] in wanted}
     states = {name: state for name, state in states_of(objects).items() if name in wanted}
     has_room = {name for name, path in paths.items() if path[:2] == (_OPTIMIZER, _STATE)} <= _names(states)

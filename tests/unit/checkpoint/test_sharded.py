@@ -119,6 +119,17 @@ def test_a_job_that_has_used_few_of_its_parameters_goes_back_to_when_it_had_used
     assert other.a.weight.grad is gradient
 
 
+def test_a_model_is_loaded_without_the_optimizer_that_was_saved_with_it(checkpoints: Checkpoints) -> None:
+    model, other = Model(), Model()
+    optimizer = optim.AdamW(model.parameters())
+    model.train_step([optimizer], 0)
+    checkpoints.save(0, model=model, optimizer=optimizer)
+    checkpoints.load(0, model=other)
+    assert all(map(torch.equal, other.parameters(), model.parameters()))
+    with pytest.raises(CheckpointMismatchError, match="also holds 'optimizer'"):
+        checkpoints.resume(model=other)
+
+
 def test_settings_that_the_saved_optimizer_did_not_have_stay(checkpoints: Checkpoints) -> None:
     model = Model()
     checkpoints.save(0, model=model, optimizer=optim.SGD(model.parameters(), 0.1))
