@@ -7,13 +7,14 @@ import os
 import signal
 import threading
 import time
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -202,6 +203,35 @@ def whole_states(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str
         for key, value in {"": parameter, **optimizer.state.get(parameter, {})}.items():
             found[f"{plain} {key}"] = value.full_tensor() if isinstance(value, DTensor) else value
     return {name: value.tolist() for name, value in found.items()}
+
+
+def test_a_model_in_the_older_fsdp_is_restored_with_and_without_states_of_its_optimizer(
+    run_ranks: RunRanks, tmp_path: Path
+) -> None:
+    run_ranks(save_and_load_older_fsdp, 2, tmp_path)
+
+
+def save_and_load_older_fsdp(_rank: int, run: Path) -> None:
+    def job(seed: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(seed)
+        model = FullyShardedDataParallel(nn.Linear(4, 4), use_orig_params=True, device_id=torch.device("cpu"))
+        return model, torch.optim.AdamW(model.parameters())
+
+    with Checkpoints(run) as checkpoints, warnings.catch_warnings():
+        # It is deprecated, and so is what it calls; many use it.
+        warnings.simplefilter("ignore")
+        model, optimizer = job(0)
+        checkpoints.save(0, model=model, optimizer=optimizer)
+        assert not optimizer.state
+        model(torch.ones(2, 4)).sum().backward()
+        optimizer.step()
+        checkpoints.save(1, model=model, optimizer=optimizer)
+        other, new = job(1)
+        checkpoints.load(0, model=other, optimizer=new)
+        assert not new.state
+        checkpoints.resume(model=other, optimizer=new)
+    assert all(map(torch.equal, other.parameters(), model.parameters()))
+    assert str(new.state_dict()) == str(optimizer.state_dict())
 
 
 def test_a_checkpoint_of_two_ranks_is_loaded_by_a_single_process(

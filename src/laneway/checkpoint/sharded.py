@@ -59,16 +59,19 @@ def _optimizer_states(model: nn.Module, optimizers: Sequence[Optimizer]) -> dict
 @contextmanager
 def _left_alone(optimizers: Sequence[Optimizer]) -> Iterator[None]:
     """Keep torch from creating the states of an optimizer that has none, by a step that counts in its later ones."""
-    empty: dict[str, Any] = {}
-    parameters = [(each, next(_parameters(each), None)) for each in optimizers if not each.state]
-    for optimizer, parameter in parameters:
-        if parameter is not None:
-            optimizer.state[parameter] = empty
+    added: list[tuple[Optimizer, torch.Tensor, dict[str, Any]]] = [
+        (optimizer, parameter, {})
+        for optimizer in optimizers
+        if not optimizer.state
+        for parameter in _parameters(optimizer)
+    ]
+    for optimizer, parameter, empty in added:
+        optimizer.state[parameter] = empty
     try:
         yield
     finally:
-        for optimizer, parameter in parameters:
-            if parameter is not None and optimizer.state.get(parameter) is empty:
+        for optimizer, parameter, empty in added:
+            if optimizer.state.get(parameter) is empty:
                 del optimizer.state[parameter]
 
 
