@@ -11,7 +11,7 @@ A model of some hundred MB and its AdamW states, in a single process:
   one that only copies the tensors into memory that it has; with the wait for the last save at its end, and without
 
 All contenders are run in turn, in another order each time; medians of wall time and of CPU time (of all threads) are
-compared. Run `python benchmarks/bench_checkpoint.py [--short] [--json PATH]`.
+compared. Run `python benchmarks/bench_checkpoint.py [--short] [--width N] [--json PATH]`.
 """
 
 from __future__ import annotations
@@ -294,10 +294,11 @@ def main() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--short", action="store_true", help="a smaller model")
+    parser.add_argument("--width", type=int, default=WIDTH, help="rows and columns of a matrix of the model")
     parser.add_argument("--json", type=Path, help="also write the results to this file")
     arguments = parser.parse_args()
     warm_memory(4_096)
-    job = Job(SHORT_WIDTH if arguments.short else WIDTH)
+    job = Job(SHORT_WIDTH if arguments.short else arguments.width)
     num_bytes = sum(each.nbytes for each in job.tensors())
     print(f"{num_bytes / 2**20:,.0f} MiB of tensors; medians of {REPEATS} runs in turn")
     found: dict[str, dict[str, Cost]] = {}
