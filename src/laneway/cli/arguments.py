@@ -10,7 +10,8 @@ from laneway.formats import FORMATS
 
 _EPILOG = """\
 Each command has --help and --json. `laneway completion bash` completes them.
-Exit codes: 0 all is well; 1 what was asked for doesn't hold; 2 an error."""
+Exit codes: 0 all is well; 1 what was asked for doesn't hold; 2 an error;
+130 interrupted."""
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
@@ -159,7 +160,7 @@ def _add_commands_for_data(commands: Any) -> None:  # noqa: ANN401 - argparse's 
     _dataset(command)
     # With a checkpoint, they are those of the run.
     command.set_defaults(world_size=None, workers=None, epoch=None, seed=None)
-    command = _command(commands, "verify", "data", "Read all row groups, and name those that are damaged")
+    command = _command(commands, "verify", "data", "Read all the data, and name what is damaged")
     _source(command)
     command = _command(commands, "bench", "bench", "Measure how well a training loop is fed")
     _source(command)
