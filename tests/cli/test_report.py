@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from laneway import SavableLoader, StatefulShardedDataset
+from laneway import Mixture, SavableLoader, StatefulShardedDataset
 from laneway.cli.data import facts_of_data
 from laneway.cli.main import main
 from laneway.core.files import FileTable
@@ -128,6 +128,29 @@ def test_a_page_loads_and_runs_nothing_whatever_files_are_called(
     assert evil in texts(root)
     assert "\u202e" not in text
     assert "\x07" not in text
+
+
+def test_the_page_about_a_mixture_has_its_sources_and_their_audit(run: Path) -> None:
+    data = StatefulShardedDataset(run / "data", seed=3)
+    mixture = Mixture({"web": data, "<b>": data.shuffle(4)}, {"web": 1, "<b>": 3}).batch(4)
+    batches = iter(mixture)
+    for number in range(2):
+        for _ in range(5):
+            next(batches)
+        (run / f"mixture-{number}.json").write_text(json.dumps(mixture.state_dict()))
+    sources = ['web={"path": "data", "seed": 3}', "--source", '<b>={"path": "data", "shuffle": true, "seed": 4}']
+    states = ["mixture-0.json", "mixture-1.json"]
+    assert main(["report", sources[0], *states, *sources[1:], "-o", "mixture.html"]) == 0
+    document = page_of(run / "mixture.html")
+    text = " ".join(document.itertext())
+    assert "Mixture of web, <b>" in text
+    assert "The checkpoints prove that each row was delivered exactly once." in text
+    assert said(document, "s0")
+    assert all("<b>: 75.0% from step" in each for each in said(document, "s0"))
+    assert "<b> 75.0%" in text
+    assert "web 25.0%" in text
+    assert "source 'web', epoch 0: 10 of" in text
+    assert main(["report", sources[0], *states, *sources[1:], "--seed", "3", "-o", "other.html"]) == 2
 
 
 def test_an_audit_that_fails_is_shown_in_red(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -248,8 +248,8 @@ def with_a_gap(random: Random) -> Run | None:
     can = [
         index
         for index in range(1, len(saved) - 1)
-        if saved[index + 1].progress.starts[-1] != saved[index].progress.starts[-1]
-        and saved[index - 1].num_delivered < saved[index].num_delivered
+        if saved[index + 1].progress.starts[-1].rows_before == saved[index].num_delivered
+        and [each.num_delivered for each in saved].count(saved[index].num_delivered) == 1
     ]
     if not can:
         return None
@@ -258,16 +258,19 @@ def with_a_gap(random: Random) -> Run | None:
 
 
 def going_back(random: Random) -> Run | None:
-    """Return a run that was resumed from an earlier checkpoint than the last one that is given."""
+    """Return a run that was resumed from an earlier checkpoint than the last one that is given, in a new cut.
+
+    In the same cut, it delivers the same rows again, and its checkpoints look like those of one run.
+    """
     run = Run(random, is_simple=True)
     for number in range(3):
         run.run(number)
-    earlier = random.choice(run.saved)
-    if earlier.num_delivered == run.saved[-1].num_delivered:
+    earlier, last = random.choice(run.saved), run.saved[-1]
+    if earlier.num_delivered == last.num_delivered:
         return None
     run.progress = earlier.progress
     run.run(3)
-    return run
+    return run if run.saved[-1].progress.starts[-1] != last.progress.starts[-1] else None
 
 
 def with_another_run(random: Random) -> Run | None:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from laneway import CheckpointMismatchError, Mixture
 from laneway.core.options import LaneOptions
 from laneway.core.progress import Progress
 from laneway.core.state import write_state
 from laneway.core.turns import WorkerPlace
+from laneway.plans.cut_rows import SourceRowPlace
+from tests.laws.mixture_simulation import MixtureJob, SourceRow
 from tests.laws.simulation import Job, identities
 from tests.planned import dataset_of, numbers_of
 
 if TYPE_CHECKING:
+    from laneway.core.files import FileTable
     from laneway.core.plan import Identity
+    from laneway.plans.cut_rows import AnyRowPlace
     from laneway.plans.epoch_plan import EpochPlan
 
 runs = st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 6), st.integers(0, 8))
@@ -76,3 +81,58 @@ def test_a_row_is_told_to_be_left_out_or_repeated(
     assert sum(counts) - len(counts) + counts.count(0) == plan.rows_repeated
     lengths = [len(dataset.shard(topology[0], rank)) for rank in range(topology[0])]
     assert (plan.num_steps, plan.batches_per_rank) == (max(lengths), tuple(lengths))
+
+
+mixtures = st.tuples(
+    st.sampled_from([None, 90, "all_exhausted"]), st.lists(st.sampled_from([1, 0.3, 7]), min_size=2, max_size=2)
+)
+
+
+@given(
+    st.lists(identities(remainder="keep"), min_size=2, max_size=2),
+    mixtures,
+    st.lists(runs, min_size=1, max_size=4),
+)
+@settings(max_examples=8)
+def test_the_plan_of_the_state_of_a_mixture_has_what_was_delivered_and_what_follows(
+    found: list[Identity], how: tuple[Any, list[float]], chain: list[tuple[int, int, int, int]]
+) -> None:
+    assume(all(each.files.num_rows for each in found))
+    sources = {name: dataset_of(each, rank=0, world_size=1) for name, each in zip("ab", found, strict=True)}
+    files = {name: each.files for name, each in zip("ab", found, strict=True)}
+    stop, weights = how
+    mixture = Mixture(sources, dict(zip("ab", weights, strict=True)), stop=stop, rank=0, world_size=1)
+    progress, delivered, state = Progress(0), list[SourceRow](), None
+    for world_size, num_workers, batch_size, steps in chain:
+        batched = mixture.batch(batch_size)
+        plan = batched.plan(0, world_size, num_workers, state=state)
+        expected = MixtureJob(batched.definition.mixed, world_size, num_workers, progress).take(steps + 2)
+        for step, ranks in [*enumerate(expected)][-4:]:
+            places = plan.rows_of(plan.next_step + step)
+            assert [[row_of(files, each) for each in rank] for rank in places] == ranks
+            for rank, rows in enumerate(places):
+                for index, place in [*enumerate(rows)][-1:]:
+                    assert isinstance(place, SourceRowPlace)
+                    (when,) = plan.where(place.path, place.row, source=place.source, epoch=place.epoch)
+                    assert when == (plan.next_step + step, rank, step % num_workers, index)
+        before = [plan.rows_of(step) for step in range(plan.next_step)] if knows_all(plan) else None
+        assert before is None or [row_of(files, each) for of in before for rank in of for each in rank] == delivered
+        job = MixtureJob(batched.definition.mixed, world_size, num_workers, progress)
+        delivered += [row for step in job.take(steps) for rank in step for row in rank]
+        progress = job.whole_progress()
+        state = write_state(batched.definition.identity, progress, WorkerPlace(0, world_size), complete=job.is_at_end)
+
+
+def row_of(files: dict[str, FileTable], place: AnyRowPlace) -> SourceRow:
+    assert isinstance(place, SourceRowPlace)
+    return SourceRow(place.source, place.epoch, *numbers_of(files[place.source], [place]))
+
+
+def knows_all(plan: EpochPlan) -> bool:
+    """Return whether no cut was forgotten, of which nothing was left."""
+    try:
+        for step in range(plan.next_step):
+            plan.rows_of(step)
+    except (ValueError, CheckpointMismatchError):
+        return False
+    return True

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 _EPILOG = """\
 Each command has --help and --json. `laneway completion bash` completes them.
-Exit codes: 0 all is well; 1 what was asked for doesn't hold; 2 an error."""
+Exit codes: 0 all is well; 1 what was asked for doesn't hold; 2 an error;
+130 interrupted."""
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
@@ -172,7 +173,7 @@ def _add_commands_for_data(commands: Any) -> None:  # noqa: ANN401 - argparse's 
     _dataset(command)
     # With a checkpoint, they are those of the run.
     command.set_defaults(world_size=None, workers=None, epoch=None, seed=None)
-    command = _command(commands, "verify", "data", "Read all row groups, and name those that are damaged")
+    command = _command(commands, "verify", "data", "Read all the data, and name what is damaged")
     _source(command)
     command = _command(commands, "convert", "data", "Rewrite data as Parquet files sized for training")
     _source(command, others=("webdataset", "mds"))

@@ -32,6 +32,11 @@ _WINDOW_BLOCKS = 8
 """Row groups whose rows a window should mix."""
 
 
+def block_name(manifest: Manifest) -> str:
+    """Return what the format of the data calls the parts of a file that are read as a whole."""
+    return FORMATS[manifest.format].block_name
+
+
 def facts_of_data(manifest: Manifest) -> dict[str, Any]:
     """Return what a dataset consists of, with advice, as JSON values."""
     files = manifest.files
@@ -65,7 +70,7 @@ def inspect(arguments: argparse.Namespace) -> Answer:
             ("rows", manifest.num_rows),
             ("size", f"{rounded_size(facts['bytes'])}, about {rounded_size(facts['decoded_bytes'])} decoded"),
             (
-                plural(FORMATS[manifest.format].block_name),
+                plural(block_name(manifest)),
                 None
                 if of_block is None
                 else f"{facts['blocks']:,}, of {span(of_block)} rows, up to "
@@ -81,7 +86,7 @@ def inspect(arguments: argparse.Namespace) -> Answer:
 
 
 def _advice(manifest: Manifest) -> Iterator[str]:
-    files, unit = manifest.files, FORMATS[manifest.format].block_name
+    files, unit = manifest.files, block_name(manifest)
     has_rows = files.block_rows > 0
     if not has_rows.any():
         yield "there are no rows"
@@ -144,7 +149,8 @@ def facts_of(plan: EpochPlan) -> dict[str, Any]:
 def plan(arguments: argparse.Namespace) -> Answer:
     """Say what each rank of a job does in an epoch, and draw it."""
     picture = None if arguments.plot is None else output_file("--plot", arguments.plot, ".svg")
-    found = open_dataset(arguments).plan(arguments.epoch, arguments.world_size, arguments.workers)
+    dataset = open_dataset(arguments)
+    found = dataset.plan(arguments.epoch, arguments.world_size, arguments.workers)
     facts = facts_of(found)
     batches, read = facts["batches_per_rank"] or (), facts["bytes_per_rank"] or ()
     lines = pairs(
@@ -162,14 +168,14 @@ def plan(arguments: argparse.Namespace) -> Answer:
         ]
     )
     if picture is not None:
-        picture.write_text(PlanPictures(found).image(), encoding="utf-8")
+        picture.write_text(PlanPictures(found, block_name(dataset.definition.manifest)).image(), encoding="utf-8")
         facts["plot"] = arguments.plot
         lines += ["", f"wrote {arguments.plot}"]
     return Answer(facts, lines)
 
 
 def verify(arguments: argparse.Namespace) -> Answer:
-    """Read all row groups, and name those that are damaged."""
+    """Read all row groups, or what the format calls them, and name those that are damaged."""
     manifest = open_manifest(arguments)
     storage = manifest.storage(storage_options=storage_options(arguments))
     reader = RowReader(manifest, storage, manifest.schema)
@@ -186,19 +192,19 @@ def verify(arguments: argparse.Namespace) -> Answer:
             return {"path": files.paths[file_index], "block": own, "start": start, "stop": stop, "problem": str(error)}
         return None
 
+    unit = block_name(manifest)
     blocks, shown = np.flatnonzero(files.block_rows > 0).tolist(), progress_wanted()
-    with ThreadPoolExecutor(4) as threads, progress_bar(len(blocks), "reading", "row group", progress=shown) as bar:
+    with ThreadPoolExecutor(4) as threads, progress_bar(len(blocks), "reading", unit, progress=shown) as bar:
         damaged = []
         for found in threads.map(problem_with, blocks):
             bar.update(1)
             damaged += [] if found is None else [found]
     reader.close()
     facts = {"files": files.num_files, "blocks": len(blocks), "rows": manifest.num_rows, "damaged": damaged}
-    unit = FORMATS[manifest.format].block_name
     whole = f"{counted(files.num_files, 'file')}, {counted(len(blocks), unit)}, {counted(manifest.num_rows, 'row')}"
     lines = [f"{whole}: {'no damage' if not damaged else f'{len(damaged):,} damaged'}"]
     lines += [
-        f"{each['path']}, block {each['block']} (rows {each['start']:,} to {each['stop']:,}): {each['problem']}"
+        f"{each['path']}, {unit} {each['block']} (rows {each['start']:,} to {each['stop']:,}): {each['problem']}"
         for each in damaged
     ]
     return Answer(facts, lines, exit_code=1 if damaged else 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from laneway.cli.data import facts_of_data
+from laneway.cli.data import block_name, facts_of_data
 from laneway.cli.output import Answer, output_file
 from laneway.cli.saved import states_of_files
 from laneway.cli.sources import open_dataset, open_for_state, open_manifest, refuse_settings
@@ -62,7 +62,7 @@ def _fresh_page(arguments: argparse.Namespace, manifest: Manifest) -> Page:
     """Return the page about an epoch that has not begun."""
     dataset = open_dataset(arguments, manifest)
     plan = dataset.plan(arguments.epoch, arguments.world_size, arguments.workers)
-    return Page(PlanPictures(plan), manifest, facts_of_data(manifest))
+    return Page(PlanPictures(plan, block_name(manifest)), manifest, facts_of_data(manifest))
 
 
 def _resumed_page(arguments: argparse.Namespace, manifest: Manifest, checkpoints: Sequence[SavedStates]) -> Page:
@@ -73,7 +73,7 @@ def _resumed_page(arguments: argparse.Namespace, manifest: Manifest, checkpoints
     plan = dataset.plan(None, arguments.world_size, arguments.workers, state=last.whole())
     audited = open_for_state(arguments, first.states[0], manifest).whole
     return Page(
-        PlanPictures(plan),
+        PlanPictures(plan, block_name(manifest)),
         manifest,
         facts_of_data(manifest),
         last.name,

@@ -229,6 +229,18 @@ def _at_ends(progress: Progress, ends: NDArray[np.int64]) -> Progress:
     return replace(progress, cut=done, place=None)
 
 
+def settled(mixed: Mixed, progress: Progress) -> Progress:
+    """Return progress of the whole job in which no lane is behind its end.
+
+    A state of lanes in step says how many turns there were, and at the end of a mixture some lanes have none left.
+    """
+    if mixed.stage_rows is not None:
+        return progress
+    cut, ends = current_cut(progress), lane_ends(mixed, progress)[0].tolist()
+    positions = {lane: LanePosition(min(position.rows, ends[lane])) for lane, position in cut.positions.items()}
+    return replace(progress, cut=replace(cut, positions=positions))
+
+
 def begun_like(mixed: Mixed, epoch: int, like: Progress) -> Progress:
     """Return the progress of a mixture that begins, in as many lanes as another one has, and in turns as long.
 

@@ -10,9 +10,9 @@ import numpy as np
 
 from laneway.core.intervals import Intervals
 from laneway.core.line import line_of_identity, places_of
-from laneway.core.mixture_assignment import lane_ends
+from laneway.core.mixture_assignment import lane_ends, settled
 from laneway.core.mixtures import MixturePlan, Source
-from laneway.core.progress import LanePosition, current_cut, fresh_cut
+from laneway.core.progress import current_cut, fresh_cut
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -65,16 +65,9 @@ class MixtureLines:
     @cached_property
     def _planned(self) -> tuple[MixturePlan, LanePositions]:
         """The plan, and the positions of the lanes, none of which is behind its end."""
-        progress = self.progress
-        cut = current_cut(progress)
-        positions = cut.all_positions()
-        if self.mixed.stage_rows is None:
-            # A state of lanes in step says how many turns there were, and at the end a lane may have none left.
-            ends = self.ends.tolist()
-            positions = tuple(LanePosition(min(at.rows, end)) for at, end in zip(positions, ends, strict=True))
-            progress = replace(progress, cut=replace(cut, positions=dict(enumerate(positions))))
+        progress = settled(self.mixed, self.progress)
         lines = {name: _Line(source.identity, source.former) for name, source in self.mixed.sources.items()}
-        return MixturePlan(lines, progress), positions
+        return MixturePlan(lines, progress), current_cut(progress).all_positions()
 
     @cached_property
     def ends(self) -> NDArray[np.int64]:

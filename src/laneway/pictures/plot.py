@@ -26,6 +26,8 @@ class PlanPictures:
 
     plan: EpochPlan
     """The plan of the epoch."""
+    block_name: str = "row group"
+    """What the format of the data calls the parts of a file that are read as a whole."""
 
     @cached_property
     def samples(self) -> SampledBatches:
@@ -41,7 +43,7 @@ class PlanPictures:
         read, requests = self.plan.bytes_per_rank, start_up(self.plan)
         if read is None or not requests:
             return []
-        return [draw_bytes(read), draw_start_up(requests)]
+        return [draw_bytes(read), draw_start_up(requests, self.block_name)]
 
     def image(self) -> str:
         """Return all of them as an SVG image."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from laneway.pictures.epochs import WIDTH
 from laneway.pictures.svg import Drawing, Plot, rounded_number
-from laneway.wording import counted, rounded_size, span
+from laneway.wording import counted, plural, rounded_size, span
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -23,12 +23,12 @@ def draw_bytes(bytes_per_rank: Sequence[int]) -> Drawing:
     return _bars("Bytes per rank", words, bytes_per_rank, rounded_size, is_binary=True)
 
 
-def draw_start_up(ranks: Sequence[StartUp]) -> Drawing:
-    """Draw how many row groups each rank requests before all of its lanes can deliver."""
+def draw_start_up(ranks: Sequence[StartUp], block_name: str) -> Drawing:
+    """Draw how many row groups (as the format calls them) each rank requests before all of its lanes deliver."""
     blocks = [each.blocks for each in ranks]
     files, read = max(each.files for each in ranks), max(each.num_bytes for each in ranks)
     words = (
-        "row groups (or record batches) of the first window of each lane: per rank at most "
+        f"{plural(block_name)} of the first window of each lane: per rank at most "
         f"{max(blocks):,}, of {counted(files, 'file')}, {rounded_size(read)}"
     )
     return _bars("Start-up requests", words, blocks, rounded_number)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol, final
 
 import numpy as np
 
+from laneway.core.mixture_assignment import settled
 from laneway.core.mixtures import MixturePlan
 from laneway.core.progress import Progress, ended_cut
 from laneway.core.stretches import Stretch
@@ -38,6 +39,9 @@ class Planner(Protocol):
     def sources(self) -> tuple[str, ...]:
         """The names of the sources of a mixture; none for a dataset."""
 
+    def settled(self, progress: Progress) -> Progress:
+        """Return the progress of the whole job without rows that lanes don't have."""
+
     def delivered(self, progress: Progress) -> list[CutRows]:
         """Return the rows of each cut of an epoch up to its progress: of the earlier ones, and of the current one."""
 
@@ -58,6 +62,10 @@ class DatasetPlanner:
         """Plan epochs of a dataset."""
         self.definition = definition
         self._numbers = RowNumbers(definition)
+
+    def settled(self, progress: Progress) -> Progress:
+        """See Planner."""
+        return progress
 
     def delivered(self, progress: Progress) -> list[CutRows]:
         """See Planner."""
@@ -90,6 +98,12 @@ class MixturePlanner:
         """See Planner."""
         return tuple(self.definition.sources)
 
+    def settled(self, progress: Progress) -> Progress:
+        """See Planner."""
+        # Of a source that was removed, nobody knows where its rows end.
+        is_known = all(each.name in self.definition.sources for start in progress.starts[-1:] for each in start.sources)
+        return settled(self.definition.mixed, progress) if progress.cut is not None and is_known else progress
+
     def delivered(self, progress: Progress) -> list[CutRows]:
         """See Planner."""
         plan = MixturePlan(self.definition.mixed.sources, progress)
@@ -118,7 +132,7 @@ def plan_epoch(planner: Planner, progress: Progress, world_size: int, num_worker
         CheckpointMismatchError: The epoch was cut too often to be cut again.
         ValueError: The workers need more lanes than a state can hold.
     """
-    definition = planner.definition
+    definition, progress = planner.definition, planner.settled(progress)
     assignment = definition.resolve(progress, WorkerPlace(0, world_size, 0, num_workers))
     cuts = [*_delivered(planner, progress)]
     next_step = cuts[-1].first_step + cuts[-1].stretch.num_steps if cuts else 0
