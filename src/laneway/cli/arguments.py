@@ -13,8 +13,7 @@ if TYPE_CHECKING:
 
 _EPILOG = """\
 Each command has --help and --json. `laneway completion bash` completes them.
-Exit codes: 0 all is well; 1 what was asked for doesn't hold; 2 an error;
-130 interrupted."""
+Exit codes: 0 well; 1 what was asked for doesn't hold; 2 error; 130 interrupted."""
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
