@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, get_args
 
-from laneway.arguments import check_count, check_seed
+from laneway.arguments import check_choice, check_count, check_seed
 from laneway.copies import ChangeableDataset
 from laneway.core.lanes import MAX_LANES
 from laneway.core.options import LaneOptions
 from laneway.core.turns import WorkerPlace
+from laneway.delivery.dataset_definition import packed
+from laneway.delivery.item_weights import WeightsOf
 from laneway.delivery.mixture_definition import MixtureDefinition
 from laneway.delivery.schedule import EpochSchedule
 from laneway.delivery.transforms import Transforms
 from laneway.distributed import data_parallel_rank
 from laneway.errors import SchemaMismatchError
-from laneway.mixture_weights import check_weighting, tokens_per_row
+from laneway.mixture_weights import check_weighting
 from laneway.plans.planners import MixturePlanner
 from laneway.staged import StageableDataset
 
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
     from laneway.delivery.dataset_definition import DatasetDefinition
     from laneway.delivery.delivered_columns import DeliveredColumns
     from laneway.delivery.row_errors import RowErrors
-    from laneway.mixture_weights import Weights, WeightsOf
+    from laneway.mixture_weights import Weights
 
 
 class Mixture(StageableDataset):
@@ -105,6 +108,7 @@ class Mixture(StageableDataset):
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
+        check_choice("weights_of", weights_of, get_args(WeightsOf))
         definitions = _definitions_of(sources)
         if epoch_batches is not None and stop is not None:
             message = f"epoch_batches={epoch_batches} ends each pass, and so would stop={stop!r}: give one of them"
@@ -129,26 +133,21 @@ class Mixture(StageableDataset):
             place=place,
             transform=Transforms(errors=_common_errors(definitions)),
             sources=definitions,
-            weighting=check_weighting(weights, definitions, stop, weights_of),
+            given=check_weighting(weights, definitions, stop),
             weights_of=weights_of,
             columns=_common_columns(definitions),
             seed=check_seed(seed),
             epoch_batches=check_count("epoch_batches", epoch_batches),
         )
         """The sources, weights and conversion."""
+        self.definition.check_weighting()
         self.schedule = EpochSchedule(is_endless=self.definition.is_endless, has_epochs=self.definition.has_epochs)
         """The epoch of the next pass, and the progress of the last one."""
 
     @property
     def weights(self) -> dict[str, float]:
         """Name -> weight of each source, with which the mixture begins."""
-        weights = dict(self.definition.weighting.weights_at(0))
-        if self.definition.weights_of == "tokens":
-            for name, source in self.definition.sources.items():
-                # Up to twelve digits, it is the weight that was given.
-                if weights[name]:
-                    weights[name] = float(f"{weights[name] * float(tokens_per_row(name, source)):.12g}")
-        return weights
+        return dict(self.definition.given.weights_at(0))
 
     @property
     def schema(self) -> pa.Schema:
@@ -172,17 +171,19 @@ class Mixture(StageableDataset):
         other = Mixture({**self._sources, **sources}, weights, **self._arguments)
         before, now = self.definition, other.definition
         columns = now.columns.with_output(before.columns.output)
-        added = self._changed(replace(before, sources=now.sources, weighting=now.weighting, columns=columns))
+        stages = before.stages if before.packs_are_known else None
+        definitions = now.sources if stages is None else packed(now.sources, stages)
+        added = self._changed(replace(before, sources=definitions, given=now.given, columns=columns))
         added._sources = other._sources  # noqa: SLF001 - a copy of this object
         return added
 
     def _with_lengths(self, column: str) -> Self:
-        """Refuse: how far the lanes of a mixture have come follows from its rows."""
-        message = (
-            f"lengths={column!r} counts the packs of a single dataset in advance, and those of a mixture depend on "
-            "what it has mixed: omit lengths"
-        )
-        raise ValueError(message)
+        """Return a copy whose sources know how many tokens each row has, by a column."""
+        counted = copy.copy(self)
+        counted._sources = {name: source._with_lengths(column) for name, source in self._sources.items()}  # noqa: SLF001 - of the same base
+        sources = {name: source.definition for name, source in counted._sources.items()}  # noqa: SLF001 - a copy of this object
+        counted.definition = replace(self.definition, sources=sources)
+        return counted
 
     def _planner(self) -> MixturePlanner:
         return MixturePlanner(self.definition)
@@ -230,8 +231,7 @@ def repeated(dataset: ChangeableDataset, epochs: int | None, epoch_batches: int 
         turn_rows=options.turn_rows,
     )
     definition = found.definition
-    weighting = replace(definition.weighting, num_epochs=epochs or 1)
-    definition = replace(definition, weighting=weighting)
+    definition = replace(definition, given=replace(definition.given, num_epochs=epochs or 1))
     found.definition = definition if stages is None else definition.with_stages(stages)
     return found
 

@@ -70,6 +70,9 @@ class Packing(Protocol):
     def places(self, lengths: NDArray[np.int64]) -> PackPlaces:
         """Return where the packs of documents are, given the tokens of each, in their order."""
 
+    def depends_on_order(self, num_documents: int) -> bool:
+        """Return whether the same documents in another order may make another number of packs."""
+
 
 @final
 @dataclass(frozen=True, eq=False)

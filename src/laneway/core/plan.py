@@ -159,11 +159,19 @@ class Identity:
         """Whether lanes count the items that are delivered: rows, or packs of documents of known lengths."""
         return self.settings.stages is None or self.packs is not None
 
-    def num_items(self, epoch: int) -> int:
+    def num_items(self, epoch: int, order_version: int = ORDER_VERSION) -> int:
         """Return the number of rows of an epoch, or of packs if documents have known lengths."""
-        if self.packs is None:
+        packs = self.packs
+        if packs is None:
             return self.num_rows(epoch)
-        return self._pack_line(self.packs, ORDER_VERSION, epoch)[1].places.num_packs
+        key = ("packs", order_version, epoch) if self.epochs_vary else ("packs", order_version)
+        return self.derived(key, lambda: self._pack_line(packs, order_version, epoch)[1].places.num_packs)
+
+    @property
+    def epochs_vary(self) -> bool:
+        """Whether epochs have other numbers of items each, as packs of documents that come in another order."""
+        packs = self.packs
+        return packs is not None and self.settings.shuffle and packs.packing.depends_on_order(len(packs.lengths))
 
     def sharing(self, world_size: int, turns_per_batch: int) -> Sharing:
         """Return how ranks share lanes with these settings."""

@@ -1,0 +1,69 @@
+"""Opens the sources of a mixture: what reads their lanes, and what builds items of the rows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from laneway.delivery.context import MixtureContexts, OfSource
+from laneway.delivery.item_maker import ItemMaker
+from laneway.delivery.source_functions import SourceFunctions
+from laneway.reading.origin import HIDDEN_IN_MIXTURES
+from laneway.reading.windows import reading_threads
+
+if TYPE_CHECKING:
+    from laneway.core.plan import Plan
+    from laneway.delivery.mixture_definition import MixtureDefinition
+    from laneway.metering import Meter
+    from laneway.reading.lane_reader import LaneReader
+    from laneway.reading.rows import LaneRows
+
+
+class SourceOpener:
+    """Opens the sources of a mixture, which share the threads that read."""
+
+    def __init__(self, definition: MixtureDefinition, epoch: int, meter: Meter) -> None:
+        """Prepare to open.
+
+        Args:
+            definition: The mixture.
+            epoch: How many times it has ended before.
+            meter: Measures how.
+        """
+        sources = definition.sources
+        self._definition = definition
+        self._meter = meter
+        functions = SourceFunctions.of({name: each.transform for name, each in sources.items()})
+        self._transform = definition.transform if functions is None else definition.transform.after(functions)
+        takes_context = self._transform.takes_context or definition.takes_context
+        self._hidden = frozenset(HIDDEN_IN_MIXTURES.names if takes_context else ())
+        self._indices = {name: index for index, name in enumerate(sources)}
+        self._contexts = None
+        if takes_context:
+            of_sources = [
+                OfSource(name, each.manifest.files.paths, each.identity.settings.seed) for name, each in sources.items()
+            ]
+            self._contexts = MixtureContexts(of_sources, epoch=epoch)
+        self.threads = reading_threads(is_remote=any(not each.storage.is_local for each in sources.values()))
+        """Those that read."""
+        columns = definition.columns_to_read(definition.columns)
+        # The columns of all sources are alike.
+        self.converter = columns.with_hidden(HIDDEN_IN_MIXTURES if takes_context else None)
+        """Converts the rows of all sources."""
+
+    def lanes(self, name: str, of_epoch: Plan) -> LaneReader:
+        """Open what reads the lanes of an epoch of a source, which may have had fewer files then."""
+        source = self._definition.sources[name].of(of_epoch.identity)
+        return source.open_lanes(
+            of_epoch,
+            self._definition.columns_to_read(source.columns),
+            self.converter,
+            self._hidden,
+            self._meter,
+            source_index=self._indices[name],
+            threads=self.threads,
+        )
+
+    def items(self, lanes: LaneRows) -> ItemMaker:
+        """Open what builds items of the rows of lanes."""
+        collate_fn = self._definition.collate_fn
+        return ItemMaker(lanes, self.converter, self._transform, self._contexts, collate_fn, meter=self._meter)
