@@ -7,7 +7,7 @@ is cut into lanes: turns, positions and ends count packs, and all that holds of 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol, final
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, final
 
 import numpy as np
 
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from laneway.core.lanes import Segment
+
+
+_SMALL: Final = 20
+"""Rows of a line for each group whose packs are sent to other processes rather than counted there again."""
 
 
 class PackPiece(NamedTuple):
@@ -54,6 +58,10 @@ class PackPlaces:
     def num_packs(self) -> int:
         """Number of packs of the line."""
         return int(self.first_packs[-1])
+
+    def is_small(self, num_rows: int) -> bool:
+        """Whether this takes little memory beside the lengths of so many rows."""
+        return len(self.rows) * _SMALL <= num_rows
 
     def piece(self, start: int, stop: int) -> PackPiece:
         """Return packs [start, stop) of the line, at least one."""

@@ -86,13 +86,16 @@ class DatasetDefinition(Definition):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the file table of the identity: the manifest has it, and may travel as a file."""
-        return {**vars(self), "identity": self.identity.settings}
+        identity = self.identity
+        return {**vars(self), "identity": (identity.settings, identity.counted_packs())}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore the identity."""
         rows = None if state["selection"] is None else state["selection"].rows
         packs = known_packs_of(state["lengths"], state["stages"])
-        vars(self).update(state, identity=Identity(state["manifest"].files, state["identity"], rows, packs))
+        settings, counted = state["identity"]
+        identity = Identity(state["manifest"].files, settings, rows, packs).with_counted_packs(counted)
+        vars(self).update(state, identity=identity)
 
     def with_selection(self, selection: RowSelection) -> Self:
         """Return the definition of the rows of a selection."""

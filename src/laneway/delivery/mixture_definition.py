@@ -288,7 +288,7 @@ class MixtureDefinition(Definition):
 
     def open_items(self, assignment: Assignment, meter: Meter) -> ItemMaker:
         """Open what reads and builds the items of an assignment, as measured by a meter."""
-        opener = SourceOpener(self, assignment.progress.epoch, meter)
+        opener = SourceOpener(self, self.sources, assignment.progress.epoch, meter)
         plan = MixturePlan(self.mixed.sources, assignment.progress)
         lanes = MixtureReader(plan, assignment.ends, opener.converter, opener.lanes, opener.threads, meter=meter)
         return opener.items(lanes)
@@ -297,7 +297,7 @@ class MixtureDefinition(Definition):
         """Return the packs of the lanes of an assignment, if these count packs."""
         if not self.packs_are_known or self.stages is None:
             return None
-        opener = SourceOpener(self, assignment.progress.epoch, meter)
+        opener = SourceOpener(self, self.sources, assignment.progress.epoch, meter)
 
         def open_source(name: str, of_epoch: Plan) -> SourceRows:
             lanes = opener.lanes(name, of_epoch)

@@ -11,8 +11,11 @@ from laneway.reading.origin import HIDDEN_IN_MIXTURES
 from laneway.reading.windows import reading_threads
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from laneway.core.plan import Plan
-    from laneway.delivery.mixture_definition import MixtureDefinition
+    from laneway.delivery.dataset_definition import DatasetDefinition
+    from laneway.delivery.definition import Definition
     from laneway.metering import Meter
     from laneway.reading.lane_reader import LaneReader
     from laneway.reading.rows import LaneRows
@@ -21,16 +24,19 @@ if TYPE_CHECKING:
 class SourceOpener:
     """Opens the sources of a mixture, which share the threads that read."""
 
-    def __init__(self, definition: MixtureDefinition, epoch: int, meter: Meter) -> None:
+    def __init__(
+        self, definition: Definition, sources: Mapping[str, DatasetDefinition], epoch: int, meter: Meter
+    ) -> None:
         """Prepare to open.
 
         Args:
             definition: The mixture.
-            epoch: How many times it has ended before.
+            sources: Name -> source.
+            epoch: How many times the mixture has ended before.
             meter: Measures how.
         """
-        sources = definition.sources
         self._definition = definition
+        self._sources = sources
         self._meter = meter
         functions = SourceFunctions.of({name: each.transform for name, each in sources.items()})
         self._transform = definition.transform if functions is None else definition.transform.after(functions)
@@ -52,7 +58,7 @@ class SourceOpener:
 
     def lanes(self, name: str, of_epoch: Plan) -> LaneReader:
         """Open what reads the lanes of an epoch of a source, which may have had fewer files then."""
-        source = self._definition.sources[name].of(of_epoch.identity)
+        source = self._sources[name].of(of_epoch.identity)
         return source.open_lanes(
             of_epoch,
             self._definition.columns_to_read(source.columns),
