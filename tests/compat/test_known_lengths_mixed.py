@@ -25,6 +25,8 @@ from tests.compat.staged import LENGTH, make_dataset, packed_tokens, run, tokeni
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from laneway import RowContext
+
 STRATEGIES = ["best_fit", "chunk"]
 
 
@@ -283,3 +285,59 @@ def test_the_first_and_the_last_source_end_a_mixture_of_packs(corpus: Path) -> N
         lengths = [*map(len, ranks)]
         assert lengths == [len(run(loader)) for loader in ranks]
         assert len({*lengths}) == 1
+
+
+# -- Tokens -----------------------------------------------------------------------------------------------------------
+
+
+def test_sources_count_the_tokens_of_their_rows(corpus: Path) -> None:
+    def mixture(**arguments: Any) -> Mixture:
+        sources = {
+            name: make_dataset(corpus, "rows", seed=seed).count_lengths("input_ids") for seed, name in enumerate("ab")
+        }
+        return Mixture(sources, {"a": 0.7, "b": 0.3}, **arguments)
+
+    state: dict[str, Any] | None = None
+    tokens, sources = Counter[str](), {}
+    for world_size, batch_size, num_batches in [(2, 3, 6), (3, 2, 11), (1, 5, 20)]:
+        loaders = [
+            SavableLoader(
+                mixture(rank=rank, world_size=world_size).map(with_source, with_context=True).batch(batch_size)
+            )
+            for rank in range(world_size)
+        ]
+        for loader in loaders:
+            if state is not None:
+                loader.load_state_dict(state)
+            for batch in islice(loader, num_batches):
+                for name, number in zip(batch["source"], batch["tokens"].tolist(), strict=True):
+                    tokens[name] += number
+        state, sources = saved(loaders[0].state_dict()), loaders[-1].sources
+        assert {name: source.tokens for name, source in sources.items()} == tokens
+    assert min(source.epoch for source in sources.values()) >= 1
+    finite = SavableLoader(mixture(stop="first_exhausted").batch(5))
+    for _ in range(2):
+        # The second pass begins with other epochs.
+        for _ in finite:
+            pass
+        assert finite.sources["a"].tokens == sum(all_tokens().values())
+    uncounted = Mixture({"a": make_dataset(corpus, "rows")}, {"a": 1})
+    loader = SavableLoader(uncounted.batch(5))
+    next(iter(loader))
+    assert loader.sources["a"].tokens is None
+    assert repr(loader.sources["a"]) == "SourceProgress(epoch=0, rows=5, asked=1.0, got=1.0)"
+
+
+def with_source(row: dict[str, Any], context: RowContext) -> dict[str, Any]:
+    return {"source": context.source, "tokens": len(row["input_ids"])}
+
+
+def test_tokens_of_rows_that_are_packed_together_are_counted_by_groups(corpus: Path) -> None:
+    rows = make_dataset(corpus, "rows").count_lengths("input_ids").repeat()
+    loader = SavableLoader(rows.pack(LENGTH, strategy="chunk", lengths=False).batch(1))
+    found = 0
+    for batch in islice(loader, 100):
+        found += int((batch["document_ids"] > 0).sum())
+        tokens = loader.sources["rows"].tokens
+        assert tokens is not None
+        assert 0 <= tokens - found <= max(map(len, staged.tokens()))

@@ -137,3 +137,10 @@ def test_each_token_comes_once_in_each_epoch_of_its_source(
         complete = Counter(token.epoch for token in delivered if token.source == name and token.epoch < source.epoch)
         assert len(complete) == source.epoch
         assert {*complete.values()} <= {*map(sum, corpora.documents[name])}
+        num_tokens = sum(1 for token in delivered if token.source == name)
+        if len(corpora.versions[name]) > 1:
+            assert source.tokens is None
+        else:
+            # With best_fit, a group of which a pack was delivered counts as a whole.
+            assert source.tokens is not None
+            assert source.tokens == num_tokens or (strategy == "best_fit" and source.tokens > num_tokens)

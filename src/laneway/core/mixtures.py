@@ -251,7 +251,7 @@ class MixturePlan:
         """Return the rows of a source that were delivered since the mixture began, padding included."""
         return self.progress.starts[-1].sources[self._indices[-1][name]].rows + self.rows_in_cut(name)
 
-    def _unfinished(self, name: str) -> list[Begun]:
+    def unfinished(self, name: str) -> list[Begun]:
         """Return the epochs of a source that have begun, and of which something is left."""
         return [each for each in self.begun(self.current, name)[0] if each.rows_left and not each.is_complete]
 
@@ -312,7 +312,7 @@ class MixturePlan:
             if name not in known:
                 sources.append(SourceStart(name, weight, files=files))
                 continue
-            rests = tuple(each.rest._replace(num_rows=each.rows_left) for each in self._unfinished(name))
+            rests = tuple(each.rest._replace(num_rows=each.rows_left) for each in self.unfinished(name))
             next_epoch, rows = self.begun(self.current, name)[1], self.rows_of(name)
             sources.append(SourceStart(name, weight, next_epoch, rests, files, rows))
         carried = self._half_delivered(ends)
@@ -372,7 +372,7 @@ class MixturePlan:
         ]
         needed = {last}
         for name in self._indices[last]:
-            for each in self._unfinished(name):
+            for each in self.unfinished(name):
                 needed |= {cut for cut, _ in self._deliveries(name, each.rest.epoch, last)}
         for group, is_waiting in zip(mixture.carried, waiting, strict=True):
             if is_waiting:

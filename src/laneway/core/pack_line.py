@@ -113,18 +113,36 @@ class PackLine:
 
     def finished_rows(self, segments: Iterable[tuple[int, int]]) -> NDArray[np.bool_]:
         """Return which rows of the line have been delivered completely, given the packs [start, stop) that were."""
-        first, rows = self.places.first_packs, self.places.rows
-        packs = np.zeros(self.places.num_packs + 1, np.int64)
-        for start, stop in segments:
-            packs[start:stop] = 1
-        before = np.concatenate([[0], np.cumsum(packs)])
-        is_left = before[first[1:]] - before[first[:-1]] < np.diff(first)
+        rows = self.places.rows
+        is_left = self._packs_in(segments) < np.diff(self.places.first_packs)
         # A group may end within a row.
         stops = rows[1:] + (self.places.tokens[1:] > 0)
         edges = np.zeros(len(self.lengths) + 1, np.int64)
         np.add.at(edges, rows[:-1][is_left], 1)
         np.add.at(edges, stops[is_left], -1)
         found: NDArray[np.bool_] = np.cumsum(edges)[:-1] == 0
+        return found
+
+    def tokens_untouched(self, segments: Iterable[tuple[int, int]]) -> int:
+        """Return the tokens that are packed into groups of which no pack was delivered, given the packs that were not.
+
+        Args:
+            segments: Packs [start, stop) that are left.
+        """
+        places, lengths = self.places, np.append(self.lengths, 0)
+        before = np.concatenate([[0], np.cumsum(self.lengths, dtype=np.int64)])
+        # A separator is not a token of the document.
+        edges = before[places.rows] + np.minimum(places.tokens, lengths[places.rows])
+        is_untouched = self._packs_in(segments) == np.diff(places.first_packs)
+        return int(np.diff(edges)[is_untouched].sum())
+
+    def _packs_in(self, segments: Iterable[tuple[int, int]]) -> NDArray[np.int64]:
+        """Return how many packs of each group are in some segments, shape (num_groups,)."""
+        packs = np.zeros(self.places.num_packs, np.int64)
+        for start, stop in segments:
+            packs[start:stop] = 1
+        before = np.concatenate([[0], np.cumsum(packs)])
+        found: NDArray[np.int64] = np.diff(before[self.places.first_packs])
         return found
 
     def pieces(self, segments: Iterable[Segment]) -> list[PackPiece]:
