@@ -14,9 +14,10 @@ from laneway.checkpoint.reading import (
     verify_metadata,
 )
 from laneway.checkpoint.rng import set_rng_state
+from laneway.delivery.loader_state import check_same_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from laneway.checkpoint.content import Objects
     from laneway.checkpoint.folder import CheckpointFolder
@@ -69,6 +70,7 @@ def restore(
     Raises:
         CheckpointError: A file is damaged.
         CheckpointMismatchError: The checkpoint holds other parts, or other parameters, or is of other files.
+        LanewayError: Ranks mix datasets with other weights.
     """
     check_choice("verify", verify, ("read", "all", "sizes"))
     name, is_same_size = checkpoint.name, checkpoint.world_size == ranks.world_size
@@ -88,6 +90,7 @@ def restore(
 
     job, by_rank = ranks.agree(f"load {name}: read", values)
     own = by_rank[0] if is_same_size else None
+    ranks.compare(f"load {name}: weights", objects.facts_of_weights, _check_same_weights)
     read_sharded(folder, checkpoint, objects, group.get(), verify=verify != "sizes")
 
     def restored() -> None:
@@ -100,3 +103,9 @@ def restore(
         _log.info("%s was saved by %d ranks: generators are not restored", name, checkpoint.world_size)
     rank_user = own["user"] if own else [each["user"] for each in by_rank]
     return Resumed(checkpoint.step, checkpoint.tag, job["user"], rank_user, checkpoint.metrics)
+
+
+def _check_same_weights(ranks: Sequence[Sequence[Mapping[str, str]]]) -> None:
+    """Check that all ranks mix with the same weights, in each of their loaders."""
+    for of_loader in zip(*ranks, strict=False):
+        check_same_weights(of_loader)

@@ -70,6 +70,10 @@ class Definition(ABC):
         def identity(self) -> Identity | MixtureIdentity:
             """What the states belong to."""
 
+    def facts_of_weights(self) -> dict[str, str]:
+        """Return what ranks compare of the weights of a mixture, as they show it; nothing for a dataset."""
+        return {}
+
     @property
     def is_endless(self) -> bool:
         """Whether there are always further rows, so that each pass goes on where the last one stopped."""

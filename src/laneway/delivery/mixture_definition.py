@@ -138,6 +138,17 @@ class MixtureDefinition(Definition):
         )
         return MixtureIdentity(self.mixed.sources, settings)
 
+    def facts_of_weights(self) -> dict[str, str]:
+        """Return what ranks compare of the weights of a mixture, as they show it; nothing for a dataset."""
+        return {
+            "weights_of": self.weights_of,
+            **{
+                f"{name}" + f" from row {phase.start:,} on" * (phase.start > 0): f"{weight!r}"
+                for phase in self.given.phases
+                for name, weight in phase.weights.items()
+            },
+        }
+
     @property
     def is_endless(self) -> bool:
         """Whether there are always further rows, so that each pass goes on where the last one stopped."""
