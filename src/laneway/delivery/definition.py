@@ -93,6 +93,9 @@ class Definition(ABC):
     def resolve(self, progress: Progress, place: WorkerPlace) -> Assignment:
         """Return the assignment of the worker at `place`."""
 
+    def plan_ahead(self, assignment: Assignment) -> None:  # noqa: B027 - what a dataset plans, it has when it is resolved
+        """Plan what workers read first, so that those that are forked find it."""
+
     @abstractmethod
     def is_fresh(self, assignment: Assignment) -> bool:
         """Return whether a pass starts here, in the cut that every worker derives from the epoch number alone."""

@@ -189,6 +189,16 @@ class MixtureDefinition(Definition):
             self._check_has_batches()
         return resolve_mixture(self.mixed, progress, place)
 
+    def plan_ahead(self, assignment: Assignment) -> None:
+        """Plan the epoch that each source is in, so that workers that are forked find it."""
+        plan = MixturePlan(self.mixed.sources, assignment.progress)
+        counts = plan.mixings[-1].counts(assignment.cut.rows())
+        for index, source in enumerate(assignment.progress.starts[-1].sources):
+            if source.weight:
+                first = int(counts[index, 0])
+                (rows,) = plan.lanes(plan.current, source.name).ranges(0, first, first + 1)
+                plan.plan(plan.current, source.name, rows.epoch)
+
     def _check_has_batches(self) -> None:
         """Check that what epoch_batches counts are batches, and that all ranks come to their number together.
 
