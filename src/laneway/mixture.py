@@ -50,8 +50,8 @@ class Mixture(StageableDataset):
 
     Args:
         sources: Name -> dataset, a StatefulShardedDataset without batches. Each keeps its files, filters, functions and
-            shuffle; all must deliver the same columns, of the same types. Their `lanes`, `turn_rows`, `rank` and
-            `world_size` have no effect.
+            shuffle. After their own functions, all must deliver the same columns; those without functions, of the same
+            types. Their `lanes`, `turn_rows`, `rank` and `world_size` have no effect.
         weights: Name -> weight of each source, a number >= 0, in any unit: 7 to 3 is 0.7 to 0.3. Or a schedule: a
             sequence of (rows, weights), of which the first starts at row 0, and each later one after so many rows of
             the whole job, at the next global batch.
@@ -151,7 +151,11 @@ class Mixture(StageableDataset):
 
     @property
     def schema(self) -> pa.Schema:
-        """Names and Arrow types of the columns that the sources deliver, before any function is called."""
+        """Names and Arrow types of the columns that sources deliver, before a function of the mixture is called.
+
+        A source with functions of its own may have other columns before these. If all have some, they are those of the
+        first source, before its functions.
+        """
         return self.definition.columns.schema
 
     def add(self, sources: Mapping[str, ChangeableDataset], weights: Weights | Sequence[tuple[int, Weights]]) -> Self:
@@ -322,20 +326,21 @@ def _common_errors(sources: Mapping[str, DatasetDefinition]) -> RowErrors | None
 
 
 def _common_columns(sources: Mapping[str, DatasetDefinition]) -> DeliveredColumns:
-    """Return the columns that all sources deliver.
+    """Return the columns that sources without functions of their own deliver, or without these, the first source.
+
+    What functions make of the columns of their source is known when its first row comes.
 
     Raises:
-        SchemaMismatchError: They differ.
+        SchemaMismatchError: Sources without functions deliver different columns.
     """
-    first, columns = next((name, source.columns) for name, source in sources.items())
-    # Functions of a source may change its columns: then they are compared when rows come.
-    have_functions = any(source.transform for source in sources.values())
-    for name, source in sources.items():
-        problem = _difference(first, columns, name, source.columns)
+    declared = {name: source.columns for name, source in sources.items() if not source.transform.steps}
+    if not declared:
+        return next(iter(sources.values())).columns
+    first, columns = next(iter(declared.items()))
+    for name, others in declared.items():
+        problem = _difference(first, columns, name, others)
         if problem is not None:
-            way_out = "give the sources the same columns=, schema=, fill_null= and categories="
-            if have_functions:
-                way_out += ", also those whose map changes them"
+            way_out = "give the sources the same columns=, schema=, fill_null= and categories=, or a map of their own"
             message = f"{problem}: {way_out}"
             raise SchemaMismatchError(message)
     return columns

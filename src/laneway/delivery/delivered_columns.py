@@ -77,6 +77,12 @@ class DeliveredColumns:
         """Names of those that are in the files, or in the names of their directories."""
         return [name for name in self.schema.names if not self.provenance or name not in PROVENANCE.names]
 
+    def is_like(self, other: DeliveredColumns) -> bool:
+        """Return whether rows of both are alike, so that they can be converted together."""
+        texts = [each.categories.text if each.categories else None for each in (self, other)]
+        schemas = [(each.schema.names, each.schema.types, each.fill_null) for each in (self, other)]
+        return schemas[0] == schemas[1] and texts[0] == texts[1]
+
     def with_hidden(self, hidden: pa.Schema | None) -> BatchConverter:
         """Return what converts them and hidden columns, from which contexts are made; None: there are none."""
         return self.converter if hidden is None else self.converter.with_columns(hidden)

@@ -311,7 +311,7 @@ class MixtureDefinition(Definition):
         """Open what reads and builds the items of an assignment, as measured by a meter."""
         opener = SourceOpener(self, self.sources, assignment.progress.epoch, meter)
         plan = MixturePlan(self.mixed.sources, assignment.progress)
-        lanes = MixtureReader(plan, assignment.ends, opener.converter, opener.lanes, opener.threads, meter=meter)
+        lanes = MixtureReader(plan, assignment.ends, opener.common, opener.lanes, opener.threads, meter=meter)
         return opener.items(lanes)
 
     def known_packs(self, assignment: Assignment, rows: ItemMaker, meter: Meter) -> PackReader | None:  # noqa: ARG002 - each source has rows of its own
