@@ -104,7 +104,10 @@ NOT_PUBLIC = {
     "keep every": {"kept"},
     "keep latest": {"kept"},
     "dataset": {"check_rank", "definition", "schedule"},
-    "loader": {"checked_state", "gather_state", "ranks", "restore_together", "sampler", "use_stateful_dataloader"},
+    "loader": {
+        *("checked_state", "facts_of_weights", "gather_state", "ranks", "restore_together", "sampler"),
+        "use_stateful_dataloader",
+    },
     "mixture": {"check_rank", "definition", "schedule"},
     "manifest": {
         *("cache_entry", "file_scan", "layout", "layout_starts", "num_bytes", "of", "partitions", "planned"),

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, get_args
 
-from laneway.arguments import check_count, check_seed
+from laneway.arguments import check_choice, check_count, check_seed
 from laneway.copies import ChangeableDataset
 from laneway.core.lanes import MAX_LANES
 from laneway.core.options import LaneOptions
 from laneway.core.turns import WorkerPlace
+from laneway.delivery.dataset_definition import packed
+from laneway.delivery.item_weights import WeightsOf
 from laneway.delivery.mixture_definition import MixtureDefinition
 from laneway.delivery.schedule import EpochSchedule
 from laneway.delivery.transforms import Transforms
 from laneway.distributed import data_parallel_rank
 from laneway.errors import SchemaMismatchError
-from laneway.mixture_weights import check_weighting, tokens_per_row
+from laneway.mixture_weights import check_weighting
 from laneway.plans.planners import MixturePlanner
 from laneway.staged import StageableDataset
 
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
     from laneway.delivery.dataset_definition import DatasetDefinition
     from laneway.delivery.delivered_columns import DeliveredColumns
     from laneway.delivery.row_errors import RowErrors
-    from laneway.mixture_weights import Weights, WeightsOf
+    from laneway.mixture_weights import Weights
 
 
 class Mixture(StageableDataset):
@@ -47,8 +50,8 @@ class Mixture(StageableDataset):
 
     Args:
         sources: Name -> dataset, a StatefulShardedDataset without batches. Each keeps its files, filters, functions and
-            shuffle; all must deliver the same columns, of the same types. Their `lanes`, `turn_rows`, `rank` and
-            `world_size` have no effect.
+            shuffle. After their own functions, all must deliver the same columns; those without functions, of the same
+            types. Their `lanes`, `turn_rows`, `rank` and `world_size` have no effect.
         weights: Name -> weight of each source, a number >= 0, in any unit: 7 to 3 is 0.7 to 0.3. Or a schedule: a
             sequence of (rows, weights), of which the first starts at row 0, and each later one after so many rows of
             the whole job, at the next global batch.
@@ -105,6 +108,7 @@ class Mixture(StageableDataset):
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
+        check_choice("weights_of", weights_of, get_args(WeightsOf))
         definitions = _definitions_of(sources)
         if epoch_batches is not None and stop is not None:
             message = f"epoch_batches={epoch_batches} ends each pass, and so would stop={stop!r}: give one of them"
@@ -129,30 +133,29 @@ class Mixture(StageableDataset):
             place=place,
             transform=Transforms(errors=_common_errors(definitions)),
             sources=definitions,
-            weighting=check_weighting(weights, definitions, stop, weights_of),
+            given=check_weighting(weights, definitions, stop),
             weights_of=weights_of,
             columns=_common_columns(definitions),
             seed=check_seed(seed),
             epoch_batches=check_count("epoch_batches", epoch_batches),
         )
         """The sources, weights and conversion."""
+        self.definition.check_weighting()
         self.schedule = EpochSchedule(is_endless=self.definition.is_endless, has_epochs=self.definition.has_epochs)
         """The epoch of the next pass, and the progress of the last one."""
 
     @property
     def weights(self) -> dict[str, float]:
         """Name -> weight of each source, with which the mixture begins."""
-        weights = dict(self.definition.weighting.weights_at(0))
-        if self.definition.weights_of == "tokens":
-            for name, source in self.definition.sources.items():
-                # Up to twelve digits, it is the weight that was given.
-                if weights[name]:
-                    weights[name] = float(f"{weights[name] * float(tokens_per_row(name, source)):.12g}")
-        return weights
+        return dict(self.definition.given.weights_at(0))
 
     @property
     def schema(self) -> pa.Schema:
-        """Names and Arrow types of the columns that the sources deliver, before any function is called."""
+        """Names and Arrow types of the columns that sources deliver, before a function of the mixture is called.
+
+        A source with functions of its own may have other columns before these. If all have some, they are those of the
+        first source, before its functions.
+        """
         return self.definition.columns.schema
 
     def add(self, sources: Mapping[str, ChangeableDataset], weights: Weights | Sequence[tuple[int, Weights]]) -> Self:
@@ -172,17 +175,19 @@ class Mixture(StageableDataset):
         other = Mixture({**self._sources, **sources}, weights, **self._arguments)
         before, now = self.definition, other.definition
         columns = now.columns.with_output(before.columns.output)
-        added = self._changed(replace(before, sources=now.sources, weighting=now.weighting, columns=columns))
+        stages = before.stages if before.packs_are_known else None
+        definitions = now.sources if stages is None else packed(now.sources, stages)
+        added = self._changed(replace(before, sources=definitions, given=now.given, columns=columns))
         added._sources = other._sources  # noqa: SLF001 - a copy of this object
         return added
 
     def _with_lengths(self, column: str) -> Self:
-        """Refuse: how far the lanes of a mixture have come follows from its rows."""
-        message = (
-            f"lengths={column!r} counts the packs of a single dataset in advance, and those of a mixture depend on "
-            "what it has mixed: omit lengths"
-        )
-        raise ValueError(message)
+        """Return a copy whose sources know how many tokens each row has, by a column."""
+        counted = copy.copy(self)
+        counted._sources = {name: source._with_lengths(column) for name, source in self._sources.items()}  # noqa: SLF001 - of the same base
+        sources = {name: source.definition for name, source in counted._sources.items()}  # noqa: SLF001 - a copy of this object
+        counted.definition = replace(self.definition, sources=sources)
+        return counted
 
     def _planner(self) -> MixturePlanner:
         return MixturePlanner(self.definition)
@@ -230,8 +235,7 @@ def repeated(dataset: ChangeableDataset, epochs: int | None, epoch_batches: int 
         turn_rows=options.turn_rows,
     )
     definition = found.definition
-    weighting = replace(definition.weighting, num_epochs=epochs or 1)
-    definition = replace(definition, weighting=weighting)
+    definition = replace(definition, given=replace(definition.given, num_epochs=epochs or 1))
     found.definition = definition if stages is None else definition.with_stages(stages)
     return found
 
@@ -322,20 +326,21 @@ def _common_errors(sources: Mapping[str, DatasetDefinition]) -> RowErrors | None
 
 
 def _common_columns(sources: Mapping[str, DatasetDefinition]) -> DeliveredColumns:
-    """Return the columns that all sources deliver.
+    """Return the columns that sources without functions of their own deliver, or without these, the first source.
+
+    What functions make of the columns of their source is known when its first row comes.
 
     Raises:
-        SchemaMismatchError: They differ.
+        SchemaMismatchError: Sources without functions deliver different columns.
     """
-    first, columns = next((name, source.columns) for name, source in sources.items())
-    # Functions of a source may change its columns: then they are compared when rows come.
-    have_functions = any(source.transform for source in sources.values())
-    for name, source in sources.items():
-        problem = _difference(first, columns, name, source.columns)
+    declared = {name: source.columns for name, source in sources.items() if not source.transform.steps}
+    if not declared:
+        return next(iter(sources.values())).columns
+    first, columns = next(iter(declared.items()))
+    for name, others in declared.items():
+        problem = _difference(first, columns, name, others)
         if problem is not None:
-            way_out = "give the sources the same columns=, schema=, fill_null= and categories="
-            if have_functions:
-                way_out += ", also those whose map changes them"
+            way_out = "give the sources the same columns=, schema=, fill_null= and categories=, or a map of their own"
             message = f"{problem}: {way_out}"
             raise SchemaMismatchError(message)
     return columns

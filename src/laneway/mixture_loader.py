@@ -68,8 +68,9 @@ class MixtureLoader:
 
         def check() -> tuple[int, int]:
             ranks.check(self._place.rank, self._place.world_size)
-            weighting = check_weighting(weights, definition.sources, definition.weighting.stop, definition.weights_of)
-            changed.append(definition.with_weighting(replace(weighting, num_epochs=definition.weighting.num_epochs)))
+            given = check_weighting(weights, definition.sources, definition.given.stop)
+            changed.append(definition.with_weighting(replace(given, num_epochs=definition.given.num_epochs)))
+            changed[0].check_weighting()
             return rows_of_job(self._runner), self._runner.num_received()
 
         ranks.compare(call, check, check_same_rows)

@@ -1,14 +1,13 @@
-"""The weights of a mixture, as a user gives them: checked, and turned into weights of rows."""
+"""The weights of a mixture, as a user gives them, checked."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 from numbers import Real
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
-from laneway.arguments import check_choice, plain_int
+from laneway.arguments import plain_int
 from laneway.core.mixing import exact_weights
 from laneway.core.weighting import Phase, Stop, Weighting
 
@@ -17,20 +16,15 @@ if TYPE_CHECKING:
 
 Weights = Mapping[str, float]
 """Name of a source -> its weight, a number >= 0."""
-WeightsOf = Literal["rows", "tokens"]
-"""What weights are shares of."""
 
 
-def check_weighting(
-    weights: object, sources: Mapping[str, DatasetDefinition], stop: object, weights_of: WeightsOf = "rows"
-) -> Weighting:
+def check_weighting(weights: object, sources: Mapping[str, DatasetDefinition], stop: object) -> Weighting:
     """Check the weights and the end of a mixture, and return them.
 
     Args:
         weights: What a user gave.
         sources: Name -> source.
         stop: When a pass ends.
-        weights_of: What they are shares of. The weighting is one of rows.
 
     Raises:
         ValueError: Names differ, a weight or a row is out of its range, or a source with a weight has no rows.
@@ -40,7 +34,6 @@ def check_weighting(
     if isinstance(schedule, (str, bytes)) or not isinstance(schedule, Sequence) or not schedule:
         message = f"weights must be a mapping from names to numbers, or a sequence of (rows, mapping), not {weights!r}"
         raise TypeError(message)
-    check_choice("weights_of", weights_of, get_args(WeightsOf))
     phases: list[Phase] = []
     for each in schedule:
         if not isinstance(each, (tuple, list)) or len(each) != 2 or not isinstance(each[1], Mapping):  # noqa: PLR2004 - a pair
@@ -50,8 +43,6 @@ def check_weighting(
         if start is None or (start != 0 if not phases else start <= phases[-1].start):
             message = f"weights must start at row 0, and at later rows from there on, not at {each[0]!r}"
             raise ValueError(message)
-        if weights_of == "tokens":
-            checked = _by_tokens(checked, sources)
         if not phases or phases[-1].weights != checked:
             phases.append(Phase(start, checked))
     for name, source in sources.items():
@@ -93,31 +84,6 @@ def _check_weight(name: str, weight: object) -> float:
         message = f"the weight of source {name!r} must be a finite number >= 0, not {weight!r:.100}"
         raise ValueError(message)
     return found
-
-
-def _by_tokens(weights: Mapping[str, float], sources: Mapping[str, DatasetDefinition]) -> dict[str, float]:
-    """Return the weights of rows with which tokens have the given ones."""
-    exact = dict(zip(weights, exact_weights([*weights.values()]), strict=True))
-    of_rows = {
-        name: float(weight / tokens_per_row(name, sources[name])) if weight else 0 for name, weight in exact.items()
-    }
-    exact_weights([*of_rows.values()])
-    return of_rows
-
-
-def tokens_per_row(name: str, source: DatasetDefinition) -> Fraction:
-    """Return how many tokens the rows of a source have on average.
-
-    Raises:
-        ValueError: They are not known, or there are none.
-    """
-    if source.lengths is None:
-        message = f'weights_of="tokens" needs the lengths of source {name!r}: call its count_lengths() before'
-        raise ValueError(message)
-    if not source.lengths.num_tokens:
-        message = f"source {name!r} has no tokens: give it a weight of 0, or leave it out of the mixture"
-        raise ValueError(message)
-    return Fraction(source.lengths.num_tokens, len(source.lengths.rows))
 
 
 def _check_stop(stop: object) -> int | Stop | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from laneway.arguments import check_flag, check_function
 from laneway.delivery.item_stages import Stages
@@ -63,7 +63,7 @@ class StageableDataset(PlannedDataset):
         mask: Mask | None = "document_ids",
         pad_value: int = 0,
         group_rows: int | None = None,
-        lengths: str | None = None,
+        lengths: str | Literal[False] | None = None,
     ) -> Self:
         """Return a copy that packs documents of tokens into sequences of one length, at the start of epoch 0.
 
@@ -91,7 +91,9 @@ class StageableDataset(PlannedDataset):
             group_rows: With "best_fit", rows whose documents are packed together, in memory. None: 2,048. More rows
                 need less padding; a pass that resumes packs one group again.
             lengths: A column of the files that holds the number of tokens of each row, or its list of tokens: packs
-                are counted by it, as after `count_lengths`. None: they are counted if `count_lengths` was called.
+                are counted by it, as after `count_lengths`. None: they are counted if `count_lengths` was called, for
+                each source of a mixture. False: they are not. Packs of a mixture that are counted consist of documents
+                of one source each, and are what is mixed.
 
         Raises:
             ValueError: An argument is out of its range; the dataset delivers batches or packs already; `remainder` is
@@ -121,7 +123,8 @@ class StageableDataset(PlannedDataset):
             GROUP_ROWS if group_rows is None else group_rows,
         )
         self._check_takes_rows("pack")
-        definition = (self if lengths is None else self._with_lengths(lengths)).definition
+        counted = self if lengths is None or lengths is False else self._with_lengths(lengths)
+        definition = counted.definition
         stages = definition.stages or Stages()
         if not definition.has_functions and not stages.expansion.steps:
             names = definition.columns.names_in_files
@@ -129,7 +132,9 @@ class StageableDataset(PlannedDataset):
                 message = f"there is no column {column!r} to pack: the dataset delivers {', '.join(names)}"
                 raise SchemaMismatchError(message)
             check_token_type(column, definition.columns.schema.field(column).type)
-        return self._changed(definition.with_stages(replace(stages, pack=options)))
+        return counted._changed(  # noqa: SLF001 - a copy of this object
+            definition.with_stages(replace(stages, pack=options), counts_packs=lengths is not False)
+        )
 
     @abstractmethod
     def _with_lengths(self, column: str) -> Self:

@@ -11,6 +11,7 @@ from laneway.core.schema import parse_state, sealed, wrap_state
 from laneway.delivery.loader_state import (
     check_lockstep,
     check_same_state,
+    check_same_weights,
     digest_of,
     job_state,
     parse_job_state,
@@ -66,14 +67,15 @@ class StateLoader:
                 might take different numbers of batches, as when each packs its own.
 
         Raises:
-            LanewayError: With `check`, on all ranks: they have taken different numbers of batches.
+            LanewayError: With `check`, on all ranks: they have taken different numbers of batches, or mix with other
+                weights.
             CollectiveError: With `check`: a rank could not be reached.
         """
         state = job_state(self._runner)
         if check:
             self.ranks().compare(
                 "state_dict(check=True)",
-                lambda: (digest_of(state), self.epoch, self.batches_delivered),
+                lambda: (self.facts_of_weights(), digest_of(state), self.epoch, self.batches_delivered),
                 check_lockstep,
             )
         return wrap_state(state)
@@ -136,7 +138,7 @@ class StateLoader:
 
         Raises:
             CollectiveError: A rank could not be reached.
-            LanewayError: A rank failed; the same error is raised on all ranks.
+            LanewayError: A rank failed, or ranks mix with other weights; the same error is raised on all ranks.
         """
         return self.gather_state(self.ranks(), f"save_state_global(dst_rank={dst_rank!r})", dst_rank)
 
@@ -154,6 +156,7 @@ class StateLoader:
             CheckpointMismatchError: The state does not belong to the dataset of a rank, it is that of a single rank, or
                 ranks passed different states, or it holds another number of ranks in different epochs; raised on all
                 ranks.
+            LanewayError: Ranks mix with other weights; raised on all ranks.
             CollectiveError: A rank could not be reached.
         """
         ranks = self.ranks()
@@ -166,14 +169,17 @@ class StateLoader:
         """Gather the state of the whole job over `ranks`, on one of them or on all; see `save_state_global`."""
 
         # The file table may be large, and is the same on all ranks, or else their fingerprints differ.
-        def part() -> State:
+        def part() -> tuple[dict[str, str], State]:
             ranks.check(self._place.rank, self._place.world_size)
-            return sealed({**self.save_state_rank(), "files": ""})
+            return self.facts_of_weights(), sealed({**self.save_state_rank(), "files": ""})
 
         parts = ranks.gather(call, part, 0 if dst_rank is None else dst_rank)
 
         def merged() -> State | None:
-            return merge_gathered(parts) if parts else None
+            if not parts:
+                return None
+            check_same_weights([weights for weights, _ in parts])
+            return merge_gathered([state for _, state in parts])
 
         call = f"{call}: merge"
         state = ranks.agree(call, merged) if dst_rank is not None else ranks.broadcast(call, merged, src_rank=0)
@@ -190,14 +196,18 @@ class StateLoader:
         """
         checked: list[tuple[SavedState, Progress]] = []
 
-        def check() -> str:
+        def check() -> tuple[dict[str, str], str]:
             ranks.check(self._place.rank, self._place.world_size)
             saved, whole = parse_job_state(state, self._place)
             checked.append((saved, resume_point(self._runner, saved)))
-            return "" if is_sent else digest_of(whole)
+            return self.facts_of_weights(), "" if is_sent else digest_of(whole)
 
         ranks.compare(f"{call}: check", check, check_same_state)
         self._schedule.restore(*checked[0])
+
+    def facts_of_weights(self) -> dict[str, str]:
+        """Return what ranks compare of the weights of a mixture; nothing if it reads a single dataset."""
+        return self._runner.source.definition.facts_of_weights()
 
     def ranks(self) -> Ranks:
         """Return the ranks of the job, able to communicate: those in `process_group`, or in the whole world."""

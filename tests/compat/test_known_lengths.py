@@ -272,7 +272,7 @@ def test_columns_that_hold_no_lengths_are_refused(tmp_path: Path) -> None:
             r"flat_map\(\) makes several of it",
         ),
         (lambda rows: rows.count_lengths("input_ids").take(3), ValueError, r"other rows than those of count_lengths"),
-        (lambda rows: rows.repeat().pack(4, lengths="input_ids"), ValueError, "packs of a single dataset in advance"),
+        (lambda rows: rows.repeat().pack(4, lengths=True), TypeError, "lengths must be the name of a column, not True"),
         (
             lambda rows: rows.pack(4, overflow="error", lengths="input_ids"),
             ValueError,

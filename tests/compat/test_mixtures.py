@@ -25,6 +25,8 @@ from laneway import (
     SchemaMismatchError,
     StatefulShardedDataset,
 )
+from laneway.errors import NullInColumnError
+from laneway.testing import assert_resumes_exactly
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -351,8 +353,89 @@ def test_a_function_of_the_mixture_learns_where_rows_come_from(corpus: Path) -> 
 def test_sources_whose_functions_deliver_other_columns_are_refused(corpus: Path) -> None:
     sources = sources_of(corpus)
     sources["code"] = sources["code"].map(lambda row: {"id": row["id"], "tokens": 1})
-    with pytest.raises(SchemaMismatchError, match="source 'web' delivers column 'text', and source 'code' does not"):
+    with pytest.raises(SchemaMismatchError, match="source 'code' delivers column 'tokens', and source 'web' does not"):
         ids(Mixture(sources, {"web": 1, "code": 1, "rare": 0}).batch(8), 1)
+
+
+@pytest.fixture
+def unlike(corpus: Path) -> dict[str, StatefulShardedDataset]:
+    """Return sources that agree in their columns only after their own functions."""
+    (corpus / "unlike").mkdir()
+    table = pa.table({"id": [f"{row}" for row in range(3000, 3017)], "size": pa.array([1, None] * 8 + [3], pa.int16())})
+    pq.write_table(table, corpus / "unlike" / "part-0.parquet", row_group_size=4)
+    other = StatefulShardedDataset(corpus / "unlike", shuffle=True).map(as_numbers)
+    narrow = StatefulShardedDataset(corpus / "code", columns=["text", "id"], shuffle=True).map(as_before)
+    return {"web": sources_of(corpus)["web"], "unlike": other, "code": narrow}
+
+
+def as_numbers(row: dict[str, Any]) -> dict[str, Any]:
+    return {"id": int(row["id"]), "text": f"{row['size']}"}
+
+
+def as_before(row: dict[str, Any]) -> dict[str, Any]:
+    return row
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_sources_that_agree_after_their_own_functions_are_mixed(
+    unlike: dict[str, StatefulShardedDataset], num_workers: int
+) -> None:
+    def make() -> SavableLoader:
+        mixture = Mixture(unlike, {"web": 2, "unlike": 1, "code": 1})
+        return SavableLoader(mixture.batch(8), num_workers=num_workers)
+
+    assert assert_resumes_exactly(make, max_items=14, stops=(1, 6, 13)) == 14
+    batches = [*islice(make(), 14)]
+    for batch in batches:
+        assert Counter(row // 1000 for row in batch["id"].tolist()) == {0: 4, 1: 2, 3: 2}
+    rows = [pair for batch in batches for pair in zip(batch["id"].tolist(), batch["text"], strict=True)]
+    texts = {"1", "None", "3"}
+    assert all((text in texts) == (row >= 3000) for row, text in rows)
+    found = Counter(row for row, _ in rows if row >= 3000)
+    assert {*found} == {*range(3000, 3017)}
+    assert max(found.values()) - min(found.values()) <= 1
+
+
+def test_items_and_packs_are_made_of_sources_that_agree_after_their_own_functions(
+    unlike: dict[str, StatefulShardedDataset],
+) -> None:
+    mixture = Mixture(unlike, {"web": 1, "unlike": 1, "code": 1})
+    single = [row["id"] for row in islice(mixture, 30)]
+    assert [*islice(mixture.flat_map(lambda row: [row["id"], -1]), 60)][::2] == single
+    packs = mixture.map(lambda row: {"input_ids": [row["id"]] * 3}).pack(6)
+    assert {*next(iter(packs))["input_ids"].tolist()} <= {*single}
+    assert mixture.schema.names == ["id", "text"]
+
+
+@pytest.mark.parametrize("first", ["web", "unlike"])
+def test_a_source_whose_function_disagrees_is_named_at_its_first_row(
+    unlike: dict[str, StatefulShardedDataset], first: str
+) -> None:
+    wrong = {**unlike, "unlike": unlike["unlike"].map(lambda row: {**row, "more": 1})}
+    order = {name: wrong[name] for name in (first, *(name for name in wrong if name != first))}
+    message = "source 'unlike' delivers column 'more', and source 'web' does not"
+    mixture = Mixture(order, {"web": 0, "unlike": 1, "code": 0})
+    with pytest.raises(SchemaMismatchError, match=message):
+        # No row of another source comes.
+        next(iter(mixture))
+    with pytest.raises(SchemaMismatchError, match=message):
+        next(iter(Mixture(order, {"web": 1, "unlike": 1, "code": 1}).batch(3)))
+
+
+def test_a_null_of_a_source_with_other_columns_is_named(
+    corpus: Path, unlike: dict[str, StatefulShardedDataset]
+) -> None:
+    tensors = {
+        "web": StatefulShardedDataset(corpus / "web", output="numpy"),
+        "unlike": StatefulShardedDataset(corpus / "unlike", output="numpy").map(as_numbers),
+    }
+    with pytest.raises(
+        NullInColumnError, match=r"column 'size' of type int16 has a null in row 1 of part-0.parquet of"
+    ):
+        next(iter(Mixture(tensors, {"web": 1, "unlike": 1}).batch(6)))
+    late = Mixture({"web": sources_of(corpus)["web"]}, {"web": 1}).batch(2)
+    with pytest.raises(TypeError, match="create the mixture of all of them before batch"):
+        next(iter(late.add({"unlike": unlike["unlike"]}, {"web": 1, "unlike": 1})))
 
 
 def failing(row: dict[str, Any]) -> dict[str, Any]:

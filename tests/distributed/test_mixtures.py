@@ -10,11 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from laneway import LanewayError, Mixture, SavableLoader, StatefulShardedDataset
+from laneway import Checkpoints, LanewayError, Mixture, SavableLoader, StatefulShardedDataset
+from laneway.dcp import GatheredState
 from laneway.errors import CollectiveError
 from tests.distributed.ranks import restore, save
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from tests.distributed.ranks import RunRanks
@@ -133,3 +135,34 @@ def test_a_state_gathered_from_ranks_apart_resumes_on_other_ranks(run_ranks: Run
     )
     assert sum(rows.values()) == 3 * (2 + 3) + 3 * 2 * 3
     assert max(count for row, count in rows.items() if row < 2000) == 1
+
+
+def of_other_weights(rank: int, folder: Path) -> list[str]:
+    """Return the error of each call of ranks whose mixtures have other weights."""
+    loader = loader_of(folder, 0, 4, {"web": 3, "code": 1 + rank, "rare": 0})
+    ids(loader, 2)
+    same = loader_of(folder, 0, 4)
+    ids(same, 1)
+    state = same.save_state_global()
+    checkpoints = Checkpoints(folder / "run")
+    checkpoints.save(1, loader=same)
+    calls: list[Callable[[], object]] = [
+        loader.save_state_global,
+        lambda: loader.state_dict(check=True),
+        lambda: loader.restore_state_global(state if rank == 0 else None),
+        lambda: GatheredState(loader).load_state_dict(same.state_dict()),
+        lambda: checkpoints.resume(loader=loader),
+    ]
+    found = []
+    for call in calls:
+        try:
+            call()
+        except LanewayError as error:
+            found.append(str(error))
+    return found
+
+
+def test_ranks_whose_mixtures_have_other_weights_are_refused(run_ranks: RunRanks, folder: Path) -> None:
+    expected = "ranks mix with other weights: rank 0 has code 1, and rank 1 has code 2: create the Mixture with the"
+    for found in run_ranks(of_other_weights, 2, folder):
+        assert [expected in each for each in found] == [True] * 5, found

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from laneway import SavableLoader, StatefulShardedDataset
+from laneway import Mixture, SavableLoader, StatefulShardedDataset
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -131,3 +131,39 @@ def test_epochs_of_batches_are_equal_on_all_ranks(run_ranks: RunRanks, tmp_path:
     assert [numbers for numbers, _ in second] == [[3, 5]] * 3
     found = Counter(token for _, tokens in (*first, *second) for token in tokens)
     assert max(found.values()) == 1
+
+
+def pack_mixture(rank: int, folder: Path, leg: int) -> tuple[list[int], tuple[int, ...]]:
+    """Mix packs of known lengths, from the state of the last rank alone; return tokens, and packs of each source."""
+    sources = {
+        name: StatefulShardedDataset(folder, shuffle=True, seed=seed, shard_rows=4).count_lengths("input_ids")
+        for seed, name in enumerate("ab")
+    }
+    mixture = Mixture(sources, {"a": 1, "b": 1 + leg})
+    loader = SavableLoader(mixture.pack(LENGTH, group_rows=4).batch(1 + leg % 2), num_workers=leg % 2)
+    path = folder.parent / "mixture.state"
+    if leg:
+        loader.load_state_dict(torch.load(path, weights_only=True))
+    batches = [*islice(loader, 2)]
+    loader.set_weights({"a": 2, "b": 1})
+    batches += [*islice(loader, 3)]
+    state = loader.state_dict(check=True)
+    if rank == loader.dataset.definition.place.world_size - 1:
+        torch.save(state, path)
+    tokens = [token for batch in batches for token in batch["input_ids"][batch["document_ids"] > 0].tolist()]
+    return tokens, tuple(source.rows for source in loader.sources.values())
+
+
+def test_packs_of_known_lengths_are_mixed_in_lockstep(run_ranks: RunRanks, tmp_path: Path) -> None:
+    write_documents(tmp_path / "documents")
+    found, num_packs = Counter[int](), 0
+    for leg, world_size in enumerate([2, 3, 2]):
+        of_ranks = run_ranks(pack_mixture, world_size, tmp_path / "documents", leg)
+        num_packs += world_size * 5 * (1 + leg % 2)
+        (sources,) = {rows for _, rows in of_ranks}
+        assert sum(sources) == num_packs
+        for tokens, _ in of_ranks:
+            found.update(tokens)
+    # Each source delivers whole epochs, one after another.
+    assert {*found} == {*range(1, 1 + sum(SIZES))}
+    assert max(found.values()) - min(found.values()) <= 2

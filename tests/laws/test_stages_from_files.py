@@ -159,8 +159,8 @@ def test_what_has_an_end_comes_whole_however_often_it_is_cut_again(
     def make(run: Run) -> SavableLoader:
         if end == "two epochs":
             mixture = Mixture({"a": sources["a"]}, {"a": 1}, stop="all_exhausted", lanes=run.lanes)
-            weighting = replace(mixture.definition.weighting, num_epochs=2)
-            mixture.definition = replace(mixture.definition, weighting=weighting)
+            weighting = replace(mixture.definition.given, num_epochs=2)
+            mixture.definition = replace(mixture.definition, given=weighting)
         else:
             mixture = Mixture(sources, {"a": 3, "b": 1}, stop=end, lanes=run.lanes)
         loader = SavableLoader(with_stages(mixture, kind).batch(run.batch_size))

@@ -121,6 +121,10 @@ class Objects:
             if isinstance(loader, SavableLoader)
         }
 
+    def facts_of_weights(self) -> list[dict[str, str]]:
+        """Return what ranks compare of the weights with which each loader mixes."""
+        return [each.facts_of_weights() for each in self.loaders.values() if isinstance(each, SavableLoader)]
+
     def rank_states(self) -> dict[str, Any]:
         """Return what this rank has for itself: the states of other loaders."""
         loaders = self.loaders.items()

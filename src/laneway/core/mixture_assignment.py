@@ -42,7 +42,7 @@ class Mixed(NamedTuple):
     drop_last: bool = False
     """Whether the last global batch is dropped if it is incomplete."""
     stage_rows: int | None = None
-    """Rows from which the last stage makes items at a time; None: there are no stages."""
+    """Rows from which the last stage makes items at a time; None: lanes count what is delivered."""
     epoch_batches: int | None = None
     """Batches of each rank that make an epoch; None: there are no epochs, or they end with the sources."""
 
@@ -53,7 +53,7 @@ class Mixed(NamedTuple):
 
     @property
     def _source_rows(self) -> dict[str, int]:
-        return {name: source.identity.selected.num_rows for name, source in self.sources.items()}
+        return {name: source.identity.num_items(0) for name, source in self.sources.items()}
 
     def first_epochs(self, epoch: int) -> dict[str, int]:
         """Return name -> epoch with which a source begins after the mixture has ended `epoch` times.
@@ -63,8 +63,13 @@ class Mixed(NamedTuple):
         if not epoch:
             return dict.fromkeys(self.sources, 0)
         total, rows = self.num_rows or 0, self._source_rows
-        shares = self.weighting.largest_shares.items()
-        return {name: epoch * max(1, -int(-total * share // max(1, rows[name]))) for name, share in shares}
+        shares = self.weighting.largest_shares
+        read = {name: max(1, -int(-total * share // max(1, rows[name]))) for name, share in shares.items()}
+        if len(read) > 1:
+            # Later epochs may have fewer rows than the first.
+            varying = (name for name, source in self.sources.items() if source.identity.epochs_vary)
+            read |= {name: read[name] + read[name] // 4 + 1 for name in varying}
+        return {name: epoch * num_epochs for name, num_epochs in read.items()}
 
 
 def resolve_mixture(mixed: Mixed, progress: Progress, place: WorkerPlace) -> Assignment:
@@ -148,11 +153,12 @@ def _check_sources(sources: Mapping[str, Source], progress: Progress) -> None:
     plan = MixturePlan(sources, progress)
     for source in progress.starts[-1].sources:
         if source.weight and plan.lanes(plan.current, source.name).has_end:
-            num_rows = sources[source.name].identity.selected.num_rows
+            identity = sources[source.name].identity
+            num_rows, unit = identity.num_items(0), "rows" if identity.packs is None else "packs"
             reason = f', and remainder="drop" leaves none of them in {plan.cuts[-1].num_lanes} lanes' * (num_rows > 0)
             message = (
-                f"source {source.name!r} has {num_rows:,} rows{reason}: give it a weight of 0, or leave it out of the "
-                "mixture"
+                f"source {source.name!r} has {num_rows:,} {unit}{reason}: give it a weight of 0, or leave it out of "
+                "the mixture"
             )
             raise ValueError(message)
 

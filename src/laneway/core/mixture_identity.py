@@ -38,7 +38,7 @@ class MixtureIdentity:
     @property
     def counts_items(self) -> bool:
         """Whether lanes count the items that are delivered, and not the rows of which stages make them."""
-        return self.settings.stages is None
+        return self.settings.stages is None or all(each.identity.packs is not None for each in self.sources.values())
 
     def derived(self, key: object, compute: Callable[[], T]) -> T:
         """Return a value that follows from sources and settings, which is computed once."""

@@ -116,11 +116,12 @@ class MixtureLines:
 
     def epoch_rows(self, name: str) -> int:
         """Return the rows of each epoch that begins in the current cut."""
-        return self._plan.lanes(self._plan.current, name).epoch_rows
+        lanes = self._plan.lanes(self._plan.current, name)
+        return lanes.epochs.rows_in(lanes.next_epoch)
 
     def dropped(self, name: str, num_rows: int) -> int:
         """Return how many of the rows that are left of an epoch the lanes of the current cut leave out."""
-        return max(0, num_rows - self._plan.lanes(self._plan.current, name).delivered_rows(num_rows))
+        return max(0, num_rows - self._plan.lanes(self._plan.current, name).shares.delivered(num_rows))
 
     def epoch(self, name: str, epoch: int) -> EpochLine:
         """Return how far an epoch has been delivered that was left by earlier cuts, or has begun since."""

@@ -12,12 +12,13 @@ import hashlib
 import json
 from base64 import b85encode
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from laneway.core.endless import EpochRange, SourceLanes
+from laneway.core.endless import SourceLanes
+from laneway.core.epoch_lanes import EqualEpochs, LaneShares, VaryingEpochs
 from laneway.core.mixing import Mixing
 from laneway.core.order import ORDER_VERSION
 from laneway.core.plan import Settings
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
     from laneway.core.division import Sharing
     from laneway.core.endless import Begun
+    from laneway.core.epoch_lanes import EpochRange, Epochs
     from laneway.core.lanes import Remainder
     from laneway.core.plan import Identity, Plan
     from laneway.core.progress import EarlierCut
@@ -160,9 +162,12 @@ class MixturePlan:
         start = self.progress.starts[cut]
         source = start.sources[self._indices[cut][name]]
         identity = self.sources[name].identity_of(source.files)
-        num_lanes, num_rows = self.cuts[cut].num_lanes, identity.selected.num_rows
-        version, remainder = start.order_version, remainder_of(identity)
-        return SourceLanes(num_lanes, remainder, source.rests, source.next_epoch, num_rows, version, source.files)
+        version, first = start.order_version, source.next_epoch
+        shares = LaneShares(self.cuts[cut].num_lanes, remainder_of(identity))
+        epochs: Epochs = EqualEpochs(shares, first, identity.num_items(first, version))
+        if identity.epochs_vary:
+            epochs = VaryingEpochs(shares, first, partial(identity.num_items, order_version=version))
+        return SourceLanes(shares, source.rests, first, epochs, version, source.files)
 
     # -- The rows of a lane -------------------------------------------------------------------------------------------
 
@@ -215,8 +220,7 @@ class MixturePlan:
         key = (cut, name, epoch)
         if key not in self._plans:
             lanes = self.lanes(cut, name)
-            began = {rest.epoch: rest[1:] for rest in lanes.rests}
-            num_rows, version, files = began.get(epoch, (lanes.epoch_rows, lanes.order_version, lanes.files))
+            _, num_rows, version, files = lanes.began(epoch)
             earlier = tuple(each.ended_cut() for _, each in self._deliveries(name, epoch, cut))
             progress = Progress(epoch, lanes.sharing, fresh_cut(lanes.num_lanes, 1), earlier, order_version=version)
             # A lane is in one epoch, or passes into the next one.

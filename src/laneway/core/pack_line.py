@@ -7,7 +7,7 @@ is cut into lanes: turns, positions and ends count packs, and all that holds of 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol, final
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, final
 
 import numpy as np
 
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from laneway.core.lanes import Segment
+
+
+_SMALL: Final = 20
+"""Rows of a line for each group whose packs are sent to other processes rather than counted there again."""
 
 
 class PackPiece(NamedTuple):
@@ -55,6 +59,10 @@ class PackPlaces:
         """Number of packs of the line."""
         return int(self.first_packs[-1])
 
+    def is_small(self, num_rows: int) -> bool:
+        """Whether this takes little memory beside the lengths of so many rows."""
+        return len(self.rows) * _SMALL <= num_rows
+
     def piece(self, start: int, stop: int) -> PackPiece:
         """Return packs [start, stop) of the line, at least one."""
         first = int(np.searchsorted(self.first_packs, start, side="right")) - 1
@@ -69,6 +77,9 @@ class Packing(Protocol):
 
     def places(self, lengths: NDArray[np.int64]) -> PackPlaces:
         """Return where the packs of documents are, given the tokens of each, in their order."""
+
+    def depends_on_order(self, num_documents: int) -> bool:
+        """Return whether the same documents in another order may make another number of packs."""
 
 
 @final
@@ -102,18 +113,36 @@ class PackLine:
 
     def finished_rows(self, segments: Iterable[tuple[int, int]]) -> NDArray[np.bool_]:
         """Return which rows of the line have been delivered completely, given the packs [start, stop) that were."""
-        first, rows = self.places.first_packs, self.places.rows
-        packs = np.zeros(self.places.num_packs + 1, np.int64)
-        for start, stop in segments:
-            packs[start:stop] = 1
-        before = np.concatenate([[0], np.cumsum(packs)])
-        is_left = before[first[1:]] - before[first[:-1]] < np.diff(first)
+        rows = self.places.rows
+        is_left = self._packs_in(segments) < np.diff(self.places.first_packs)
         # A group may end within a row.
         stops = rows[1:] + (self.places.tokens[1:] > 0)
         edges = np.zeros(len(self.lengths) + 1, np.int64)
         np.add.at(edges, rows[:-1][is_left], 1)
         np.add.at(edges, stops[is_left], -1)
         found: NDArray[np.bool_] = np.cumsum(edges)[:-1] == 0
+        return found
+
+    def tokens_untouched(self, segments: Iterable[tuple[int, int]]) -> int:
+        """Return the tokens that are packed into groups of which no pack was delivered, given the packs that were not.
+
+        Args:
+            segments: Packs [start, stop) that are left.
+        """
+        places, lengths = self.places, np.append(self.lengths, 0)
+        before = np.concatenate([[0], np.cumsum(self.lengths, dtype=np.int64)])
+        # A separator is not a token of the document.
+        edges = before[places.rows] + np.minimum(places.tokens, lengths[places.rows])
+        is_untouched = self._packs_in(segments) == np.diff(places.first_packs)
+        return int(np.diff(edges)[is_untouched].sum())
+
+    def _packs_in(self, segments: Iterable[tuple[int, int]]) -> NDArray[np.int64]:
+        """Return how many packs of each group are in some segments, shape (num_groups,)."""
+        packs = np.zeros(self.places.num_packs, np.int64)
+        for start, stop in segments:
+            packs[start:stop] = 1
+        before = np.concatenate([[0], np.cumsum(packs)])
+        found: NDArray[np.int64] = np.diff(before[self.places.first_packs])
         return found
 
     def pieces(self, segments: Iterable[Segment]) -> list[PackPiece]:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from laneway.core.division import Division
     from laneway.core.files import FileTable
     from laneway.core.gaps import Gap
-    from laneway.core.pack_line import KnownPacks, PackPiece
+    from laneway.core.pack_line import KnownPacks, PackPiece, PackPlaces
     from laneway.core.selection import Selection
     from laneway.core.shards import ShardTable
 
@@ -94,9 +94,11 @@ class Identity:
     """How many rows of each block belong to the dataset; None: all."""
     packs: KnownPacks | None = None
     """The lengths of the documents of these rows, if packs are delivered and counted in advance; else None."""
+    _counted_packs: dict[tuple[int, int], PackPlaces] = field(default_factory=dict, init=False, repr=False)
+    """Where the packs of some epochs are, if another process has counted them."""
     _last_plan: dict[object, Plan] = field(default_factory=dict, init=False, repr=False)
     """The last plan by its key: loading a state, starting a pass and forked workers all need the same one."""
-    _last_line: dict[object, tuple[Windows, PackLine]] = field(default_factory=dict, init=False, repr=False)
+    _last_line: dict[tuple[int, int], tuple[Windows, PackLine]] = field(default_factory=dict, init=False, repr=False)
     """The last line of packs by its key: it takes a step for each document."""
     _derived: dict[object, Any] = field(default_factory=dict, init=False, repr=False)
     """Other values that follow from files and settings; see `derived`."""
@@ -104,7 +106,20 @@ class Identity:
     def __getstate__(self) -> dict[str, Any]:
         """Leave out derived values, which may be large."""
         kept = {"files": self.files, "settings": self.settings, "selection": self.selection, "packs": self.packs}
-        return {**kept, "_last_plan": {}, "_last_line": {}, "_derived": {}}
+        return {**kept, "_counted_packs": self.counted_packs(), "_last_plan": {}, "_last_line": {}, "_derived": {}}
+
+    def counted_packs(self) -> dict[tuple[int, int], PackPlaces]:
+        """Return (order version, epoch) -> where its packs are, of those that take less time to send than to count."""
+        lines = {
+            key: line.places for key, (_, line) in self._last_line.items() if line.places.is_small(len(line.lengths))
+        }
+        return {**self._counted_packs, **lines}
+
+    def with_counted_packs(self, packs: Mapping[tuple[int, int], PackPlaces]) -> Identity:
+        """Return the same with what `counted_packs` of another process returned."""
+        found = replace(self)
+        found._counted_packs.update(packs)  # noqa: SLF001 - a copy of this object
+        return found
 
     def derived(self, key: object, compute: Callable[[], T]) -> T:
         """Return a value that follows from files and settings, which is computed once."""
@@ -159,11 +174,19 @@ class Identity:
         """Whether lanes count the items that are delivered: rows, or packs of documents of known lengths."""
         return self.settings.stages is None or self.packs is not None
 
-    def num_items(self, epoch: int) -> int:
+    def num_items(self, epoch: int, order_version: int = ORDER_VERSION) -> int:
         """Return the number of rows of an epoch, or of packs if documents have known lengths."""
-        if self.packs is None:
+        packs = self.packs
+        if packs is None:
             return self.num_rows(epoch)
-        return self._pack_line(self.packs, ORDER_VERSION, epoch)[1].places.num_packs
+        key = ("packs", order_version, epoch) if self.epochs_vary else ("packs", order_version)
+        return self.derived(key, lambda: self._pack_line(packs, order_version, epoch)[1].places.num_packs)
+
+    @property
+    def epochs_vary(self) -> bool:
+        """Whether epochs have other numbers of items each, as packs of documents that come in another order."""
+        packs = self.packs
+        return packs is not None and self.settings.shuffle and packs.packing.depends_on_order(len(packs.lengths))
 
     def sharing(self, world_size: int, turns_per_batch: int) -> Sharing:
         """Return how ranks share lanes with these settings."""
@@ -229,10 +252,11 @@ class Identity:
             windows, rows = self._cut_epoch(version, division, epoch)
             plan = Plan(self, epoch, self.shards_in(version), windows, rows, division, {}, (), ())
             lengths = known.lengths[plan.rows_in_files()]
+            places = self._counted_packs.get(key) or known.packing.places(lengths.astype(np.int64))
             # That of this epoch, and of the next one.
             for old in [*self._last_line][:-1]:
                 del self._last_line[old]
-            self._last_line[key] = windows, PackLine(rows, lengths, known.packing.places(lengths.astype(np.int64)))
+            self._last_line[key] = windows, PackLine(rows, lengths, places)
         return self._last_line[key]
 
 

@@ -28,6 +28,7 @@ from laneway.delivery.item_maker import unchanged
 from laneway.delivery.parcels import BatchesInTurn, Packing, Parcels, TaggedBatches
 from laneway.delivery.passes import Delivery, Pass, RowsDelivery, Taken
 from laneway.delivery.signals import (
+    are_forked,
     holding_back_signals,
     ignore_signals_of_the_group,
     release_signals,
@@ -220,6 +221,8 @@ class BatchSource:
         is_direct = not self._keywords["num_workers"] and not self._keywords.get("pin_memory")
         if self.running is None:
             self.watchdog.forget_workers()
+            if self._keywords["num_workers"] and are_forked(self._loader.multiprocessing_context):
+                self.definition.plan_ahead(assignment)
         # Persistent workers may take their time to begin.
         wait_at_most(self.running, self._keywords.get("timeout") or inf)
         if self._keywords["num_workers"]:

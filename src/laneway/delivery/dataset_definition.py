@@ -15,14 +15,16 @@ from laneway.core.plan import Identity
 from laneway.core.state import num_added_files, read_progress
 from laneway.delivery.context import Contexts
 from laneway.delivery.definition import Definition
+from laneway.delivery.documents import DocumentReader
 from laneway.delivery.item_maker import ItemMaker
+from laneway.delivery.item_stages import Stages
 from laneway.delivery.known_packs import KnownPackReader, check_fit, known_packs_of
 from laneway.reading.lane_reader import LaneReader
 from laneway.reading.origin import HIDDEN
 from laneway.reading.selected import open_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from concurrent.futures import Executor
 
     from laneway.convert.batches import BatchConverter
@@ -30,12 +32,13 @@ if TYPE_CHECKING:
     from laneway.core.assignment import Assignment
     from laneway.core.gaps import EpochGap
     from laneway.core.options import LaneOptions
+    from laneway.core.pack_line import PackPiece
     from laneway.core.plan import Plan
     from laneway.core.progress import Progress
     from laneway.core.schema import SavedState
     from laneway.core.turns import WorkerPlace
     from laneway.delivery.delivered_columns import DeliveredColumns
-    from laneway.delivery.item_stages import Stages
+    from laneway.delivery.lane_items import PackReader
     from laneway.delivery.schedule import EpochSchedule
     from laneway.manifest import Manifest
     from laneway.metering import Meter
@@ -83,13 +86,16 @@ class DatasetDefinition(Definition):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the file table of the identity: the manifest has it, and may travel as a file."""
-        return {**vars(self), "identity": self.identity.settings}
+        identity = self.identity
+        return {**vars(self), "identity": (identity.settings, identity.counted_packs())}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore the identity."""
         rows = None if state["selection"] is None else state["selection"].rows
         packs = known_packs_of(state["lengths"], state["stages"])
-        vars(self).update(state, identity=Identity(state["manifest"].files, state["identity"], rows, packs))
+        settings, counted = state["identity"]
+        identity = Identity(state["manifest"].files, settings, rows, packs).with_counted_packs(counted)
+        vars(self).update(state, identity=identity)
 
     def with_selection(self, selection: RowSelection) -> Self:
         """Return the definition of the rows of a selection."""
@@ -101,6 +107,11 @@ class DatasetDefinition(Definition):
         settings = replace(self.identity.settings, without=text_of(gaps))
         return replace(self, identity=replace(self.identity, settings=settings))
 
+    @property
+    def has_lengths(self) -> bool:
+        """Whether it is known how many tokens each row has, also of what it was before files were added."""
+        return all(each.lengths is not None for each in (self, *self.former))
+
     def without_stages(self) -> Self:
         """Return the definition of the rows of which stages make items."""
         identity = replace(self.identity, settings=replace(self.identity.settings, stages=None), packs=None)
@@ -110,12 +121,14 @@ class DatasetDefinition(Definition):
         """Return the definition with these files and settings: this one, or one before files were added."""
         return next((each for each in self.former if each.identity is identity), self)
 
-    def with_stages(self, stages: Stages) -> Self:
-        """Return the definition of what stages make of its rows.
+    def with_stages(self, stages: Stages, *, counts_packs: bool = True) -> Self:
+        """Return the definition of what stages make of its rows; see `Definition.with_stages`.
 
         Raises:
             ValueError: Other arguments don't go together with stages.
         """
+        if not counts_packs and self.lengths is not None:
+            return replace(self, lengths=None).with_stages(stages)
         settings, packs = self.identity.settings, known_packs_of(self.lengths, stages)
         if packs is not None and self.lengths is not None:
             check_fit(packs, stages, self.name_of_row)
@@ -240,22 +253,24 @@ class DatasetDefinition(Definition):
         """Open what reads and builds the items of an assignment, as measured by a meter."""
         takes_context = self.takes_context
         plan, seed = self.identity.plan(assignment.progress), self.identity.settings.seed
-        known = self.known_packs(assignment)
-        if known is not None:
-            plan = plan.of_rows(known.pieces)
-        columns = self._to_read(self.columns)
+        plan = plan.of_rows(self._pieces(plan, assignment))
+        columns = self.columns_to_read(self.columns)
         converter = columns.with_hidden(HIDDEN if takes_context else None)
         lanes = self.open_lanes(plan, columns, converter, frozenset(HIDDEN.names if takes_context else ()), meter)
         contexts = Contexts(self.manifest.files.paths, seed=seed, epoch=plan.epoch) if takes_context else None
         return ItemMaker(lanes, converter, self.transform, contexts, self.collate_fn, meter=meter)
 
-    def known_packs(self, assignment: Assignment) -> KnownPackReader | None:
-        """Return the packs of the lanes of an assignment, if these count packs."""
+    def known_packs(self, assignment: Assignment, rows: ItemMaker, meter: Meter) -> PackReader | None:  # noqa: ARG002 - that of the rows
+        """Return the packs of the lanes of an assignment, if these count packs; `rows` reads those of the lanes."""
         plan = self.identity.plan(assignment.progress)
-        if plan.line is None:
+        if plan.line is None or self.stages is None:
             return None
-        pieces = {lane: plan.pieces(lane, int(assignment.ends[lane])) for lane in assignment.own_lanes}
-        return KnownPackReader(plan.line, pieces)
+        documents = DocumentReader(rows, self.stages.expansion)
+        return KnownPackReader.of(plan, self._pieces(plan, assignment), self.stages, documents)
+
+    @staticmethod
+    def _pieces(plan: Plan, assignment: Assignment) -> dict[int, list[PackPiece]]:
+        return {lane: plan.pieces(lane, int(assignment.ends[lane])) for lane in assignment.own_lanes}
 
     def open_lanes(
         self,
@@ -289,3 +304,27 @@ class DatasetDefinition(Definition):
             source_index=source_index,
         )
         return LaneReader(plan, rows, converter.vectorized, self.prefetch_windows, meter, threads=threads)
+
+
+def packed(sources: Mapping[str, DatasetDefinition], stages: Stages) -> dict[str, DatasetDefinition]:
+    """Return the sources of a mixture as what their documents of known lengths are packed to.
+
+    Args:
+        sources: Name -> source, whose lengths are known.
+        stages: What is made of the rows of the mixture.
+
+    Raises:
+        ValueError: The lengths of a source are not known, or its rows can't be packed.
+    """
+    own = Stages(stages.expansion, stages.pack)
+    for name, source in sources.items():
+        if not source.has_lengths:
+            message = (
+                f"the packs of this mixture are counted by the lengths of documents, and those of source {name!r} are "
+                "not known: call its count_lengths() before, also of the dataset that it extends"
+            )
+            raise ValueError(message)
+    return {
+        name: replace(each.with_stages(own), former=tuple(old.with_stages(own) for old in each.former))
+        for name, each in sources.items()
+    }

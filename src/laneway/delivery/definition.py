@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from laneway.delivery.delivered_columns import DeliveredColumns
     from laneway.delivery.item_maker import ItemMaker
     from laneway.delivery.item_stages import Stages
-    from laneway.delivery.known_packs import KnownPackReader
+    from laneway.delivery.lane_items import PackReader
     from laneway.delivery.schedule import EpochSchedule
     from laneway.delivery.stream import Stream, TaggedStream
     from laneway.delivery.transforms import Transforms
@@ -70,6 +70,10 @@ class Definition(ABC):
         def identity(self) -> Identity | MixtureIdentity:
             """What the states belong to."""
 
+    def facts_of_weights(self) -> dict[str, str]:
+        """Return what ranks compare of the weights of a mixture, as they show it; nothing for a dataset."""
+        return {}
+
     @property
     def is_endless(self) -> bool:
         """Whether there are always further rows, so that each pass goes on where the last one stopped."""
@@ -88,6 +92,9 @@ class Definition(ABC):
     @abstractmethod
     def resolve(self, progress: Progress, place: WorkerPlace) -> Assignment:
         """Return the assignment of the worker at `place`."""
+
+    def plan_ahead(self, assignment: Assignment) -> None:  # noqa: B027 - what a dataset plans, it has when it is resolved
+        """Plan what workers read first, so that those that are forked find it."""
 
     @abstractmethod
     def is_fresh(self, assignment: Assignment) -> bool:
@@ -158,9 +165,9 @@ class Definition(ABC):
             raise ValueError(message)
         return replace(self, collate_fn=Collating(self.collate_fn, function))
 
-    def known_packs(self, assignment: Assignment) -> KnownPackReader | None:  # noqa: ARG002 - a dataset may know them
-        """Return the packs of the lanes of an assignment, if these count packs."""
-        return None
+    @abstractmethod
+    def known_packs(self, assignment: Assignment, rows: ItemMaker, meter: Meter) -> PackReader | None:
+        """Return the packs of the lanes of an assignment, if these count packs; `rows` reads those of the lanes."""
 
     def following(self, assignment: Assignment) -> Assignment | None:  # noqa: ARG002 - a mixture may go on
         """Return what the worker reads after an assignment has ended, in the same epoch; None: nothing."""
@@ -170,8 +177,12 @@ class Definition(ABC):
         """Return the number of batches or rows that the rank of an assignment has yet to deliver; None: unknown."""
         return assignment.num_items_left(self.options.batch_size) if self.identity.counts_items else None
 
-    def with_stages(self, stages: Stages) -> Self:
+    def with_stages(self, stages: Stages, *, counts_packs: bool = True) -> Self:  # noqa: ARG002 - if lengths are known
         """Return the definition of what stages make of its rows.
+
+        Args:
+            stages: The stages.
+            counts_packs: Whether packs are counted if the lengths of their documents are known.
 
         Raises:
             ValueError: Other arguments don't go together with stages.
@@ -218,7 +229,7 @@ class Definition(ABC):
             rows = self.open_items(found, meter)
             is_numpy = self.columns.output == "numpy"
             maker = BatchMaker(rows, stages, self.collate_fn, is_batched=size is not None, is_numpy=is_numpy)
-            return LaneItems(rows, maker, found, self.max_empty_rows, self.known_packs(found))
+            return LaneItems(rows, maker, found, self.max_empty_rows, self.known_packs(found, rows, meter))
 
         # If lanes count items, they end where batches are dropped.
         drops = self.identity.settings.drop_last and not counts_items
@@ -240,7 +251,7 @@ class Definition(ABC):
 
         return CutReading(Cursor(assignment), lambda: open_items(assignment), follow)
 
-    def _to_read(self, columns: DeliveredColumns) -> DeliveredColumns:
+    def columns_to_read(self, columns: DeliveredColumns) -> DeliveredColumns:
         """Return which of the columns are read: all, or the one that is packed as it is in the files."""
         stages = self.stages
         is_direct = stages is not None and not stages.expansion.steps and not self.has_functions

@@ -88,6 +88,12 @@ class DeliveredColumns:
         known = sum(width for width in widths if width is not None)
         return known if None not in widths else max(known, in_files)
 
+    def is_like(self, other: DeliveredColumns) -> bool:
+        """Return whether rows of both are alike, so that they can be converted together."""
+        texts = [each.categories.text if each.categories else None for each in (self, other)]
+        schemas = [(each.schema.names, each.schema.types, each.fill_null) for each in (self, other)]
+        return schemas[0] == schemas[1] and texts[0] == texts[1]
+
     def with_hidden(self, hidden: pa.Schema | None) -> BatchConverter:
         """Return what converts them and hidden columns, from which contexts are made; None: there are none."""
         return self.converter if hidden is None else self.converter.with_columns(hidden)

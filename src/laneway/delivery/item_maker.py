@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import partial
 from time import perf_counter
 from types import GeneratorType, NoneType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch.utils.data import default_collate
 
@@ -20,9 +20,8 @@ from laneway.errors import ColumnConversionError, NullInColumnError
 from laneway.wording import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
-    from laneway.convert.batches import BatchConverter
     from laneway.convert.open_rows import OpenRows
     from laneway.delivery.context import AnyContexts, BatchContext, RowContext
     from laneway.delivery.transforms import Expansion, Transforms
@@ -42,13 +41,23 @@ def unchanged(item: Any) -> Any:  # noqa: ANN401 - a user's transform may return
     return item
 
 
+class Converter(Protocol):
+    """Converts rows from Arrow."""
+
+    def gather(self, parts: Sequence[OpenRows]) -> Any:  # noqa: ANN401 - columns in any output
+        """Return the columns of several parts, at least one, as one batch."""
+
+    def gather_rows(self, parts: Sequence[OpenRows]) -> list[Any]:
+        """Return one object per row of several parts, at least one."""
+
+
 class ItemMaker:
     """Builds the items that are yielded from ranges of lanes."""
 
     def __init__(
         self,
         lanes: LaneRows,
-        converter: BatchConverter,
+        converter: Converter,
         transform: Transforms,
         contexts: AnyContexts | None,
         collate_fn: Callable[[list[Any]], Any] | None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from laneway.core.pack_line import PackLine, PackPiece
+    from laneway.core.plan import Plan
     from laneway.delivery.documents import DocumentReader
     from laneway.delivery.item_stages import Stages
     from laneway.reading.lengths import Lengths
@@ -45,8 +46,8 @@ def check_fit(packs: KnownPacks, stages: Stages, name_of_row: Callable[[int], st
     """
     if stages.expansion.num_flat:
         message = (
-            "count_lengths() counts a document for each row, but flat_map() makes several of it: use map(), or pack "
-            "a dataset without known lengths"
+            "count_lengths() counts a document for each row, but flat_map() makes several of it: use map(), or pass "
+            "lengths=False to pack()"
         )
         raise ValueError(message)
     pack = stages.pack
@@ -68,39 +69,63 @@ class KnownPackReader:
     """The line of packs."""
     pieces: Mapping[int, list[PackPiece]]
     """Lane -> its packs, in order."""
+    pack: PackOptions
+    """How documents are packed."""
+    documents: DocumentReader
+    """Reads those of the rows of all pieces of a lane, end to end."""
 
-    def runs(self, pack: PackOptions, documents: DocumentReader, lane: int, num_taken: int) -> Iterator[Run]:
+    @classmethod
+    def of(
+        cls, plan: Plan, pieces: Mapping[int, list[PackPiece]], stages: Stages, documents: DocumentReader
+    ) -> KnownPackReader:
+        """Return what makes the packs of the lanes of a plan, which count packs."""
+        line, pack = plan.line, stages.pack
+        if line is None or pack is None:
+            message = "lanes count rows, not packs"
+            raise ValueError(message)
+        return cls(line, pieces, pack, documents)
+
+    def runs(self, lane: int, num_taken: int) -> Iterator[Run]:
         """Yield the packs of a lane after the first ones. Positions count packs.
 
         Args:
-            pack: How documents are packed.
-            documents: Reads those of the rows of all pieces of the lane, end to end.
             lane: The lane.
             num_taken: Number of packs to leave out.
 
         Raises:
             NotReproducibleError: A document has another length than is known.
         """
-        row, number = 0, 0
+        for source, rest, stop in self._rest(lane, num_taken):
+            number = stop - rest.num_packs
+            for run in self._runs_of(source, rest):
+                items = run.items[: stop - number]
+                yield Run(items, counter(number), LanePosition(number + len(items)))
+                number += len(items)
+                if number == stop:
+                    break
+
+    def first_row(self, lane: int, num_taken: int) -> int:
+        """Return the row of a lane with which `runs` begins to read."""
+        return next((rest.start + source.shift for source, rest, _ in self._rest(lane, num_taken)), 0)
+
+    def close(self) -> None:
+        """Do nothing: rows are closed by who opened them."""
+
+    def _rest(self, lane: int, num_taken: int) -> Iterator[tuple[_Rows, PackPiece, int]]:
+        """Yield the rows of each piece, its packs after `num_taken` of the lane, and the lane's packs up to its end."""
+        row, stop = 0, 0
         for piece in self.pieces[lane]:
-            stop = number + piece.num_packs
+            number, stop = stop, stop + piece.num_packs
             if stop > num_taken:
                 first = piece.first + max(num_taken - number, 0)
                 rest = self.line.places.piece(first, piece.first + piece.num_packs)
                 # From a row of the line to one of the lane.
-                source = _Rows(pack, documents, lane, row - piece.start)
-                number = stop - rest.num_packs
-                for run in self._runs_of(source, rest):
-                    items = run.items[: stop - number]
-                    yield Run(items, _counter(number), LanePosition(number + len(items)))
-                    number += len(items)
-                    if number == stop:
-                        break
-            row, number = row + piece.stop - piece.start, stop
+                yield _Rows(lane, row - piece.start), rest, stop
+            row += piece.stop - piece.start
 
     def _runs_of(self, source: _Rows, piece: PackPiece) -> Iterator[Run]:
         """Yield the packs of a piece, and perhaps some of those that follow it."""
-        pack, start, stop = source.pack, piece.start, piece.stop
+        pack, start, stop = self.pack, piece.start, piece.stop
         if pack.strategy == "chunk":
             chunks, num_tokens = Chunks(pack), piece.tokens_before
             for documents in self._documents(source, start, stop):
@@ -117,13 +142,13 @@ class KnownPackReader:
             try:
                 yield from fitted_runs(pack, documents, position)
             except DocumentError as error:
-                source.documents.name_row(error, source.lane, documents.rows)
+                self.documents.name_row(error, source.lane, documents.rows)
                 raise
             num_packs = 0
 
     def _documents(self, source: _Rows, start: int, stop: int) -> Iterator[Documents]:
         """Yield the documents of rows [start, stop) of the line, after comparing their lengths with those known."""
-        pack, documents, lane, shift = source.pack, source.documents, source.lane, source.shift
+        pack, documents, lane, shift = self.pack, self.documents, source.lane, source.shift
         separator = pack.strategy == "chunk" and pack.separator is not None
         for found in documents.read(pack, lane, start + shift, stop + shift):
             known = self.line.lengths[start : found.stop - shift]
@@ -144,16 +169,14 @@ class KnownPackReader:
             start = found.stop - shift
 
 
-@dataclass(frozen=True, eq=False)
-class _Rows:
+class _Rows(NamedTuple):
     """Where the rows of a piece are."""
 
-    pack: PackOptions
-    documents: DocumentReader
     lane: int
     shift: int
     """Row of the lane, less the row of the line that it is."""
 
 
-def _counter(num_before: int) -> Callable[[int], LanePosition]:
+def counter(num_before: int) -> Callable[[int], LanePosition]:
+    """Return what gives the position after each of some packs of a lane, given the number of those before."""
     return lambda index: LanePosition(num_before + index + 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from laneway.core.progress import Group
     from laneway.delivery.item_maker import ItemMaker
     from laneway.delivery.item_stages import Stages
-    from laneway.delivery.known_packs import KnownPackReader
     from laneway.stages.packs import PackOptions
     from laneway.stages.runs import Items
 
@@ -79,6 +78,16 @@ class BatchMaker:
         return {name: torch.from_numpy(column) for name, column in columns.items()}
 
 
+class PackReader(Protocol):
+    """Makes the packs of lanes whose positions count packs."""
+
+    def runs(self, lane: int, num_taken: int) -> Iterator[Run]:
+        """Yield the packs of a lane after the first ones."""
+
+    def close(self) -> None:
+        """Release windows, files and threads, unless they are those of the rows of the lanes."""
+
+
 class LaneItems:
     """Reads the rows of a worker's lanes, and makes items of them."""
 
@@ -88,7 +97,7 @@ class LaneItems:
         batches: BatchMaker,
         assignment: Assignment,
         max_empty_rows: int | None = None,
-        known: KnownPackReader | None = None,
+        known: PackReader | None = None,
     ) -> None:
         """Prepare to read.
 
@@ -97,7 +106,7 @@ class LaneItems:
             batches: Makes batches of the items.
             assignment: The lanes, where they end, and what they were left of groups of earlier cuts.
             max_empty_rows: See `Flow`.
-            known: Which packs the lanes consist of, if positions count packs; None: they count rows.
+            known: Makes the packs of the lanes, if positions count packs; None: they count rows.
         """
         self._rows = rows
         self._batches = batches
@@ -131,6 +140,8 @@ class LaneItems:
         """Release windows, files and threads."""
         self._flows.clear()
         self._rows.close()
+        if self._known is not None:
+            self._known.close()
 
     # -- Runs ---------------------------------------------------------------------------------------------------------
 
@@ -141,7 +152,7 @@ class LaneItems:
             if pack is None:
                 yield from self._row_runs(lane, position, end)
             elif self._known is not None:
-                yield from self._known.runs(pack, self._documents, lane, position.rows)
+                yield from self._known.runs(lane, position.rows)
             elif pack.strategy == "chunk":
                 yield from self._chunk_runs(pack, lane, position, end)
             else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from laneway.core.apart import is_apart, state_of_rank
 from laneway.core.cursor import Cursor
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from laneway.core.progress import Progress
     from laneway.core.schema import SavedState
     from laneway.delivery.runner import PassRunner
+
+
+_MAX_NAMED: Final = 4
+"""Weights that an error names."""
 
 
 def job_state(runner: PassRunner) -> dict[str, Any]:
@@ -60,15 +64,40 @@ def digest_of(state: Mapping[str, Any]) -> str:
     return hashlib.blake2b(json.dumps(state, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-def check_same_state(digests: Sequence[str]) -> None:
-    """Check that all ranks were given the same state to restore.
+def check_same_weights(ranks: Sequence[Mapping[str, str]]) -> None:
+    """Check that all ranks mix with the same weights.
 
     Args:
-        digests: For each rank, the digest of its state.
+        ranks: For each rank, `Definition.facts_of_weights`.
 
     Raises:
-        CheckpointMismatchError: They differ.
+        LanewayError: They differ.
     """
+    first = ranks[0] if ranks else {}
+    for rank, facts in enumerate(ranks):
+        if facts == first:
+            continue
+        differing = [name for name in {**first, **facts} if first.get(name) != facts.get(name)][:_MAX_NAMED]
+        shown = [", ".join(f"{name} {each.get(name, 'none')}" for name in differing) for each in (first, facts)]
+        message = (
+            f"ranks mix with other weights: rank 0 has {shown[0]}, and rank {rank} has {shown[1]}: create the Mixture "
+            "with the same weights on all ranks, or they would read other rows than the state says"
+        )
+        raise LanewayError(message)
+
+
+def check_same_state(ranks: Sequence[tuple[Mapping[str, str], str]]) -> None:
+    """Check that all ranks were given the same state to restore, and mix with the same weights.
+
+    Args:
+        ranks: For each rank, its weights, and the digest of its state.
+
+    Raises:
+        LanewayError: Weights differ.
+        CheckpointMismatchError: States differ.
+    """
+    check_same_weights([weights for weights, _ in ranks])
+    digests = [digest for _, digest in ranks]
     others = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
     if others:
         message = (
@@ -78,17 +107,20 @@ def check_same_state(digests: Sequence[str]) -> None:
         raise CheckpointMismatchError(message)
 
 
-def check_lockstep(ranks: Sequence[tuple[str, int, int]]) -> None:
+def check_lockstep(given: Sequence[tuple[Mapping[str, str], str, int, int]]) -> None:
     """Check that all ranks have the same state of the whole job.
 
     Args:
-        ranks: For each rank, the digest of its state, its epoch, and how many batches of it were delivered.
+        given: For each rank, its weights, the digest of its state, its epoch, and how many batches of it were
+            delivered.
 
     Raises:
-        LanewayError: They differ, as ranks have taken different numbers of batches.
+        LanewayError: Weights differ, or states, as ranks have taken different numbers of batches.
     """
+    check_same_weights([weights for weights, *_ in given])
+    ranks = [others for _, *others in given]
     for rank, (digest, epoch, num_batches) in enumerate(ranks):
-        if digest != ranks[0][0] and (epoch, num_batches) == ranks[0][1:]:
+        if digest != ranks[0][0] and [epoch, num_batches] == ranks[0][1:]:
             message = (
                 f"no rank knows the state of the job, although all have taken {num_batches:,} batches of epoch "
                 f"{epoch}: rank {rank} has another state than rank 0, as where flat_map() or pack() make items of "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from torch.utils.data import default_collate
 
@@ -14,13 +14,12 @@ from laneway.core.mixture_progress import read_mixture
 from laneway.core.mixtures import MixturePlan, Source
 from laneway.core.plan import Settings
 from laneway.core.progress import Progress, rows_in_mixture
-from laneway.delivery.context import MixtureContexts, OfSource
+from laneway.delivery.dataset_definition import packed
 from laneway.delivery.definition import Definition
-from laneway.delivery.item_maker import ItemMaker
-from laneway.delivery.source_functions import SourceFunctions
+from laneway.delivery.item_weights import item_weighting
+from laneway.delivery.mixture_packs import MixturePackReader, SourceRows
+from laneway.delivery.source_opening import SourceOpener
 from laneway.reading.mixture_reader import MixtureReader
-from laneway.reading.origin import HIDDEN_IN_MIXTURES
-from laneway.reading.windows import reading_threads
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,9 +33,12 @@ if TYPE_CHECKING:
     from laneway.core.weighting import Weighting
     from laneway.delivery.dataset_definition import DatasetDefinition
     from laneway.delivery.delivered_columns import DeliveredColumns
+    from laneway.delivery.item_maker import ItemMaker
+    from laneway.delivery.item_stages import Stages
+    from laneway.delivery.item_weights import WeightsOf
+    from laneway.delivery.lane_items import PackReader
     from laneway.delivery.schedule import EpochSchedule
     from laneway.metering import Meter
-    from laneway.reading.lane_reader import LaneReader
 
 
 _MIN_EMPTY_ROWS = 1_024
@@ -49,8 +51,8 @@ class MixtureDefinition(Definition):
 
     sources: Mapping[str, DatasetDefinition]
     """Name -> source. Their options and places have no effect."""
-    weighting: Weighting
-    """The weights, and the end."""
+    given: Weighting
+    """The weights as a user gives them, and the end."""
     columns: DeliveredColumns
     """The columns that are delivered, which all sources have."""
     seed: int = 0
@@ -59,12 +61,54 @@ class MixtureDefinition(Definition):
     """Whether the last global batch is dropped if it is incomplete."""
     epoch_batches: int | None = None
     """Of a mixture without an end: batches of each rank that make an epoch; None: there are no epochs."""
-    weights_of: Literal["rows", "tokens"] = "rows"
-    """What a user gives weights of; those of the weighting are of rows."""
+    weights_of: WeightsOf = "rows"
+    """What a user gives weights of."""
+
+    def __post_init__(self) -> None:
+        """Check that nothing counts rows if lanes count packs.
+
+        Raises:
+            ValueError: Something does.
+        """
+        if not self.packs_are_known:
+            return
+        stop, phases = self.given.stop, self.given.phases
+        if isinstance(stop, int):
+            problem, way_out = f"stop={stop}", "give epoch_batches= in its place"
+        elif len(phases) > 1:
+            problem, way_out = (
+                f"a change of weights at row {phases[1].start:,}",
+                "call set_weights() of the loader then",
+            )
+        else:
+            return
+        message = (
+            f"{problem} counts rows of the mixture, but with known lengths, packs are mixed that consist of documents "
+            f"of one source each: {way_out}, or pass lengths=False to pack()"
+        )
+        raise ValueError(message)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out derived values."""
-        return {name: value for name, value in vars(self).items() if name not in {"mixed", "identity"}}
+        return {name: value for name, value in vars(self).items() if name not in {"mixed", "identity", "weighting"}}
+
+    @property
+    def packs_are_known(self) -> bool:
+        """Whether each source has packs of documents of known lengths: lanes count these."""
+        return all(each.identity.packs is not None for each in self.sources.values())
+
+    @cached_property
+    def weighting(self) -> Weighting:
+        """The weights of what is mixed, rows or packs, and the end."""
+        return item_weighting(self.given, self.weights_of, self.sources)
+
+    def check_weighting(self) -> None:
+        """Check that there are weights of what is mixed.
+
+        Raises:
+            ValueError: A source has no tokens, or their number is not known; or a weight is too small.
+        """
+        _ = self.weighting
 
     @cached_property
     def mixed(self) -> Mixed:
@@ -73,7 +117,7 @@ class MixtureDefinition(Definition):
             name: Source(each.identity, tuple(old.identity for old in each.former))
             for name, each in self.sources.items()
         }
-        stages = self.stages
+        stages = None if self.packs_are_known else self.stages
         stage_rows = None if stages is None else stages.group_rows
         drop_last = self.drop_last and stages is None
         return Mixed(sources, self.weighting, self.options, drop_last, stage_rows, self.epoch_batches)
@@ -89,15 +133,26 @@ class MixtureDefinition(Definition):
             window_bytes=0,
             remainder=None,
             drop_last=self.drop_last,
-            stages=None if self.stages is None else self.stages.text,
+            stages=None if self.stages is None else self.stages.text + " lengths" * self.packs_are_known,
             epoch_batches=self.epoch_batches,
         )
         return MixtureIdentity(self.mixed.sources, settings)
 
+    def facts_of_weights(self) -> dict[str, str]:
+        """Return what ranks compare of the weights of a mixture, as they show it; nothing for a dataset."""
+        return {
+            "weights_of": self.weights_of,
+            **{
+                f"{name}" + f" from row {phase.start:,} on" * (phase.start > 0): f"{weight!r}"
+                for phase in self.given.phases
+                for name, weight in phase.weights.items()
+            },
+        }
+
     @property
     def is_endless(self) -> bool:
         """Whether there are always further rows, so that each pass goes on where the last one stopped."""
-        return self.weighting.stop is None
+        return self.given.stop is None
 
     @property
     def has_epochs(self) -> bool:
@@ -126,17 +181,28 @@ class MixtureDefinition(Definition):
         Raises:
             ValueError: Ranks would deliver different numbers of batches.
         """
-        if self.stages is not None and place.world_size > 1 and not self.is_endless:
+        if not self.identity.counts_items and place.world_size > 1 and not self.is_endless:
             message = (
                 f"how many items are made of the rows depends on the data, so the {place.world_size} ranks would "
-                f"deliver different numbers of batches until stop={self.weighting.stop!r}: in the place of stop (or "
+                f"deliver different numbers of batches until stop={self.given.stop!r}: in the place of stop (or "
                 "of the epochs of repeat()), give epoch_batches=, the batches of each rank that make an epoch; or "
-                "neither, and count the steps"
+                "neither, and count the steps; if rows are packed one by one, count_lengths() of each source or "
+                "pack(lengths=) makes the numbers equal"
             )
             raise ValueError(message)
         if self.epoch_batches is not None:
             self._check_has_batches()
         return resolve_mixture(self.mixed, progress, place)
+
+    def plan_ahead(self, assignment: Assignment) -> None:
+        """Plan the epoch that each source is in, so that workers that are forked find it."""
+        plan = MixturePlan(self.mixed.sources, assignment.progress)
+        counts = plan.mixings[-1].counts(assignment.cut.rows())
+        for index, source in enumerate(assignment.progress.starts[-1].sources):
+            if source.weight:
+                first = int(counts[index, 0])
+                (rows,) = plan.lanes(plan.current, source.name).ranges(0, first, first + 1)
+                plan.plan(plan.current, source.name, rows.epoch)
 
     def _check_has_batches(self) -> None:
         """Check that what epoch_batches counts are batches, and that all ranks come to their number together.
@@ -147,7 +213,7 @@ class MixtureDefinition(Definition):
         if self.options.batch_size is None:
             message = f"epoch_batches={self.epoch_batches} counts batches, but single rows are delivered: call batch()"
             raise ValueError(message)
-        if self.stages is not None and len(self.weighting.phases) > 1:
+        if not self.identity.counts_items and len(self.given.phases) > 1:
             message = (
                 "epoch_batches= counts the batches of each rank, and with flat_map() or pack(), ranks come to a change "
                 "of the weights after different numbers of batches: give the mixture one set of weights"
@@ -189,10 +255,10 @@ class MixtureDefinition(Definition):
 
     def num_items(self, place: WorkerPlace, epoch: int) -> int | None:
         """Return the number of batches, or rows, that a rank delivers in a whole pass; None: it doesn't end."""
-        stop = self.weighting.stop
-        if stop is None or self.stages is not None:
+        stop = self.given.stop
+        if stop is None or not self.identity.counts_items:
             return self.epoch_batches
-        if not isinstance(stop, int) and len(self.weighting.phases) == 1:
+        if not isinstance(stop, int) and len(self.given.phases) == 1:
             return self.resolve(Progress(epoch), place).num_items_left(self.options.batch_size)
         return self.options.num_items(self.mixed.num_rows or 0, place, self.identity.settings)
 
@@ -200,7 +266,7 @@ class MixtureDefinition(Definition):
         """Return the number of batches or rows of the pass that the rank of an assignment has delivered."""
         if self.epoch_batches is not None:
             return self.epoch_batches - assignment.num_items_left(self.options.batch_size)
-        if self.stages is not None:
+        if not self.identity.counts_items:
             return assignment.num_batches_taken
         before = assignment.progress.starts[-1].rows_before // assignment.place.world_size
         rows = int(assignment.cut.rows()[assignment.of_rank().own_lanes].sum())
@@ -210,7 +276,7 @@ class MixtureDefinition(Definition):
         """Return the number of batches or rows that the rank of an assignment has yet to deliver; None: no end."""
         if self.epoch_batches is not None:
             return assignment.num_items_left(self.options.batch_size)
-        if self.is_endless or self.stages is not None:
+        if self.is_endless or not self.identity.counts_items:
             return None
         if assignment.is_last:
             return assignment.num_items_left(self.options.batch_size)
@@ -230,36 +296,38 @@ class MixtureDefinition(Definition):
         """Return what to warn of when the worker at `place` starts to read the next pass of `schedule`."""
         return [*filter(None, [schedule.warning_at_start(place)])]
 
-    def with_weighting(self, weighting: Weighting) -> Self:
-        """Return the same mixture with other weights."""
-        return replace(self, weighting=weighting)
+    def with_weighting(self, given: Weighting) -> Self:
+        """Return the same mixture with other weights, as a user gives them."""
+        return replace(self, given=given)
+
+    def with_stages(self, stages: Stages, *, counts_packs: bool = True) -> Self:
+        """Return the definition of what stages make of its rows; see `Definition.with_stages`.
+
+        If the lengths of the documents of all sources are known, packs of each source are mixed, and counted.
+        """
+        is_known = counts_packs and all(each.has_lengths for each in self.sources.values())
+        if stages.pack is None or not is_known:
+            return super().with_stages(stages)
+        found = replace(self, stages=stages, sources=packed(self.sources, stages))
+        found.check_weighting()
+        return found
 
     def open_items(self, assignment: Assignment, meter: Meter) -> ItemMaker:
         """Open what reads and builds the items of an assignment, as measured by a meter."""
-        functions = SourceFunctions.of({name: each.transform for name, each in self.sources.items()})
-        transform = self.transform if functions is None else self.transform.after(functions)
-        takes_context = transform.takes_context or self.takes_context
-        hidden = frozenset(HIDDEN_IN_MIXTURES.names if takes_context else ())
-        threads = reading_threads(is_remote=any(not each.storage.is_local for each in self.sources.values()))
+        opener = SourceOpener(self, self.sources, assignment.progress.epoch, meter)
         plan = MixturePlan(self.mixed.sources, assignment.progress)
-        indices = {name: index for index, name in enumerate(self.sources)}
+        lanes = MixtureReader(plan, assignment.ends, opener.common, opener.lanes, opener.threads, meter=meter)
+        return opener.items(lanes)
 
-        # The columns of all sources are alike.
-        converter = self._to_read(self.columns).with_hidden(HIDDEN_IN_MIXTURES if takes_context else None)
+    def known_packs(self, assignment: Assignment, rows: ItemMaker, meter: Meter) -> PackReader | None:  # noqa: ARG002 - each source has rows of its own
+        """Return the packs of the lanes of an assignment, if these count packs."""
+        if not self.packs_are_known or self.stages is None:
+            return None
+        opener = SourceOpener(self, self.sources, assignment.progress.epoch, meter)
 
-        def open_source(name: str, of_epoch: Plan) -> LaneReader:
-            source = self.sources[name].of(of_epoch.identity)
-            columns = self._to_read(source.columns)
-            return source.open_lanes(
-                of_epoch, columns, converter, hidden, meter, source_index=indices[name], threads=threads
-            )
+        def open_source(name: str, of_epoch: Plan) -> SourceRows:
+            lanes = opener.lanes(name, of_epoch)
+            return SourceRows(lanes, opener.items(lanes))
 
-        lanes = MixtureReader(plan, assignment.ends, converter, open_source, threads, meter=meter)
-        contexts = None
-        if takes_context:
-            of_sources = [
-                OfSource(name, each.manifest.files.paths, each.identity.settings.seed)
-                for name, each in self.sources.items()
-            ]
-            contexts = MixtureContexts(of_sources, epoch=assignment.progress.epoch)
-        return ItemMaker(lanes, converter, transform, contexts, self.collate_fn, meter=meter)
+        plan = MixturePlan(self.mixed.sources, assignment.progress)
+        return MixturePackReader(plan, assignment, self.stages, open_source, opener.threads)

@@ -20,6 +20,11 @@ _replaced: dict[int, Callable[[int, FrameType | None], Any]] = {}
 """Signal -> the handler that `holding_back_signals` has replaced for now; a forked worker inherits it."""
 
 
+def are_forked(context: BaseContext | None) -> bool:
+    """Return whether workers are copies of this process, and have what it has computed."""
+    return (context or multiprocessing).get_start_method() == "fork"
+
+
 def start_fork_server(context: BaseContext | None) -> None:
     """Start the server that forks workers, if there is one: before signals are held back.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Self, final
 from laneway.errors import SchemaMismatchError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from laneway.delivery.context import RowContext
     from laneway.delivery.transforms import Transforms
@@ -17,20 +17,22 @@ if TYPE_CHECKING:
 class SourceFunctions:
     """Calls the functions of the source of a row, and checks that all sources deliver the same columns."""
 
-    def __init__(self, functions: Mapping[str, Transforms]) -> None:
+    def __init__(self, functions: Mapping[str, Transforms], columns: Mapping[str, Iterable[str]]) -> None:
         """Prepare to call.
 
         Args:
             functions: Name of a source -> its functions.
+            columns: Name of a source -> the columns that it delivers without these.
         """
         self._functions = functions
-        self._first: tuple[str, frozenset[str]] | None = None
-        """The source of the first row, and its columns."""
+        declared = (name for name, each in functions.items() if not each.steps)
+        self._first = next(((name, frozenset(columns[name])) for name in declared), None)
+        """A source, and its columns: one without functions, or that of the first row."""
 
     @classmethod
-    def of(cls, functions: Mapping[str, Transforms]) -> Self | None:
+    def of(cls, functions: Mapping[str, Transforms], columns: Mapping[str, Iterable[str]]) -> Self | None:
         """Return what calls the functions of sources, or None if no source has any."""
-        return cls(functions) if any(functions.values()) else None
+        return cls(functions, columns) if any(functions.values()) else None
 
     def __call__(self, row: Any, context: RowContext) -> Any:  # noqa: ANN401 - the functions may return anything
         """Return what the functions of a source make of one of its rows.

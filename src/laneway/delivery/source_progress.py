@@ -2,33 +2,50 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, final
 
 from laneway.core.mixtures import MixturePlan
 from laneway.core.progress import rows_in_mixture
 from laneway.delivery.mixture_definition import MixtureDefinition
 from laneway.delivery.runner import not_in_lockstep
+from laneway.delivery.source_tokens import tokens_of
 from laneway.errors import LanewayError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from laneway.core.progress import Progress
     from laneway.delivery.runner import PassRunner
 
 
-class SourceProgress(NamedTuple):
+@final
+@dataclass(frozen=True)
+class SourceProgress:
     """How far a source of a mixture has come, over all ranks."""
 
     epoch: int
     """The oldest epoch of which rows are left, zero-based."""
     rows: int
     """Rows that were delivered, since the mixture began; with `remainder="pad"`, those that came twice too. With
-    `pack`, a group of which some packs were delivered counts with all its rows, and with `flat_map` so does a row."""
+    `pack`, a group of which some packs were delivered counts with all its rows, and with `flat_map` so does a row. If
+    packs of known lengths are mixed, these packs."""
     asked: float
-    """Its share of the rows by its present weight, in [0, 1]."""
+    """Its share of the rows, or of packs of known lengths, by its present weight, in [0, 1]."""
     got: float
-    """Its share of the rows delivered since weights, ranks or workers last changed, in [0, 1]; NaN: none were."""
+    """Its share of those delivered since weights, ranks or workers last changed, in [0, 1]; NaN: none were."""
+    _count_tokens: Callable[[], int | None] = field(repr=False, compare=False)
+
+    @cached_property
+    def tokens(self) -> int | None:
+        """Tokens of the documents that were delivered, since the mixture began, by their lengths.
+
+        A group of which some packs were delivered counts with all its documents. None: `count_lengths` of the source
+        was not called before, files were added to it, or its `remainder` is "pad" or "drop". They are added up when
+        they are asked for, in about 0.1 s for a million rows of the source.
+        """
+        return self._count_tokens()
 
 
 def source_progress(definition: MixtureDefinition, progress: Progress) -> dict[str, SourceProgress]:
@@ -49,7 +66,8 @@ def source_progress(definition: MixtureDefinition, progress: Progress) -> dict[s
         left = [each.rest.epoch for each in begun if each.rows_left and not each.is_complete]
         got = counts[source.name] / delivered if delivered else float("nan")
         epoch, rows = min(left, default=next_epoch), plan.rows_of(source.name)
-        found[source.name] = SourceProgress(epoch, rows, source.weight / total, got)
+        count_tokens = partial(tokens_of, definition, plan, source.name)
+        found[source.name] = SourceProgress(epoch, rows, source.weight / total, got, count_tokens)
     return found
 
 

@@ -23,7 +23,7 @@ from laneway.convert.open_rows import OpenRows
 from laneway.errors import ColumnConversionError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
@@ -34,16 +34,41 @@ class NotVectorizableError(Exception):
     """A column holds a value that can't be converted; only its batch may fail."""
 
 
+class Order:
+    """The order of the rows of a window, which is computed once, by the thread that needs it first."""
+
+    def __init__(self, num_rows: int, compute: Callable[[], NDArray[np.int64]]) -> None:
+        """Prepare to compute.
+
+        Args:
+            num_rows: Number of output rows.
+            compute: Returns the source row of each output row, shape (num_rows,).
+        """
+        self.num_rows = num_rows
+        """Number of output rows."""
+        self._compute = compute
+        self._rows: NDArray[np.int64] | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """The source row of each output row."""
+        with self._lock:
+            if self._rows is None:
+                self._rows = self._compute()
+            return self._rows
+
+
 class WindowAssembler:
     """Puts the rows of several tables in one order. The tables may come in any order, and from several threads."""
 
-    def __init__(self, vectorized: Mapping[str, ToStored], order: NDArray[np.int64], num_rows: int, files: str) -> None:
+    def __init__(self, vectorized: Mapping[str, ToStored], order: Order, num_rows: int, files: str) -> None:
         """Expect tables.
 
         Args:
             vectorized: Column -> converter to an array of its values, in the order of the schema. All other columns
                 stay Arrow.
-            order: Source row of each output row, shape (rows,). It may leave rows out.
+            order: The source row of each output row. It may leave rows out.
             num_rows: Number of source rows.
             files: The data files that they come from, for messages.
         """
@@ -62,8 +87,8 @@ class WindowAssembler:
     @cached_property
     def _output_rows(self) -> NDArray[np.int64]:
         """Output row of each source row, -1 for rows to leave out; the inverse of `_order`, which only lists need."""
-        output_rows = np.full(self._num_rows, -1)
-        output_rows[self._order] = np.arange(len(self._order))
+        order, output_rows = self._order.rows, np.full(self._num_rows, -1)
+        output_rows[order] = np.arange(len(order))
         return output_rows
 
     def put(self, start: int, table: pa.Table) -> bool:
@@ -90,12 +115,13 @@ class WindowAssembler:
         lists = {
             name: self._convert(name, column) for name, column in zip(batch.schema.names, batch.columns, strict=True)
         }
+        num_wanted = self._order.num_rows
         with self._lock:
             for name, values in lists.items():
                 if name not in self._numbers:
-                    self._numbers[name] = _empty((len(self._order), *values.shape[1:]), values.dtype)
+                    self._numbers[name] = _empty((num_wanted, *values.shape[1:]), values.dtype)
         output_rows = self._output_rows[start : start + len(batch)]
-        is_wanted = None if len(self._order) == self._num_rows else output_rows >= 0
+        is_wanted = None if num_wanted == self._num_rows else output_rows >= 0
         if is_wanted is not None:
             output_rows = output_rows[is_wanted]
         for name, values in lists.items():
@@ -118,7 +144,8 @@ class WindowAssembler:
         arrays.clear()
         chunks.clear()
         # "clip" checks no index; "raise" would make another copy.
-        return values.take(self._order, out=_empty((len(self._order),), dtype), mode="clip")
+        order = self._order.rows
+        return values.take(order, out=_empty((len(order),), dtype), mode="clip")
 
     def finish(self) -> OpenRows:
         """Return all rows in order, once none is missing.
@@ -133,7 +160,7 @@ class WindowAssembler:
         fields = list(schema)
         columns = [[chunk for table in tables for chunk in table.column(i).chunks] for i in range(len(fields))]
         tables.clear()
-        order = cast("pa.Int64Array", pa.array(self._order))
+        order = cast("pa.Int64Array", pa.array(self._order.rows))
         arrow: list[pa.Array[Any]] = []
         arrow_fields: list[pa.Field[Any]] = []
         for field, chunks in zip(fields, columns, strict=True):

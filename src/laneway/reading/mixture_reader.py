@@ -31,6 +31,8 @@ _BLOCK_ROWS = 1 << 18
 """Maximum rows of a block."""
 _MAX_TAKEN_BYTES = 64
 """Rows of a column with at most so many bytes are joined and then put in order: faster, but they are copied twice."""
+_MIXED_ROWS = 1 << 10
+"""Maximum rows of a block of rows whose columns differ."""
 _STEP_ROWS = 64
 """Rows of the first block of a lane that is read as far as rows are in memory."""
 
@@ -76,7 +78,7 @@ class MixtureReader:
         self,
         plan: MixturePlan,
         ends: NDArray[np.int64],
-        converter: BatchConverter,
+        converter: BatchConverter | None,
         open_source: Callable[[str, Plan], LaneReader],
         threads: Executor,
         *,
@@ -87,7 +89,7 @@ class MixtureReader:
         Args:
             plan: The mixture.
             ends: Rows that each lane delivers, shape (num_lanes,): no block is longer.
-            converter: Converts the rows of all sources.
+            converter: Converts the rows of all sources; None: their columns differ, and blocks have those of each.
             open_source: Opens a reader of an epoch of a source, given its name, which reads with `threads`.
             threads: Those that read; they end with `end`.
             meter: Measures how rows are put in order.
@@ -151,6 +153,9 @@ class MixtureReader:
                 parts.append(_Part(rows, places[taken : taken + rows.num_rows]))
                 taken += rows.num_rows
         self._leave_epochs(cut, cut_lane, split)
+        if self._converter is None:
+            self._next_rows[lane] = min(_MIXED_ROWS, 4 * (stop - start))
+            return _Block(start, stop, None, parts)
         with self._meter.ordering():
             found = _assemble(parts, stop - start, self._converter)
         if found is None:

@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from laneway.convert.arrays import MAX_OFFSET, join, record_batch
@@ -15,7 +16,7 @@ from laneway.convert.open_rows import OpenRows
 from laneway.core.cutting import MAX_WINDOW_SHARDS
 from laneway.core.lanes import Segment
 from laneway.errors import ColumnConversionError
-from laneway.reading.assembler import NotVectorizableError, WindowAssembler
+from laneway.reading.assembler import NotVectorizableError, Order, WindowAssembler
 from laneway.reading.parts import cut_at_blocks
 from laneway.reading.threads import DaemonThreads, NoThreads
 from laneway.wording import counted
@@ -23,6 +24,8 @@ from laneway.wording import counted
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from concurrent.futures import Executor, Future
+
+    from numpy.typing import NDArray
 
     from laneway.convert.columns import ToStored
     from laneway.core.plan import FileRange, Plan
@@ -183,8 +186,8 @@ class WindowReader:
         return cut_at_blocks(self._plan.identity.selected, rows, max_bytes)
 
     def _begin(self, segment: Segment, vectorized: Mapping[str, ToStored]) -> PendingWindow:
-        ranges, order = self._plan.window_files(segment.window), self._plan.window_order(segment.window)
-        if order is None:
+        ranges = self._plan.window_files(segment.window)
+        if not self._plan.identity.settings.shuffle:
             (rows,) = ranges
             wanted = rows._replace(start=rows.start + segment.start, stop=rows.start + segment.stop)
             return PendingWindow(segment, [self._threads.submit(self._open, wanted, vectorized)])
@@ -194,7 +197,7 @@ class WindowReader:
             pieces.append(_Piece(num_rows, rows))
             num_rows += rows.stop - rows.start
         files = _names([self._plan.identity.files.paths[rows.file_index] for rows in ranges])
-        assembler = WindowAssembler(vectorized, order[segment.start : segment.stop], num_rows, files)
+        assembler = WindowAssembler(vectorized, self._order_of(segment), num_rows, files)
         max_bytes = self._plan.identity.settings.shard_bytes
         if self._rows.is_remote:
             groups, max_bytes = _group_neighbours(pieces), max(max_bytes, REQUEST_BYTES)
@@ -206,6 +209,15 @@ class WindowReader:
             for part in self._parts(group[0].rows._replace(stop=group[-1].rows.stop), max_bytes)
         ]
         return PendingWindow(segment, reads)
+
+    def _order_of(self, segment: Segment) -> Order:
+        """Return how many rows a segment of a shuffled window has, and what puts them in order."""
+
+        def rows() -> NDArray[np.int64]:
+            order = self._plan.window_order(segment.window)
+            return np.arange(0) if order is None else order[segment.start : segment.stop]
+
+        return Order(segment.stop - segment.start, rows)
 
     def _open(self, rows: FileRange, vectorized: Mapping[str, ToStored]) -> list[OpenRows]:
         with self._meter.on_this_thread():

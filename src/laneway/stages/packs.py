@@ -98,6 +98,10 @@ class PackOptions:
         ]
         return PackPlaces(np.cumsum([0, *packs], dtype=np.int64), rows, np.zeros_like(rows))
 
+    def depends_on_order(self, num_documents: int) -> bool:
+        """Return whether the same documents in another order may make another number of packs."""
+        return self.strategy == "best_fit" and num_documents > self.group_rows
+
     @property
     def text(self) -> str:
         """What states hold of it: all that determines which tokens are in which pack."""

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
 from laneway.core.lanes import Segment
+from laneway.core.pack_line import KnownPacks, PackPlaces
 from laneway.core.plan import FileRange, Identity
 from laneway.core.progress import EarlierCut, LanePosition, Progress, fresh_cut
 from tests.laws.simulation import PLAIN, file_table, rows_of
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 SHUFFLED = replace(PLAIN, shuffle=True, window_bytes=80)
 
@@ -53,11 +59,49 @@ def test_the_cached_plan_is_reused_as_lanes_advance() -> None:
     assert identity.plan(progress) is identity.plan(moved)
 
 
+class CountingPacks:
+    """Packs two rows at a time, and counts how often."""
+
+    num_calls = 0
+
+    def places(self, lengths: NDArray[np.int64]) -> PackPlaces:
+        type(self).num_calls += 1
+        edges = np.array([0, len(lengths)])
+        return PackPlaces(edges // 2, edges, np.zeros(2, np.int64))
+
+    def depends_on_order(self, num_documents: int) -> bool:
+        return num_documents > 1
+
+
+def test_packs_that_one_process_has_counted_are_not_counted_again_by_another() -> None:
+    packs = KnownPacks(np.ones(40, np.int32), CountingPacks())
+    identity = replace(Identity(file_table([[40]]), SHUFFLED), packs=packs)
+    assert identity.num_items(3) == 20
+    sent = pickle.loads(pickle.dumps(identity))
+    assert sent.num_items(3) == 20
+    assert CountingPacks.num_calls == 1
+    again = pickle.loads(pickle.dumps(sent))
+    assert (again.num_items(3), CountingPacks.num_calls) == (20, 1)
+    # Of another order, other packs.
+    other = replace(again, settings=replace(again.settings, seed=8))
+    assert (other.num_items(3), CountingPacks.num_calls) == (20, 2)
+    assert (sent.num_items(4), CountingPacks.num_calls) == (20, 3)
+
+
 def test_a_pickled_identity_leaves_out_plans_and_shards_and_derives_the_same_plan() -> None:
     identity = Identity(file_table([[5], [6]]), SHUFFLED)
     plan = identity.plan(cut_twice(3, 4))
     sent = pickle.loads(pickle.dumps(identity))
-    assert vars(sent).keys() == {"files", "settings", "selection", "packs", "_last_plan", "_last_line", "_derived"}
+    assert vars(sent).keys() == {
+        "files",
+        "settings",
+        "selection",
+        "packs",
+        "_counted_packs",
+        "_last_plan",
+        "_last_line",
+        "_derived",
+    }
     assert not sent._last_plan
     assert not sent._last_line
     assert not sent._derived

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from laneway.convert.batches import BatchConverter
-from laneway.reading.assembler import WindowAssembler
+from laneway.reading.assembler import Order, WindowAssembler
 
 _PAIR: Any = pa.list_(pa.int32(), 2)
 
@@ -35,7 +36,7 @@ def test_tables_may_come_in_any_order_and_in_any_chunks() -> None:
     converter = BatchConverter(schema, "numpy")
     order = np.random.default_rng(0).permutation(30)
     for wanted in (order, order[7:20], order[:1]):
-        assembler = WindowAssembler(converter.vectorized, wanted, 30, "a.parquet")
+        assembler = WindowAssembler(converter.vectorized, Order(len(wanted), partial(np.copy, wanted)), 30, "a.parquet")
         assert [assembler.put(cut[0], piece(*cut)) for cut in [(22, 30), (0, 10), (10, 22)]] == [False, False, True]
         rows = assembler.finish()
         batch: Any = converter.to_batch(rows)
