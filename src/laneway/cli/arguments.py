@@ -55,7 +55,7 @@ def _source(
     required: bool = False,
     others: Sequence[str] = (),
 ) -> None:
-    """Add the data, whose format may also be one of some others; with `is_option` that of a state, maybe of a mixture."""
+    """Add the data, in one of some other formats too; with `is_option` that of a state, which may be of a mixture."""
     if is_option:
         data = "the data of the run: a directory, glob, file or URL; of a mixture NAME=SOURCE, for each of its sources"
         parser.add_argument("--source", dest="sources", action="append", required=required, help=data)

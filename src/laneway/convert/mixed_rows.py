@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, final
 from laneway.errors import NullInColumnError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from laneway.convert.batches import BatchConverter
+    from laneway.convert.columns import ToStored
     from laneway.convert.open_rows import OpenRows
 
 
@@ -26,6 +27,11 @@ class MixedConverter:
         """
         self._converters = converters
         self._source_of = source_of
+
+    @property
+    def vectorized(self) -> Mapping[str, ToStored]:
+        """None: a column of one source may be another one, or none, in the next."""
+        return {}
 
     def gather(self, parts: Sequence[OpenRows]) -> Any:  # noqa: ANN401, ARG002 - columns in any output
         """Refuse: rows of different columns are no batch of columns.

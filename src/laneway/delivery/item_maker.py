@@ -20,8 +20,9 @@ from laneway.errors import ColumnConversionError, NullInColumnError
 from laneway.wording import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from laneway.convert.columns import ToStored
     from laneway.convert.open_rows import OpenRows
     from laneway.delivery.context import AnyContexts, BatchContext, RowContext
     from laneway.delivery.transforms import Expansion, Transforms
@@ -43,6 +44,10 @@ def unchanged(item: Any) -> Any:  # noqa: ANN401 - a user's transform may return
 
 class Converter(Protocol):
     """Converts rows from Arrow."""
+
+    @property
+    def vectorized(self) -> Mapping[str, ToStored]:
+        """The columns that are converted once per window, and how."""
 
     def gather(self, parts: Sequence[OpenRows]) -> Any:  # noqa: ANN401 - columns in any output
         """Return the columns of several parts, at least one, as one batch."""
