@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from itertools import islice
+from itertools import islice, product
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -104,8 +104,9 @@ def test_masked_rows_leave_fillers_in_their_places(
 
 
 @pytest.mark.parametrize("on_error", ["skip", "mask"])
-@pytest.mark.parametrize("way", LOADERS)
-@NUM_WORKERS
+@pytest.mark.parametrize(
+    ("way", "num_workers"), [*product(LOADERS, [0]), ("SavableLoader", 2), ("StatefulDataLoader of rows", 2)]
+)
 def test_a_run_resumes_exactly_at_every_item(corpus: Path, way: str, num_workers: int, on_error: str) -> None:
     def make() -> Any:
         return LOADERS[way](rows_with(corpus, on_error, SOME), num_workers)

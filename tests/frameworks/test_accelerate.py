@@ -121,8 +121,7 @@ def test_a_loader_whose_state_is_not_in_the_checkpoint_is_not_begun_again(tmp_pa
         accelerator.load_state(str(tmp_path / "empty"))
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.parametrize(("num_workers", "context"), [(0, "fork"), (2, "fork"), (1, "spawn")])
 def test_skipping_batches_is_refused(tmp_path: Path, num_workers: int, context: str) -> None:
     from accelerate import Accelerator, skip_first_batches
 

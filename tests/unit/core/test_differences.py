@@ -105,8 +105,8 @@ def test_ten_thousand_other_files_are_compared_in_linear_time() -> None:
         assert line.endswith(f"; and {num_files - 3:,} more differences")
         return took
 
-    # In quadratic time, the second takes a hundred times as long, and more than ten seconds.
-    assert seconds(10_000) < 30 * seconds(1000) + 0.1
+    # In quadratic time, it takes more than ten seconds.
+    assert seconds(10_000) < 5
 
 
 @pytest.mark.parametrize(
