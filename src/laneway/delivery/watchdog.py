@@ -185,7 +185,7 @@ class Watchdog:
         Raises:
             WorkerError: One was.
         """
-        for worker, pid, code in killed_workers(batches):
+        for worker, pid, code in killed_workers(batches, error):
             stage, _ = read_activity(self.cells_of(worker))
             message = (
                 f"worker {worker} of rank {rank} (pid {pid}) {end_of_worker(code, memory_of(worker), self._before)}. "

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from math import inf
+from multiprocessing.connection import wait
 from typing import TYPE_CHECKING
 
 # DataLoader imports the one in each worker, numpy.unique the other; imported here, forked workers find them, without
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 MAX_WORKERS = 1024
 """Maximum number of workers of a rank."""
 _PR_SET_PDEATHSIG = 1
+_MAX_END_S = 2.0
+"""Seconds to wait for the end of a worker that has closed its connections."""
 
 
 def is_in_worker() -> bool:
@@ -133,13 +136,22 @@ def awaited_worker(batches: object) -> tuple[int, int]:
     return worker, batches._workers[worker].pid or 0  # noqa: SLF001
 
 
-def killed_workers(batches: object) -> list[tuple[int, int, int]]:
+def killed_workers(batches: object, error: Exception) -> list[tuple[int, int, int]]:
     """Return (number, pid, exit code) of the workers of a DataLoader's iterator that have not ended normally.
 
     The exit code is minus the signal that has killed it.
+
+    Args:
+        batches: The iterator.
+        error: What the iterator has raised. If a worker has closed a connection, its end may not be known yet.
     """
     if not isinstance(batches, _MultiProcessingDataLoaderIter):
         return []
+    if isinstance(error, ConnectionError | EOFError):
+        ending = wait([each.sentinel for each in batches._workers], _MAX_END_S)  # noqa: SLF001
+        for worker in batches._workers:  # noqa: SLF001
+            if worker.sentinel in ending:
+                worker.join(_MAX_END_S)
     found = [(index, each.pid or 0, each.exitcode) for index, each in enumerate(batches._workers)]  # noqa: SLF001
     return [(index, pid, code) for index, pid, code in found if code]
 

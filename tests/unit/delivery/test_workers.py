@@ -9,6 +9,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from laneway import LanewayError, SavableLoader, StatefulShardedDataset
 from laneway.core.turns import WorkerPlace
-from laneway.delivery.workers import end_workers, is_loader_starting_again, worker_place
+from laneway.delivery.workers import end_workers, is_loader_starting_again, killed_workers, worker_place
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -89,6 +90,17 @@ def test_a_signal_that_ends_a_worker_while_it_is_shut_down_raises_no_error(monke
     monkeypatch.setattr(worker, "join", join)
     end_workers(batches)
     assert worker.exitcode == -signal.SIGKILL
+
+
+def test_a_worker_that_was_killed_is_waited_for_if_it_has_closed_its_connection() -> None:
+    dataset = Waiting()
+    batches: Any = iter(torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=1))
+    assert dataset.is_waiting.wait(60)
+    (worker,) = batches._workers
+    threading.Timer(0.2, worker.kill).start()
+    assert killed_workers(batches, EOFError()) == [(0, worker.pid, -signal.SIGKILL)]
+    end_workers(batches)
+    assert killed_workers(iter([]), EOFError()) == []
 
 
 @pytest.mark.parametrize("loader_type", LOADERS)
