@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 import sys
+from contextlib import suppress
 from math import inf
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING
@@ -148,10 +149,12 @@ def killed_workers(batches: object, error: Exception) -> list[tuple[int, int, in
     if not isinstance(batches, _MultiProcessingDataLoaderIter):
         return []
     if isinstance(error, ConnectionError | EOFError):
-        ending = wait([each.sentinel for each in batches._workers], _MAX_END_S)  # noqa: SLF001
-        for worker in batches._workers:  # noqa: SLF001
-            if worker.sentinel in ending:
-                worker.join(_MAX_END_S)
+        # When the kernel tells that a worker has ended, torch raises an error from any call.
+        with suppress(RuntimeError):
+            ending = wait([each.sentinel for each in batches._workers], _MAX_END_S)  # noqa: SLF001
+            for worker in batches._workers:  # noqa: SLF001
+                if worker.sentinel in ending:
+                    worker.join(_MAX_END_S)
     found = [(index, each.pid or 0, each.exitcode) for index, each in enumerate(batches._workers)]  # noqa: SLF001
     return [(index, pid, code) for index, pid, code in found if code]
 
