@@ -30,6 +30,12 @@ class TableFiles:
     """For a format that reads by itself, what it needs to know of each file; otherwise None."""
 
 
+def at_version(location: str) -> tuple[str, int | None]:
+    """Return the path and the version of `path@version`; without a version, the path and None."""
+    path, at, version = location.rpartition("@")
+    return (path, int(version)) if at and version.isdigit() else (location, None)
+
+
 class Bounds(NamedTuple):
     """What a catalog knows of the values of a column in each file."""
 

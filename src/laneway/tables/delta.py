@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from laneway.errors import DataFileError
 from laneway.storage.object_stores import for_object_store, for_s3fs
 from laneway.storage.redaction import redact
-from laneway.tables.base import Bounds, Catalog, TableFiles
+from laneway.tables.base import Bounds, Catalog, TableFiles, at_version
 from laneway.tables.columns import FIELD_ID, plain, rename_fields
 
 if TYPE_CHECKING:
@@ -158,13 +158,10 @@ def open_delta(url: str, storage_options: Mapping[str, Any] | None) -> DeltaCata
     from deltalake import DeltaTable  # noqa: PLC0415 - only where it is used
     from deltalake.exceptions import DeltaError  # noqa: PLC0415
 
-    location = url.removeprefix(PREFIX)
-    path, at, version = location.rpartition("@")
-    if not at or not version.isdigit():
-        path, version = location, ""
+    path, version = at_version(url.removeprefix(PREFIX))
     try:
         options = for_object_store(storage_options) if storage_options else None
-        return DeltaCatalog(DeltaTable(path, version=int(version) if version else None, storage_options=options))
+        return DeltaCatalog(DeltaTable(path, version=version, storage_options=options))
     except (DeltaError, OSError, ValueError) as error:
         message = f"{redact(path)} can't be opened as a Delta table: {redact(str(error), storage_options)}"
         raise DataFileError(message) from None

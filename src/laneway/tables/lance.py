@@ -11,7 +11,7 @@ from laneway.errors import DataFileError, LanewayError
 from laneway.formats.lance import fragment_version, open_dataset, scanned_schema
 from laneway.storage.object_stores import for_object_store, for_s3fs
 from laneway.storage.redaction import redact
-from laneway.tables.base import Catalog, TableFiles
+from laneway.tables.base import Catalog, TableFiles, at_version
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -100,13 +100,10 @@ def open_lance(url: str, storage_options: Mapping[str, Any] | None) -> LanceCata
     Raises:
         DataFileError: There is no such dataset, or no such version of it.
     """
-    location = url.removeprefix(PREFIX)
-    path, at, version = location.rpartition("@")
-    if not at or not version.isdigit():
-        path, version = location, ""
+    path, version = at_version(url.removeprefix(PREFIX))
     options = for_object_store(storage_options) if storage_options else None
     try:
-        return LanceCatalog(open_dataset(path, int(version) if version else None, options))
+        return LanceCatalog(open_dataset(path, version, options))
     except LanewayError:
         raise
     except Exception as error:  # noqa: BLE001 - those of the library have no common base
