@@ -338,33 +338,9 @@ def _common_columns(sources: Mapping[str, DatasetDefinition]) -> DeliveredColumn
         return next(iter(sources.values())).columns
     first, columns = next(iter(declared.items()))
     for name, others in declared.items():
-        problem = _difference(first, columns, name, others)
+        problem = columns.difference(others, first, name)
         if problem is not None:
             way_out = "give the sources the same columns=, schema=, fill_null= and categories=, or a map of their own"
             message = f"{problem}: {way_out}"
             raise SchemaMismatchError(message)
     return columns
-
-
-def _difference(first: str, columns: DeliveredColumns, name: str, others: DeliveredColumns) -> str | None:
-    """Return how the columns of a source differ from those of the first one, if they do."""
-    for has, lacks, of_has, of_lacks in ((first, name, columns, others), (name, first, others, columns)):
-        missing = [each for each in of_has.schema.names if each not in of_lacks.schema.names]
-        if missing:
-            return f"source {has!r} delivers column {missing[0]!r}, and source {lacks!r} does not"
-    for field in columns.schema:
-        other = others.schema.field(field.name)
-        if not field.type.equals(other.type):
-            return (
-                f"column {field.name!r} is of type {field.type} in source {first!r}, and of type {other.type} in "
-                f"source {name!r}"
-            )
-    if columns.schema.names != others.schema.names:
-        orders = f"{', '.join(columns.schema.names)} and {', '.join(others.schema.names)}"
-        return f"sources {first!r} and {name!r} deliver their columns in another order, {orders}"
-    if columns.fill_null != others.fill_null:
-        return f"fill_null is {columns.fill_null!r} in source {first!r}, and {others.fill_null!r} in source {name!r}"
-    texts = [each.categories.text if each.categories else None for each in (columns, others)]
-    if texts[0] != texts[1]:
-        return f"sources {first!r} and {name!r} have other categories, so the same id would mean different values"
-    return None

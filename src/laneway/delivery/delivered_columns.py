@@ -88,11 +88,38 @@ class DeliveredColumns:
         known = sum(width for width in widths if width is not None)
         return known if None not in widths else max(known, in_files)
 
-    def is_like(self, other: DeliveredColumns) -> bool:
-        """Return whether rows of both are alike, so that they can be converted together."""
+    def difference(self, other: DeliveredColumns, name: str, other_name: str) -> str | None:
+        """Return why rows of two sources can't be converted together; None: they are alike.
+
+        Args:
+            other: The columns of the other source.
+            name: The source of these columns.
+            other_name: The other source.
+        """
+        for has, lacks, of_has, of_lacks in ((name, other_name, self, other), (other_name, name, other, self)):
+            missing = [each for each in of_has.schema.names if each not in of_lacks.schema.names]
+            if missing:
+                return f"source {has!r} delivers column {missing[0]!r}, and source {lacks!r} does not"
+        for field in self.schema:
+            type_ = other.schema.types[other.schema.names.index(field.name)]
+            if not field.type.equals(type_):
+                return (
+                    f"column {field.name!r} is of type {field.type} in source {name!r}, and of type {type_} in source "
+                    f"{other_name!r}"
+                )
+        if self.schema.names != other.schema.names:
+            orders = f"{', '.join(self.schema.names)} and {', '.join(other.schema.names)}"
+            return f"sources {name!r} and {other_name!r} deliver their columns in another order, {orders}"
+        if self.fill_null != other.fill_null:
+            return (
+                f"fill_null is {self.fill_null!r} in source {name!r}, and {other.fill_null!r} in source {other_name!r}"
+            )
         texts = [each.categories.text if each.categories else None for each in (self, other)]
-        schemas = [(each.schema.names, each.schema.types, each.fill_null) for each in (self, other)]
-        return schemas[0] == schemas[1] and texts[0] == texts[1]
+        if texts[0] != texts[1]:
+            return (
+                f"sources {name!r} and {other_name!r} have other categories, so the same id would mean different values"
+            )
+        return None
 
     def with_hidden(self, hidden: pa.Schema | None) -> BatchConverter:
         """Return what converts them and hidden columns, from which contexts are made; None: there are none."""

@@ -62,7 +62,7 @@ class SourceOpener:
         self.common: BatchConverter | None = definition.columns_to_read(definition.columns).with_hidden(hidden)
         """Converts the rows of all sources; None: their columns differ, until their own functions were called."""
         self._own: dict[str, BatchConverter] = {}
-        if not all(each.columns.is_like(definition.columns) for each in sources.values()):
+        if any(definition.columns.difference(each.columns, "", name) for name, each in sources.items()):
             self.common = None
             self._own = {name: each.columns.with_hidden(hidden) for name, each in sources.items()}
 
