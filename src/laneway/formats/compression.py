@@ -215,10 +215,15 @@ def _decompress_from(point: RestartPoint, data: Data, length: int) -> bytes:
     text, stop = inflate_from(point, data, length)
     if len(text) == length:
         return text
-    following = memoryview(data)[stop:]
-    while len(following) and following[0] == 0:
-        following = following[1:]
+    following = memoryview(data)[_after_zeros(data, stop) :]
     return text + _decompress_gzip(following, length - len(text))
+
+
+def _after_zeros(data: Data | memoryview, offset: int) -> int:
+    """Return where the next gzip member begins: there may be zeros between them."""
+    while offset < len(data) and data[offset] == 0:
+        offset += 1
+    return offset
 
 
 def _decompress_gzip(data: Data, length: int) -> bytes:
@@ -231,8 +236,7 @@ def _decompress_gzip(data: Data, length: int) -> bytes:
         missing -= len(text)
         offset += len(part) - len(stream.unused_data if stream.eof else stream.unconsumed_tail)
         if stream.eof:
-            while offset < len(rest) and rest[offset] == 0:
-                offset += 1
+            offset = _after_zeros(rest, offset)
             stream = zlib.decompressobj(_GZIP_WINDOW)
         if offset >= len(rest) and not text:
             break
