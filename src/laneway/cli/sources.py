@@ -138,9 +138,8 @@ def open_for_state(
     if given:
         message = f"--{given[0]} is for a mixture, and the state is of a single dataset: leave it out"
         raise ValueError(message)
-    batch = (fields["turn_rows"] or 1) * (fields["lane_batch_turns"] or 1)
     settings = {name: fields[name] for name in _FROM_STATE}
-    options = {**settings, "batch_size": batch, "turn_rows": fields["turn_rows"], **others}
+    options = {**settings, "batch_size": _batch_rows(fields), "turn_rows": fields["turn_rows"], **others}
     dataset = _dataset(arguments, manifest or open_manifest(arguments), **options)
     gaps = fields["without"]
     if gaps is not None:
@@ -186,8 +185,13 @@ def _open_mixture(arguments: argparse.Namespace, saved: SavedState, **others: An
         rank=0,
         world_size=1,
     )
-    batch = (fields["turn_rows"] or 1) * (fields["lane_batch_turns"] or 1)
-    return Opened(mixture.batch(batch, drop_last=fields["drop_last"]), sources)
+    return Opened(mixture.batch(_batch_rows(fields), drop_last=fields["drop_last"]), sources)
+
+
+def _batch_rows(fields: Mapping[str, Any]) -> int:
+    """Return the rows of a batch of the run that saved a state."""
+    found: int = (fields["turn_rows"] or 1) * (fields["lane_batch_turns"] or 1)
+    return found
 
 
 def refuse_settings(arguments: argparse.Namespace, names: Sequence[str] | None = None) -> None:

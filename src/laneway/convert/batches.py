@@ -138,8 +138,9 @@ class BatchConverter:
         others = [field for field in self._schema if field.name not in self._vectorized]
         if len(runs) == 1:
             numbers, rest, start, stop = runs[0]
-            is_whole = rest is None or rest.num_columns == len(others)
-            return OpenRows(numbers, rest if is_whole or rest is None else _selected(rest, others), start, stop)
+            if rest is not None and rest.num_columns > len(others):
+                rest = rest.select([field.name for field in others]) if others else None
+            return OpenRows(numbers, rest, start, stop)
         numbers = {
             name: np.concatenate([run.numbers[name][run.start : run.stop] for run in runs]) for name in self._vectorized
         }
@@ -267,10 +268,6 @@ def _is_cheap(data_type: pa.DataType, output: Output) -> bool:
     if types.is_binary(data_type) or types.is_large_binary(data_type):
         return True
     return output == "python" and is_plain_number(data_type)
-
-
-def _selected(rows: pa.RecordBatch, fields: Sequence[pa.Field[Any]]) -> pa.RecordBatch | None:
-    return rows.select([field.name for field in fields]) if fields else None
 
 
 @lru_cache(64)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import operator
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
-import numpy as np
 import pyarrow as pa
 
 from laneway.convert.arrays import MAX_OFFSET, join, record_batch
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from concurrent.futures import Executor, Future
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from laneway.convert.columns import ToStored
@@ -214,8 +214,9 @@ class WindowReader:
         """Return how many rows a segment of a shuffled window has, and what puts them in order."""
 
         def rows() -> NDArray[np.int64]:
-            order = self._plan.window_order(segment.window)
-            return np.arange(0) if order is None else order[segment.start : segment.stop]
+            # There is one, since the window is shuffled.
+            order = cast("NDArray[np.int64]", self._plan.window_order(segment.window))
+            return order[segment.start : segment.stop]
 
         return Order(segment.stop - segment.start, rows)
 
