@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 from hypothesis import strategies as st
@@ -19,10 +20,13 @@ from laneway.core.state import read_progress
 from laneway.core.turns import WorkerPlace
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from laneway.core.assignment import Assignment
+    from laneway.core.cursor import LaneRange
     from laneway.core.lanes import Remainder
+
+RowT = TypeVar("RowT")
 
 PLAIN = Settings(
     seed=7, shuffle=False, shard_bytes=1 << 20, shard_rows=4, window_bytes=100, remainder="keep", drop_last=False
@@ -94,8 +98,73 @@ def load(state: object, identity: Identity, worker: WorkerPlace | None = None) -
     return read_progress(parse_state(state), identity, worker or WorkerPlace(), is_worker=worker is not None)
 
 
+class Lockstep(ABC, Generic[RowT]):
+    """All workers of a job, whose ranks take the same number of batches. A subclass says what they read."""
+
+    world_size: int
+    num_workers: int
+    cursors: Mapping[tuple[int, int], Cursor]
+    """(rank, worker) -> where it is."""
+    turns_per_batch: int
+    """Turns of the batch of a rank."""
+
+    def begin(self) -> None:
+        """Begin where the cursors are."""
+        self.first_turn = current_cut(self.cursors[0, 0].progress()).next_turn
+        self.batches_taken = 0
+        self.turns_skipped = 0
+        """Turns before the last batch that no rank had rows for, with which a loader takes the next batch instead."""
+
+    @property
+    def is_at_end(self) -> bool:
+        """Whether all workers have delivered what is theirs."""
+        return all(cursor.is_at_end for cursor in self.cursors.values())
+
+    @abstractmethod
+    def rows_in(self, wanted: LaneRange) -> list[RowT]:
+        """Return the rows of a lane."""
+
+    def step(self) -> list[list[RowT]]:
+        """Take one batch on every rank, in lockstep, and return the rows of each."""
+        worker = self.batches_taken % self.num_workers
+        self.batches_taken += 1
+        batches = []
+        for rank in range(self.world_size):
+            cursor = self.cursors[rank, worker]
+            batch = cursor.next_batch()
+            batches.append([row for lanes in batch.ranges for row in self.rows_in(lanes)] if batch else [])
+            if batch:
+                deliver(cursor, batch)
+                first = batch.turn - rank * self.turns_per_batch
+                self.turns_skipped = max(self.turns_skipped, first + self._turns(1) - self._next_turn_if_none_skipped())
+        return batches
+
+    def _turns(self, num_batches: int) -> int:
+        return num_batches * self.world_size * self.turns_per_batch
+
+    def _next_turn_if_none_skipped(self) -> int:
+        return self.first_turn + self._turns(self.batches_taken)
+
+    def take(self, steps: int | None = None) -> list[list[list[RowT]]]:
+        """Take `steps` steps, or all that are left, and return the rows of each rank for each step."""
+        taken: list[list[list[RowT]]] = []
+        while not self.is_at_end and steps != len(taken):
+            taken.append(self.step())
+        return taken
+
+    def whole_progress(self) -> Progress:
+        """Return the progress of the whole job, gathered from every worker."""
+        parts = [cursor.progress() for cursor in self.cursors.values()]
+        positions: dict[int, LanePosition] = {}
+        for part in parts:
+            positions.update(current_cut(part).positions)
+        cut = current_cut(parts[0])
+        job_turn = self._next_turn_if_none_skipped() + self.turns_skipped
+        return replace(parts[0], cut=CutProgress(cut.num_lanes, cut.turn_rows, job_turn, positions), place=None)
+
+
 @dataclass
-class Job:
+class Job(Lockstep[int]):
     """All workers of a job, reading one epoch together."""
 
     identity: Identity
@@ -113,63 +182,21 @@ class Job:
             for rank in range(self.world_size)
             for worker in range(self.num_workers)
         }
-        self.first_turn = current_cut(self.cursors[0, 0].progress()).next_turn
-        self.batches_taken = 0
         self.turns_per_batch = self.options.turns_per_batch(current_cut(self.cursors[0, 0].progress()).turn_rows) or 1
-        self.turns_skipped = 0
-        """Turns before the last batch that no rank had rows for, with which a loader takes the next batch instead."""
+        self.begin()
 
     @property
     def plan(self) -> Plan:
         """The plan that all workers share."""
         return self.cursors[0, 0].plan
 
-    @property
-    def is_at_end(self) -> bool:
-        """Whether all workers have delivered what is theirs of the cut."""
-        return all(cursor.is_at_end for cursor in self.cursors.values())
-
-    def step(self) -> list[list[int]]:
-        """Take one batch on every rank, in lockstep, and return the rows of each."""
-        worker = self.batches_taken % self.num_workers
-        self.batches_taken += 1
-        batches = []
-        for rank in range(self.world_size):
-            cursor = self.cursors[rank, worker]
-            batch = cursor.next_batch()
-            batches.append([row for lanes in batch.ranges for row in rows_of(self.plan, *lanes)] if batch else [])
-            if batch:
-                deliver(cursor, batch)
-                first = batch.turn - rank * self.turns_per_batch
-                self.turns_skipped = max(self.turns_skipped, first + self._turns(1) - self._next_turn_if_none_skipped())
-        return batches
-
-    def _turns(self, num_batches: int) -> int:
-        return num_batches * self.world_size * self.turns_per_batch
-
-    def _next_turn_if_none_skipped(self) -> int:
-        return self.first_turn + self._turns(self.batches_taken)
-
-    def take(self, steps: int | None = None) -> list[list[list[int]]]:
-        """Take `steps` steps, or all that are left, and return the rows of each rank for each step."""
-        taken: list[list[list[int]]] = []
-        while not self.is_at_end and steps != len(taken):
-            taken.append(self.step())
-        return taken
+    def rows_in(self, wanted: LaneRange) -> list[int]:
+        """Return the rows of a lane, by their numbers."""
+        return rows_of(self.plan, *wanted)
 
     def run(self, steps: int | None = None) -> list[list[int]]:
         """Take `steps` steps, or all that are left, and return the rows of all ranks for each step."""
         return [[row for batch in batches for row in batch] for batches in self.take(steps)]
-
-    def whole_progress(self) -> Progress:
-        """Return the progress of the whole job, gathered from every worker."""
-        parts = [cursor.progress() for cursor in self.cursors.values()]
-        positions: dict[int, LanePosition] = {}
-        for part in parts:
-            positions.update(current_cut(part).positions)
-        cut = current_cut(parts[0])
-        job_turn = self._next_turn_if_none_skipped() + self.turns_skipped
-        return replace(parts[0], cut=CutProgress(cut.num_lanes, cut.turn_rows, job_turn, positions), place=None)
 
 
 def jobs_of(
