@@ -34,6 +34,21 @@ def make_loader(path: Path, *, rows: bool = False, dataset: State | None = None,
     return StatefulDataLoader(StatefulShardedDataset(path, batch_size=3, **arguments), batch_size=None, **options)
 
 
+def table_loader(
+    source: Any,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    num_workers: int = 0,
+    context: Any = None,
+    **options: Any,
+) -> SavableLoader:
+    """Return a SavableLoader of shuffled batches of three rows of a table."""
+    arguments = {"shard_rows": 4, "window_bytes": 200, "seed": 5, "batch_size": 3, "shuffle": True, **options}
+    dataset = StatefulShardedDataset(source, rank=rank, world_size=world_size, **arguments)
+    return SavableLoader(dataset, num_workers=num_workers, multiprocessing_context=context)
+
+
 @contextmanager
 def loader_raises(error: type[Exception], match: str) -> Iterator[None]:
     """Act as pytest.raises, and release the loader that failed.

@@ -22,7 +22,14 @@ from laneway import (
     to_parquet,
 )
 from laneway.distributed import scan_once
-from tests.compat.loaders import FORKSERVER, flat, ids, resumed_after_each_batch, rows_while_ranks_change
+from tests.compat.loaders import (
+    FORKSERVER,
+    flat,
+    ids,
+    resumed_after_each_batch,
+    rows_while_ranks_change,
+    table_loader,
+)
 from tests.delta_tables import add, add_version, added, field, metadata, protocol, removed
 
 if TYPE_CHECKING:
@@ -177,28 +184,9 @@ def deleted_table(path: Path) -> Path:
 LEFT = [i for i in range(60) if i % 4]
 
 
-def make(
-    path: Path,
-    version: str = "",
-    *,
-    rank: int = 0,
-    world_size: int = 1,
-    num_workers: int = 0,
-    context: Any = None,
-    **options: Any,
-) -> SavableLoader:
-    """Return a loader of shuffled batches of three rows of a table."""
-    arguments = {
-        "shard_rows": 4,
-        "window_bytes": 200,
-        "seed": 5,
-        "batch_size": 3,
-        "shuffle": True,
-        "columns": ["id"],
-        **options,
-    }
-    dataset = StatefulShardedDataset(f"delta://{path}{version}", rank=rank, world_size=world_size, **arguments)
-    return SavableLoader(dataset, num_workers=num_workers, multiprocessing_context=context)
+def make(path: Path, version: str = "", **options: Any) -> SavableLoader:
+    """Return a loader of a table; see `table_loader`."""
+    return table_loader(f"delta://{path}{version}", **{"columns": ["id"], **options})
 
 
 def test_rows_of_deletion_vectors_are_no_rows(tmp_path: Path) -> None:

@@ -23,12 +23,18 @@ from laneway import (
     CheckpointMismatchError,
     DataFileError,
     Manifest,
-    SavableLoader,
     SchemaMismatchError,
     StatefulShardedDataset,
 )
 from laneway.reading.reader import RowReader
-from tests.compat.loaders import FORKSERVER, flat, ids, resumed_after_each_batch, rows_while_ranks_change
+from tests.compat.loaders import (
+    FORKSERVER,
+    flat,
+    ids,
+    resumed_after_each_batch,
+    rows_while_ranks_change,
+    table_loader,
+)
 from tests.iceberg_tables import delete_rows, local_catalog
 
 if TYPE_CHECKING:
@@ -187,21 +193,6 @@ def deleted_table(folder: Path, *, vectors: bool) -> Table:
     return catalog.load_table("ns.t")
 
 
-def make(
-    table: Table | DataScan,
-    *,
-    rank: int = 0,
-    world_size: int = 1,
-    num_workers: int = 0,
-    context: Any = None,
-    **options: Any,
-) -> SavableLoader:
-    """Return a loader of shuffled batches of three rows of a table."""
-    arguments = {"shard_rows": 4, "window_bytes": 200, "seed": 5, "batch_size": 3, "shuffle": True, **options}
-    dataset = StatefulShardedDataset(table, rank=rank, world_size=world_size, **arguments)
-    return SavableLoader(dataset, num_workers=num_workers, multiprocessing_context=context)
-
-
 @pytest.mark.parametrize("vectors", [False, True])
 def test_deleted_rows_are_no_rows(tmp_path: Path, *, vectors: bool) -> None:
     table = deleted_table(tmp_path, vectors=vectors)
@@ -212,8 +203,8 @@ def test_deleted_rows_are_no_rows(tmp_path: Path, *, vectors: bool) -> None:
     assert len(dataset.filter(pc.field("id") < 10)) == len([i for i in LEFT if i < 10])
     train, val = dataset.split({"train": 0.5, "val": 0.5}, by="id")
     assert sorted(row["id"] for part in (train, val) for row in part) == LEFT
-    assert sorted(flat(resumed_after_each_batch(lambda: make(table)))) == LEFT
-    rows = rows_while_ranks_change(lambda rank, size: make(table, rank=rank, world_size=size, remainder="keep"))
+    assert sorted(flat(resumed_after_each_batch(lambda: table_loader(table)))) == LEFT
+    rows = rows_while_ranks_change(lambda rank, size: table_loader(table, rank=rank, world_size=size, remainder="keep"))
     assert rows == LEFT
 
 
@@ -228,8 +219,8 @@ def test_equality_deletes_are_refused(tmp_path: Path) -> None:
 
 def test_workers_get_all_that_they_need_without_the_library(tmp_path: Path) -> None:
     table = deleted_table(tmp_path, vectors=False)
-    alone = flat(ids(make(table, lanes=2)))
-    assert flat(ids(make(table, lanes=2, num_workers=2, context=FORKSERVER))) == alone
+    alone = flat(ids(table_loader(table, lanes=2)))
+    assert flat(ids(table_loader(table, lanes=2, num_workers=2, context=FORKSERVER))) == alone
 
 
 def test_a_manifest_of_a_table_is_saved_and_cached(tmp_path: Path, grown: Table) -> None:
@@ -250,7 +241,7 @@ def test_a_table_that_has_moved_on_is_named_and_the_old_snapshot_resumes(tmp_pat
     table = deleted_table(tmp_path, vectors=False)
     old = table.current_snapshot()
     assert old is not None
-    loader = make(table)
+    loader = table_loader(table)
     batches = iter(loader)
     before = [next(batches)["id"].tolist() for _ in range(4)]
     state = loader.state_dict()
@@ -259,20 +250,20 @@ def test_a_table_that_has_moved_on_is_named_and_the_old_snapshot_resumes(tmp_pat
     with pytest.raises(
         CheckpointMismatchError, match=rf"table: saved 'snapshot {old.snapshot_id} of the Iceberg table"
     ):
-        make(table).load_state_dict(state)
-    resumed = make(table.scan(snapshot_id=old.snapshot_id))
+        table_loader(table).load_state_dict(state)
+    resumed = table_loader(table.scan(snapshot_id=old.snapshot_id))
     resumed.load_state_dict(state)
     assert sorted(flat(before) + flat(ids(resumed))) == LEFT
 
 
 def test_a_column_that_was_renamed_does_not_refuse_a_state(tmp_path: Path) -> None:
     table = deleted_table(tmp_path, vectors=False)
-    loader = make(table)
+    loader = table_loader(table)
     first = next(iter(loader))["id"].tolist()
     state = loader.state_dict()
     with table.update_schema() as schema:
         schema.rename_column("id", "number")
-    resumed = make(table)
+    resumed = table_loader(table)
     resumed.load_state_dict(state)
     assert sorted(first + [row for batch in resumed for row in batch["number"].tolist()]) == LEFT
 

@@ -13,7 +13,7 @@ import pytest
 
 from laneway import CheckpointMismatchError, DataFileError, Manifest, SavableLoader, StatefulShardedDataset, to_parquet
 from laneway.testing import assert_resumes_exactly
-from tests.compat.loaders import FORKSERVER, flat, ids, loader_raises, rows_while_ranks_change
+from tests.compat.loaders import FORKSERVER, flat, ids, loader_raises, rows_while_ranks_change, table_loader
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -141,20 +141,9 @@ def dataset_with_deletions(path: Path) -> Path:
     return path
 
 
-def make(
-    path: Path,
-    version: str = "",
-    *,
-    rank: int = 0,
-    world_size: int = 1,
-    num_workers: int = 0,
-    context: Any = None,
-    **options: Any,
-) -> SavableLoader:
-    """Return a loader of shuffled batches of three rows of a dataset."""
-    arguments = {"shard_rows": 4, "window_bytes": 200, "seed": 5, "batch_size": 3, "shuffle": True, **options}
-    dataset = StatefulShardedDataset(f"lance://{path}{version}", rank=rank, world_size=world_size, **arguments)
-    return SavableLoader(dataset, num_workers=num_workers, multiprocessing_context=context)
+def make(path: Path, version: str = "", **options: Any) -> SavableLoader:
+    """Return a loader of a dataset; see `table_loader`."""
+    return table_loader(f"lance://{path}{version}", **options)
 
 
 def test_deleted_rows_are_no_rows(tmp_path: Path) -> None:
