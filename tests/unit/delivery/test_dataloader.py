@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 from typing import TYPE_CHECKING, Any
@@ -107,6 +108,19 @@ def test_rows_are_sent_in_turns_of_256_by_default(corpus: Path) -> None:
     source = source_of(corpus, batch_size=None)
     assert source.definition.options.turn_rows == 256
     assert not source_of(corpus).yields_rows
+
+
+def is_inherited_garbage_looked_for(item: Any) -> list[bool]:
+    """Return for each row whether a full collection would go through the objects that the process began with."""
+    return [gc.get_freeze_count() == 0] * len(item["id"])
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_full_collection_in_a_worker_does_not_write_to_what_it_shares_with_the_main_process(
+    corpus: Path, num_workers: int
+) -> None:
+    source = source_of(corpus, transform=is_inherited_garbage_looked_for, options={"num_workers": num_workers})
+    assert take(begin(source, Progress(0))) == [num_workers == 0] * 5
 
 
 def test_a_complete_epoch_starts_no_worker(corpus: Path) -> None:
