@@ -89,7 +89,7 @@ def test_a_batch_whose_function_does_not_return_is_read_again_exactly(
     warnings = [each for each in records(caplog) if "calls functions on rows" in each]
     assert any("the workers are replaced, and the batch is read again (1 of 2 times" in each for each in warnings)
     first = warnings[0]
-    assert re.search(r"no batch for \d+ s: worker [01] of rank 0 \(pid \d+, [\d.]+ [KMG]iB of memory\)", first)
+    assert re.search(r"no batch for \d+ s: worker [01] of rank 0 \(pid \d+, [\d.,]+ [KMG]iB of memory\)", first)
     where = "row 8 of part-1.parquet" if rows else r"the batch that begins with row \d+ of part-\d.parquet"
     assert re.search(f"calls functions on rows: {where}", first)
     # The stack of the function that does not return.
