@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Self, get_args
 
 import numpy as np
 
-from laneway.arguments import check_choice, check_int, plain_int
+from laneway.arguments import MAX_COUNT, check_choice, check_int, plain_int
 from laneway.core.pack_line import PackPlaces
 from laneway.core.progress import LanePosition
 from laneway.stages.offsets import check_offset, decode_offset, digest_of, encode_offset, resume_group
@@ -56,11 +56,12 @@ class PackOptions:
             ValueError: One is out of its range, or has no effect.
             TypeError: One has the wrong type.
         """
-        check_int("length", self.length, minimum=1)
-        check_int("group_rows", self.group_rows, minimum=1)
+        for name in ("length", "group_rows"):
+            plain = check_int(name, getattr(self, name), minimum=1, maximum=MAX_COUNT)
+            object.__setattr__(self, name, plain)
         check_choice("strategy", self.strategy, get_args(Strategy))
         check_choice("overflow", self.overflow, get_args(Overflow))
-        check_choice("mask", self.mask, get_args(Mask))
+        check_choice("mask", self.mask, get_args(Mask), or_none=True)
         if self.separator is not None:
             _check_token("separator", self.separator)
         _check_token("pad_value", self.pad_value)
