@@ -7,7 +7,7 @@ Run it with `.venv/bin/python scripts/draw_epoch.py`. It writes the same bytes e
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -17,6 +17,7 @@ from laneway.core.options import LaneOptions
 from laneway.core.plan import Identity, Plan, Settings
 from laneway.core.progress import CutProgress, LanePosition, Progress
 from laneway.core.turns import WorkerPlace
+from laneway.pictures.svg import STYLE, Drawing, escaped
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -34,18 +35,10 @@ CELL_HEIGHT = 21
 
 HUES = ("#4a7bdc", "#e5883c", "#2fa590", "#b0609f")
 PALE = "#f6f1e6"
-STYLE = """
-text { font-family: ui-sans-serif, system-ui, "Segoe UI", "Helvetica Neue", Arial, "DejaVu Sans", sans-serif }
+MORE_STYLE = """
 .mono { font-family: ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; font-size: 12.5px }
-.title { font-size: 15px; font-weight: 600 } .note { font-size: 12.5px } .tag { font-size: 12px }
-.paper { fill: #fdfcf9; stroke: #e2ddd1 } .card { fill: #f4f0e6; stroke: #d9d2c0 }
-.note, .tag { fill: #666a73 } .title, .number { fill: #23262d } .number { font-weight: 600 } .key { fill: #7a5c2e }
-.mark { stroke: #23262d } .flow { stroke: #a39c8b }
-@media (prefers-color-scheme: dark) {
-.paper { fill: #14171c; stroke: #2b3038 } .card { fill: #1d2128; stroke: #363c46 }
-.note, .tag { fill: #9aa1ad } .title, .number { fill: #eceef2 } .key { fill: #d9b779 }
-.mark { stroke: #eceef2 } .flow { stroke: #646b77 }
-}
+.number { font-size: 12px; font-weight: 600 } .card { fill: #f4f0e6; stroke: #d9d2c0 } .key { fill: #7a5c2e }
+@media (prefers-color-scheme: dark) { .card { fill: #1d2128; stroke: #363c46 } .key { fill: #d9b779 } }
 """
 
 
@@ -78,48 +71,39 @@ class Row:
         return paler(HUES[self.file_index], 0.55 * self.row / sum(FILE_BLOCKS[self.file_index]))
 
 
-@dataclass
-class Drawing:
-    """An SVG image, element by element."""
+class Picture(Drawing):
+    """An image of rows, each with a colour of its own, on a sheet of paper."""
 
-    elements: list[str] = field(default_factory=list)
-    """The elements drawn so far."""
+    def __init__(self, height: int, alt: str) -> None:
+        """Begin an image; `alt` says what is on it."""
+        super().__init__(WIDTH, height, alt)
+        self.box("paper", 0, 0, WIDTH, height)
 
-    def heading(self, x: float, y: float, title: str, note: str) -> None:
+    def titled(self, x: float, y: float, title: str, note: str) -> None:
         """Write a title, followed by an explanation."""
-        second = f'<tspan class="note" dx="10">{note}</tspan>'
-        self.elements.append(f'<text x="{x:g}" y="{y:g}"><tspan class="title">{title}</tspan>{second}</text>')
+        second = f'<tspan class="note" dx="10">{escaped(note)}</tspan>'
+        self.elements.append(f'<text x="{x:g}" y="{y:g}"><tspan class="title">{escaped(title)}</tspan>{second}</text>')
 
-    def text(self, x: float, y: float, words: str, *, kind: str, anchor: str = "start") -> None:
-        """Write words with their baseline starting, centred or ending at (x, y)."""
-        place = f'x="{x:g}" y="{y:g}" text-anchor="{anchor}"'
-        self.elements.append(f'<text class="{kind}" {place}>{words}</text>')
+    def cell(self, x: float, y: float, width: float, color: str, *, is_faint: bool = False) -> None:
+        """Draw a cell."""
+        faint = ' opacity="0.22"' if is_faint else ""
+        box = f'x="{x:.5g}" y="{y:g}" width="{width:.4g}" height="{CELL_HEIGHT}" rx="1.6"'
+        self.elements.append(f'<rect {box} fill="{color}"{faint}/>')
 
     def cells(self, x: float, y: float, rows: Iterable[Colored], *, pitch: float, spent: int = 0) -> None:
         """Draw rows as cells from left to right, the first `spent` of them faint."""
         for index, row in enumerate(rows):
-            faint = ' opacity="0.22"' if index < spent else ""
-            box = f'x="{x + index * pitch:.4g}" y="{y:g}" width="{pitch - 1.2:.4g}" height="{CELL_HEIGHT}" rx="1.6"'
-            self.elements.append(f'<rect {box} fill="{row.color}"{faint}/>')
+            self.cell(x + index * pitch, y, pitch - 1.2, row.color, is_faint=index < spent)
 
-    def line(self, kind: str, *points: tuple[float, float], dash: str = "", width: float = 1.4) -> None:
-        """Draw straight lines through points."""
-        path = "M" + " L".join(f"{x:.5g} {y:.5g}" for x, y in points)
-        dashes = f' stroke-dasharray="{dash}"' if dash else ""
-        look = f'fill="none" stroke-width="{width}" stroke-linecap="round" stroke-linejoin="round"'
-        self.elements.append(f'<path class="{kind}" d="{path}" {look}{dashes}/>')
-
-    def image(self, height: int, alt: str) -> str:
-        """Return the image, of `WIDTH` by `height`; `alt` says what is on it."""
-        head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{alt}">'
-        box = f'x="0.5" y="0.5" width="{WIDTH - 1}" height="{height - 1}" rx="12"'
-        paper = f'<rect class="paper" {box}/>'
-        return "\n".join([head, f"<style>{STYLE}</style>", paper, *self.elements, "</svg>", ""])
+    def marker(self, x: float, y: float, position: int) -> None:
+        """Draw the position of a lane whose cells are at `y`."""
+        self.line("mark", [(x, y - 4), (x, y + CELL_HEIGHT + 4)], 2.4)
+        self.text(x, y - 9, position, "strong number", "middle")
 
     def arrow(self, start: float, stop: float, y: float) -> None:
         """Draw an arrow to the right."""
-        self.line("flow", (start, y), (stop, y), width=1.8)
-        self.line("flow", (stop - 6, y - 5), (stop, y), (stop - 6, y + 5), width=1.8)
+        self.line("axis", [(start, y), (stop, y)], 1.8)
+        self.line("axis", [(stop - 6, y - 5), (stop, y), (stop - 6, y + 5)], 1.8)
 
 
 def identity() -> Identity:
@@ -153,9 +137,9 @@ def line_rows(plan: Plan) -> list[Row]:
     return [Row(each.file_index, row) for each in ranges for row in range(each.start, each.stop)]
 
 
-def draw_files(drawing: Drawing, y: float) -> None:
+def draw_files(drawing: Picture, y: float) -> None:
     """Draw the data files and their shards."""
-    drawing.heading(MARGIN, y, "Data files", "cut at row groups into shards; each cell is a row")
+    drawing.titled(MARGIN, y, "Data files", "cut at row groups into shards; each cell is a row")
     x, pitch, shard_gap = float(MARGIN), 8.8, 3.0
     num_rows, num_shards = sum(map(sum, FILE_BLOCKS)), sum(map(len, FILE_BLOCKS))
     used = num_rows * pitch + shard_gap * (num_shards - len(FILE_BLOCKS))
@@ -169,10 +153,10 @@ def draw_files(drawing: Drawing, y: float) -> None:
         x += file_gap - shard_gap
 
 
-def draw_line(drawing: Drawing, y: float, plan: Plan) -> None:
+def draw_line(drawing: Picture, y: float, plan: Plan) -> None:
     """Draw the line of the epoch and its cuts."""
     note = "the shards in an order drawn from seed and epoch, cut into lanes"
-    drawing.heading(MARGIN, y, "The line of an epoch", note)
+    drawing.titled(MARGIN, y, "The line of an epoch", note)
     rows = line_rows(plan)
     pitch = (WIDTH - 2 * MARGIN) / len(rows)
     drawing.cells(MARGIN, y + 18, rows, pitch=pitch)
@@ -182,34 +166,32 @@ def draw_line(drawing: Drawing, y: float, plan: Plan) -> None:
         drawing.text(MARGIN + middle * pitch, y + 58, f"lane {lane}", kind="tag", anchor="middle")
         if lane:
             x = MARGIN + bounds[lane] * pitch - 0.6
-            drawing.line("mark", (x, y + 12), (x, y + 62), dash="2 4")
+            drawing.line("mark", [(x, y + 12), (x, y + 62)], 1.4, dash="2 4")
 
 
-def draw_lanes(drawing: Drawing, x: float, y: float, plan: Plan, positions: list[int]) -> None:
+def draw_lanes(drawing: Picture, x: float, y: float, plan: Plan, positions: list[int]) -> None:
     """Draw the lanes of the run that saves, with their positions."""
-    drawing.heading(x, y, "Lanes", "each with its rows shuffled in windows")
+    drawing.titled(x, y, "Lanes", "each with its rows shuffled in windows")
     pitch = 14.0
     for lane, position in enumerate(positions):
         top = y + 38 + 50 * lane
         drawing.text(x, top - 7, f"lane {lane}", kind="tag")
         drawing.cells(x, top, lane_rows(plan, lane), pitch=pitch, spent=position)
-        marker = x + position * pitch - 0.6
-        drawing.line("mark", (marker, top - 4), (marker, top + CELL_HEIGHT + 4), width=2.4)
-        drawing.text(marker, top - 9, str(position), kind="tag number", anchor="middle")
+        drawing.marker(x + position * pitch - 0.6, top, position)
 
 
-def draw_checkpoint(drawing: Drawing, x: float, y: float, facts: dict[str, object]) -> None:
+def draw_checkpoint(drawing: Picture, x: float, y: float, facts: dict[str, object]) -> None:
     """Draw the checkpoint: a few integers."""
-    drawing.elements.append(f'<rect class="card" x="{x}" y="{y}" width="226" height="120" rx="8"/>')
-    drawing.heading(x + 18, y + 27, "Checkpoint", "")
+    drawing.box("card", x, y, 230, 120)
+    drawing.titled(x + 18, y + 27, "Checkpoint", "")
     for index, (name, value) in enumerate(facts.items()):
-        words = f'<tspan class="key">{name}</tspan> {value}'
-        drawing.text(x + 18, y + 50 + 19 * index, words, kind="mono number")
+        drawing.text(x + 18, y + 50 + 19 * index, name, "mono key")
+        drawing.text(x + 98, y + 50 + 19 * index, value, "mono strong number")
 
 
-def draw_rest(drawing: Drawing, x: float, y: float, saved: Progress) -> None:
+def draw_rest(drawing: Picture, x: float, y: float, saved: Progress) -> None:
     """Draw the rest of the epoch, in the lanes of the run that resumes."""
-    drawing.heading(x, y, "The rest", f"cut for {RANKS_AFTER} ranks")
+    drawing.titled(x, y, "The rest", f"cut for {RANKS_AFTER} ranks")
     for rank in range(RANKS_AFTER):
         found = resolve_cut(identity(), saved, WorkerPlace(rank, RANKS_AFTER), LaneOptions(None, None, TURN_ROWS))
         top = y + 63 + 50 * rank
@@ -219,7 +201,12 @@ def draw_rest(drawing: Drawing, x: float, y: float, saved: Progress) -> None:
 
 def draw() -> str:
     """Return the picture."""
-    drawing, positions = Drawing(), [TURN_ROWS * len(range(lane, TURNS, NUM_LANES)) for lane in range(NUM_LANES)]
+    alt = (
+        "Data files are cut into shards, shards are laid in the line of an epoch, the line is cut into four lanes. "
+        "A checkpoint holds one position per lane. What is left is cut again for three ranks."
+    )
+    drawing = Picture(HEIGHT, alt)
+    positions = [TURN_ROWS * len(range(lane, TURNS, NUM_LANES)) for lane in range(NUM_LANES)]
     delivered = {lane: LanePosition(rows) for lane, rows in enumerate(positions)}
     saved = Progress(epoch=0, cut=CutProgress(NUM_LANES, TURN_ROWS, TURNS, delivered))
     plan = identity().plan(saved)
@@ -231,11 +218,7 @@ def draw() -> str:
     draw_rest(drawing, 764, 280, saved)
     drawing.arrow(394, 432, 400)
     drawing.arrow(694, 732, 400)
-    alt = (
-        "Data files are cut into shards, shards are laid in the line of an epoch, the line is cut into four lanes. "
-        "A checkpoint holds one position per lane. What is left is cut again for three ranks."
-    )
-    return drawing.image(HEIGHT, alt)
+    return drawing.image(STYLE + MORE_STYLE)
 
 
 if __name__ == "__main__":

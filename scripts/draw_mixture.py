@@ -21,14 +21,15 @@ from laneway.core.plan import Identity, Settings
 from laneway.core.progress import CutProgress, LanePosition, Progress, current_cut
 from laneway.core.turns import WorkerPlace
 from laneway.core.weighting import Phase, Weighting
+from laneway.pictures.svg import STYLE
 from laneway.stages.packing import best_fit, chunk
 
 # Scripts import from their own directory, mypy from the root.
 if TYPE_CHECKING:
     from laneway.stages.packing import Packs
-    from scripts.draw_epoch import CELL_HEIGHT, HUES, MARGIN, Drawing, paler
+    from scripts.draw_epoch import CELL_HEIGHT, HUES, MARGIN, MORE_STYLE, Picture, paler
 else:
-    from draw_epoch import CELL_HEIGHT, HUES, MARGIN, Drawing, paler
+    from draw_epoch import CELL_HEIGHT, HUES, MARGIN, MORE_STYLE, Picture, paler
 
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "images" / "mixture.svg"
 HEIGHT = 556
@@ -90,9 +91,9 @@ def lane_rows(plan: MixturePlan, lane: int, num_rows: int) -> list[Row]:
     return [found[place] for place in range(num_rows)]
 
 
-def draw_sources(drawing: Drawing, y: float) -> None:
+def draw_sources(drawing: Picture, y: float) -> None:
     """Draw the rows of the sources."""
-    drawing.heading(MARGIN, y, "Two sources", "of 44 and 12 rows; each cell is a row")
+    drawing.titled(MARGIN, y, "Two sources", "of 44 and 12 rows; each cell is a row")
     x = float(MARGIN)
     for name, num_rows in SIZES.items():
         drawing.cells(x, y + 14, [Row(name, row, 0) for row in range(num_rows)], pitch=14.0)
@@ -100,71 +101,66 @@ def draw_sources(drawing: Drawing, y: float) -> None:
         x += 14.0 * num_rows + 40
 
 
-def draw_lane(drawing: Drawing, x: float, y: float, rows: list[Row], *, label: str, spent: int = 0) -> None:
+def draw_lane(drawing: Picture, x: float, y: float, rows: list[Row], *, label: str, spent: int = 0) -> None:
     """Draw a lane, with a dot on the rows of every second epoch."""
     drawing.text(x, y - 7, label, kind="tag")
     drawing.cells(x, y, rows, pitch=14.0, spent=spent)
     for index, row in enumerate(rows):
         if row.epoch % 2:
-            place = f'cx="{x + 14 * index + 6.4:g}" cy="{y + CELL_HEIGHT / 2:g}"'
-            drawing.elements.append(f'<circle {place} r="2.2" fill="#fdfcf9"/>')
+            drawing.dots("dot", [(x + 14 * index + 6.4, y + CELL_HEIGHT / 2)], 4.4)
 
 
-def draw_packs(drawing: Drawing, x: float, y: float, packs: Packs) -> None:
+def draw_packs(drawing: Picture, x: float, y: float, packs: Packs) -> None:
     """Draw packs, one below the other in columns of three, each piece in the colour of its document."""
     width = packs.length * TOKEN_WIDTH
     for pack in range(len(packs)):
         left, top = x + pack // 3 * (width + 14), y + pack % 3 * (CELL_HEIGHT + 6)
-        box = f'x="{left:.5g}" y="{top:g}" width="{width:.5g}" height="{CELL_HEIGHT}" rx="1.6"'
-        drawing.elements.append(f'<rect class="card" {box}/>')
+        drawing.box("card", left, top, width, CELL_HEIGHT)
         for piece in range(packs.first_pieces[pack], packs.first_pieces[pack + 1]):
             document, tokens = int(packs.document[piece]), int(packs.tokens[piece])
             color = paler(HUES[document % len(HUES)], 0.5 * (document // len(HUES) % 4) / 4)
-            box = f'x="{left:.5g}" y="{top:g}" width="{tokens * TOKEN_WIDTH - 1.2:.4g}" height="{CELL_HEIGHT}" rx="1.6"'
-            drawing.elements.append(f'<rect {box} fill="{color}"/>')
+            drawing.cell(left, top, tokens * TOKEN_WIDTH - 1.2, color)
             if tokens > 1:
                 middle = left + tokens * TOKEN_WIDTH / 2
-                drawing.text(middle, top + 15, str(document), kind="tag number", anchor="middle")
+                drawing.text(middle, top + 15, document, "strong number", "middle")
             left += tokens * TOKEN_WIDTH
 
 
 def draw() -> str:
     """Return the picture."""
-    drawing = Drawing()
+    alt = (
+        "Rows of two sources are mixed by weight in the lanes of two ranks; what is left is cut again for three ranks "
+        "with other weights. Documents are packed whole, or end to end."
+    )
+    drawing = Picture(HEIGHT, alt)
     draw_sources(drawing, 54)
 
     first = resolve_mixture(mixed(WEIGHTS), Progress(0), WorkerPlace(0, RANKS)).progress
     plan = MixturePlan(mixed(WEIGHTS).sources, first)
     position = TURNS // RANKS * TURN_ROWS
-    drawing.heading(
+    drawing.titled(
         MARGIN, 162, "Lanes of the mixture", "70 % and 30 %, without end; a dot: epoch 1, 3, ... of the source"
     )
     for lane in range(RANKS):
         top = 200.0 + 50 * lane
         draw_lane(drawing, MARGIN, top, lane_rows(plan, lane, 65), label=f"rank {lane}", spent=position)
-        marker = MARGIN + position * 14.0 - 0.6
-        drawing.line("mark", (marker, top - 4), (marker, top + CELL_HEIGHT + 4), width=2.4)
-        drawing.text(marker, top - 9, str(position), kind="tag number", anchor="middle")
+        drawing.marker(MARGIN + position * 14.0 - 0.6, top, position)
 
     delivered = {lane: LanePosition(position) for lane in range(RANKS)}
     num_lanes = current_cut(first).num_lanes
     saved = replace(first, cut=CutProgress(num_lanes, TURN_ROWS, TURNS, delivered))
-    drawing.heading(MARGIN, 322, "Cut again", "for three ranks, with 40 % and 60 %: first what is left of begun epochs")
+    drawing.titled(MARGIN, 322, "Cut again", "for three ranks, with 40 % and 60 %: first what is left of begun epochs")
     for rank in range(RANKS_AFTER):
         later = resolve_mixture(mixed(LATER), saved, WorkerPlace(rank, RANKS_AFTER)).progress
         rows = lane_rows(MixturePlan(mixed(LATER).sources, later), rank, 20)
         draw_lane(drawing, MARGIN + 324.0 * rank, 360.0, rows, label=f"rank {rank}")
 
     lengths = np.array(LENGTHS, np.int64)
-    drawing.heading(MARGIN, 432, "Packs", f"of {LENGTH} tokens, best_fit: no document is cut that fits")
+    drawing.titled(MARGIN, 432, "Packs", f"of {LENGTH} tokens, best_fit: no document is cut that fits")
     draw_packs(drawing, MARGIN, 448, best_fit(lengths, LENGTH))
-    drawing.heading(MARGIN + 500, 432, "Packs", "chunk: no padding, documents are cut")
+    drawing.titled(MARGIN + 500, 432, "Packs", "chunk: no padding, documents are cut")
     draw_packs(drawing, MARGIN + 500, 448, chunk(lengths, LENGTH))
-    alt = (
-        "Rows of two sources are mixed by weight in the lanes of two ranks; what is left is cut again for three ranks "
-        "with other weights. Documents are packed whole, or end to end."
-    )
-    return drawing.image(HEIGHT, alt)
+    return drawing.image(STYLE + MORE_STYLE + ".dot { stroke: #fdfcf9 }\n")
 
 
 if __name__ == "__main__":

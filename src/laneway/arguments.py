@@ -14,7 +14,8 @@ _UNITS = {"": 1, "b": 1} | {
     for suffix, base in (("B", 1000), ("iB", 1024))
     for power, prefix in enumerate("KMGT", start=1)
 }
-_MAX_COUNT = 2**48
+MAX_COUNT = 2**48
+"""Largest number of anything that is counted."""
 
 
 def plain_int(value: SupportsIndex) -> int | None:
@@ -25,26 +26,30 @@ def plain_int(value: SupportsIndex) -> int | None:
         return None
 
 
-def check_int(name: str, value: SupportsIndex, *, minimum: int, suffix: str = "") -> int:
+def check_int(name: str, value: SupportsIndex, *, minimum: int, maximum: int | None = None, suffix: str = "") -> int:
     """Return `value` as a built-in int.
 
     Args:
         name: Name of the argument.
         value: Value that the user passed.
         minimum: Smallest value that is allowed.
+        maximum: Largest value that is allowed; None: any.
         suffix: Follows the range in the message, such as ", or None".
 
     Raises:
-        ValueError: It is not an integer, or it is too small.
+        ValueError: It is not an integer, or out of its range.
     """
     found = plain_int(value)
     if found is None or found < minimum:
         message = f"{name} must be an int of at least {minimum}{suffix}, not {value!r}"
         raise ValueError(message)
+    if maximum is not None and found > maximum:
+        message = f"{name} must be an int of at most {maximum:,}, not {value!r}"
+        raise ValueError(message)
     return found
 
 
-def check_count(name: str, count: SupportsIndex | None, maximum: int = _MAX_COUNT) -> int | None:
+def check_count(name: str, count: SupportsIndex | None, maximum: int = MAX_COUNT) -> int | None:
     """Return a positive built-in int, or None where None was passed.
 
     Raises:
@@ -52,11 +57,7 @@ def check_count(name: str, count: SupportsIndex | None, maximum: int = _MAX_COUN
     """
     if count is None:
         return None
-    found = check_int(name, count, minimum=1, suffix=", or None")
-    if found > maximum:
-        message = f"{name} must be an int of at most {maximum:,}, not {count!r}"
-        raise ValueError(message)
-    return found
+    return check_int(name, count, minimum=1, maximum=maximum, suffix=", or None")
 
 
 def check_seed(seed: SupportsIndex) -> int:
@@ -155,25 +156,34 @@ def check_seconds(name: str, seconds: float | None) -> None:
         raise ValueError(message)
 
 
-def check_choice(name: str, choice: str | None, choices: tuple[str, ...]) -> None:
-    """Check that an option is one of `choices`, or None.
+def check_choice(name: str, choice: str | None, choices: tuple[str, ...], *, or_none: bool = False) -> None:
+    """Check that an option is one of `choices`.
+
+    Args:
+        name: Name of the argument.
+        choice: Value that the user passed.
+        choices: The values that are allowed.
+        or_none: Whether None is allowed, too.
 
     Raises:
         ValueError: It is not.
     """
-    if choice is not None and choice not in choices:
-        message = f"{name} must be one of {', '.join(map(repr, choices))} or None, not {choice!r}"
+    # An array, or an expression of pyarrow, can't be looked for in a tuple.
+    is_known = choice in choices if isinstance(choice, str) else choice is None and or_none
+    if not is_known:
+        suffix = " or None" * or_none
+        message = f"{name} must be one of {', '.join(map(repr, choices))}{suffix}, not {choice!r}"
         raise ValueError(message)
 
 
-def check_flag(name: str, flag: object) -> None:
-    """Check that an option is True or False.
+def check_flag(name: str, flag: object, *, or_none: bool = False) -> None:
+    """Check that an option is True or False, or None if that is allowed.
 
     Raises:
         TypeError: It is neither.
     """
-    if not isinstance(flag, bool):
-        message = f"{name} must be True or False, not {flag!r}"
+    if not isinstance(flag, bool) and not (flag is None and or_none):
+        message = f"{name} must be True{', False or None' if or_none else ' or False'}, not {flag!r}"
         raise TypeError(message)
 
 

@@ -41,6 +41,7 @@ class ChangeableDataset(CountableDataset):
 
         Raises:
             ValueError: A setting differs, or a file of this dataset is gone or was changed.
+            TypeError: `grown` is not a dataset.
 
         Examples:
             >>> import pyarrow as pa, pyarrow.parquet as pq, tempfile
@@ -53,6 +54,9 @@ class ChangeableDataset(CountableDataset):
             >>> len(web)
             15
         """
+        if not isinstance(grown, ChangeableDataset):
+            message = f"grown must be a StatefulShardedDataset with more files, not {grown!r}"
+            raise TypeError(message)
         before, after = self.definition, grown.definition
         lines = [
             f"{field.name} is {old!r} before, and {new!r} now"

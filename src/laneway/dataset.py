@@ -177,8 +177,8 @@ class StatefulShardedDataset(ChangeableDataset):
         cache_dir: CacheDir = None,
     ) -> None:
         options = _lane_options(lanes, turn_rows, batch_size, drop_last=drop_last)
-        check_choice("remainder", remainder, get_args(Remainder))
-        check_choice("output", output, get_args(Output))
+        check_choice("remainder", remainder, get_args(Remainder), or_none=True)
+        check_choice("output", output, get_args(Output), or_none=True)
         check_callable("transform", transform)
         check_flag("shuffle", shuffle)
         check_flag("provenance", provenance)

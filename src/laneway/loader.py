@@ -147,7 +147,7 @@ class SavableLoader(StateLoader, MixtureLoader, DataLoader[Any]):
             source = _of_rank(source, rank, world_size)
             self._ranks = Ranks.of(process_group, rank, world_size)
         check_flag("shield_workers", shield_workers)
-        check_choice("progress", progress, get_args(Progressing))
+        check_choice("progress", progress, get_args(Progressing), or_none=True)
         check_callable("observer", observer)
         check_seconds("observe_every_s", observe_every_s)
         patience = Patience.of(stall_warning_s, stall_timeout_s, arguments.keywords["num_workers"])

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from laneway.core.schema import SavedState
+    from laneway.delivery.definition import Definition
     from laneway.plans.epoch_plan import EpochPlan
     from laneway.plans.planners import Planner
 
@@ -42,8 +43,8 @@ class PlannedDataset(ResumableDataset):
                 plan also has what was delivered before, in all cuts. None: the epoch starts with its first row.
 
         Raises:
-            ValueError: An argument is out of its range, or `flat_map` or `pack` make items of the rows, so that steps
-                depend on the data.
+            ValueError: An argument is out of its range, or steps depend on the data: on what `flat_map` makes of rows,
+                or on lengths of documents that are not known.
             StateFormatError: The state is not one, or it is damaged.
             CheckpointMismatchError: The state belongs to other files, another order, or a single rank.
 
@@ -63,12 +64,7 @@ class PlannedDataset(ResumableDataset):
             [RowDelivery(step=5, rank=1, worker=0, batch_index=1)]
         """
         definition = self.definition
-        if definition.stages is not None:
-            message = (
-                "how many items flat_map() or pack() make of its rows depends on the data, so which step has which "
-                "rows can't be planned: call plan() before them"
-            )
-            raise ValueError(message)
+        _check_counts_items(definition)
         saved = None if state is None else _job_state(state)
         if saved is None:
             progress = Progress(self.epoch if epoch is None else check_int("epoch", epoch, minimum=0))
@@ -86,6 +82,28 @@ class PlannedDataset(ResumableDataset):
     def _planner(self) -> Planner:
         """Return what finds the rows of the cuts of an epoch."""
         raise NotImplementedError
+
+
+def _check_counts_items(definition: Definition) -> None:
+    """Check that it is known how many items there are.
+
+    Raises:
+        ValueError: It depends on the data.
+    """
+    stages = definition.stages
+    if stages is None or definition.identity.counts_items:
+        return
+    if stages.expansion.num_flat:
+        message = (
+            "which step has which rows can't be planned, as how many items flat_map() makes of a row depends on the "
+            "data: call plan() on what it is before flat_map()"
+        )
+    else:
+        message = (
+            "which step has which packs can't be planned, as the lengths of the documents are not known: call "
+            "count_lengths() before pack(), on each source of a mixture, or give pack() a column of lengths="
+        )
+    raise ValueError(message)
 
 
 def _job_state(state: object) -> SavedState:

@@ -242,7 +242,7 @@ def test_text_is_one_line_of_printable_characters() -> None:
     assert escaped("x" * 20, 10) == "xxxxxxx..."
     drawing = Drawing(10, 10, '"')
     drawing.text(0, 0, "<g>")
-    assert len(ET.fromstring(drawing.image(with_style=False))) == 1
+    assert len(ET.fromstring(drawing.image())) == 1
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.fs
 import pyarrow.ipc
 import pyarrow.parquet as pq
@@ -14,7 +15,14 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from laneway import ColumnConversionError, DataFileError, Manifest, SchemaMismatchError, StatefulShardedDataset
+from laneway import (
+    ColumnConversionError,
+    DataFileError,
+    Manifest,
+    Mixture,
+    SchemaMismatchError,
+    StatefulShardedDataset,
+)
 from tests.compat.loaders import flat, ids, loader_raises
 from tests.corpora import KINDS, Kind, write_corpus
 
@@ -166,6 +174,16 @@ def test_the_last_batch_of_a_lane_can_be_dropped(tmp_path: Path) -> None:
         ({"rank": "0", "world_size": 1}, "must be ints, not '0' and 1"),
         ({"format": "xml"}, "xml"),
         ({"transform": 3}, "transform must be callable, not 3"),
+        ({"format": ["parquet"]}, r"format is \['parquet'\]: give one of 'parquet'"),
+        ({"on_error": None}, "on_error must be one of 'raise', 'mask', 'skip', not None"),
+        (
+            {"remainder": pc.field("id") == 1},
+            r"remainder must be one of .*, not <pyarrow.compute.Expression \(id == 1\)>",
+        ),
+        ({"categories": ""}, "categories must be a dict"),
+        ({"cache_dir": 3}, "cache_dir must be a directory or a URL, True, False or None, not 3"),
+        ({"cache_dir": b"cache"}, "cache_dir must be a directory or a URL"),
+        ({"storage_options": {1: 2}}, "storage_options must have names of arguments, which are strings, not 1"),
     ],
 )
 def test_invalid_arguments_are_refused_with_the_valid_ones(
@@ -182,6 +200,27 @@ def test_invalid_arguments_are_refused_with_the_valid_ones(
 def test_an_invalid_source_is_refused(source: Any, problem: str) -> None:
     with pytest.raises((TypeError, ValueError, DataFileError), match=problem):
         StatefulShardedDataset(source)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda dataset: dataset.extend(None), "grown must be a StatefulShardedDataset with more files, not None"),
+        (lambda dataset: dataset.statistics(progress="yes"), "progress must be True, False or None, not 'yes'"),
+        (lambda dataset: dataset.pack(2**70), "length must be an int of at most"),
+        (lambda dataset: dataset.pack(4, group_rows=2**70), "group_rows must be an int of at most"),
+        (lambda dataset: dataset.pack(4, strategy=None), "strategy must be one of 'best_fit', 'chunk', not None"),
+        (lambda dataset: dataset.repeat().add(None, {"rows": 1}), "sources must be a mapping .* not None"),
+        (
+            lambda dataset: Mixture({"a": dataset}, {"a": 1}, weights_of=cast("Any", None)),
+            "weights_of must be one of .* not None",
+        ),
+    ],
+)
+def test_invalid_arguments_of_methods_are_refused(tmp_path: Path, change: Any, problem: str) -> None:
+    write_corpus(tmp_path)
+    with pytest.raises((ValueError, TypeError), match=problem):
+        change(StatefulShardedDataset(tmp_path))
 
 
 @pytest.mark.parametrize("epoch", [-1, 2.5, "3", True, 2**40, None])

@@ -115,6 +115,21 @@ def test_rows_are_the_same_where_columns_of_the_filter_are_read_first(
     assert sorted(flat(ids(datasets[0]))) == expected
 
 
+@pytest.mark.parametrize("apart_bytes", [0, selected._APART_BYTES])
+def test_rows_with_views_are_selected_though_arrow_cannot_filter_these(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, apart_bytes: int
+) -> None:
+    views: Any = pa.array([None if i % 5 == 2 else f"row {i}" for i in range(20)], pa.string_view())
+    lists = pa.ListArray.from_arrays(pa.array(range(21), pa.int32()), views)
+    table = pa.table({"id": range(20), "text": views, "texts": lists, "code": views.cast(pa.binary_view())})
+    pq.write_table(table, tmp_path / "part-0.parquet", row_group_size=7)
+    monkeypatch.setattr(selected, "_APART_BYTES", apart_bytes)
+    dataset = StatefulShardedDataset(tmp_path, output="arrow", batch_size=4, filter=pc.field("id").isin([3, 10, 17]))
+    found = pa.Table.from_batches(list(dataset))
+    assert found.schema.equals(dataset.schema)
+    assert found.to_pylist() == [row for row in table.to_pylist() if row["id"] in {3, 10, 17}]
+
+
 @pytest.mark.parametrize("context", ["fork", "spawn"])
 def test_a_stateful_dataloader_with_two_workers_resumes_a_selection(tmp_path: Path, context: str) -> None:
     write_corpus(tmp_path)

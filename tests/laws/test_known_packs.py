@@ -22,6 +22,7 @@ from tests.laws.simulation import Job, identities, jobs_of, load
 
 if TYPE_CHECKING:
     from laneway.core.lanes import Remainder
+    from laneway.core.pack_line import PackedDocuments
     from laneway.core.plan import Identity
 
 documents = st.lists(st.integers(0, 12), max_size=30)
@@ -59,6 +60,13 @@ def packed(draw: st.DrawFn, *, remainder: Remainder) -> Identity:
     return replace(identity, settings=replace(identity.settings, stages=packing.text), packs=known)
 
 
+def tokens_in(found: PackedDocuments, first_row: int) -> list[tuple[int, int, int]]:
+    """Return (pack, row, token) of each token of packs."""
+    columns = (found.pack, found.document + first_row, found.start, found.stop)
+    documents = zip(*(each.tolist() for each in columns), strict=True)
+    return [(pack, row, token) for pack, row, start, stop in documents for token in range(start, stop)]
+
+
 @given(documents, options)
 def test_pieces_say_from_which_rows_each_pack_is_made(lengths: list[int], packing: PackOptions) -> None:
     known = np.array(lengths, np.int64)
@@ -86,6 +94,14 @@ def test_pieces_say_from_which_rows_each_pack_is_made(lengths: list[int], packin
         for stop in range(start + 1, len(expected) + 1):
             piece = places.piece(start, stop)
             rows = [row for pack in expected[start:stop] for row, _, _ in pack]
+            found = packing.documents(piece, known[piece.start : piece.stop])
+            assert tokens_in(found, piece.start) == [
+                (index, row, token)
+                for index, pack in enumerate(expected[start:stop])
+                for row, first, tokens in pack
+                for token in range(first, first + tokens)
+                if token < known[row]
+            ]
             assert (piece.first, piece.num_packs) == (start, stop - start)
             assert piece.start <= min(rows)
             assert max(rows) < piece.stop <= len(lengths)

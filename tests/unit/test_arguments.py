@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from laneway.arguments import (
@@ -181,16 +182,22 @@ def test_a_schema_without_columns_or_with_one_twice_is_refused(names: list[str])
     refused(partial(check_schema, pa.schema(fields)), ValueError, message)
 
 
-def test_a_choice_is_none_or_one_of_the_choices() -> None:
-    check_choice("remainder", None, ("pad", "drop"))
-    check_choice("remainder", "drop", ("pad", "drop"))
-    message = "remainder must be one of 'pad', 'drop' or None, not 'keep'"
-    refused(partial(check_choice, "remainder", "keep", ("pad", "drop")), ValueError, message)
+@pytest.mark.parametrize("choice", ["keep", 3, np.array(["pad", "drop"]), pc.field("x") == "pad"])
+def test_a_choice_is_one_of_the_choices_and_none_only_where_that_is_one(choice: Any) -> None:
+    check = partial(check_choice, "remainder", choices=("pad", "drop"))
+    check(choice="drop")
+    check(choice=None, or_none=True)
+    message = "remainder must be one of 'pad', 'drop'"
+    refused(partial(check, choice=None), ValueError, f"{message}, not None")
+    refused(partial(check, choice=choice), ValueError, f"{message}, not {choice!r}")
+    refused(partial(check, choice=choice, or_none=True), ValueError, f"{message} or None, not {choice!r}")
 
 
-def test_a_flag_is_true_or_false() -> None:
+def test_a_flag_is_true_or_false_and_none_only_where_that_is_allowed() -> None:
     for flag in (True, False):
         check_flag("shuffle", flag)
+    check_flag("progress", None, or_none=True)
+    refused(partial(check_flag, "progress", 1, or_none=True), TypeError, "progress must be True, False or None, not 1")
 
 
 @pytest.mark.parametrize("flag", [1, 0, None, "yes", np.True_])

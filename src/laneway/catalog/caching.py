@@ -67,7 +67,13 @@ class CacheEntry:
             storage: The storage of the source.
             key: Identifies the source within its storage.
             kind: What is cached: "manifest", "selection", "vocabulary" or "lengths".
+
+        Raises:
+            TypeError: `cache_dir` is nothing that can be one.
         """
+        if cache_dir is not None and not isinstance(cache_dir, (str, os.PathLike, bool)):
+            message = f"cache_dir must be a directory or a URL, True, False or None, not {cache_dir!r}"
+            raise TypeError(message)
         if cache_dir is False or (cache_dir is None and not _is_worthwhile(storage.filesystem)):
             return None
         if cache_dir is None or cache_dir is True:

@@ -6,6 +6,8 @@ from typing import Final
 
 from tqdm import tqdm
 
+from laneway.arguments import check_flag
+
 _SHOW_AFTER_S: Final = 2.0
 
 
@@ -23,7 +25,11 @@ def progress_bar(total: int, what: str, unit: str, *, progress: bool | None) -> 
         what: What is done.
         unit: What is counted.
         progress: True shows it, False does not, None does if the work takes longer than 2 s.
+
+    Raises:
+        TypeError: `progress` is none of these.
     """
+    check_flag("progress", progress, or_none=True)
     return ProgressBar(
         total=total,
         desc=what,

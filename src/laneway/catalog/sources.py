@@ -79,7 +79,7 @@ def find_data_files(
     retries: RetryPolicy | None = None,
 ) -> DataFiles:
     """Return the data files of a source; see `Manifest.scan` for the rules and errors."""
-    if format is not None and format not in FORMATS:
+    if format is not None and not (isinstance(format, str) and format in FORMATS):
         message = f"format is {format!r}: give one of {', '.join(map(repr, FORMATS))}, or None to detect it"
         raise ValueError(message)
     sources = [source] if isinstance(source, (str, os.PathLike)) else source

@@ -14,7 +14,7 @@ from laneway.cli.output import Answer, output_file, table
 from laneway.cli.sources import open_dataset
 from laneway.loader import SavableLoader
 from laneway.pictures.feeding import FedLoop, draw_stages, draw_utilisation
-from laneway.pictures.svg import stacked
+from laneway.pictures.svg import STYLE, stacked
 
 if TYPE_CHECKING:
     import argparse
@@ -62,7 +62,7 @@ def bench(arguments: argparse.Namespace) -> Answer:
             for each in found
         ]
         drawn = stacked([draw_utilisation(loops, arguments.step_ms), draw_stages(loops)])
-        picture.write_text(drawn.image(with_style=True), encoding="utf-8")
+        picture.write_text(drawn.image(STYLE), encoding="utf-8")
         facts["plot"] = arguments.plot
         lines += ["", f"wrote {arguments.plot}"]
     return Answer(facts, lines)

@@ -126,7 +126,10 @@ def open_for_state(
     if fields["categories"] is not None:
         problem = "its dataset has categories=: use dataset.plan(state=...) in Python"
     elif fields["stages"] is not None:
-        problem = "flat_map() or pack() make items of its rows, and how many depends on the data"
+        problem = (
+            "flat_map() or pack() make items of its rows, and how many depends on the data: if lengths of documents "
+            "are known, use dataset.plan(state=...) in Python"
+        )
     elif fields["selection"] is not None and arguments.filter is None:
         problem = f"its rows are selected by {fields['selection']}: give the same --filter"
     if problem is not None:

@@ -15,9 +15,6 @@ import warnings
 from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from laneway.checkpoint.folder import CheckpointFolder
-from laneway.checkpoint.layout import INDEX, JOB, METADATA, parse_name
-from laneway.checkpoint.reading import read_rank_values, read_values
 from laneway.errors import CheckpointError, StateFormatError
 from laneway.storage.entries import get_entry
 from laneway.storage.filesystem import Storage
@@ -27,6 +24,7 @@ from laneway.storage.reading import read_range
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from laneway.checkpoint.folder import CheckpointFolder
     from laneway.checkpoint.layout import Checkpoint
 
 _ZIP = b"PK\x03\x04"
@@ -64,7 +62,15 @@ def load_checkpoints(path: str, storage_options: Mapping[str, Any] | None = None
     if entry is None and not names:
         message = f"{storage.redact(path)} does not exist: give a file or folder in which a state was saved"
         raise StateFormatError(message)
-    name = storage.redact(path)
+    return _of_folder(storage, storage.redact(path), names)
+
+
+def _of_folder(storage: Storage, name: str, names: set[str]) -> list[SavedValue]:
+    """Return the checkpoints in a folder with files of these names; see `load_checkpoints`."""
+    # They import torch.distributed.checkpoint, which takes most of a second.
+    from laneway.checkpoint.folder import CheckpointFolder  # noqa: PLC0415
+    from laneway.checkpoint.layout import INDEX, METADATA, parse_name  # noqa: PLC0415
+
     if INDEX in names:
         parent, own = posixpath.split(storage.root.rstrip("/"))
         folder = CheckpointFolder(storage.at(parent))
@@ -129,6 +135,9 @@ def _read(name: str, read: Callable[[], Any], what: str) -> Any:  # noqa: ANN401
 
 
 def _of_checkpoint(folder: CheckpointFolder, checkpoint: Checkpoint) -> Any:  # noqa: ANN401 - states of loaders
+    from laneway.checkpoint.layout import JOB  # noqa: PLC0415 - see `_of_folder`
+    from laneway.checkpoint.reading import read_rank_values, read_values  # noqa: PLC0415 - see `_of_folder`
+
     job = read_values(folder, checkpoint, JOB)
     return [job, *read_rank_values(folder, checkpoint, None)]
 
@@ -137,7 +146,6 @@ def _of_dcp(storage: Storage, name: str) -> dict[str, Any]:
     if not storage.is_local:
         message = f"{name} is a folder of torch.distributed.checkpoint on a remote storage: copy it to a local one"
         raise StateFormatError(message)
-    # They take most of a second.
     from torch.distributed.checkpoint.api import CheckpointException  # noqa: PLC0415
     from torch.distributed.checkpoint.filesystem import FileSystemReader  # noqa: PLC0415
     from torch.distributed.checkpoint.state_dict_loader import load  # noqa: PLC0415

@@ -30,6 +30,8 @@ from laneway.convert.nested import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from numpy.typing import NDArray
+
     # pyarrow's classes are generic in its stubs only, which also lack some of them.
     _Array = Any
     _Type = Any
@@ -80,6 +82,17 @@ def take_rows(chunks: list[pa.Array[Any]], data_type: pa.DataType, order: pa.Int
         pa.ArrowException: Arrow can't join arrays of this type, or take rows from them.
     """
     return fit(_take(_join_plain(chunks, data_type), order), data_type)
+
+
+def filter_rows(table: pa.Table, mask: NDArray[np.bool_]) -> pa.Table:
+    """Return the rows of a table for which a mask is true, in its types, or in wider ones if they need these."""
+    try:
+        return table.filter(pa.array(mask))
+    except pa.ArrowNotImplementedError:  # string views, at any depth
+        order = cast("pa.Int64Array", pa.array(np.flatnonzero(mask)))
+        columns = zip(table.columns, table.schema, strict=True)
+        arrays = [take_rows(column.chunks, field.type, order) for column, field in columns]
+        return pa.Table.from_batches([record_batch(arrays, table.schema)])
 
 
 def fit(array: pa.Array[Any], data_type: pa.DataType) -> pa.Array[Any]:

@@ -42,6 +42,19 @@ class PackPiece(NamedTuple):
     """Tokens of the first row that are in earlier packs than those."""
 
 
+class PackedDocuments(NamedTuple):
+    """Which tokens of which documents some packs consist of, pack by pack, in their order."""
+
+    pack: NDArray[np.int64]
+    """The pack that each is in, counted from the first of these packs, shape (num_documents,)."""
+    document: NDArray[np.int64]
+    """The document, by its number, of the same shape."""
+    start: NDArray[np.int64]
+    """The first of its tokens that the pack has, of the same shape."""
+    stop: NDArray[np.int64]
+    """One past the last one, of the same shape."""
+
+
 @final
 @dataclass(frozen=True, eq=False)
 class PackPlaces:
@@ -71,12 +84,21 @@ class PackPlaces:
         packs_before = start - int(self.first_packs[first])
         return PackPiece(start, stop - start, int(self.rows[first]), end, packs_before, int(self.tokens[first]))
 
+    def packs_near(self, row: int) -> tuple[int, int]:
+        """Return packs [start, stop) of the line, among which are all that have tokens of a row."""
+        first = max(int(np.searchsorted(self.rows, row, side="left")) - 1, 0)
+        stop = min(int(np.searchsorted(self.rows, row, side="right")), len(self.rows) - 1)
+        return int(self.first_packs[first]), int(self.first_packs[stop])
+
 
 class Packing(Protocol):
     """How documents become packs, as a function of their lengths."""
 
     def places(self, lengths: NDArray[np.int64]) -> PackPlaces:
         """Return where the packs of documents are, given the tokens of each, in their order."""
+
+    def documents(self, piece: PackPiece, lengths: NDArray[np.int64]) -> PackedDocuments:
+        """Return what the packs of a piece consist of, given the tokens of each of its rows; documents are these."""
 
     def depends_on_order(self, num_documents: int) -> bool:
         """Return whether the same documents in another order may make another number of packs."""
@@ -104,6 +126,8 @@ class PackLine:
     """Tokens of each row, in the order of the line."""
     places: PackPlaces
     """Where its packs are in these rows."""
+    packing: Packing
+    """How its documents became packs."""
 
     @property
     def packs(self) -> Lanes:
@@ -148,6 +172,12 @@ class PackLine:
     def pieces(self, segments: Iterable[Segment]) -> list[PackPiece]:
         """Return the packs of some segments of the line of packs."""
         return [self.places.piece(each.start, each.stop) for each in segments]
+
+    def documents(self, start: int, stop: int) -> PackedDocuments:
+        """Return what packs [start, stop) of the line consist of, at least one; documents are rows of the line."""
+        piece = self.places.piece(start, stop)
+        found = self.packing.documents(piece, self.lengths[piece.start : piece.stop].astype(np.int64))
+        return found._replace(document=found.document + piece.start)
 
     def lanes_of(self, pieces: Mapping[int, list[PackPiece]], num_lanes: int) -> Lanes:
         """Return the rows of which some lanes of packs are made, piece after piece; other lanes have none."""

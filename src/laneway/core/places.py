@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from laneway.core.cursor import LaneRange
-    from laneway.core.lanes import Segment
+    from laneway.core.lanes import Lanes, Segment
     from laneway.core.plan import Plan
 
 
@@ -71,7 +71,7 @@ def find_row(plan: Plan, ends: NDArray[np.int64], file_index: int, row: int) -> 
         file_index: The file.
         row: Which of its selected rows.
     """
-    shards, windows, lanes = plan.shards, plan.windows, plan.lanes
+    shards, windows = plan.shards, plan.windows
     first, stop = np.searchsorted(shards.file_index, [file_index, file_index + 1])
     shard = int(first + np.searchsorted(shards.row_offset[first:stop], row, side="right")) - 1
     if shard < first or row >= shards.row_offset[shard] + shards.row_length[shard]:
@@ -85,6 +85,11 @@ def find_row(plan: Plan, ends: NDArray[np.int64], file_index: int, row: int) -> 
     place = before + offset - int(windows.start[piece])
     if plan.identity.settings.shuffle:
         place = rank_in_window(int(windows.rows[window]), place, **plan.window_key(window))
+    return find_in_lanes(plan.lanes, ends, window, place)
+
+
+def find_in_lanes(lanes: Lanes, ends: NDArray[np.int64], window: int, place: int) -> list[LaneRow]:
+    """Return where a row of a window is in lanes, given the rows that each lane delivers, shape (num_lanes,)."""
     found = []
     for segment in np.flatnonzero((lanes.window == window) & (lanes.start <= place) & (place < lanes.stop)).tolist():
         line = int(lanes.row_starts[segment] - lanes.start[segment]) + place

@@ -256,7 +256,7 @@ class Identity:
             # That of this epoch, and of the next one.
             for old in [*self._last_line][:-1]:
                 del self._last_line[old]
-            self._last_line[key] = windows, PackLine(rows, lengths, places)
+            self._last_line[key] = windows, PackLine(rows, lengths, places, known.packing)
         return self._last_line[key]
 
 

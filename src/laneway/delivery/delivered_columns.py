@@ -64,7 +64,7 @@ class DeliveredColumns:
         """Return the columns that a user asks for; see `StatefulShardedDataset` for the arguments and errors."""
         found, vocabularies = select_columns(manifest, names, schema), None
         warn_of_missing(manifest, found.names, schema, stacklevel=3)
-        if categories:
+        if categories is not None and categories != {}:
             vocabularies = find_categories(categories, manifest, storage, found, cache_dir)
             found = vocabularies.as_delivered(found)
         if provenance:

@@ -19,6 +19,11 @@ def child_types(type_: pa.DataType) -> list[pa.DataType]:
     return [type_.field(i).type for i in range(type_.num_fields)]
 
 
+def has_views(type_: pa.DataType) -> bool:
+    """Return whether a type is one of string or binary views, or has one inside it: Arrow can't filter such arrays."""
+    return type_ in _VIEWS or any(map(has_views, child_types(type_)))
+
+
 def storage_type(type_: pa.DataType) -> pa.DataType:
     """Return how a type is stored, at any depth, where it is an extension type that a user registered.
 
@@ -105,6 +110,7 @@ def _replace(type_: pa.DataType, replacement: Callable[[pa.DataType], pa.DataTyp
     return with_fields(type_, fields)
 
 
+_VIEWS: Final = (pa.string_view(), pa.binary_view())
 _BYTES_OF_TEXT: Final[dict[pa.DataType, pa.DataType]] = {
     pa.string(): pa.binary(),
     pa.large_string(): pa.large_binary(),

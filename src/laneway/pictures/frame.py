@@ -83,7 +83,7 @@ def html_audit(audit: AuditReport, checkpoints: Sequence[str]) -> Iterable[str]:
 
 def html_svg(drawing: Drawing) -> str:
     """Return an image, which has the style of the page."""
-    return drawing.image(with_style=False)
+    return drawing.image()
 
 
 def _one_line(text: str) -> str:

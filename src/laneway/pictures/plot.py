@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from laneway.pictures.epochs import draw_lanes, draw_mixing, draw_rows
 from laneway.pictures.ranks import draw_bytes, draw_start_up
-from laneway.pictures.svg import stacked
+from laneway.pictures.svg import STYLE, stacked
 from laneway.plans.samples import sample_batches, start_up
 
 if TYPE_CHECKING:
@@ -47,4 +47,4 @@ class PlanPictures:
 
     def image(self) -> str:
         """Return all of them as an SVG image."""
-        return stacked([*self.of_epoch(), *self.of_ranks()]).image(with_style=True)
+        return stacked([*self.of_epoch(), *self.of_ranks()]).image(STYLE)

@@ -92,12 +92,12 @@ class Drawing:
         look = f'fill="none" stroke-width="{width:g}" stroke-linecap="round"'
         self.elements.append(f'<path class="{kind}" d="{path}" {look}/>')
 
-    def image(self, *, with_style: bool) -> str:
-        """Return the image, of which the style is that of the page or its own."""
+    def image(self, style: str = "") -> str:
+        """Return the image with a style of its own; without one, that of the page around it applies."""
         box = f'viewBox="0 0 {self.width} {self.height}" width="{self.width}" height="{self.height}"'
         head = f'<svg xmlns="http://www.w3.org/2000/svg" {box} role="img" aria-label="{escaped(self.alt, 1000)}">'
-        style = [f"<style>{STYLE}</style>"] if with_style else []
-        return "\n".join([head, *style, *self.elements, "</svg>", ""])
+        own = [f"<style>{style}</style>"] if style else []
+        return "\n".join([head, *own, *self.elements, "</svg>", ""])
 
 
 def stacked(drawings: Iterable[Drawing], margin: int = 24) -> Drawing:

@@ -46,35 +46,15 @@ class Costs:
         A row group is read as a whole, and again by each window and each lane that has rows of it.
 
         Args:
-            starts: Rows that were delivered from each lane before, shape (num_lanes,).
-            ends: Rows that have been delivered from each lane at the end, shape (num_lanes,).
+            starts: Rows, or packs, that were delivered from each lane before, shape (num_lanes,).
+            ends: Those that have been delivered from each lane at the end, shape (num_lanes,).
             sharing: How ranks share the lanes.
         """
-        plan = self.plan
-        windows, is_shuffled = plan.windows, plan.identity.settings.shuffle
-        lanes = plan.lanes.delivered(ends)
-        low = plan.lanes.row_starts[plan.lanes.segment_starts[:-1]] + starts
-        lane = np.repeat(np.arange(lanes.num_lanes), np.diff(lanes.segment_starts))
-        line = plan.lanes.row_starts[plan.lanes.segment_starts[lane]]
-        in_lane = lanes.row_starts[:-1] - lanes.row_starts[lanes.segment_starts[lane]]
-        first = np.maximum(lanes.start, lanes.start + low[lane] - line - in_lane)
-        has_rows = first < lanes.stop
-        lane, window, first, stop = lane[has_rows], lanes.window[has_rows], first[has_rows], lanes.stop[has_rows]
-        pieces = np.arange(len(windows.shard), dtype=np.int64)
-        if is_shuffled:
-            of_pieces = _bytes_of(plan, pieces, windows.start, windows.stop)
-            bounds = np.concatenate([[0], np.cumsum(of_pieces)])[windows.piece_starts]
-            sizes = np.diff(bounds)[window]
-        else:
-            # Each window is one piece.
-            sizes = _bytes_of(plan, window, windows.start[window] + first, windows.start[window] + stop)
-        rank = lane // sharing.turns_per_batch % sharing.world_size
-        found = np.bincount(rank, weights=sizes, minlength=sharing.world_size)
-        return [*map(int, found.tolist())]
+        return _bytes_of_ranks(*self._of_rows(starts, ends), sharing)
 
     def start_up(self, starts: NDArray[np.int64], ends: NDArray[np.int64], sharing: Sharing) -> list[StartUp]:
         """Return what each rank reads for the first window of each of its lanes; see `bytes_of_ranks`."""
-        plan = self.plan
+        plan, starts, ends = self._of_rows(starts, ends)
         windows, lanes, shards = plan.windows, plan.lanes, plan.shards
         lane = np.flatnonzero(starts < np.minimum(ends, lanes.rows))
         line = lanes.row_starts[lanes.segment_starts[lane]]
@@ -96,9 +76,21 @@ class Costs:
         blocks = np.bincount(rank, weights=has_rows[last] - has_rows[first], minlength=sharing.world_size)
         opened = np.unique(rank * len(shards.paths) + shards.file_index[shard]) // max(len(shards.paths), 1)
         files = np.bincount(opened, minlength=sharing.world_size)
-        read = self.bytes_of_ranks(starts, first_ends, sharing)
+        read = _bytes_of_ranks(plan, starts, first_ends, sharing)
         columns = (files.tolist(), blocks.astype(np.int64).tolist(), read)
         return [StartUp(*each) for each in zip(*columns, strict=True)]
+
+    def _of_rows(
+        self, starts: NDArray[np.int64], ends: NDArray[np.int64]
+    ) -> tuple[Plan, NDArray[np.int64], NDArray[np.int64]]:
+        """Return the plan of the rows that lanes deliver, and rows of each lane in the place of packs."""
+        plan, line = self.plan, self.plan.line
+        if line is None:
+            return plan, starts, ends
+        ranges = enumerate(zip(starts.tolist(), ends.tolist(), strict=True))
+        pieces = {lane: line.pieces(plan.lanes.segments(lane, start, stop)) for lane, (start, stop) in ranges}
+        of_rows = plan.of_rows(pieces)
+        return of_rows, np.zeros_like(starts), of_rows.lanes.rows
 
     def worker_memory(self, lanes_per_worker: int) -> int:
         """Return the bytes of decoded rows that a worker holds at most; see docs/explanation/performance.md."""
@@ -117,6 +109,30 @@ class Costs:
         ahead = 1 + definition.prefetch_windows
         threads = num_window_threads(is_remote=is_remote)
         return lanes_per_worker * ahead * window + threads * (assembled + _DECODING * block)
+
+
+def _bytes_of_ranks(plan: Plan, starts: NDArray[np.int64], ends: NDArray[np.int64], sharing: Sharing) -> list[int]:
+    """Return about how many bytes of the files each rank reads; see `Costs.bytes_of_ranks`."""
+    windows, is_shuffled = plan.windows, plan.identity.settings.shuffle
+    lanes = plan.lanes.delivered(ends)
+    low = plan.lanes.row_starts[plan.lanes.segment_starts[:-1]] + starts
+    lane = np.repeat(np.arange(lanes.num_lanes), np.diff(lanes.segment_starts))
+    line = plan.lanes.row_starts[plan.lanes.segment_starts[lane]]
+    in_lane = lanes.row_starts[:-1] - lanes.row_starts[lanes.segment_starts[lane]]
+    first = np.maximum(lanes.start, lanes.start + low[lane] - line - in_lane)
+    has_rows = first < lanes.stop
+    lane, window, first, stop = lane[has_rows], lanes.window[has_rows], first[has_rows], lanes.stop[has_rows]
+    pieces = np.arange(len(windows.shard), dtype=np.int64)
+    if is_shuffled:
+        of_pieces = _bytes_of(plan, pieces, windows.start, windows.stop)
+        bounds = np.concatenate([[0], np.cumsum(of_pieces)])[windows.piece_starts]
+        sizes = np.diff(bounds)[window]
+    else:
+        # Each window is one piece.
+        sizes = _bytes_of(plan, window, windows.start[window] + first, windows.start[window] + stop)
+    rank = lane // sharing.turns_per_batch % sharing.world_size
+    found = np.bincount(rank, weights=sizes, minlength=sharing.world_size)
+    return [*map(int, found.tolist())]
 
 
 def _bytes_of(

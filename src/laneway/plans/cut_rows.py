@@ -45,7 +45,41 @@ class SourceRowPlace(NamedTuple):
     """The epoch of the source, zero-based."""
 
 
-AnyRowPlace = RowPlace | SourceRowPlace
+class DocumentPlace(NamedTuple):
+    """Tokens of a row of a data file that are in a pack."""
+
+    path: str
+    """The file, relative to the root of the dataset."""
+    row: int
+    """The number of the row in the file."""
+    start: int
+    """The first of these tokens, counted in the row."""
+    stop: int
+    """One past the last one."""
+    pack: int
+    """Index of the pack in the batch."""
+
+
+class SourceDocumentPlace(NamedTuple):
+    """Tokens of a row of a data file of a source of a mixture that are in a pack."""
+
+    path: str
+    """The file, relative to the root of the source."""
+    row: int
+    """The number of the row in the file."""
+    source: str
+    """The name of the source."""
+    epoch: int
+    """The epoch of the source, zero-based."""
+    start: int
+    """The first of these tokens, counted in the row."""
+    stop: int
+    """One past the last one."""
+    pack: int
+    """Index of the pack in the batch."""
+
+
+AnyRowPlace = RowPlace | SourceRowPlace | DocumentPlace | SourceDocumentPlace
 
 
 class CutRows(Protocol):
@@ -63,10 +97,10 @@ class CutRows(Protocol):
         """Return how many rows of lanes come from which source of a mixture."""
 
     def rows(self, ranges: Sequence[LaneRange]) -> list[AnyRowPlace]:
-        """Return where rows of lanes are in the files."""
+        """Return where rows of lanes are in the files, or the documents of packs if lanes count these."""
 
     def find(self, wanted: SourceRowPlace) -> list[LaneRow]:
-        """Return where a row is in the lanes."""
+        """Return where a row, or the packs that have tokens of it, are in the lanes."""
 
 
 class DatasetRows:
@@ -92,7 +126,10 @@ class DatasetRows:
 
     def rows(self, ranges: Sequence[LaneRange]) -> list[AnyRowPlace]:
         """See CutRows."""
-        return [RowPlace(*each) for each in self._numbers.named(rows_of_lanes(self.plan, ranges))]
+        plan, line = self.plan, self.plan.line
+        if line is not None:
+            return [DocumentPlace(*each) for each in self._numbers.documents(plan, line, ranges)]
+        return [RowPlace(*each) for each in self._numbers.named(rows_of_lanes(plan, ranges))]
 
     def find(self, wanted: SourceRowPlace) -> list[LaneRow]:
         """See CutRows."""
@@ -105,7 +142,7 @@ class MixtureRows:
     plan = None
 
     def __init__(self, plan: MixturePlan, cut: int, numbers: Mapping[str, SourceNumbers]) -> None:
-        """Use a cut of a mixture without stages, of which earlier cuts have left no groups.
+        """Use a cut of a mixture of rows, or of packs of known lengths, of which earlier cuts have left no groups.
 
         Args:
             plan: The mixture.
@@ -136,8 +173,9 @@ class MixtureRows:
         plan, cut = self._mixed, self._cut
         sources = plan.progress.starts[cut].sources
         found: list[AnyRowPlace] = []
+        before = 0
         for lane, start, stop in ranges:
-            of_range: dict[int, SourceRowPlace] = {}
+            of_range: dict[int, list[AnyRowPlace]] = {place: [] for place in range(stop - start)}
             for index, first, places in plan.mixings[cut].lane(lane).split(start, stop):
                 name, taken = sources[index].name, 0
                 if not name:
@@ -146,11 +184,21 @@ class MixtureRows:
                 for rows in plan.lanes(cut, name).ranges(lane, first, first + len(places)):
                     of_epoch = self._plan_of(name, rows.epoch)
                     numbers = self._numbers[name].of(of_epoch)
-                    in_files = rows_of_lanes(of_epoch, [LaneRange(rows.lane, rows.start, rows.stop)])
-                    for path, row in numbers.named(in_files):
-                        of_range[int(places[taken])] = SourceRowPlace(path, row, name, rows.epoch)
-                        taken += 1
-            found += [of_range[place] for place in range(stop - start)]
+                    own, line = LaneRange(rows.lane, rows.start, rows.stop), of_epoch.line
+                    own_places = places[taken : taken + own.stop - own.start].tolist()
+                    taken += len(own_places)
+                    if line is None:
+                        named = numbers.named(rows_of_lanes(of_epoch, [own]))
+                        for place, each in zip(own_places, named, strict=True):
+                            of_range[place].append(SourceRowPlace(*each, name, rows.epoch))
+                        continue
+                    for path, row, first_token, end, pack in numbers.documents(of_epoch, line, [own]):
+                        place = own_places[pack]
+                        of_range[place].append(
+                            SourceDocumentPlace(path, row, name, rows.epoch, first_token, end, before + place)
+                        )
+            found += [each for of_place in of_range.values() for each in of_place]
+            before += stop - start
         return found
 
     def _plan_of(self, name: str, epoch: int) -> Plan:

@@ -28,7 +28,7 @@ class RowDelivery(NamedTuple):
     worker: int | None
     """The worker of the rank; None: unknown, as a state doesn't say how many workers read what was delivered before."""
     batch_index: int
-    """Index of the row in the batch of the rank."""
+    """Index of the row, or of the pack, in the batch of the rank."""
 
 
 class PlannedCut(NamedTuple):
@@ -54,6 +54,9 @@ class EpochPlan:
     Steps are counted from the start of the epoch: at each, every rank takes one batch. Without batches, a step takes
     one turn of each rank, which is `turn_rows` rows, by default one.
 
+    If documents of known lengths are packed, lanes, steps and batches consist of packs, and all numbers of rows are
+    numbers of packs.
+
     Where rows are selected by filters, splits or slices, row numbers are those of the files, so `rows_of` and `where`
     read the columns of the filters.
 
@@ -75,9 +78,11 @@ class EpochPlan:
     next_step: int
     """The next step of the job: 0, or for the plan of a state the one after those that were delivered."""
     num_rows: int | None
-    """Rows of the epoch; None: it has no end."""
+    """Rows of the epoch, or packs; None: it has no end."""
     _cuts: tuple[PlannedCut, ...]
     _sources: tuple[str, ...] = ()
+    _item: str = "row"
+    """What batches consist of."""
 
     @property
     def _is_endless(self) -> bool:
@@ -156,7 +161,9 @@ class EpochPlan:
 
         Returns:
             For each rank, its rows in the order of its batch: `(path, row)`, or in a mixture
-            `(path, row, source, epoch)`. A rank that has no batch left has none.
+            `(path, row, source, epoch)`. Of packs, the documents in their order, `(path, row, start, stop, pack)` or
+            `(path, row, source, epoch, start, stop, pack)`: tokens [start, stop) of the row are in this pack of the
+            batch. A rank that has no batch left has none.
 
         Raises:
             ValueError: The epoch has no such step.
@@ -174,7 +181,7 @@ class EpochPlan:
         raise ValueError(message)
 
     def where(self, path: str, row: int, *, source: str | None = None, epoch: int | None = None) -> list[RowDelivery]:
-        """Return when a row is delivered.
+        """Return when a row is delivered, or each pack that has tokens of it.
 
         Args:
             path: The data file, relative to the dataset's root.
@@ -183,7 +190,8 @@ class EpochPlan:
             epoch: In a mixture, the epoch of the source; None: 0.
 
         Returns:
-            Usually one delivery. None if the row is left out of the epoch, several if it is repeated.
+            Usually one delivery. None if the row is left out of the epoch, several if it is repeated, or in several
+            packs.
 
         Raises:
             ValueError: There is no such file or row, or it is not selected.
@@ -213,7 +221,7 @@ class EpochPlan:
     def __repr__(self) -> str:
         lines = [
             f"epoch {self.epoch} on {counted(self.world_size, 'rank')} with {counted(self.num_workers, 'worker')}",
-            f"{'endless' if self.num_rows is None else counted(self.num_rows, 'row')}, {self._unit}",
+            f"{'endless' if self.num_rows is None else counted(self.num_rows, self._item)}, {self._unit}",
         ]
         windows = "" if self.num_windows is None else f", {counted(self.num_windows, 'window')}"
         lines.append(f"{counted(self.num_lanes, 'lane')}{windows}")
@@ -221,7 +229,7 @@ class EpochPlan:
             done = f" after {counted(self.next_step, 'step')}" if self.next_step else ""
             lines.append(f"batches per rank: {span(self.batches_per_rank)}{done}")
         if self.rows_repeated is not None:
-            lines.append(f"rows repeated: {self.rows_repeated:,}, left out: {self.rows_dropped:,}")
+            lines.append(f"{self._item}s repeated: {self.rows_repeated:,}, left out: {self.rows_dropped:,}")
         if self.bytes_per_rank is not None and self.worker_memory_bytes is not None:
             lines.append(f"each rank reads {span(self.bytes_per_rank, rounded_size)}")
             lines.append(f"each worker holds up to {rounded_size(self.worker_memory_bytes)}")

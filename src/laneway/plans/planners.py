@@ -49,7 +49,7 @@ class Planner(Protocol):
         """Return the rows of the current cut, and what reading them costs, as far as it is known."""
 
     def num_rows(self, epoch: int) -> int | None:
-        """Return the rows of an epoch; None: it has no end."""
+        """Return the rows or packs of an epoch; None: it has no end."""
 
 
 @final
@@ -81,7 +81,7 @@ class DatasetPlanner:
 
     def num_rows(self, epoch: int) -> int | None:
         """See Planner."""
-        return self.definition.identity.num_rows(epoch)
+        return self.definition.identity.num_items(epoch)
 
 
 @final
@@ -162,6 +162,7 @@ def plan_epoch(planner: Planner, progress: Progress, world_size: int, num_worker
         num_rows=planner.num_rows(progress.epoch),
         _cuts=tuple(cuts),
         _sources=planner.sources,
+        _item="row" if definition.stages is None else "pack",
     )
 
 

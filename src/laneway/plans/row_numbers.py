@@ -9,16 +9,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
+from laneway.core.pack_rows import find_packs, packed_rows
 from laneway.core.places import find_row
 from laneway.reading.selected import SelectedReader
 from laneway.wording import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
+    from laneway.core.cursor import LaneRange
     from laneway.core.files import FileTable
+    from laneway.core.pack_line import PackLine
     from laneway.core.places import FileRows, LaneRow
     from laneway.core.plan import Plan
     from laneway.delivery.dataset_definition import DatasetDefinition
@@ -44,8 +47,16 @@ class RowNumbers:
         numbers = self._in_files(rows).tolist()
         return [(paths[index], row) for index, row in zip(rows.file_index.tolist(), numbers, strict=True)]
 
+    def documents(
+        self, plan: Plan, line: PackLine, ranges: Sequence[LaneRange]
+    ) -> list[tuple[str, int, int, int, int]]:
+        """Return (path, number in the file, first token, one past the last one, pack) of the documents of packs."""
+        found = packed_rows(plan, line, ranges)
+        tokens = zip(found.start.tolist(), found.stop.tolist(), found.pack.tolist(), strict=True)
+        return [(*row, *of_row) for row, of_row in zip(self.named(found.rows), tokens, strict=True)]
+
     def find(self, plan: Plan, ends: NDArray[np.int64], path: str, row: int) -> list[LaneRow]:
-        """Return where a row of a file is in the lanes of a plan; see `find_row`.
+        """Return where a row of a file, or the packs that have tokens of it, are in the lanes of a plan.
 
         Raises:
             ValueError: There is no such file or row, or it is not selected.
@@ -55,7 +66,10 @@ class RowNumbers:
         if in_plan is None:
             message = f"row {row:,} of {path} is not selected, so no epoch of this dataset has it"
             raise ValueError(message)
-        return find_row(plan, ends, file_index, in_plan)
+        line = plan.line
+        if line is None:
+            return find_row(plan, ends, file_index, in_plan)
+        return find_packs(plan, line, ends, file_index, in_plan)
 
     def _in_files(self, rows: FileRows) -> NDArray[np.int64]:
         """Return the numbers in their files of rows that a plan counts, shape (rows,)."""

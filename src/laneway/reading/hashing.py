@@ -46,6 +46,9 @@ def bits_of_values(values: Any, *, seed: int) -> NDArray[np.uint64]:  # noqa: AN
     elif _is.is_floating(data_type):
         numbers = _bits_of_floats(values)
     else:
+        if _is.is_decimal32(data_type) or _is.is_decimal64(data_type):
+            # Arrow doesn't encode these.
+            values = values.cast(pa.decimal128(data_type.precision, data_type.scale))
         # Each distinct value once.
         encoded = values.dictionary_encode()
         texts = _compute.cast(_as_text(encoded.dictionary), pa.large_binary()).to_pylist()

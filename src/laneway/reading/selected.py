@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Final, final
 import numpy as np
 import pyarrow as pa
 
+from laneway.convert.arrays import filter_rows
 from laneway.errors import DataFileError
+from laneway.formats.nested_types import has_views
 from laneway.reading.categories import CategoryReader
 from laneway.reading.reader import RowReader
 from laneway.reading.steps import Run, select
@@ -164,7 +166,7 @@ class SelectedReader:
             table = (self._seen if is_apart else self._all_rows).read(*where)
             mask = select(self._selection.steps, table, run)
             self._check_counts(run, first, planned, run.count_by_block(mask))
-            table, rows = table.filter(pa.array(mask)), rows[mask]
+            table, rows = filter_rows(table, mask), rows[mask]
             if is_apart:
                 rest = self._rest.read(*where, mask)
                 columns = dict(
@@ -179,6 +181,7 @@ class SelectedReader:
         return (
             self._all_rows.skips_rows
             and bool(self._seen.schema.names and self._rest.schema.names)
+            and not any(has_views(field.type) for field in self._rest.schema)
             and int(files.block_memory_bytes[first:stop].sum()) >= _APART_BYTES
             and int(self._files.block_rows[first:stop].sum()) <= _APART_SHARE * int(files.block_rows[first:stop].sum())
         )

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Self, get_args
 
 import numpy as np
 
-from laneway.arguments import check_choice, check_int, plain_int
-from laneway.core.pack_line import PackPlaces
+from laneway.arguments import MAX_COUNT, check_choice, check_int, plain_int
+from laneway.core.pack_line import PackedDocuments, PackPlaces
 from laneway.core.progress import LanePosition
 from laneway.stages.offsets import check_offset, decode_offset, digest_of, encode_offset, resume_group
 from laneway.stages.packing import Overflow, best_fit, chunk, chunk_places, chunk_tokens, num_packs
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from laneway.core.pack_line import PackPiece
     from laneway.stages.packing import Packs
 
 Strategy = Literal["best_fit", "chunk"]
@@ -56,11 +57,12 @@ class PackOptions:
             ValueError: One is out of its range, or has no effect.
             TypeError: One has the wrong type.
         """
-        check_int("length", self.length, minimum=1)
-        check_int("group_rows", self.group_rows, minimum=1)
+        for name in ("length", "group_rows"):
+            plain = check_int(name, getattr(self, name), minimum=1, maximum=MAX_COUNT)
+            object.__setattr__(self, name, plain)
         check_choice("strategy", self.strategy, get_args(Strategy))
         check_choice("overflow", self.overflow, get_args(Overflow))
-        check_choice("mask", self.mask, get_args(Mask))
+        check_choice("mask", self.mask, get_args(Mask), or_none=True)
         if self.separator is not None:
             _check_token("separator", self.separator)
         _check_token("pad_value", self.pad_value)
@@ -97,6 +99,32 @@ class PackOptions:
             for start, stop in zip(rows[:-1].tolist(), rows[1:].tolist(), strict=True)
         ]
         return PackPlaces(np.cumsum([0, *packs], dtype=np.int64), rows, np.zeros_like(rows))
+
+    def documents(self, piece: PackPiece, lengths: NDArray[np.int64]) -> PackedDocuments:
+        """Return what the packs of a piece consist of, given the tokens of each of its rows; documents are these."""
+        has_separator, num_rows = self.separator is not None, len(lengths)
+        if self.strategy == "chunk":
+            # One more document fills the last pack of the line.
+            line = np.append(lengths, self.length)
+            parts = {0: chunk(line, self.length, separator=has_separator, skip=piece.tokens_before)}
+        else:
+            parts = {
+                first: best_fit(
+                    lengths[first : first + self.group_rows],
+                    self.length,
+                    separator=has_separator,
+                    overflow=self.overflow,
+                )
+                for first in range(0, num_rows, self.group_rows)
+            }
+        counts = np.concatenate([np.diff(each.first_pieces) for each in parts.values()])
+        pack = np.repeat(np.arange(len(counts)), counts) - piece.packs_before
+        document = np.concatenate([first + each.document for first, each in parts.items()])
+        start, tokens = (
+            np.concatenate([getattr(each, name) for each in parts.values()]) for name in ("start", "tokens")
+        )
+        kept = (pack >= 0) & (pack < piece.num_packs) & (document < num_rows) & (tokens > 0)
+        return PackedDocuments(pack[kept], document[kept], start[kept], (start + tokens)[kept])
 
     def depends_on_order(self, num_documents: int) -> bool:
         """Return whether the same documents in another order may make another number of packs."""

@@ -83,6 +83,10 @@ class Storage:
         if storage_options is not None and not isinstance(storage_options, Mapping):
             message = f"storage_options must be a mapping, not a {type(storage_options).__name__}"
             raise TypeError(message)
+        wrong = [name for name in storage_options or {} if not isinstance(name, str)]
+        if wrong:
+            message = f"storage_options must have names of arguments, which are strings, not {wrong[0]!r}"
+            raise TypeError(message)
         if retries is not None and not isinstance(retries, RetryPolicy):
             message = f"retries must be a RetryPolicy or None, not {retries!r}"
             raise TypeError(message)

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pytest
 
 from laneway.convert import arrays
-from laneway.convert.arrays import decode, fit, join, take_rows
+from laneway.convert.arrays import decode, filter_rows, fit, join, take_rows
 from laneway.convert.nested import copy_array
 from tests.columns import COLUMNS
 
@@ -123,6 +123,15 @@ def test_arrays_of_every_type_are_joined_and_put_in_order(name: str) -> None:
     assert not remaining
     taken.validate(full=True)
     assert taken.to_pylist() == [values[i] for i in order]
+
+
+@pytest.mark.parametrize("name", _MANY[0])
+def test_rows_of_every_type_are_filtered(name: str) -> None:
+    table: Any = pa.table({"column": pa.chunked_array(_chunks(name))})
+    values, mask = table["column"].to_pylist(), np.arange(len(table)) % 3 == 1
+    found = filter_rows(table, mask)
+    found.validate(full=True)
+    assert found["column"].to_pylist() == values[1::3]
 
 
 @pytest.mark.parametrize("name", [*_MANY[0]])

@@ -18,6 +18,8 @@ from tests.laws.simulation import PLAIN, file_table, rows_of
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from laneway.core.pack_line import PackedDocuments, PackPiece
+
 SHUFFLED = replace(PLAIN, shuffle=True, window_bytes=80)
 
 
@@ -68,6 +70,9 @@ class CountingPacks:
         type(self).num_calls += 1
         edges = np.array([0, len(lengths)])
         return PackPlaces(edges // 2, edges, np.zeros(2, np.int64))
+
+    def documents(self, piece: PackPiece, lengths: NDArray[np.int64]) -> PackedDocuments:
+        raise NotImplementedError
 
     def depends_on_order(self, num_documents: int) -> bool:
         return num_documents > 1

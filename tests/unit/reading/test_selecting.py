@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -184,6 +185,7 @@ def test_equal_values_of_other_types_have_the_same_hash() -> None:
         ([1, 2, None], [pa.int8(), pa.int64(), pa.uint32()]),
         (["a", "", None], [pa.string(), pa.large_string(), pa.dictionary(pa.int8(), pa.string())]),
         ([0.5, -0.0, None], [pa.float32(), pa.float64()]),
+        ([Decimal("1.25"), Decimal(0), None], [pa.decimal32(5, 2), pa.decimal64(9, 2), pa.decimal128(20, 2)]),
     ]
     for values, types in kinds:
         found = [bits_of_values(pa.array(values, each), seed=3).tolist() for each in types]
