@@ -1,4 +1,4 @@
-"""Draws docs/images/mixture.svg: two sources, the lanes of their mixture, other weights and ranks, and packs.
+"""Draws docs/images/mixture.svg: two sources, the lanes of their mixture, other weights and ranks, packs, mixed packs.
 
 Nothing in it is drawn manually: the library's own functions compute the place of each cell.
 Run it with `.venv/bin/python scripts/draw_mixture.py`. It writes the same bytes every time.
@@ -17,12 +17,14 @@ from laneway.core.files import FileTable
 from laneway.core.mixture_assignment import Mixed, resolve_mixture
 from laneway.core.mixtures import MixturePlan, Source
 from laneway.core.options import LaneOptions
+from laneway.core.pack_line import KnownPacks
 from laneway.core.plan import Identity, Settings
 from laneway.core.progress import CutProgress, LanePosition, Progress, current_cut
 from laneway.core.turns import WorkerPlace
 from laneway.core.weighting import Phase, Weighting
 from laneway.pictures.svg import STYLE
 from laneway.stages.packing import best_fit, chunk
+from laneway.stages.packs import PackOptions
 
 # Scripts import from their own directory, mypy from the root.
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ else:
     from draw_epoch import CELL_HEIGHT, HUES, MARGIN, MORE_STYLE, Picture, paler
 
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "images" / "mixture.svg"
-HEIGHT = 556
+HEIGHT = 690
 
 SIZES = {"web": 44, "code": 12}
 """Rows of each source."""
@@ -43,7 +45,9 @@ LENGTHS = (14, 3, 7, 9, 2, 11, 6, 19, 4, 8, 5, 12, 2, 6, 13, 3)
 """Tokens of documents."""
 LENGTH = 20
 """Tokens of a pack."""
-TOKEN_WIDTH = 7.6
+TOKEN_WIDTH, MIXED_TOKEN_WIDTH = 7.6, 3.4
+MIXED_PACKS = 12
+"""Packs of a lane that are drawn."""
 
 
 @dataclass(frozen=True)
@@ -60,20 +64,32 @@ class Row:
         return paler(HUES[[*SIZES].index(self.source)], 0.6 * self.row / SIZES[self.source])
 
 
-def source_of(name: str) -> Source:
-    """Return a source of the picture, of one file."""
+def source_of(name: str, *, is_packed: bool) -> Source:
+    """Return a source of the picture, of one file: of rows, or of packs of documents of known lengths."""
     num_rows = SIZES[name]
     blocks = [4] * (num_rows // 4)
     files = FileTable.build(paths=[name], sizes=[num_rows], digests=[""], blocks=[(blocks, blocks)], schema_digest="")
     settings = Settings(
         seed=1, shuffle=True, shard_bytes=4, shard_rows=None, window_bytes=8, remainder="keep", drop_last=False
     )
-    return Source(Identity(files, settings))
+    if not is_packed:
+        return Source(Identity(files, settings))
+    options = PackOptions(
+        LENGTH,
+        column="input_ids",
+        strategy="best_fit",
+        separator=None,
+        overflow="split",
+        mask=None,
+        pad_value=0,
+        group_rows=len(LENGTHS),
+    )
+    return Source(Identity(files, settings, packs=KnownPacks(np.resize(LENGTHS, num_rows).astype(np.int32), options)))
 
 
-def mixed(weights: dict[str, float]) -> Mixed:
+def mixed(weights: dict[str, float], *, is_packed: bool = False) -> Mixed:
     """Return the mixture with some weights."""
-    sources = {name: source_of(name) for name in SIZES}
+    sources = {name: source_of(name, is_packed=is_packed) for name in SIZES}
     return Mixed(sources, Weighting((Phase(0, weights),)), LaneOptions(None, None, TURN_ROWS))
 
 
@@ -89,6 +105,36 @@ def lane_rows(plan: MixturePlan, lane: int, num_rows: int) -> list[Row]:
                 rows += [Row(name, of_epoch.locate(segment, each)[1], epoch) for each in places_in]
         found |= dict(zip(places.tolist(), rows, strict=True))
     return [found[place] for place in range(num_rows)]
+
+
+@dataclass(frozen=True)
+class Pack:
+    """A pack of documents of one source."""
+
+    source: str
+    tokens: list[int]
+    """Tokens of each document."""
+
+
+def lane_packs(plan: MixturePlan, lane: int, num_packs: int) -> list[Pack]:
+    """Return the first packs of a lane of a mixture of packs."""
+    found: dict[int, Pack] = {}
+    for index, start, places in plan.mixings[-1].lane(lane).split(0, num_packs):
+        name, packs = plan.progress.starts[-1].sources[index].name, []
+        for epoch, of_lane, first, stop in plan.lanes(plan.current, name).ranges(lane, start, start + len(places)):
+            of_epoch = plan.plan(plan.current, name, epoch)
+            line = of_epoch.line
+            if line is None:
+                message = f"source {name!r} is not packed"
+                raise ValueError(message)
+            for segment in of_epoch.lanes.segments(of_lane, first, stop):
+                for number in range(segment.start, segment.stop):
+                    piece = line.places.piece(number, number + 1)
+                    made = best_fit(line.lengths[piece.start : piece.stop].astype(np.int64), LENGTH)
+                    bounds = made.first_pieces[piece.packs_before], made.first_pieces[piece.packs_before + 1]
+                    packs.append(Pack(name, made.tokens[slice(*bounds)].tolist()))
+        found |= dict(zip(places.tolist(), packs, strict=True))
+    return [found[place] for place in range(num_packs)]
 
 
 def draw_sources(drawing: Picture, y: float) -> None:
@@ -126,11 +172,25 @@ def draw_packs(drawing: Picture, x: float, y: float, packs: Packs) -> None:
             left += tokens * TOKEN_WIDTH
 
 
+def draw_lane_of_packs(drawing: Picture, x: float, y: float, packs: list[Pack], *, label: str) -> None:
+    """Draw the packs of a lane, each in the colour of its source."""
+    drawing.text(x, y - 7, label, kind="tag")
+    width = LENGTH * MIXED_TOKEN_WIDTH
+    for index, pack in enumerate(packs):
+        left = x + index * (width + 8)
+        drawing.box("card", left, y, width, CELL_HEIGHT)
+        for piece, tokens in enumerate(pack.tokens):
+            color = paler(HUES[[*SIZES].index(pack.source)], 0.3 * (piece % 3))
+            drawing.cell(left, y, tokens * MIXED_TOKEN_WIDTH - 1.2, color)
+            left += tokens * MIXED_TOKEN_WIDTH
+
+
 def draw() -> str:
     """Return the picture."""
     alt = (
         "Rows of two sources are mixed by weight in the lanes of two ranks; what is left is cut again for three ranks "
-        "with other weights. Documents are packed whole, or end to end."
+        "with other weights. Documents are packed whole, or end to end. If their lengths are known, packs of each "
+        "source are mixed in the place of rows."
     )
     drawing = Picture(HEIGHT, alt)
     draw_sources(drawing, 54)
@@ -160,6 +220,15 @@ def draw() -> str:
     draw_packs(drawing, MARGIN, 448, best_fit(lengths, LENGTH))
     drawing.titled(MARGIN + 500, 432, "Packs", "chunk: no padding, documents are cut")
     draw_packs(drawing, MARGIN + 500, 448, chunk(lengths, LENGTH))
+
+    of_packs = mixed(WEIGHTS, is_packed=True)
+    begun = resolve_mixture(of_packs, Progress(0), WorkerPlace(0, RANKS)).progress
+    drawing.titled(
+        MARGIN, 566, "Packs of known lengths", "each epoch of a source is packed by itself, and packs are mixed"
+    )
+    for lane in range(RANKS):
+        packs = lane_packs(MixturePlan(of_packs.sources, begun), lane, MIXED_PACKS)
+        draw_lane_of_packs(drawing, MARGIN, 600.0 + 46 * lane, packs, label=f"rank {lane}")
     return drawing.image(STYLE + MORE_STYLE + ".dot { stroke: #fdfcf9 }\n")
 
 

@@ -96,20 +96,24 @@ class DeliveredColumns:
             name: The source of these columns.
             other_name: The other source.
         """
-        for has, lacks, of_has, of_lacks in ((name, other_name, self, other), (other_name, name, other, self)):
-            missing = [each for each in of_has.schema.names if each not in of_lacks.schema.names]
-            if missing:
-                return f"source {has!r} delivers column {missing[0]!r}, and source {lacks!r} does not"
-        for field in self.schema:
-            type_ = other.schema.types[other.schema.names.index(field.name)]
-            if not field.type.equals(type_):
-                return (
-                    f"column {field.name!r} is of type {field.type} in source {name!r}, and of type {type_} in source "
-                    f"{other_name!r}"
-                )
-        if self.schema.names != other.schema.names:
-            orders = f"{', '.join(self.schema.names)} and {', '.join(other.schema.names)}"
-            return f"sources {name!r} and {other_name!r} deliver their columns in another order, {orders}"
+        # There may be hundreds of sources, most of them with the same columns.
+        if not self.schema.equals(other.schema):
+            names, of_other = self.schema.names, other.schema.names
+            both = (name, names), (other_name, of_other)
+            for (has, of_has), (lacks, of_lacks) in (both, both[::-1]):
+                missing = [each for each in of_has if each not in of_lacks]
+                if missing:
+                    return f"source {has!r} delivers column {missing[0]!r}, and source {lacks!r} does not"
+            for field in self.schema:
+                type_ = other.schema.types[of_other.index(field.name)]
+                if not field.type.equals(type_):
+                    return (
+                        f"column {field.name!r} is of type {field.type} in source {name!r}, and of type {type_} in "
+                        f"source {other_name!r}"
+                    )
+            if names != of_other:
+                orders = f"{', '.join(names)} and {', '.join(of_other)}"
+                return f"sources {name!r} and {other_name!r} deliver their columns in another order, {orders}"
         if self.fill_null != other.fill_null:
             return (
                 f"fill_null is {self.fill_null!r} in source {name!r}, and {other.fill_null!r} in source {other_name!r}"

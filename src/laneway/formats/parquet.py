@@ -267,7 +267,7 @@ _latest_columns: tuple[_Columns, ...] = ()
 def _columns_of(schema: pa.Schema) -> _Columns:
     """Return the columns of a file; most files of a dataset have one of a few schemas."""
     global _latest_columns  # noqa: PLW0603 - computing them takes longer than opening a file of many columns
-    found = next((each for each in _latest_columns if each.schema is schema), None)
+    found = next((each for each in _latest_columns if each.schema is schema or each.schema.equals(schema)), None)
     if found is None:
         found = _Columns(schema)
         _latest_columns = (found, *_latest_columns[: _MAX_SCHEMAS - 1])

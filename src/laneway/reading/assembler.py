@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
     from laneway.convert.columns import ToStored
 
+_MAX_SMALL_BYTES = 1 << 16
+"""Arrays up to this size take less time to allocate than buffers of Arrow's pool."""
+
 
 class NotVectorizableError(Exception):
     """A column holds a value that can't be converted; only its batch may fail."""
@@ -133,18 +136,18 @@ class WindowAssembler:
         except (NullFoundError, *CONVERSION_ERRORS):
             raise NotVectorizableError from None
 
-    def _take_numbers(self, name: str, chunks: list[pa.Array[Any]]) -> NDArray[Any]:
+    def _take_numbers(self, name: str, chunks: list[pa.Array[Any]], order: NDArray[np.int64]) -> NDArray[Any]:
         """Return the numbers of a column in order; empties `chunks`, as `take_rows` does."""
-        arrays = [self._convert(name, chunk) for chunk in chunks]
-        dtype = arrays[0].dtype
-        if len(self._scratch) < self._num_rows * dtype.itemsize:
-            self._scratch = np.empty(self._num_rows * dtype.itemsize, np.uint8)
-        scratch = self._scratch[: self._num_rows * dtype.itemsize].view(dtype)
-        values = np.concatenate(arrays, out=scratch)
-        arrays.clear()
+        values, *others = [self._convert(name, chunk) for chunk in chunks]
+        dtype = values.dtype
+        if others:
+            if len(self._scratch) < self._num_rows * dtype.itemsize:
+                self._scratch = np.empty(self._num_rows * dtype.itemsize, np.uint8)
+            scratch = self._scratch[: self._num_rows * dtype.itemsize].view(dtype)
+            values = np.concatenate([values, *others], out=scratch)
+            others.clear()
         chunks.clear()
         # "clip" checks no index; "raise" would make another copy.
-        order = self._order.rows
         return values.take(order, out=_empty((len(order),), dtype), mode="clip")
 
     def finish(self) -> OpenRows:
@@ -160,19 +163,20 @@ class WindowAssembler:
         fields = list(schema)
         columns = [[chunk for table in tables for chunk in table.column(i).chunks] for i in range(len(fields))]
         tables.clear()
-        order = cast("pa.Int64Array", pa.array(self._order.rows))
+        rows = self._order.rows
+        order = cast("pa.Int64Array", pa.array(rows))
         arrow: list[pa.Array[Any]] = []
         arrow_fields: list[pa.Field[Any]] = []
         for field, chunks in zip(fields, columns, strict=True):
             if field.name in self._vectorized:
-                self._numbers[field.name] = self._take_numbers(field.name, chunks)
+                self._numbers[field.name] = self._take_numbers(field.name, chunks, rows)
             else:
                 arrow.append(self._take_arrow(field, chunks, order))
                 arrow_fields.append(field)
         self._scratch = np.empty(0, np.uint8)
         numbers = {name: self._numbers[name] for name in self._vectorized}
         rest = record_batch(arrow, pa.schema(arrow_fields, cast("Any", schema.metadata))) if arrow else None
-        return OpenRows(numbers, rest, 0, len(order))
+        return OpenRows(numbers, rest, 0, len(rows))
 
     def _take_arrow(self, field: pa.Field[Any], chunks: list[pa.Array[Any]], order: pa.Int64Array) -> pa.Array[Any]:
         try:
@@ -194,10 +198,8 @@ def _is_list(data_type: pa.DataType) -> bool:
 
 
 def _empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Return an uninitialised array in memory of Arrow's pool, which reuses what other threads have released."""
+    """Return an uninitialised array; if large, in memory of Arrow's pool, which reuses what others have released."""
     num_bytes = math.prod(shape) * dtype.itemsize
-    return (
-        np.frombuffer(cast("Any", pa.allocate_buffer(num_bytes)), dtype).reshape(shape)
-        if num_bytes
-        else np.empty(shape, dtype)
-    )
+    if num_bytes <= _MAX_SMALL_BYTES:
+        return np.empty(shape, dtype)
+    return np.frombuffer(cast("Any", pa.allocate_buffer(num_bytes)), dtype).reshape(shape)
