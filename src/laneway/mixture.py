@@ -169,7 +169,9 @@ class Mixture(StageableDataset):
             ValueError: A source of this name is there already; or as for a new mixture.
             TypeError: As for a new mixture.
         """
-        _definitions_of(sources)
+        if not isinstance(sources, Mapping):
+            message = f"sources must be a mapping from names to datasets, not {sources!r}"
+            raise TypeError(message)
         twice = [name for name in sources if name in self._sources]
         if twice:
             message = f"there is a source {twice[0]!r} already: give the new one another name"

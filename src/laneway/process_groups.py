@@ -23,12 +23,17 @@ def as_group(process_group: ProcessGroup | None) -> dist.ProcessGroup:
 
     Raises:
         ValueError: The DeviceMesh has several dimensions.
+        TypeError: It is neither.
     """
     if process_group is None:
         world: dist.ProcessGroup = dist.group.WORLD  # type: ignore[assignment]
         return world
     if isinstance(process_group, dist.ProcessGroup):
         return process_group
+    # A DeviceMesh, without importing its module, which torch may be built without.
+    if not hasattr(process_group, "get_group") or not hasattr(process_group, "mesh_dim_names"):
+        message = f"process_group must be a process group or a DeviceMesh of torch.distributed, not {process_group!r}"
+        raise TypeError(message)
     if process_group.ndim != 1:
         names = process_group.mesh_dim_names
         message = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import pickle
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -107,10 +108,13 @@ def _plain(value: Any) -> Any:
         [dt.date(2024, 1, 1 + i % 3) for i in range(10)],
         [bytes([i % 4]) for i in range(10)],
         [bool(i % 2) for i in range(10)],
+        pa.array([Decimal(i % 3) / 4 for i in range(10)], pa.decimal32(5, 2)),
+        pa.array([Decimal(i % 4) / 4 for i in range(10)], pa.decimal64(12, 2)),
     ],
 )
-def test_values_of_other_types(tmp_path: Path, values: list[Any]) -> None:
+def test_values_of_other_types(tmp_path: Path, values: Any) -> None:
     dataset = StatefulShardedDataset(write(tmp_path, values=values), categories={"brand": None})
+    values = pa.array(values).to_pylist()
     vocabulary = sorted({value for value in values if value is not None})
     assert dataset.categories == {"brand": vocabulary}
     assert brands(dataset) == [None if value is None else vocabulary.index(value) for value in values]

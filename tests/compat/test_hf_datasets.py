@@ -250,6 +250,30 @@ def test_load_hf_reads_what_load_dataset_cached(folder: Path, loaded: Any, tmp_p
         load_hf(folder, split="train", load_options=options, decode=True, batch_size=3)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ({"name_or_path": 3}, "name_or_path must be the name of a dataset of the Hub, or a folder, not 3"),
+        ({"name_or_path": ""}, "name_or_path must be the name of a dataset of the Hub, or a folder, not ''"),
+        ({"split": None}, "split must be a string, not None"),
+        ({"config": 1}, "config must be a string, not 1"),
+        ({"revision": 0.5}, "revision must be a string, not 0.5"),
+        ({"load_options": "token"}, "load_options must be a mapping"),
+        ({"decode": 1}, "decode must be True or False, not 1"),
+    ],
+)
+def test_wrong_arguments_of_load_hf_are_refused_before_anything_is_requested(
+    monkeypatch: pytest.MonkeyPatch, arguments: dict[str, Any], problem: str
+) -> None:
+    def request(*_: object, **__: object) -> None:
+        pytest.fail("load_dataset was called")
+
+    monkeypatch.setattr(datasets, "load_dataset", request)
+    given: dict[str, Any] = {"name_or_path": "allenai/c4", "split": "train", **arguments}
+    with pytest.raises(TypeError, match=problem):
+        load_hf(**given)
+
+
 def test_load_hf_remembers_what_it_found_until_a_file_changes(folder: Path, tmp_path: Path) -> None:
     source = tmp_path / "source"
     shutil.copytree(folder, source)

@@ -155,6 +155,12 @@ def test_rows_of_mixtures_are_named_with_their_source(corpus: Path, caplog: pyte
     assert re.search(r"calls functions on rows: row 10 of part-0.parquet of source '[ab]'", message)
 
 
+def test_a_warning_may_be_later_than_any_thread_can_wait(corpus: Path) -> None:
+    loader = SavableLoader(StatefulShardedDataset(corpus, batch_size=8), stall_warning_s=1e12)
+    # An error of its thread would be a warning, which is an error here.
+    assert ids(loader) == ids(StatefulShardedDataset(corpus, batch_size=8))
+
+
 def test_without_workers_the_log_says_where_the_process_is(corpus: Path, caplog: pytest.LogCaptureFixture) -> None:
     others = {*watches()}
     expected = ids(SavableLoader(StatefulShardedDataset(corpus, batch_size=8)))

@@ -94,6 +94,7 @@ class Checkpoints:
         if_locked: Literal["error", "wait"] = "error",
     ) -> None:
         check_flag("async_save", async_save)
+        check_seconds("deadline_s", deadline_s)
         check_choice("if_locked", if_locked, ("error", "wait"))
         self._folder = CheckpointFolder(Storage(path, filesystem, storage_options, retries))
         self._ranks = Ranks.of(process_group, 0, 1).with_own_exchange("Checkpoints()")

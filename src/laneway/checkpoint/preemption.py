@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from types import FrameType
 
     from laneway.ranks import Ranks
@@ -35,8 +36,9 @@ class SignalFlag:
             ValueError: There is no such signal, or it can't be handled.
             TypeError: It is no list.
         """
-        if isinstance(signals, str):
-            message = f"signals must be a list such as [{signals!r}], not {signals!r}"
+        if isinstance(signals, str) or not isinstance(signals, Sequence):
+            example = signals if isinstance(signals, (str, int)) else "SIGTERM"
+            message = f"signals must be a list such as [{example!r}], not {signals!r}"
             raise TypeError(message)
         self.received: int | None = None
         """The first signal that has arrived."""

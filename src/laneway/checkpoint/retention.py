@@ -69,6 +69,9 @@ class KeepBest:
 
     def __post_init__(self) -> None:
         check_int("count", self.count, minimum=1)
+        if not isinstance(self.metric, str):
+            message = f"metric must be the name of a metric, not {self.metric!r}"
+            raise TypeError(message)
         check_choice("mode", self.mode, ("min", "max"))
 
     def kept(self, checkpoints: Sequence[Checkpoint]) -> Iterable[Checkpoint]:

@@ -48,7 +48,7 @@ def _watch(
     thread: int,
 ) -> None:
     reported, num_warnings = 0.0, 0
-    while not ended.wait(warning_s / _POLLS):
+    while not ended.wait(min(warning_s / _POLLS, threading.TIMEOUT_MAX)):
         since = times.waiting_since
         if since != reported:
             reported, num_warnings = since, 0

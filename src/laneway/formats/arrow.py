@@ -221,7 +221,8 @@ class ArrowBlocks:
             for name in self._to_validate.keys() & names:
                 # Once per open file: a batch may be read in many parts.
                 if (index, name) not in self._validated:
-                    batch.column(name).view(self._to_validate[name]).validate(full=True)
+                    column, as_bytes = batch.column(name), self._to_validate[name]
+                    (column if as_bytes is None else column.view(as_bytes)).validate(full=True)
                     self._validated.add((index, name))
         return select_fields(pa.Table.from_batches(selected, schema), fields)
 

@@ -112,9 +112,11 @@ class DelimitedParser:
             # A quote inside of an unquoted field: only the fields tell which quotes open one.
             found = list(self._quoted_field.finditer(text))
             starts, stops = np.array([each.span() for each in found], np.int64).reshape(-1, 2).T
-            index = np.searchsorted(starts, ends, side="left") - 1
-            is_inside = (index >= 0) & (ends <= stops[np.maximum(index, 0)]) if len(starts) else ends < 0
             opened = int(starts[-1]) if found and not found[-1][1] else -1
+            # A field that is closed may end where the text does. Before its last quote, a newline is inside of it.
+            stops[-1:] += opened >= 0
+            index = np.searchsorted(starts, ends, side="left") - 1
+            is_inside = (index >= 0) & (ends < stops[np.maximum(index, 0)]) if len(starts) else ends < 0
         if is_end and opened >= 0:
             raise RowError(
                 opened, "has a quoted field that is not closed: the file is truncated, or a quote is missing"

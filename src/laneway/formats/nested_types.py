@@ -79,13 +79,24 @@ def without_dictionaries(type_: pa.DataType) -> pa.DataType:
     return _replace(type_, replacement)
 
 
-def text_as_bytes(type_: pa.DataType) -> pa.DataType:
-    """Return how a type is stored, at any depth, where strings are bytes: an array can be viewed as this type."""
+def text_as_bytes(type_: pa.DataType) -> pa.DataType | None:
+    """Return how a type is stored, at any depth, where strings are bytes: an array can be viewed as this type.
+
+    None: it can't, because in views of lists, Arrow loses the length of values of the null type.
+    """
 
     def replacement(each: pa.DataType) -> pa.DataType | None:
         return each.storage_type if isinstance(each, pa.BaseExtensionType) else _BYTES_OF_TEXT.get(each)
 
-    return _replace(type_, replacement)
+    found = _replace(type_, replacement)
+    return None if _has_nulls_in_lists(found) else found
+
+
+def _has_nulls_in_lists(type_: pa.DataType, *, is_in_list: bool = False) -> bool:
+    if pa.types.is_null(type_):
+        return is_in_list
+    is_in_list = is_in_list or not pa.types.is_struct(type_)
+    return any(_has_nulls_in_lists(child, is_in_list=is_in_list) for child in child_types(type_))
 
 
 def with_fields(type_: pa.DataType, fields: list[pa.Field[Any]]) -> pa.DataType:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from laneway.arguments import check_int
+from laneway.arguments import MAX_COUNT, check_int
 from laneway.core.assignment import resolve_cut
 from laneway.core.cursor import Cursor
 from laneway.core.line import line_identity, num_rows_in
@@ -145,8 +145,12 @@ def _options(fields: Mapping[str, Any], batch_size: int | None) -> LaneOptions:
                 "the state is of the start of an epoch, and doesn't say how many rows a batch has: pass batch_size="
             )
             raise ValueError(message)
-        return LaneOptions(None, None, check_int("batch_size", batch_size, minimum=1))
-    rows = turn_rows * turns_per_batch if batch_size is None else check_int("batch_size", batch_size, minimum=1)
+        return LaneOptions(None, None, check_int("batch_size", batch_size, minimum=1, maximum=MAX_COUNT))
+    rows = (
+        turn_rows * turns_per_batch
+        if batch_size is None
+        else check_int("batch_size", batch_size, minimum=1, maximum=MAX_COUNT)
+    )
     options = LaneOptions(None, turn_rows if turns_per_batch > 1 else None, rows)
     if options.turns_per_batch(options.default_turn_rows) is None:
         message = f"batch_size {rows} must be a multiple of the {turn_rows} rows of a turn"

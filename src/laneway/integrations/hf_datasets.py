@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
+from laneway.arguments import check_flag
 from laneway.dataset import StatefulShardedDataset
 from laneway.tables.hf_cached import memory_of, recall, remember
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Mapping
-
     from datasets import Features
 
 
@@ -90,6 +90,7 @@ def load_hf(
 
     Raises:
         ValueError: `decode` is set for batches: decode rows, then call `batch`; or there is no such split.
+        TypeError: An argument has the wrong type.
         DataFileError: The dataset has no Arrow files in the cache.
 
     Examples:
@@ -100,6 +101,17 @@ def load_hf(
         >>> [row["x"] for row in dataset]
         [2, 3, 4]
     """
+    check_flag("decode", decode)
+    if not isinstance(name_or_path, (str, os.PathLike)) or not name_or_path:
+        message = f"name_or_path must be the name of a dataset of the Hub, or a folder, not {name_or_path!r}"
+        raise TypeError(message)
+    for name, value in (("split", split), ("config", config), ("revision", revision)):
+        if not isinstance(value, str) and (value is not None or name == "split"):
+            message = f"{name} must be a string, not {value!r}"
+            raise TypeError(message)
+    if load_options is not None and not isinstance(load_options, Mapping):
+        message = f"load_options must be a mapping, arguments of datasets.load_dataset, not {load_options!r}"
+        raise TypeError(message)
     if decode and options.get("batch_size") is not None:
         message = "decode=True decodes single rows: leave out batch_size, and call batch() on the dataset"
         raise ValueError(message)

@@ -93,6 +93,8 @@ def compared_type(type_: pa.DataType) -> pa.DataType | None:
     """Return a type with the same values which pyarrow can compare, or None if there is none."""
     plain = decoded_type(type_) or type_
     stands_for = next((other for is_kind, other in _STAND_INS if is_kind(plain)), plain)
+    if kinds.is_decimal32(plain) or kinds.is_decimal64(plain):
+        stands_for = pa.decimal128(plain.precision, plain.scale)
     return None if kinds.is_nested(plain) or kinds.is_null(plain) or kinds.is_interval(plain) else stands_for
 
 

@@ -80,6 +80,9 @@ class Storage:
             ValueError: Both `filesystem` and `storage_options` are given, or the protocol of the URL is unknown.
             TypeError: An argument has the wrong type.
         """
+        if not isinstance(source, (str, os.PathLike)):
+            message = f"a path or URL must be a string or a path, not {source!r}"
+            raise TypeError(message)
         if storage_options is not None and not isinstance(storage_options, Mapping):
             message = f"storage_options must be a mapping, not a {type(storage_options).__name__}"
             raise TypeError(message)

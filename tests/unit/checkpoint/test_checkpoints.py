@@ -563,6 +563,11 @@ def test_a_second_job_on_the_same_folder_is_refused_until_the_first_one_ends(
         ({"keep": KeepLatest(3)}, r"keep must be a list of policies such as \[KeepLatest\(3\)\], not KeepLatest"),
         ({"keep": ["latest"]}, r"keep must be a list of policies .*, not \['latest'\]"),
         ({"signals": "SIGTERM"}, r"signals must be a list such as \['SIGTERM'\], not 'SIGTERM'"),
+        ({"signals": 15}, r"signals must be a list such as \[15\], not 15"),
+        ({"deadline_s": "soon"}, "deadline_s must be a finite number of seconds above 0, not 'soon'"),
+        ({"deadline_s": -1, "signals": ["SIGTERM"]}, "deadline_s must be a finite number of seconds above 0, not -1"),
+        ({"path": 3}, "a path or URL must be a string or a path, not 3"),
+        ({"process_group": "world"}, "process_group must be a process group or a DeviceMesh .*, not 'world'"),
         ({"signals": ["SIGFOO"]}, r"there is no signal 'SIGFOO': give names such as 'SIGTERM'"),
         ({"signals": [4711]}, r"there is no signal 4711"),
         ({"signals": ["SIGTERM", "SIGKILL"]}, r"SIGKILL can't be handled by any process .*: give SIGTERM or SIGUSR1"),
@@ -571,8 +576,10 @@ def test_a_second_job_on_the_same_folder_is_refused_until_the_first_one_ends(
 def test_a_wrong_argument_is_an_error_that_shows_a_right_one(
     tmp_path: Path, arguments: dict[str, Any], message: str
 ) -> None:
+    before = signal.getsignal(signal.SIGTERM)
     with pytest.raises((TypeError, ValueError), match=message):
-        Checkpoints(tmp_path, **arguments)
+        Checkpoints(**{"path": tmp_path, **arguments})
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -76,3 +77,9 @@ def test_deleting_again_and_again_keeps_what_deleting_once_keeps(steps: list[int
 def test_a_count_below_one_is_an_error(make: object) -> None:
     with pytest.raises(ValueError, match="must be an int of at least 1"):
         make()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("metric", [None, 3, ["loss"]])
+def test_a_metric_without_a_name_is_an_error(metric: Any) -> None:
+    with pytest.raises(TypeError, match="metric must be the name of a metric, not"):
+        KeepBest(1, metric)

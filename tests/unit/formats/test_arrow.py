@@ -434,6 +434,31 @@ def test_text_that_is_not_utf_8_is_read_and_can_be_taken_as_bytes(tmp_path: Path
     assert column.cast(pa.binary()).to_pylist() == [b"some \xff\xfext", b"some text"]
 
 
+_NULL = pa.null()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "type_",
+    [
+        *(pa.list_(_NULL), pa.large_list(_NULL), pa.list_view(_NULL), pa.list_(_NULL, 3), pa.list_(pa.list_(_NULL))),
+        *(pa.map_(pa.string(), _NULL), pa.struct([("a", pa.list_(_NULL))]), pa.list_(pa.struct([("a", _NULL)]))),
+    ],
+    ids=str,
+)
+def test_nulls_inside_of_lists_are_read(tmp_path: Path, kind: Kind, type_: Any) -> None:
+    value: Any = [None] * 3
+    if isinstance(type_, pa.StructType):
+        value = {"a": value}
+    elif isinstance(type_, pa.MapType):
+        value = [(key, None) for key in "abc"]
+    elif pa.types.is_nested(type_.value_type):
+        value = [value] * 3 if pa.types.is_list(type_.value_type) else [{"a": None}] * 3
+    batch = pa.record_batch({"x": pa.array([value, None, value], type_), "s": ["a", "b", "c"]})
+    path = _write(tmp_path / "a.arrow", kind, [batch])
+    assert _open(path).read(0, 1, ["x", "s"]).to_pylist() == batch.to_pylist()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_column_name_that_is_not_utf_8_is_named_in_an_error(tmp_path: Path, kind: Kind) -> None:
     path = _write(tmp_path / "a.arrow", kind, [pa.record_batch({"id": [1], "caf--": [1]})])

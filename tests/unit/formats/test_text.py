@@ -210,6 +210,10 @@ CSV_ROWS = {
         b'a,b\n1,5" pipe\n2,6" x\n3,"x"y"\n',
         [{"a": 1, "b": '5" pipe'}, {"a": 2, "b": '6" x'}, {"a": 3, "b": 'xy"'}],
     ),
+    "quotes inside of a field, and a quoted one where the file ends": (
+        b'a,b\n1, "x"\n2,"y\n"',
+        [{"a": 1, "b": ' "x"'}, {"a": 2, "b": "y\n"}],
+    ),
     "a quoted header": (b'"a\nb","c,d"\n1,2\n', [{"a\nb": 1, "c,d": 2}]),
     "numbers and text": (b"a\n1\nx\n", [{"a": "1"}, {"a": "x"}]),
     "numbers that are missing": (b"a,b\n1,\n,2.5\n", [{"a": 1, "b": None}, {"a": None, "b": 2.5}]),

@@ -48,6 +48,13 @@ ONE_SECOND = dt.timedelta(seconds=1)
         (pa.array(["a", None], pa.string_view()), ColumnStatistics(2, 2, 0, "a", "a", None, None, 1)),
         (pa.array([b"a"], pa.binary_view()), ColumnStatistics(2, 0, 0, b"a", b"a", None, None, 1)),
         (pa.array([1], pa.duration("s")), ColumnStatistics(2, 0, 0, ONE_SECOND, ONE_SECOND, None, None, 1)),
+        *(
+            (
+                pa.array([Decimal("1.25"), None, Decimal("0.75")], type_),
+                ColumnStatistics(4, 2, 0, Decimal("0.75"), Decimal("1.25"), 1.0, 0.25, 2),
+            )
+            for type_ in (pa.decimal32(5, 2), pa.decimal64(12, 2))
+        ),
         (array([1.0, math.nan], pa.float16()), ColumnStatistics(2, 0, 2, 1.0, 1.0, 1.0, 0.0, 1)),
         (pa.array([2**64 - 1], pa.uint64()), ColumnStatistics(2, 0, 0, 2**64 - 1, 2**64 - 1, 2.0**64, 0.0, 1)),
         (pa.array([b"a" * 16], pa.uuid()), ColumnStatistics(2, 0, 0, b"a" * 16, b"a" * 16, None, None, 1)),
