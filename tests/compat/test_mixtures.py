@@ -250,7 +250,7 @@ def test_set_weights_changes_the_shares_from_the_next_batch_on(corpus: Path, num
     assert all(1000 <= row < 2000 for batch in after for row in batch)
     assert loader.batches_delivered == 8
     sources = loader.sources
-    assert sources["code"].asked == sources["code"].got == 1
+    assert sources["code"].target_share == sources["code"].actual_share == 1
     assert sources["code"].rows == sum(1000 <= row < 2000 for batch in [*before, *after] for row in batch)
     state = through_json(loader.state_dict())
     resumed = SavableLoader(mixture_of(corpus, {"web": 0, "code": 1, "rare": 0}), num_workers=num_workers)
@@ -528,7 +528,7 @@ def test_a_loaded_state_tells_of_the_sources_that_the_next_pass_has(corpus: Path
     before, state = loader.sources, loader.state_dict()
     resumed = SavableLoader(Mixture(sources_of(corpus), {"web": 3, "code": 1, "rare": 0}).batch(8))
     resumed.load_state_dict(state)
-    assert {name: (source.rows, source.asked) for name, source in resumed.sources.items()} == {
+    assert {name: (source.rows, source.target_share) for name, source in resumed.sources.items()} == {
         name: (before[name].rows, asked) for name, asked in (("web", 0.75), ("code", 0.25), ("rare", 0))
     }
     kept = {name: source for name, source in sources_of(corpus).items() if name != "rare"}

@@ -31,9 +31,9 @@ class SourceProgress:
     """Rows that were delivered, since the mixture began; with `remainder="pad"`, those that came twice too. With
     `pack`, a group of which some packs were delivered counts with all its rows, and with `flat_map` so does a row. If
     packs of known lengths are mixed, these packs."""
-    asked: float
+    target_share: float
     """Its share of the rows, or of packs of known lengths, by its present weight, in [0, 1]."""
-    got: float
+    actual_share: float
     """Its share of those delivered since weights, ranks or workers last changed, in [0, 1]; NaN: none were."""
     _count_tokens: Callable[[], int | None] = field(repr=False, compare=False)
 
@@ -64,10 +64,10 @@ def source_progress(definition: MixtureDefinition, progress: Progress) -> dict[s
     for source in start.sources:
         begun, next_epoch = plan.begun(plan.current, source.name)
         left = [each.rest.epoch for each in begun if each.rows_left and not each.is_complete]
-        got = counts[source.name] / delivered if delivered else float("nan")
+        actual = counts[source.name] / delivered if delivered else float("nan")
         epoch, rows = min(left, default=next_epoch), plan.rows_of(source.name)
         count_tokens = partial(tokens_of, definition, plan, source.name)
-        found[source.name] = SourceProgress(epoch, rows, source.weight / total, got, count_tokens)
+        found[source.name] = SourceProgress(epoch, rows, source.weight / total, actual, count_tokens)
     return found
 
 
