@@ -228,7 +228,7 @@ def test_a_mixture_without_end_has_no_epochs_and_no_length(corpus: Path) -> None
     mixture = mixture_of(corpus)
     loader = SavableLoader(mixture)
     for each in (mixture, loader):
-        with pytest.raises(LanewayError, match="it has no epochs of its own"):
+        with pytest.raises(LanewayError, match="it has no epochs, and continues"):
             each.set_epoch(1)
         with pytest.raises(TypeError, match="without an end has no length"):
             len(each)
@@ -266,7 +266,7 @@ def test_a_state_with_other_weights_goes_on_with_those_of_the_run(
     resumed = SavableLoader(mixture_of(corpus, {"web": 0, "code": 3, "rare": 0}))
     with caplog.at_level(logging.INFO, "laneway"):
         resumed.load_state_dict(loader.state_dict())
-    assert "after 20 rows, the mixture goes on with web 0, code 3, rare 0, and not with web 0.7" in caplog.text
+    assert "after 20 rows, the mixture continues with web 0, code 3, rare 0, not with web 0.7" in caplog.text
     after = ids(resumed, 3)
     assert all(1000 <= row < 2000 for batch in after for row in batch)
     assert max(Counter(row for batch in before + after for row in batch).values()) == 1
@@ -576,8 +576,9 @@ def test_a_state_is_small(corpus: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"weights": {"web": 1, "code": 1}}, ValueError, "no weight of source 'rare'"),
-        ({"weights": {**WEIGHTS, "more": 1}}, ValueError, "one of 'more', which is no source"),
+        ({"weights": {"web": 1, "code": 1}}, ValueError, "'rare' has no weight: the sources are 'web', 'code'"),
+        ({"weights": {**WEIGHTS, "more": 1}}, ValueError, "'more' is not a source"),
+        ({"weights": {"web": 1, "code": 1, "rar": 1}}, ValueError, "'rare' has no weight and 'rar' is not a source"),
         ({"weights": {**WEIGHTS, "web": -1}}, ValueError, "'web' must be a finite number >= 0, not -1"),
         ({"weights": {**WEIGHTS, "web": float("nan")}}, ValueError, "'web' must be a finite number >= 0, not nan"),
         ({"weights": {**WEIGHTS, "web": 10**400}}, ValueError, "'web' must be a finite number >= 0, not 1000"),
@@ -648,7 +649,7 @@ def test_weights_of_one_dataset_can_not_be_set(corpus: Path) -> None:
     loader = SavableLoader(sources_of(corpus)["web"])
     with pytest.raises(LanewayError, match="set_weights is for a loader over a Mixture"):
         loader.set_weights({"web": 1})
-    with pytest.raises(ValueError, match="no weight of source 'code'"):
+    with pytest.raises(ValueError, match="'code' has no weight"):
         SavableLoader(mixture_of(corpus)).set_weights({"web": 1})
 
 
