@@ -50,7 +50,8 @@ class SourceSummary(NamedTuple):
     share: float
     """Its share of the rows by its weight, in [0, 1]."""
     num_delivered: int
-    """Its rows that were delivered since the mixture began, of the lanes that are known."""
+    """Its rows that were delivered since the mixture began, of the lanes that are known; with `flat_map` or `pack`,
+    also those of which some items or packs are still to come."""
     next_epoch: int
     """Its first epoch that had not begun when the cut began."""
     num_left: int
@@ -75,9 +76,10 @@ class StateSummary:
     is_complete: bool
     """Whether the epoch was delivered to its end."""
     num_rows: int | None
-    """Rows of the epoch; None: the state doesn't tell."""
+    """Rows of the epoch; None: the state doesn't say."""
     num_delivered: int
-    """Rows that were delivered in the epoch, or in the mixture since it began."""
+    """Rows that were delivered in the epoch, or in the mixture since it began; with `flat_map` or `pack`, those whose
+    items or packs were all delivered."""
     num_steps: int
     """Global batches that were taken in the current cut."""
     positions: tuple[int | None, ...]
@@ -87,7 +89,7 @@ class StateSummary:
     sources: tuple[SourceSummary, ...]
     """The sources of a mixture."""
     num_files: int | None
-    """Data files; None: the state doesn't tell."""
+    """Number of data files; None: the state doesn't say."""
     fingerprint: str
     """The identity of the rows."""
     settings: tuple[tuple[str, Any], ...]
@@ -124,8 +126,8 @@ class StateSummary:
             + (f", with {counted(each.num_left, 'row')} left of earlier ones" if each.num_left else "")
             for each in self.sources
         ]
-        files = "files" if self.num_files is None else counted(self.num_files, "file")
-        lines.append(f"{files}, fingerprint {self.fingerprint[:8]}")
+        files = "" if self.num_files is None else f"{counted(self.num_files, 'file')}, "
+        lines.append(f"{files}fingerprint {self.fingerprint[:8]}")
         shown = [f"{name}={_shown(name, value)}" for name, value in self.settings if value is not None]
         lines.append(", ".join(shown))
         return "StateSummary(\n  " + ",\n  ".join(lines) + "\n)"
