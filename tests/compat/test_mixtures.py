@@ -645,6 +645,14 @@ def test_empty_and_unread_sources_may_have_a_weight_of_zero(corpus: Path) -> Non
     assert all(row not in range(1000, 2000) for batch in ids(mixture, 9) for row in batch)
 
 
+def test_a_rank_whose_items_depend_on_the_data_does_not_know_the_sources_of_the_job(corpus: Path) -> None:
+    mixture = Mixture(sources_of(corpus), WEIGHTS, rank=0, world_size=2).flat_map(lambda row: [row]).batch(4)
+    loader = SavableLoader(mixture)
+    next(iter(loader))
+    with pytest.raises(LanewayError, match=r"flat_map\(\) make .* on all ranks, and describe_state\(\) of the result"):
+        _ = loader.sources
+
+
 def test_weights_of_one_dataset_can_not_be_set(corpus: Path) -> None:
     loader = SavableLoader(sources_of(corpus)["web"])
     with pytest.raises(LanewayError, match="set_weights is for a loader over a Mixture"):

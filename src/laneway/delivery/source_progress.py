@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, final
 from laneway.core.mixtures import MixturePlan
 from laneway.core.progress import rows_in_mixture
 from laneway.delivery.mixture_definition import MixtureDefinition
-from laneway.delivery.runner import not_in_lockstep
+from laneway.delivery.runner import INTO_NEW_LOADERS, not_in_lockstep
 from laneway.delivery.source_tokens import tokens_of
 from laneway.errors import LanewayError
 
@@ -71,8 +71,12 @@ def source_progress(definition: MixtureDefinition, progress: Progress) -> dict[s
     return found
 
 
-def whole_progress(runner: PassRunner) -> Progress:
+def whole_progress(runner: PassRunner, then: str) -> Progress:
     """Return the progress of the whole job, as this rank knows it.
+
+    Args:
+        runner: Runs the passes of this rank.
+        then: What to do with a gathered state, if this rank doesn't know it.
 
     Raises:
         LanewayError: It can't be inferred.
@@ -80,7 +84,7 @@ def whole_progress(runner: PassRunner) -> Progress:
     running = runner.described
     found = runner.schedule.next_progress if running is None else running.whole_progress()
     if found is None or found.place is not None:
-        raise not_in_lockstep()
+        raise not_in_lockstep(then)
     return found
 
 
@@ -93,7 +97,7 @@ def sources_of(runner: PassRunner) -> dict[str, SourceProgress]:
     definition = runner.source.definition
     if not isinstance(definition, MixtureDefinition):
         return {}
-    progress = whole_progress(runner)
+    progress = whole_progress(runner, "and describe_state() of the result")
     if runner.described is None:
         # A state that was loaded may be of other sources and weights than the next pass.
         progress = definition.resolve(progress, runner.place).progress
@@ -106,7 +110,7 @@ def rows_of_job(runner: PassRunner) -> int:
     Raises:
         LanewayError: They can't be inferred.
     """
-    return rows_in_mixture(whole_progress(runner))
+    return rows_in_mixture(whole_progress(runner, INTO_NEW_LOADERS))
 
 
 def check_same_rows(ranks: Sequence[tuple[int, int]]) -> None:
