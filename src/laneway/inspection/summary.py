@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 from laneway.core.differences import saved_file_differences, shorten
@@ -96,6 +96,8 @@ class StateSummary:
     """Name and value of each setting that decides the order."""
     version: int
     """Version of the format."""
+    _has_parts: bool = field(default=False, repr=False)
+    """Whether some items or packs of the rows that follow were delivered too."""
 
     @property
     def share(self) -> float | None:
@@ -119,11 +121,12 @@ class StateSummary:
         if self.positions:
             shown = ["?" if rows is None else f"{rows:,}" for rows in self.positions[:_MAX_LANES]]
             more = f", ... ({len(self.positions):,} lanes)" if len(self.positions) > _MAX_LANES else ""
-            lines.append(f"rows of each lane: {', '.join(shown)}{more}")
+            parts = ", and some items or packs of the rows that follow" if self._has_parts else ""
+            lines.append(f"rows of each lane: {', '.join(shown)}{more}{parts}")
         lines += [
             f"source {each.name!r}: weight {each.weight:g} ({each.share:.4g} of the rows), "
-            f"{counted(each.num_delivered, 'row')} delivered; this cut began before epoch {each.next_epoch}"
-            + (f", with {counted(each.num_left, 'row')} left of earlier ones" if each.num_left else "")
+            f"{counted(each.num_delivered, 'row')} delivered; when this cut began, its next epoch was {each.next_epoch}"
+            + (f", and {counted(each.num_left, 'row')} of earlier ones were left" if each.num_left else "")
             for each in self.sources
         ]
         files = "" if self.num_files is None else f"{counted(self.num_files, 'file')}, "
@@ -195,6 +198,7 @@ def _summary(saved: Sequence[SavedState]) -> StateSummary:
         fingerprint=fields["fingerprint"],
         settings=tuple((name, fields[name]) for name in (MIXTURE_SETTINGS if fields["mixture"] else _SETTINGS)),
         version=saved[0].original["version"],
+        _has_parts=progress.cut is not None and any(each.offset for each in progress.cut.positions.values()),
     )
 
 
