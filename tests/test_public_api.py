@@ -337,7 +337,7 @@ MEMBERS = {
         ["blocks_by_keys", "blocks_by_rows", "blocks_by_statistics", "num_rows", "text"], "attribute"
     ),
     "shard": {"path": "attribute", "row_length": "attribute", "row_offset": "attribute"},
-    "source progress": dict.fromkeys(["asked", "epoch", "got", "rows", "tokens"], "attribute"),
+    "source progress": dict.fromkeys(["actual_share", "epoch", "rows", "target_share", "tokens"], "attribute"),
     "metrics": {
         **dict.fromkeys(
             [

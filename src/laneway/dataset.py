@@ -65,9 +65,9 @@ class StatefulShardedDataset(ChangeableDataset):
     Args:
         source: A directory (read recursively), a glob, a file, or a sequence of these, on any filesystem that fsspec
             opens by URL; "hf://datasets/org/name@revision/path" is pinned to a commit. Or a `Manifest`, so that no
-            footer needs to be read in advance. Or a table, which says itself which rows it has: a
-            `deltalake.DeltaTable` or "delta://path@version", a table or scan of pyiceberg or
-            "iceberg://catalog/ns.table@snapshot", a `datasets.Dataset`, or a `Catalog` of your own.
+            footer is read. Or a table: a `deltalake.DeltaTable` or "delta://path@version", a table or scan of pyiceberg
+            or "iceberg://catalog/ns.table@snapshot", a `lance.LanceDataset` or "lance://path@version", a
+            `datasets.Dataset`, or a `Catalog` of your own.
         format: Name of a format, such as "parquet" or "jsonl"; None: detected by suffix, else by the first bytes.
         columns: Names of the columns to deliver, in this order; None: all. Keys of Hive-style directories
             (`lang=en/part-0.parquet`) are columns too. A path such as "image.bytes" is a field of a struct, which is
@@ -263,12 +263,12 @@ class StatefulShardedDataset(ChangeableDataset):
         """Return the rows of several epochs as one pass, or of all epochs, without end: a mixture of one.
 
         With several ranks, each repeats up to one row of each lane at the end: all deliver equally many batches. After
-        `flat_map` or `pack`, it is as if it had been called before: packs go on from one epoch to the next.
+        `flat_map` or `pack`, it is as if it had been called before: packs continue from one epoch into the next.
 
         Args:
             epochs: Number of epochs, >= 1; None: without end.
-            epoch_batches: Number of batches of each rank after which a pass ends; the next one goes on there, as the
-                next epoch. Not with `epochs`.
+            epoch_batches: Number of batches of each rank after which a pass ends; the next pass continues there, and
+                is the next epoch. Not with `epochs`.
 
         Raises:
             ValueError: An argument is out of its range, both are given, or the dataset delivers batches: call `repeat`

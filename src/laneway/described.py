@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class DescribedDataset(StageableDataset):
-    """A dataset that tells what it consists of."""
+    """A dataset that describes its files, rows and columns."""
 
     definition: DatasetDefinition
     _given_schema: pa.Schema | None
@@ -67,7 +67,7 @@ class DescribedDataset(StageableDataset):
 
         Args:
             columns: Names of the columns; None: those that are delivered.
-            max_distinct: How many distinct values are counted at most.
+            max_distinct: Maximum number of distinct values that are counted, >= 0; with more, `distinct` is None.
             progress: True shows a progress bar, False does not, None does if it takes longer than 2 s.
 
         Raises:
@@ -75,7 +75,10 @@ class DescribedDataset(StageableDataset):
             SchemaMismatchError: A column doesn't exist, or its types in the files differ.
             DataFileError: A file can't be read.
 
-        Example:
+        Returns:
+            Name -> statistics of a column.
+
+        Examples:
             >>> import pyarrow as pa, pyarrow.parquet as pq, tempfile
             >>> from laneway import StatefulShardedDataset
             >>> folder = tempfile.mkdtemp()
@@ -98,7 +101,7 @@ class DescribedDataset(StageableDataset):
         Args:
             path: The data file, relative to the dataset's root, as `plan` and provenance columns name it.
             rows: Numbers of rows in the file, in any order.
-            epoch: The epoch that functions with a context are told; None: `epoch`.
+            epoch: The epoch in the context that functions are passed; None: the `epoch` of the dataset.
 
         Returns:
             A list of rows in the order of `rows`; or if the dataset delivers batches, one batch of them. With

@@ -49,7 +49,7 @@ class SavableLoader(StateLoader, MixtureLoader, DataLoader[Any]):
 
     Args:
         dataset: A StatefulShardedDataset or Mixture; or a DataLoader or StatefulDataLoader over one, of which only the
-            arguments are used, instead of those up to `worker_init_fn`.
+            arguments are used. Then those below up to `worker_init_fn` must be left out.
         num_workers: Number of worker processes; 0: the main process reads its own data.
         batch_size: Rows of a batch, for a dataset without a batch size. None: the items of the dataset are not batched.
         collate_fn: Builds a batch from a list of rows; None: as DataLoader does. If the dataset yields batches, it is
@@ -62,7 +62,7 @@ class SavableLoader(StateLoader, MixtureLoader, DataLoader[Any]):
         timeout: Seconds to wait for a batch from a worker; 0: no limit.
         worker_init_fn: Called in each worker with its id.
         shield_workers: Whether workers ignore SIGINT, and SIGTERM that others than this process send, as a cluster does
-            to all processes of a job. They go on reading while this process saves a checkpoint, and end with it.
+            to all processes of a job. They keep reading while this process saves a checkpoint, and end with it.
         process_group: Process group, or one-dimensional DeviceMesh, of the data-parallel ranks. It determines rank and
             world size. None: those of the dataset. Ranks that share a data-parallel rank, as in tensor parallelism,
             get the same rows.
@@ -202,7 +202,7 @@ class SavableLoader(StateLoader, MixtureLoader, DataLoader[Any]):
     def epoch(self) -> int:
         """The epoch of the last pass, or that of the next one if it was chosen with `set_epoch` or restored since.
 
-        It is the epoch of `state_dict()`: a pass that goes on after `set_epoch` keeps its own until it ends.
+        It is the epoch of `state_dict()`: a pass that continues after `set_epoch` keeps its own until it ends.
         """
         return self._schedule.epoch
 

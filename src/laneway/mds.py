@@ -81,7 +81,7 @@ class MdsSamples:
             source: The directory of an `index.json`, or its path.
             storage_options: Arguments for the filesystem of a URL.
             columns: Names of the columns to keep; None: all.
-            batch_bytes: About as many bytes does a batch have.
+            batch_bytes: Approximate size of a batch in bytes.
 
         Raises:
             DataFileError: There is no index, or no sample; or the index or the first shard is damaged.

@@ -42,8 +42,8 @@ class Mixture(StageableDataset):
     so each of its rows comes exactly once in each of its epochs, whatever the weights, ranks and workers, and whenever
     they change.
 
-    Without `stop`, a mixture never ends: each pass goes on where the last one stopped. With it, each pass is another
-    one, as for a StatefulShardedDataset.
+    Without `stop`, a mixture never ends: each pass continues where the last one stopped. With it, each pass is another
+    epoch, as for a StatefulShardedDataset.
 
     A worker holds a window of each source for each lane that it reads, so sources of a mixture of many should have a
     small `window_bytes`.
@@ -61,7 +61,7 @@ class Mixture(StageableDataset):
             all its rows; "all_exhausted": once all of them have; None: never. All ranks deliver equally many batches;
             with several ranks, "first_exhausted" may leave out, and "all_exhausted" repeat, a few rows of each lane.
         epoch_batches: Number of batches of each rank after which a pass ends, and an epoch; the next pass is the next
-            epoch, and goes on there. Not with `stop`. None: passes end as `stop` says.
+            epoch, and continues there. Not with `stop`. None: passes end as `stop` says.
         weights_of: What the weights are shares of: "rows"; or "tokens", for which `count_lengths` of each source was
             called before: the more tokens its rows have, the fewer of them are read. Over whole epochs of the sources,
             tokens have the shares that are asked for; in between, as far as the rows of a source are equally long.
@@ -159,7 +159,7 @@ class Mixture(StageableDataset):
         return self.definition.columns.schema
 
     def add(self, sources: Mapping[str, ChangeableDataset], weights: Weights | Sequence[tuple[int, Weights]]) -> Self:
-        """Return a copy with further sources, at its start: load the state of the run so far to go on from there.
+        """Return a copy with further sources, at its start: load the state of the run so far to continue it.
 
         Args:
             sources: Name -> dataset of the new sources, in addition to those of this mixture.

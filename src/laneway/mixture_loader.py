@@ -34,7 +34,7 @@ class MixtureLoader:
     def sources(self) -> dict[str, SourceProgress]:
         """Name of each source of a mixture -> how far it has come, over all ranks; empty for a single dataset.
 
-        After a state was loaded, it tells of the sources and weights of the next pass.
+        After a state was loaded, they are the sources and weights of the next pass.
 
         Raises:
             LanewayError: Ranks have not taken the same number of batches, or there are several ranks and stages.
@@ -46,8 +46,8 @@ class MixtureLoader:
         """Give the sources of a mixture other weights, from the next batch on.
 
         Must be called by all ranks, after the same number of batches. Batches that workers have prefetched are dropped,
-        and their rows come later. The new weights are part of the state; but a run that resumes from it goes on with
-        the weights of its own mixture.
+        and their rows come later. With `pack` or `flat_map`, a group of rows or a row that is half delivered comes
+        first. The new weights are part of the state; but a run that resumes from it uses those of its own mixture.
 
         Args:
             weights: Name -> weight of each source; or a schedule, which counts rows from the start of the mixture, and

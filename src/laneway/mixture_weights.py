@@ -59,8 +59,12 @@ def _check_weights(weights: Mapping[Any, Any], sources: Mapping[str, DatasetDefi
     lacking = [name for name in sources if name not in weights]
     unknown = [name for name in weights if name not in sources]
     if lacking or unknown:
-        problem = f"no weight of source {lacking[0]!r}" if lacking else f"one of {unknown[0]!r}, which is no source"
-        message = f"weights must name each source once, and there is {problem}: a source that is not read has weight 0"
+        problems = [f"{name!r} has no weight" for name in lacking[:1]]
+        problems += [f"{name!r} is not a source" for name in unknown[:1]]
+        message = (
+            f"weights must name each source once, and {' and '.join(problems)}: the sources are "
+            f"{', '.join(map(repr, sources))}; a source that is not read has weight 0"
+        )
         raise ValueError(message)
     # In the order of the sources: it breaks ties.
     ordered = {name: _check_weight(name, weights[name]) for name in sources}

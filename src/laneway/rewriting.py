@@ -60,7 +60,7 @@ def to_parquet(
 
     Rows keep their order. They are streamed, so memory holds one file of `dest`. Files are written one after the other,
     each at once, with statistics and page checksums. If the call is interrupted, the next one with the same arguments
-    goes on after the files that are complete, and the result is the same as without the interruption.
+    continues after the files that are complete, and the result is the same as without the interruption.
 
     Args:
         source: Files of any format that laneway reads, or a `Manifest`, such as that of a table: for row groups that

@@ -44,7 +44,8 @@ class SelectableDataset(DescribedDataset):
 
         The matching rows are counted now. Directory names and row group statistics decide what they can; of the other
         row groups, only the columns of the condition are read. So `len`, batches, ranks and states are as if the files
-        had no other rows. Row groups without matching rows are never read.
+        had no other rows. Row groups without matching rows are never read. The condition sees the columns as they are
+        in the files, before `map` and `transform`.
 
         Args:
             condition: A pyarrow expression, such as `pc.field("price") > 10`; tuples, such as
@@ -62,6 +63,14 @@ class SelectableDataset(DescribedDataset):
             SchemaMismatchError: A column doesn't exist, or the expression doesn't fit its type, or needs to see several
                 rows at once.
             DataFileError: A file can't be read, or the condition can't be computed for its rows.
+
+        Examples:
+            >>> import pyarrow as pa, pyarrow.compute as pc, pyarrow.parquet as pq, tempfile
+            >>> from laneway import StatefulShardedDataset
+            >>> folder = tempfile.mkdtemp()
+            >>> pq.write_table(pa.table({"x": range(100)}), f"{folder}/part-0.parquet")
+            >>> len(StatefulShardedDataset(folder).filter(pc.field("x") >= 70))
+            30
         """
         (changed,) = self._selected(*self._filter(condition, columns, version))
         return changed

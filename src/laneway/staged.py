@@ -129,7 +129,10 @@ class StageableDataset(PlannedDataset):
         if not definition.has_functions and not stages.expansion.steps:
             names = definition.columns.names_in_files
             if column not in names:
-                message = f"there is no column {column!r} to pack: the dataset delivers {', '.join(names)}"
+                message = (
+                    f"there is no column {column!r} to pack: the dataset delivers {', '.join(names)}. Call map() with "
+                    f"a function that returns lists of tokens as {column!r} before pack(), or pass column="
+                )
                 raise SchemaMismatchError(message)
             check_token_type(column, definition.columns.schema.field(column).type)
         return counted._changed(  # noqa: SLF001 - a copy of this object

@@ -321,6 +321,22 @@ def test_the_bottleneck_is_what_the_main_thread_waits_for_or_does(seconds: dict[
     assert bottleneck(StageSeconds(**seconds)) == expected
 
 
+def test_what_the_command_line_can_not_open_is_refused_with_the_way_out(ask: Callable[..., Any], job: Path) -> None:
+    data = StatefulShardedDataset(job / "data")
+    (train, _) = data.split({"train": 0.5, "val": 0.5})
+    for dataset, way_out in (
+        (data.filter([("id", ">", 2)]).batch(2), "give the same --filter"),
+        (train.batch(2), "laneway.audit(states, source=dataset), in Python"),
+        (data.flat_map(lambda row: [row, row]), "leave out --source"),
+    ):
+        loader = SavableLoader(dataset)
+        next(iter(loader))
+        (job / "chosen.json").write_text(json.dumps(loader.state_dict()))
+        error, code = ask("state", "chosen.json", "--source", "data")
+        assert (code, way_out in error) == (2, True)
+    (job / "chosen.json").unlink()
+
+
 @pytest.mark.parametrize(
     ("content", "problem"),
     [

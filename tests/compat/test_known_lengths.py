@@ -323,9 +323,9 @@ def test_weights_of_tokens_that_change_are_of_tokens_too(sources: dict[str, Stat
     batches = iter(loader)
     for _ in range(20):
         next(batches)
-    assert loader.sources["short"].asked == pytest.approx(2 / 3)
+    assert loader.sources["short"].target_share == pytest.approx(2 / 3)
     loader.set_weights({"short": 1, "long": 12})
-    assert loader.sources["short"].asked == pytest.approx(1 / 3)
+    assert loader.sources["short"].target_share == pytest.approx(1 / 3)
     added = mixture.add({"more": sources["short"]}, {"short": 1, "more": 1, "long": 6})
     assert added.weights == {"short": 1, "more": 1, "long": 6}
     weights = [*added.definition.weighting.weights_at(0).values()]

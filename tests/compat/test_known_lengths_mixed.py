@@ -172,8 +172,8 @@ def test_each_source_has_its_share_of_the_packs(corpus: Path, strategy: Any) -> 
     loader = SavableLoader(mixture.batch(1))
     for count, _ in enumerate(islice(loader, 60), start=1):
         sources = loader.sources
-        assert sources["a"].asked == pytest.approx(0.75, abs=0.01)
-        assert abs(sources["a"].got - sources["a"].asked) * count <= 2
+        assert sources["a"].target_share == pytest.approx(0.75, abs=0.01)
+        assert abs(sources["a"].actual_share - sources["a"].target_share) * count <= 2
 
 
 def test_weights_of_rows_and_tokens_are_turned_into_weights_of_packs(corpus: Path) -> None:
@@ -190,7 +190,7 @@ def test_weights_of_rows_and_tokens_are_turned_into_weights_of_packs(corpus: Pat
         loader = SavableLoader(packs.batch(1))
         next(iter(loader))
         loader.set_weights({"long": 1, "short": 3})
-        assert loader.sources["long"].asked == pytest.approx(share / (share + 3 * (1 - share)), abs=0.02)
+        assert loader.sources["long"].target_share == pytest.approx(share / (share + 3 * (1 - share)), abs=0.02)
 
 
 def same(row: dict[str, Any]) -> dict[str, Any]:
@@ -325,7 +325,7 @@ def test_sources_count_the_tokens_of_their_rows(corpus: Path) -> None:
     loader = SavableLoader(uncounted.batch(5))
     next(iter(loader))
     assert loader.sources["a"].tokens is None
-    assert repr(loader.sources["a"]) == "SourceProgress(epoch=0, rows=5, asked=1.0, got=1.0)"
+    assert repr(loader.sources["a"]) == "SourceProgress(epoch=0, rows=5, target_share=1.0, actual_share=1.0)"
 
 
 def with_source(row: dict[str, Any], context: RowContext) -> dict[str, Any]:

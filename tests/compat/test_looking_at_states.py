@@ -115,6 +115,18 @@ def test_states_are_compared_in_settings_and_progress(tmp_path: Path) -> None:
     assert found.files == "files: other.parquet is new"
 
 
+def test_a_state_within_a_row_says_that_some_of_its_items_were_delivered(tmp_path: Path) -> None:
+    write_corpus(tmp_path)
+    for num_items, has_parts in ((2, False), (3, True)):
+        items = StatefulShardedDataset(tmp_path).flat_map(lambda row: [row, row])
+        taken = iter(items)
+        for _ in range(num_items):
+            next(taken)
+        found = describe_state(items.state_dict())
+        assert found.num_delivered == 1
+        assert ("some items or packs of the rows that follow" in repr(found)) == has_parts
+
+
 def test_the_sources_of_a_mixture_are_described(tmp_path: Path) -> None:
     write_corpus(tmp_path)
     mixture = Mixture({"a": make_dataset(tmp_path), "b": make_dataset(tmp_path, seed=1)}, {"a": 3, "b": 1}).batch(4)

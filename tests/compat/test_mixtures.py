@@ -228,7 +228,7 @@ def test_a_mixture_without_end_has_no_epochs_and_no_length(corpus: Path) -> None
     mixture = mixture_of(corpus)
     loader = SavableLoader(mixture)
     for each in (mixture, loader):
-        with pytest.raises(LanewayError, match="it has no epochs of its own"):
+        with pytest.raises(LanewayError, match="it has no epochs, and continues"):
             each.set_epoch(1)
         with pytest.raises(TypeError, match="without an end has no length"):
             len(each)
@@ -250,7 +250,7 @@ def test_set_weights_changes_the_shares_from_the_next_batch_on(corpus: Path, num
     assert all(1000 <= row < 2000 for batch in after for row in batch)
     assert loader.batches_delivered == 8
     sources = loader.sources
-    assert sources["code"].asked == sources["code"].got == 1
+    assert sources["code"].target_share == sources["code"].actual_share == 1
     assert sources["code"].rows == sum(1000 <= row < 2000 for batch in [*before, *after] for row in batch)
     state = through_json(loader.state_dict())
     resumed = SavableLoader(mixture_of(corpus, {"web": 0, "code": 1, "rare": 0}), num_workers=num_workers)
@@ -266,7 +266,7 @@ def test_a_state_with_other_weights_goes_on_with_those_of_the_run(
     resumed = SavableLoader(mixture_of(corpus, {"web": 0, "code": 3, "rare": 0}))
     with caplog.at_level(logging.INFO, "laneway"):
         resumed.load_state_dict(loader.state_dict())
-    assert "after 20 rows, the mixture goes on with web 0, code 3, rare 0, and not with web 0.7" in caplog.text
+    assert "after 20 rows, the mixture continues with web 0, code 3, rare 0, not with web 0.7" in caplog.text
     after = ids(resumed, 3)
     assert all(1000 <= row < 2000 for batch in after for row in batch)
     assert max(Counter(row for batch in before + after for row in batch).values()) == 1
@@ -528,7 +528,7 @@ def test_a_loaded_state_tells_of_the_sources_that_the_next_pass_has(corpus: Path
     before, state = loader.sources, loader.state_dict()
     resumed = SavableLoader(Mixture(sources_of(corpus), {"web": 3, "code": 1, "rare": 0}).batch(8))
     resumed.load_state_dict(state)
-    assert {name: (source.rows, source.asked) for name, source in resumed.sources.items()} == {
+    assert {name: (source.rows, source.target_share) for name, source in resumed.sources.items()} == {
         name: (before[name].rows, asked) for name, asked in (("web", 0.75), ("code", 0.25), ("rare", 0))
     }
     kept = {name: source for name, source in sources_of(corpus).items() if name != "rare"}
@@ -576,8 +576,9 @@ def test_a_state_is_small(corpus: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"weights": {"web": 1, "code": 1}}, ValueError, "no weight of source 'rare'"),
-        ({"weights": {**WEIGHTS, "more": 1}}, ValueError, "one of 'more', which is no source"),
+        ({"weights": {"web": 1, "code": 1}}, ValueError, "'rare' has no weight: the sources are 'web', 'code'"),
+        ({"weights": {**WEIGHTS, "more": 1}}, ValueError, "'more' is not a source"),
+        ({"weights": {"web": 1, "code": 1, "rar": 1}}, ValueError, "'rare' has no weight and 'rar' is not a source"),
         ({"weights": {**WEIGHTS, "web": -1}}, ValueError, "'web' must be a finite number >= 0, not -1"),
         ({"weights": {**WEIGHTS, "web": float("nan")}}, ValueError, "'web' must be a finite number >= 0, not nan"),
         ({"weights": {**WEIGHTS, "web": 10**400}}, ValueError, "'web' must be a finite number >= 0, not 1000"),
@@ -644,11 +645,19 @@ def test_empty_and_unread_sources_may_have_a_weight_of_zero(corpus: Path) -> Non
     assert all(row not in range(1000, 2000) for batch in ids(mixture, 9) for row in batch)
 
 
+def test_a_rank_whose_items_depend_on_the_data_does_not_know_the_sources_of_the_job(corpus: Path) -> None:
+    mixture = Mixture(sources_of(corpus), WEIGHTS, rank=0, world_size=2).flat_map(lambda row: [row]).batch(4)
+    loader = SavableLoader(mixture)
+    next(iter(loader))
+    with pytest.raises(LanewayError, match=r"flat_map\(\) make .* on all ranks, and describe_state\(\) of the result"):
+        _ = loader.sources
+
+
 def test_weights_of_one_dataset_can_not_be_set(corpus: Path) -> None:
     loader = SavableLoader(sources_of(corpus)["web"])
     with pytest.raises(LanewayError, match="set_weights is for a loader over a Mixture"):
         loader.set_weights({"web": 1})
-    with pytest.raises(ValueError, match="no weight of source 'code'"):
+    with pytest.raises(ValueError, match="'code' has no weight"):
         SavableLoader(mixture_of(corpus)).set_weights({"web": 1})
 
 

@@ -353,7 +353,7 @@ def test_columns_that_are_no_lists_of_ints_are_refused(corpus: Path) -> None:
     dataset = make_dataset(corpus, "rows")
     with pytest.raises(ColumnConversionError, match="column 'text' can't be packed: it is string"):
         dataset.pack(LENGTH, column="text")
-    with pytest.raises(SchemaMismatchError, match="no column 'tokens' to pack: the dataset delivers id, text, input"):
+    with pytest.raises(SchemaMismatchError, match=r"no column 'tokens' to pack: .* id, text, input.* Call map\(\)"):
         dataset.pack(LENGTH, column="tokens")
 
 

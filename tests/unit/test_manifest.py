@@ -145,7 +145,7 @@ def test_without_a_known_suffix_the_first_bytes_determine_the_format(tmp_path: P
         Manifest.scan(tmp_path)
     (tmp_path / "a").write_text("hello, world")
     with pytest.raises(
-        DataFileError, match="/a begins with b'hello, w', which tells no format that is known: if it is one of parquet"
+        DataFileError, match="/a begins with b'hello, w', as no known format does: if it is one of parquet"
     ):
         Manifest.scan(tmp_path)
 

@@ -60,7 +60,8 @@ class Checkpoints:
         storage_options: Arguments for the filesystem of a URL: credentials, endpoints.
         retries: Limits of the retries of requests; None: `RetryPolicy()`.
         signals: Signals after which `due` is True once, such as `("SIGTERM", "SIGUSR1")`. Handlers that were installed
-            before are still called.
+            before are still called. If a cluster sends them to all processes of the job, pass `shield_workers=True` to
+            the loader, so that its workers don't end.
         deadline_s: Seconds until the job is ended, from now; `due` is True once before that, in time for a save.
         if_locked: What to do if another job writes to the folder: "error", or "wait" until it has ended.
 
@@ -141,6 +142,9 @@ class Checkpoints:
         """Yield batches, such as those of an evaluation, until the job is to stop: then end, on all ranks at once.
 
         All ranks must watch equally many batches. See `is_stopping`.
+
+        Args:
+            batches: A loader, or any other iterable.
         """
         for batch in batches:
             self._polls.ask(None)
@@ -258,7 +262,7 @@ class Checkpoints:
             strict: Whether the checkpoint must hold exactly these objects and parameters; False restores what both
                 have, and logs which objects the checkpoint lacks. Parameters that it lacks are always an error.
             verify: Checksums to compare: "read", of what is read; "all", of all files, before anything is restored;
-                "sizes", none.
+                "sizes", none, but the sizes of files.
             **others: More objects with a state, by name.
 
         Returns:
@@ -310,10 +314,15 @@ class Checkpoints:
         verify: Verify = "read",
         **others: Stateful | None,
     ) -> Resumed:
-        """Restore one checkpoint, by its step or tag. All ranks must call it; see `resume`.
+        """Restore one checkpoint, by its step or tag (of several with one step, the newest). All ranks must call it.
+
+        By default it restores no random number generators, and only what the checkpoint and this call both have: for an
+        evaluation, or to start another run from a model. The arguments are those of `resume`.
 
         Raises:
             CheckpointError: There is none, or it is damaged.
+            CheckpointMismatchError: It lacks parameters, its loader state is of other files, or with `strict` it holds
+                other parts; nothing has changed.
         """
         objects = Objects.of(model, optimizer, loader, {"scheduler": scheduler, **others})
         checkpoint = self._ranks.broadcast(f"load({which!r})", lambda: self._folder.find(which), src_rank=0)

@@ -75,9 +75,12 @@ class WriterLock:
                 if self._read() == self._mine:
                     break
             elif if_locked == "error":
+                is_own = (holder.host, holder.pid) == (self._mine.host, self._mine.pid)
+                whose = "another Checkpoints of this process, " if is_own else ""
                 message = (
-                    f"process {holder.pid} on {holder.host} writes checkpoints to {self._name}: use another folder, "
-                    'end that job, or pass if_locked="wait"'
+                    f"{whose}process {holder.pid} on {holder.host} writes checkpoints to {self._name}: "
+                    f"{'close() it first' if is_own else 'end that job'}, use another folder, "
+                    'or pass if_locked="wait"'
                 )
                 raise CheckpointError(message)
         self._thread = threading.Thread(target=_renew, args=(weakref.ref(self), self._end), daemon=True)

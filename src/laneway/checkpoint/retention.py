@@ -40,10 +40,10 @@ class KeepLatest:
 
 @dataclass(frozen=True, slots=True)
 class KeepEvery:
-    """Keeps one checkpoint for every so many steps: the first that was saved in each such span, for ever."""
+    """Keeps the first checkpoint of each span of `steps` steps, from step `steps` on, however old it is."""
 
     steps: int
-    """Length of a span."""
+    """Length of a span, >= 1."""
 
     def __post_init__(self) -> None:
         check_int("steps", self.steps, minimum=1)

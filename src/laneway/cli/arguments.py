@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _EPILOG = """\
 Each command has --help and --json. `laneway completion bash` completes them.
-Exit codes: 0 well; 1 what was asked for doesn't hold; 2 error; 130 interrupted."""
+Exit codes: 0 success; 1 the check failed; 2 error; 130 interrupted."""
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
@@ -26,7 +26,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A parser that tells which arguments it has."""
+    """A parser that knows which arguments it has."""
 
     def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401 - argparse's own
         """Make a parser without arguments."""
@@ -156,7 +156,7 @@ def _add_commands_for_data(commands: Any) -> None:  # noqa: ANN401 - argparse's 
     _source(command)
     _filter(command)
     command.add_argument("-n", type=int, default=10, help="number of rows (10)")
-    command.add_argument("--columns", type=_columns, help="names with commas between")
+    command.add_argument("--columns", type=_columns, help="comma-separated names")
     command = _command(commands, "plan", "data", "Say what each rank of a job does in an epoch")
     _source(command)
     _job(command)
@@ -177,14 +177,14 @@ def _add_commands_for_data(commands: Any) -> None:  # noqa: ANN401 - argparse's 
     command = _command(commands, "convert", "data", "Rewrite data as Parquet files sized for training")
     _source(command, others=("webdataset", "mds"))
     command.add_argument("dest", metavar="DEST", help="an empty directory, or one of an interrupted call")
-    command.add_argument("--columns", type=_columns, help="names with commas between")
+    command.add_argument("--columns", type=_columns, help="comma-separated names")
     command.add_argument("--row-group-bytes", help='size of a row group in memory ("8MiB")')
     command.add_argument("--file-bytes", help='size of a file ("256MiB")')
     command = _command(commands, "bench", "bench", "Measure how well a training loop is fed")
     _source(command)
     _dataset(command)
     command.set_defaults(batch_size=256)
-    command.add_argument("--columns", type=_columns, help="names with commas between")
+    command.add_argument("--columns", type=_columns, help="comma-separated names")
     command.add_argument("--workers", type=_counts, default=[0, 1, 2], help="numbers of workers (0,1,2)")
     command.add_argument("--step-ms", type=float, default=20.0, help="time of an emulated step (20)")
     command.add_argument("--seconds", type=float, default=5.0, help="time of each measurement (5)")

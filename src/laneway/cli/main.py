@@ -1,6 +1,6 @@
 """The entry point: parses arguments, runs a command, prints its answer.
 
-Exit codes: 0, all is well; 1, what was asked for doesn't hold; 2, an error, such as damaged or foreign input.
+Exit codes: 0, success; 1, the check failed; 2, an error, such as damaged or foreign input.
 """
 
 from __future__ import annotations

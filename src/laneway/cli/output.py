@@ -25,7 +25,7 @@ class Answer(NamedTuple):
     lines: Iterable[str]
     """The answer as lines of text."""
     exit_code: int = 0
-    """0; or 1 if what was asked for doesn't hold: damaged data, a state that doesn't fit, rows that are missing.
+    """0; or 1 if the check failed: damaged data, a state that doesn't fit, rows that are missing.
     """
 
 

@@ -23,12 +23,13 @@ OF_STATE: Final = (
     *("batch_size", "shuffle", "seed", "lanes", "turn_rows", "shard_bytes", "window_bytes", "remainder", "drop_last"),
     "epoch",
 )
-"""Arguments that a checkpoint tells."""
+"""Arguments whose values a checkpoint holds."""
 _OF_SOURCE = (
     *("path", "shuffle", "seed", "filter", "columns", "shard_bytes", "shard_rows", "window_bytes", "remainder"),
     *("format", "manifest"),
 )
 """What a source of a mixture can be given as JSON."""
+_IN_PYTHON = "use dataset.plan(state=...), or laneway.audit(states, source=dataset), in Python"
 _FROM_STATE = ("seed", "shuffle", "shard_bytes", "shard_rows", "window_bytes", "remainder", "drop_last")
 
 
@@ -98,7 +99,7 @@ class Opened(NamedTuple):
     """The dataset or the mixture of a state."""
 
     whole: StatefulShardedDataset | Mixture
-    """It."""
+    """The dataset, or the mixture of all sources."""
     sources: Mapping[str, StatefulShardedDataset]
     """Name -> source of a mixture; the only name of a dataset is ""."""
 
@@ -124,16 +125,18 @@ def open_for_state(
     fields = saved.fields
     problem = None
     if fields["categories"] is not None:
-        problem = "its dataset has categories=: use dataset.plan(state=...) in Python"
+        problem = f"its dataset has categories=: {_IN_PYTHON}"
     elif fields["stages"] is not None:
         problem = (
-            "flat_map() or pack() make items of its rows, and how many depends on the data: if lengths of documents "
-            "are known, use dataset.plan(state=...) in Python"
+            "flat_map() or pack() make items of its rows, and how many may depend on the data: leave out --source, or use "
+            "laneway.audit(states, source=...) in Python, or dataset.plan(state=...) for packs of known lengths"
         )
     elif fields["selection"] is not None and arguments.filter is None:
-        problem = f"its rows are selected by {fields['selection']}: give the same --filter"
+        is_filter = fields["selection"].startswith("filter (") and " | " not in fields["selection"]
+        way_out = "give the same --filter" if is_filter else _IN_PYTHON
+        problem = f"its rows are selected by {fields['selection']}: {way_out}"
     if problem is not None:
-        message = f"the dataset of this state can't be opened here: {problem}"
+        message = f"the dataset of this state can't be opened by the command line: {problem}"
         raise CheckpointMismatchError(message)
     if fields["mixture"]:
         return _open_mixture(arguments, saved, **others)
@@ -198,17 +201,17 @@ def _batch_rows(fields: Mapping[str, Any]) -> int:
 
 
 def refuse_settings(arguments: argparse.Namespace, names: Sequence[str] | None = None) -> None:
-    """Refuse arguments that a checkpoint tells.
+    """Refuse arguments whose values a checkpoint holds.
 
     Raises:
         ValueError: One of them is given.
     """
     # Not 0, which is equal to False.
-    told = OF_STATE if names is None else names
-    given = [name for name in told if (value := getattr(arguments, name)) is not None and value is not False]
+    held = OF_STATE if names is None else names
+    given = [name for name in held if (value := getattr(arguments, name)) is not None and value is not False]
     if given:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        message = f"the checkpoints tell the epoch and the settings of the dataset: leave out {options}"
+        message = f"the checkpoints hold the epoch and the settings of the dataset: leave out {options}"
         raise ValueError(message)
 
 
@@ -274,7 +277,7 @@ def _dataset(arguments: argparse.Namespace, manifest: Manifest, **options: Any) 
 
 
 def _conditions(value: Any) -> Any:  # noqa: ANN401 - checked by the dataset
-    """Return conditions as tuples, which JSON has none of."""
+    """Return conditions as tuples, which JSON lacks."""
     if isinstance(value, list) and value and isinstance(value[0], str):
         return tuple(value)
     return [_conditions(each) for each in value] if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""What users are told of the epochs that they choose."""
+"""Messages about the epochs that users choose."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def refused_epoch(epoch: int, following: int | None) -> LanewayError:
     """
     if following is None:
         message = (
-            f"set_epoch({epoch}) of an endless mixture: it has no epochs of its own, and goes on where the last pass "
+            f"set_epoch({epoch}) of an endless mixture: it has no epochs, and continues where the last pass "
             "stopped; give it a stop or epoch_batches=, or don't call set_epoch"
         )
     else:

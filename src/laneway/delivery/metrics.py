@@ -1,4 +1,4 @@
-"""What a loader tells of itself: how fast it is, and where its time goes."""
+"""Metrics of a loader: how fast it is, and where its time goes."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class WorkerMetrics:
     batches: int
     """Batches that it has made; rows that are delivered one by one are made many at a time."""
     rows: int
-    """Rows that these consist of."""
+    """Rows that these consist of; with `pack`, a group of rows counts once all its packs were made."""
     bytes_read: int
     """Bytes of data files that it has read. Of a memory-mapped file, those of the record batches that it has used."""
     retries: int
@@ -99,7 +99,7 @@ class LoaderMetrics:
 
     @property
     def rows(self) -> int:
-        """Number of rows that these consist of."""
+        """Number of rows that these consist of; with `pack`, groups of rows of which all packs were made."""
         return sum(each.rows for each in self.workers)
 
     @property

@@ -245,9 +245,9 @@ class MixtureDefinition(Definition):
         if {source.name: source.weight for source in before} != dict(weights):
             old = ", ".join(f"{source.name} {source.weight:g}" for source in before)
             new = ", ".join(f"{name} {weight:g}" for name, weight in weights.items())
-            found.append(f"after {rows:,} rows, the mixture goes on with {new}, and not with {old} as its checkpoint")
+            found.append(f"after {rows:,} rows, the mixture continues with {new}, not with {old} as in its checkpoint")
         found += [
-            f"after {rows:,} rows, source {source.name!r} of the mixture goes on with more files in its next epoch"
+            f"after {rows:,} rows, source {source.name!r} of the mixture has more files from its next epoch on"
             for source in before
             if source.name in self.sources and source.files != self.mixed.sources[source.name].files
         ]

@@ -6,7 +6,7 @@ import itertools
 import warnings
 import weakref
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from torch.utils.data import Sampler
 from tqdm.auto import tqdm
@@ -126,7 +126,7 @@ class PassRunner:
         running = self.described
         progress = None if running is None or running.is_complete else running.whole_progress()
         if running is not None and not running.is_complete and progress is None:
-            raise not_in_lockstep()
+            raise not_in_lockstep(INTO_NEW_LOADERS)
         self.source.change(definition)
         self.schedule.version += 1
         if running is not None and progress is not None:
@@ -223,11 +223,20 @@ class PassRunner:
         return self.source.definition.num_items(self.place, epoch)
 
 
-def not_in_lockstep() -> LanewayError:
-    """Return the error for a call that needs the progress of the whole job, which this rank doesn't know."""
+INTO_NEW_LOADERS: Final = "and load the state into loaders with the other weights"
+"""What to do with a gathered state instead of changing a loader while it runs."""
+
+
+def not_in_lockstep(then: str) -> LanewayError:
+    """Return the error for a call that needs the progress of the whole job, which this rank doesn't know.
+
+    Args:
+        then: What to do with a gathered state.
+    """
     message = (
-        "ranks are not in lockstep, so no rank knows how far the job has come: call save_state_global() on all ranks, "
-        "and restore_state_global() into loaders with the change"
+        "ranks are not in lockstep, so this one doesn't know how far the others are (they have taken other numbers of "
+        "batches, or pack() or flat_map() make a number of items that depends on the data): call save_state_global() "
+        f"on all ranks, {then}"
     )
     return LanewayError(message)
 

@@ -221,8 +221,8 @@ class EpochSchedule:
         """Check that a worker of a user's own DataLoader need not go on where an earlier pass has stopped."""
         if self.is_endless and (self._start.cut is not None or self._clock.next(loader_number())[1]):
             message = (
-                "another pass over this endless mixture would go on where the last one stopped, but the workers of a "
-                "DataLoader don't know what was delivered: keep its iterator, or use a SavableLoader"
+                "another pass over this endless mixture would continue where the last one stopped, but the workers of "
+                "a DataLoader don't know what was delivered: keep its iterator, or use a SavableLoader"
             )
             raise LanewayError(message)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, final
 from laneway.core.mixtures import MixturePlan
 from laneway.core.progress import rows_in_mixture
 from laneway.delivery.mixture_definition import MixtureDefinition
-from laneway.delivery.runner import not_in_lockstep
+from laneway.delivery.runner import INTO_NEW_LOADERS, not_in_lockstep
 from laneway.delivery.source_tokens import tokens_of
 from laneway.errors import LanewayError
 
@@ -31,9 +31,9 @@ class SourceProgress:
     """Rows that were delivered, since the mixture began; with `remainder="pad"`, those that came twice too. With
     `pack`, a group of which some packs were delivered counts with all its rows, and with `flat_map` so does a row. If
     packs of known lengths are mixed, these packs."""
-    asked: float
+    target_share: float
     """Its share of the rows, or of packs of known lengths, by its present weight, in [0, 1]."""
-    got: float
+    actual_share: float
     """Its share of those delivered since weights, ranks or workers last changed, in [0, 1]; NaN: none were."""
     _count_tokens: Callable[[], int | None] = field(repr=False, compare=False)
 
@@ -64,15 +64,19 @@ def source_progress(definition: MixtureDefinition, progress: Progress) -> dict[s
     for source in start.sources:
         begun, next_epoch = plan.begun(plan.current, source.name)
         left = [each.rest.epoch for each in begun if each.rows_left and not each.is_complete]
-        got = counts[source.name] / delivered if delivered else float("nan")
+        actual = counts[source.name] / delivered if delivered else float("nan")
         epoch, rows = min(left, default=next_epoch), plan.rows_of(source.name)
         count_tokens = partial(tokens_of, definition, plan, source.name)
-        found[source.name] = SourceProgress(epoch, rows, source.weight / total, got, count_tokens)
+        found[source.name] = SourceProgress(epoch, rows, source.weight / total, actual, count_tokens)
     return found
 
 
-def whole_progress(runner: PassRunner) -> Progress:
+def whole_progress(runner: PassRunner, then: str) -> Progress:
     """Return the progress of the whole job, as this rank knows it.
+
+    Args:
+        runner: Runs the passes of this rank.
+        then: What to do with a gathered state, if this rank doesn't know it.
 
     Raises:
         LanewayError: It can't be inferred.
@@ -80,7 +84,7 @@ def whole_progress(runner: PassRunner) -> Progress:
     running = runner.described
     found = runner.schedule.next_progress if running is None else running.whole_progress()
     if found is None or found.place is not None:
-        raise not_in_lockstep()
+        raise not_in_lockstep(then)
     return found
 
 
@@ -93,7 +97,7 @@ def sources_of(runner: PassRunner) -> dict[str, SourceProgress]:
     definition = runner.source.definition
     if not isinstance(definition, MixtureDefinition):
         return {}
-    progress = whole_progress(runner)
+    progress = whole_progress(runner, "and describe_state() of the result")
     if runner.described is None:
         # A state that was loaded may be of other sources and weights than the next pass.
         progress = definition.resolve(progress, runner.place).progress
@@ -106,7 +110,7 @@ def rows_of_job(runner: PassRunner) -> int:
     Raises:
         LanewayError: They can't be inferred.
     """
-    return rows_in_mixture(whole_progress(runner))
+    return rows_in_mixture(whole_progress(runner, INTO_NEW_LOADERS))
 
 
 def check_same_rows(ranks: Sequence[tuple[int, int]]) -> None:

@@ -129,10 +129,7 @@ def format_of_content(storage: Storage, path: str, size: int) -> Format:
     head = read_range(storage, path, 0, min(size, _HEAD_BYTES))
     found = next((known for known in FORMATS.values() if known.recognises(head)), None)
     if found is None:
-        problem = f"begins with {head!r}" if head else "is empty"
-        message = (
-            f"{storage.redact(path)} {problem}, which tells no format that is known: if it is one of "
-            f"{', '.join(FORMATS)}, choose it with format="
-        )
+        problem = f"begins with {head!r}, as no known format does" if head else "is empty"
+        message = f"{storage.redact(path)} {problem}: if it is one of {', '.join(FORMATS)}, choose it with format="
         raise DataFileError(message)
     return found

@@ -48,7 +48,7 @@ def audit(
     Args:
         states: The checkpoints: for each, the state of the whole job, or a list of the states of its ranks or of all
             their workers, or anything that these are nested in, such as the checkpoint of a trainer.
-        source: The dataset, or without filters its `Manifest` or its path, so that rows are told by file. None: by
+        source: The dataset, or without filters its `Manifest` or its path, so that rows are named by file. None: by
             their place in the line of the epoch. For checkpoints of a mixture, the `Mixture`, with all sources that it
             had, and with its weights if it has a schedule of them: its states don't say how many rows a source has.
 

@@ -176,5 +176,8 @@ def check_kind(source: object, fields: Mapping[str, Any], name: str) -> None:
         message = f"{name} is of a single dataset, not of a mixture: pass the dataset as source"
         raise ValueError(message)
     if names is not None and not isinstance(source, Mixture):
-        message = f"{name} is of a mixture of {names}: pass the Mixture as source, with all that it had"
+        message = (
+            f"{name} is of a mixture of {names}: pass the Mixture as source, with all sources that it had; on the "
+            "command line, --source NAME=PATH for each"
+        )
         raise ValueError(message)

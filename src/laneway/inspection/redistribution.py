@@ -48,8 +48,8 @@ def redistribute(
         num_workers: Workers of each of its ranks, >= 0. The states can be restored with fewer, if these can share the
             lanes.
         batch_size: Rows of a batch in the new job, a multiple of the rows of a turn; None: as before.
-        source: The dataset or the `Mixture` of the state. It is needed for a mixture, which goes on with the weights of
-            this one, and if a filter, split or slice selects the rows. None: the files in the state tell.
+        source: The dataset or the `Mixture` of the state. It is needed for a mixture, which continues with the
+            weights of this one, and if a filter, split or slice selects the rows. None: the files named in the state.
         key: Which of several loaders; see `describe_state`.
 
     Returns:

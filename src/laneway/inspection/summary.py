@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 from laneway.core.differences import saved_file_differences, shorten
@@ -50,7 +50,8 @@ class SourceSummary(NamedTuple):
     share: float
     """Its share of the rows by its weight, in [0, 1]."""
     num_delivered: int
-    """Its rows that were delivered since the mixture began, of the lanes that are known."""
+    """Its rows that were delivered since the mixture began, of the lanes that are known; with `flat_map` or `pack`,
+    also those of which some items or packs are still to come."""
     next_epoch: int
     """Its first epoch that had not begun when the cut began."""
     num_left: int
@@ -75,9 +76,10 @@ class StateSummary:
     is_complete: bool
     """Whether the epoch was delivered to its end."""
     num_rows: int | None
-    """Rows of the epoch; None: the state doesn't tell."""
+    """Rows of the epoch; None: the state doesn't say."""
     num_delivered: int
-    """Rows that were delivered in the epoch, or in the mixture since it began."""
+    """Rows that were delivered in the epoch, or in the mixture since it began; with `flat_map` or `pack`, those whose
+    items or packs were all delivered."""
     num_steps: int
     """Global batches that were taken in the current cut."""
     positions: tuple[int | None, ...]
@@ -87,13 +89,15 @@ class StateSummary:
     sources: tuple[SourceSummary, ...]
     """The sources of a mixture."""
     num_files: int | None
-    """Data files; None: the state doesn't tell."""
+    """Number of data files; None: the state doesn't say."""
     fingerprint: str
     """The identity of the rows."""
     settings: tuple[tuple[str, Any], ...]
     """Name and value of each setting that decides the order."""
     version: int
     """Version of the format."""
+    _has_parts: bool = field(default=False, repr=False)
+    """Whether some items or packs of the rows that follow were delivered too."""
 
     @property
     def share(self) -> float | None:
@@ -117,15 +121,16 @@ class StateSummary:
         if self.positions:
             shown = ["?" if rows is None else f"{rows:,}" for rows in self.positions[:_MAX_LANES]]
             more = f", ... ({len(self.positions):,} lanes)" if len(self.positions) > _MAX_LANES else ""
-            lines.append(f"rows of each lane: {', '.join(shown)}{more}")
+            parts = ", and some items or packs of the rows that follow" if self._has_parts else ""
+            lines.append(f"rows of each lane: {', '.join(shown)}{more}{parts}")
         lines += [
             f"source {each.name!r}: weight {each.weight:g} ({each.share:.4g} of the rows), "
-            f"{counted(each.num_delivered, 'row')} delivered; this cut began before epoch {each.next_epoch}"
-            + (f", with {counted(each.num_left, 'row')} left of earlier ones" if each.num_left else "")
+            f"{counted(each.num_delivered, 'row')} delivered; when this cut began, its next epoch was {each.next_epoch}"
+            + (f", and {counted(each.num_left, 'row')} of earlier ones were left" if each.num_left else "")
             for each in self.sources
         ]
-        files = "files" if self.num_files is None else counted(self.num_files, "file")
-        lines.append(f"{files}, fingerprint {self.fingerprint[:8]}")
+        files = "" if self.num_files is None else f"{counted(self.num_files, 'file')}, "
+        lines.append(f"{files}fingerprint {self.fingerprint[:8]}")
         shown = [f"{name}={_shown(name, value)}" for name, value in self.settings if value is not None]
         lines.append(", ".join(shown))
         return "StateSummary(\n  " + ",\n  ".join(lines) + "\n)"
@@ -193,6 +198,7 @@ def _summary(saved: Sequence[SavedState]) -> StateSummary:
         fingerprint=fields["fingerprint"],
         settings=tuple((name, fields[name]) for name in (MIXTURE_SETTINGS if fields["mixture"] else _SETTINGS)),
         version=saved[0].original["version"],
+        _has_parts=progress.cut is not None and any(each.offset for each in progress.cut.positions.values()),
     )
 
 

@@ -78,4 +78,4 @@ class LanewayDataLoader(BaseDataLoader):
         self.epoch_number += 1
 
     def finalize(self) -> None:
-        """Do nothing: DLIO calls it after each epoch, and goes on to the next one."""
+        """Do nothing: DLIO calls it after each epoch, not only at the end."""
