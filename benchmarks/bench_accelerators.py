@@ -8,7 +8,7 @@ a mean utilisation of at least 90 %.
 For each contender, in turn: the rows per second of as many processes as there are cores, which never sleep; the CPU
 seconds of a row, workers included; the accelerators that each of these permits; and those that were held. Only the CPU
 seconds don't depend on what else the machine does.
-Run `python benchmarks/bench_accelerators.py [--short] [--json PATH] [--only WORD] [--shape NAME] [--held]`.
+Run `python benchmarks/bench_accelerators.py [--short] [--json PATH] [--only WORD ...] [--shape NAME] [--held]`.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ def measure(shape: Shape, arguments: argparse.Namespace) -> dict[str, Any]:
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         folders = pool.submit(make_files, shape, directory, is_short=arguments.short).result()
         bench = Bench(shape, folders, directory, arguments.seconds)
-        names = [name for name in CONTENDERS if arguments.only in name or name == ALONE]
+        names = [name for name in CONTENDERS if name == ALONE or any(word in name for word in arguments.only)]
         problems = {name: problem for name in names if (problem := CONTENDERS[name].problem) is not None}
         for name in (name for name in names if name not in problems):
             contender = CONTENDERS[name]
@@ -238,7 +238,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--short", action="store_true", help="fewer rows, one round")
     parser.add_argument("--json", type=Path, help="also write the results to this file")
-    parser.add_argument("--only", default="", help="only contenders with this word in the name")
+    parser.add_argument("--only", nargs="+", default=[""], help="only contenders with one of these words in the name")
     parser.add_argument("--shape", choices=[*SHAPES], help="only this workload")
     parser.add_argument("--held", action=argparse.BooleanOptionalAction, default=True, help="emulate accelerators")
     parser.add_argument("--seconds", type=float, help="seconds of a trial (10; short: 3)")

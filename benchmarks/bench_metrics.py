@@ -1,18 +1,20 @@
 """What do the metrics of a loader cost?
 
-Compares the CPU time of a whole pass, workers included, with that of another revision of laneway: by default the last
-one without metrics. Both run side by side: a process for each, which take turns pass by pass, so that whatever else the
-machine does affects both. Needs a git checkout.
-Run `python benchmarks/bench_metrics.py [--short] [--only WORD] [--against REVISION] [--json PATH]`.
+Compares the CPU time of a whole pass, workers included, with that of a copy of laneway from which all statements that
+measure are removed. Both run side by side: a process for each, which take turns pass by pass, so that whatever else the
+machine does affects both.
+Run `python benchmarks/bench_metrics.py [--short] [--only WORD] [--json PATH]`.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import multiprocessing
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -27,7 +29,8 @@ else:
     from corpora import make_corpus
 
 ROOT = Path(__file__).resolve().parent.parent
-LAST_WITHOUT_METRICS = "cec32b6"
+METERED = ("delivery", "reading", "formats", "storage")
+"""Folders whose modules measure."""
 BATCH_ROWS = 256
 PASSES = {"short": 21, "full": 41}
 TARGET = 0.01
@@ -58,9 +61,61 @@ CASES = (
 )
 
 
+class Unmetered(ast.NodeTransformer):
+    """Removes what measures: reads of the clock, stores into meters and cells of activity, and measured blocks."""
+
+    def visit_Call(self, node: ast.Call) -> ast.expr:
+        """Replace a read of the clock by a number."""
+        if isinstance(node.func, ast.Name) and node.func.id == "perf_counter":
+            return ast.Constant(0.0)
+        self.generic_visit(node)
+        return node
+
+    def visit_Assign(self, node: ast.Assign) -> ast.stmt:
+        """Replace a store by nothing."""
+        self.generic_visit(node)
+        return ast.Pass() if all(map(self._measures, node.targets)) else node
+
+    def visit_AugAssign(self, node: ast.AugAssign) -> ast.stmt:
+        """Replace a count by nothing."""
+        return ast.Pass() if self._measures(node.target) else node
+
+    def visit_For(self, node: ast.For) -> ast.stmt:
+        """Replace a loop that only counts by nothing."""
+        self.generic_visit(node)
+        return ast.Pass() if all(isinstance(each, ast.Pass) for each in node.body) else node
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.stmt:
+        """Leave nothing of what begins and ends a measured block."""
+        self.generic_visit(node)
+        if node.name in {"__enter__", "__exit__"} and "self._meter" in ast.unparse(node):
+            node.body = [ast.Pass()]
+        return node
+
+    def _measures(self, target: ast.expr) -> bool:
+        """Return whether what is stored is measured."""
+        if isinstance(target, ast.Tuple):
+            return all(map(self._measures, target.elts))
+        if isinstance(target, ast.Subscript):
+            return ast.unparse(target.value).endswith("cells")
+        return isinstance(target, ast.Attribute) and ast.unparse(target.value).endswith("meter")
+
+
+def write_unmetered(target: Path) -> None:
+    """Write a copy of the package that measures nothing."""
+    shutil.copytree(ROOT / "src", target)
+    package = target / "laneway"
+    files = [package / "metering.py", *(file for folder in METERED for file in (package / folder).glob("*.py"))]
+    for file in files:
+        before = file.read_text(encoding="utf-8")
+        if "meter" in before:
+            tree = ast.fix_missing_locations(Unmetered().visit(ast.parse(before)))
+            file.write_text(ast.unparse(tree), encoding="utf-8")
+
+
 def serve() -> None:
     """Run a pass for each line that comes in, and print the seconds of CPU time that it took."""
-    from laneway import SavableLoader, StatefulShardedDataset  # noqa: PLC0415 - of the revision in PYTHONPATH
+    from laneway import SavableLoader, StatefulShardedDataset  # noqa: PLC0415 - the copy in PYTHONPATH
 
     folder, shuffle, num_workers = sys.argv[2], sys.argv[3] == "True", int(sys.argv[4])
     dataset = StatefulShardedDataset(folder, batch_size=BATCH_ROWS, shuffle=shuffle)
@@ -83,7 +138,7 @@ def _cpu_s() -> float:
 
 
 class Contender:
-    """A process that runs passes with one revision."""
+    """A process that runs passes with one copy of the package."""
 
     def __init__(self, source: Path, corpus: Corpus, case: Case) -> None:
         """Start it.
@@ -118,7 +173,14 @@ class Contender:
 
 
 def measure(case: Case, corpus: Corpus, other: Path, num_passes: int) -> dict[str, Any]:
-    """Return the CPU time of both revisions, and by how much this one takes longer."""
+    """Return the CPU time with metrics and without, and by how much more it is with them.
+
+    Args:
+        case: How the data is read.
+        corpus: The data.
+        other: The directory with the package that measures nothing.
+        num_passes: Passes of each.
+    """
     with ExitStack() as stack:
         contenders = []
         for source in (other, ROOT / "src"):
@@ -140,19 +202,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--short", action="store_true", help="smaller corpora and fewer passes")
     parser.add_argument("--only", default="", help="only cases whose title has this word")
-    parser.add_argument("--against", default=LAST_WITHOUT_METRICS, help="another revision, as git names it")
     parser.add_argument("--json", type=Path, help="also write the numbers here")
     arguments = parser.parse_args()
     size: Size = "short" if arguments.short else "full"
     found = []
     with tempfile.TemporaryDirectory() as folder:
-        archive = subprocess.run(
-            ["git", "-C", str(ROOT), "archive", arguments.against, "src"],  # noqa: S607 - the user's git
-            check=True,
-            stdout=subprocess.PIPE,
-        )
-        subprocess.run(["tar", "-x", "-C", folder], check=True, input=archive.stdout)  # noqa: S607 - the user's tar
-        print(f"Lowest CPU time of a pass in batches of {BATCH_ROWS}, with metrics and without ({arguments.against}):")
+        write_unmetered(Path(folder) / "src")
+        print(f"Lowest CPU time of a pass in batches of {BATCH_ROWS}, without metrics and with them:")
         for case in (each for each in CASES if arguments.only in each.title):
             corpus = make_corpus(case.corpus, Path(tempfile.gettempdir()) / "laneway-corpora", size)
             found.append(measure(case, corpus, Path(folder) / "src", PASSES[size]))

@@ -128,8 +128,8 @@ def open_for_state(
         problem = f"its dataset has categories=: {_IN_PYTHON}"
     elif fields["stages"] is not None:
         problem = (
-            "flat_map() or pack() make items of its rows, and how many may depend on the data: leave out --source, or use "
-            "laneway.audit(states, source=...) in Python, or dataset.plan(state=...) for packs of known lengths"
+            "flat_map() or pack() make items of its rows, and how many may depend on the data: leave out --source, or "
+            "use laneway.audit(states, source=...) in Python, or dataset.plan(state=...) for packs of known lengths"
         )
     elif fields["selection"] is not None and arguments.filter is None:
         is_filter = fields["selection"].startswith("filter (") and " | " not in fields["selection"]

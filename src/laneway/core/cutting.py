@@ -99,9 +99,9 @@ def cut_epoch(
     owner = division.owner
     firsts = np.flatnonzero(np.diff(owner, prepend=-1))
     pieces = _cut_line(lengths, np.append(division.bounds[firsts], division.bounds[-1]))
-    piece_owner = owner[firsts][pieces.interval]
+    piece_owner, shard = owner[firsts][pieces.interval], order[pieces.item]
     if shuffle:
-        sizes = shards.num_bytes[order[pieces.item]]
+        sizes = shards.num_bytes[shard]
         parts = np.flatnonzero(pieces.stop - pieces.start != lengths[pieces.item])
         share = (pieces.stop - pieces.start)[parts] / lengths[pieces.item[parts]]
         sizes[parts] = (sizes[parts] * share).astype(np.int64)
@@ -115,7 +115,7 @@ def cut_epoch(
     else:
         first_pieces = np.arange(len(pieces.item), dtype=np.int64)
     windows = Windows(
-        shard=order[pieces.item],
+        shard=shard,
         start=pieces.start,
         stop=pieces.stop,
         piece_starts=np.append(first_pieces, len(pieces.item)).astype(np.int64),
