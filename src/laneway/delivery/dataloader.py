@@ -161,7 +161,7 @@ class BatchSource:
             replace(patience or Patience(), loader_timeout_s=keywords.get("timeout", 0)), self._cells
         )
         """Watches the batches of the workers."""
-        self._packing = Packing.of(definition, is_pinned=bool(keywords.get("pin_memory")))
+        self._packing = Packing.of(definition, pin_memory=bool(keywords.get("pin_memory")))
         self._dataset = _WorkerDataset(self._packing, self._cells)
         # Without its own generator, a DataLoader seeds workers from the global one, and a resumed run would then
         # draw other numbers for the model.
@@ -187,7 +187,7 @@ class BatchSource:
     def change(self, definition: Definition) -> None:
         """Read other batches of the same rank, from the next start of the workers on."""
         self.definition = replace(definition, options=self.definition.options, collate_fn=self.definition.collate_fn)
-        self._packing = Packing.of(self.definition, is_pinned=bool(self._keywords.get("pin_memory")))
+        self._packing = Packing.of(self.definition, pin_memory=bool(self._keywords.get("pin_memory")))
         self._dataset = _WorkerDataset(self._packing, self._cells)
         self.discard_workers()
 

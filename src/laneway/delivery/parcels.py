@@ -11,6 +11,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, final
 
+import torch
 from torch._utils import ExceptionWrapper
 from torch.utils.data import default_collate
 
@@ -48,7 +49,7 @@ class Packing:
     """Whether the main process converts the rows of a batch, because that costs less than to pickle it."""
 
     @classmethod
-    def of(cls, definition: Definition, *, is_pinned: bool) -> Self:
+    def of(cls, definition: Definition, *, pin_memory: bool) -> Self:
         """Return how batches are packed.
 
         If functions of the user are called on rows or batches, a parcel is one batch: they may be slow, and batches
@@ -56,7 +57,8 @@ class Packing:
 
         Args:
             definition: What is read.
-            is_pinned: Whether a thread of the DataLoader copies batches to page-locked memory: those it can look into.
+            pin_memory: Whether a thread of the DataLoader copies batches to page-locked memory, if there is an
+                accelerator: those that it can look into.
         """
         stages, collate_fn = definition.stages, definition.collate_fn
         of_stages = stages is not None and (stages.expansion.steps or stages.of_packs or stages.of_batches)
@@ -64,6 +66,7 @@ class Packing:
             return cls(definition, 1, keeps_open=False)
         is_converted = stages is None and collate_fn is not default_collate and definition.columns.converter.is_cheap
         most = max(1, min(MAX_BATCHES, PARCEL_BYTES // max(1, definition.batch_bytes)))
+        is_pinned = pin_memory and torch.accelerator.is_available()
         return cls(definition, most, keeps_open=is_converted and not is_pinned)
 
     def convert(self, rows: OpenRows) -> Any:  # noqa: ANN401 - columns or rows in any output

@@ -74,12 +74,11 @@ def identity(item: Any) -> Any:
 
 
 def test_parcels_are_of_single_batches_where_functions_of_the_user_are_called(corpus: Path) -> None:
-    def most(dataset: StatefulShardedDataset, *, is_pinned: bool = False) -> tuple[int, bool]:
-        packing = Packing.of(dataset.definition, is_pinned=is_pinned)
+    def most(dataset: StatefulShardedDataset) -> tuple[int, bool]:
+        packing = Packing.of(dataset.definition, pin_memory=False)
         return packing.max_batches, packing.keeps_open
 
     assert most(dataset_of(corpus)) == (MAX_BATCHES, True)
-    assert most(dataset_of(corpus), is_pinned=True) == (MAX_BATCHES, False)
     assert most(dataset_of(corpus, output="arrow")) == (MAX_BATCHES, False)
     assert most(dataset_of(corpus, batch_size=100_000)) == (1, True)
     assert most(dataset_of(corpus, transform=identity)) == (1, False)
@@ -87,6 +86,24 @@ def test_parcels_are_of_single_batches_where_functions_of_the_user_are_called(co
     rows = dataset_of(corpus, batch_size=None, columns=["id", "text"])
     assert most(rows)[1]
     assert most(rows.flat_map(lambda row: [row])) == (1, False)
+
+
+@pytest.mark.parametrize("has_accelerator", [False, True])
+def test_rows_are_converted_by_the_worker_if_an_accelerator_pins_them(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch, *, has_accelerator: bool
+) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: has_accelerator)
+    packing = Packing.of(dataset_of(corpus).definition, pin_memory=True)
+    assert packing.keeps_open != has_accelerator
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="memory is pinned where there is an accelerator")
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_without_an_accelerator_pin_memory_does_nothing_but_warn(corpus: Path, num_workers: int) -> None:
+    expected = [plain(item) for item in SavableLoader(dataset_of(corpus))]
+    loader = SavableLoader(dataset_of(corpus), num_workers=num_workers, pin_memory=True)
+    with pytest.warns(UserWarning, match="no accelerator is found"):
+        assert [plain(item) for item in loader] == expected
 
 
 @pytest.mark.parametrize("num_workers", [1, 2, 3])
