@@ -234,7 +234,7 @@ class MixtureRows:
         epoch_ends = ends.copy()
         epoch_ends[of_lanes] = ends
         before, found = lanes.rows_before(wanted.epoch), []
-        numbers = self._numbers[wanted.source].of(of_epoch)
+        numbers = self._numbers[wanted.source]
         for epoch_lane, row in numbers.find(of_epoch, epoch_ends, wanted.path, wanted.row):
             lane = (epoch_lane - wanted.epoch) % lanes.num_lanes
             row_of = plan.mixings[cut].lane(lane).row_of

@@ -117,6 +117,24 @@ class SourceNumbers:
         definition = self._definition.of(plan.identity)
         return self._numbers.setdefault(id(definition), RowNumbers(definition))
 
+    def find(self, plan: Plan, ends: NDArray[np.int64], path: str, row: int) -> list[LaneRow]:
+        """Return where a row is in the lanes of an epoch: nowhere, if its file was added later; see `RowNumbers.find`.
+
+        Raises:
+            ValueError: There is no such file or row, or it is not selected.
+        """
+        if self._definition.of(plan.identity) is not self._definition:
+            find_file(self._definition.manifest.files, path, [row])
+            if not _look_up(plan.identity.files.paths, path)[1]:
+                return []
+        return self.of(plan).find(plan, ends, path, row)
+
+
+def _look_up(paths: Sequence[str], path: str) -> tuple[int, bool]:
+    """Return where a path is among sorted ones, or would be, and whether it is there."""
+    index = bisect_left(paths, path)
+    return index, index < len(paths) and paths[index] == path
+
 
 def find_file(files: FileTable, path: str, rows: Iterable[int]) -> int:
     """Return the index of a file, checked to have some rows.
@@ -129,8 +147,8 @@ def find_file(files: FileTable, path: str, rows: Iterable[int]) -> int:
     Raises:
         ValueError: There is no such file or row.
     """
-    index = bisect_left(files.paths, path)
-    if index == files.num_files or files.paths[index] != path:
+    index, is_there = _look_up(files.paths, path)
+    if not is_there:
         near = [files.paths[i] for i in range(max(0, index - 1), min(index + 2, files.num_files))]
         message = (
             f"there is no file {path!r} among the {files.num_files:,} of this dataset: give its path relative to the "

@@ -69,6 +69,21 @@ def test_rows_of_a_mixture_are_named_by_source_and_epoch(tmp_path: Path) -> None
         plan.where("part-000.parquet", 0)
 
 
+def test_a_row_of_a_file_that_was_added_later_is_found_in_the_cuts_that_have_it(tmp_path: Path) -> None:
+    write_corpus(tmp_path, files=((5, 4),))
+    before = StatefulShardedDataset(tmp_path, provenance=True, **SMALL)
+    loader = SavableLoader(Mixture({"a": before}, {"a": 1}).batch(3))
+    next(iter(loader))
+    write_corpus(tmp_path, files=((5, 4), (6,)))
+    grown = before.extend(StatefulShardedDataset(tmp_path, provenance=True, **SMALL))
+    mixture = Mixture({"a": grown}, {"a": 1}).batch(3)
+    plan = mixture.plan(state=loader.state_dict())
+    (found,) = plan.where("part-001.parquet", 2, source="a", epoch=1)
+    assert plan.rows_of(found.step)[0][found.batch_index][:2] == ("part-001.parquet", 2)
+    with pytest.raises(ValueError, match=r"there is no file 'part-002.parquet' among the 2"):
+        plan.where("part-002.parquet", 2, source="a", epoch=1)
+
+
 def test_costs_are_those_of_the_row_groups_that_are_read(tmp_path: Path) -> None:
     table = pa.table({"x": range(10_000)})
     pq.write_table(table, tmp_path / "part-0.parquet", row_group_size=1_000)
