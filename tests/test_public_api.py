@@ -112,6 +112,7 @@ SIGNATURES = {
         "(make_loader, *, chains=((1, 2, 3), (2, 1), (3, 4, 2), (4, 1, 3)), items_per_stop=2, rows=None)"
     ),
     "laneway.testing.assert_resumes_exactly": "(make_loader, *, stops=None, max_items=None)",
+    "laneway.testing.check_catalog": "(make_table, rows)",
     "laneway.testing.check_format": "(format, write, directory)",
     "laneway.testing.corpus_schema": "()",
     "laneway.testing.corpus_tables": "(sizes=(5, 1, 7, 3, 3, 4, 2, 9, 13), start=0)",

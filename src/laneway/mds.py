@@ -64,37 +64,41 @@ class _Shard(NamedTuple):
     """Name, encoding and size of each column; None: each value has its own size."""
 
 
+class MdsIndex(NamedTuple):
+    """The index of a dataset that MosaicML Streaming has written."""
+
+    storage: Storage
+    """The storage at its directory."""
+    content: Mapping[str, Any]
+    data: bytes
+    """Its bytes."""
+
+
 @final
 class MdsSamples:
     """The samples of a dataset that MosaicML Streaming has written, in the order of the index."""
 
     def __init__(
         self,
-        source: str | os.PathLike[str],
-        storage_options: Mapping[str, Any] | None = None,
+        index: MdsIndex,
         columns: Sequence[str] | None = None,
         batch_bytes: int = 1 << 20,
     ) -> None:
-        """Read the index, and the first sample.
+        """Read the first sample.
 
         Args:
-            source: The directory of an `index.json`, or its path.
-            storage_options: Arguments for the filesystem of a URL.
+            index: The index.
             columns: Names of the columns to keep; None: all.
             batch_bytes: Approximate size of a batch in bytes.
 
         Raises:
-            DataFileError: There is no index, or no sample; or the index or the first shard is damaged.
+            DataFileError: There is no sample; or the index or the first shard is damaged.
             SchemaMismatchError: A column doesn't exist, or holds Python objects; or shards have other columns.
         """
-        self._storage = Storage(_directory(source), storage_options=storage_options)
+        self._storage = index.storage
         self._index_path = self._storage.join(INDEX)
-        index, data = _read_index(self._storage)
-        if index is None:
-            message = f"{self._storage.redact(self._index_path)} is no index of MDS shards"
-            raise DataFileError(message)
         try:
-            self._shards = [shard for each in index["shards"] if (shard := _shard_of(each)).num_samples]
+            self._shards = [shard for each in index.content["shards"] if (shard := _shard_of(each)).num_samples]
         except (KeyError, TypeError, ValueError) as error:
             raise self._storage.error_for(self._index_path, "can't be read", error) from error
         if not self._shards:
@@ -103,7 +107,7 @@ class MdsSamples:
         self._files = {entry.path: entry for entry in find_files(self._storage, self._storage.root)}
         self._check_columns(columns)
         kept = [name for name, _, _ in self._shards[0].columns] if columns is None else [*columns]
-        self.identity = digest(data, "\n".join(kept).encode())
+        self.identity = digest(index.data, "\n".join(kept).encode())
         """Digest of the index, which has the hashes of all shards, and of the columns."""
         self.schema = self._schema_of(kept)
         """A column for each one of the samples."""
@@ -260,28 +264,40 @@ class _Samples(NamedTuple):
     """Where samples begin, and where the last one ends, shape (num_samples + 1,)."""
 
 
-def is_mds(source: str | os.PathLike[str], storage_options: Mapping[str, Any] | None) -> bool:
-    """Return whether a source is a directory with an index of MDS shards, or such an index."""
-    return _read_index(Storage(_directory(source), storage_options=storage_options))[0] is not None
+def find_index(
+    source: str | os.PathLike[str], storage_options: Mapping[str, Any] | None, *, is_required: bool
+) -> MdsIndex | None:
+    """Return the index of MDS shards in a directory, or None if there is none.
+
+    Args:
+        source: The directory, or the path of its `index.json`.
+        storage_options: Arguments for the filesystem of a URL.
+        is_required: Whether its absence is an error.
+
+    Raises:
+        DataFileError: There is no index, or it can't be read.
+    """
+    storage = Storage(_directory(source), storage_options=storage_options)
+    entry = get_entry(storage, storage.join(INDEX))
+    if entry is not None and entry.kind == "file":
+        data = bytes(read_range(storage, entry.path, 0, entry.size, entry.version))
+        try:
+            content = json.loads(data)
+            if all(each["format"] == "mds" for each in content["shards"]):
+                return MdsIndex(storage, content, data)
+        except (ValueError, KeyError, TypeError):
+            pass
+    if is_required:
+        message = f"{storage.redact(storage.join(INDEX))} is no index of MDS shards"
+        raise DataFileError(message)
+    return None
 
 
 def _directory(source: str | os.PathLike[str]) -> str:
     text = str(source)
-    return text.removesuffix(INDEX).rstrip("/") or text[:1] or "." if text.endswith(f"/{INDEX}") else text
-
-
-def _read_index(storage: Storage) -> tuple[dict[str, Any] | None, bytes]:
-    """Return an index, or None if it is of another kind or there is none, and its bytes."""
-    entry = get_entry(storage, storage.join(INDEX))
-    if entry is None or entry.kind != "file":
-        return None, b""
-    data = bytes(read_range(storage, entry.path, 0, entry.size, entry.version))
-    try:
-        found = json.loads(data)
-        is_index = all(each["format"] == "mds" for each in found["shards"])
-    except (ValueError, KeyError, TypeError):
-        return None, data
-    return (found if is_index else None), data
+    if text != INDEX and not text.endswith(f"/{INDEX}"):
+        return text
+    return text.removesuffix(INDEX).rstrip("/") or ("/" if text.startswith("/") else ".")
 
 
 def _shard_of(entry: Mapping[str, Any]) -> _Shard:

@@ -15,7 +15,7 @@ from laneway.core.files import digest
 from laneway.dataset import StatefulShardedDataset
 from laneway.errors import DataFileError
 from laneway.manifest import Manifest, open_source
-from laneway.mds import MdsSamples, is_mds
+from laneway.mds import MdsSamples, find_index
 from laneway.storage.entries import get_entry
 from laneway.storage.filesystem import Storage
 from laneway.storage.listing import find_files
@@ -136,11 +136,14 @@ def _rows_of(
                 yield pa.RecordBatch.from_pylist(batch, schema=samples.schema)
 
         return _Rows(samples.identity, samples.schema, batches_of_samples)
-    if format_ == "mds" or (format_ is None and is_path and is_mds(source, storage_options)):
+    index = None
+    if format_ == "mds" or (format_ is None and is_path):
+        index = find_index(source, storage_options, is_required=format_ == "mds")
+    if index is not None:
         if schema is not None:
             message = "schema= is not for MDS: give it when the Parquet files are read"
             raise ValueError(message)
-        mds = MdsSamples(source, storage_options, columns, batch_bytes)
+        mds = MdsSamples(index, columns, batch_bytes)
         return _Rows(mds.identity, mds.schema, mds.batches)
     manifest, _ = open_source(source, format=format_, storage_options=storage_options)
     num_bytes = int(manifest.files.block_memory_bytes.sum())

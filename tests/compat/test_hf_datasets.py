@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import shutil
 import subprocess
@@ -448,14 +447,21 @@ def test_batches_are_decoded_on_request(tmp_path: Path) -> None:
             next(iter(dataset))
 
 
-@pytest.mark.skipif(importlib.util.find_spec("torchcodec") is not None, reason="the decoder is installed")
-def test_sound_without_its_decoder_is_an_error_that_names_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_installed", [False, True])
+def test_sound_without_a_decoder_that_can_be_loaded_is_an_error_that_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_installed: bool
+) -> None:
     features = Features({"sound": Audio()})
     table = pa.table({"sound": [{"bytes": b"RIFF", "path": None}]})
     Dataset(table.cast(features.arrow_schema)).save_to_disk(tmp_path / "saved")
     saved = load_from_disk(tmp_path / "saved")
     assert next(iter(StatefulShardedDataset(saved)))["sound"]["bytes"] == b"RIFF"
-    with pytest.raises(ImportError, match="torchcodec"):
+    # As its wheel for CUDA raises it where PyTorch is the one for CPUs.
+    (tmp_path / "torchcodec").mkdir()
+    (tmp_path / "torchcodec" / "__init__.py").write_text("raise OSError('Could not load torchcodec/core.so')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(datasets.config, "TORCHCODEC_AVAILABLE", is_installed)
+    with pytest.raises(ImportError, match="decoded by torchcodec, which is not installed or can't be loaded"):
         next(iter(StatefulShardedDataset(saved, transform=DecodeFeatures(saved.features))))
 
 

@@ -23,6 +23,7 @@ from laneway.checkpoint import KeepLatest
 from laneway.errors import CheckpointError, CheckpointMismatchError, LanewayError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from laneway.checkpoint.writing import Snapshot
@@ -203,6 +204,118 @@ def whole_states(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str
         for key, value in {"": parameter, **optimizer.state.get(parameter, {})}.items():
             found[f"{plain} {key}"] = value.full_tensor() if isinstance(value, DTensor) else value
     return {name: value.tolist() for name, value in found.items()}
+
+
+# -- Pipeline parallelism ---------------------------------------------------------------------------------------------
+
+
+class Stage(nn.Module):
+    """Some of the layers of a model, under the names that they have in it."""
+
+    def __init__(self, layers: range) -> None:
+        super().__init__()
+        self.layers = nn.ModuleDict({str(layer): nn.Linear(WIDTH, WIDTH) for layer in layers})
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """Pass values through the layers."""
+        for layer in self.layers.values():
+            values = layer(values)
+        return values
+
+
+NUM_LAYERS = 4
+DECAYS, RATES = (0.1, 0.0), (1e-2, 3e-2)
+"""Weight decay of weights and biases; learning rates of the stages."""
+
+
+def stage_job(layers: range, seed: int, lr: float) -> tuple[nn.Module, torch.optim.Optimizer]:
+    torch.manual_seed(seed)
+    model = Stage(layers)
+    weights = [each for each in model.parameters() if each.ndim == 2]
+    biases = [each for each in model.parameters() if each.ndim == 1]
+    groups = [{"params": each, "weight_decay": decay} for each, decay in zip((weights, biases), DECAYS, strict=True)]
+    return model, torch.optim.AdamW(groups, lr=lr)
+
+
+def layers_of(rank: int) -> range:
+    return range(rank * 2, rank * 2 + 2)
+
+
+def save_stage(rank: int, run: Path, rates: tuple[float, float], *, async_save: bool = False) -> dict[str, Any]:
+    model, optimizer = stage_job(layers_of(rank), rank, rates[rank])
+    with Checkpoints(run, async_save=async_save) as checkpoints:
+        for step in range(2):
+            model(torch.ones(2, WIDTH)).sum().backward()
+            optimizer.step()
+            checkpoints.save(step, model=model, optimizer=optimizer)
+    return whole_states(model, optimizer) | rates_by_name(model, optimizer)
+
+
+def save_stage_asynchronously(rank: int, run: Path, rates: tuple[float, float]) -> dict[str, Any]:
+    return save_stage(rank, run, rates, async_save=True)
+
+
+def resume_stage(rank: int, run: Path) -> dict[str, Any]:
+    # Other weights and settings than those that were saved.
+    model, optimizer = stage_job(layers_of(rank), 10 + rank, 1.0)
+    with Checkpoints(run) as checkpoints:
+        checkpoints.resume(model=model, optimizer=optimizer)
+    return whole_states(model, optimizer) | rates_by_name(model, optimizer)
+
+
+def rates_by_name(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return {
+        f"{names[parameter]} settings": [group["lr"], group["weight_decay"]]
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+
+
+@pytest.mark.parametrize("save", [save_stage, save_stage_asynchronously])
+def test_stages_of_a_pipeline_are_restored_each_with_its_layers_and_its_settings(
+    run_ranks: RunRanks, tmp_path: Path, save: Callable[..., dict[str, Any]]
+) -> None:
+    saved = run_ranks(save, 2, tmp_path, RATES)
+    assert run_ranks(resume_stage, 2, tmp_path) == saved
+
+
+def test_stages_of_a_pipeline_are_restored_in_one_process_unless_it_has_one_setting_where_they_had_two(
+    run_ranks: RunRanks, tmp_path: Path
+) -> None:
+    saved = run_ranks(save_stage, 2, tmp_path / "alike", (0.01, 0.01))
+    model, optimizer = stage_job(range(NUM_LAYERS), 20, 1.0)
+    with Checkpoints(tmp_path / "alike") as checkpoints:
+        checkpoints.resume(model=model, optimizer=optimizer)
+        assert whole_states(model, optimizer) | rates_by_name(model, optimizer) == saved[0] | saved[1]
+        # The other way: one process saves, stages resume.
+        checkpoints.save(9, model=model, optimizer=optimizer)
+    assert run_ranks(resume_stage, 2, tmp_path / "alike") == saved
+    run_ranks(save_stage, 2, tmp_path / "different", RATES)
+    before = whole_states(model, optimizer)
+    with (
+        Checkpoints(tmp_path / "different") as checkpoints,
+        pytest.raises(CheckpointMismatchError, match=r"now in one group of the optimizer, with the lr 0\.01 and 0\.03"),
+    ):
+        checkpoints.resume(model=model, optimizer=optimizer)
+    assert whole_states(model, optimizer) == before
+
+
+def test_a_stage_of_a_pipeline_whose_layers_nobody_saved_is_told_what_is_missing(
+    run_ranks: RunRanks, tmp_path: Path
+) -> None:
+    run_ranks(save_stage, 2, tmp_path, RATES[:1] * 2)
+    messages = run_ranks(resume_later_stage, 2, tmp_path)
+    assert all("holds no model.layers.4.weight" in message for message in messages), messages
+    assert all("holds no settings of the optimizer for layers.4.weight" in message for message in messages), messages
+
+
+def resume_later_stage(rank: int, run: Path) -> str:
+    model, optimizer = stage_job(range(rank * 3, rank * 3 + 3), 0, 1.0)
+    later = torch.optim.AdamW([{"params": [model.get_parameter("layers.4.weight")]}]) if rank else optimizer
+    with Checkpoints(run) as checkpoints, pytest.raises(CheckpointMismatchError) as raised:
+        checkpoints.resume(model=model, optimizer=later)
+    return str(raised.value)
 
 
 def test_a_model_in_the_older_fsdp_is_restored_with_and_without_states_of_its_optimizer(

@@ -12,11 +12,14 @@ import fsspec
 import pyarrow as pa
 import pytest
 
-from laneway import DataFileError, SchemaMismatchError, StatefulShardedDataset, to_parquet
+from laneway import DataFileError, SchemaMismatchError, StatefulShardedDataset, mds, to_parquet
 from laneway.cli.main import main
+from laneway.storage.reading import read_range
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from laneway.storage.filesystem import Storage
 
 ARCHIVE = Path(__file__).parent / "mds" / "mosaicml-streaming-0.13.zip"
 NUM_SAMPLES = 7
@@ -89,8 +92,12 @@ def test_columns_have_the_types_of_their_encodings(written: Path, tmp_path: Path
     ]
 
 
-def test_a_merged_index_of_several_folders_is_read_in_its_order(written: Path, tmp_path: Path) -> None:
-    for index, source in enumerate((written / "parts", written / "parts" / "index.json")):
+def test_a_merged_index_of_several_folders_is_read_in_its_order(
+    written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(written / "parts")
+    sources: list[str | Path] = [written / "parts", written / "parts" / "index.json", "index.json", "."]
+    for index, source in enumerate(sources):
         found = rows(to_parquet(source, tmp_path / str(index)))
         assert found == [{"id": i, "text": "abc"} for i in range(2 * NUM_SAMPLES)]
 
@@ -162,6 +169,18 @@ def test_an_index_that_does_not_fit_is_an_error(copied: Path, tmp_path: Path, ch
     change_index(copied.with_name("index.json"), change)
     with pytest.raises(DataFileError, match=error):
         to_parquet(copied.parent, tmp_path / "dest", columns=["id"])
+
+
+def test_an_index_is_read_once(written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    requested: list[str] = []
+
+    def counted(storage: Storage, path: str, *arguments: Any) -> bytes:
+        requested.append(path)
+        return read_range(storage, path, *arguments)
+
+    monkeypatch.setattr(mds, "read_range", counted)
+    to_parquet(written / "plain", tmp_path)
+    assert [path for path in requested if path.endswith(".json")] == [str(written / "plain" / "index.json")]
 
 
 def test_what_is_no_mds_is_not_taken_for_it(tmp_path: Path) -> None:

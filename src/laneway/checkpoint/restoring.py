@@ -110,7 +110,7 @@ def restore(
         if reader is not None:
             target, differences = ranks.agree(
                 f"load {name}: model",
-                lambda: stack.enter_context(target_of(objects, checkpoint.parts, reader.metadata)),
+                lambda: stack.enter_context(target_of(objects, checkpoint.parts, reader)),
             )
             ranks.compare(
                 f"load {name}: compare",

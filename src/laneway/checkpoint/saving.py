@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from laneway.checkpoint.content import encode
+from laneway.checkpoint.groups import count_from, first_numbers, own_groups
 from laneway.checkpoint.rng import rng_state
 from laneway.checkpoint.sharded import states_of
 from laneway.checkpoint.staging import Staging
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from laneway.checkpoint.content import Objects
     from laneway.checkpoint.folder import CheckpointFolder
+    from laneway.checkpoint.groups import OwnGroups
     from laneway.checkpoint.layout import Checkpoint
     from laneway.checkpoint.torch_calls import OwnGroup
     from laneway.ranks import Ranks
@@ -69,7 +71,7 @@ class Saver:
     def _snapshot(
         self, checkpoint: Checkpoint, objects: Objects, user: Mapping[str, Any] | None, rank_user: object
     ) -> Snapshot:
-        sharded = self._ranks.agree(f"save {checkpoint.name}: model", lambda: states_of(objects))
+        sharded = self._sharded_states(checkpoint.name, objects)
         of_loaders = objects.loader_states()
 
         def encoded() -> tuple[bytes, bytes]:
@@ -83,6 +85,19 @@ class Saver:
         # Made here, where all ranks are at the same call.
         self._group.get()
         return Snapshot(checkpoint, sharded, job, mine)
+
+    def _sharded_states(self, name: str, objects: Objects) -> dict[str, Any]:
+        """Return the states of modules and optimizers, with numbers of groups that all ranks agree on."""
+        states: dict[str, Any] = {}
+
+        def collect() -> OwnGroups:
+            states.update(states_of(objects))
+            return own_groups(states)
+
+        groups = self._ranks.gather(f"save {name}: model", collect, dst_rank=0)
+        numbers = self._ranks.broadcast(f"save {name}: groups", lambda: first_numbers(groups or ()), src_rank=0)
+        count_from(states, numbers[own_groups(states)])
+        return states
 
     def write(self, snapshot: Snapshot) -> None:
         """Write a snapshot. All ranks must call it.

@@ -16,6 +16,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from laneway.checkpoint.groups import GROUPS, OPTIMIZER, PARAMETERS, STATE, fit_groups, group_paths
 from laneway.errors import CheckpointMismatchError
 
 if TYPE_CHECKING:
@@ -26,12 +27,13 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from laneway.checkpoint.content import Objects
+    from laneway.checkpoint.groups import Group
+    from laneway.checkpoint.torch_files import TorchFilesReader
 
     Path = tuple[str | int, ...]
 
 MAX_LISTED = 10
 """Most differences that an error lists."""
-_OPTIMIZER, _STATE, _GROUPS, _PARAMETERS = "optimizer", "state", "param_groups", "params"
 _LOADED_BY_NAME = StateDictOptions(strict=False)
 """A parameter for which the optimizer had no state when it was saved, has none then."""
 
@@ -46,13 +48,13 @@ def states_of(objects: Objects) -> dict[str, Any]:
         found["model"] = get_model_state_dict(objects.model)
         if objects.optimizers:
             with _left_alone(objects.optimizers):
-                found[_OPTIMIZER] = _optimizer_states(objects.model, objects.optimizers)
+                found[OPTIMIZER] = _optimizer_states(objects.model, objects.optimizers)
     return found | {name: get_model_state_dict(module) for name, module in objects.modules.items()}
 
 
 def _optimizer_states(model: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, Any]:
     found: dict[str, Any] = get_optimizer_state_dict(model, optimizers)
-    found[_STATE] = {name: state for name, state in found[_STATE].items() if state}
+    found[STATE] = {name: state for name, state in found[STATE].items() if state}
     return found
 
 
@@ -77,27 +79,25 @@ def _left_alone(optimizers: Sequence[Optimizer]) -> Iterator[None]:
 
 def _parameters(optimizer: Optimizer) -> Iterator[torch.Tensor]:
     for group in optimizer.param_groups:
-        yield from group[_PARAMETERS]
+        yield from group[PARAMETERS]
 
 
 class Target:
     """The states of modules and optimizers as memory for those of a checkpoint. They change when they are read."""
 
-    def __init__(self, objects: Objects, states: dict[str, Any], kept: list[tuple[dict[str, Any], str, Any]]) -> None:
-        self._objects, self._kept = objects, kept
+    def __init__(self, objects: Objects, states: dict[str, Any], groups: list[Group]) -> None:
+        self._objects, self._groups = objects, groups
         self.states = states
         """Name of a part -> its state."""
 
     def assign(self) -> None:
         """Let the objects know what was read into their tensors. All ranks must call it."""
         objects, states = self._objects, self.states
-        for group, name, value in self._kept:
-            group[name] = value
         if objects.model is not None and "model" in states:
             set_model_state_dict(objects.model, states["model"])
-        if objects.model is not None and _OPTIMIZER in states:
+        if objects.model is not None and OPTIMIZER in states:
             # Torch takes a state without names for one with numbers instead, which it does not share out.
-            named = {_STATE: {"": {}, **states[_OPTIMIZER][_STATE]}, _GROUPS: states[_OPTIMIZER][_GROUPS]}
+            named: dict[str, Any] = {STATE: {"": {}, **states[OPTIMIZER][STATE]}, GROUPS: self._groups}
             with _left_alone(objects.optimizers):
                 set_optimizer_state_dict(objects.model, objects.optimizers, named, options=_LOADED_BY_NAME)
         for name, module in objects.modules.items():
@@ -115,7 +115,7 @@ class Differences(NamedTuple):
 
 
 @contextmanager
-def target_of(objects: Objects, parts: Iterable[str], saved: Metadata) -> Iterator[tuple[Target, Differences]]:
+def target_of(objects: Objects, parts: Iterable[str], reader: TorchFilesReader) -> Iterator[tuple[Target, Differences]]:
     """Yield room for what a checkpoint holds of modules and optimizers. All ranks must enter it.
 
     If the body fails, optimizers have the states that they had before, as far as these were not overwritten.
@@ -123,18 +123,31 @@ def target_of(objects: Objects, parts: Iterable[str], saved: Metadata) -> Iterat
     Args:
         objects: The objects of the job.
         parts: Names of the parts of the checkpoint; those that the job has are restored.
-        saved: What the checkpoint holds.
+        reader: The checkpoint.
+
+    Raises:
+        CheckpointError: The checkpoint is damaged.
+        DataFileError: It can't be read.
     """
     wanted = objects.sharded_parts & {*parts}
+    saved = reader.metadata
     paths = {name: path for name, path in (saved.planner_data or {}).items() if path[0] in wanted}
     states = {name: state for name, state in states_of(objects).items() if name in wanted}
-    has_room = {name for name, path in paths.items() if path[:2] == (_OPTIMIZER, _STATE)} <= _names(states)
+    groups: list[Group] = states.get(OPTIMIZER, {}).pop(GROUPS, [])
+    own = {name for group in groups for name in group[PARAMETERS]}
+    has_room = {name for name, path in paths.items() if path[:2] == (OPTIMIZER, STATE) and path[2] in own} <= _names(
+        states
+    )
     with _set_aside(() if has_room else objects.optimizers):
         if objects.model is not None and not has_room:
             # Torch creates the states of all parameters.
-            states[_OPTIMIZER] = _optimizer_states(objects.model, objects.optimizers)
-        lacking, kept = _fitted(states, saved, paths)
-        yield Target(objects, states, kept), Differences(lacking, sorted({*paths} - _names(states)))
+            states[OPTIMIZER] = {STATE: _optimizer_states(objects.model, objects.optimizers)[STATE]}
+        lacking = _fitted(states, saved, paths)
+        left_out = {*paths} - _names(states) - {*group_paths(saved)}
+        if OPTIMIZER in states:
+            fitted = fit_groups(groups, reader)
+            groups, lacking, left_out = fitted.groups, lacking + fitted.lacking, left_out | fitted.left_out
+        yield Target(objects, states, groups), Differences(lacking, sorted(left_out))
 
 
 def _names(states: dict[str, Any]) -> set[str]:
@@ -163,26 +176,15 @@ def _set_aside(optimizers: Sequence[Optimizer]) -> Iterator[None]:
             parameter.grad = gradient
 
 
-def _fitted(
-    states: dict[str, Any], saved: Metadata, saved_paths: Mapping[str, Path]
-) -> tuple[list[str], list[tuple[dict[str, Any], str, Any]]]:
-    """Leave out of states what an optimizer may do without: parameters without a state, new settings of groups.
-
-    Returns:
-        What else the checkpoint lacks, and (group, name, value) of the settings.
-    """
+def _fitted(states: dict[str, Any], saved: Metadata, saved_paths: Mapping[str, Path]) -> list[str]:
+    """Leave out of states those of an optimizer for parameters that had none, and return what else is lacking."""
     lacking: list[str] = []
-    kept: list[tuple[dict[str, Any], str, Any]] = []
-    with_state = {path[2] for path in saved_paths.values() if path[:2] == (_OPTIMIZER, _STATE)}
+    with_state = {path[2] for path in saved_paths.values() if path[:2] == (OPTIMIZER, STATE)}
     values, paths = flatten_state_dict(states)
     for name, value in values.items():
         metadata, path = saved.state_dict_metadata.get(name), paths[name]
-        if metadata is None and path[:2] == (_OPTIMIZER, _STATE) and path[2] not in with_state:
-            states[_OPTIMIZER][_STATE].pop(path[2], None)
-        elif metadata is None and path[:2] == (_OPTIMIZER, _GROUPS) and path[3] != _PARAMETERS:
-            group = states[_OPTIMIZER][_GROUPS][path[2]]
-            if path[3] in group:
-                kept.append((group, str(path[3]), group.pop(path[3])))
+        if metadata is None and path[:2] == (OPTIMIZER, STATE) and path[2] not in with_state:
+            states[OPTIMIZER][STATE].pop(path[2], None)
         elif metadata is None:
             lacking.append(f"holds no {name}")
         elif (
@@ -191,12 +193,7 @@ def _fitted(
             and metadata.size != value.size()
         ):
             lacking.append(f"holds {name} of shape {[*metadata.size]}, now {[*value.size()]}")
-    num_saved = len({path[2] for path in saved_paths.values() if path[:2] == (_OPTIMIZER, _GROUPS)})
-    num_now = len(states.get(_OPTIMIZER, {}).get(_GROUPS, ()))
-    if num_now < num_saved:
-        # The settings of those that are gone would become those of others.
-        lacking.append(f"holds {num_saved} groups of parameters of the optimizer, now {num_now}")
-    return lacking, kept
+    return lacking
 
 
 def check_differences(name: str, all_ranks: Sequence[Differences], *, strict: bool) -> None:

@@ -100,7 +100,7 @@ def _changes(saved: Mapping[str, FileFacts], present: Mapping[str, FileFacts]) -
     """Yield a line for each file that changed, is gone, has another name, or is new."""
     for path in present:
         if path in saved and saved[path] != present[path]:
-            yield f"{_name(path)} {_change(saved[path], present[path])}"
+            yield f"{_name(path)} {_change(path, saved[path], present[path])}"
     # Several files may be equal: each of them is the new name of one.
     new_names: dict[FileFacts, deque[str]] = {}
     for path, facts in present.items():
@@ -150,12 +150,14 @@ def _name(path: str) -> str:
     return path if len(path) <= _MAX_PATH_LENGTH else f"{path[:half]}...{path[-half:]}"
 
 
-def _change(saved: FileFacts, present: FileFacts) -> str:
+def _change(path: str, saved: FileFacts, present: FileFacts) -> str:
     if saved.rows != present.rows:
         return f"had {counted(saved.rows, 'row')}, now {present.rows:,}"
     if saved.size != present.size:
         return f"had {counted(saved.size, 'byte')}, now {present.size:,}"
-    return f"was rewritten with the same size ({saved.size:,} bytes)"
+    # Its blocks then are other ones.
+    may_be = ", or indexed_gzip is installed on one side only" if path.endswith(".gz") else ""
+    return f"was rewritten with the same size ({saved.size:,} bytes){may_be}"
 
 
 def place_differences(saved: WorkerPlace, present: WorkerPlace) -> list[str]:

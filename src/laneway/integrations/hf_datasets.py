@@ -42,7 +42,7 @@ class DecodeFeatures:
 
         Raises:
             TypeError: It is a batch, and `batched` is False; or its columns are neither lists nor Python values.
-            ImportError: `Image` needs Pillow, `Audio` torchcodec.
+            ImportError: `Image` needs Pillow; `Audio` torchcodec, in a release for the installed PyTorch, and FFmpeg.
         """
         from datasets import Features  # noqa: PLC0415 - only where it is used
 
@@ -54,7 +54,17 @@ class DecodeFeatures:
         if not self.batched and any(_is_column(known[name], given[name]) for name in known):
             message = "DecodeFeatures decodes single rows: for batches of lists, pass batched=True"
             raise TypeError(message)
-        decoded: dict[str, Any] = known.decode_batch(given) if self.batched else known.decode_example(given)
+        try:
+            decoded: dict[str, Any] = known.decode_batch(given) if self.batched else known.decode_example(given)
+        except (ImportError, OSError, RuntimeError) as error:
+            if "torchcodec" not in str(error):
+                raise
+            message = (
+                f"Audio is decoded by torchcodec, which is not installed or can't be loaded ({error}): install FFmpeg "
+                "and the torchcodec of this release of PyTorch, for the same CUDA or CPU; or leave out DecodeFeatures, "
+                "and take the bytes as they are stored"
+            )
+            raise ImportError(message) from error
         return {**row, **decoded}
 
 

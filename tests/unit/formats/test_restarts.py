@@ -14,7 +14,7 @@ import fsspec
 import numpy as np
 import pytest
 
-from laneway import DataFileError, Manifest, SavableLoader, StatefulShardedDataset
+from laneway import CheckpointMismatchError, DataFileError, Manifest, SavableLoader, StatefulShardedDataset
 from laneway.formats import restarts
 from laneway.formats.restarts import StoredPoints, find_points, inflate_from, layout_of
 from laneway.storage.filesystem import Storage
@@ -115,6 +115,28 @@ def test_points_are_kept_with_the_manifest_and_need_no_library(tmp_path: Path, m
     without = Manifest.scan(tmp_path, cache_dir=False)
     assert without.files.block_rows.tolist() == [NUM_ROWS, 1]
     assert rows(without) == [*range(NUM_ROWS), 0]
+
+
+def test_a_state_from_before_indexed_gzip_was_installed_is_refused_and_its_manifest_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "part.jsonl.gz").write_bytes(gzip_of(LINES))
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "indexed_gzip", None)
+        before = Manifest.scan(tmp_path, cache_dir=False)
+
+    def loader(manifest: Manifest) -> SavableLoader:
+        return SavableLoader(StatefulShardedDataset(manifest, columns=["id"], batch_size=9000))
+
+    first = loader(before)
+    next(iter(first))
+    with pytest.raises(
+        CheckpointMismatchError, match=r"part\.jsonl\.gz was rewritten .* or indexed_gzip is installed on one side"
+    ):
+        loader(Manifest.scan(tmp_path, cache_dir=False)).load_state_dict(first.state_dict())
+    resumed = loader(before)
+    resumed.load_state_dict(first.state_dict())
+    assert [row for batch in resumed for row in batch["id"].tolist()] == [*range(9000, NUM_ROWS)]
 
 
 def test_a_gzip_file_of_a_remote_storage_is_read_from_its_points(tmp_path: Path) -> None:
