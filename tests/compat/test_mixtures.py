@@ -110,6 +110,29 @@ def test_a_mixture_resumes_without_a_loader(corpus: Path, batch_size: int | None
     assert rows(resumed, 13) == expected[7:]
 
 
+@pytest.mark.parametrize(("num_workers", "world_size", "stops"), [(0, 1, [1, 4, 11]), (0, 2, [1, 4, 11]), (2, 1, [4])])
+def test_single_rows_of_a_loader_resume_within_a_turn(
+    corpus: Path, num_workers: int, world_size: int, stops: list[int]
+) -> None:
+    def loader(rank: int) -> SavableLoader:
+        place = {"rank": rank, "world_size": world_size}
+        mixture = mixture_of(corpus, batch_size=None, lanes=4, turn_rows=3, **place)
+        return SavableLoader(mixture, num_workers=num_workers)
+
+    def rows(items: Any, count: int) -> list[int]:
+        return [row["id"] for row in islice(items, count)]
+
+    expected = [rows(loader(rank), 40) for rank in range(world_size)]
+    for stop in stops:
+        loaders = [loader(rank) for rank in range(world_size)]
+        assert [rows(each, stop) for each in loaders] == [each[:stop] for each in expected]
+        state = through_json(loaders[-1].state_dict())
+        for rank in range(world_size):
+            resumed = loader(rank)
+            resumed.load_state_dict(state)
+            assert rows(resumed, 40 - stop) == expected[rank][stop:]
+
+
 def test_an_endless_mixture_goes_on_where_the_last_pass_stopped(corpus: Path) -> None:
     expected = ids(mixture_of(corpus), 12)
     mixture, loader = mixture_of(corpus), SavableLoader(mixture_of(corpus))

@@ -123,7 +123,13 @@ def _in_same_cut(progress: Progress, place: WorkerPlace, options: LaneOptions, *
         return None
     if not has_stages:
         # Rows are taken in turns. With a stage, the lanes advance by items, and each at its own pace.
+        rows = cut.rows()
         in_step = rows_in_step(cut.num_lanes, cut.turn_rows, sharing, cut.next_turn, 0)
-        if not np.array_equal(cut.rows(), in_step):
+        lane = cut.next_turn % cut.num_lanes
+        part_rows = int(rows[lane] - in_step[lane])
+        if options.batch_size is None and 0 < part_rows < cut.turn_rows:
+            # Single rows: each rank may have taken a part of its turn.
+            in_step = rows_in_step(cut.num_lanes, cut.turn_rows, sharing, cut.next_turn, part_rows)
+        if not np.array_equal(rows, in_step):
             return None
     return replace(progress, sharing=sharing)

@@ -40,6 +40,8 @@ SCOPE_APART = "ranks"
 
 _MAX_INT = 2**64
 """Bound of all numbers: larger ones are damage, and Python may refuse to print them."""
+_BOUNDS = {"seed": 2**63, "shard_bytes": 2**62, "shard_rows": MAX_COUNT + 1, "window_bytes": 2**62}
+"""Upper bounds of settings, which are those of the arguments, so that int64 can hold them."""
 
 
 class Role(Enum):
@@ -303,6 +305,8 @@ def parse_state(state: object) -> SavedState:
             "restore_state_global() of a SavableLoader, on the same number of ranks"
         )
         raise CheckpointMismatchError(message)
+    for name, bound in _BOUNDS.items():
+        require(0 <= (fields[name] or 0) < bound, f"{name} is {fields[name]}")
     require(0 <= fields["epoch"] < MAX_COUNT, f"epoch is {fields['epoch']}")
     require(0 <= fields["next_turn"] < MAX_COUNT, f"next_turn is {fields['next_turn']}")
     for index, count in (("rank", "world_size"), ("worker", "num_workers")):
