@@ -17,6 +17,8 @@ from laneway import (
     SavableLoader,
     StatefulShardedDataset,
 )
+from laneway.delivery import source_opening
+from laneway.reading.windows import reading_threads
 from laneway.testing import assert_resumes_exactly
 from tests.compat import staged
 from tests.compat.loaders import saved
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from laneway import RowContext
+    from laneway.reading.threads import DaemonThreads
 
 STRATEGIES = ["best_fit", "chunk"]
 
@@ -113,6 +116,23 @@ def test_passes_have_other_epochs(corpus: Path) -> None:
     assert passes[0] != passes[1]
     assert [Counter(packed_tokens(batches)) for batches in passes] == [all_tokens(2)] * 2
     assert len(loader) == len(passes[1])
+
+
+def test_only_the_packs_of_a_mixture_are_opened_and_their_threads_end(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+
+    def counted(*, is_remote: bool) -> DaemonThreads:
+        opened.append(reading_threads(is_remote=is_remote))
+        return opened[-1]
+
+    monkeypatch.setattr(source_opening, "reading_threads", counted)
+    assert list(mixture_of(corpus, stop="first_exhausted"))
+    assert len(opened) == 1
+    for thread in opened[0].threads:
+        thread.join(10)
+    assert not any(thread.is_alive() for thread in opened[0].threads)
 
 
 def test_epochs_of_batches_of_known_packs_go_on_where_the_last_one_ended(corpus: Path) -> None:

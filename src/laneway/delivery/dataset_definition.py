@@ -260,13 +260,13 @@ class DatasetDefinition(Definition):
         contexts = Contexts(self.manifest.files.paths, seed=seed, epoch=plan.epoch) if takes_context else None
         return ItemMaker(lanes, converter, self.transform, contexts, self.collate_fn, meter=meter)
 
-    def known_packs(self, assignment: Assignment, rows: ItemMaker, meter: Meter) -> PackReader | None:  # noqa: ARG002 - that of the rows
-        """Return the packs of the lanes of an assignment, if these count packs; `rows` reads those of the lanes."""
-        plan = self.identity.plan(assignment.progress)
+    def open_packs(self, assignment: Assignment, meter: Meter) -> tuple[ItemMaker, PackReader | None]:
+        """Open what `open_items` does, and what makes the packs of the lanes, if these count packs."""
+        rows, plan = self.open_items(assignment, meter), self.identity.plan(assignment.progress)
         if plan.line is None or self.stages is None:
-            return None
+            return rows, None
         documents = DocumentReader(rows, self.stages.expansion)
-        return KnownPackReader.of(plan, self._pieces(plan, assignment), self.stages, documents)
+        return rows, KnownPackReader.of(plan, self._pieces(plan, assignment), self.stages, documents)
 
     @staticmethod
     def _pieces(plan: Plan, assignment: Assignment) -> dict[int, list[PackPiece]]:

@@ -166,8 +166,8 @@ class Definition(ABC):
         return replace(self, collate_fn=Collating(self.collate_fn, function))
 
     @abstractmethod
-    def known_packs(self, assignment: Assignment, rows: ItemMaker, meter: Meter) -> PackReader | None:
-        """Return the packs of the lanes of an assignment, if these count packs; `rows` reads those of the lanes."""
+    def open_packs(self, assignment: Assignment, meter: Meter) -> tuple[ItemMaker, PackReader | None]:
+        """Open what `open_items` does, and what makes the packs of the lanes, if these count packs."""
 
     def following(self, assignment: Assignment) -> Assignment | None:  # noqa: ARG002 - a mixture may go on
         """Return what the worker reads after an assignment has ended, in the same epoch; None: nothing."""
@@ -226,10 +226,10 @@ class Definition(ABC):
         size, counts_items = self.options.batch_size, self.identity.counts_items
 
         def open_items(found: Assignment) -> LaneItems:
-            rows = self.open_items(found, meter)
+            rows, packs = self.open_packs(found, meter)
             is_numpy = self.columns.output == "numpy"
             maker = BatchMaker(rows, stages, self.collate_fn, is_batched=size is not None, is_numpy=is_numpy)
-            return LaneItems(rows, maker, found, self.max_empty_rows, self.known_packs(found, rows, meter))
+            return LaneItems(rows, maker, found, self.max_empty_rows, packs)
 
         # If lanes count items, they end where batches are dropped.
         drops = self.identity.settings.drop_last and not counts_items

@@ -108,9 +108,6 @@ class KnownPackReader:
         """Return the row of a lane with which `runs` begins to read."""
         return next((rest.start + source.shift for source, rest, _ in self._rest(lane, num_taken)), 0)
 
-    def close(self) -> None:
-        """Do nothing: rows are closed by who opened them."""
-
     def _rest(self, lane: int, num_taken: int) -> Iterator[tuple[_Rows, PackPiece, int]]:
         """Yield the rows of each piece, its packs after `num_taken` of the lane, and the lane's packs up to its end."""
         row, stop = 0, 0

@@ -84,9 +84,6 @@ class PackReader(Protocol):
     def runs(self, lane: int, num_taken: int) -> Iterator[Run]:
         """Yield the packs of a lane after the first ones."""
 
-    def close(self) -> None:
-        """Release windows, files and threads, unless they are those of the rows of the lanes."""
-
 
 class LaneItems:
     """Reads the rows of a worker's lanes, and makes items of them."""
@@ -140,8 +137,6 @@ class LaneItems:
         """Release windows, files and threads."""
         self._flows.clear()
         self._rows.close()
-        if self._known is not None:
-            self._known.close()
 
     # -- Runs ---------------------------------------------------------------------------------------------------------
 

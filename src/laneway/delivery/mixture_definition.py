@@ -314,20 +314,19 @@ class MixtureDefinition(Definition):
 
     def open_items(self, assignment: Assignment, meter: Meter) -> ItemMaker:
         """Open what reads and builds the items of an assignment, as measured by a meter."""
+        return self.open_packs(assignment, meter)[0]
+
+    def open_packs(self, assignment: Assignment, meter: Meter) -> tuple[ItemMaker, PackReader | None]:
+        """Open what `open_items` does, and what makes the packs of the lanes, if these count packs."""
         opener = SourceOpener(self, self.sources, assignment.progress.epoch, meter)
         plan = MixturePlan(self.mixed.sources, assignment.progress)
-        lanes = MixtureReader(plan, assignment.ends, opener.common, opener.lanes, opener.threads, meter=meter)
-        return opener.items(lanes)
-
-    def known_packs(self, assignment: Assignment, rows: ItemMaker, meter: Meter) -> PackReader | None:  # noqa: ARG002 - each source has rows of its own
-        """Return the packs of the lanes of an assignment, if these count packs."""
         if not self.packs_are_known or self.stages is None:
-            return None
-        opener = SourceOpener(self, self.sources, assignment.progress.epoch, meter)
+            lanes = MixtureReader(plan, assignment.ends, opener.common, opener.lanes, opener.threads, meter=meter)
+            return opener.items(lanes), None
 
         def open_source(name: str, of_epoch: Plan) -> SourceRows:
-            lanes = opener.lanes(name, of_epoch)
-            return SourceRows(lanes, opener.items(lanes))
+            of_source = opener.lanes(name, of_epoch)
+            return SourceRows(of_source, opener.items(of_source))
 
-        plan = MixturePlan(self.mixed.sources, assignment.progress)
-        return MixturePackReader(plan, assignment, self.stages, open_source, opener.threads)
+        packs = MixturePackReader(plan, assignment, self.stages, open_source, opener.threads)
+        return opener.items(packs), packs

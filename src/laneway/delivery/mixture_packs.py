@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from concurrent.futures import Executor
 
+    from laneway.convert.open_rows import OpenRows
     from laneway.core.assignment import Assignment
+    from laneway.core.cursor import LaneRange
     from laneway.core.epoch_lanes import EpochRange
     from laneway.core.mixtures import MixturePlan
     from laneway.core.plan import Plan
@@ -75,7 +77,7 @@ class MixturePackReader:
             assignment: The lanes that are read, and where they end.
             stages: How documents are packed.
             open_source: Opens an epoch of a source, given its name and the rows of its lanes.
-            threads: Those that read; they end with `close`.
+            threads: Those that read; they end with `end`.
         """
         self._plan = plan
         self._assignment = assignment
@@ -114,7 +116,24 @@ class MixturePackReader:
                         yield Run(items, counter(number), LanePosition(number + len(items)))
                         number += len(items)
 
+    def read(self, wanted: LaneRange) -> list[OpenRows]:
+        """Refuse, as each source reads its own rows."""
+        raise _no_rows(wanted.lane)
+
+    def read_on(self, lane: int, start: int, stop: int) -> OpenRows:  # noqa: ARG002 - see `read`
+        """Refuse; see `read`."""
+        raise _no_rows(lane)
+
+    def locate(self, wanted: list[LaneRange], row_index: int) -> str:  # noqa: ARG002 - see `read`
+        """Refuse; see `read`."""
+        raise _no_rows(wanted[0].lane)
+
     def close(self) -> None:
+        """Release windows and close files; the next packs open them again."""
+        for each in self._open.values():
+            each.rows.lanes.close()
+
+    def end(self) -> None:
         """Release windows, files and threads."""
         self._flows.clear()
         for each in self._open.values():
@@ -163,6 +182,10 @@ class MixturePackReader:
         is_read = any(of == name and each.epoch == epoch for (_, of), each in self._flows.items())
         if not is_read and (name, epoch) in self._open:
             self._open.pop((name, epoch)).rows.items.close()
+
+
+def _no_rows(lane: int) -> LookupError:
+    return LookupError(f"lane {lane} of the mixture counts packs, and has no rows of its own")
 
 
 class _Waiting:
