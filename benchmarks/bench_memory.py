@@ -1,12 +1,13 @@
 """How much memory does a shuffled scan need, and does it grow?
 
 Scans generated text and tokens in shuffled batches, in the main thread, with laneway at several `prefetch_windows`,
-with pyarrow reading whole windows of the same size, and with HF datasets if it is installed. Each scan runs in a
-separate process and is measured by its peak above the memory of its imports. The columns, in MB:
+and through two workers, with pyarrow reading whole windows of the same size, and with HF datasets if it is installed.
+Each scan runs in a separate process and is measured by its peak above the memory of its imports. The columns, in MB:
 
 - peak, floor: peak resident memory, and the peak before the first file was opened;
 - over floor, to raw: memory added by the scan, and its ratio to pyarrow's;
-- private: peak of memory that is not file-backed (anonymous and shared), above the floor; only on Linux;
+- private: peak of memory that is not file-backed (anonymous and shared), above the floor; only on Linux. With workers,
+  that of all processes together, in which what they share counts once; all other columns are of the main process;
 - growth: growth of the peak between two and ten passes;
 - in use, growth in use: peak of Arrow's allocations, and its growth. Resident memory is larger, because the allocator
   keeps freed memory for a while; the amount varies from run to run.
@@ -22,11 +23,13 @@ import importlib
 import importlib.util
 import inspect
 import json
+import os
 import resource
 import subprocess
 import sys
 import tempfile
 import threading
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -49,6 +52,7 @@ ROW_BYTES = {"text": 1110, "tokens": 4104}
 POOL_WORDS = 1_000_000
 """Number of random words that text is cut from."""
 STATUS = Path("/proc/self/status")
+NUM_WORKERS = 2
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ class Scan:
     prefetch_windows: int | None
     """None if the dataset has no such argument."""
     passes: int
+    num_workers: int = 0
 
 
 def write_files(folder: Path, kind: str, window_bytes: int) -> None:
@@ -104,7 +109,7 @@ def read_with_laneway(scan: Scan) -> Iterator[Iterator[Batch]]:
     dataset = StatefulShardedDataset(
         scan.folder, batch_size=BATCH_ROWS, shuffle=True, window_bytes=scan.window_bytes, **options
     )
-    loader = SavableLoader(dataset)
+    loader = SavableLoader(dataset, num_workers=scan.num_workers)
     while True:
         yield iter(loader)
 
@@ -168,12 +173,29 @@ def peak_mb() -> float:
     return peak / (2**20 if sys.platform == "darwin" else 1024)
 
 
-def private_mb() -> float:
-    """Return the current memory of this process that is not file-backed, in MB; 0 if the system doesn't report it."""
+def private_mb(num_workers: int) -> float:
+    """Return the current memory of this process that is not file-backed, in MB; 0 if the system doesn't report it.
+
+    Args:
+        num_workers: If it has workers, theirs is counted too.
+    """
     if not STATUS.exists():
         return 0.0
-    facts = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
-    return sum(int(facts[name].split()[0]) for name in ("RssAnon", "RssShmem")) / 1024
+    if not num_workers:
+        return _private_kb(STATUS, ("RssAnon", "RssShmem")) / 1024
+    # The workers are children of the main thread. Each has its part of the pages that several share.
+    main = Path("/proc/self")
+    workers = [Path("/proc", pid) for pid in (main / "task" / str(os.getpid()) / "children").read_text().split()]
+    num_kb = 0
+    for process in (main, *workers):
+        with suppress(OSError):  # a worker that has ended
+            num_kb += _private_kb(process / "smaps_rollup", ("Pss_Anon", "Pss_Shmem"))
+    return num_kb / 1024
+
+
+def _private_kb(path: Path, names: tuple[str, ...]) -> int:
+    facts = dict(line.split(":", 1) for line in path.read_text().splitlines() if ":" in line)
+    return sum(int(facts[name].split()[0]) for name in names)
 
 
 def in_use_mb() -> float:
@@ -187,14 +209,14 @@ def measure(scan: Scan) -> dict[str, float]:
     """Return the memory of a scan in MB; a reader first yields once its imports are done."""
     passes = READERS[scan.reader](scan)
     next(passes)
-    floor, private_floor = peak_mb(), private_mb()
+    floor, private_floor = peak_mb(), private_mb(scan.num_workers)
     most_private = private_floor
     is_over = threading.Event()
 
     def watch() -> None:
         nonlocal most_private
-        while not is_over.wait(0.005):
-            most_private = max(most_private, private_mb())
+        while not is_over.wait(0.05 if scan.num_workers else 0.005):
+            most_private = max(most_private, private_mb(scan.num_workers))
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -233,6 +255,7 @@ def scans_of(folder: str, window_bytes: int, prefetch: list[int | None]) -> dict
     for count in prefetch:
         name = "laneway" if count is None else f"laneway, prefetch {count}"
         scans[name] = Scan(folder, "laneway", window_bytes, count, PASSES)
+    scans[f"laneway, {NUM_WORKERS} workers"] = Scan(folder, "laneway", window_bytes, None, PASSES, NUM_WORKERS)
     if importlib.util.find_spec("datasets"):
         scans["HF datasets"] = Scan(folder, "HF datasets", window_bytes, None, passes=1)
     return scans

@@ -56,7 +56,7 @@ class SavableLoader(StateLoader, MixtureLoader, DataLoader[Any]):
             called on each batch; None: batches stay unchanged.
         pin_memory: Whether to copy batches to page-locked memory.
         prefetch_factor: Number of parcels that each worker prefetches; None: 2. A parcel is one batch, or several small
-            ones (up to 64, of 512 KiB) if no function of the user is called on rows or batches.
+            ones (up to 64, of 4 MiB) if no function of the user is called on rows or batches.
         persistent_workers: Whether workers stay alive after an epoch.
         multiprocessing_context: How to start workers: "fork", "spawn", "forkserver" or a context.
         timeout: Seconds to wait for a batch from a worker; 0: no limit.

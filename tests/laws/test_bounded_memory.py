@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing.util
 import os
 import tracemalloc
+from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
+from laneway import SavableLoader, StatefulShardedDataset
 from laneway.convert.batches import BatchConverter
 from laneway.core.cursor import LaneRange
+from laneway.delivery import buffers, parcels
 from laneway.manifest import scan_source
 from laneway.metering import Meter
 from laneway.reading.lane_reader import LaneReader
@@ -105,3 +111,47 @@ def test_memory_stays_below_its_bound(
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert (pool.max_memory() or 0) + peak <= bound + _SMALL_OBJECTS_BYTES
+
+
+def _tell_peak(peak: torch.Tensor, _: int) -> None:
+    """Have a worker write the peak of Arrow's allocations to shared memory when it ends."""
+    stack = ExitStack()
+    pool = stack.enter_context(counted_memory())
+
+    def tell() -> None:
+        peak.fill_(pool.max_memory() or 0)
+        stack.close()
+
+    multiprocessing.util.Finalize(None, tell, exitpriority=0)
+
+
+@pytest.mark.parametrize("make", [_numbers, _tokens])
+def test_memory_of_a_worker_and_of_what_it_sends_stays_below_its_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[int], pa.Table]
+) -> None:
+    blocks = [make(1000) for _ in range(6)]
+    for part in range(4):
+        write_blocks(tmp_path / f"p{part}.parquet", "parquet", blocks, blocks[0].schema)
+    block_bytes = max(block.nbytes for block in blocks)
+    window_bytes = 4 * block_bytes
+    parcel_bytes = block_bytes // 2
+    monkeypatch.setattr(os, "cpu_count", lambda: _NUM_THREADS)
+    monkeypatch.setattr(buffers, "_known", {})
+    monkeypatch.setattr(parcels, "PARCEL_BYTES", parcel_bytes)
+    dataset = StatefulShardedDataset(
+        tmp_path, shuffle=True, batch_size=50, shard_bytes=block_bytes, window_bytes=window_bytes
+    )
+    peak = torch.zeros(1, dtype=torch.int64)
+    peak.share_memory_()  # type: ignore[no-untyped-call]
+    loader = SavableLoader(
+        dataset, num_workers=1, multiprocessing_context="fork", worker_init_fn=partial(_tell_peak, peak)
+    )
+    sent_bytes = 0
+    for batch in loader:
+        sent_bytes = max(sent_bytes, sum(map(len, buffers._known.values())))
+        del batch
+    # A window that is delivered, one that is read ahead, and one of whose rows a parcel is being filled.
+    held = 3 * window_bytes
+    assert 0 < int(peak) <= held + _NUM_THREADS * (window_bytes + _DECODING * block_bytes)
+    # Buffers are rounded up by an eighth. Those of the first parcels, which are smaller, are kept too.
+    assert 0 < sent_bytes <= (2 + 2 + 2) * parcel_bytes * 9 // 8

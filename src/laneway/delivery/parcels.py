@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from laneway.delivery.stream import TaggedStream
     from laneway.metering import Meter
 
-PARCEL_BYTES: Final = 1 << 19
-"""Bytes of the batches of a parcel, unless a single batch is larger: few enough to stay in the caches of a core."""
+PARCEL_BYTES: Final = 4 << 20
+"""Bytes of the batches of a parcel, unless a single batch is larger: few beside a window."""
 MAX_BATCHES: Final = 64
 """Maximum number of batches of a parcel."""
 _OWN_FUNCTIONS: Final = (None, unchanged, default_collate, list)

@@ -2,7 +2,7 @@
 
 PyTorch sends a separate handle for each tensor, which costs more than copying most columns. A sent batch is a dict
 within its process. A queue to another process sends it as one buffer and returns a plain dict, whose tensors and arrays
-are views of that buffer. Small columns are part of the message itself.
+are views of that buffer. Small columns get memory of their own.
 """
 
 from __future__ import annotations
@@ -33,8 +33,10 @@ _ALIGNMENT = 64
 _MAX_INLINE_BYTES = 1 << 14
 """Blocks up to this size travel through the pipe, larger ones in shared memory."""
 _SMALL_SHARE = 8
-_MAX_SMALL_BYTES = 1 << 17
-"""Blocks up to this size travel through the pipe too if they are at most 1 / `_SMALL_SHARE` of the batch."""
+"""Blocks of at most 1 / `_SMALL_SHARE` of the batch get memory of their own, so that keeping all labels of an epoch
+does not keep all of its batches."""
+_MAX_SMALL_BYTES = 1 << 16
+"""These travel through the pipe too up to this size; larger ones are copied by the receiver."""
 
 _KINDS: list[Any] = [
     *(np.bool_, np.uint8, np.uint16, np.uint32, np.uint64, np.int8, np.int16, np.int32, np.int64),
@@ -61,6 +63,8 @@ class _Block(NamedTuple):
     """dtype of the columns."""
     shape: tuple[int, ...]
     """Shape of each column."""
+    is_small: bool
+    """Whether the block gets memory of its own."""
     is_inline: bool
     """Whether the block travels through the pipe."""
     start: int
@@ -242,9 +246,8 @@ def _lay_out(groups: list[_Group], num_batches: int) -> list[_Block]:
     blocks = []
     for group in groups:
         num_bytes = group.num_bytes
-        # Small blocks get memory of their own, so that keeping all labels of an epoch does not keep all of its batches.
-        share = min(totals[group.batch_index] // _SMALL_SHARE, _MAX_SMALL_BYTES)
-        is_inline = num_bytes <= max(_MAX_INLINE_BYTES // num_batches, share)
+        share = totals[group.batch_index] // _SMALL_SHARE
+        is_inline = num_bytes <= max(_MAX_INLINE_BYTES // num_batches, min(share, _MAX_SMALL_BYTES))
         start = -(-stops[is_inline] // _ALIGNMENT) * _ALIGNMENT
         stops[is_inline] = start + num_bytes
         first = group.tensors[0]
@@ -255,6 +258,7 @@ def _lay_out(groups: list[_Group], num_batches: int) -> list[_Block]:
                 group.is_numpy,
                 first.dtype,
                 tuple(first.shape),
+                num_bytes <= share,
                 is_inline,
                 start,
             )
@@ -274,6 +278,8 @@ def from_one_buffer(
     shared = receive(ticket) if ticket else None
     for block in blocks:
         whole = block.view(inline if block.is_inline or shared is None else shared)
+        if block.is_small and not block.is_inline:
+            whole = whole.copy()
         # With the ellipsis, a column of a single number is an array too.
         columns: Iterable[Any] = [whole[i, ...] for i in range(len(whole))]
         if not block.is_numpy:
