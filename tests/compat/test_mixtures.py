@@ -223,6 +223,17 @@ def test_a_finite_mixture_resumes_near_its_end(corpus: Path) -> None:
         assert ids(resumed) == expected[done:]
 
 
+@pytest.mark.parametrize("stop", ["first_exhausted", "all_exhausted", 50])
+@pytest.mark.parametrize("batch_size", [None, 4])
+def test_a_finite_mixture_resumes_where_some_of_its_lanes_have_ended(
+    corpus: Path, stop: Any, batch_size: int | None
+) -> None:
+    weights = {"web": 2, "code": 1, "rare": 0.1}
+    options = {"batch_size": batch_size, "lanes": 6, "turn_rows": 2}
+    expected = assert_resumes_exactly(lambda: SavableLoader(mixture_of(corpus, weights, stop=stop, **options)))
+    assert expected > 10
+
+
 def test_the_first_source_that_is_exhausted_ends_it(corpus: Path) -> None:
     mixture = Mixture(sources_of(corpus), {"web": 1, "code": 1, "rare": 0}, stop="first_exhausted").batch(4)
     rows = [row for batch in ids(mixture) for row in batch]

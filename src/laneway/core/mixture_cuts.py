@@ -79,7 +79,7 @@ def resume_mixture(
         stays: Whether the mixture may stay in its cut.
         has_stages: Whether stages make items of the rows.
         counts_batches: Whether a number of batches makes an epoch.
-        ends: Where the lanes of the current cut end, which may be within groups; None: never.
+        ends: Where the lanes of the current cut end, which may be within groups; None: never, or nobody knows.
 
     Raises:
         ValueError: See `MixturePlan.cut_again`.
@@ -88,7 +88,10 @@ def resume_mixture(
     before = [(source.name, source.weight, source.files) for source in start.sources]
     wanted = [(name, weight, sources[name].files) for name, weight in weights.items()]
     if stays and before == wanted and start.group_rows == group_rows:
-        resumed = _in_same_cut(progress, place, options, has_stages=has_stages)
+        if ends is not None and not has_stages and bool((current_cut(progress).rows() >= ends).all()):
+            # It is complete, on any ranks and workers.
+            return progress
+        resumed = _in_same_cut(progress, place, options, ends, has_stages=has_stages)
         if resumed is not None:
             if not counts_batches or resumed.sharing.job_turns == progress.sharing.job_turns:
                 return resumed
@@ -99,7 +102,12 @@ def resume_mixture(
     plan = MixturePlan(sources, progress)
     batches_before = batches_taken(progress) if counts_batches else 0
     return plan.cut_again(
-        weights, options.fresh_cut(place), sharing, group_rows=group_rows, batches_before=batches_before, ends=ends
+        weights,
+        options.fresh_cut(place),
+        sharing,
+        group_rows=group_rows,
+        batches_before=batches_before,
+        ends=ends if group_rows > 1 else None,
     )
 
 
@@ -112,7 +120,14 @@ def _sharing(place: WorkerPlace, options: LaneOptions, turn_rows: int) -> Sharin
     return Sharing(place.world_size, options.turns_per_batch(turn_rows) or 1)
 
 
-def _in_same_cut(progress: Progress, place: WorkerPlace, options: LaneOptions, *, has_stages: bool) -> Progress | None:
+def _in_same_cut(
+    progress: Progress,
+    place: WorkerPlace,
+    options: LaneOptions,
+    ends: NDArray[np.int64] | None,
+    *,
+    has_stages: bool,
+) -> Progress | None:
     """Return a mixture in its current cut as the workers of the job share it, or None if they can't resume in it."""
     cut = current_cut(progress)
     turns_per_batch = options.turns_per_batch(cut.turn_rows)
@@ -130,6 +145,9 @@ def _in_same_cut(progress: Progress, place: WorkerPlace, options: LaneOptions, *
         if options.batch_size is None and 0 < part_rows < cut.turn_rows:
             # Single rows: each rank may have taken a part of its turn.
             in_step = rows_in_step(cut.num_lanes, cut.turn_rows, sharing, cut.next_turn, part_rows)
+        if ends is not None and sharing[:2] == progress.sharing[:2]:
+            # Lanes may end after different numbers of turns.
+            in_step = np.minimum(in_step, ends)
         if not np.array_equal(rows, in_step):
             return None
     return replace(progress, sharing=sharing)
