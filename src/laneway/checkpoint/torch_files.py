@@ -59,10 +59,13 @@ class TorchFilesReader(FileSystemReader):
 
     def _read_item(self, stream: io.IOBase, item: ReadItem, planner: LoadPlanner) -> None:
         place = self.storage_data[item.storage_index]
-        part = self._slice_file(stream, place)
+        part: IO[bytes] = self._slice_file(stream, place)
         if item.type == LoadItemType.BYTE_IO:
             planner.load_bytes(item, io.BytesIO(part.read(-1)))
             return
+        if place.length < DIRECT_BYTES:
+            # At once: torch.load makes many reads, each of a few bytes.
+            part = io.BytesIO(part.read(-1))
         target = planner.resolve_tensor(item).detach()
         if place.length < DIRECT_BYTES or not _read_into(part, target, item):
             part.seek(0)
