@@ -26,7 +26,7 @@ from laneway.core.progress import LanePosition, Progress, current_cut, rows_in_s
 from laneway.delivery.buffers import forget_ended_workers
 from laneway.delivery.cells import shared_cells
 from laneway.delivery.item_maker import unchanged
-from laneway.delivery.parcels import BatchesInTurn, Packing, Parcels, TaggedBatches
+from laneway.delivery.parcels import BatchesInTurn, ParcelFormat, Parcels, TaggedBatches
 from laneway.delivery.passes import Delivery, Pass, RowsDelivery, Taken
 from laneway.delivery.signals import (
     are_forked,
@@ -65,9 +65,9 @@ _ROWS_PER_TURN = 256
 class _WorkerDataset(IterableDataset["Parcel | TaggedBatch"]):
     """The dataset of the DataLoader; the main process chooses where the next pass starts."""
 
-    def __init__(self, packing: Packing, cells: torch.Tensor) -> None:
-        self._definition = packing.definition
-        self._packing = packing
+    def __init__(self, parcel_format: ParcelFormat, cells: torch.Tensor) -> None:
+        self._definition = parcel_format.definition
+        self._parcel_format = parcel_format
         self._progress = Progress(0)
         self._ends_with_parent = False
         self._cells = cells
@@ -95,11 +95,11 @@ class _WorkerDataset(IterableDataset["Parcel | TaggedBatch"]):
         elif self._ends_with_parent:
             end_with_parent()
         meter = Meter(cells_of(self._cells, place.worker))
-        assignment, packing = self._definition.resolve(progress, place), self._packing
-        keeps_open = is_worker and packing.keeps_open
+        assignment, parcel_format = self._definition.resolve(progress, place), self._parcel_format
+        keeps_open = is_worker and parcel_format.keeps_open
         stream = self._definition.open_batches(assignment, meter, keeps_open=keeps_open)
         self.meter = meter
-        return Parcels(stream, place.worker, packing, meter) if is_worker else TaggedBatches(stream)
+        return Parcels(stream, place.worker, parcel_format, meter) if is_worker else TaggedBatches(stream)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,8 +161,8 @@ class BatchSource:
             replace(patience or Patience(), loader_timeout_s=keywords.get("timeout", 0)), self._cells
         )
         """Watches the batches of the workers."""
-        self._packing = Packing.of(definition, pin_memory=bool(keywords.get("pin_memory")))
-        self._dataset = _WorkerDataset(self._packing, self._cells)
+        self._parcel_format = ParcelFormat.of(definition, pin_memory=bool(keywords.get("pin_memory")))
+        self._dataset = _WorkerDataset(self._parcel_format, self._cells)
         # Without its own generator, a DataLoader seeds workers from the global one, and a resumed run would then
         # draw other numbers for the model.
         self._generator = torch.Generator()
@@ -187,8 +187,8 @@ class BatchSource:
     def change(self, definition: Definition) -> None:
         """Read other batches of the same rank, from the next start of the workers on."""
         self.definition = replace(definition, options=self.definition.options, collate_fn=self.definition.collate_fn)
-        self._packing = Packing.of(self.definition, pin_memory=bool(self._keywords.get("pin_memory")))
-        self._dataset = _WorkerDataset(self._packing, self._cells)
+        self._parcel_format = ParcelFormat.of(self.definition, pin_memory=bool(self._keywords.get("pin_memory")))
+        self._dataset = _WorkerDataset(self._parcel_format, self._cells)
         self.discard_workers()
 
     def resolve(self, progress: Progress) -> Assignment:
@@ -237,8 +237,8 @@ class BatchSource:
         if self._keywords["num_workers"]:
             self.watchdog.begin(items)
             batches: Iterator[TaggedBatch]
-            num_workers, packing = self.place.num_workers, self._packing
-            batches = self._in_turn = BatchesInTurn(items, num_workers, packing, in_order=self.in_order)
+            num_workers, parcel_format = self.place.num_workers, self._parcel_format
+            batches = self._in_turn = BatchesInTurn(items, num_workers, parcel_format, in_order=self.in_order)
         else:
             if self._dataset.meter is not None:
                 self.counts.receive(0, self._dataset.meter)

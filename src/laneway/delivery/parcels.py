@@ -38,7 +38,7 @@ _OWN_FUNCTIONS: Final = (None, unchanged, default_collate, list)
 
 
 @dataclass(frozen=True, slots=True)
-class Packing:
+class ParcelFormat:
     """How the batches of a definition are put into parcels."""
 
     definition: Definition
@@ -124,11 +124,11 @@ class Parcels:
     order of turns for any number of workers.
     """
 
-    def __init__(self, stream: TaggedStream[Any], worker: int, packing: Packing, meter: Meter) -> None:
+    def __init__(self, stream: TaggedStream[Any], worker: int, parcel_format: ParcelFormat, meter: Meter) -> None:
         """Prepare to send the batches of `stream`."""
         self._batches = TaggedBatches(stream)
         self._worker = worker
-        self._packing = packing
+        self._parcel_format = parcel_format
         self._meter = meter
         self._index = 0
 
@@ -138,7 +138,7 @@ class Parcels:
 
     def __next__(self) -> Parcel:
         """Return the next parcel. An error comes after the batches before it."""
-        size = num_batches(self._index, self._packing.max_batches)
+        size = num_batches(self._index, self._parcel_format.max_batches)
         self._index += 1
         tags: list[Tag] = []
         items: list[Any] = []
@@ -160,7 +160,7 @@ class Parcels:
                 break
             tags.append(Tag(turn, positions, counts))
             items.append(batch)
-        return Parcel(self._worker, is_last, tags, self._packing.sent(items, self._meter))
+        return Parcel(self._worker, is_last, tags, self._parcel_format.sent(items, self._meter))
 
 
 @final
@@ -191,18 +191,20 @@ class TaggedBatches:
 class BatchesInTurn:
     """The batches of all workers of a rank, from their parcels: in the order of turns, or as they come."""
 
-    def __init__(self, parcels: Iterator[Parcel], num_workers: int, packing: Packing, *, in_order: bool) -> None:
+    def __init__(
+        self, parcels: Iterator[Parcel], num_workers: int, parcel_format: ParcelFormat, *, in_order: bool
+    ) -> None:
         """Prepare to unpack parcels.
 
         Args:
             parcels: The parcels; of each worker in turn, if they are in order.
             num_workers: Number of workers.
-            packing: How they were packed.
+            parcel_format: How batches were put into them.
             in_order: Whether batches come in the order of their turns.
         """
         self._parcels = parcels
         self._num_workers = num_workers
-        self._packing = packing
+        self._parcel_format = parcel_format
         self._num_received = 0
         # Batches in any order wait in one line.
         self._waiting: list[deque[tuple[Tag, Any]]] = [deque() for _ in range(num_workers if in_order else 1)]
@@ -212,7 +214,7 @@ class BatchesInTurn:
 
     def num_ready(self, num_parcels: int) -> int:
         """Return how many batches can be taken without waiting, if so many parcels have been sent and not received."""
-        first, num_workers, most = self._num_received, self._num_workers, self._packing.max_batches
+        first, num_workers, most = self._num_received, self._num_workers, self._parcel_format.max_batches
         sizes = (num_batches((first + i) // num_workers, most) for i in range(num_parcels))
         return sum(map(len, self._waiting)) + sum(sizes)
 
@@ -233,7 +235,7 @@ class BatchesInTurn:
         (turn, positions, counts), item = waiting.popleft()
         self._next = (self._next + 1) % len(self._waiting)
         raise_if_unsent(item)
-        return TaggedBatch(turn, positions, self._packing.received(item), counts)
+        return TaggedBatch(turn, positions, self._parcel_format.received(item), counts)
 
     def _receive(self) -> None:
         """Receive the next parcel, or go on to the next worker, if this one has no further batches."""

@@ -16,7 +16,7 @@ import torch
 
 from laneway import DataFileError, Mixture, NullInColumnError, SavableLoader, StatefulShardedDataset
 from laneway.delivery import sending
-from laneway.delivery.parcels import MAX_BATCHES, BatchesInTurn, Packing, Parcel, Tag, num_batches
+from laneway.delivery.parcels import MAX_BATCHES, BatchesInTurn, Parcel, ParcelFormat, Tag, num_batches
 from laneway.delivery.sending import SentItems, to_send
 from laneway.metering import Meter
 from tests.compat.loaders import flat, ids, loader_raises, saved
@@ -75,8 +75,8 @@ def identity(item: Any) -> Any:
 
 def test_parcels_are_of_single_batches_where_functions_of_the_user_are_called(corpus: Path) -> None:
     def most(dataset: StatefulShardedDataset) -> tuple[int, bool]:
-        packing = Packing.of(dataset.definition, pin_memory=False)
-        return packing.max_batches, packing.keeps_open
+        parcel_format = ParcelFormat.of(dataset.definition, pin_memory=False)
+        return parcel_format.max_batches, parcel_format.keeps_open
 
     assert most(dataset_of(corpus)) == (MAX_BATCHES, True)
     assert most(dataset_of(corpus, output="arrow")) == (MAX_BATCHES, False)
@@ -93,8 +93,8 @@ def test_rows_are_converted_by_the_worker_if_an_accelerator_pins_them(
     corpus: Path, monkeypatch: pytest.MonkeyPatch, *, has_accelerator: bool
 ) -> None:
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: has_accelerator)
-    packing = Packing.of(dataset_of(corpus).definition, pin_memory=True)
-    assert packing.keeps_open != has_accelerator
+    parcel_format = ParcelFormat.of(dataset_of(corpus).definition, pin_memory=True)
+    assert parcel_format.keeps_open != has_accelerator
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="memory is pinned where there is an accelerator")
@@ -249,7 +249,7 @@ def rotated(workers: list[Worker]) -> Iterator[Parcel]:
 
 
 class Packed:
-    """A packing of batches that need no conversion."""
+    """A format for batches that need no conversion."""
 
     def __init__(self, max_batches: int) -> None:
         """Have at most so many batches in a parcel."""
@@ -267,8 +267,8 @@ def test_turns_come_in_order_wherever_workers_end() -> None:
         # In a round of turns, those of any worker may be the last: its lanes have ended.
         counts = [rng.randrange(40) for _ in range(num_workers)]
         workers = [Worker(number, num_workers, count, most) for number, count in enumerate(counts)]
-        packing: Any = Packed(most)
-        found = BatchesInTurn(rotated(workers), num_workers, packing, in_order=True)
+        parcel_format: Any = Packed(most)
+        found = BatchesInTurn(rotated(workers), num_workers, parcel_format, in_order=True)
         expected = sorted(
             number + round_ * num_workers for number, count in enumerate(counts) for round_ in range(count)
         )
@@ -282,8 +282,8 @@ def test_parcels_in_any_order_are_unpacked_as_they_come() -> None:
         Parcel(worker, is_last=False, tags=[Tag(turn, (), None) for turn in turns], items=turns)
         for worker, turns in came
     ]
-    packing: Any = Packed(2)
-    found = BatchesInTurn(iter(parcels), 2, packing, in_order=False)
+    parcel_format: Any = Packed(2)
+    found = BatchesInTurn(iter(parcels), 2, parcel_format, in_order=False)
     assert [batch.turn for batch in found] == [1, 3, 0, 5]
 
 
