@@ -7,10 +7,9 @@ import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch.distributed.checkpoint._nested_dict import unflatten_state_dict
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from laneway.checkpoint.torch_calls import load_states
+from laneway.checkpoint.torch_calls import load_states, nested_states
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -123,7 +122,7 @@ def _read(reader: TorchFilesReader, paths: Mapping[str, Path]) -> list[Group]:
         if isinstance(metadata, TensorStorageMetadata):
             values[name] = torch.empty(metadata.size, dtype=metadata.properties.dtype)
     load_states(reader, values, None)
-    found: list[Group] = unflatten_state_dict(values, dict(paths)).get(OPTIMIZER, {}).get(GROUPS, [])
+    found: list[Group] = nested_states(values, dict(paths)).get(OPTIMIZER, {}).get(GROUPS, [])
     return found
 
 

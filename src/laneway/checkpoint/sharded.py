@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch.distributed.checkpoint._nested_dict import flatten_state_dict
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -17,6 +16,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from laneway.checkpoint.groups import GROUPS, OPTIMIZER, PARAMETERS, STATE, fit_groups, group_paths
+from laneway.checkpoint.torch_calls import flat_states
 from laneway.errors import CheckpointMismatchError
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def target_of(objects: Objects, parts: Iterable[str], reader: TorchFilesReader) 
 
 def _names(states: dict[str, Any]) -> set[str]:
     """Return the names under which torch saves values."""
-    return {*flatten_state_dict(states)[0]}
+    return {*flat_states(states)[0]}
 
 
 @contextmanager
@@ -180,7 +180,7 @@ def _fitted(states: dict[str, Any], saved: Metadata, saved_paths: Mapping[str, P
     """Leave out of states those of an optimizer for parameters that had none, and return what else is lacking."""
     lacking: list[str] = []
     with_state = {path[2] for path in saved_paths.values() if path[:2] == (OPTIMIZER, STATE)}
-    values, paths = flatten_state_dict(states)
+    values, paths = flat_states(states)
     for name, value in values.items():
         metadata, path = saved.state_dict_metadata.get(name), paths[name]
         if metadata is None and path[:2] == (OPTIMIZER, STATE) and path[2] not in with_state:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
+from torch.distributed.checkpoint._nested_dict import flatten_state_dict, unflatten_state_dict
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_loader import load
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
     from laneway.checkpoint.folder import CheckpointFolder
     from laneway.checkpoint.layout import Checkpoint
+
+    Path = tuple[str | int, ...]
 
 
 class OwnGroup:
@@ -88,6 +91,16 @@ def load_states(reader: TorchFilesReader, states: dict[str, Any], group: dist.Pr
     """
     with _errors(os.fspath(reader.path), "loaded", CheckpointMismatchError):
         load(states, storage_reader=reader, process_group=group, no_dist=group is None)
+
+
+def flat_states(states: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Path]]:
+    """Return the values in states by the names under which they are saved, and the path of each in the states."""
+    return flatten_state_dict(states)
+
+
+def nested_states(values: dict[str, Any], paths: dict[str, Path]) -> dict[str, Any]:
+    """Return states with values at their paths: the inverse of `flat_states`."""
+    return unflatten_state_dict(values, paths)
 
 
 @contextmanager

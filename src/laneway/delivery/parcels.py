@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, final
 
 import torch
-from torch._utils import ExceptionWrapper
 from torch.utils.data import default_collate
 
 from laneway.convert.open_rows import OpenRows
 from laneway.delivery.item_maker import unchanged
-from laneway.delivery.sending import SentItems, raise_if_unsent
+from laneway.delivery.sending import SentItems, error_to_send, raise_if_unsent
 from laneway.delivery.sent_rows import SentBatches
 from laneway.delivery.stream import TaggedBatch
 
@@ -156,7 +155,7 @@ class Parcels:
                     raise
                 where = f"in DataLoader worker process {self._worker}"
                 tags.append(Tag(0, (), None))
-                items.append(ExceptionWrapper(where=where))  # type: ignore[no-untyped-call]
+                items.append(error_to_send(where))
                 break
             tags.append(Tag(turn, positions, counts))
             items.append(batch)

@@ -185,6 +185,11 @@ def _fail(reason: str) -> ExceptionWrapper:
     )
 
 
+def error_to_send(where: str) -> ExceptionWrapper:
+    """Return the exception that is being handled as a DataLoader sends it; `where` is the start of its message."""
+    return ExceptionWrapper(where=where)  # type: ignore[no-untyped-call]
+
+
 def raise_if_unsent(received: object) -> None:
     """Raise the error of a batch that could not be sent."""
     if isinstance(received, ExceptionWrapper):

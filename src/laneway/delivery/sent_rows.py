@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 import numpy as np
 import pyarrow as pa
-from torch._utils import ExceptionWrapper
 
 from laneway.convert.open_rows import OpenRows
-from laneway.delivery.sending import SentItems, from_one_buffer, in_one_buffer, to_send
+from laneway.delivery.sending import SentItems, error_to_send, from_one_buffer, in_one_buffer, to_send
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -76,7 +75,7 @@ def _made(item: Any, sent: SentBatches) -> Any:  # noqa: ANN401 - a batch in any
     try:
         return to_send(sent.convert(sent.converter.joined(item.parts)))
     except Exception:  # noqa: BLE001 - raised in the main process
-        return ExceptionWrapper(where="in a DataLoader worker process")  # type: ignore[no-untyped-call]
+        return error_to_send("in a DataLoader worker process")
 
 
 def _unchanged(items: list[Any]) -> list[Any]:
