@@ -21,6 +21,9 @@ from laneway import (
     SavableLoader,
     SchemaMismatchError,
     StatefulShardedDataset,
+    audit,
+    describe_state,
+    redistribute,
 )
 from tests.compat import staged
 from tests.compat.loaders import loader_raises, saved
@@ -345,3 +348,54 @@ def test_weights_of_tokens_need_lengths(sources: dict[str, StatefulShardedDatase
 
 def no_tokens(_: dict[str, Any]) -> dict[str, Any]:
     return {"input_ids": []}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("mixes", [False, True], ids=["dataset", "mixture"])
+def test_audits_of_packs_accept_a_run_on_other_ranks_and_find_what_is_missing(
+    corpus: Path, strategy: str, *, mixes: bool
+) -> None:
+    def make(rank: int, world_size: int) -> Any:
+        rows = make_dataset(corpus, "rows", rank=rank, world_size=world_size, remainder="keep")
+        rows = rows.count_lengths("input_ids")
+        other = make_dataset(corpus, "rows", seed=4, rank=rank, world_size=world_size).count_lengths("input_ids")
+        line: Any = Mixture({"a": rows, "b": other}, {"a": 3, "b": 1}, stop="all_exhausted") if mixes else rows
+        return line.pack(LENGTH, strategy=strategy, group_rows=8 if strategy == "best_fit" else None).batch(2)
+
+    states: list[Any] = []
+    for world_size, steps in ((1, 3), (2, 2), (3, 1), (1, 1000)):
+        loaders = [SavableLoader(make(rank, world_size)) for rank in range(world_size)]
+        for loader in loaders:
+            if states:
+                loader.load_state_dict(states[-1])
+            for _ in islice(loader, steps):
+                pass
+        states.append(saved(loaders[0].state_dict()))
+    whole = make(0, 1)
+    report = audit(states, whole)
+    assert report.is_exact
+    assert report.num_left == 0
+    num_packs = 0 if mixes else whole.definition.identity.num_items(0)
+    if not mixes:
+        assert [(each.num_rows, each.num_delivered) for each in report.epochs] == [(num_packs, num_packs)]
+    skipped = audit([states[0], *states[2:]], whole)
+    assert {each.kind for each in skipped.findings} == {"not delivered"}
+    assert sum(each.num_rows for each in skipped.findings) == 2 * 2 * 2
+    again = audit([states[1], states[0]], whole)
+    assert sum(each.num_rows for each in again.findings if each.kind == "delivered twice") >= 2 * 2 * 2
+    summary = describe_state(states[-1])
+    assert summary.is_complete
+    assert summary.num_rows is None
+    if not mixes:
+        assert all(finding.ranges for finding in skipped.findings)
+        for refused in (None, str(corpus)):
+            with pytest.raises(ValueError, match=r"how many packs there are|the dataset with pack\(\) as source"):
+                audit(states, refused)
+        with pytest.raises(ValueError, match="how many packs there are"):
+            redistribute(states[0], 2)
+        ranks = []
+        for rank, state in enumerate(redistribute(states[0], 2, source=whole)):
+            resumed = make(rank, 2)
+            resumed.load_state_dict(state)
+            ranks.append(len(run(resumed)))
+        assert sum(ranks) >= -(-(num_packs - 6) // 2)

@@ -578,3 +578,35 @@ def test_after_an_error_the_same_items_come_again(corpus: Path) -> None:
             break
     assert num_errors == 1
     assert found == expected
+
+
+@pytest.mark.parametrize("mixes", [False, True], ids=["dataset", "mixture"])
+@pytest.mark.parametrize("kind", ["known packs", "packs", "items"])
+def test_a_pass_of_batches_goes_on_with_single_items(corpus: Path, kind: str, *, mixes: bool) -> None:
+    def make() -> Any:
+        rows: Any = make_dataset(corpus, "rows")
+        rows = rows.repeat(1) if mixes or kind == "packs" else rows
+        if kind == "items":
+            return rows.flat_map(lambda row: [{"input_ids": [token]} for token in row["input_ids"][:2]])
+        return rows.pack(LENGTH, strategy="chunk", lengths="input_ids" if kind == "known packs" else None)
+
+    expected = Counter(str(item) for item in run(make()))
+    for loads in (False, True):
+        batched, single = make().batch(3), make()
+        reader = SavableLoader(batched) if loads else batched
+        batches = iter(reader)
+        for _ in range(2):
+            next(batches)
+        resumed = SavableLoader(single) if loads else single
+        resumed.load_state_dict(saved(reader.state_dict()))
+        after = run(resumed)
+        assert 2 * 3 + len(after) == expected.total()
+        assert not Counter(str(item) for item in after) - expected
+
+
+def test_turns_of_several_packs_need_batches(corpus: Path) -> None:
+    packs = make_dataset(corpus, "rows", turn_rows=2).pack(LENGTH, lengths="input_ids")
+    assert run(packs.batch(4))
+    for single in (packs, SavableLoader(packs)):
+        with pytest.raises(ValueError, match="turn_rows=2 counts the packs of a batch, and there are no batches"):
+            next(iter(single))

@@ -6,6 +6,7 @@ as many rows has the same lanes, and in file order a row of that file is a place
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -35,25 +36,38 @@ def num_rows_in(state: Mapping[str, Any]) -> int | None:
         state: The fields of the state of a dataset.
     """
     encoded = state["files"]
-    if not encoded or state["selection"] is not None:
+    if not encoded or state["selection"] is not None or counts_packs(state):
         return None
     if names_files(encoded):
         return sum(facts.rows for facts in decode_files(encoded).values())
     return decode_parts(encoded).num_rows
 
 
-def line_identity(state: Mapping[str, Any], num_rows: int) -> Identity:
-    """Return the identity of one imaginary file with the settings of a state.
+def counts_packs(state: Mapping[str, Any]) -> bool:
+    """Return whether the lanes of a dataset count packs of documents of known lengths, by the fields of a state."""
+    return re.search(r"\) lengths=\w+$", state["stages"] or "") is not None
+
+
+def line_identity(state: Mapping[str, Any], of: int | Identity) -> Identity:
+    """Return the identity of a line with the settings of a state.
 
     Args:
         state: The fields of the state.
-        num_rows: Rows of an epoch.
+        of: Rows of an epoch; or the identity of the files.
     """
-    return _line_identity(Settings(**{each.name: state[each.name] for each in fields(Settings)}), num_rows)
+    settings = Settings(**{each.name: state[each.name] for each in fields(Settings)})
+    if isinstance(of, int):
+        return _line_identity(settings, of)
+    return line_of_identity(of if of.settings == settings else replace(of, settings=settings))
 
 
 def line_of_identity(identity: Identity) -> Identity:
-    """Return the identity of one imaginary file with as many rows as an epoch of some files, and the same settings."""
+    """Return the identity of one imaginary file with as many rows as an epoch of some files, and the same settings.
+
+    Packs of documents of known lengths are in a line already.
+    """
+    if identity.packs is not None:
+        return identity
     return identity.derived("line", lambda: _line_identity(identity.settings, identity.selected.num_rows))
 
 
@@ -84,14 +98,19 @@ class LineProgress:
     """Whether the epoch has been delivered."""
 
     @classmethod
-    def of(cls, states: Sequence[SavedState], num_rows: int) -> LineProgress:
+    def of(cls, states: Sequence[SavedState], of: int | Identity) -> LineProgress:
         """Return what states of the same step tell, of the whole job or of different ranks or workers.
+
+        Args:
+            states: The states.
+            of: See `line_identity`.
 
         Raises:
             StateFormatError: Positions contradict lanes.
         """
         fields = states[0].fields
-        identity = line_identity(fields, num_rows)
+        identity = line_identity(fields, of)
+        num_rows = identity.line_length(fields["epoch"], fields["order_version"])
         nothing = Intervals.empty()
         if fields["lanes"] is None:
             progress = Progress(fields["epoch"], order_version=fields["order_version"])
@@ -127,13 +146,25 @@ class LineProgress:
 
 
 def places_of(plan: Plan, lanes: Lanes) -> Intervals:
-    """Return the places of the rows of lanes of an imaginary file, each window of which is one piece of it."""
+    """Return the places of the rows of lanes of an imaginary file, each window of which is one piece of it.
+
+    Segments of lanes of packs are places already.
+    """
+    if plan.line is not None:
+        return Intervals.of(lanes.start, lanes.stop)
     start = plan.windows.start[plan.windows.piece_starts[lanes.window]]
     return Intervals.of(start + lanes.start, start + lanes.stop)
 
 
 def ranges_of_line(plan: Plan, places: Intervals, most: int = 1000) -> Iterator[tuple[int, int, int]]:
-    """Yield some places of the line as ranges of files (index of the file, start, stop), at most `most` of them."""
+    """Yield some places of the line as ranges of files (index of the file, start, stop), at most `most` of them.
+
+    Of packs, these are the rows that have tokens in them.
+    """
+    if plan.line is not None:
+        pairs = zip(places.starts.tolist(), places.stops.tolist(), strict=True)
+        rows = np.concatenate([plan.line.documents(*pair).document for pair in pairs])
+        places = Intervals.of(rows, rows + 1)
     for segment, is_whole in segments_of_line(plan, places):
         found = files_of_segment(plan, segment, is_whole=is_whole)[:most]
         yield from found

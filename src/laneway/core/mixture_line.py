@@ -114,10 +114,13 @@ class MixtureLines:
         """Return the epochs that have begun, and of which lanes have yet to deliver rows, oldest first."""
         return [each.rest.epoch for each in self._plan.unfinished(name)]
 
-    def epoch_rows(self, name: str) -> int:
-        """Return the rows of each epoch that begins in the current cut."""
-        lanes = self._plan.lanes(self._plan.current, name)
-        return lanes.epochs.rows_in(lanes.next_epoch)
+    def epoch_rows(self, name: str, epoch: int) -> int:
+        """Return the rows of an epoch with the files that a source has in the current cut."""
+        return self._plan.lanes(self._plan.current, name).epochs.rows_in(epoch)
+
+    def epochs_vary(self, name: str) -> bool:
+        """Return whether the epochs of a source have other numbers of rows each."""
+        return self.mixed.sources[name].identity.epochs_vary
 
     def dropped(self, name: str, num_rows: int) -> int:
         """Return how many of the rows that are left of an epoch the lanes of the current cut leave out."""
@@ -136,7 +139,7 @@ class MixtureLines:
         for lanes_before, rows in zip(of_epoch.lanes_before, of_epoch.rows_before, strict=True):
             base |= places_of(of_epoch, lanes_before.delivered(rows))
         return EpochLine(
-            of_epoch.identity.selected.num_rows,
+            of_epoch.identity.selected.num_rows if of_epoch.line is None else of_epoch.line.places.num_packs,
             base,
             base | places_of(of_epoch, of_epoch.lanes.delivered(taken)),
             places_of(of_epoch, of_epoch.lanes.delivered(ends).undelivered(taken)),

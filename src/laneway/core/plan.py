@@ -182,6 +182,10 @@ class Identity:
         key = ("packs", order_version, epoch) if self.epochs_vary else ("packs", order_version)
         return self.derived(key, lambda: self._pack_line(packs, order_version, epoch)[1].places.num_packs)
 
+    def line_length(self, epoch: int, order_version: int = ORDER_VERSION) -> int:
+        """Return the number of places of an epoch: its items, with those that are taken out of it."""
+        return self.selected.num_rows if self.packs is None else self.num_items(epoch, order_version)
+
     @property
     def epochs_vary(self) -> bool:
         """Whether epochs have other numbers of items each, as packs of documents that come in another order."""

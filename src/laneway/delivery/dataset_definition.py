@@ -205,8 +205,8 @@ class DatasetDefinition(Definition):
         """Return the assignment of the worker at `place`; see `laneway.core.assignment.resolve_cut`.
 
         Raises:
-            ValueError: Ranks would deliver different numbers of batches, and the user has not said that they may; or
-                rows that are taken out of an epoch that has not begun are no whole turns.
+            ValueError: Ranks would deliver different numbers of batches, and the user has not said that they may; rows
+                that are taken out of an epoch that has not begun are no whole turns; or see `check_turns`.
         """
         if not self.identity.counts_items and place.world_size > 1 and self.identity.settings.remainder is None:
             message = (
@@ -217,12 +217,13 @@ class DatasetDefinition(Definition):
                 'remainder="keep" if the training loop can end at another step on each rank'
             )
             raise ValueError(message)
+        self.check_turns()
         self._check_gaps_ahead(progress)
-        return resolve_cut(self.identity, progress, place, self.options)
+        return resolve_cut(self.identity, progress, place, self.lane_options)
 
     def is_fresh(self, assignment: Assignment) -> bool:
         """Return whether a pass starts here, in the cut that every worker derives from the epoch number alone."""
-        return is_fresh(self.identity, assignment, self.options)
+        return is_fresh(self.identity, assignment, self.lane_options)
 
     def read_progress(self, saved: SavedState, place: WorkerPlace, *, is_worker: bool) -> Progress:
         """Return the progress in a state that belongs to this dataset; see `laneway.core.state.read_progress`.

@@ -75,6 +75,26 @@ class Definition(ABC):
         return {}
 
     @property
+    def lane_options(self) -> LaneOptions:
+        """The lanes, turns and batches of a new cut: an item that stages make is a turn of its own without batches."""
+        is_single = self.stages is not None and self.options.batch_size is None
+        return replace(self.options, batch_size=1) if is_single else self.options
+
+    def check_turns(self) -> None:
+        """Check that turns are of one item if items that stages make are delivered one by one.
+
+        Raises:
+            ValueError: They are longer.
+        """
+        options = self.lane_options
+        if options.turns_per_batch(options.default_turn_rows) is None:
+            message = (
+                f"turn_rows={options.turn_rows} counts the packs of a batch, and there are no batches: call batch(), "
+                "or omit turn_rows"
+            )
+            raise ValueError(message)
+
+    @property
     def is_endless(self) -> bool:
         """Whether there are always further rows, so that each pass goes on where the last one stopped."""
         return False

@@ -120,7 +120,7 @@ class MixtureDefinition(Definition):
         stages = None if self.packs_are_known else self.stages
         stage_rows = None if stages is None else stages.group_rows
         drop_last = self.drop_last and stages is None
-        return Mixed(sources, self.weighting, self.options, drop_last, stage_rows, self.epoch_batches)
+        return Mixed(sources, self.weighting, self.lane_options, drop_last, stage_rows, self.epoch_batches)
 
     @cached_property
     def identity(self) -> MixtureIdentity:
@@ -179,7 +179,7 @@ class MixtureDefinition(Definition):
         """Return the assignment of the worker at `place`; see `laneway.core.mixture_assignment.resolve_mixture`.
 
         Raises:
-            ValueError: Ranks would deliver different numbers of batches.
+            ValueError: Ranks would deliver different numbers of batches, or see `check_turns`.
         """
         if not self.identity.counts_items and place.world_size > 1 and not self.is_endless:
             message = (
@@ -192,6 +192,7 @@ class MixtureDefinition(Definition):
             raise ValueError(message)
         if self.epoch_batches is not None:
             self._check_has_batches()
+        self.check_turns()
         return resolve_mixture(self.mixed, progress, place)
 
     def plan_ahead(self, assignment: Assignment) -> None:

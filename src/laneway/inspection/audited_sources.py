@@ -35,8 +35,8 @@ class AuditedSource:
     """Its name."""
     first_epoch: int
     """Its first epoch."""
-    _rows_from: dict[int, EpochRows] = field(default_factory=dict)
-    """Epoch -> the rows of each epoch from there on."""
+    _lines_from: dict[int, MixtureLines] = field(default_factory=dict)
+    """Epoch -> what tells the rows of each epoch from there on."""
     _dropped: dict[int, int] = field(default_factory=dict)
     """Epoch that several cuts delivered -> rows that the last of them left out."""
     _faulty: dict[int, Intervals] = field(default_factory=dict)
@@ -49,15 +49,21 @@ class AuditedSource:
 
     def learn(self, lines: MixtureLines) -> None:
         """Take what a cut tells of the rows of epochs."""
-        num_rows = lines.epoch_rows(self.name)
-        self._rows_from[lines.starts[self.name].next_epoch] = EpochRows(num_rows, lines.dropped(self.name, num_rows))
+        self._lines_from[lines.starts[self.name].next_epoch] = lines
         self._dropped |= {epoch: lines.dropped(self.name, rows) for epoch, rows in lines.rests(self.name).items()}
 
     def rows(self, epoch: int) -> EpochRows:
         """Return the rows of an epoch."""
-        known = [first for first in self._rows_from if first <= epoch]
-        num_rows, num_dropped = self._rows_from[max(known, default=min(self._rows_from))]
-        return EpochRows(num_rows, self._dropped.get(epoch, num_dropped))
+        known = [first for first in self._lines_from if first <= epoch]
+        lines = self._lines_from[max(known, default=min(self._lines_from))]
+        num_rows = lines.epoch_rows(self.name, epoch)
+        num_dropped = self._dropped.get(epoch)
+        return EpochRows(num_rows, lines.dropped(self.name, num_rows) if num_dropped is None else num_dropped)
+
+    def alike(self, epochs: range) -> list[range]:
+        """Return epochs as ranges, each of which has epochs with as many rows."""
+        varies = any(lines.epochs_vary(self.name) for lines in self._lines_from.values())
+        return [range(epoch, epoch + 1) for epoch in epochs] if varies else [epochs]
 
     def whole(self, epoch: int) -> Intervals:
         """Return the places of all rows of an epoch."""
@@ -88,8 +94,9 @@ class AuditedSource:
         stop = lines.next_epoch(self.name)
         opened = {*lines.open_epochs(self.name)}
         single = {*opened, *half, *self._dropped, *self._faulty, *self.num_faulty}
-        edges = {self.first_epoch, stop, *single, *(epoch + 1 for epoch in single), *self._rows_from}
+        edges = {self.first_epoch, stop, *single, *(epoch + 1 for epoch in single), *self._lines_from}
         edges |= {edge for epochs in self._faulty_epochs for edge in (epochs.start, epochs.stop)}
+        edges |= {each.start for each in self.alike(range(self.first_epoch, stop))}
         for first, last in pairwise(sorted(edge for edge in edges if self.first_epoch <= edge <= stop)):
             nothing = Intervals.empty()
             in_groups = half.get(first, nothing)

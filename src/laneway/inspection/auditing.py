@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from laneway.core.differences import file_differences, identity_differences
 from laneway.core.gaps import parse_gaps
 from laneway.core.intervals import Intervals
-from laneway.core.line import LineProgress, num_rows_in, ranges_of_line
+from laneway.core.line import LineProgress, counts_packs, num_rows_in, ranges_of_line
 from laneway.core.plan import Identity, Settings
 from laneway.core.saved_files import decode_files, names_files
 from laneway.core.schema import Role, names_of
@@ -96,6 +96,9 @@ def _identity_of(
         if fields["selection"] is not None:
             message = f"the rows are selected by {fields['selection']}: pass the dataset with these filters as source"
             raise ValueError(message)
+        if counts_packs(fields):
+            message = "the rows are packed by the lengths of all documents: pass the dataset with pack() as source"
+            raise ValueError(message)
         manifest = source if isinstance(source, Manifest) else Manifest.scan(source)
         settings = Settings(**{name: fields[name] for name in Settings.__dataclass_fields__})
         return Identity(manifest.files, settings)
@@ -122,7 +125,7 @@ class _Audit:
             if problem is not None:
                 self._findings.append(Finding("other run", checkpoint.epoch, checkpoint.index, problem))
                 continue
-            now = LineProgress.of(checkpoint.states, self._num_rows(checkpoint))
+            now = LineProgress.of(checkpoint.states, self._line_of(checkpoint))
             self._follow(before, checkpoint, now)
             before = checkpoint, now
         if before is not None:
@@ -152,15 +155,20 @@ class _Audit:
         later = [each for each in self._checkpoints if each.epoch > checkpoint.epoch]
         return any(_has_more_files(checkpoint.fields, each.fields) for each in later)
 
-    def _num_rows(self, checkpoint: Checkpoint) -> int:
+    def _line_of(self, checkpoint: Checkpoint) -> int | Identity:
+        """Return the rows of an epoch, or the identity of the files, if they are known."""
         fields, identity = checkpoint.fields, self._identity
         if identity is not None and fields["fingerprint"] == identity.fingerprint_in(fields["order_version"]):
-            return identity.selected.num_rows
+            return identity
         alike = (each.fields for each in self._checkpoints if each.fields["fingerprint"] == fields["fingerprint"])
         found = next((rows for rows in map(num_rows_in, alike) if rows is not None), None)
         if found is None:
-            why = "its rows are selected" if fields["selection"] is not None else "it is that of a worker"
-            message = f"checkpoint {checkpoint.index} doesn't say how many rows there are, as {why}: pass source="
+            unit, why = "rows", "it is that of a worker"
+            if counts_packs(fields):
+                unit, why = "packs", "these depend on the lengths of all documents"
+            elif fields["selection"] is not None:
+                why = "its rows are selected"
+            message = f"checkpoint {checkpoint.index} doesn't say how many {unit} there are, as {why}: pass source="
             raise ValueError(message)
         return found
 

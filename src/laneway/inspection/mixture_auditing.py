@@ -307,7 +307,7 @@ class MixtureAudit:
     def _report_epochs(self, problem: _Problem, checkpoint: Checkpoint, name: str, epochs: Iterable[range]) -> None:
         """Add findings about all rows of some epochs of a source."""
         source = self._sources[name]
-        for each in epochs:
+        for each in [alike for given in epochs for alike in source.alike(given)]:
             kind, reason = problem
             num_rows = source.rows(each.start).num_rows
             source.add_faulty_epochs(each)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from laneway.arguments import MAX_COUNT, check_int
 from laneway.core.assignment import resolve_cut
 from laneway.core.cursor import Cursor
-from laneway.core.line import line_identity, num_rows_in
+from laneway.core.line import counts_packs, line_identity, num_rows_in
 from laneway.core.options import LaneOptions
 from laneway.core.progress import Progress
 from laneway.core.schema import Role, names_of, sealed
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from laneway.core.assignment import Assignment
+    from laneway.core.plan import Identity
     from laneway.core.state import AnyIdentity
     from laneway.described import DescribedDataset
 
@@ -49,7 +50,8 @@ def redistribute(
             lanes.
         batch_size: Rows of a batch in the new job, a multiple of the rows of a turn; None: as before.
         source: The dataset or the `Mixture` of the state. It is needed for a mixture, which continues with the
-            weights of this one, and if a filter, split or slice selects the rows. None: the files named in the state.
+            weights of this one, if a filter, split or slice selects the rows, and for packs of known lengths. None: the
+            files named in the state.
         key: Which of several loaders; see `describe_state`.
 
     Returns:
@@ -96,7 +98,7 @@ def redistribute(
         progress = definition.read_progress(saved[0], places[0], is_worker=False)
         assignments = (definition.resolve(progress, place) for place in places)
         return _states(definition.identity, assignments)
-    identity = line_identity(fields, _num_rows(fields, source))
+    identity = line_identity(fields, _line_of(fields, source))
     progress = Progress(fields["epoch"], order_version=fields["order_version"])
     if fields["lanes"] is not None:
         progress = locate(saved[0], identity)
@@ -104,17 +106,19 @@ def redistribute(
     return [_of_run(state, fields) for state in states]
 
 
-def _num_rows(fields: Mapping[str, Any], source: DescribedDataset | None) -> int:
-    """Return the rows of an epoch that a state of a dataset belongs to.
+def _line_of(fields: Mapping[str, Any], source: DescribedDataset | None) -> int | Identity:
+    """Return the rows of an epoch that a state of a dataset belongs to, or the identity of its files.
 
     Raises:
         ValueError: They are not known.
     """
     if source is not None:
-        return source.definition.identity.selected.num_rows
+        identity: Identity = source.definition.identity
+        return identity
     num_rows = num_rows_in(fields)
     if num_rows is None:
-        message = "the state doesn't say how many rows there are, as these are selected: pass the dataset as source"
+        unit, why = ("packs", "counted") if counts_packs(fields) else ("rows", "selected")
+        message = f"the state doesn't say how many {unit} there are, as these are {why}: pass the dataset as source"
         raise ValueError(message)
     return num_rows
 
