@@ -109,7 +109,9 @@ def resolve_mixture(mixed: Mixed, progress: Progress, place: WorkerPlace) -> Ass
             stays=stays,
             has_stages=stage_rows is not None,
             counts_batches=epoch_batches is not None,
-            ends=lane_ends(mixed, progress)[0] if is_known and (group_rows > 1 or weighting.stop is not None) else None,
+            ends_of=(lambda found: lane_ends(mixed, found)[0])
+            if is_known and (group_rows > 1 or weighting.stop is not None)
+            else None,
         )
     else:
         progress = _of_worker(mixed, progress, place)
