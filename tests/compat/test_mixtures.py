@@ -24,6 +24,7 @@ from laneway import (
     SavableLoader,
     SchemaMismatchError,
     StatefulShardedDataset,
+    audit,
 )
 from laneway.errors import NullInColumnError
 from laneway.testing import assert_resumes_exactly
@@ -724,3 +725,22 @@ def test_a_mixture_with_an_end_goes_on_where_lanes_have_delivered_more_than_fewe
     resumed.load_state_dict(ranks[0].state_dict())
     found += [batch["x"].item() for batch in resumed]
     assert {*found} == {0, 1, 2}
+
+
+def test_lanes_that_end_within_a_turn_are_cut_again_where_they_ended(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"x": range(20)}), tmp_path / "part-0.parquet")
+
+    def make(rank: int, world_size: int) -> Mixture:
+        rows = StatefulShardedDataset(tmp_path, rank=rank, world_size=world_size, remainder="keep")
+        return Mixture({"a": rows}, {"a": 1}, stop="first_exhausted", lanes=12).batch(2)
+
+    ranks = [SavableLoader(make(rank, 3)) for rank in range(3)]
+    found = [row for loader in ranks for batch in islice(loader, 3) for row in batch["x"].tolist()]
+    assert len(found) == 9
+    mixture = make(0, 2)
+    resumed = SavableLoader(mixture)
+    resumed.load_state_dict(ranks[0].state_dict())
+    _ = [*resumed]
+    report = audit([ranks[0].state_dict(), resumed.state_dict()], mixture)
+    assert report.is_exact
+    assert sum(each.num_delivered for each in report.epochs) == 9

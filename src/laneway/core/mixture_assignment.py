@@ -99,6 +99,8 @@ def resolve_mixture(mixed: Mixed, progress: Progress, place: WorkerPlace) -> Ass
         stays = weighting.change_after(rows) == weighting.change_after(progress.starts[-1].rows_before)
         # Of a source that was removed, nobody knows where its rows end.
         is_known = all(source.name in sources for source in progress.starts[-1].sources)
+        if is_known and weighting.stop is not None:
+            progress = settled(mixed, progress)
         progress = resume_mixture(
             sources,
             progress,
