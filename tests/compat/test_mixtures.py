@@ -24,6 +24,7 @@ from laneway import (
     SavableLoader,
     SchemaMismatchError,
     StatefulShardedDataset,
+    audit,
 )
 from laneway.errors import NullInColumnError
 from laneway.testing import assert_resumes_exactly
@@ -707,3 +708,39 @@ def test_batch_is_what_batch_size_is(corpus: Path) -> None:
     assert next(iter(rows.map(lambda batch: batch["twice"].tolist()))) == [0, 2, 4, 6]
     with pytest.raises(ValueError, match="with_context=True is not possible"):
         rows.map(print, with_context=True)
+
+
+def test_a_mixture_with_an_end_goes_on_where_lanes_have_delivered_more_than_fewer_ranks_would(
+    tmp_path: Path,
+) -> None:
+    pq.write_table(pa.table({"x": range(3)}), tmp_path / "part-0.parquet")
+
+    def make(rank: int, world_size: int) -> SavableLoader:
+        rows = StatefulShardedDataset(tmp_path, rank=rank, world_size=world_size)
+        return SavableLoader(Mixture({"a": rows}, {"a": 1}, stop="all_exhausted", lanes=4).batch(1))
+
+    ranks = [make(rank, 2) for rank in range(2)]
+    found = [next(iter(loader))["x"].item() for loader in ranks]
+    resumed = make(0, 1)
+    resumed.load_state_dict(ranks[0].state_dict())
+    found += [batch["x"].item() for batch in resumed]
+    assert {*found} == {0, 1, 2}
+
+
+def test_lanes_that_end_within_a_turn_are_cut_again_where_they_ended(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"x": range(20)}), tmp_path / "part-0.parquet")
+
+    def make(rank: int, world_size: int) -> Mixture:
+        rows = StatefulShardedDataset(tmp_path, rank=rank, world_size=world_size, remainder="keep")
+        return Mixture({"a": rows}, {"a": 1}, stop="first_exhausted", lanes=12).batch(2)
+
+    ranks = [SavableLoader(make(rank, 3)) for rank in range(3)]
+    found = [row for loader in ranks for batch in islice(loader, 3) for row in batch["x"].tolist()]
+    assert len(found) == 9
+    mixture = make(0, 2)
+    resumed = SavableLoader(mixture)
+    resumed.load_state_dict(ranks[0].state_dict())
+    _ = [*resumed]
+    report = audit([ranks[0].state_dict(), resumed.state_dict()], mixture)
+    assert report.is_exact
+    assert sum(each.num_delivered for each in report.epochs) == 9

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from laneway import CheckpointMismatchError, Mixture
+from laneway import CheckpointMismatchError, Mixture, StatefulShardedDataset
 from laneway.core.options import LaneOptions
 from laneway.core.progress import Progress
 from laneway.core.state import write_state
@@ -18,6 +20,8 @@ from tests.laws.simulation import Job, identities
 from tests.planned import dataset_of, numbers_of
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from laneway.core.files import FileTable
     from laneway.core.plan import Identity
     from laneway.plans.cut_rows import AnyRowPlace
@@ -136,3 +140,15 @@ def knows_all(plan: EpochPlan) -> bool:
     except (ValueError, CheckpointMismatchError):
         return False
     return True
+
+
+def test_a_row_that_lanes_of_a_mixture_leave_out_comes_at_no_step(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"x": range(10)}), tmp_path / "part-0.parquet")
+    source = StatefulShardedDataset(tmp_path, remainder="drop")
+    plan = Mixture({"a": source}, {"a": 1}, stop=24, lanes=4).batch(1).plan()
+    places = [place for step in range(plan.num_steps or 0) for place in plan.rows_of(step)[0]]
+    for row in range(10):
+        found = plan.where("part-0.parquet", row, source="a")
+        expected = [step for step, place in enumerate(places) if place == ("part-0.parquet", row, "a", 0)]
+        assert [each.step for each in found] == expected
+    assert len([place for place in places if isinstance(place, SourceRowPlace) and place.epoch == 0]) == 8

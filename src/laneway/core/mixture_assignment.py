@@ -99,6 +99,8 @@ def resolve_mixture(mixed: Mixed, progress: Progress, place: WorkerPlace) -> Ass
         stays = weighting.change_after(rows) == weighting.change_after(progress.starts[-1].rows_before)
         # Of a source that was removed, nobody knows where its rows end.
         is_known = all(source.name in sources for source in progress.starts[-1].sources)
+        if is_known and weighting.stop is not None:
+            progress = settled(mixed, progress)
         progress = resume_mixture(
             sources,
             progress,
@@ -109,7 +111,9 @@ def resolve_mixture(mixed: Mixed, progress: Progress, place: WorkerPlace) -> Ass
             stays=stays,
             has_stages=stage_rows is not None,
             counts_batches=epoch_batches is not None,
-            ends=lane_ends(mixed, progress)[0] if is_known and (group_rows > 1 or weighting.stop is not None) else None,
+            ends_of=(lambda found: lane_ends(mixed, found)[0])
+            if is_known and (group_rows > 1 or weighting.stop is not None)
+            else None,
         )
     else:
         progress = _of_worker(mixed, progress, place)

@@ -13,7 +13,7 @@ from laneway.core.progress import CutStart, Progress, SourceStart, current_cut, 
 from laneway.core.turns import has_one_owner_per_lane
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
@@ -62,7 +62,7 @@ def resume_mixture(
     stays: bool = True,
     has_stages: bool = False,
     counts_batches: bool = False,
-    ends: NDArray[np.int64] | None = None,
+    ends_of: Callable[[Progress], NDArray[np.int64]] | None = None,
 ) -> Progress:
     """Return the progress of a mixture as the workers of the job resume it. All of them arrive at the same.
 
@@ -79,19 +79,19 @@ def resume_mixture(
         stays: Whether the mixture may stay in its cut.
         has_stages: Whether stages make items of the rows.
         counts_batches: Whether a number of batches makes an epoch.
-        ends: Where the lanes of the current cut end, which may be within groups; None: never, or nobody knows.
+        ends_of: Returns where the lanes of a current cut end, which may be within groups; None: never, or nobody knows.
 
     Raises:
         ValueError: See `MixturePlan.cut_again`.
     """
-    start = progress.starts[-1]
+    start, ends = progress.starts[-1], None if ends_of is None else ends_of(progress)
     before = [(source.name, source.weight, source.files) for source in start.sources]
     wanted = [(name, weight, sources[name].files) for name, weight in weights.items()]
     if stays and before == wanted and start.group_rows == group_rows:
         if ends is not None and not has_stages and bool((current_cut(progress).rows() >= ends).all()):
             # It is complete, on any ranks and workers.
             return progress
-        resumed = _in_same_cut(progress, place, options, ends, has_stages=has_stages)
+        resumed = _in_same_cut(progress, place, options, ends_of, has_stages=has_stages)
         if resumed is not None:
             if not counts_batches or resumed.sharing.job_turns == progress.sharing.job_turns:
                 return resumed
@@ -124,7 +124,7 @@ def _in_same_cut(
     progress: Progress,
     place: WorkerPlace,
     options: LaneOptions,
-    ends: NDArray[np.int64] | None,
+    ends_of: Callable[[Progress], NDArray[np.int64]] | None,
     *,
     has_stages: bool,
 ) -> Progress | None:
@@ -145,9 +145,14 @@ def _in_same_cut(
         if options.batch_size is None and 0 < part_rows < cut.turn_rows:
             # Single rows: each rank may have taken a part of its turn.
             in_step = rows_in_step(cut.num_lanes, cut.turn_rows, sharing, cut.next_turn, part_rows)
-        if ends is not None and sharing[:2] == progress.sharing[:2]:
-            # Lanes may end after different numbers of turns.
-            in_step = np.minimum(in_step, ends)
+        if ends_of is not None:
+            ends = ends_of(replace(progress, sharing=sharing))
+            if sharing[:2] == progress.sharing[:2]:
+                # Lanes may end after different numbers of turns.
+                in_step = np.minimum(in_step, ends)
+            elif (rows > ends).any():
+                # Lanes that were to end later with other ranks have delivered more than these ranks would.
+                return None
         if not np.array_equal(rows, in_step):
             return None
     return replace(progress, sharing=sharing)

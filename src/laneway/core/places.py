@@ -95,7 +95,9 @@ def find_in_lanes(lanes: Lanes, ends: NDArray[np.int64], window: int, place: int
         line = int(lanes.row_starts[segment] - lanes.start[segment]) + place
         lane = int(np.searchsorted(lanes.segment_starts, segment, side="right")) - 1
         starts = lanes.row_starts[lanes.segment_starts]
-        found.append(LaneRow(lane, line - int(starts[lane])))
+        row = line - int(starts[lane])
+        if row < ends[lane]:
+            found.append(LaneRow(lane, row))
         is_padding = (ends > lanes.rows) & (np.maximum(starts[1:] - 1, 0) == line)
         found += [LaneRow(each, int(lanes.rows[each])) for each in np.flatnonzero(is_padding).tolist()]
     return found
