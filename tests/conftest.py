@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 # No deadline: the duration of an example depends more on the machine than on the code.
-settings.register_profile("laneway", deadline=None, print_blob=True, max_examples=60)
+settings.register_profile("laneway", deadline=None, print_blob=True, max_examples=30)
 # For a longer search: pytest tests/laws --hypothesis-profile=thorough
 settings.register_profile("thorough", deadline=None, print_blob=True, max_examples=2000)
 settings.load_profile("laneway")
