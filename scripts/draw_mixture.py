@@ -128,11 +128,10 @@ def lane_packs(plan: MixturePlan, lane: int, num_packs: int) -> list[Pack]:
                 message = f"source {name!r} is not packed"
                 raise ValueError(message)
             for segment in of_epoch.lanes.segments(of_lane, first, stop):
-                for number in range(segment.start, segment.stop):
-                    piece = line.places.piece(number, number + 1)
-                    made = best_fit(line.lengths[piece.start : piece.stop].astype(np.int64), LENGTH)
-                    bounds = made.first_pieces[piece.packs_before], made.first_pieces[piece.packs_before + 1]
-                    packs.append(Pack(name, made.tokens[slice(*bounds)].tolist()))
+                documents = line.documents(segment.start, segment.stop)
+                tokens = documents.stop - documents.start
+                numbers = range(segment.stop - segment.start)
+                packs += [Pack(name, tokens[documents.pack == number].tolist()) for number in numbers]
         found |= dict(zip(places.tolist(), packs, strict=True))
     return [found[place] for place in range(num_packs)]
 
