@@ -15,6 +15,7 @@ from laneway.loader import SavableLoader
 from laneway.storage.entries import get_entry
 from laneway.storage.filesystem import Storage
 from laneway.tables.opening import catalog_of
+from laneway.testing.promises import require
 from laneway.testing.resuming import assert_resumes_exactly
 from laneway.testing.topologies import assert_exact_on_any_topology
 
@@ -68,80 +69,80 @@ class _Kit:
 
     def _open(self) -> Catalog:
         found = catalog_of(self._make_table())
-        _require(found is not None, "make_table must return a Catalog, or a table that has one")
+        require(found is not None, "make_table must return a Catalog, or a table that has one")
         return found  # type: ignore[return-value]  # checked
 
     def check_answers(self) -> None:
         catalog = self._catalog
-        _require(catalog.format in FORMATS, f"format is {catalog.format!r}, and there are {', '.join(FORMATS)}")
+        require(catalog.format in FORMATS, f"format is {catalog.format!r}, and there are {', '.join(FORMATS)}")
         names = catalog.schema.names
-        _require(bool(names) and len({*names}) == len(names), f"the names of schema must differ, not {names}")
+        require(bool(names) and len({*names}) == len(names), f"the names of schema must differ, not {names}")
         version = catalog.version
         if version is not None:
-            _require(isinstance(version, str) and version != "", f"version must be a str or None, not {version!r}")
+            require(isinstance(version, str) and version != "", f"version must be a str or None, not {version!r}")
             private = [catalog.root, *(catalog.storage_options or {}).values()]
             contained = any(isinstance(each, str) and len(each) > 1 and each in version for each in private)
-            _require(not contained, "version contains root or a storage option, and states contain version")
+            require(not contained, "version contains root or a storage option, and states contain version")
         for name in names:
             bounds = catalog.bounds(name)
             lengths = {len(values) for values in bounds or ()}
-            _require(lengths <= {self._num_files}, f"bounds({name!r}) must have a value for each of the files")
+            require(lengths <= {self._num_files}, f"bounds({name!r}) must have a value for each of the files")
 
     def check_files(self) -> None:
         files = self._files
-        _require(self._num_files > 0, "files() lists no files")
-        _require(len({*files.paths}) == self._num_files, "files() lists a file twice")
+        require(self._num_files > 0, "files() lists no files")
+        require(len({*files.paths}) == self._num_files, "files() lists a file twice")
         given = {"sizes": files.sizes, **files.constants}
         if files.versions is not None:
             given["versions"] = files.versions
         for name, values in given.items():
-            _require(len(values) == self._num_files, f"files() has {len(values)} {name} of {self._num_files} files")
+            require(len(values) == self._num_files, f"files() has {len(values)} {name} of {self._num_files} files")
         unknown = sorted({*files.constants} - {*self._catalog.schema.names})
-        _require(not unknown, f"files() has constants of {unknown}, which are not in schema")
+        require(not unknown, f"files() has constants of {unknown}, which are not in schema")
         if FORMATS[self._catalog.format].reads_by_itself:
             return
         storage = Storage(self._catalog.root, None, self._catalog.storage_options, None)
         for path, size in zip(files.paths, files.sizes, strict=True):
             whole = storage.path_of(path) if "://" in path else path if path.startswith("/") else storage.join(path)
             entry = get_entry(storage, whole)
-            _require(entry is not None, f"{path} does not exist")
-            _require(entry is None or entry.size == size, f"{path} has not the {size:,} bytes that files() says")
+            require(entry is not None, f"{path} does not exist")
+            require(entry is None or entry.size == size, f"{path} has not the {size:,} bytes that files() says")
 
     def check_deleted_rows(self) -> None:
         everything = self._deleted(range(self._num_files))
         for index in range(self._num_files):
             expected = {index: everything[index]} if index in everything else {}
             found = self._deleted([index])
-            _require(found == expected, f"deleted_rows([{index}]) has other rows than deleted_rows of all files")
+            require(found == expected, f"deleted_rows([{index}]) has other rows than deleted_rows of all files")
 
     def _deleted(self, indices: Sequence[int]) -> dict[int, Any]:
         found = {}
         for index, rows in self._catalog.deleted_rows(indices).items():
-            _require(index in indices, f"deleted_rows has rows of file {index}, which it was not asked for")
+            require(index in indices, f"deleted_rows has rows of file {index}, which it was not asked for")
             is_fine = rows.dtype == np.int64 and (rows.ndim == 1 or rows.shape[1:] == (2,))
-            _require(is_fine, f"deleted rows are int64 of shape (n,) or (n, 2), not {rows.dtype} of {rows.shape}")
+            require(is_fine, f"deleted rows are int64 of shape (n,) or (n, 2), not {rows.dtype} of {rows.shape}")
             found[index] = rows.tolist()
         return found
 
     def check_second_catalog(self) -> None:
         other = self._open()
         for what in ("format", "root", "version", "schema"):
-            _require(getattr(other, what) == getattr(self._catalog, what), f"a second catalog has another {what}")
+            require(getattr(other, what) == getattr(self._catalog, what), f"a second catalog has another {what}")
         first, second = self._files, other.files()
         for what in ("paths", "sizes", "constants", "versions"):
             same = _listed(getattr(first, what)) == _listed(getattr(second, what))
-            _require(same, f"a second catalog has other {what}: states would not fit it")
+            require(same, f"a second catalog has other {what}: states would not fit it")
 
     def check_rows(self) -> None:
         dataset = self._dataset()
         names = self._catalog.schema.names
         found = [*dataset]
         for row in found[:1]:
-            _require([*row] == names, f"rows have the columns {[*row]}, and schema has {names}")
+            require([*row] == names, f"rows have the columns {[*row]}, and schema has {names}")
         expected = self._rows.select(names).to_pylist()
-        _require(len(found) == len(expected), f"the table has {len(found)} rows instead of {len(expected)}")
+        require(len(found) == len(expected), f"the table has {len(found)} rows instead of {len(expected)}")
         for ours, theirs in zip(_sorted(found), _sorted(expected), strict=True):
-            _require(ours == theirs, f"the table has the row {ours} instead of {theirs}")
+            require(ours == theirs, f"the table has the row {ours} instead of {theirs}")
 
     def check_filters(self) -> None:
         for field in self._catalog.schema:
@@ -162,7 +163,7 @@ class _Kit:
         expected = pc.sum(selected).as_py() or 0
         found = len(self._dataset(filter=condition))
         what = f"a filter by {name} = {value}"
-        _require(found == expected, f"{what} selects {found} rows instead of {expected}: bounds({name!r}) may be wrong")
+        require(found == expected, f"{what} selects {found} rows instead of {expected}: bounds({name!r}) may be wrong")
 
     def check_resuming(self) -> None:
         batches = partial(self._dataset, shuffle=True, seed=3, window_bytes=400, shard_rows=4)
@@ -186,8 +187,3 @@ def _listed(values: Any) -> Any:  # noqa: ANN401 - what files() has
 
 def _sorted(rows: Sequence[dict[str, Any]]) -> list[str]:
     return sorted(map(repr, rows))
-
-
-def _require(condition: bool, promise: str) -> None:  # noqa: FBT001 - what is required
-    if not condition:
-        raise AssertionError(promise)

@@ -18,6 +18,7 @@ from laneway.formats import FORMATS, PlannedFile
 from laneway.loader import SavableLoader
 from laneway.storage.filesystem import Storage
 from laneway.testing.corpora import corpus_schema, corpus_tables
+from laneway.testing.promises import require
 from laneway.testing.resuming import assert_resumes_exactly
 from laneway.testing.topologies import assert_exact_on_any_topology
 
@@ -76,20 +77,20 @@ class _Kit:
     def check_scan(self) -> None:
         scan = self._scan(self._path)
         names = corpus_schema().names
-        _require(scan.schema.names == names, f"scan finds the columns {scan.schema.names} instead of {names}")
+        require(scan.schema.names == names, f"scan finds the columns {scan.schema.names} instead of {names}")
         found = sum(scan.block_rows)
-        _require(found == len(self._rows), f"scan finds {found} rows instead of {len(self._rows)}")
+        require(found == len(self._rows), f"scan finds {found} rows instead of {len(self._rows)}")
         lengths = {len(scan.block_rows), len(scan.block_bytes), len(scan.block_memory_bytes)}
-        _require(len(lengths) == 1, "scan has not as many rows as sizes of blocks")
+        require(len(lengths) == 1, "scan has not as many rows as sizes of blocks")
         sizes = [*scan.block_rows, *scan.block_bytes, *scan.block_memory_bytes]
-        _require(all(type(size) is int and size >= 0 for size in sizes), "sizes of blocks must be ints, >= 0")
-        _require(len({len(entry) for entry in scan.layout}) <= 1, "entries of layout must be of one length")
-        _require(scan.digest != "", "scan has no digest")
+        require(all(type(size) is int and size >= 0 for size in sizes), "sizes of blocks must be ints, >= 0")
+        require(len({len(entry) for entry in scan.layout}) <= 1, "entries of layout must be of one length")
+        require(scan.digest != "", "scan has no digest")
         again = self._scan(self._path)
         same = (again.digest, again.block_rows, again.layout) == (scan.digest, scan.block_rows, scan.layout)
-        _require(same, "a second scan of the same file has another digest, or other blocks")
+        require(same, "a second scan of the same file has another digest, or other blocks")
         suffixes = self._format.suffixes
-        _require(bool(suffixes) and all(each.startswith(".") and each == each.lower() for each in suffixes), "suffixes")
+        require(bool(suffixes) and all(each.startswith(".") and each == each.lower() for each in suffixes), "suffixes")
 
     def check_blocks(self) -> None:
         scan = self._scan(self._path)
@@ -102,10 +103,10 @@ class _Kit:
                 for columns in (names, names[::-1], names[1:2], []):
                     table = self._read(self._path, scan, first, stop, columns)
                     what = f"blocks {first} to {stop - 1} of columns {columns}"
-                    _require(table.column_names == columns, f"{what} have the columns {table.column_names}")
-                    _require(table.num_rows == len(expected), f"{what} have {table.num_rows} rows")
+                    require(table.column_names == columns, f"{what} have the columns {table.column_names}")
+                    require(table.num_rows == len(expected), f"{what} have {table.num_rows} rows")
                     wanted = [{name: row[name] for name in columns} for row in expected]
-                    _require(not columns or table.to_pylist() == wanted, f"{what} have other rows than were written")
+                    require(not columns or table.to_pylist() == wanted, f"{what} have other rows than were written")
 
     def check_empty_files(self) -> None:
         for name, tables in (("none", []), ("empty", corpus_tables((0,))), ("one", corpus_tables((1,)))):
@@ -113,7 +114,7 @@ class _Kit:
             scan = self._scan(path)
             expected = _rows(tables)
             found = sum(scan.block_rows)
-            _require(found == len(expected), f"a file of {len(expected)} rows has {found}")
+            require(found == len(expected), f"a file of {len(expected)} rows has {found}")
 
     def check_truncated_files(self) -> None:
         data = self._path.read_bytes()
@@ -123,7 +124,7 @@ class _Kit:
             rows = self._rows_or_error(path)
             # Text may be cut between two rows, and then is a shorter text.
             fine = rows is None or rows == self._rows[: len(rows)]
-            _require(fine, f"a file that is truncated to {cut} of {len(data)} bytes has other rows, and no error")
+            require(fine, f"a file that is truncated to {cut} of {len(data)} bytes has other rows, and no error")
 
     def check_changed_files(self) -> None:
         scan = self._scan(self._path)
@@ -139,9 +140,9 @@ class _Kit:
                 found = self._read_planned(changed, scan, corpus_schema().names)
             except Exception as error:  # noqa: BLE001 - readers may raise what pyarrow raises
                 fine = isinstance(error, (DataFileError, pa.ArrowException, OSError, ValueError))
-                _require(fine, f"a file that changed since the scan raises {type(error).__name__}: {error}")
+                require(fine, f"a file that changed since the scan raises {type(error).__name__}: {error}")
             else:
-                _require(found == self._rows, "a file that changed since the scan is read, without an error")
+                require(found == self._rows, "a file that changed since the scan is read, without an error")
 
     def check_other_filesystems(self) -> None:
         import fsspec  # noqa: PLC0415 - only for this check
@@ -151,7 +152,7 @@ class _Kit:
         memory.pipe(f"{root}/{self._path.name}", self._path.read_bytes())
         try:
             dataset = StatefulShardedDataset(f"memory:/{root}", format=self._format.name, output="python")
-            _require(list(dataset) == self._rows, "through fsspec, the file has other rows")
+            require(list(dataset) == self._rows, "through fsspec, the file has other rows")
         finally:
             memory.rm(root, recursive=True)
 
@@ -168,17 +169,17 @@ class _Kit:
             return StatefulShardedDataset(directory, **options, **arguments)
 
         found = [row["id"] for row in make(output="python")]
-        _require(found == ids, f"a dataset delivers the rows {found} instead of {ids}")
+        require(found == ids, f"a dataset delivers the rows {found} instead of {ids}")
         batches = partial(make, shuffle=True, seed=3, output="python")
         assert_resumes_exactly(lambda: SavableLoader(batches(batch_size=4)))
         assert_resumes_exactly(lambda: SavableLoader(batches(batch_size=4), num_workers=2), stops=[3])
         on_rank = partial(batches, batch_size=2, remainder="keep")
         assert_exact_on_any_topology(lambda rank, world_size: SavableLoader(on_rank(rank=rank, world_size=world_size)))
         few = [row["id"] for row in make(output="python", filter=pc.field("id") > ids[_FIRST_OF_FILTER])]
-        _require(few == ids[_FIRST_OF_FILTER + 1 :], f"a filter selects the rows {few}")
+        require(few == ids[_FIRST_OF_FILTER + 1 :], f"a filter selects the rows {few}")
         train, val = make(output="python").split({"train": 0.7, "val": 0.3}, seed=1)
         split = sorted(row["id"] for part in (train, val) for row in part)
-        _require(split == ids, f"the parts of a split have the rows {split}")
+        require(split == ids, f"the parts of a split have the rows {split}")
 
     def _file(self, name: str, tables: list[pa.Table]) -> Path:
         path = self._directory / f"{name}{self._format.suffixes[0]}"
@@ -232,8 +233,3 @@ class _Kit:
 
 def _rows(tables: Iterable[pa.Table]) -> list[Any]:
     return [row for table in tables for row in table.to_pylist()]
-
-
-def _require(condition: bool, promise: str) -> None:  # noqa: FBT001 - what is required
-    if not condition:
-        raise AssertionError(promise)
