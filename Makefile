@@ -26,13 +26,14 @@ test-frameworks: ## Test in all frameworks, and their pages, in a fresh .venv-fr
 	$(PYTHON) -m venv --clear .venv-frameworks
 	.venv-frameworks/bin/python -m pip install --quiet --editable '.[dev,ray]' trl jax
 	.venv-frameworks/bin/python -m pytest -n 2 --dist loadfile tests/frameworks tests/compat/test_lightning.py
-	.venv-frameworks/bin/python -m pytest -n 2 tests/test_readme.py -k 'use- or frameworks'
+	.venv-frameworks/bin/python -m pytest -n 2 -m '' tests/test_readme.py -k 'use- or frameworks'
 
 test-storage: .venv/installed ## Test on real S3 servers, Ceph's included, over many more broken networks (some minutes)
 	$(BIN)/python scripts/ceph_rgw.py --install
 	LANEWAY_STORAGE_TESTS=all $(BIN)/python -m pytest -n 2 --dist loadfile tests/storage
 
-test-thorough: test-storage ## Run test-storage, the laws on up to 2,000 examples, the fuzzers on 5,000 cases (an hour or more)
+test-thorough: test-storage ## Run test-storage, the tests that CI leaves out, the laws on up to 2,000 examples, the fuzzers on 5,000 cases (an hour or more)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m thorough
 	$(BIN)/python -m pytest -n 2 --hypothesis-profile=thorough --timeout=1800 tests/laws
 	LANEWAY_FUZZ_CASES=5000 $(BIN)/python -m pytest -n 2 --timeout=3600 $$(grep -rl num_cases tests --include='test_*.py' | grep -v 'interrupted\|killed\|storage\|mixture_chains')
 	LANEWAY_FUZZ_CASES=200 $(BIN)/python -m pytest --timeout=3600 tests/distributed/test_mixture_chains.py

@@ -22,6 +22,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^(?P<indent> *)```(?P<language>[^\n]*)\n(?P<code>.*?)^(?P=indent)```$", re.DOTALL | re.MULTILINE)
 
 
+OF_FRAMEWORKS = {"use-accelerate", "use-fabric", "use-hf-trainer", "use-keras", "use-lightning"}
+"""Pages whose scripts start many processes. `make test-frameworks` runs them, and `tests/frameworks` what they show."""
 NEEDS = re.compile(r"<!-- needs: (?P<packages>[\w ]+) -->")
 TITLE = re.compile(r' title="(?P<title>[^"]+)"')
 
@@ -60,6 +62,8 @@ def case(page: Path) -> ParameterSet:
     missing = [name for name in (needs["packages"].split() if needs else ()) if find_spec(name) is None]
     reason = f"needs {', '.join(missing)}; make test-frameworks installs it"
     marks = [pytest.mark.skipif(bool(missing), reason=reason)]
+    if page.stem in OF_FRAMEWORKS:
+        marks.append(pytest.mark.thorough)
     return pytest.param(page, id=page.relative_to(ROOT).as_posix(), marks=marks)
 
 

@@ -22,6 +22,7 @@ from laneway import (
     StatefulShardedDataset,
 )
 from laneway.reading import categories as module
+from tests.compat.loaders import FORKSERVER
 from tests.corpora import KINDS, SUFFIX_OF, Kind, settle, write_blocks
 
 if TYPE_CHECKING:
@@ -140,11 +141,11 @@ def test_filters_and_splits_see_the_values_and_keep_the_ids(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("context", ["fork", "spawn"])
-def test_in_workers(tmp_path: Path, num_workers: int, context: str) -> None:
+@pytest.mark.parametrize("context", ["fork", FORKSERVER])
+def test_in_workers(tmp_path: Path, num_workers: int, context: Any) -> None:
     dataset = StatefulShardedDataset(write(tmp_path), categories={"brand": None}, fill_null=-1, batch_size=5)
     options = {"multiprocessing_context": context} if num_workers else {}
-    loader = SavableLoader(pickle.loads(pickle.dumps(dataset)), num_workers=num_workers, **options)  # type: ignore[arg-type]
+    loader = SavableLoader(pickle.loads(pickle.dumps(dataset)), num_workers=num_workers, **options)
     assert sorted(torch.cat([batch["brand"] for batch in loader]).tolist()) == sorted(
         -1 if each is None else each for each in IDS
     )

@@ -14,15 +14,16 @@ from laneway import SavableLoader, StatefulShardedDataset, StateUnavailableError
 from laneway.core.schema import unwrap_state
 from tests.compat.loaders import FORKSERVER, flat, ids, loader_raises, make_loader, run_with_states, saved
 from tests.corpora import write_corpus
+from tests.fuzzing import thorough
 from tests.waiting import CountedTransform
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 WORKERS = [0, 1, 2]
-WAYS: list[dict[str, Any]] = [
+WAYS: list[Any] = [
     {"num_workers": 0},
-    {"num_workers": 1},
+    thorough({"num_workers": 1}),
     {"num_workers": 2},
     {"num_workers": 2, "persistent_workers": True},
 ]

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from laneway import SavableLoader
+from tests.compat.loaders import FORKSERVER
 from tests.compat.savable import make_dataset
 from tests.corpora import write_corpus
 
@@ -22,7 +23,7 @@ WAYS: list[dict[str, Any]] = [
     {"num_workers": 0},
     {"num_workers": 2},
     {"num_workers": 2, "persistent_workers": True},
-    {"num_workers": 1, "multiprocessing_context": "spawn"},
+    {"num_workers": 1, "multiprocessing_context": FORKSERVER},
 ]
 
 

@@ -28,6 +28,7 @@ from laneway import (
 from tests.compat.loaders import FORKSERVER, flat, loader_raises, saved
 from tests.compat.savable import WAYS, Way, make_dataset, make_savable, row_ids
 from tests.corpora import write_corpus
+from tests.fuzzing import thorough
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ class LateInWorker0:
         return batch
 
 
-@pytest.mark.parametrize("context", ["spawn", FORKSERVER])
+@pytest.mark.parametrize("context", [thorough("spawn"), FORKSERVER])
 def test_persistent_workers_that_are_spawned_continue_from_epoch_to_epoch(corpus: Path, context: Any) -> None:
     plain = make_savable(corpus, num_workers=2)
     epochs = [row_ids(plain) for _ in range(3)]

@@ -25,7 +25,7 @@ from laneway import (
 )
 from laneway.formats import parquet
 from laneway.reading import selected
-from tests.compat.loaders import flat, ids, rows_while_ranks_change, run_with_states
+from tests.compat.loaders import FORKSERVER, flat, ids, rows_while_ranks_change, run_with_states
 from tests.corpora import KINDS, UNEQUAL_FILES, Kind, rows, settle, write_blocks, write_corpus
 
 if TYPE_CHECKING:
@@ -130,8 +130,8 @@ def test_rows_with_views_are_selected_though_arrow_cannot_filter_these(
     assert found.to_pylist() == [row for row in table.to_pylist() if row["id"] in {3, 10, 17}]
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn"])
-def test_a_stateful_dataloader_with_two_workers_resumes_a_selection(tmp_path: Path, context: str) -> None:
+@pytest.mark.parametrize("context", ["fork", FORKSERVER])
+def test_a_stateful_dataloader_with_two_workers_resumes_a_selection(tmp_path: Path, context: Any) -> None:
     write_corpus(tmp_path)
 
     def loader() -> Any:

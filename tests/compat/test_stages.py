@@ -25,6 +25,7 @@ from laneway import (
 from tests.compat import staged
 from tests.compat.loaders import FORKSERVER, loader_raises, saved
 from tests.compat.staged import KINDS, LENGTH, make_dataset, packed_tokens, plain, run, run_with_states
+from tests.fuzzing import ci_tries
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,7 +62,9 @@ def test_batches_resume_anywhere(corpus: Path, kind: str) -> None:
     check_resumes_everywhere(lambda: make_dataset(corpus, kind).batch(3))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", ci_tries(("flat_map", "best_fit of known lengths", "chunk of known lengths", "random"), KINDS)
+)
 def test_forked_workers_resume_anywhere(corpus: Path, kind: str) -> None:
     def make() -> SavableLoader:
         return SavableLoader(
@@ -82,6 +85,7 @@ def test_workers_of_a_fork_server_resume(corpus: Path, kind: str) -> None:
     check_resumes_everywhere(make, every=9)
 
 
+@pytest.mark.thorough
 def test_spawned_workers_resume(corpus: Path) -> None:
     def make() -> SavableLoader:
         dataset = make_dataset(corpus, "chunk of sentences").batch(3)
@@ -95,7 +99,7 @@ def test_spawned_workers_resume(corpus: Path) -> None:
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("kind", ["flat_map", "best_fit of sentences", "chunk"])
-@pytest.mark.parametrize("is_batched", [True, False])
+@pytest.mark.parametrize("is_batched", ci_tries((True,), (True, False)))
 def test_a_stateful_dataloader_resumes_anywhere(corpus: Path, kind: str, num_workers: int, *, is_batched: bool) -> None:
     def make() -> Any:
         dataset = make_dataset(corpus, kind)

@@ -21,12 +21,13 @@ from laneway.catalog.sharing import read_local
 from laneway.errors import DataFileError
 from tests.compat.loaders import FORKSERVER
 from tests.corpora import write_corpus
+from tests.fuzzing import thorough
 from tests.mapping import is_mapped
 
 if TYPE_CHECKING:
     from laneway.catalog.decoding import Compression
 
-METHODS = ["spawn", "forkserver"]
+METHODS = [thorough("spawn"), "forkserver"]
 
 
 @pytest.fixture(autouse=True)

@@ -23,6 +23,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from laneway import LanewayError, SavableLoader, StatefulShardedDataset
 from laneway.core.turns import WorkerPlace
 from laneway.delivery.workers import end_workers, is_loader_starting_again, killed_workers, worker_place
+from tests.fuzzing import thorough
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ class StartingAgain(torch.utils.data.IterableDataset[Any]):
         """Accept a state."""
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", thorough("spawn")])
 def test_a_stateful_dataloader_starts_its_workers_twice_after_the_end_of_an_epoch(tmp_path: Path, method: str) -> None:
     log = tmp_path / "log"
     options: dict[str, Any] = {"batch_size": None, "num_workers": 1, "multiprocessing_context": method}
