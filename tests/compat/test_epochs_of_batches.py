@@ -193,8 +193,9 @@ def test_another_number_of_batches_is_a_mismatch(corpus: Path) -> None:
         SavableLoader(stream(corpus, "flat_map", 5)).load_state_dict(loader.state_dict())
 
 
-def test_a_plain_dataloader_with_workers_delivers_one_epoch_only(corpus: Path) -> None:
-    loader = DataLoader(stream(corpus, "flat_map"), batch_size=None, num_workers=1)
+@pytest.mark.parametrize("persistent", [False, True])
+def test_a_plain_dataloader_with_workers_delivers_one_epoch_only(corpus: Path, *, persistent: bool) -> None:
+    loader = DataLoader(stream(corpus, "flat_map"), batch_size=None, num_workers=1, persistent_workers=persistent)
     assert len(run(loader)) == NUM_BATCHES
     with pytest.raises(LanewayError, match="use a SavableLoader"):
         next(iter(loader))

@@ -16,12 +16,16 @@ from laneway import (
     CheckpointMismatchError,
     ColumnConversionError,
     LanewayError,
+    Mixture,
     NotReproducibleError,
     SavableLoader,
     SchemaMismatchError,
     StatefulShardedDataset,
+    audit,
+    describe_state,
     merge_states,
 )
+from laneway.core.apart import merge_gathered
 from tests.compat import staged
 from tests.compat.loaders import FORKSERVER, loader_raises, saved
 from tests.compat.staged import KINDS, LENGTH, make_dataset, packed_tokens, plain, run, run_with_states
@@ -614,3 +618,30 @@ def test_turns_of_several_packs_need_batches(corpus: Path) -> None:
     for single in (packs, SavableLoader(packs)):
         with pytest.raises(ValueError, match="turn_rows=2 counts the packs of a batch, and there are no batches"):
             next(iter(single))
+
+
+def test_ranks_that_come_to_a_change_of_weights_apart_are_saved_and_resume(tmp_path: Path) -> None:
+    for name, length in (("short", 1), ("long", 9)):
+        pq.write_table(pa.table({"input_ids": [[token] * length for token in range(40)]}), tmp_path / f"{name}.parquet")
+    schedule = [(0, {"short": 1, "long": 1}), (40, {"short": 5, "long": 1})]
+
+    sources = {name: StatefulShardedDataset(tmp_path / f"{name}.parquet") for name in ("short", "long")}
+    packs = Mixture(sources, schedule).pack(8, strategy="chunk").batch(2)
+
+    def ranks(world_size: int) -> list[SavableLoader]:
+        return [SavableLoader(packs.shard(world_size, rank)) for rank in range(world_size)]
+
+    begun = ranks(2)
+    ahead, behind = map(iter, begun)
+    for batches, count in ((ahead, 9), (behind, 3)):
+        run(islice(batches, count))
+    state = merge_gathered([loader.save_state_rank() for loader in begun])
+    assert describe_state(state).num_delivered < 40
+    assert [each.kind for each in audit([state], source=packs).findings] == ["unknown"]
+
+    resumed = ranks(2)
+    for loader, rest in zip(resumed, (ahead, behind), strict=True):
+        loader.load_state_dict(state)
+        assert run(islice(loader, 10)) == run(islice(rest, 10))
+    with pytest.raises(CheckpointMismatchError, match=r"a change of the weights by their schedule.* on 2 ranks only"):
+        ranks(3)[0].load_state_dict(state)

@@ -1,8 +1,9 @@
-"""Ranks that are in different epochs: their states in one value, of which each rank takes its own.
+"""Ranks that are in different epochs, or cuts: their states in one value, of which each rank takes its own.
 
-The state of a job has one epoch: its lanes are cut again within an epoch, never across two. So these states resume on
-as many ranks as they were saved on. The value has the keys of a state, because torch.distributed.checkpoint loads by
-key.
+The state of a job has one epoch: its lanes are cut again within an epoch, never across two. It has one cut, too; but
+where a schedule changes the weights of a mixture, ranks whose batches depend on the data begin the next cut apart. So
+these states resume on as many ranks as they were saved on. The value has the keys of a state, because
+torch.distributed.checkpoint loads by key.
 """
 
 from __future__ import annotations
@@ -35,10 +36,14 @@ if TYPE_CHECKING:
     State = dict[str, Any]
 
 
+_OF_CUTS = ("earlier_cuts", "mixture")
+"""Fields that say where the cuts of a mixture began."""
+
+
 def merge_gathered(states: Sequence[State]) -> State:
     """Merge the states that all ranks took at the same time, in the order of ranks, into one of the whole job.
 
-    If the ranks are in different epochs, its positions are the states of all ranks, as strings.
+    If the ranks are in different epochs or cuts, its positions are the states of all ranks, as strings.
 
     Raises:
         StateFormatError: One of the values is not a state.
@@ -47,7 +52,7 @@ def merge_gathered(states: Sequence[State]) -> State:
     saved = [*map(parse_state, states)]
     fields = [each.fields for each in saved]
     epochs = {each["epoch"] for each in fields}
-    if len(epochs) == 1:
+    if len(epochs) == 1 and not _are_in_different_cuts(fields):
         return merge_ranks(saved, same_step=False)
     refuse_to_merge(_problems(fields))
     of_job = dict.fromkeys(("lanes", "turn_rows", "lane_world_size", "lane_batch_turns", "lane_remainder"))
@@ -59,12 +64,12 @@ def merge_gathered(states: Sequence[State]) -> State:
 
 
 def is_apart(state: object) -> bool:
-    """Return whether an unwrapped value holds the states of ranks in different epochs."""
+    """Return whether an unwrapped value holds the states of ranks in different epochs or cuts."""
     return isinstance(state, dict) and state.get("scope") == SCOPE_APART
 
 
 def state_of_rank(state: object, place: WorkerPlace) -> object:
-    """Return the state of a rank, if `state` holds those of ranks in different epochs; else `state`, unwrapped.
+    """Return the state of a rank, if `state` holds those of ranks in different epochs or cuts; else `state`, unwrapped.
 
     Args:
         state: Any value that a user loads.
@@ -82,10 +87,17 @@ def state_of_rank(state: object, place: WorkerPlace) -> object:
     if len(states) != place.world_size:
         num_ranks = counted(len(states), "rank")
         behind, ahead = epochs.index(min(epochs)), epochs.index(max(epochs))
+        when = (
+            f"ranks were in different epochs (rank {behind} in epoch {epochs[behind]}, rank {ahead} in epoch "
+            f"{epochs[ahead]})"
+        )
+        until = "are in the same epoch"
+        if behind == ahead:
+            when = "some ranks had come to a change of the weights by their schedule, and others had not"
+            until = "have come to it"
         message = (
-            f"this state was saved while ranks were in different epochs (rank {behind} in epoch {epochs[behind]}, rank "
-            f"{ahead} in epoch {epochs[ahead]}), so it resumes on {num_ranks} only, and this job has "
-            f"{place.world_size}: resume on {num_ranks}, and save again when all of them are in the same epoch"
+            f"this state was saved while {when}, so it resumes on {num_ranks} only, and this job has "
+            f"{place.world_size}: resume on {num_ranks}, and save again when all of them {until}"
         )
         raise CheckpointMismatchError(message)
     return sealed({**states[place.rank], "files": state["files"]})
@@ -110,6 +122,18 @@ def states_of_ranks(state: State) -> list[State]:
         require(False, problem)  # noqa: FBT003 - it reads as a sentence
     require([each["rank"] for each in fields] == [*range(len(fields))], "its ranks are not in their order")
     return states
+
+
+def _are_in_different_cuts(fields: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether a schedule has changed the weights for some ranks, and not yet for others."""
+    names = [name for name in names_of(Role.JOB) if name not in _OF_CUTS]
+    is_same_job = not [*differing_fields(fields, names)]
+    if not is_same_job or any(not each["mixture"] or each["stages"] is None for each in fields):
+        return False
+    names_and_files = fields[0]["mixture"][:2]
+    if any(each["mixture"][:2] != names_and_files for each in fields):
+        return False
+    return any(each[name] != fields[0][name] for each in fields for name in _OF_CUTS)
 
 
 def _problems(fields: Sequence[Mapping[str, Any]]) -> list[str]:

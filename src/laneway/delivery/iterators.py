@@ -5,6 +5,7 @@ They make the store that delivers an item; see `laneway.delivery.passes`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 import weakref
@@ -143,7 +144,9 @@ class DatasetIterator(PassIterator):
         """The state that was loaded for this pass."""
         self._late_choice: LateChoice | None = None
         if is_in_worker():
-            self._begin()
+            # The first `next` raises it again, which the loader passes on: what `iter` raises ends a persistent worker.
+            with contextlib.suppress(LanewayError, ValueError):
+                self._begin()
 
     def _take(self) -> Taken | None:
         self.check_process()

@@ -219,7 +219,9 @@ class EpochSchedule:
 
     def _check_goes_on(self) -> None:
         """Check that a worker of a user's own DataLoader need not go on where an earlier pass has stopped."""
-        if self.is_endless and (self._start.cut is not None or self._clock.next(loader_number())[1]):
+        # A persistent worker has begun the earlier pass itself.
+        has_begun = self._begun is not None and self._begun.pid == os.getpid()
+        if self.is_endless and (has_begun or self._start.cut is not None or self._clock.next(loader_number())[1]):
             message = (
                 "another pass over this endless mixture would continue where the last one stopped, but the workers of "
                 "a DataLoader don't know what was delivered: keep its iterator, or use a SavableLoader"

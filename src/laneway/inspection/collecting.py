@@ -113,7 +113,17 @@ def states_of_step(value: object, name: str, key: str | None = None) -> list[Sav
         raise StateFormatError(message) from None
     _check_loaders(keys, saved, name)
     first = min(each.fields["epoch"] for each in saved)
-    return _distinct([each for each in saved if each.fields["epoch"] == first], name)
+    saved = [each for each in saved if each.fields["epoch"] == first]
+    if any(is_apart(one.state) for one in found):
+        begun = min(map(_rows_before_cut, saved))
+        saved = [each for each in saved if _rows_before_cut(each) == begun]
+    return _distinct(saved, name)
+
+
+def _rows_before_cut(saved: SavedState) -> int:
+    """Return the rows of a mixture before the current cut; 0 for a dataset."""
+    starts = progress_in(saved).starts
+    return starts[-1].rows_before if starts else 0
 
 
 def _check_loaders(keys: Sequence[str], saved: Sequence[SavedState], name: str) -> None:
