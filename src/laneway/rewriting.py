@@ -7,10 +7,12 @@ import re
 from itertools import islice
 from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple, cast
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from laneway.arguments import parse_bytes
+from laneway.convert.arrays import record_batch, take_rows
 from laneway.core.files import digest
 from laneway.dataset import StatefulShardedDataset
 from laneway.errors import DataFileError
@@ -225,8 +227,9 @@ def _make_part(
             writer.write_table(table, row_group_size=max(1, table.num_rows))
             group.clear()
 
-        for batch in batches:
-            group.append(batch.cast(schema))
+        for given in batches:
+            batch = _copied(given.cast(schema))
+            group.append(batch)
             num_rows += batch.num_rows
             num_bytes += batch.nbytes
             if num_bytes >= group_bytes:
@@ -237,3 +240,12 @@ def _make_part(
         if group:
             write_group()
     return sink.getvalue().to_pybytes(), num_rows
+
+
+def _copied(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Return a copy, whose size depends on the rows alone, and not on what they were cut from.
+
+    So a call that continues an interrupted one ends row groups where that would have ended them.
+    """
+    order = cast("pa.Int64Array", pa.array(np.arange(batch.num_rows)))
+    return record_batch([take_rows([column], column.type, order) for column in batch.columns], batch.schema)

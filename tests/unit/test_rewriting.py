@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import tarfile
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +70,21 @@ def test_an_interrupted_call_goes_on_after_the_files_that_are_complete(tmp_path:
         again = to_parquet(tmp_path / "source", tmp_path / "dest", **sizes)
         assert again.fingerprint == whole.fingerprint
         assert again.files.num_files == num_files
+
+
+def test_what_an_interrupted_call_writes_does_not_depend_on_where_it_was_interrupted(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    lines = (json.dumps({"id": row, "text": "x" * (row % 50)}) for row in range(250))
+    (tmp_path / "source" / "part.jsonl").write_text("\n".join(lines))
+    sizes: dict[str, Any] = {"row_group_bytes": 1200, "file_bytes": 1}
+    whole = to_parquet(tmp_path / "source", tmp_path / "whole", **sizes)
+    for keep in (1, 2, 3):
+        (tmp_path / f"{keep}").mkdir()
+        for name in whole.files.paths[:keep]:
+            shutil.copy(tmp_path / "whole" / name, tmp_path / f"{keep}")
+        again = to_parquet(tmp_path / "source", tmp_path / f"{keep}", **sizes)
+        assert again.files.rows.tolist() == whole.files.rows.tolist()
+        assert again.fingerprint == whole.fingerprint
 
 
 def test_a_directory_of_other_files_is_refused(tmp_path: Path) -> None:

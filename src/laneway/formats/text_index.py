@@ -78,6 +78,9 @@ def scan_text(parser: TextParser, storage: Storage, path: str, size: int, versio
             scanner.points = find_points(storage, path, size, version)
     except ValueError as error:
         raise storage.error_for(path, "can't be read", error) from storage.cause(error)
+    except RecursionError as error:
+        message = f"{storage.redact(path)} can't be read: values are nested too deeply, in hundreds of objects or lists"
+        raise DataFileError(message) from error
     return scanner.result()
 
 
@@ -138,6 +141,10 @@ class _Scanner:
             piece = stream.read(unused)
             text = piece.text
             if not is_begun:
+                if len(text) < len(_BOM) and not stream.is_done:
+                    # A compressed frame may end inside of it.
+                    unused = len(text)
+                    continue
                 text, is_begun = self._without_bom(text), True
             unused = len(text) - self._take(text, is_end=stream.is_done)
             if self._is_framed and (stream.is_done or piece.frame_stop is not None):

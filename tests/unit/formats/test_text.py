@@ -93,6 +93,11 @@ def test_a_line_that_the_scan_has_not_looked_at_is_named_when_it_is_read(tmp_pat
         list(dataset)
 
 
+def test_values_that_are_nested_too_deeply_are_an_error_that_names_the_file(tmp_path: Path) -> None:
+    with pytest.raises(DataFileError, match=r"part.jsonl can't be read: values are nested too deeply"):
+        rows(tmp_path, b'{"a":' * 2000 + b"1" + b"}" * 2000 + b"\n")
+
+
 def test_a_field_that_was_not_selected_may_come_late(tmp_path: Path) -> None:
     (tmp_path / "part.jsonl").write_bytes(MANY_LINES + b'{"a":1,"b":{"c":2}}\n' + MANY_LINES)
     found = [row["a"] for row in StatefulShardedDataset(tmp_path, columns=["a"], output="python")]
@@ -173,6 +178,14 @@ def test_lines_that_cross_compressed_frames_are_read(tmp_path: Path, suffix: str
     num_blocks = len(dataset.manifest.files.block_rows)
     assert num_blocks == {70_000: 4, 700_000: 3, 10_000_000: 1}[size]
     assert sorted(row["a"] for row in dataset) == list(range(30_000))
+
+
+@pytest.mark.parametrize(("suffix", "compress"), [(".gz", gzip_members), (".zst", zstd_frames)])
+def test_a_byte_order_mark_in_which_a_compressed_frame_ends_is_no_text(
+    tmp_path: Path, suffix: str, compress: Any
+) -> None:
+    data = compress(b'\xef\xbb\xbf{"a":1}\n{"a":2}\n', 1)
+    assert rows(tmp_path, data, f"part.jsonl{suffix}") == [{"a": 1}, {"a": 2}]
 
 
 @pytest.mark.parametrize(("suffix", "compress"), [(".gz", gzip_members), (".zst", zstd_frames)])
