@@ -326,7 +326,7 @@ def test_what_the_command_line_can_not_open_is_refused_with_the_way_out(ask: Cal
     (train, _) = data.split({"train": 0.5, "val": 0.5})
     for dataset, way_out in (
         (data.filter([("id", ">", 2)]).batch(2), "give the same --filter"),
-        (train.batch(2), "laneway.audit(states, source=dataset), in Python"),
+        (train.batch(2), "name the dataset in your code, as --source train.py:dataset"),
         (data.flat_map(lambda row: [row, row]), "leave out --source"),
     ):
         loader = SavableLoader(dataset)

@@ -18,6 +18,7 @@ from PIL import Image
 from laneway import Mixture, SavableLoader, StatefulShardedDataset
 from laneway.cli.data import facts_of_data
 from laneway.cli.main import main
+from laneway.cli.sources import Data
 from laneway.core.files import FileTable
 from laneway.pictures.page import Page
 from laneway.pictures.plot import PlanPictures
@@ -224,7 +225,7 @@ def test_a_plot_of_a_plan_has_all_rows_of_few_batches(run: Path, capsys: pytest.
 def test_a_page_about_many_files_lanes_and_ranks_is_small() -> None:
     files = StatefulShardedDataset(manifest_of(_many_files(20_000)), shuffle=True, batch_size=64, lanes=8_192)
     pictures = PlanPictures(files.plan(0, 1_024, 4))
-    page = Page(pictures, files.manifest, facts_of_data(files.manifest)).html()
+    page = Page(pictures, files.manifest, facts_of_data(Data.of(files.definition))).html()
     assert len(page.encode()) < 300_000
     assert len([*ET.fromstring(page).iter(f"{SVG}rect")]) < 3_000
 

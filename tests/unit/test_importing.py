@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-HEAVY = ("s3fs", "botocore", "aiobotocore", "matplotlib", "torch.distributed.checkpoint")
+HEAVY = ("s3fs", "botocore", "aiobotocore", "matplotlib", "pandas", "torch.distributed.checkpoint")
 """What only some users need, each of which takes a good part of a second to import."""
 
 

@@ -57,11 +57,15 @@ def _source(
 ) -> None:
     """Add the data, in one of some other formats too; with `is_option` that of a state, which may be of a mixture."""
     if is_option:
-        data = "the data of the run: a directory, glob, file or URL; of a mixture NAME=SOURCE, for each of its sources"
+        data = (
+            "the data of the run: a directory, glob, file or URL; of a mixture NAME=SOURCE, for each of its sources; "
+            "or its dataset or mixture in your code: train.py:dataset"
+        )
         parser.add_argument("--source", dest="sources", action="append", required=required, help=data)
         _mixture(parser)
     else:
-        parser.add_argument("source", help="a directory, glob, file or URL of these")
+        data = "a directory, glob, file or URL of these; or a dataset or mixture in your code: train.py:dataset"
+        parser.add_argument("source", help=data)
     parser.add_argument("--manifest", action="store_true", help="the source is a saved manifest")
     # Only help and a name that none of laneway's own formats has load those of other packages.
     choices = [*FORMATS, *others] if others else FORMATS
@@ -90,7 +94,7 @@ def _dataset(parser: argparse.ArgumentParser) -> None:
     _filter(parser)
     parser.add_argument("--batch-size", type=int, help="rows of a batch")
     parser.add_argument("--shuffle", action="store_true", help="shuffle")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the shuffle (0)")
+    parser.add_argument("--seed", type=int, help="seed of the shuffle (0)")
     parser.add_argument("--lanes", type=int, help="number of lanes")
     parser.add_argument("--turn-rows", type=int, help="rows of a turn")
     parser.add_argument("--shard-bytes", help='size of a shard ("8MiB")')
@@ -171,7 +175,7 @@ def _add_commands_for_data(commands: Any) -> None:  # noqa: ANN401 - argparse's 
     _job(command)
     _dataset(command)
     # With a checkpoint, they are those of the run.
-    command.set_defaults(world_size=None, workers=None, epoch=None, seed=None)
+    command.set_defaults(world_size=None, workers=None, epoch=None)
     command = _command(commands, "verify", "data", "Read all the data, and name what is damaged")
     _source(command)
     command = _command(commands, "convert", "data", "Rewrite data as Parquet files sized for training")
@@ -183,7 +187,6 @@ def _add_commands_for_data(commands: Any) -> None:  # noqa: ANN401 - argparse's 
     command = _command(commands, "bench", "bench", "Measure how well a training loop is fed")
     _source(command)
     _dataset(command)
-    command.set_defaults(batch_size=256)
     command.add_argument("--columns", type=_columns, help="comma-separated names")
     command.add_argument("--workers", type=_counts, default=[0, 1, 2], help="numbers of workers (0,1,2)")
     command.add_argument("--step-ms", type=float, default=20.0, help="time of an emulated step (20)")
@@ -223,12 +226,12 @@ def _add_commands_for_states(commands: Any) -> None:  # noqa: ANN401 - argparse'
     _job(command)
     _dataset(command)
     # With checkpoints, they are those of the run.
-    command.set_defaults(world_size=None, workers=None, epoch=None, seed=None)
+    command.set_defaults(world_size=None, workers=None, epoch=None)
     command = _command(commands, "redistribute", "saved", "Write the states of the ranks of another job")
     command.add_argument("file", metavar="STATE", help="a checkpoint of the whole job")
     command.add_argument("--world-size", type=int, required=True, help="ranks")
     command.add_argument("--workers", type=int, default=0, help="workers of each rank (0)")
-    command.add_argument("--batch-size", type=int, help="rows of a batch (as before)")
+    command.add_argument("--batch-size", dest="new_batch_size", type=int, help="rows of a batch (as before)")
     command.add_argument("-o", "--output", metavar="DIR", required=True, help="folder to write")
     _source(command, is_option=True)
     _filter(command)

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
     from laneway.dataset import StatefulShardedDataset
     from laneway.delivery.metrics import StageSeconds
+    from laneway.mixture import Mixture
 
+_BATCH_SIZE: Final = 256
 _FED: Final = 0.95
 """Utilisation from which the loop is called fed."""
 _READ_AHEAD: Final = ("read", "decode", "order")
@@ -34,7 +36,11 @@ _WORDS: Final = {"step": "the step", "read": "waiting for storage"}
 def bench(arguments: argparse.Namespace) -> Answer:
     """Measure rows per second, and the utilisation of an emulated accelerator."""
     picture = None if arguments.plot is None else output_file("--plot", arguments.plot, ".svg")
-    dataset = open_dataset(arguments)
+    dataset = open_dataset(arguments, default_batch_size=_BATCH_SIZE).whole
+    batch_size = dataset.definition.options.batch_size
+    if batch_size is None:
+        message = f"{arguments.source} has no batches, of which a step would take one: name what batch() of it returns"
+        raise ValueError(message)
     found = [_measure(dataset, workers, arguments.step_ms / 1000, arguments.seconds) for workers in arguments.workers]
     names = ["workers", "first_batch_s", "rows_per_s", "utilisation", "waiting", "bound_by"]
     rows = (
@@ -48,7 +54,7 @@ def bench(arguments: argparse.Namespace) -> Answer:
         ]
         for each in found
     )
-    facts = {"batch_size": arguments.batch_size, "step_ms": arguments.step_ms, "runs": found}
+    facts: dict[str, Any] = {"batch_size": batch_size, "step_ms": arguments.step_ms, "runs": found}
     stages = ([each["workers"], *(f"{each['stage_ms'][name]:.2f}" for name in _STAGES)] for each in found)
     lines = [*table(names, rows), "", "milliseconds of a batch, by stage", *table(["workers", *_STAGES], stages)]
     if picture is not None:
@@ -82,10 +88,12 @@ def bottleneck(stages: StageSeconds) -> str:
     return max(_READ_AHEAD, key=seconds.__getitem__) if longest == "wait" else longest
 
 
-def _measure(dataset: StatefulShardedDataset, num_workers: int, step_s: float, seconds: float) -> dict[str, Any]:
+def _measure(
+    dataset: StatefulShardedDataset | Mixture, num_workers: int, step_s: float, seconds: float
+) -> dict[str, Any]:
     """Return what a loop over batches measured, for about some seconds."""
     loader = SavableLoader(dataset, num_workers=num_workers)
-    epoch, waited, computed, num_rows, num_steps = 0, 0.0, 0.0, 0, 0
+    epoch, waited, computed, num_steps = 0, 0.0, 0.0, 0
     begun = time.perf_counter()
     batches, first_batch_s, started = iter(loader), 0.0, begun
     before = loader.metrics()
@@ -107,7 +115,6 @@ def _measure(dataset: StatefulShardedDataset, num_workers: int, step_s: float, s
             first_batch_s, started, before = taken - begun, done, loader.metrics()
         else:
             waited, computed, num_steps = waited + taken - asked, computed + done - taken, num_steps + 1
-            num_rows += _num_rows(batch)
         if done - started >= seconds:
             break
     elapsed = max(time.perf_counter() - started, 1e-9)
@@ -118,14 +125,10 @@ def _measure(dataset: StatefulShardedDataset, num_workers: int, step_s: float, s
     return {
         "workers": num_workers,
         "first_batch_s": first_batch_s,
-        "rows_per_s": num_rows / elapsed,
+        "rows_per_s": metrics.rows / elapsed,
         "steps": num_steps,
         "utilisation": utilisation,
         "waiting": waited / elapsed,
         "bound_by": "step" if is_fed else bottleneck(metrics.stages),
         "stage_ms": {name: 1000 * stage_s / max(metrics.batches, 1) for name, stage_s in seconds_of.items()},
     }
-
-
-def _num_rows(batch: Any) -> int:  # noqa: ANN401 - columns of tensors, or lists
-    return len(next(iter(batch.values())))

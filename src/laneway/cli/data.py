@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -10,10 +11,11 @@ import numpy as np
 
 from laneway.catalog.progress_bar import progress_bar
 from laneway.cli.output import Answer, output_file, pairs, table, wrapped
-from laneway.cli.sources import open_dataset, open_manifest, progress_wanted, storage_options
+from laneway.cli.sources import open_data, open_dataset, progress_wanted, refuse_code, storage_options
 from laneway.errors import DataFileError
 from laneway.formats import FORMATS
 from laneway.manifest import Manifest
+from laneway.mixture import Mixture
 from laneway.pictures.plot import PlanPictures
 from laneway.reading.reader import RowReader
 from laneway.rewriting import to_parquet
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
+    from laneway.cli.sources import Data
     from laneway.plans.epoch_plan import EpochPlan
 
 _MIB = 1 << 20
@@ -37,15 +40,18 @@ def block_name(manifest: Manifest) -> str:
     return FORMATS[manifest.format].block_name
 
 
-def facts_of_data(manifest: Manifest) -> dict[str, Any]:
+def facts_of_data(data: Data) -> dict[str, Any]:
     """Return what a dataset consists of, with advice, as JSON values."""
+    manifest = data.manifest
     files = manifest.files
     blocks, memory = files.block_rows[files.block_rows > 0], files.block_memory_bytes[files.block_rows > 0]
+    selected = {} if data.selection is None else {"selection": data.selection, "selected_rows": data.num_rows}
     return {
         "source": manifest.root,
         "format": manifest.format,
         "files": files.num_files,
         "rows": manifest.num_rows,
+        **selected,
         "bytes": int(files.sizes.sum()),
         "decoded_bytes": int(memory.sum()),
         "blocks": len(blocks),
@@ -59,15 +65,24 @@ def facts_of_data(manifest: Manifest) -> dict[str, Any]:
 
 
 def inspect(arguments: argparse.Namespace) -> Answer:
-    """Say what a dataset consists of, with advice."""
-    manifest = open_manifest(arguments)
-    facts = facts_of_data(manifest)
+    """Say what a dataset consists of, or each source of a mixture, with advice."""
+    found = open_data(arguments)
+    facts = {name: facts_of_data(data) for name, data in found.items()}
+    lines: list[str] = []
+    for name, data in found.items():
+        lines += [*([""] if lines else []), *([f"source {name}"] if name else [])]
+        lines += _lines_of_data(data.manifest, facts[name])
+    return Answer(facts.get("", {"sources": facts}), lines)
+
+
+def _lines_of_data(manifest: Manifest, facts: dict[str, Any]) -> list[str]:
     of_block = facts["rows_per_block"]
     lines = pairs(
         [
             ("source", f"{manifest.root} ({manifest.format})"),
             ("files", facts["files"]),
             ("rows", manifest.num_rows),
+            ("selected", f"{facts['selected_rows']:,} rows: {facts['selection']}" if "selection" in facts else None),
             ("size", f"{rounded_size(facts['bytes'])}, about {rounded_size(facts['decoded_bytes'])} decoded"),
             (
                 plural(block_name(manifest)),
@@ -82,7 +97,9 @@ def inspect(arguments: argparse.Namespace) -> Answer:
     )
     schema = table(["column", "type"], facts["schema"].items())
     advice = ["", "advice", *wrapped(f"- {each}" for each in facts["advice"])] if facts["advice"] else []
-    return Answer(facts, [*lines, "", *schema, *advice])
+    # Paths stay whole.
+    fitted = [part for line in lines for part in (wrapped([line]) if line.startswith("selected") else [line])]
+    return [*fitted, "", *schema, *advice]
 
 
 def _advice(manifest: Manifest) -> Iterator[str]:
@@ -129,11 +146,13 @@ def _advice(manifest: Manifest) -> Iterator[str]:
 
 
 def head(arguments: argparse.Namespace) -> Answer:
-    """Show the first rows."""
-    dataset = open_dataset(arguments, output="python")
+    """Show the first rows; of a user's code, what it delivers first: rows, batches or packs."""
+    dataset = open_dataset(arguments, output="python").whole
     rows = [*islice(iter(dataset), arguments.n)]
-    names = dataset.schema.names
-    lines = table(names, ([row[name] for name in names] for row in rows))
+    # A user's functions may return anything.
+    rows = [row if isinstance(row, dict) else {"item": row} for row in rows]
+    names = [*dict.fromkeys(name for row in rows for name in row)] or dataset.schema.names
+    lines = table(names, ([row.get(name, "") for name in names] for row in rows))
     return Answer({"columns": names, "rows": rows}, lines)
 
 
@@ -149,36 +168,58 @@ def facts_of(plan: EpochPlan) -> dict[str, Any]:
 def plan(arguments: argparse.Namespace) -> Answer:
     """Say what each rank of a job does in an epoch, and draw it."""
     picture = None if arguments.plot is None else output_file("--plot", arguments.plot, ".svg")
-    dataset = open_dataset(arguments)
+    dataset = open_dataset(arguments).whole
+    if picture is not None and isinstance(dataset, Mixture):
+        message = "--plot draws the epoch of a single dataset: of a mixture, laneway report draws a checkpoint"
+        raise ValueError(message)
     found = dataset.plan(arguments.epoch, arguments.world_size, arguments.workers)
     facts = facts_of(found)
-    batches, read = facts["batches_per_rank"] or (), facts["bytes_per_rank"] or ()
+    batches, read, memory = facts["batches_per_rank"] or (), facts["bytes_per_rank"] or (), facts["worker_memory_bytes"]
+    unit = "rows" if dataset.definition.stages is None else "packs"
     lines = pairs(
         [
             ("epoch", found.epoch),
-            ("rows", found.num_rows),
+            (unit, "no end" if found.num_rows is None else found.num_rows),
+            ("sources", _shares(dataset) if isinstance(dataset, Mixture) else None),
             ("lanes", found.num_lanes),
             ("windows", found.num_windows),
             ("steps", found.num_steps),
             ("batches per rank", span(batches) if batches else None),
-            ("rows repeated", found.rows_repeated),
-            ("rows left out", found.rows_dropped),
+            (f"{unit} repeated", found.rows_repeated),
+            (f"{unit} left out", found.rows_dropped),
             ("read per rank", span(read, rounded_size) if read else None),
-            ("memory per worker", rounded_size(facts["worker_memory_bytes"] or 0)),
+            ("memory per worker", None if memory is None else rounded_size(memory)),
         ]
     )
-    if picture is not None:
+    if picture is not None and not isinstance(dataset, Mixture):
         picture.write_text(PlanPictures(found, block_name(dataset.definition.manifest)).image(), encoding="utf-8")
         facts["plot"] = arguments.plot
         lines += ["", f"wrote {arguments.plot}"]
     return Answer(facts, lines)
 
 
+def _shares(mixture: Mixture) -> str:
+    weights = mixture.weights
+    return ", ".join(f"{name} {weight / math.fsum(weights.values()):.4g}" for name, weight in weights.items())
+
+
 def verify(arguments: argparse.Namespace) -> Answer:
     """Read all row groups, or what the format calls them, and name those that are damaged."""
-    manifest = open_manifest(arguments)
-    storage = manifest.storage(storage_options=storage_options(arguments))
-    reader = RowReader(manifest, storage, manifest.schema)
+    opened = open_data(arguments)
+    found = {name: _damage(data) for name, data in opened.items()}
+    lines = [
+        f"source {name}: {line}" if name else line
+        for name, facts in found.items()
+        for line in _lines_of_damage(facts, block_name(opened[name].manifest))
+    ]
+    exit_code = 1 if any(facts["damaged"] for facts in found.values()) else 0
+    return Answer(found.get("", {"sources": found}), lines, exit_code)
+
+
+def _damage(data: Data) -> dict[str, Any]:
+    """Return which row groups of a dataset can't be read, with what there is, as JSON values."""
+    manifest = data.manifest
+    reader = RowReader(manifest, data.storage, manifest.schema)
     files = manifest.files
 
     def problem_with(block: int) -> dict[str, Any] | None:
@@ -200,18 +241,29 @@ def verify(arguments: argparse.Namespace) -> Answer:
             bar.update(1)
             damaged += [] if found is None else [found]
     reader.close()
-    facts = {"files": files.num_files, "blocks": len(blocks), "rows": manifest.num_rows, "damaged": damaged}
-    whole = f"{counted(files.num_files, 'file')}, {counted(len(blocks), unit)}, {counted(manifest.num_rows, 'row')}"
-    lines = [f"{whole}: {'no damage' if not damaged else f'{len(damaged):,} damaged'}"]
-    lines += [
-        f"{each['path']}, {unit} {each['block']} (rows {each['start']:,} to {each['stop']:,}): {each['problem']}"
-        for each in damaged
+    return {
+        "files": files.num_files,
+        "blocks": len(blocks),
+        "rows": manifest.num_rows,
+        "damaged": damaged,
+    }
+
+
+def _lines_of_damage(facts: dict[str, Any], unit: str) -> list[str]:
+    damaged = facts["damaged"]
+    whole = f"{counted(facts['files'], 'file')}, {counted(facts['blocks'], unit)}, {counted(facts['rows'], 'row')}"
+    return [
+        f"{whole}: {'no damage' if not damaged else f'{len(damaged):,} damaged'}",
+        *(
+            f"{each['path']}, {unit} {each['block']} (rows {each['start']:,} to {each['stop']:,}): {each['problem']}"
+            for each in damaged
+        ),
     ]
-    return Answer(facts, lines, exit_code=1 if damaged else 0)
 
 
 def convert(arguments: argparse.Namespace) -> Answer:
     """Rewrite data as Parquet files whose row groups are sized for training."""
+    refuse_code(arguments, "convert rewrites whole files: give their path")
     options = storage_options(arguments)
     source = Manifest.load(arguments.source, storage_options=options) if arguments.manifest else arguments.source
     sizes = {name: getattr(arguments, name) for name in ("row_group_bytes", "file_bytes")}

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 import warnings
+from contextlib import redirect_stdout
 from importlib import import_module
 from typing import TYPE_CHECKING, NoReturn
 
@@ -39,7 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            answer = run(options)
+            # What a user's code prints is not the answer.
+            with redirect_stdout(sys.stderr):
+                answer = run(options)
         print_answer(answer, as_json=options.json)
         sys.stdout.flush()
     except BrokenPipeError:
@@ -51,6 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+    except Exception:  # noqa: BLE001 - whatever a user's code raises; 1 would say that a check failed
+        traceback.print_exc()
+        return 2
     return answer.exit_code
 
 

@@ -32,11 +32,17 @@ class Answer(NamedTuple):
 def print_answer(answer: Answer, *, as_json: bool) -> None:
     """Print an answer to the standard output."""
     if as_json:
-        json.dump(answer.facts, sys.stdout, indent=1, default=str)
+        json.dump(answer.facts, sys.stdout, indent=1, default=_as_json)
         sys.stdout.write("\n")
         return
     for line in answer.lines:
         sys.stdout.write(f"{line}\n")
+
+
+def _as_json(value: Any) -> Any:  # noqa: ANN401 - any value of a row
+    """Return tensors and arrays as lists, and whatever else JSON lacks as text."""
+    tolist = getattr(value, "tolist", None)
+    return str(value) if tolist is None else tolist()
 
 
 def output_file(name: str, path: str, suffix: str) -> Path:
@@ -66,10 +72,10 @@ def table(names: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
     """Return rows as lines of aligned columns; cells of a line that would be too long are cut."""
     cells = [[*map(str, names)], *([_cell(value) for value in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    room = width() - 2 * (len(widths) - 1)
+    room = max(width() - 2 * (len(widths) - 1), 0)
+    widths = [min(each, max(room, _MIN_CELL)) for each in widths]
     while sum(widths) > room and max(widths) > _MIN_CELL:
-        widest = widths.index(max(widths))
-        widths[widest] = max(_MIN_CELL, min(widths[widest] - 1, room - (sum(widths) - widths[widest])))
+        widths[widths.index(max(widths))] -= 1
     numeric = [all(_is_number(row[i]) for row in cells[1:]) for i in range(len(widths))]
     lines = ([_fitted(*each) for each in zip(row, widths, numeric, strict=True)] for row in cells)
     return ["  ".join(line).rstrip() for line in lines]

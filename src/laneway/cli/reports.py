@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from laneway.cli.data import block_name, facts_of_data
 from laneway.cli.output import Answer, output_file
 from laneway.cli.saved import states_of_files
-from laneway.cli.sources import open_dataset, open_for_state, open_manifest, refuse_settings
+from laneway.cli.sources import Data, open_data, open_dataset, open_for_state, refuse_settings
 from laneway.inspection.auditing import audit as audit_states
 from laneway.inspection.summary import describe_state
 from laneway.pictures.mixture_page import MixturePage
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from laneway.cli.saved import SavedStates
-    from laneway.manifest import Manifest
 
 _MAX_PARTS: Final = 240
 
@@ -36,8 +35,12 @@ def report(arguments: argparse.Namespace) -> Answer:
         plan = page.plan
         more: dict[str, Any] = {"sources": dict(zip(page.samples.names, page.samples.shares, strict=True))}
     else:
-        manifest = open_manifest(arguments)
-        page = _resumed_page(arguments, manifest, checkpoints) if checkpoints else _fresh_page(arguments, manifest)
+        found = open_data(arguments)
+        if [*found] != [""]:
+            message = f"{arguments.source} is a mixture: give one of its checkpoints, from which it is drawn"
+            raise ValueError(message)
+        data = found[""]
+        page = _resumed_page(arguments, data, checkpoints) if checkpoints else _fresh_page(arguments, data)
         plan, samples = page.pictures.plan, page.pictures.samples
         more = {"mixing": samples.mixing, "adjacent": samples.adjacent}
     html = page.html()
@@ -58,24 +61,25 @@ def report(arguments: argparse.Namespace) -> Answer:
     return Answer(facts, lines)
 
 
-def _fresh_page(arguments: argparse.Namespace, manifest: Manifest) -> Page:
+def _fresh_page(arguments: argparse.Namespace, data: Data) -> Page:
     """Return the page about an epoch that has not begun."""
-    dataset = open_dataset(arguments, manifest)
+    manifest = data.manifest
+    dataset = open_dataset(arguments, manifest).whole
     plan = dataset.plan(arguments.epoch, arguments.world_size, arguments.workers)
-    return Page(PlanPictures(plan, block_name(manifest)), manifest, facts_of_data(manifest))
+    return Page(PlanPictures(plan, block_name(manifest)), manifest, facts_of_data(data))
 
 
-def _resumed_page(arguments: argparse.Namespace, manifest: Manifest, checkpoints: Sequence[SavedStates]) -> Page:
+def _resumed_page(arguments: argparse.Namespace, data: Data, checkpoints: Sequence[SavedStates]) -> Page:
     """Return the page about the epoch of the last checkpoint that is not of the start of an epoch."""
     refuse_settings(arguments)
-    first, last = checkpoints[0], _last_begun(checkpoints)
+    first, last, manifest = checkpoints[0], _last_begun(checkpoints), data.manifest
     dataset = open_for_state(arguments, last.states[0], manifest).whole
     plan = dataset.plan(None, arguments.world_size, arguments.workers, state=last.whole())
     audited = open_for_state(arguments, first.states[0], manifest).whole
     return Page(
         PlanPictures(plan, block_name(manifest)),
         manifest,
-        facts_of_data(manifest),
+        facts_of_data(data),
         last.name,
         audit_states([each.originals for each in checkpoints], audited),
         [each.name for each in checkpoints],
@@ -92,7 +96,7 @@ def _mixture_page(arguments: argparse.Namespace, checkpoints: Sequence[SavedStat
         plan,
         sample_sources(plan, _MAX_PARTS),
         describe_state(last.originals),
-        {name: facts_of_data(each.definition.manifest) for name, each in opened.sources.items()},
+        {name: facts_of_data(Data.of(each)) for name, each in opened.sources.items()},
         last.name,
         audit_states([each.originals for each in checkpoints], opened.whole),
         [each.name for each in checkpoints],

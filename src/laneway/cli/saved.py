@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,15 +14,19 @@ from laneway.cli.sources import (
     open_dataset,
     open_for_state,
     refuse_settings,
+    source_of_row,
     storage_options,
 )
 from laneway.cli.state_files import load_checkpoint, load_checkpoints, natural
 from laneway.core.merge import merge_ranks
+from laneway.delivery.transforms import Transforms
 from laneway.errors import CheckpointMismatchError
 from laneway.inspection.auditing import audit as audit_states
 from laneway.inspection.collecting import states_of_step
 from laneway.inspection.redistribution import redistribute as redistributed
 from laneway.inspection.summary import compare_states, describe_state
+from laneway.mixture import Mixture
+from laneway.plans.looking import read_rows
 from laneway.wording import counted
 
 if TYPE_CHECKING:
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
 
     from laneway.cli.state_files import SavedValue
     from laneway.core.schema import SavedState
+    from laneway.delivery.dataset_definition import DatasetDefinition
 
 
 def _lines_of(value: object) -> list[str]:
@@ -109,7 +114,8 @@ def state(arguments: argparse.Namespace) -> Answer:
     if arguments.sources is not None:
         problem = _misfit(arguments, saved)
         is_mixed = bool(saved.fields["mixture"])
-        data = ", ".join(named_source(text)[0] if is_mixed else text for text in arguments.sources)
+        is_named = is_mixed and len(arguments.sources) > 1
+        data = ", ".join(named_source(text)[0] if is_named else text for text in arguments.sources)
         facts["fits"], facts["problem"] = problem is None, problem
         lines += ["", *wrapped([f"fits {data}" if problem is None else f"doesn't fit {data}"])]
         lines += [] if problem is None else problem.split("\n")
@@ -131,33 +137,33 @@ def _misfit(arguments: argparse.Namespace, saved: SavedStates) -> str | None:
 def rows(arguments: argparse.Namespace) -> Answer:
     """Say which rows a step had, or will have."""
     saved = state_of_file(arguments, arguments.file)
-    # Rows are shown as Python values, whatever the batches of the run were.
-    opened = open_for_state(arguments, saved.states[0], output="python")
+    opened = open_for_state(arguments, saved.states[0])
     plan = opened.whole.plan(None, arguments.world_size, arguments.workers, state=saved.whole())
     ranks = plan.rows_of(arguments.step)
     chosen = range(len(ranks)) if arguments.rank is None else [arguments.rank]
     if arguments.rank is not None and not 0 <= arguments.rank < len(ranks):
         message = f"there is no rank {arguments.rank}: step {arguments.step} has {counted(len(ranks), 'rank')}"
         raise ValueError(message)
-    found: list[dict[str, Any]] = [
-        {"rank": rank, "batch_index": index, **row._asdict()}
-        for rank in chosen
-        for index, row in enumerate(ranks[rank])
-    ]
+    found: list[dict[str, Any]] = []
+    for rank in chosen:
+        for index, row in enumerate(ranks[rank]):
+            place = row._asdict()
+            # Packs have several documents.
+            found.append({"rank": rank, "batch_index": place.pop("pack", index), **place})
     is_mixed = bool(saved.fields["mixture"])
-    names = ["rank", "batch_index", "path", "row", *(["source", "epoch"] if is_mixed else [])]
+    names = [*found[0]] if found else ["rank", "batch_index", "path", "row"]
     if arguments.show:
         by_file: dict[tuple[str, str], list[dict[str, Any]]] = {}
         for each in found:
             by_file.setdefault((each.get("source", ""), each["path"]), []).append(each)
         for (source, path), of_file in by_file.items():
-            read = opened.sources[source].read(path, [each["row"] for each in of_file])
-            for index, each in enumerate(of_file):
-                # Sources of a mixture have no batches.
-                is_batch = isinstance(read, dict)
-                each["values"] = {name: column[index] for name, column in read.items()} if is_batch else read[index]
-        columns = opened.whole.schema.names
-        lines = table([*names, *columns], ([*(e[n] for n in names), *(e["values"][c] for c in columns)] for e in found))
+            # As Python values, and before a user's functions, whatever the batches of the run are.
+            read = read_rows(_plain(opened.sources[source]), path, [each["row"] for each in of_file], plan.epoch)
+            for each, values in zip(of_file, read, strict=True):
+                each["values"] = values
+        columns = [*dict.fromkeys(name for each in found for name in each["values"])]
+        cells = ([*(e[n] for n in names), *(e["values"].get(c, "") for c in columns)] for e in found)
+        lines = table([*names, *columns], cells)
     else:
         lines = table(names, ([each[name] for name in names] for each in found))
     is_done = arguments.step < plan.next_step
@@ -167,6 +173,18 @@ def rows(arguments: argparse.Namespace) -> Answer:
     return Answer(facts, [f"step {arguments.step:,} of {of_what}, which {when}", *lines])
 
 
+def _plain(definition: DatasetDefinition) -> DatasetDefinition:
+    """Return a dataset without batches, functions and stages, whose rows are Python values."""
+    rows = definition if definition.stages is None else definition.without_stages()
+    return replace(
+        rows,
+        options=replace(rows.options, batch_size=None),
+        columns=rows.columns.with_output("python"),
+        transform=Transforms(),
+        collate_fn=None,
+    )
+
+
 def where(arguments: argparse.Namespace) -> Answer:
     """Say when a row is delivered."""
     of_mixture: dict[str, Any] = {}
@@ -174,14 +192,18 @@ def where(arguments: argparse.Namespace) -> Answer:
         if arguments.sources or arguments.weights is not None or arguments.stop is not None:
             message = "a mixture is described by one of its checkpoints: give it with --state"
             raise ValueError(message)
-        plan = open_dataset(arguments).plan(arguments.epoch, arguments.world_size, arguments.workers)
+        whole = open_dataset(arguments).whole
+        if isinstance(whole, Mixture):
+            of_mixture = {"source": source_of_row(arguments, whole), "epoch": arguments.epoch or 0}
+        epoch = None if of_mixture else arguments.epoch
+        plan = whole.plan(epoch, arguments.world_size, arguments.workers)
     else:
         saved = state_of_file(arguments, arguments.state)
         is_mixed = bool(saved.fields["mixture"])
         refuse_settings(arguments, [name for name in OF_STATE if name != "epoch" or not is_mixed])
-        if is_mixed:
-            of_mixture = {"source": named_source(arguments.source)[0], "epoch": arguments.epoch or 0}
         whole = open_for_state(arguments, saved.states[0]).whole
+        if is_mixed and isinstance(whole, Mixture):
+            of_mixture = {"source": source_of_row(arguments, whole), "epoch": arguments.epoch or 0}
         plan = whole.plan(None, arguments.world_size, arguments.workers, state=saved.whole())
     found = plan.where(arguments.path, arguments.row, **of_mixture)
     names = ["step", "rank", "worker", "batch_index"]
@@ -218,7 +240,7 @@ def redistribute(arguments: argparse.Namespace) -> Answer:
         saved.originals,
         arguments.world_size,
         arguments.workers,
-        batch_size=arguments.batch_size,
+        batch_size=arguments.new_batch_size,
         source=source,
     )
     folder = Path(arguments.output)

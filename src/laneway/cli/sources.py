@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
+from laneway.cli.modules import load_dataset, names_code
 from laneway.core.gaps import parse_gaps
 from laneway.core.mixture_progress import progress_in
 from laneway.dataset import StatefulShardedDataset
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from laneway.core.schema import SavedState
+    from laneway.delivery.dataset_definition import DatasetDefinition
+    from laneway.storage.filesystem import Storage
 
 OF_STATE: Final = (
     *("batch_size", "shuffle", "seed", "lanes", "turn_rows", "shard_bytes", "window_bytes", "remainder", "drop_last"),
@@ -29,7 +32,12 @@ _OF_SOURCE = (
     *("format", "manifest"),
 )
 """What a source of a mixture can be given as JSON."""
-_IN_PYTHON = "use dataset.plan(state=...), or laneway.audit(states, source=dataset), in Python"
+_OF_CODE: Final = (
+    *("filter", "columns", "format", "manifest", "weights", "stop"),
+    *(name for name in OF_STATE if name != "epoch"),
+)
+"""Arguments whose values the code of a dataset decides."""
+_IN_CODE = "name the dataset in your code, as --source train.py:dataset"
 _FROM_STATE = ("seed", "shuffle", "shard_bytes", "shard_rows", "window_bytes", "remainder", "drop_last")
 
 
@@ -65,6 +73,43 @@ def storage_options(arguments: argparse.Namespace) -> Mapping[str, Any] | None:
     return found
 
 
+class Opened(NamedTuple):
+    """A dataset, or a mixture."""
+
+    whole: StatefulShardedDataset | Mixture
+    """The dataset, or the mixture of all sources."""
+    sources: Mapping[str, DatasetDefinition]
+    """Name -> source of a mixture; the only name of a dataset is ""."""
+
+
+class Data(NamedTuple):
+    """Data files, and where they are."""
+
+    manifest: Manifest
+    """The files."""
+    storage: Storage
+    """Where they are."""
+    selection: str | None = None
+    """Which of their rows the dataset of a user's code has; None: all."""
+    num_rows: int | None = None
+    """How many these are."""
+
+    @classmethod
+    def of(cls, definition: DatasetDefinition) -> Self:
+        """Return the data of a dataset."""
+        identity = definition.identity
+        return cls(definition.manifest, definition.storage, identity.settings.selection, identity.selected.num_rows)
+
+
+def open_data(arguments: argparse.Namespace) -> dict[str, Data]:
+    """Return name -> data of each source of a mixture; the only name of a dataset is ""."""
+    coded = _open_code(arguments)
+    if coded is None:
+        manifest = open_manifest(arguments)
+        return {"": Data(manifest, manifest.storage(storage_options=storage_options(arguments)))}
+    return {name: Data.of(each) for name, each in coded.sources.items()}
+
+
 def open_manifest(arguments: argparse.Namespace) -> Manifest:
     """Return the manifest of the source: scanned, or loaded with --manifest."""
     options, sources = storage_options(arguments), source_texts(arguments)
@@ -76,6 +121,54 @@ def open_manifest(arguments: argparse.Namespace) -> Manifest:
     return Manifest.scan(sources[0], format=arguments.format, storage_options=options, progress=progress_wanted())
 
 
+def _open_code(arguments: argparse.Namespace) -> Opened | None:
+    """Return the dataset or mixture of a user's code; None: the source is data.
+
+    Raises:
+        ValueError: Something is given that the code decides.
+    """
+    if "coded" in arguments:
+        loaded: Opened = arguments.coded
+        return loaded
+    texts = source_texts(arguments)
+    coded = [each for each in map(_code_in, texts) if each is not None]
+    if not coded:
+        return None
+    (name, code), *others = coded
+    if others or len(texts) > 1:
+        message = f"{code} is one of {len(texts)} sources: name the dataset or Mixture of all of the data"
+        raise ValueError(message)
+    _refuse(arguments, _OF_CODE, f"{code} has settings of its own")
+    whole = load_dataset(code)
+    if name is not None and not (isinstance(whole, Mixture) and arguments.command == "where"):
+        message = f"{name}= says of which source of a mixture laneway where is to find a row: leave it out"
+        raise ValueError(message)
+    # A report needs it several times.
+    found = Opened(whole, whole.definition.sources if isinstance(whole, Mixture) else {"": whole.definition})
+    arguments.coded = found
+    return found
+
+
+def refuse_code(arguments: argparse.Namespace, why: str) -> None:
+    """Refuse a source in a user's code.
+
+    Raises:
+        ValueError: It is one.
+    """
+    code = _code_in(arguments.source)
+    if code is not None:
+        message = f"{code[1]} is a dataset in code, and {why}"
+        raise ValueError(message)
+
+
+def _code_in(text: str) -> tuple[str | None, str] | None:
+    """Return the source that a text names, if any, and the name in code that it has; None: it has none."""
+    if names_code(text):
+        return None, text
+    name, _, rest = text.partition("=")
+    return (name, rest) if names_code(rest) else None
+
+
 def progress_wanted() -> bool | None:
     """Return whether to show progress bars: after 2 s on a terminal, never elsewhere."""
     return None if sys.stderr.isatty() else False
@@ -84,76 +177,80 @@ def progress_wanted() -> bool | None:
 def open_dataset(
     arguments: argparse.Namespace,
     manifest: Manifest | None = None,
+    *,
+    default_batch_size: int | None = None,
     **others: Any,  # noqa: ANN401 - options
-) -> StatefulShardedDataset:
-    """Return the dataset that the arguments describe; `manifest`: that of its source, if it was opened."""
+) -> Opened:
+    """Return the dataset that the arguments describe; `manifest`: that of its source, if it was opened.
+
+    Args:
+        arguments: The arguments of the command.
+        manifest: The manifest of the source, if it was opened.
+        default_batch_size: Rows of a batch, if the arguments don't say.
+        **others: Other options of the dataset, unless it is that of a user's code.
+    """
+    coded = _open_code(arguments)
+    if coded is not None:
+        return coded
     given = {name: getattr(arguments, name, None) for name in ("batch_size", "lanes", "turn_rows", "remainder")}
     given |= {"shuffle": getattr(arguments, "shuffle", False), "seed": getattr(arguments, "seed", None) or 0}
+    given["batch_size"] = given["batch_size"] or default_batch_size
     given |= {"drop_last": getattr(arguments, "drop_last", False)}
     sizes = {name: getattr(arguments, name, None) for name in ("shard_bytes", "window_bytes")}
     given |= {name: size for name, size in sizes.items() if size is not None}
-    return _dataset(arguments, manifest or open_manifest(arguments), **given, **others)
-
-
-class Opened(NamedTuple):
-    """The dataset or the mixture of a state."""
-
-    whole: StatefulShardedDataset | Mixture
-    """The dataset, or the mixture of all sources."""
-    sources: Mapping[str, StatefulShardedDataset]
-    """Name -> source of a mixture; the only name of a dataset is ""."""
+    dataset = _dataset(arguments, manifest or open_manifest(arguments), **given, **others)
+    return Opened(dataset, {"": dataset.definition})
 
 
 def open_for_state(
     arguments: argparse.Namespace,
     saved: SavedState,
     manifest: Manifest | None = None,
-    **others: Any,  # noqa: ANN401 - options
 ) -> Opened:
     """Return the dataset of the source with the settings of a state, or the mixture of its sources.
+
+    A user's code has the settings itself.
 
     Args:
         arguments: The arguments of the command.
         saved: The state.
         manifest: The manifest of the source, if it is a dataset; None: it is opened.
-        **others: Other options of the dataset, or of the sources.
 
     Raises:
         CheckpointMismatchError: The state has settings that the command line can't give.
         ValueError: The sources of a mixture are not all given by name, or some are for a single dataset.
     """
-    fields = saved.fields
+    coded, fields = _open_code(arguments), saved.fields
+    if coded is not None:
+        return coded
     problem = None
     if fields["categories"] is not None:
-        problem = f"its dataset has categories=: {_IN_PYTHON}"
+        problem = f"its dataset has categories=: {_IN_CODE}"
     elif fields["stages"] is not None:
-        problem = (
-            "flat_map() or pack() make items of its rows, and how many may depend on the data: leave out --source, or "
-            "use laneway.audit(states, source=...) in Python, or dataset.plan(state=...) for packs of known lengths"
-        )
+        problem = f"flat_map() or pack() make items of its rows: leave out --source, or {_IN_CODE}"
     elif fields["selection"] is not None and arguments.filter is None:
         is_filter = fields["selection"].startswith("filter (") and " | " not in fields["selection"]
-        way_out = "give the same --filter" if is_filter else _IN_PYTHON
+        way_out = "give the same --filter" if is_filter else _IN_CODE
         problem = f"its rows are selected by {fields['selection']}: {way_out}"
     if problem is not None:
-        message = f"the dataset of this state can't be opened by the command line: {problem}"
+        message = f"a path alone does not describe the dataset of this state: {problem}"
         raise CheckpointMismatchError(message)
     if fields["mixture"]:
-        return _open_mixture(arguments, saved, **others)
+        return _open_mixture(arguments, saved)
     given = [name for name in ("weights", "stop") if getattr(arguments, name, None) is not None]
     if given:
         message = f"--{given[0]} is for a mixture, and the state is of a single dataset: leave it out"
         raise ValueError(message)
     settings = {name: fields[name] for name in _FROM_STATE}
-    options = {**settings, "batch_size": _batch_rows(fields), "turn_rows": fields["turn_rows"], **others}
+    options = {**settings, "batch_size": _batch_rows(fields), "turn_rows": fields["turn_rows"]}
     dataset = _dataset(arguments, manifest or open_manifest(arguments), **options)
     gaps = fields["without"]
     if gaps is not None:
         dataset = dataset.without([tuple(each) for each in parse_gaps(gaps)])
-    return Opened(dataset, {"": dataset})
+    return Opened(dataset, {"": dataset.definition})
 
 
-def _open_mixture(arguments: argparse.Namespace, saved: SavedState, **others: Any) -> Opened:  # noqa: ANN401 - options
+def _open_mixture(arguments: argparse.Namespace, saved: SavedState) -> Opened:
     """Return the mixture of a state, with the weights of its current cut unless others are given."""
     if arguments.filter is not None:
         message = '--filter is for a single dataset: give a source its own, as NAME={"path": ..., "filter": [...]}'
@@ -178,7 +275,7 @@ def _open_mixture(arguments: argparse.Namespace, saved: SavedState, **others: An
         raise ValueError(message)
     # Their order decides between equal weights.
     names = [*now, *(name for name in given if name not in now)]
-    sources = {name: _open_source(arguments, name, given[name], **others) for name in names}
+    sources = {name: _open_source(arguments, name, given[name]) for name in names}
     fields = saved.fields
     stop = arguments.stop
     mixture = Mixture(
@@ -191,7 +288,7 @@ def _open_mixture(arguments: argparse.Namespace, saved: SavedState, **others: An
         rank=0,
         world_size=1,
     )
-    return Opened(mixture.batch(_batch_rows(fields), drop_last=fields["drop_last"]), sources)
+    return Opened(mixture.batch(_batch_rows(fields), drop_last=fields["drop_last"]), mixture.definition.sources)
 
 
 def _batch_rows(fields: Mapping[str, Any]) -> int:
@@ -200,18 +297,21 @@ def _batch_rows(fields: Mapping[str, Any]) -> int:
     return found
 
 
-def refuse_settings(arguments: argparse.Namespace, names: Sequence[str] | None = None) -> None:
+def refuse_settings(arguments: argparse.Namespace, names: Sequence[str] = OF_STATE) -> None:
     """Refuse arguments whose values a checkpoint holds.
 
     Raises:
         ValueError: One of them is given.
     """
+    _refuse(arguments, names, "the checkpoints hold the epoch and the settings of the dataset")
+
+
+def _refuse(arguments: argparse.Namespace, names: Sequence[str], why: str) -> None:
     # Not 0, which is equal to False.
-    held = OF_STATE if names is None else names
-    given = [name for name in held if (value := getattr(arguments, name)) is not None and value is not False]
+    given = [name for name in names if (value := getattr(arguments, name, None)) is not None and value is not False]
     if given:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        message = f"the checkpoints hold the epoch and the settings of the dataset: leave out {options}"
+        message = f"{why}: leave out {options}"
         raise ValueError(message)
 
 
@@ -236,7 +336,23 @@ def named_source(text: str) -> tuple[str, str]:
     return name, rest
 
 
-def _open_source(arguments: argparse.Namespace, name: str, text: str, **others: Any) -> StatefulShardedDataset:  # noqa: ANN401
+def source_of_row(arguments: argparse.Namespace, whole: Mixture) -> str:
+    """Return the source of a mixture that the arguments name before their first source.
+
+    Raises:
+        ValueError: They name none, and there are several.
+    """
+    coded = _code_in(arguments.source)
+    if coded is None:
+        return named_source(arguments.source)[0]
+    names = [*whole.definition.sources]
+    if coded[0] is None and len(names) > 1:
+        message = f"{coded[1]} has {len(names)} sources: name that of the row, such as {names[0]}={coded[1]}"
+        raise ValueError(message)
+    return coded[0] or names[0]
+
+
+def _open_source(arguments: argparse.Namespace, name: str, text: str) -> StatefulShardedDataset:
     """Return a source of a mixture: of a path, or of a JSON object with its path and settings.
 
     Raises:
@@ -260,7 +376,7 @@ def _open_source(arguments: argparse.Namespace, name: str, text: str, **others: 
     else:
         form = options.pop("format", arguments.format)
         found = Manifest.scan(path, format=form, storage_options=storage, progress=progress_wanted())
-    return StatefulShardedDataset(found, storage_options=storage, rank=0, world_size=1, **options, **others)
+    return StatefulShardedDataset(found, storage_options=storage, rank=0, world_size=1, **options)
 
 
 def _dataset(arguments: argparse.Namespace, manifest: Manifest, **options: Any) -> StatefulShardedDataset:  # noqa: ANN401

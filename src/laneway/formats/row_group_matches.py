@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as pads
 
 from laneway.formats.base import BlockMatches
 
@@ -40,6 +39,8 @@ def row_group_matches(
     for name, value in known.items():
         fact = pc.field(name) == value if value.is_valid else pc.field(name).is_null()
         facts = fact if facts is None else facts & fact
+    import pyarrow.dataset as pads  # noqa: PLC0415 - pandas comes with it, which only filters need
+
     make: Any = pads.ParquetFileFormat().make_fragment
     options = {} if facts is None else {"partition_expression": facts}
     fragment = make(pa.py_buffer(footer.getvalue()), **options)

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any, Final, final
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as pads
-from pyarrow import acero
 
 from laneway.errors import SchemaMismatchError
 from laneway.formats.field_paths import find_field
@@ -24,7 +22,6 @@ if TYPE_CHECKING:
     from laneway.catalog.contents import ManifestContents
     from laneway.reading.steps import Mask, Run
 
-_scanner: Any = pads.Scanner
 _nulls: Any = pa.nulls
 _ERRORS = (pa.ArrowException, TypeError, ValueError, KeyError)
 _MAX_TEXT_LENGTH: Final = 300
@@ -118,6 +115,8 @@ class Filter:
 
 def _mask(expression: pc.Expression, rows: pa.Table) -> Mask:
     """Return for which rows an expression is true, bool of shape (rows,)."""
+    from pyarrow import acero  # noqa: PLC0415 - pandas comes with it, which only filters need
+
     source = acero.Declaration("table_source", acero.TableSourceNodeOptions(rows))
     project = acero.Declaration("project", acero.ProjectNodeOptions([expression], ["mask"]), [source])
     return mask_of(project.to_table(use_threads=False)["mask"])
@@ -246,7 +245,10 @@ def _columns_text(schema: pa.Schema) -> str:
 def _problem(expression: pc.Expression, schema: pa.Schema) -> str | None:
     """Return why an expression can't be computed for a schema, or None if it is a condition on its columns."""
     try:
-        scanner = _scanner.from_batches(iter(()), schema=schema, columns={"mask": expression})
+        from pyarrow.dataset import Scanner  # noqa: PLC0415 - pandas comes with it, which only filters need
+
+        make: Any = Scanner.from_batches
+        scanner = make(iter(()), schema=schema, columns={"mask": expression})
         data_type = scanner.projected_schema.field(0).type
     except _ERRORS as error:
         return str(error).split("\n", 1)[0]

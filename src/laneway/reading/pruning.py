@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as pads
 import pyarrow.fs
 
 from laneway.formats.field_paths import find_field
@@ -89,6 +88,8 @@ def _excludes(manifest: ManifestContents, step: Filter, names: list[str], file_i
         value = manifest.partitions.value(name, file_index, step.schema.field(name).type)
         facts = facts & (pc.field(name) == value if value.is_valid else pc.field(name).is_null())
     # No file is opened to learn which fragments of a dataset a filter excludes.
+    import pyarrow.dataset as pads  # noqa: PLC0415 - pandas comes with it, which only filters need
+
     format_, local = pads.ParquetFileFormat(), pyarrow.fs.LocalFileSystem()
     fragment = format_.make_fragment("unread", local, partition_expression=facts)
     dataset = pads.FileSystemDataset([fragment], step.schema, format_, local)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as pads
 import pyarrow.fs
 
 from laneway.tables.base import Bounds
@@ -68,6 +67,8 @@ def _possible(
             facts[index] = facts[index] & fact if index in facts else fact
     told = [*facts]
     # A dataset of pyarrow learns from what is known of its files which of them a filter excludes, and opens none.
+    import pyarrow.dataset as pads  # noqa: PLC0415 - pandas comes with it, which only filters need
+
     from_paths: Any = pads.FileSystemDataset.from_paths
     dataset = from_paths(
         [str(index) for index in told],
