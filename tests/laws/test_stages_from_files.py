@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from laneway import Mixture, SavableLoader, StatefulShardedDataset, merge_states
+from laneway import Mixture, SavableLoader, StatefulShardedDataset, describe_state, merge_states
 from tests.compat.loaders import saved
 
 if TYPE_CHECKING:
@@ -116,6 +116,7 @@ def test_every_token_of_each_epoch_comes_once(
             for _ in range(step.num_batches):
                 found += tokens_of(next(batches))
         state = saved(merge_states([loader.save_state_rank() for loader in loaders]))
+        assert tokens_in(state) == (dict.fromkeys(SIZES) if kind == "flat_map" else by_source(found))
     # The rest of what has begun: lanes come to the next epoch each at its own pace.
     missing = {token + _EPOCH * epoch for epoch in range(max(map(epoch_of, found), default=0) + 1) for token in TOKENS}
     missing -= {*found}
@@ -128,6 +129,17 @@ def test_every_token_of_each_epoch_comes_once(
         found += tokens
     assert not missing
     assert max(Counter(found).values()) == 1
+
+
+def tokens_in(state: dict[str, Any]) -> dict[str, int | None]:
+    """Return the tokens of each source that a state says were delivered."""
+    return {source.name: source.num_tokens for source in describe_state(state).sources}
+
+
+def by_source(tokens: list[int]) -> dict[str, int]:
+    """Return how many of the tokens are from each source."""
+    of_a = sum(token % _EPOCH <= sum(SIZES["a"]) for token in tokens)
+    return {"a": of_a, "b": len(tokens) - of_a}
 
 
 def epoch_of(token: int) -> int:
@@ -173,6 +185,8 @@ def test_what_has_an_end_comes_whole_however_often_it_is_cut_again(
         for batch in islice(loader, run.num_batches):
             found += tokens_of(batch)
         state = saved(loader.state_dict())
+        told = {name: source.tokens for name, source in loader.sources.items()}
+        assert told == (dict.fromkeys(told) if kind == "flat_map" else {name: by_source(found)[name] for name in told})
         if state["laneway"][0]["complete"]:
             break
     else:

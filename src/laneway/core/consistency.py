@@ -73,6 +73,16 @@ def _has_gaps_or_none(items: list[Any]) -> bool:
     return all(start <= stop for start, stop in pairwise(gaps))
 
 
+def check_tokens(tokens: Any) -> None:  # noqa: ANN401 - any value of a state
+    """Check that the tokens of sources are numbers of tokens.
+
+    Raises:
+        StateFormatError: They are not.
+    """
+    if not _are_counts(tokens):
+        refuse(f"tokens are {shorten(tokens)}")
+
+
 def check_lanes(fields: Mapping[str, Any], place: WorkerPlace) -> None:
     """Check that the fields for lanes and positions are consistent.
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from laneway.core.progress import CutProgress, LanePosition
+from laneway.core.progress import CutProgress, LanePosition, tokens_of_place
 
 if TYPE_CHECKING:
     from laneway.core.assignment import Assignment
-    from laneway.core.progress import Progress
+    from laneway.core.progress import Progress, Tokens
 
 
 Positions = Sequence[tuple[int, LanePosition]]
@@ -41,8 +41,13 @@ class BatchRanges(NamedTuple):
 class Cursor:
     """The position of one worker in an epoch: returns the rows that come next, and counts delivered rows."""
 
-    def __init__(self, assignment: Assignment) -> None:
-        """Start at the progress of `assignment`."""
+    def __init__(self, assignment: Assignment, tokens: Tokens | None = None) -> None:
+        """Start at the progress of an assignment.
+
+        Args:
+            assignment: The assignment.
+            tokens: What the worker or rank has counted before; None: what its progress says.
+        """
         cut, place = assignment.cut, assignment.place
         self._progress = assignment.progress
         self._is_last_cut = assignment.is_last
@@ -64,6 +69,8 @@ class Cursor:
         """Turns from the job's next turn to this worker's."""
         self._rows_left: int | None = None
         """Rows that this worker has yet to deliver; None: to be computed."""
+        self.tokens = tokens_of_place(assignment.progress, assignment.place) if tokens is None else tokens
+        """What it has counted; see `Progress`."""
         self._last_answer: BatchRanges | None = None
         """The last result of `batch_at`, which is called several times per batch; None if it is outdated."""
 
@@ -97,7 +104,7 @@ class Cursor:
     def progress(self) -> Progress:
         """Return the progress of this worker."""
         cut = CutProgress(self._num_lanes, self._turn_rows, self.next_turn - self._lead, dict(self._positions))
-        return replace(self._progress, cut=cut, place=self._place)
+        return replace(self._progress, cut=cut, place=self._place, tokens=self.tokens)
 
     # -- Next rows ----------------------------------------------------------------------------------------------------
 

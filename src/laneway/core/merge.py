@@ -91,6 +91,7 @@ def merge_ranks(saved: Sequence[SavedState], *, same_step: bool) -> dict[str, An
         # Nothing was delivered, so the run that resumes can choose the cut. A mixture holds how its cut began.
         uncut = dict.fromkeys(("lanes", "turn_rows", "lane_world_size", "lane_batch_turns", "lane_remainder"))
         return sealed({**merged, **uncut, "next_turn": 0})
+    merged["tokens"] = _sums([state["tokens"] for state in parsed])
     next_turn = max(state["next_turn"] for state in parsed)
     cut = CutProgress(first["lanes"], first["turn_rows"], next_turn, positions)
     progress = Progress(first["epoch"], saved[0].sharing, cut)
@@ -99,6 +100,11 @@ def merge_ranks(saved: Sequence[SavedState], *, same_step: bool) -> dict[str, An
     if part_rows is None and not (complete and do_ends_follow):
         merged["positions"], merged["offsets"] = encode_positions(cut.all_positions())
     return sealed({**merged, "next_turn": next_turn, "part_rows": part_rows or 0})
+
+
+def _sums(of_ranks: Sequence[list[int]]) -> list[int]:
+    """Return the tokens of each source, added up; nothing if a rank has not counted them."""
+    return [sum(of_source) for of_source in zip(*of_ranks, strict=False)]
 
 
 def refuse_to_merge(problems: Iterable[str]) -> None:
@@ -137,7 +143,7 @@ def rank_problems(states: Sequence[Mapping[str, Any]]) -> Iterable[str]:
     if "worker" in scopes:
         yield "scope: these are states of DataLoader workers, not of ranks"
     elif scopes == {"global"}:
-        facts = ("positions", "offsets", "next_turn", "part_rows", "complete")
+        facts = ("positions", "offsets", "next_turn", "part_rows", "complete", "tokens")
         if any(state[name] != states[0][name] for state in states for name in facts):
             yield "positions: each of these is the state of the whole job, and they differ"
     elif scopes != {"rank"}:

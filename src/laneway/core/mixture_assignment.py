@@ -45,6 +45,8 @@ class Mixed(NamedTuple):
     """Rows from which the last stage makes items at a time; None: lanes count what is delivered."""
     epoch_batches: int | None = None
     """Batches of each rank that make an epoch; None: there are no epochs, or they end with the sources."""
+    counts_tokens: bool = False
+    """Whether tokens are counted as they are delivered: of packs whose lengths are not known."""
 
     @property
     def num_rows(self) -> int | None:
@@ -86,13 +88,20 @@ def resolve_mixture(mixed: Mixed, progress: Progress, place: WorkerPlace) -> Ass
         CheckpointMismatchError: The progress is that of one worker, and the worker at `place` can't resume from it.
         ValueError: A source with a weight has no rows.
     """
-    sources, weighting, options, _, stage_rows, epoch_batches = mixed
+    sources, weighting, options, _, stage_rows, epoch_batches, counts_tokens = mixed
     group_rows = stage_rows or 1
     if progress.cut is None:
         epoch, weights = progress.epoch, weighting.weights_at(0)
         first_epochs = mixed.first_epochs(epoch)
         progress = begin_mixture(
-            sources, weights, place, options, group_rows=group_rows, epoch=epoch, first_epochs=first_epochs
+            sources,
+            weights,
+            place,
+            options,
+            group_rows=group_rows,
+            epoch=epoch,
+            first_epochs=first_epochs,
+            counts_tokens=counts_tokens,
         )
     elif progress.place is None:
         rows = rows_in_mixture(progress)

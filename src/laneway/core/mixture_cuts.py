@@ -31,6 +31,7 @@ def begin_mixture(
     group_rows: int = 1,
     epoch: int = 0,
     first_epochs: Mapping[str, int] | None = None,
+    counts_tokens: bool = False,
 ) -> Progress:
     """Return the progress of a mixture that begins.
 
@@ -42,13 +43,17 @@ def begin_mixture(
         group_rows: Rows from which the last stage builds items at a time; 1 without a stage.
         epoch: Number of times that the mixture has ended.
         first_epochs: Name -> epoch with which a source begins, unless with its first.
+        counts_tokens: Whether tokens are counted as they are delivered.
     """
     first = first_epochs or {}
     starts = (
         SourceStart(name, weight, first.get(name, 0), files=sources[name].files) for name, weight in weights.items()
     )
     sharing = _sharing(place, options, options.default_turn_rows)
-    return Progress(epoch, sharing, options.fresh_cut(place), starts=(CutStart(tuple(starts), group_rows),))
+    tokens = dict.fromkeys(weights, 0) if counts_tokens else {}
+    return Progress(
+        epoch, sharing, options.fresh_cut(place), starts=(CutStart(tuple(starts), group_rows),), tokens=tokens
+    )
 
 
 def resume_mixture(

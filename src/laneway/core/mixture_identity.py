@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from laneway.core.mixture_state import encode_mixture
+from laneway.core.mixture_state import encode_mixture, encode_tokens
 from laneway.core.mixtures import MixturePlan, digest_of
 from laneway.core.progress import LanePosition, current_cut, rows_in_step
 from laneway.errors import CheckpointMismatchError
@@ -56,6 +56,10 @@ class MixtureIdentity:
     def encode(self, progress: Progress) -> list[Any]:
         """Return the field of a state that holds how the cuts of a mixture began."""
         return encode_mixture(progress)
+
+    def encode_tokens(self, progress: Progress) -> list[int]:
+        """Return the field of a state that holds the tokens of sources, which may be empty."""
+        return encode_tokens(progress)
 
     def without_finished_cuts(self, progress: Progress, next_turn: int, part_rows: int) -> Progress:
         """Return the progress of a job in lockstep without the earlier cuts of which nothing is left.

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from laneway.core.differences import identity_differences, mismatch_message, place_differences
-from laneway.core.mixture_state import decode_mixture
+from laneway.core.mixture_state import decode_mixture, decode_tokens
 from laneway.core.order import ORDER_VERSION
 from laneway.core.progress import CutProgress, LanePosition, Progress, rows_in_step
 from laneway.core.schema import decode_cut, positions_of
@@ -71,7 +71,9 @@ def progress_in(saved: SavedState) -> Progress:
             earlier=tuple(map(decode_cut, fields["earlier_cuts"])),
             place=None if saved.is_global else saved.place,
         )
-    return decode_mixture(fields["mixture"], progress) if fields["mixture"] else progress
+    return (
+        decode_tokens(fields["tokens"], decode_mixture(fields["mixture"], progress)) if fields["mixture"] else progress
+    )
 
 
 def mixture_differences(

@@ -100,6 +100,24 @@ def decode_mixture(encoded: object, progress: Progress) -> Progress:
     return replace(progress, starts=decoded, carried=carried)
 
 
+def encode_tokens(mixture: Progress) -> list[int]:
+    """Return the tokens of the sources of the current cut; nothing if they are not counted."""
+    return [mixture.tokens[source.name] for source in mixture.starts[-1].sources] if mixture.tokens else []
+
+
+def decode_tokens(encoded: list[int], mixture: Progress) -> Progress:
+    """Return the progress of a mixture with what `encode_tokens` returned.
+
+    Raises:
+        StateFormatError: There are other sources.
+    """
+    if not encoded:
+        return mixture
+    names = [source.name for source in mixture.starts[-1].sources] if mixture.starts else []
+    require(len(encoded) == len(names), f"it has tokens of {len(encoded)} of {len(names)} sources")
+    return replace(mixture, tokens=dict(zip(names, encoded, strict=True)))
+
+
 def _decode_start(encoded: object, names: list[str], files: list[str]) -> CutStart:
     # What most cuts do without comes last: a number of batches, and the rows of each source.
     first, last = (encoded[:9], encoded[9:]) if type(encoded) is list else (encoded, [])

@@ -329,7 +329,7 @@ class MixturePlan:
                     "delivered; give it a weight of 0 now, and remove it later"
                 )
                 raise ValueError(message)
-        rows_before = rows_in_mixture(self.progress)
+        rows_before, tokens = rows_in_mixture(self.progress), self.progress.tokens
         start = CutStart(
             tuple(sources), group_rows, len(carried), rows_before=rows_before, batches_before=batches_before
         )
@@ -352,6 +352,7 @@ class MixturePlan:
             place=None,
             starts=(*before, start),
             carried=carried,
+            tokens={name: tokens.get(name, 0) for name in weights} if tokens else tokens,
         )
         return MixturePlan(self.sources, progress).without_finished_cuts()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,7 +13,7 @@ from laneway.core.order import ORDER_VERSION
 from laneway.core.turns import turns_taken
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection
 
     from numpy.typing import NDArray
 
@@ -31,6 +32,9 @@ class LanePosition(NamedTuple):
 
 LanePositions = tuple[LanePosition, ...]
 """The positions of lanes 0, 1, 2, ... of a cut."""
+
+Tokens = Mapping[str, int]
+"""Source -> number of tokens."""
 
 
 def rows_in_step(num_lanes: int, turn_rows: int, sharing: Sharing, next_turn: int, part_rows: int) -> NDArray[np.int64]:
@@ -205,6 +209,9 @@ class Progress:
     """Of a mixture, how each cut begins: those in `earlier`, and then the current one."""
     carried: tuple[Group, ...] = ()
     """The groups that the current cut was left: group `i` is in lane `i % num_lanes`, before all other rows."""
+    tokens: Tokens = field(default_factory=dict)
+    """Of a mixture whose packs have unknown lengths: tokens that were delivered since it began. If not all lanes are
+    known, those that the worker or rank has counted; of the whole job, they are the sum of all. Empty: not counted."""
 
 
 def next_epoch(progress: Progress) -> Progress:
@@ -232,6 +239,22 @@ def rows_in_mixture(progress: Progress) -> int:
         if group.num_rows and index // num_lanes < positions[index % num_lanes].rows // start.group_rows
     )
     return start.rows_before + sum(position.rows for position in positions) - missing
+
+
+def tokens_of_place(progress: Progress, place: WorkerPlace) -> Tokens:
+    """Return the tokens that a worker or rank starts to count from: the first of those that share the progress has all.
+
+    So the sum over all of them is right, whoever goes on with it.
+    """
+    of = progress.place
+    is_first = place.worker == of.worker if of is not None else place.rank == place.worker == 0
+    return progress.tokens if is_first else dict.fromkeys(progress.tokens, 0)
+
+
+def added_tokens(tokens: Tokens, others: Tokens) -> Tokens:
+    """Return tokens and others of some of the same sources, added up."""
+    # A batch has tokens of few of hundreds of sources.
+    return {**tokens, **{name: tokens[name] + number for name, number in others.items()}}
 
 
 class JobTurn(NamedTuple):

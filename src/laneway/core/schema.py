@@ -13,7 +13,7 @@ from operator import itemgetter
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from laneway.core.consistency import MAX_COUNT, check_lanes, refuse, require
+from laneway.core.consistency import MAX_COUNT, check_lanes, check_tokens, refuse, require
 from laneway.core.differences import shorten
 from laneway.core.division import Sharing
 from laneway.core.gaps import Gap
@@ -118,6 +118,7 @@ FIELDS: tuple[StateField, ...] = (
     StateField("offsets", (list, NoneType), Role.OWN),
     StateField("earlier_cuts", (list,), Role.JOB),
     StateField("mixture", (list,), Role.JOB, default=[]),
+    StateField("tokens", (list,), Role.OWN, default=[]),
     StateField("digest", (str,), Role.DETAIL, default=""),
 )
 """All fields of a state except `format` and `version`."""
@@ -320,6 +321,7 @@ def parse_state(state: object) -> SavedState:
     has_lanes = version == FORMAT_VERSION or fields["lanes"] is None or fields["lane_indices"] is not None
     require(parsed.is_global or has_lanes, "it is not of a whole job, but has no lane_indices")
     check_lanes(known, parsed.place)
+    check_tokens(known["tokens"])
     if version == FORMAT_VERSION:
         try:
             digest = digest_with(seal_of(known), known)

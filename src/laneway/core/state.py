@@ -210,7 +210,10 @@ def _write(
         "earlier_cuts": [encode_cut(earlier) for earlier in progress.earlier],
     }
     if isinstance(identity, MixtureIdentity):
-        state["mixture"] = identity.encode(progress)
+        state |= {
+            "mixture": identity.encode(progress),
+            **without_defaults({"tokens": identity.encode_tokens(progress)}),
+        }
     state["digest"] = digest_with(seal, state)
     return state
 

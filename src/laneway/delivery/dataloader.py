@@ -288,7 +288,7 @@ class DataLoaderPass(Pass):
         self.delivery = Delivery(taken=1, before=num_delivered - 1)
         # In this order, an interruption leaves the pass where it was, or where it goes on.
         self._first = assignment
-        self._cursor = Cursor(assignment.of_rank())
+        self._cursor = Cursor(assignment.of_rank(), self._cursor.tokens)
         self._resume(assignment)
 
     def reading(self) -> Reading:
@@ -300,7 +300,7 @@ class DataLoaderPass(Pass):
         source = self.source
         self._assignment = assignment.of_rank()
         self._inference = JobInference(assignment, yields_rows=source.yields_rows, in_order=source.in_order)
-        self._cursor = Cursor(self._assignment)
+        self._cursor = Cursor(self._assignment, self._cursor.tokens)
 
     def whole_progress(self) -> Progress | None:
         """Return the progress of the whole job, inferred from that of this rank, or None if that is not possible."""
@@ -340,7 +340,14 @@ class DataLoaderPass(Pass):
         if tagged is None:
             return None
         if not self.source.yields_rows:
-            return Taken(Delivery(tagged.turn, tagged.positions, before=num_delivered), 1, tagged.batch)
+            delivery = Delivery(
+                tagged.turn,
+                tagged.positions,
+                before=num_delivered,
+                tokens=tagged.tokens,
+                tokens_before=self._cursor.tokens,
+            )
+            return Taken(delivery, 1, tagged.batch)
         ((lane, (stop, _)),) = tagged.positions
         place = LaneRange(lane, stop - len(tagged.batch), stop)
         errors = self.source.definition.transform.errors

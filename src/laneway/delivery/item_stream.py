@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -46,10 +47,12 @@ class ItemStream(TaggedStream["LaneItems"]):
         began, waited_before = perf_counter(), meter.wait_s + meter.convert_s
         parts: list[Items] = []
         positions: list[tuple[int, LanePosition]] = []
+        tokens: Counter[str] = Counter()
         for lane, start, stop in found.ranges:
             before = self._cursor.position_of(lane)
-            items, position = self._items.take(lane, before, self._turn_items or stop - start)
+            items, position, of_lane = self._items.take(lane, before, self._turn_items or stop - start)
             parts += items
+            tokens.update(of_lane)
             positions.append((lane, position))
             meter.rows += position.rows - before.rows
         is_dropped = sum(map(len, parts)) < self._min_items
@@ -57,4 +60,11 @@ class ItemStream(TaggedStream["LaneItems"]):
         batch = SKIPPED if is_dropped else self._items.batch(parts)
         # The functions and stages are called by generators, which also read.
         meter.transform_s += perf_counter() - began - (meter.wait_s + meter.convert_s - waited_before)
-        return self._taken(Delivery(found.turn, positions, before=num_delivered), batch)
+        delivery = Delivery(
+            found.turn,
+            positions,
+            before=num_delivered,
+            tokens=None if is_dropped else {**tokens},
+            tokens_before=self._cursor.tokens,
+        )
+        return self._taken(delivery, batch)

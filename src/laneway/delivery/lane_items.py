@@ -12,6 +12,7 @@ from torch.utils.data import default_collate
 
 from laneway.core.progress import LanePosition
 from laneway.delivery.documents import DocumentReader
+from laneway.delivery.packed_tokens import TokenCounter
 from laneway.errors import NotReproducibleError
 from laneway.stages.offsets import resume_group
 from laneway.stages.packs import Chunks, fitted_runs, half_delivered, joined_documents
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from laneway.core.assignment import Assignment
-    from laneway.core.progress import Group
+    from laneway.core.progress import Group, Tokens
     from laneway.delivery.item_maker import ItemMaker
     from laneway.delivery.item_stages import Stages
     from laneway.stages.packs import PackOptions
@@ -112,11 +113,13 @@ class LaneItems:
         self._stages = batches.stages
         self._documents = DocumentReader(rows, batches.stages.expansion)
         self._known = known
+        progress = assignment.progress
+        self._counter = TokenCounter(progress) if progress.tokens and batches.stages.pack is not None else None
         self._flows: dict[int, Flow] = {}
         """Lane -> its items."""
 
-    def take(self, lane: int, position: LanePosition, num_items: int) -> tuple[list[Items], LanePosition]:
-        """Return the next items of a lane, fewer only at its end, and the position after them.
+    def take(self, lane: int, position: LanePosition, num_items: int) -> tuple[list[Items], LanePosition, Tokens]:
+        """Return the next items of a lane, fewer only at its end, the position after them, and the tokens that count.
 
         Args:
             lane: The lane.
@@ -125,9 +128,11 @@ class LaneItems:
         """
         flow = self._flows.get(lane)
         if flow is None or flow.position != position:
-            flow = self._flows[lane] = Flow(self._runs(lane, position), position, self._max_empty_rows)
+            runs, counts_tokens = self._runs(lane, position), self._counter is not None
+            flow = self._flows[lane] = Flow(runs, position, self._max_empty_rows, counts_tokens=counts_tokens)
         items = flow.take(num_items)
-        return items, flow.position
+        tokens = {} if self._counter is None else self._counter.count(lane, flow.row_tokens)
+        return items, flow.position, tokens
 
     def batch(self, parts: list[Items]) -> Any:  # noqa: ANN401 - a user's function may return anything
         """Return the batch of some items, at least one, or the item if there are no batches."""

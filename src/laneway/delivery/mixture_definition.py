@@ -120,7 +120,15 @@ class MixtureDefinition(Definition):
         stages = None if self.packs_are_known else self.stages
         stage_rows = None if stages is None else stages.group_rows
         drop_last = self.drop_last and stages is None
-        return Mixed(sources, self.weighting, self.lane_options, drop_last, stage_rows, self.epoch_batches)
+        return Mixed(
+            sources,
+            self.weighting,
+            self.lane_options,
+            drop_last,
+            stage_rows,
+            self.epoch_batches,
+            counts_tokens=stages is not None and stages.pack is not None,
+        )
 
     @cached_property
     def identity(self) -> MixtureIdentity:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from laneway.core.cursor import Positions
+    from laneway.core.progress import Tokens
     from laneway.delivery.definition import Definition
     from laneway.delivery.stream import TaggedStream
     from laneway.metering import Meter
@@ -100,6 +101,7 @@ class Tag(NamedTuple):
     turn: int
     positions: Positions
     counts: tuple[int, bytes] | None
+    tokens: Tokens | None = None
 
 
 class Parcel(NamedTuple):
@@ -144,7 +146,7 @@ class Parcels:
         is_last = False
         while len(items) < size:
             try:
-                turn, positions, batch, counts = next(self._batches)
+                turn, positions, batch, counts, tokens = next(self._batches)
             except StopIteration:
                 if not items:
                     raise
@@ -157,7 +159,7 @@ class Parcels:
                 tags.append(Tag(0, (), None))
                 items.append(error_to_send(where))
                 break
-            tags.append(Tag(turn, positions, counts))
+            tags.append(Tag(turn, positions, counts, tokens))
             items.append(batch)
         return Parcel(self._worker, is_last, tags, self._parcel_format.sent(items, self._meter))
 
@@ -231,10 +233,10 @@ class BatchesInTurn:
         while not waiting:
             self._receive()
             waiting = self._waiting[self._next]
-        (turn, positions, counts), item = waiting.popleft()
+        (turn, positions, counts, tokens), item = waiting.popleft()
         self._next = (self._next + 1) % len(self._waiting)
         raise_if_unsent(item)
-        return TaggedBatch(turn, positions, self._parcel_format.received(item), counts)
+        return TaggedBatch(turn, positions, self._parcel_format.received(item), counts, tokens)
 
     def _receive(self) -> None:
         """Receive the next parcel, or go on to the next worker, if this one has no further batches."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from laneway.core.cursor import LaneRange
+from laneway.core.progress import added_tokens
 from laneway.delivery.row_errors import SKIPPED
 from laneway.errors import LanewayError
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from laneway.core.cursor import Cursor, Positions
-    from laneway.core.progress import Progress
+    from laneway.core.progress import Progress, Tokens
 
 _MAX_SKIPPED = 100_000
 """Items that are skipped in a row until a pass without end is ended by an error."""
@@ -30,9 +31,18 @@ class Delivery:
     item: a signal handler that raises can come before it, but not in between.
     """
 
-    __slots__ = ("before", "num_ready", "positions", "rows", "taken", "touched", "turn")
+    __slots__ = ("before", "num_ready", "positions", "rows", "taken", "tokens", "tokens_before", "touched", "turn")
 
-    def __init__(self, turn: int = 0, positions: Positions = (), *, taken: int = 0, before: int = 0) -> None:
+    def __init__(
+        self,
+        turn: int = 0,
+        positions: Positions = (),
+        *,
+        taken: int = 0,
+        before: int = 0,
+        tokens: Tokens | None = None,
+        tokens_before: Tokens | None = None,
+    ) -> None:
         """Describe a batch, or nothing if it has no positions; see the attributes."""
         self.turn = turn
         """The first turn of the batch."""
@@ -42,6 +52,10 @@ class Delivery:
         """Number of items that were delivered: 0 or 1, or more of several rows."""
         self.before = before
         """Number of items that the pass delivered before these."""
+        self.tokens = tokens
+        """Tokens of each of its sources, if they are counted."""
+        self.tokens_before = tokens_before or {}
+        """Those that were delivered before, of all sources."""
         self.rows: Sequence[Any] = ()
         """The items, if they are single rows."""
         self.num_ready = 0
@@ -58,6 +72,8 @@ class Delivery:
         """Move a cursor past what was delivered; doing it again changes nothing."""
         if self.taken and self.positions:
             cursor.deliver_batch(self.turn, self.positions)
+            if self.tokens:
+                cursor.tokens = added_tokens(self.tokens_before, self.tokens)
 
 
 class RowsDelivery(Delivery):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from laneway.core.cursor import Cursor
+    from laneway.core.progress import Tokens
     from laneway.metering import Meter
 
 # As a plain int, which is stored several times as fast.
@@ -72,6 +73,7 @@ class Stream(Pass, Generic[T]):
         following = None if self._cursor.is_last else self._cut.follow()
         if following is None:
             return False
+        following.cursor.tokens = self._cursor.tokens
         self._cut = following
         self._recover()
         return True
@@ -88,6 +90,8 @@ class TaggedBatch(NamedTuple):
     """The batch, or `SKIPPED`."""
     counts: tuple[int, bytes] | None = None
     """What the worker has counted up to now, if another process made the batch: (its number, `Meter.pack()`)."""
+    tokens: Tokens | None = None
+    """Tokens of each source in the batch, if they are counted."""
 
 
 class TaggedStream(Stream[T]):
@@ -115,10 +119,10 @@ class TaggedStream(Stream[T]):
         delivery.taken = num_taken
         self._meter.batches += 1
         if self._worker is None:
-            return TaggedBatch(delivery.turn, delivery.positions, batch)
+            return TaggedBatch(delivery.turn, delivery.positions, batch, tokens=delivery.tokens)
         counts = self._worker, self._meter.pack()
         self._meter.cells[STAGE] = _SEND
-        return TaggedBatch(delivery.turn, delivery.positions, batch, counts)
+        return TaggedBatch(delivery.turn, delivery.positions, batch, counts, delivery.tokens)
 
     def _taken(self, delivery: Delivery, batch: Any) -> Taken:  # noqa: ANN401 - a user's function may return anything
         return Taken(delivery, 1, batch if self._worker is None else to_send(batch))

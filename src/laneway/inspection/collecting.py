@@ -10,7 +10,7 @@ from laneway.core.apart import is_apart, states_of_ranks
 from laneway.core.differences import shorten
 from laneway.core.merge import differing_fields, merge_ranks, refuse_to_merge
 from laneway.core.mixture_progress import progress_in
-from laneway.core.progress import current_cut
+from laneway.core.progress import added_tokens, current_cut
 from laneway.core.schema import FORMAT, Role, names_of, parse_state
 from laneway.errors import StateFormatError
 from laneway.mixture import Mixture
@@ -19,7 +19,7 @@ from laneway.wording import counted
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from laneway.core.progress import LanePosition, Progress
+    from laneway.core.progress import LanePosition, Progress, Tokens
     from laneway.core.schema import SavedState
 
 _MAX_DEPTH = 64
@@ -160,14 +160,17 @@ def _distinct(saved: Sequence[SavedState], name: str) -> list[SavedState]:
 
 def progress_of(saved: Sequence[SavedState]) -> Progress:
     """Return the progress in states of the same step, with the positions of all lanes that are in one of them."""
-    parts = [*map(progress_in, saved)]
+    # A StatefulDataLoader saves the state of a worker twice.
+    parts = [*{state.place: progress_in(state) for state in saved}.values()]
     first = parts[0]
     if first.cut is None:
         return first
     positions: dict[int, LanePosition] = {}
+    tokens: Tokens = dict.fromkeys(first.tokens, 0)
     for part in parts:
         positions.update(current_cut(part).positions)
-    return replace(first, cut=replace(first.cut, positions=positions))
+        tokens = added_tokens(tokens, part.tokens) if tokens and part.tokens else {}
+    return replace(first, cut=replace(first.cut, positions=positions), tokens=tokens)
 
 
 def check_kind(source: object, fields: Mapping[str, Any], name: str) -> None:

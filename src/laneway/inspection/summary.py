@@ -56,6 +56,8 @@ class SourceSummary(NamedTuple):
     """Its first epoch that had not begun when the cut began."""
     num_left: int
     """Rows that the cut was left of earlier epochs."""
+    num_tokens: int | None = None
+    """Its tokens that were delivered since the mixture began, in packs of unknown lengths; None: not counted."""
 
 
 @final
@@ -123,12 +125,7 @@ class StateSummary:
             more = f", ... ({len(self.positions):,} lanes)" if len(self.positions) > _MAX_LANES else ""
             parts = ", and some items or packs of the rows that follow" if self._has_parts else ""
             lines.append(f"rows of each lane: {', '.join(shown)}{more}{parts}")
-        lines += [
-            f"source {each.name!r}: weight {each.weight:g} ({each.share:.4g} of the rows), "
-            f"{counted(each.num_delivered, 'row')} delivered; when this cut began, its next epoch was {each.next_epoch}"
-            + (f", and {counted(each.num_left, 'row')} of earlier ones were left" if each.num_left else "")
-            for each in self.sources
-        ]
+        lines += map(_source_line, self.sources)
         files = "" if self.num_files is None else f"{counted(self.num_files, 'file')}, "
         lines.append(f"{files}fingerprint {self.fingerprint[:8]}")
         shown = [f"{name}={_shown(name, value)}" for name, value in self.settings if value is not None]
@@ -140,6 +137,16 @@ def _cut_line(index: int, cut: CutSummary, num_cuts: int) -> str:
     which = "current cut" if index == num_cuts - 1 else f"earlier cut {index}"
     batches = f"{counted(cut.world_size, 'rank')} with batches of {cut.batch_rows:,}"
     return f"{which}: {counted(cut.num_lanes, 'lane')}, {batches}, {counted(cut.num_delivered, 'row')} delivered"
+
+
+def _source_line(source: SourceSummary) -> str:
+    tokens = "" if source.num_tokens is None else f" and {counted(source.num_tokens, 'token')}"
+    left = f", and {counted(source.num_left, 'row')} of earlier ones were left" if source.num_left else ""
+    return (
+        f"source {source.name!r}: weight {source.weight:g} ({source.share:.4g} of the rows), "
+        f"{counted(source.num_delivered, 'row')}{tokens} delivered; when this cut began, its next epoch was "
+        f"{source.next_epoch}{left}"
+    )
 
 
 def _shown(name: str, value: object) -> str:
@@ -233,6 +240,7 @@ def _sources(progress: Progress) -> tuple[SourceSummary, ...]:
             plan.rows_of(each.name),
             each.next_epoch,
             sum(rest.num_rows for rest in each.rests),
+            progress.tokens.get(each.name),
         )
         for each in sources
     )

@@ -15,7 +15,7 @@ from laneway.core.pack_line import PackedDocuments, PackPlaces
 from laneway.core.progress import LanePosition
 from laneway.stages.offsets import check_offset, decode_offset, digest_of, encode_offset, resume_group
 from laneway.stages.packing import Overflow, best_fit, chunk, chunk_places, chunk_tokens, num_packs
-from laneway.stages.runs import PackColumns, Run, no_items
+from laneway.stages.runs import PackColumns, RowTokens, Run, no_items
 from laneway.stages.tokens import TokenLists
 
 if TYPE_CHECKING:
@@ -196,6 +196,23 @@ class Documents(NamedTuple):
         width = int(self.width[document])
         return LanePosition(int(self.rows[document]), encode_offset(delivered, width) if delivered else 0)
 
+    def row_tokens(self, start: tuple[int, int], stop: tuple[int, int], *, has_separators: bool) -> RowTokens:
+        """Return the tokens between two places.
+
+        Args:
+            start: A document, and an offset in it.
+            stop: The place that follows; after the last document, their number and 0.
+            has_separators: Whether each document that is not empty ends with a separator, which doesn't count.
+        """
+        documents = slice(start[0], stop[0] + 1)
+        tokens = self.tokens.lengths[documents].copy()
+        if has_separators:
+            tokens -= tokens > 0
+        if stop[0] < len(self.rows):
+            tokens[-1] = min(tokens[-1], stop[1])
+        tokens[:1] -= np.minimum(tokens[:1], start[1])
+        return RowTokens(self.rows[documents], tokens)
+
 
 def joined_documents(parts: Sequence[Documents], dtype: type[np.int64] | None = None) -> Documents:
     """Return the documents of several parts, at least one.
@@ -263,7 +280,11 @@ class Chunks:
         def position_after(index: int) -> LanePosition:
             return joined.position(int(document[index + 1]), int(offset[index + 1]))
 
-        return Run(PackColumns(columns, num_chunks), position_after, position_after(num_chunks - 1))
+        def row_tokens(start: int, stop: int) -> RowTokens:
+            first, last = ((int(document[index]), int(offset[index])) for index in (start, stop))
+            return joined.row_tokens(first, last, has_separators=self.options.separator is not None)
+
+        return Run(PackColumns(columns, num_chunks), position_after, position_after(num_chunks - 1), row_tokens)
 
     def finish(self, stop: int) -> Run:
         """Return the last chunk, padded, if anything waits for it.
@@ -272,10 +293,10 @@ class Chunks:
             stop: The row at which the lane ends.
         """
         end = LanePosition(stop)
-        tokens = None if self._waiting is None else self._waiting.tokens
-        num_tokens = 0 if tokens is None else len(tokens.stream)
-        if tokens is None or not num_tokens:
+        waiting, has_separators = self._waiting, self.options.separator is not None
+        if waiting is None or not len(waiting.tokens.stream):
             return no_items(end)
+        tokens, num_tokens = waiting.tokens, len(waiting.tokens.stream)
         found = {"input_ids": chunk_tokens(tokens, num_tokens)}
         if self.options.mask is not None:
             found |= masks_of(chunk(tokens.lengths, num_tokens))
@@ -285,7 +306,8 @@ class Chunks:
             name: np.concatenate([column, fills.get(name, np.zeros_like(padding))[None]], axis=1)
             for name, column in found.items()
         }
-        return Run(PackColumns(columns, 1), lambda _: end, end)
+        all_of_them = waiting.row_tokens((0, 0), (len(waiting.rows), 0), has_separators=has_separators)
+        return Run(PackColumns(columns, 1), lambda _: end, end, lambda *_: all_of_them)
 
 
 def fitted_runs(options: PackOptions, documents: Documents, position: LanePosition, carried: int = 0) -> Iterator[Run]:
@@ -319,5 +341,9 @@ def fitted_runs(options: PackOptions, documents: Documents, position: LanePositi
         def position_after(index: int, before: int = start + 1) -> LanePosition:
             return LanePosition(position.rows, offset_after(before + index))
 
+        def row_tokens(first: int, last: int, before: int = start) -> RowTokens:
+            pieces = slice(packs.first_pieces[before + first], packs.first_pieces[before + last])
+            return RowTokens(documents.rows[packs.document[pieces]], packs.tokens[pieces])
+
         run_end = end if up_to == num_packs else position_after(up_to - start - 1)
-        yield Run(PackColumns(columns, up_to - start), position_after, run_end)
+        yield Run(PackColumns(columns, up_to - start), position_after, run_end, row_tokens)

@@ -44,6 +44,15 @@ Items = list[Any] | PackColumns
 """Consecutive items of a lane."""
 
 
+class RowTokens(NamedTuple):
+    """Tokens of packs, by the rows that they come from; separators and padding come from none."""
+
+    rows: NDArray[np.int64]
+    """Rows of a lane, some of them perhaps several times."""
+    tokens: NDArray[np.int64]
+    """Number of tokens of each, of the same shape."""
+
+
 class Run(NamedTuple):
     """Consecutive items of a lane."""
 
@@ -53,19 +62,30 @@ class Run(NamedTuple):
     """The position of the lane after item `index`."""
     end: LanePosition
     """The position of the lane after the run: rows of which nothing is made are passed over."""
+    row_tokens: Callable[[int, int], RowTokens] | None = None
+    """The tokens of items [start, stop), if they are packs."""
 
 
 class Flow:
     """The items of a lane from a position on."""
 
-    def __init__(self, runs: Iterator[Run], position: LanePosition, max_empty_rows: int | None = None) -> None:
+    def __init__(
+        self,
+        runs: Iterator[Run],
+        position: LanePosition,
+        max_empty_rows: int | None = None,
+        *,
+        counts_tokens: bool = False,
+    ) -> None:
         """Begin.
 
         Args:
             runs: All items of the lane from `position` on.
             position: Where the lane is.
             max_empty_rows: How many rows in a row may make no items; None: any number, as the lane has an end.
+            counts_tokens: Whether the tokens of what is taken are wanted.
         """
+        self._counts_tokens = counts_tokens
         self._runs = runs
         self._max_empty_rows = max_empty_rows
         self._last_row = position.rows
@@ -74,10 +94,13 @@ class Flow:
         self._index = 0
         self.position = position
         """The position after the last item that was taken."""
+        self.row_tokens: list[RowTokens] = []
+        """The tokens of the packs that were taken last, if they count."""
 
     def take(self, num_items: int) -> list[Items]:
         """Return the next items, fewer only at the end of the lane."""
         found: list[Items] = []
+        self.row_tokens = []
         while num_items:
             if self._index == len(self._run.items):
                 self.position = self._run.end
@@ -88,6 +111,8 @@ class Flow:
                 self._check_has_items(run)
                 continue
             part = self._run.items[self._index : self._index + num_items]
+            if self._counts_tokens and self._run.row_tokens is not None:
+                self.row_tokens.append(self._run.row_tokens(self._index, self._index + len(part)))
             self._index += len(part)
             num_items -= len(part)
             found.append(part)

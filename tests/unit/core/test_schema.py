@@ -42,7 +42,7 @@ PROGRESS = Progress(3, cut=CutProgress(2, 2, 2, {0: LanePosition(2), 1: LanePosi
 OUT_OF_STEP = replace(PROGRESS, cut=CutProgress(2, 2, 4, {0: LanePosition(4), 1: LanePosition(2)}))
 BEFORE = replace(OUT_OF_STEP, order_version=1)
 SETTINGS_WITH_DEFAULTS = ("categories", "epoch_batches", "selection", "stages", "table", "without")
-ABSENT: dict[str, object] = {**dict.fromkeys(SETTINGS_WITH_DEFAULTS), "mixture": []}
+ABSENT: dict[str, object] = {**dict.fromkeys(SETTINGS_WITH_DEFAULTS), "mixture": [], "tokens": []}
 """The fields that are left out of a state where they have these values."""
 
 

@@ -373,6 +373,7 @@ def test_nothing_in_a_state_is_a_dict_so_that_dcp_finds_the_same_keys_in_every_s
             "stages",
             "epoch_batches",
             "table",
+            "tokens",
             "without",
         }
         assert {type(value) for field in state.values() for value in values_in(field)} <= {

@@ -9,6 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from laneway import Mixture, SavableLoader, StatefulShardedDataset
+from laneway.core.progress import Progress
+from laneway.core.turns import WorkerPlace
+from laneway.metering import Meter
 from laneway.plans.cut_rows import DocumentPlace, SourceDocumentPlace
 
 if TYPE_CHECKING:
@@ -121,6 +124,35 @@ def test_a_plan_tells_the_documents_of_packs_of_a_mixture(tmp_path: Path, packin
     state = check(mixture(0, 2), None, 12)
     state = check(mixture(2, 3), state, 3)
     check(mixture(0, 1), state, 5)
+
+
+def test_a_plan_names_the_worker_of_a_pack_also_after_turns_without_packs(tmp_path: Path) -> None:
+    sources = {name: documents(write(tmp_path / name, source)) for source, name in enumerate("ab")}
+    mixture = Mixture(sources, {"a": 9, "b": 1}, stop="first_exhausted", lanes=8, turn_rows=1, rank=0, world_size=1)
+    dataset, num_workers = mixture.pack(PACKED, **PACKINGS[1]).batch(4), 2
+    plan, definition = dataset.plan(num_workers=num_workers), dataset.definition
+    expected: list[list[Any]] = [[] for _ in range(num_workers)]
+    rotation = []
+    for step in range(plan.num_steps or 0):
+        place = plan.rows_of(step)[0][0]
+        assert isinstance(place, SourceDocumentPlace)
+        found = plan.where(place.path, place.row, source=place.source, epoch=place.epoch)
+        (worker,) = {each.worker for each in found if each.step == step}
+        expected[worker or 0].append(place)
+        rotation.append(worker)
+    for worker in range(num_workers):
+        stream = definition.open_batches(
+            definition.resolve(Progress(0), WorkerPlace(0, 1, worker, num_workers)), Meter()
+        )
+        firsts = []
+        while (tagged := stream.next_tagged()) is not None:
+            firsts.append(delivered(tagged.batch)[0][0])
+        stream.release()
+        assert firsts == [
+            token("ab".index(each.source), int(each.path[0]), each.row, each.start) for each in expected[worker]
+        ]
+    # A worker whose turn has no packs is passed over.
+    assert rotation == [0, 1, 0, 1, 0, 1, 1]
 
 
 def test_numbers_of_a_plan_are_those_of_packs(tmp_path: Path) -> None:
