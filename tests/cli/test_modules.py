@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from laneway import SavableLoader
+from laneway import SavableLoader, describe_state
 from laneway.cli.main import main
 from laneway.cli.modules import load_dataset, names_code
 
@@ -134,6 +135,9 @@ def test_checkpoints_are_looked_at_with_the_code_of_their_run(ask: Callable[...,
     batches = save(name, 2, 3)
     facts, code = ask("state", f"{name}-1.json", "--source", source)
     assert (code, facts["fits"]) == (0, True)
+    unit = "packs" if name == "packs" else "rows"
+    shown = repr(describe_state(json.loads((job / f"{name}-1.json").read_text())))
+    assert re.search(rf"epoch 0: \d+( of \d+)? {unit} delivered", shown)
     facts, code = ask("audit", f"{name}-0.json", f"{name}-1.json", "--source", source)
     assert (code, facts["is_exact"]) == (0, True)
     facts, code = ask("rows", f"{name}-1.json", "--step", "3", "--source", source, "--show")

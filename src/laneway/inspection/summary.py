@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 from laneway.core.differences import saved_file_differences, shorten
-from laneway.core.line import LineProgress, num_rows_in
+from laneway.core.line import LineProgress, counts_packs, num_rows_in
 from laneway.core.mixture_progress import MIXTURE_SETTINGS
 from laneway.core.mixtures import MixturePlan
 from laneway.core.progress import ended_cut
@@ -16,7 +16,7 @@ from laneway.inspection.collecting import progress_of, states_of_step
 from laneway.wording import counted, size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from laneway.core.progress import EarlierCut, Progress
     from laneway.core.schema import SavedState
@@ -100,6 +100,8 @@ class StateSummary:
     """Version of the format."""
     _has_parts: bool = field(default=False, repr=False)
     """Whether some items or packs of the rows that follow were delivered too."""
+    _item: str = field(default="row", repr=False)
+    """What lanes count: rows, or packs of documents of known lengths."""
 
     @property
     def share(self) -> float | None:
@@ -118,35 +120,34 @@ class StateSummary:
         of_all = f" of {self.num_rows:,}" if self.num_rows is not None else ""
         share = f" ({self.share:.1%})" if self.share is not None else ""
         end = ", complete" if self.is_complete else ""
-        lines.append(f"epoch {self.epoch}: {self.num_delivered:,}{of_all} rows delivered{share}{end}")
-        lines += [_cut_line(index, cut, len(self.cuts)) for index, cut in enumerate(self.cuts)]
+        lines.append(f"epoch {self.epoch}: {self.num_delivered:,}{of_all} {self._item}s delivered{share}{end}")
+        lines += [self._cut_line(index, cut) for index, cut in enumerate(self.cuts)]
         if self.positions:
             shown = ["?" if rows is None else f"{rows:,}" for rows in self.positions[:_MAX_LANES]]
             more = f", ... ({len(self.positions):,} lanes)" if len(self.positions) > _MAX_LANES else ""
             parts = ", and some items or packs of the rows that follow" if self._has_parts else ""
-            lines.append(f"rows of each lane: {', '.join(shown)}{more}{parts}")
-        lines += map(_source_line, self.sources)
+            lines.append(f"{self._item}s of each lane: {', '.join(shown)}{more}{parts}")
+        lines += map(self._source_line, self.sources)
         files = "" if self.num_files is None else f"{counted(self.num_files, 'file')}, "
         lines.append(f"{files}fingerprint {self.fingerprint[:8]}")
         shown = [f"{name}={_shown(name, value)}" for name, value in self.settings if value is not None]
         lines.append(", ".join(shown))
         return "StateSummary(\n  " + ",\n  ".join(lines) + "\n)"
 
+    def _cut_line(self, index: int, cut: CutSummary) -> str:
+        which = "current cut" if index == self.num_cuts - 1 else f"earlier cut {index}"
+        batches = f"{counted(cut.world_size, 'rank')} with batches of {cut.batch_rows:,}"
+        delivered = counted(cut.num_delivered, self._item)
+        return f"{which}: {counted(cut.num_lanes, 'lane')}, {batches}, {delivered} delivered"
 
-def _cut_line(index: int, cut: CutSummary, num_cuts: int) -> str:
-    which = "current cut" if index == num_cuts - 1 else f"earlier cut {index}"
-    batches = f"{counted(cut.world_size, 'rank')} with batches of {cut.batch_rows:,}"
-    return f"{which}: {counted(cut.num_lanes, 'lane')}, {batches}, {counted(cut.num_delivered, 'row')} delivered"
-
-
-def _source_line(source: SourceSummary) -> str:
-    tokens = "" if source.num_tokens is None else f" and {counted(source.num_tokens, 'token')}"
-    left = f", and {counted(source.num_left, 'row')} of earlier ones were left" if source.num_left else ""
-    return (
-        f"source {source.name!r}: weight {source.weight:g} ({source.share:.4g} of the rows), "
-        f"{counted(source.num_delivered, 'row')}{tokens} delivered; when this cut began, its next epoch was "
-        f"{source.next_epoch}{left}"
-    )
+    def _source_line(self, source: SourceSummary) -> str:
+        delivered = counted(source.num_delivered, self._item)
+        tokens = "" if source.num_tokens is None else f" and {counted(source.num_tokens, 'token')}"
+        left = f", and {counted(source.num_left, self._item)} of earlier ones were left" if source.num_left else ""
+        return (
+            f"source {source.name!r}: weight {source.weight:g} ({source.share:.4g} of the {self._item}s), "
+            f"{delivered}{tokens} delivered; when this cut began, its next epoch was {source.next_epoch}{left}"
+        )
 
 
 def _shown(name: str, value: object) -> str:
@@ -206,7 +207,13 @@ def _summary(saved: Sequence[SavedState]) -> StateSummary:
         settings=tuple((name, fields[name]) for name in (MIXTURE_SETTINGS if fields["mixture"] else _SETTINGS)),
         version=saved[0].original["version"],
         _has_parts=progress.cut is not None and any(each.offset for each in progress.cut.positions.values()),
+        _item="pack" if _counts_packs(fields) else "row",
     )
+
+
+def _counts_packs(fields: Mapping[str, Any]) -> bool:
+    """Return whether lanes count packs, of a dataset or of the sources of a mixture."""
+    return counts_packs(fields) or (bool(fields["mixture"]) and (fields["stages"] or "").endswith(" lengths"))
 
 
 def _num_delivered(progress: Progress, cuts: Sequence[CutSummary]) -> int:
