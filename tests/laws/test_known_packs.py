@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laneway.core.options import LaneOptions
-from laneway.core.pack_line import KnownPacks
+from laneway.core.pack_line import KnownPacks, have_known_packs, stages_of_known_packs
 from laneway.core.progress import Progress, current_cut
 from laneway.core.state import write_state
 from laneway.core.turns import WorkerPlace
+from laneway.delivery.item_stages import Stages
 from laneway.stages.packing import best_fit, chunk
 from laneway.stages.packs import PackOptions
 from tests.laws.simulation import Job, identities, jobs_of, load
@@ -170,3 +171,15 @@ def test_completed_shards_are_those_whose_packs_were_all_delivered(
             if not rows & {*range(start, start + length)}
         ]
         assert plan.completed_shards(current_cut(job.whole_progress()).rows()).tolist() == expected
+
+
+@given(options, st.integers(0, 2), st.text(max_size=12) | st.just("ids') lengths=0a"))
+@settings(max_examples=30)
+def test_states_tell_packs_of_known_lengths_from_others(packing: PackOptions, num_flat: int, column: str) -> None:
+    stages = Stages(pack=replace(packing, column=column))
+    for _ in range(num_flat):
+        stages = replace(stages, expansion=stages.expansion.then(list, is_flat=True))
+    assert have_known_packs(stages_of_known_packs(stages.text, "0a1b"))
+    assert not have_known_packs(stages.text)
+    assert not have_known_packs(replace(stages, pack=None).text)
+    assert not have_known_packs(None)

@@ -6,7 +6,6 @@ as many rows has the same lanes, and in file order a row of that file is a place
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from laneway.core.assignment import assign_whole_job
 from laneway.core.files import FileTable
 from laneway.core.intervals import Intervals
 from laneway.core.lanes import Lanes, Segment
+from laneway.core.pack_line import have_known_packs
 from laneway.core.places import FileRows, rows_of_segment
 from laneway.core.plan import Identity, Settings
 from laneway.core.progress import CutProgress, LanePosition, Progress, current_cut, ended_cut
@@ -45,7 +45,7 @@ def num_rows_in(state: Mapping[str, Any]) -> int | None:
 
 def counts_packs(state: Mapping[str, Any]) -> bool:
     """Return whether the lanes of a dataset count packs of documents of known lengths, by the fields of a state."""
-    return re.search(r"\) lengths=\w+$", state["stages"] or "") is not None
+    return have_known_packs(state["stages"])
 
 
 def line_identity(state: Mapping[str, Any], of: int | Identity) -> Identity:

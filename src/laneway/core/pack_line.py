@@ -25,6 +25,25 @@ _SMALL: Final = 20
 """Rows of a line for each group whose packs are sent to other processes rather than counted there again."""
 
 
+_KNOWN: Final = "lengths="
+"""Begins the last word of what states hold of stages, if their packs have known lengths."""
+
+
+def stages_of_known_packs(stages: str, digest: str) -> str:
+    """Return what states hold of stages whose packs are made of documents of known lengths.
+
+    Args:
+        stages: What they hold of the stages.
+        digest: Digest of the lengths, without spaces.
+    """
+    return f"{stages} {_KNOWN}{digest}"
+
+
+def have_known_packs(stages: str | None) -> bool:
+    """Return whether `stages_of_known_packs` has returned what a state holds of stages; None: there are none."""
+    return (stages or "").rpartition(" ")[2].startswith(_KNOWN)
+
+
 class PackPiece(NamedTuple):
     """Consecutive packs of a line, and the rows that they are made of."""
 

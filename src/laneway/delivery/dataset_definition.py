@@ -11,6 +11,7 @@ from torch.utils.data import default_collate
 
 from laneway.core.assignment import is_fresh, resolve_cut
 from laneway.core.gaps import check_turns, parse_gaps, text_of
+from laneway.core.pack_line import stages_of_known_packs
 from laneway.core.plan import Identity
 from laneway.core.state import num_added_files, read_progress
 from laneway.delivery.context import Contexts
@@ -132,7 +133,7 @@ class DatasetDefinition(Definition):
         settings, packs = self.identity.settings, known_packs_of(self.lengths, stages)
         if packs is not None and self.lengths is not None:
             check_fit(packs, stages, self.name_of_row)
-            settings = replace(settings, stages=f"{stages.text} lengths={self.lengths.digest}")
+            settings = replace(settings, stages=stages_of_known_packs(stages.text, self.lengths.digest))
             return replace(self, stages=stages, identity=replace(self.identity, settings=settings, packs=packs))
         if settings.remainder not in {None, "keep"}:
             message = (

@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 
 _ROWS_PER_RUN = 1024
 """Number of rows of few tokens, or of none, whose documents are packed together."""
-_PACKS_PER_RUN = 4
-"""Number of packs that are made together of what the user's functions return: few, so that the first comes soon."""
+_FIRST_PACKS = 4
+"""Number of packs that are made together first of what the user's functions return: few, so that they come soon."""
+_TOKENS_LATER = 1 << 15
+"""Tokens of the packs that are made together later, unless those of the first ones are more."""
 
 
 class DocumentReader:
@@ -53,16 +55,17 @@ class DocumentReader:
             return
         found: list[Any] = []
         rows: list[int] = []
-        num_tokens, row = 0, start - 1
+        num_tokens, enough, row = 0, _FIRST_PACKS * pack.length, start - 1
         for row, items in self.expanded(lane, start, stop):
             for item in items:
                 document = self._document(item, pack.column, lane, row)
                 found.append(document)
                 rows.append(row)
                 num_tokens += len(document)
-            if num_tokens >= _PACKS_PER_RUN * pack.length or row - start >= _ROWS_PER_RUN:
+            if num_tokens >= enough or row - start >= _ROWS_PER_RUN:
                 yield self._made_documents(pack, lane, found, rows, row + 1)
                 found, rows, num_tokens, start = [], [], 0, row + 1
+                enough = max(enough, min(2 * enough, _TOKENS_LATER))
         yield self._made_documents(pack, lane, found, rows, stop)
 
     def _document(self, item: Any, column: str, lane: int, row: int) -> Sized:  # noqa: ANN401 - a user's function
