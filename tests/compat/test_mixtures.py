@@ -249,6 +249,28 @@ def test_the_last_source_that_is_exhausted_ends_it(corpus: Path) -> None:
     assert all(rows[row] >= 2 for row in range(1000, 1023))
 
 
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("batch_size", [None, 4])
+@pytest.mark.parametrize("stop", ["first_exhausted", "all_exhausted"])
+def test_a_mixture_with_a_schedule_knows_its_length_and_resumes_exactly_until_a_source_is_exhausted(
+    corpus: Path, stop: Any, batch_size: int | None, world_size: int
+) -> None:
+    schedule = [(0, {"web": 1, "code": 1, "rare": 0}), (10, {"web": 5, "code": 1, "rare": 0})]
+    options = {"stop": stop, "lanes": 4, "batch_size": batch_size, "world_size": world_size}
+    for rank in range(world_size):
+        loader = SavableLoader(mixture_of(corpus, schedule, rank=rank, **options))
+        items, states = [], []
+        for item in loader:
+            items.append(item)
+            states.append(loader.state_dict())
+        assert len(loader) == len(items)
+        for step in range(11, len(items), 29):
+            resumed = SavableLoader(mixture_of(corpus, schedule, rank=rank, **options))
+            resumed.load_state_dict(states[step - 1])
+            assert [str(item) for item in resumed] == [str(item) for item in items[step:]]
+            assert resumed.metrics().epoch_total == len(items)
+
+
 def test_a_repeated_dataset_delivers_each_row_as_often(corpus: Path) -> None:
     dataset = sources_of(corpus)["code"]
     for repeated in (dataset.repeat(3), SavableLoader(dataset.repeat(3), num_workers=2)):

@@ -76,7 +76,7 @@ def test_each_row_comes_once_in_each_epoch_of_its_source(
         if mixture is None:
             mixture = begin_mixture(SOURCES, weights, place, options)
         else:
-            mixture = resume_mixture(SOURCES, mixture, weights, place, options)
+            mixture = resume_mixture(SOURCES, mixture, weights, place, options, weights_in_cut=weights)
         mixture, batches = train(mixture, place, options, steps)
         delivered.update(row for batch in batches for row in batch)
     assert max(delivered.values(), default=1) == 1
@@ -107,7 +107,7 @@ def test_global_batches_are_the_same_on_every_topology_that_shares_the_lanes(
         if mixture is None:
             mixture = begin_mixture(SOURCES, weights, place, options)
         else:
-            mixture = resume_mixture(SOURCES, mixture, weights, place, options)
+            mixture = resume_mixture(SOURCES, mixture, weights, place, options, weights_in_cut=weights)
         assert len(mixture.starts) == 1
         turns = 12 // (place.world_size * (options.turns_per_batch(2) or 1))
         mixture, batches = train(mixture, place, options, 3 * turns)
@@ -118,6 +118,7 @@ def test_global_batches_are_the_same_on_every_topology_that_shares_the_lanes(
 def test_other_weights_begin_at_the_next_row() -> None:
     place, options = WorkerPlace(0, 2), LaneOptions(None, None, 10)
     mixture, _ = train(begin_mixture(SOURCES, {"a": 1, "b": 1, "c": 0}, place, options), place, options, 3)
-    mixture = resume_mixture(SOURCES, mixture, {"a": 0, "b": 0, "c": 1}, place, options)
+    weights = {"a": 0, "b": 0, "c": 1}
+    mixture = resume_mixture(SOURCES, mixture, weights, place, options, weights_in_cut=weights)
     _, [batch] = train(mixture, place, options, 1)
     assert {name for name, _, _ in batch} == {"c"}

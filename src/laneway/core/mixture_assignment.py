@@ -104,12 +104,13 @@ def resolve_mixture(mixed: Mixed, progress: Progress, place: WorkerPlace) -> Ass
             counts_tokens=counts_tokens,
         )
     elif progress.place is None:
-        rows = rows_in_mixture(progress)
-        stays = weighting.change_after(rows) == weighting.change_after(progress.starts[-1].rows_before)
+        rows, rows_before = rows_in_mixture(progress), progress.starts[-1].rows_before
         # Of a source that was removed, nobody knows where its rows end.
         is_known = all(source.name in sources for source in progress.starts[-1].sources)
         if is_known and weighting.stop is not None:
             progress = settled(mixed, progress)
+        stays = weighting.change_after(rows) == weighting.change_after(rows_before)
+        stays = stays or (is_known and _is_before_change(mixed, progress, place))
         progress = resume_mixture(
             sources,
             progress,
@@ -117,7 +118,7 @@ def resolve_mixture(mixed: Mixed, progress: Progress, place: WorkerPlace) -> Ass
             place,
             options,
             group_rows=group_rows,
-            stays=stays,
+            weights_in_cut=weighting.weights_at(rows_before) if stays else None,
             has_stages=stage_rows is not None,
             counts_batches=epoch_batches is not None,
             ends_of=(lambda found: lane_ends(mixed, found)[0])
@@ -136,6 +137,19 @@ def resolve_mixture(mixed: Mixed, progress: Progress, place: WorkerPlace) -> Ass
         turn_end = left * progress.sharing.job_turns
     sharing = progress.sharing
     return Assignment(progress, ends, sharing.turns_per_batch, place, is_last, is_endless, has_stages, turn_end)
+
+
+def _is_before_change(mixed: Mixed, progress: Progress, place: WorkerPlace) -> bool:
+    """Return whether a cut goes on although as many rows have come as the schedule gives for a change of its weights.
+
+    The weights change after whole global batches, in each lane by itself, and never if the mixture ends before that.
+    """
+    cut, sharing = current_cut(progress), progress.sharing
+    if (place.world_size, mixed.options.turns_per_batch(cut.turn_rows)) != sharing[:2]:
+        return False
+    ends, is_last = lane_ends(mixed, progress)
+    rows = cut.rows()
+    return bool((rows <= ends).all() and (is_last or (rows < ends).any()))
 
 
 def _of_worker(mixed: Mixed, progress: Progress, place: WorkerPlace) -> Progress:

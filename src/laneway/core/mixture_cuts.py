@@ -64,7 +64,7 @@ def resume_mixture(
     options: LaneOptions,
     *,
     group_rows: int = 1,
-    stays: bool = True,
+    weights_in_cut: Mapping[str, float] | None,
     has_stages: bool = False,
     counts_batches: bool = False,
     ends_of: Callable[[Progress], NDArray[np.int64]] | None = None,
@@ -81,7 +81,7 @@ def resume_mixture(
         place: Any of the workers.
         options: Lanes and turns of a new cut, and the batch size.
         group_rows: Rows from which the last stage builds items at a time; 1 without a stage.
-        stays: Whether the mixture may stay in its cut.
+        weights_in_cut: Name -> weight of each source until the cut ends; None: the mixture can't stay in it.
         has_stages: Whether stages make items of the rows.
         counts_batches: Whether a number of batches makes an epoch.
         ends_of: Returns where the lanes of a current cut end, which may be within groups; None: never, or nobody knows.
@@ -91,8 +91,8 @@ def resume_mixture(
     """
     start, ends = progress.starts[-1], None if ends_of is None else ends_of(progress)
     before = [(source.name, source.weight, source.files) for source in start.sources]
-    wanted = [(name, weight, sources[name].files) for name, weight in weights.items()]
-    if stays and before == wanted and start.group_rows == group_rows:
+    wanted = [(name, weight, sources[name].files) for name, weight in (weights_in_cut or {}).items()]
+    if before == wanted and start.group_rows == group_rows:
         if ends is not None and not has_stages and bool((current_cut(progress).rows() >= ends).all()):
             # It is complete, on any ranks and workers.
             return progress

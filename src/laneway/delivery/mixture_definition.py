@@ -267,9 +267,18 @@ class MixtureDefinition(Definition):
         stop = self.given.stop
         if stop is None or not self.identity.counts_items:
             return self.epoch_batches
-        if not isinstance(stop, int) and len(self.given.phases) == 1:
-            return self.resolve(Progress(epoch), place).num_items_left(self.options.batch_size)
+        if not isinstance(stop, int):
+            return self._num_items_left(self.resolve(Progress(epoch), place))
         return self.options.num_items(self.mixed.num_rows or 0, place, self.identity.settings)
+
+    def _num_items_left(self, assignment: Assignment) -> int:
+        """Return the number of batches or rows that a rank has yet to deliver in a cut and in those after it."""
+        num_left = 0
+        following: Assignment | None = assignment
+        while following is not None:
+            num_left += following.num_items_left(self.options.batch_size)
+            following = self.following(following)
+        return num_left
 
     def num_received(self, assignment: Assignment) -> int:
         """Return the number of batches or rows of the pass that the rank of an assignment has delivered."""
@@ -287,10 +296,7 @@ class MixtureDefinition(Definition):
             return assignment.num_items_left(self.options.batch_size)
         if self.is_endless or not self.identity.counts_items:
             return None
-        if assignment.is_last:
-            return assignment.num_items_left(self.options.batch_size)
-        in_all = self.num_items(assignment.place, assignment.progress.epoch) or 0
-        return max(0, in_all - self.num_received(assignment))
+        return self._num_items_left(assignment)
 
     def batched(self, options: LaneOptions, output: Output, *, drop_last: bool) -> Self:
         """Return the same rows in batches; see `Definition.batched`."""
