@@ -36,7 +36,7 @@ _OF_CODE: Final = (
     *("filter", "columns", "format", "manifest", "weights", "stop"),
     *(name for name in OF_STATE if name != "epoch"),
 )
-"""Arguments whose values the code of a dataset decides."""
+"""Arguments whose values are in a user's code, if the source is."""
 _IN_CODE = "name the dataset in your code, as --source train.py:dataset"
 _FROM_STATE = ("seed", "shuffle", "shard_bytes", "shard_rows", "window_bytes", "remainder", "drop_last")
 
@@ -90,9 +90,9 @@ class Data(NamedTuple):
     storage: Storage
     """Where they are."""
     selection: str | None = None
-    """Which of their rows the dataset of a user's code has; None: all."""
+    """Which of their rows a dataset in a user's code has; None: all."""
     num_rows: int | None = None
-    """How many these are."""
+    """Number of these rows."""
 
     @classmethod
     def of(cls, definition: DatasetDefinition) -> Self:
@@ -162,7 +162,7 @@ def refuse_code(arguments: argparse.Namespace, why: str) -> None:
 
 
 def _code_in(text: str) -> tuple[str | None, str] | None:
-    """Return the source that a text names, if any, and the name in code that it has; None: it has none."""
+    """Return the source of a mixture that an argument names, if any, and its name in code; None: it is not in code."""
     if names_code(text):
         return None, text
     name, _, rest = text.partition("=")
@@ -338,10 +338,10 @@ def named_source(text: str) -> tuple[str, str]:
 
 
 def source_of_row(arguments: argparse.Namespace, whole: Mixture) -> str:
-    """Return the source of a mixture that the arguments name before their first source.
+    """Return the source of a mixture that has the row, as in NAME=SOURCE.
 
     Raises:
-        ValueError: They name none, and there are several.
+        ValueError: None is named, and there are several.
     """
     coded = _code_in(arguments.source)
     if coded is None:
