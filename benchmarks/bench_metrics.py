@@ -201,7 +201,7 @@ class Contender:
         )
 
     def run(self, *, count: bool = False) -> float:
-        """Run a pass and return its CPU time in seconds; with `count`, how often it reads the clock, ever after."""
+        """Run a pass and return its CPU time in seconds; with `count`, in the last pass, its reads of the clock."""
         if self._process.stdin is None or self._process.stdout is None:
             message = "the process has no pipes"
             raise RuntimeError(message)
@@ -216,12 +216,11 @@ class Contender:
 
 
 def interval_of_median(values: list[float]) -> tuple[float, float]:
-    """Return the 95 % confidence interval of the median: two of the values, found by counting only."""
+    """Return the 95 % confidence interval of the median: two of the values, by their ranks."""
     ordered, number = sorted(values), len(values)
-    # Each value is below the median with probability 1/2: by the normal approximation of that count.
-    half = 1.96 * math.sqrt(number) / 2
-    low, high = math.floor(number / 2 - half), math.ceil(number / 2 + half)
-    return ordered[max(low, 0)], ordered[min(high, number - 1)]
+    # How many values are below the median is binomial with p = 1/2: by the normal approximation, with its correction.
+    low = max(0, math.floor((number - 1) / 2 - 1.96 * math.sqrt(number) / 2))
+    return ordered[low], ordered[number - 1 - low]
 
 
 def measure(case: Case, corpus: Corpus, other: Path, seconds: float) -> dict[str, Any]:

@@ -19,7 +19,7 @@ def num_cases(default: int) -> int:
 
 
 def thorough(*values: Any) -> ParameterSet:
-    """Return values of a parametrized test that CI leaves out, since other values take nearly the same way."""
+    """Return values of a parametrized test that CI leaves out, since others exercise nearly the same code."""
     return pytest.param(*values, marks=pytest.mark.thorough)
 
 

@@ -114,7 +114,7 @@ def test_a_dataset_of_code_is_a_source_of_commands_for_data(ask: Callable[..., A
     assert ask(command, "job_of_tests:train")[1] == 0
 
 
-def test_what_code_selects_is_told(ask: Callable[..., Any]) -> None:
+def test_what_code_selects_is_shown(ask: Callable[..., Any]) -> None:
     dataset = load_dataset(f"{CODE}:train")
     facts, _ = ask("inspect", f"{CODE}:mixture")
     assert [facts["sources"][name]["rows"] for name in ("web", "code")] == [80, 80]
@@ -181,8 +181,9 @@ def test_a_checkpoint_of_other_code_does_not_fit(ask: Callable[..., Any]) -> Non
         (["plan", f"{CODE}:train", "--batch-size", "3", "--shuffle"], "leave out --batch-size, --shuffle"),
         (["plan", f"{CODE}:flat"], "call plan() on what it is before flat_map()"),
         (["plan", f"{CODE}:mixture", "--plot", "x.svg"], "--plot draws the epoch of a single dataset"),
-        (["plan", f"web={CODE}:mixture"], "web= says of which source of a mixture laneway where is to find a row"),
+        (["plan", f"web={CODE}:mixture"], "web= names the source of a row, for laneway where"),
         (["bench", f"{CODE}:split.val"], "has no batches"),
+        (["bench", "web", "--batch-size", "0"], "batch_size must be"),
         (["convert", f"{CODE}:train", "out"], "convert rewrites whole files"),
         (["report", f"{CODE}:mixture", "-o", "x.html"], "is a mixture: give one of its checkpoints"),
         (["where", f"{CODE}:mixture", "part-0.parquet", "1"], f"name that of the row, such as web={CODE}:mixture"),

@@ -180,6 +180,7 @@ def test_states_tell_packs_of_known_lengths_from_others(packing: PackOptions, nu
     for _ in range(num_flat):
         stages = replace(stages, expansion=stages.expansion.then(list, is_flat=True))
     assert have_known_packs(stages_of_known_packs(stages.text, "0a1b"))
+    assert have_known_packs(stages_of_known_packs(stages.text))
     assert not have_known_packs(stages.text)
     assert not have_known_packs(replace(stages, pack=None).text)
     assert not have_known_packs(None)

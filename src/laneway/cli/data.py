@@ -97,7 +97,7 @@ def _lines_of_data(manifest: Manifest, facts: dict[str, Any]) -> list[str]:
     )
     schema = table(["column", "type"], facts["schema"].items())
     advice = ["", "advice", *wrapped(f"- {each}" for each in facts["advice"])] if facts["advice"] else []
-    # Paths stay whole.
+    # Paths are not wrapped, so that they can be copied.
     fitted = [part for line in lines for part in (wrapped([line]) if line.startswith("selected") else [line])]
     return [*fitted, "", *schema, *advice]
 

@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            # What a user's code prints is not the answer.
+            # What a user's code prints is no part of the answer.
             with redirect_stdout(sys.stderr):
                 answer = run(options)
         print_answer(answer, as_json=options.json)

@@ -36,7 +36,7 @@ _OF_CODE: Final = (
     *("filter", "columns", "format", "manifest", "weights", "stop"),
     *(name for name in OF_STATE if name != "epoch"),
 )
-"""Arguments whose values the code of a dataset decides."""
+"""Arguments whose values are in a user's code, if the source is."""
 _IN_CODE = "name the dataset in your code, as --source train.py:dataset"
 _FROM_STATE = ("seed", "shuffle", "shard_bytes", "shard_rows", "window_bytes", "remainder", "drop_last")
 
@@ -90,9 +90,9 @@ class Data(NamedTuple):
     storage: Storage
     """Where they are."""
     selection: str | None = None
-    """Which of their rows the dataset of a user's code has; None: all."""
+    """Which of their rows a dataset in a user's code has; None: all."""
     num_rows: int | None = None
-    """How many these are."""
+    """Number of these rows."""
 
     @classmethod
     def of(cls, definition: DatasetDefinition) -> Self:
@@ -141,7 +141,7 @@ def _open_code(arguments: argparse.Namespace) -> Opened | None:
     _refuse(arguments, _OF_CODE, f"{code} has settings of its own")
     whole = load_dataset(code)
     if name is not None and not (isinstance(whole, Mixture) and arguments.command == "where"):
-        message = f"{name}= says of which source of a mixture laneway where is to find a row: leave it out"
+        message = f"{name}= names the source of a row, for laneway where and a mixture only: leave it out"
         raise ValueError(message)
     # A report needs it several times.
     found = Opened(whole, whole.definition.sources if isinstance(whole, Mixture) else {"": whole.definition})
@@ -162,7 +162,7 @@ def refuse_code(arguments: argparse.Namespace, why: str) -> None:
 
 
 def _code_in(text: str) -> tuple[str | None, str] | None:
-    """Return the source that a text names, if any, and the name in code that it has; None: it has none."""
+    """Return the source of a mixture that an argument names, if any, and its name in code; None: it is not in code."""
     if names_code(text):
         return None, text
     name, _, rest = text.partition("=")
@@ -181,20 +181,21 @@ def open_dataset(
     default_batch_size: int | None = None,
     **others: Any,  # noqa: ANN401 - options
 ) -> Opened:
-    """Return the dataset that the arguments describe; `manifest`: that of its source, if it was opened.
+    """Return the dataset that the arguments describe.
 
     Args:
         arguments: The arguments of the command.
         manifest: The manifest of the source, if it was opened.
-        default_batch_size: Rows of a batch, if the arguments don't say.
-        **others: Other options of the dataset, unless it is that of a user's code.
+        default_batch_size: Rows of a batch, unless the arguments say how many.
+        **others: Other options of the dataset, unless it is in a user's code.
     """
     coded = _open_code(arguments)
     if coded is not None:
         return coded
     given = {name: getattr(arguments, name, None) for name in ("batch_size", "lanes", "turn_rows", "remainder")}
     given |= {"shuffle": getattr(arguments, "shuffle", False), "seed": getattr(arguments, "seed", None) or 0}
-    given["batch_size"] = given["batch_size"] or default_batch_size
+    if given["batch_size"] is None:
+        given["batch_size"] = default_batch_size
     given |= {"drop_last": getattr(arguments, "drop_last", False)}
     sizes = {name: getattr(arguments, name, None) for name in ("shard_bytes", "window_bytes")}
     given |= {name: size for name, size in sizes.items() if size is not None}
@@ -337,10 +338,10 @@ def named_source(text: str) -> tuple[str, str]:
 
 
 def source_of_row(arguments: argparse.Namespace, whole: Mixture) -> str:
-    """Return the source of a mixture that the arguments name before their first source.
+    """Return the source of a mixture that has the row, as in NAME=SOURCE.
 
     Raises:
-        ValueError: They name none, and there are several.
+        ValueError: None is named, and there are several.
     """
     coded = _code_in(arguments.source)
     if coded is None:

@@ -74,7 +74,7 @@ def _has_gaps_or_none(items: list[Any]) -> bool:
 
 
 def check_tokens(tokens: Any) -> None:  # noqa: ANN401 - any value of a state
-    """Check that the tokens of sources are numbers of tokens.
+    """Check that the tokens of sources are counts.
 
     Raises:
         StateFormatError: They are not.

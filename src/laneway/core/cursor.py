@@ -46,7 +46,7 @@ class Cursor:
 
         Args:
             assignment: The assignment.
-            tokens: What the worker or rank has counted before; None: what its progress says.
+            tokens: Tokens of sources that the worker or rank has counted so far; None: those of the progress.
         """
         cut, place = assignment.cut, assignment.place
         self._progress = assignment.progress
@@ -70,7 +70,7 @@ class Cursor:
         self._rows_left: int | None = None
         """Rows that this worker has yet to deliver; None: to be computed."""
         self.tokens = tokens_of_place(assignment.progress, assignment.place) if tokens is None else tokens
-        """What it has counted; see `Progress`."""
+        """Tokens of sources that it has counted; see `Progress`."""
         self._last_answer: BatchRanges | None = None
         """The last result of `batch_at`, which is called several times per batch; None if it is outdated."""
 

@@ -44,7 +44,7 @@ def num_rows_in(state: Mapping[str, Any]) -> int | None:
 
 
 def counts_packs(state: Mapping[str, Any]) -> bool:
-    """Return whether the lanes of a dataset count packs of documents of known lengths, by the fields of a state."""
+    """Return whether lanes count packs of documents of known lengths, by the fields of a state."""
     return have_known_packs(state["stages"])
 
 

@@ -25,23 +25,23 @@ _SMALL: Final = 20
 """Rows of a line for each group whose packs are sent to other processes rather than counted there again."""
 
 
-_KNOWN: Final = "lengths="
-"""Begins the last word of what states hold of stages, if their packs have known lengths."""
+_KNOWN: Final = "lengths"
+"""Last word of what states hold of stages, before any digest, if lanes count packs."""
 
 
-def stages_of_known_packs(stages: str, digest: str) -> str:
+def stages_of_known_packs(stages: str, digest: str | None = None) -> str:
     """Return what states hold of stages whose packs are made of documents of known lengths.
 
     Args:
         stages: What they hold of the stages.
-        digest: Digest of the lengths, without spaces.
+        digest: Digest of the lengths, without spaces; None for a mixture, whose sources have one each.
     """
-    return f"{stages} {_KNOWN}{digest}"
+    return f"{stages} {_KNOWN}" if digest is None else f"{stages} {_KNOWN}={digest}"
 
 
 def have_known_packs(stages: str | None) -> bool:
-    """Return whether `stages_of_known_packs` has returned what a state holds of stages; None: there are none."""
-    return (stages or "").rpartition(" ")[2].startswith(_KNOWN)
+    """Return whether what a state holds of stages is from `stages_of_known_packs`; None: there are no stages."""
+    return (stages or "").rpartition(" ")[2].partition("=")[0] == _KNOWN
 
 
 class PackPiece(NamedTuple):

@@ -242,17 +242,18 @@ def rows_in_mixture(progress: Progress) -> int:
 
 
 def tokens_of_place(progress: Progress, place: WorkerPlace) -> Tokens:
-    """Return the tokens that a worker or rank starts to count from: the first of those that share the progress has all.
+    """Return the tokens from which a worker or rank counts on.
 
-    So the sum over all of them is right, whoever goes on with it.
+    They are those of the progress for the first of the workers and ranks that resume from it, and 0 for the others, so
+    that the sum over all of them is right.
     """
-    of = progress.place
-    is_first = place.worker == of.worker if of is not None else place.rank == place.worker == 0
+    saved = progress.place
+    is_first = place.worker == saved.worker if saved is not None else place.rank == place.worker == 0
     return progress.tokens if is_first else dict.fromkeys(progress.tokens, 0)
 
 
 def added_tokens(tokens: Tokens, others: Tokens) -> Tokens:
-    """Return tokens and others of some of the same sources, added up."""
+    """Return tokens, with others of some of the same sources added."""
     # A batch has tokens of few of hundreds of sources.
     return {**tokens, **{name: tokens[name] + number for name, number in others.items()}}
 

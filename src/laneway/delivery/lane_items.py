@@ -119,7 +119,7 @@ class LaneItems:
         """Lane -> its items."""
 
     def take(self, lane: int, position: LanePosition, num_items: int) -> tuple[list[Items], LanePosition, Tokens]:
-        """Return the next items of a lane, fewer only at its end, the position after them, and the tokens that count.
+        """Return the next items of a lane, fewer only at its end, the position after them, and the tokens of sources.
 
         Args:
             lane: The lane.

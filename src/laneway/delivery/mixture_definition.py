@@ -12,6 +12,7 @@ from laneway.core.mixture_assignment import Mixed, following_cut, resolve_mixtur
 from laneway.core.mixture_identity import MixtureIdentity
 from laneway.core.mixture_progress import read_mixture
 from laneway.core.mixtures import MixturePlan, Source
+from laneway.core.pack_line import stages_of_known_packs
 from laneway.core.plan import Settings
 from laneway.core.progress import Progress, rows_in_mixture
 from laneway.delivery.dataset_definition import packed
@@ -133,6 +134,7 @@ class MixtureDefinition(Definition):
     @cached_property
     def identity(self) -> MixtureIdentity:
         """What the states belong to."""
+        text = None if self.stages is None else self.stages.text
         settings = Settings(
             seed=self.seed,
             shuffle=False,
@@ -141,7 +143,7 @@ class MixtureDefinition(Definition):
             window_bytes=0,
             remainder=None,
             drop_last=self.drop_last,
-            stages=None if self.stages is None else self.stages.text + " lengths" * self.packs_are_known,
+            stages=stages_of_known_packs(text) if text is not None and self.packs_are_known else text,
             epoch_batches=self.epoch_batches,
         )
         return MixtureIdentity(self.mixed.sources, settings)

@@ -33,14 +33,14 @@ def row_group_matches(
         leaves: Indices of the leaf columns of each column in the file.
         known: See `BlockReader.matches`.
     """
+    import pyarrow.dataset as pads  # noqa: PLC0415 - it imports pandas, and only filters need it
+
     footer = io.BytesIO()
     metadata.write_metadata_file(footer)
     facts: pc.Expression | None = None
     for name, value in known.items():
         fact = pc.field(name) == value if value.is_valid else pc.field(name).is_null()
         facts = fact if facts is None else facts & fact
-    import pyarrow.dataset as pads  # noqa: PLC0415 - pandas comes with it, which only filters need
-
     make: Any = pads.ParquetFileFormat().make_fragment
     options = {} if facts is None else {"partition_expression": facts}
     fragment = make(pa.py_buffer(footer.getvalue()), **options)

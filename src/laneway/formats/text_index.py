@@ -79,7 +79,8 @@ def scan_text(parser: TextParser, storage: Storage, path: str, size: int, versio
     except ValueError as error:
         raise storage.error_for(path, "can't be read", error) from storage.cause(error)
     except RecursionError as error:
-        message = f"{storage.redact(path)} can't be read: values are nested too deeply, in hundreds of objects or lists"
+        problem = "values are nested too deeply, in hundreds of objects or lists: flatten them"
+        message = f"{storage.redact(path)} can't be read: {problem}"
         raise DataFileError(message) from error
     return scanner.result()
 

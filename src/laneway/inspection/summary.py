@@ -16,7 +16,7 @@ from laneway.inspection.collecting import progress_of, states_of_step
 from laneway.wording import counted, size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from laneway.core.progress import EarlierCut, Progress
     from laneway.core.schema import SavedState
@@ -207,13 +207,8 @@ def _summary(saved: Sequence[SavedState]) -> StateSummary:
         settings=tuple((name, fields[name]) for name in (MIXTURE_SETTINGS if fields["mixture"] else _SETTINGS)),
         version=saved[0].original["version"],
         _has_parts=progress.cut is not None and any(each.offset for each in progress.cut.positions.values()),
-        _item="pack" if _counts_packs(fields) else "row",
+        _item="pack" if counts_packs(fields) else "row",
     )
-
-
-def _counts_packs(fields: Mapping[str, Any]) -> bool:
-    """Return whether lanes count packs, of a dataset or of the sources of a mixture."""
-    return counts_packs(fields) or (bool(fields["mixture"]) and (fields["stages"] or "").endswith(" lengths"))
 
 
 def _num_delivered(progress: Progress, cuts: Sequence[CutSummary]) -> int:

@@ -134,9 +134,9 @@ class EpochPlan:
     def bytes_per_rank(self) -> tuple[int, ...] | None:
         """About how many bytes of the files each rank has yet to read, with all columns; None for a mixture.
 
-        Row groups are read as a whole, and again for each window and each lane that has some of their rows. The rows at
-        the end of an epoch that are no whole turn of each lane are a window of their own, so their row groups are read
-        twice.
+        Row groups are read as a whole, and again for each window and each lane that has some of their rows. The last
+        rows of an epoch, which are too few for a whole turn of each lane, are a window of their own, so their row
+        groups are read twice.
         """
         costs, stretch = self._current.costs, self._current.stretch
         if costs is None:

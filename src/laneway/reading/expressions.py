@@ -115,7 +115,7 @@ class Filter:
 
 def _mask(expression: pc.Expression, rows: pa.Table) -> Mask:
     """Return for which rows an expression is true, bool of shape (rows,)."""
-    from pyarrow import acero  # noqa: PLC0415 - pandas comes with it, which only filters need
+    from pyarrow import acero  # noqa: PLC0415 - it imports pandas, and only filters need it
 
     source = acero.Declaration("table_source", acero.TableSourceNodeOptions(rows))
     project = acero.Declaration("project", acero.ProjectNodeOptions([expression], ["mask"]), [source])
@@ -244,10 +244,10 @@ def _columns_text(schema: pa.Schema) -> str:
 
 def _problem(expression: pc.Expression, schema: pa.Schema) -> str | None:
     """Return why an expression can't be computed for a schema, or None if it is a condition on its columns."""
-    try:
-        from pyarrow.dataset import Scanner  # noqa: PLC0415 - pandas comes with it, which only filters need
+    from pyarrow.dataset import Scanner  # noqa: PLC0415 - it imports pandas, and only filters need it
 
-        make: Any = Scanner.from_batches
+    make: Any = Scanner.from_batches
+    try:
         scanner = make(iter(()), schema=schema, columns={"mask": expression})
         data_type = scanner.projected_schema.field(0).type
     except _ERRORS as error:

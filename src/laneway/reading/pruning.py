@@ -83,13 +83,13 @@ def by_known_keys(manifest: ManifestContents, step: Filter) -> NDArray[np.int8]:
 
 def _excludes(manifest: ManifestContents, step: Filter, names: list[str], file_index: int) -> bool:
     """Return whether a filter selects no row of a file, whatever its other columns are."""
+    import pyarrow.dataset as pads  # noqa: PLC0415 - it imports pandas, and only filters need it
+
     facts: Any = pc.scalar(True)  # noqa: FBT003 - a value
     for name in names:
         value = manifest.partitions.value(name, file_index, step.schema.field(name).type)
         facts = facts & (pc.field(name) == value if value.is_valid else pc.field(name).is_null())
     # No file is opened to learn which fragments of a dataset a filter excludes.
-    import pyarrow.dataset as pads  # noqa: PLC0415 - pandas comes with it, which only filters need
-
     format_, local = pads.ParquetFileFormat(), pyarrow.fs.LocalFileSystem()
     fragment = format_.make_fragment("unread", local, partition_expression=facts)
     dataset = pads.FileSystemDataset([fragment], step.schema, format_, local)

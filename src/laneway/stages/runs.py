@@ -95,7 +95,7 @@ class Flow:
         self.position = position
         """The position after the last item that was taken."""
         self.row_tokens: list[RowTokens] = []
-        """The tokens of the packs that were taken last, if they count."""
+        """The tokens of the packs that were taken last, if they are counted."""
 
     def take(self, num_items: int) -> list[Items]:
         """Return the next items, fewer only at the end of the lane."""

@@ -60,6 +60,8 @@ def _possible(
     step: Filter, known: Mapping[str, _Known], num_files: int, files: NDArray[np.int64] | None = None
 ) -> NDArray[np.bool_]:
     """Return for each file whether a filter may select a row of it, True for those other than `files`."""
+    import pyarrow.dataset as pads  # noqa: PLC0415 - it imports pandas, and only filters need it
+
     chosen = np.arange(num_files) if files is None else files
     facts: dict[int, Any] = {}
     for column in known.values():
@@ -67,8 +69,6 @@ def _possible(
             facts[index] = facts[index] & fact if index in facts else fact
     told = [*facts]
     # A dataset of pyarrow learns from what is known of its files which of them a filter excludes, and opens none.
-    import pyarrow.dataset as pads  # noqa: PLC0415 - pandas comes with it, which only filters need
-
     from_paths: Any = pads.FileSystemDataset.from_paths
     dataset = from_paths(
         [str(index) for index in told],
