@@ -643,5 +643,5 @@ def test_ranks_that_come_to_a_change_of_weights_apart_are_saved_and_resume(tmp_p
     for loader, rest in zip(resumed, (ahead, behind), strict=True):
         loader.load_state_dict(state)
         assert run(islice(loader, 10)) == run(islice(rest, 10))
-    with pytest.raises(CheckpointMismatchError, match=r"a change of the weights by their schedule.* on 2 ranks only"):
+    with pytest.raises(CheckpointMismatchError, match=r"a scheduled change of the weights.* on 2 ranks only"):
         ranks(3)[0].load_state_dict(state)

@@ -97,7 +97,8 @@ def state(arguments: argparse.Namespace) -> Answer:
     """Say what a checkpoint holds, how it differs from another one, and whether it fits a dataset."""
     saved = state_of_file(arguments, arguments.file)
     summary = describe_state(saved.originals)
-    facts: dict[str, Any] = {"name": saved.name, **asdict(summary), "share": summary.share}
+    fields = {name: value for name, value in asdict(summary).items() if not name.startswith("_")}
+    facts: dict[str, Any] = {"name": saved.name, **fields, "share": summary.share}
     facts["settings"] = dict(summary.settings)
     facts["cuts"], facts["sources"] = ([each._asdict() for each in own] for own in (summary.cuts, summary.sources))
     lines, exit_code = [saved.name, *_lines_of(summary)], 0

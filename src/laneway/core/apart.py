@@ -93,8 +93,8 @@ def state_of_rank(state: object, place: WorkerPlace) -> object:
         )
         until = "are in the same epoch"
         if behind == ahead:
-            when = "some ranks had come to a change of the weights by their schedule, and others had not"
-            until = "have come to it"
+            when = "some ranks had passed a scheduled change of the weights, and others had not"
+            until = "have passed it"
         message = (
             f"this state was saved while {when}, so it resumes on {num_ranks} only, and this job has "
             f"{place.world_size}: resume on {num_ranks}, and save again when all of them {until}"

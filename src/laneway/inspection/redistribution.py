@@ -87,7 +87,8 @@ def redistribute(
     if len(saved) > 1 or not saved[0].is_global:
         message = (
             f"this holds {len(saved)} of the {saved[0].place.world_size} ranks that saved it, or states of workers: "
-            "pass the states of all ranks, or that of the whole job"
+            "pass the states of all ranks, or that of the whole job, saved while all of them were in the same epoch, "
+            "with the same weights"
         )
         raise CheckpointMismatchError(message)
     options = _options(fields, batch_size)
