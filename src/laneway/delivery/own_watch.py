@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import queue
 import threading
 import weakref
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Final
 
@@ -33,22 +35,23 @@ def watch(running: DataLoaderPass, times: LoopTimes, warning_s: float) -> Callab
         times: Tells since when the training loop waits.
         warning_s: Seconds without a batch until the first warning.
     """
-    ended = threading.Event()
+    # Not an Event: a signal handler that raises within `set` can leave it locked, and the next `set` waits for ever.
+    ended: queue.SimpleQueue[None] = queue.SimpleQueue()
     # Nothing of the pass: its iterator ends this thread when it is gone.
     arguments = (ended, weakref.ref(running), times, warning_s, threading.get_ident())
     threading.Thread(target=_watch, args=arguments, name="laneway-watch", daemon=True).start()
-    return ended.set
+    return partial(ended.put, None)
 
 
 def _watch(
-    ended: threading.Event,
+    ended: queue.SimpleQueue[None],
     found: weakref.ref[DataLoaderPass],
     times: LoopTimes,
     warning_s: float,
     thread: int,
 ) -> None:
     reported, num_warnings = 0.0, 0
-    while not ended.wait(min(warning_s / _POLLS, threading.TIMEOUT_MAX)):
+    while not _is_over(ended, min(warning_s / _POLLS, threading.TIMEOUT_MAX)):
         since = times.waiting_since
         if since != reported:
             reported, num_warnings = since, 0
@@ -60,6 +63,15 @@ def _watch(
                 return
             _warn(running, waited_s, thread)
             del running
+
+
+def _is_over(ended: queue.SimpleQueue[None], timeout_s: float) -> bool:
+    """Wait for the end of the pass, and return whether it came in time."""
+    try:
+        ended.get(timeout=timeout_s)
+    except queue.Empty:
+        return False
+    return True
 
 
 def _warn(running: DataLoaderPass, waited_s: float, thread: int) -> None:
