@@ -188,24 +188,24 @@ def _plain(definition: DatasetDefinition) -> DatasetDefinition:
 
 def where(arguments: argparse.Namespace) -> Answer:
     """Say when a row is delivered."""
-    of_mixture: dict[str, Any] = {}
+    saved = None
     if arguments.state is None:
         if arguments.sources or arguments.weights is not None or arguments.stop is not None:
             message = "a mixture is described by one of its checkpoints: give it with --state"
             raise ValueError(message)
         whole = open_dataset(arguments).whole
-        if isinstance(whole, Mixture):
-            of_mixture = {"source": source_of_row(arguments, whole), "epoch": arguments.epoch or 0}
-        epoch = None if of_mixture else arguments.epoch
-        plan = whole.plan(epoch, arguments.world_size, arguments.workers)
     else:
         saved = state_of_file(arguments, arguments.state)
         is_mixed = bool(saved.fields["mixture"])
         refuse_settings(arguments, [name for name in OF_STATE if name != "epoch" or not is_mixed])
         whole = open_for_state(arguments, saved.states[0]).whole
-        if is_mixed and isinstance(whole, Mixture):
-            of_mixture = {"source": source_of_row(arguments, whole), "epoch": arguments.epoch or 0}
-        plan = whole.plan(None, arguments.world_size, arguments.workers, state=saved.whole())
+    # A state has an epoch itself, and of a mixture, the argument is that of the source.
+    epoch = arguments.epoch if saved is None and not isinstance(whole, Mixture) else None
+    resumed = None if saved is None else saved.whole()
+    plan = whole.plan(epoch, arguments.world_size, arguments.workers, state=resumed)
+    of_mixture: dict[str, Any] = {}
+    if isinstance(whole, Mixture):
+        of_mixture = {"source": source_of_row(arguments, whole), "epoch": arguments.epoch or 0}
     found = plan.where(arguments.path, arguments.row, **of_mixture)
     names = ["step", "rank", "worker", "batch_index"]
     facts = {"path": arguments.path, "row": arguments.row, **of_mixture}
