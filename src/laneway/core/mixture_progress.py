@@ -71,9 +71,9 @@ def progress_in(saved: SavedState) -> Progress:
             earlier=tuple(map(decode_cut, fields["earlier_cuts"])),
             place=None if saved.is_global else saved.place,
         )
-    return (
-        decode_tokens(fields["tokens"], decode_mixture(fields["mixture"], progress)) if fields["mixture"] else progress
-    )
+    if not fields["mixture"]:
+        return progress
+    return decode_tokens(fields["tokens"], decode_mixture(fields["mixture"], progress))
 
 
 def mixture_differences(

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 _SMALL: Final = 20
 """Rows of a line for each group whose packs are sent to other processes rather than counted there again."""
-
-
 _KNOWN: Final = "lengths"
 """Last word of what states hold of stages, before any digest, if lanes count packs."""
 
