@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from laneway.formats.base import BlockMatches, BlockReader, PlannedFile
+    from laneway.formats.field_paths import FieldPath
     from laneway.storage.filesystem import Storage
 
 _MAGIC = b"PAR1"
@@ -45,7 +46,8 @@ _PIECE_BYTES: Final = 512 << 10
 """Encoded bytes of the rows that are decoded at a time where some of them are selected: what they take in memory, the
 next ones find in a cache of the processor, and no page of it is returned to the system in between."""
 _MAX_SCHEMAS: Final = 16  # whose columns a process remembers
-_MAX_FOOTER_BYTES: Final = 64 << 20  # of all decoded footers that a process caches
+_MAX_FOOTER_BYTES: Final = 64 << 20  # of all decoded footers of remote files that a process caches
+_MAX_LOCAL_FOOTER_BYTES: Final = 8 << 20  # of local ones: several threads open a file, and again in the next epoch
 
 
 @final
@@ -93,10 +95,11 @@ class ParquetFormat(Format):
     def open(self, storage: Storage, planned: PlannedFile, schema: pa.Schema) -> BlockReader:
         """Open a file, and check that its footer has not changed since it was planned.
 
-        The footers of remote files are cached in memory, so that each process reads them once.
+        Footers are cached in memory, so that each process reads those of remote files once, and parses those of local
+        files once.
         """
+        footer = _planned_footer(storage, planned)
         if storage.is_local:
-            footer = _planned_footer(storage, planned)
             try:
                 # Not memory-mapped: a file that is truncated during a read would kill the process.
                 source = pa.OSFile(planned.path, mode="r")
@@ -105,13 +108,7 @@ class ParquetFormat(Format):
             except (pa.ArrowException, OSError, ValueError) as error:
                 raise storage.error_for(planned.path, "can't be opened", error) from storage.cause(error)
             return ParquetBlocks(file, planned, _columns_of(schema))
-        key = (storage.redact(planned.path), planned.size, planned.version, planned.digest)
-        # Without a version, later reads could not detect that the file has changed.
-        metadata = _footers.get(key) if planned.version else None
-        if metadata is None:
-            metadata = _planned_footer(storage, planned)
-            _footers.put(key, metadata)
-        return RemoteParquetBlocks(storage, planned, metadata, _columns_of(schema))
+        return RemoteParquetBlocks(storage, planned, footer, _columns_of(schema))
 
 
 @final
@@ -211,19 +208,31 @@ class _Columns:
     def __init__(self, schema: pa.Schema) -> None:
         self.schema = schema
         self.leaves = leaf_ranges(schema)
+        self._found: tuple[tuple[str, ...], list[FieldPath], list[int]] = ((), [], [])
+        """The names that were asked for last, their paths, and their leaves."""
+
+    def _find(self, names: Sequence[str]) -> tuple[list[FieldPath], list[int]]:
+        """Return the paths of some columns, and their leaves."""
+        latest, paths, leaves = self._found
+        if latest != tuple(names):
+            paths = [path_of(self.schema, name) for name in names]
+            leaves = [leaf for path in paths for leaf in self._leaves_of(path)]
+            self._found = tuple(names), paths, leaves
+        return paths, leaves
 
     def check(
         self, metadata: pq.FileMetaData, first: int, stop: int, names: Sequence[str], size: int
     ) -> tuple[list[int], int]:
         """Check what the footer says about some columns; return the indices of their leaves, and bytes in the file."""
-        leaves = [leaf for name in names for leaf in self._leaves_of(name)]
+        _, leaves = self._find(names)
         return leaves, sum(check_chunks(metadata, group, leaves, size) for group in range(first, stop))
 
     def decode(self, file: pq.ParquetFile, first: int, stop: int, names: Sequence[str]) -> pa.Table:
         """Decode the row groups [first, stop) of some columns."""
         # pyarrow interprets names as paths into structs too, but returns these structs, in file order.
         table: pa.Table = file.read_row_groups(list(range(first, stop)), columns=list(names))
-        return select_fields(table, [(name, path_of(self.schema, name)) for name in names])
+        paths, _ = self._find(names)
+        return select_fields(table, list(zip(names, paths, strict=True)))
 
     def decode_selected(
         self, file: pq.ParquetFile, first: int, stop: int, names: Sequence[str], mask: NDArray[np.bool_]
@@ -242,14 +251,14 @@ class _Columns:
         if start != len(mask):
             message = f"{len(mask):,} rows were expected, and {start:,} found"
             raise pa.ArrowInvalid(message)
-        return select_fields(pa.Table.from_batches(pieces), [(name, path_of(self.schema, name)) for name in names])
+        paths, _ = self._find(names)
+        return select_fields(pa.Table.from_batches(pieces), list(zip(names, paths, strict=True)))
 
     def type_of(self, name: str) -> pa.DataType:
         """Return the type of a column."""
         return field_type(self.schema, path_of(self.schema, name))
 
-    def _leaves_of(self, name: str) -> range:
-        path = path_of(self.schema, name)
+    def _leaves_of(self, path: FieldPath) -> range:
         found, type_ = self.leaves[path[0]], self.schema.field(path[0]).type
         for each in path[1:]:
             found, type_ = leaf_ranges(type_, found.start)[each], type_.field(each).type
@@ -277,7 +286,8 @@ def _columns_of(schema: pa.Schema) -> _Columns:
 class _FooterCache:
     """The footers that this process has used most recently."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
         self._cached: OrderedDict[tuple[object, ...], pq.FileMetaData] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
@@ -296,7 +306,7 @@ class _FooterCache:
             previous = self._cached.pop(key, None)
             self._cached[key] = metadata
             self._bytes += _memory_bytes(metadata) - (_memory_bytes(previous) if previous else 0)
-            while self._bytes > _MAX_FOOTER_BYTES and len(self._cached) > 1:
+            while self._bytes > self._max_bytes and len(self._cached) > 1:
                 self._bytes -= _memory_bytes(self._cached.popitem(last=False)[1])
 
     def _after_fork(self) -> None:
@@ -307,13 +317,24 @@ def _memory_bytes(metadata: pq.FileMetaData) -> int:
     return _FOOTER_EXPANSION * metadata.serialized_size
 
 
-_footers = _FooterCache()
+_remote_footers = _FooterCache(_MAX_FOOTER_BYTES)
+_local_footers = _FooterCache(_MAX_LOCAL_FOOTER_BYTES)
 
 
 def _planned_footer(storage: Storage, planned: PlannedFile) -> pq.FileMetaData:
     """Return the footer of a file, after checking that it has not changed since it was planned."""
+    footers = _local_footers if storage.is_local else _remote_footers
+    key = (storage.redact(planned.path), planned.size, planned.version, planned.digest)
+    cached = footers.get(key)
+    # Without a version, later reads of a remote file could not detect that the file has changed.
+    if cached is not None and planned.version and not storage.is_local:
+        return cached
     try:
-        metadata, tail_digest = _read_footer(storage, planned.path, planned.size, planned.version)
+        tail = _read_tail(storage, planned.path, planned.size, version=planned.version)
+        tail_digest = digest(tail)
+        if cached is not None and tail_digest == planned.digest:
+            return cached
+        metadata = _open_footer(storage, planned.path, tail).metadata
     except DataFileError:
         if planned.version and not storage.is_local:
             # The read has compared versions; don't ask a failing storage again.
@@ -331,6 +352,7 @@ def _planned_footer(storage: Storage, planned: PlannedFile) -> pq.FileMetaData:
     if tail_digest != planned.digest:
         difference = f"its footer had the digest {planned.digest} and now has {tail_digest}"
         raise storage.change_error(planned.path, difference)
+    footers.put(key, metadata)
     return metadata
 
 
@@ -340,12 +362,6 @@ def _checked_rows(storage: Storage, path: str, metadata: pq.FileMetaData) -> lis
         return check_row_counts(metadata)
     except ValueError as error:
         raise storage.error_for(path, "is damaged", error) from error
-
-
-def _read_footer(storage: Storage, path: str, size: int, version: str) -> tuple[pq.FileMetaData, str]:
-    """Return the footer of a Parquet file and the digest of its tail."""
-    tail = _read_tail(storage, path, size, version=version)
-    return _open_footer(storage, path, tail).metadata, digest(tail)
 
 
 def _open_footer(storage: Storage, path: str, tail: bytes) -> ParquetReader:

@@ -11,7 +11,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from laneway.errors import DataFileError
-from laneway.formats import FileScan, ParquetFormat, PlannedFile
+from laneway.formats import FileScan, ParquetFormat, PlannedFile, parquet
 from laneway.storage.entries import file_size
 from laneway.storage.filesystem import Storage
 from tests.corpora import rows, write_blocks
@@ -176,6 +176,21 @@ def test_a_file_that_changed_since_the_scan_is_refused(tmp_path: Path) -> None:
     pq.write_table(rows(0, 10), path, row_group_size=5)
     with pytest.raises(DataFileError, match="it had 10 rows in 1 row group and now has 10 in 2"):
         _open(path, scan)
+    pq.write_table(rows(1, 11), path)
+    with pytest.raises(DataFileError, match=f"its footer had the digest {scan.digest}"):
+        _open(path, scan)
+
+
+def test_a_local_footer_is_parsed_once_and_compared_at_each_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(rows(0, 10), path)
+    scan = _scan(path)
+    _open(path, scan).close()
+    with monkeypatch.context() as patch:
+        patch.setattr(parquet, "_open_footer", None)
+        assert _open(path, scan).read(0, 1, ["id"]).num_rows == 10
     pq.write_table(rows(1, 11), path)
     with pytest.raises(DataFileError, match=f"its footer had the digest {scan.digest}"):
         _open(path, scan)
