@@ -334,7 +334,7 @@ class RowReader:
         self, table: pa.Table, sources: _Sources, blocks: _Blocks, rows: NDArray[np.int64] | None
     ) -> pa.Table:
         """Return the table with the columns that are not in its file, all in the order and the types of `schema`."""
-        if not self.schema.names:
+        if not self.schema.names or table.schema.equals(self.schema, check_metadata=True):
             return table
         columns: dict[str, Any] = dict(zip(table.column_names, table.columns, strict=True))
         if self._origin is not None and rows is not None:
