@@ -4,7 +4,7 @@ Writes tables of 40 float32 and an int8 label, and tables of fixed-size lists of
 log-normal sizes. The files are read as one StatefulShardedDataset, and as a Mixture of as many sources as there are
 files, with their sizes as weights, so that both deliver the same rows, in shuffled batches, with 0 and 2 workers.
 All run in this process in interleaved rounds, each from `iter` on; each figure is the median of the ratios of the
-rounds. With 2 sources, HF datasets, litdata and grain are compared if they are installed.
+rounds. With 2 sources, HF datasets, litdata, grain and energon are compared if they are installed.
 
 Run `python benchmarks/bench_mixture.py [--short]`.
 """

@@ -4,8 +4,8 @@ Writes Parquet files of documents, lists of int32 of log-normal lengths with a m
 Batches of 8 packs of 2,048 tokens, in whole passes, in file order and in one process, are compared with pyarrow and
 numpy alone, which read row groups and concatenate and reshape their tokens to int64 tensors: no masks, no shuffling, no
 resuming. Tokenising on the fly in two workers is compared with the tokenizer alone in as many processes. All in
-interleaved rounds; each figure is the median of the ratios of the rounds. HF datasets, litdata, grain and lancedb are
-compared if they are installed, once, and each beside a pass of pyarrow and numpy.
+interleaved rounds; each figure is the median of the ratios of the rounds. HF datasets, litdata, grain, lancedb and
+energon are compared if they are installed, once, and each beside a pass of pyarrow and numpy.
 
 Run `python benchmarks/bench_packing.py [--short]`.
 """

@@ -22,6 +22,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
+# Scripts import from their own directory, mypy from the root.
+if TYPE_CHECKING:
+    from benchmarks import energon_peer
+else:
+    import energon_peer
+
 SHUFFLE_BUFFER_ROWS = 1_000
 GROUP_DOCUMENTS = 1_000
 """Documents that a batched map gets at a time, by default."""
@@ -41,7 +47,7 @@ class MixingPeer(NamedTuple):
     @property
     def is_installed(self) -> bool:
         """Whether the package can be imported."""
-        return importlib.util.find_spec(self.package) is not None
+        return _is_installed(self.package)
 
 
 class PackingPeer(NamedTuple):
@@ -58,7 +64,14 @@ class PackingPeer(NamedTuple):
     @property
     def is_installed(self) -> bool:
         """Whether the package can be imported."""
-        return importlib.util.find_spec(self.package) is not None
+        return _is_installed(self.package)
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:  # its parent package
+        return False
 
 
 def _load(module: str) -> Any:  # noqa: ANN401 - the types of optional libraries are unknown
@@ -234,6 +247,7 @@ MIXING_PEERS = {
     "HF datasets": MixingPeer("datasets", _hf_mixture),
     "litdata": MixingPeer("litdata", _litdata_mixture),
     "grain": MixingPeer("grain", _grain_mixture),
+    "energon": MixingPeer("megatron.energon", energon_peer.mixture),
 }
 """Name -> library that mixes."""
 PACKING_PEERS = {
@@ -242,5 +256,8 @@ PACKING_PEERS = {
     "grain: concatenate and split": PackingPeer("grain", _grain_chunks, ("input_ids_segment_ids", 0)),
     "grain: best fit over 64 open packs": PackingPeer("grain", _grain_best_fit, ("input_ids_segment_ids", 0)),
     "lancedb: pack_sequences, own format": PackingPeer("lancedb", _lancedb_packs, ("input_ids", -1)),
+    "energon: best fit over 1,000 documents, own format": PackingPeer(
+        "megatron.energon", energon_peer.packs, ("input_ids", -1)
+    ),
 }
 """Name -> library that packs."""
