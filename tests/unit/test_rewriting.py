@@ -48,6 +48,12 @@ def test_many_tiny_files_become_one_with_larger_row_groups(tmp_path: Path) -> No
     assert (column.is_stats_set, column.compression) == (True, "ZSTD")
 
 
+def test_a_single_file_is_a_source(tmp_path: Path) -> None:
+    write_lines(tmp_path / "source", 20)
+    path = tmp_path / "source" / "part-0.jsonl"
+    assert rows(to_parquet(path, tmp_path / "dest")) == rows(path)
+
+
 def test_files_and_row_groups_have_about_the_size_that_is_asked_for(tmp_path: Path) -> None:
     write_lines(tmp_path / "source")
     manifest = to_parquet(tmp_path / "source", tmp_path / "dest", row_group_bytes="200KiB", file_bytes="8KB")
