@@ -62,6 +62,14 @@ def test_files_and_row_groups_have_about_the_size_that_is_asked_for(tmp_path: Pa
     assert rows(manifest) == rows(tmp_path / "source")
 
 
+def test_the_texts_of_a_dictionary_do_not_end_a_row_group_before_its_rows_do(tmp_path: Path) -> None:
+    texts = pa.array([f"{number} " * 100 for number in range(200)])
+    column = pa.DictionaryArray.from_arrays(pa.array([row % 200 for row in range(5_000)], pa.int32()), texts)
+    pq.write_table(pa.table({"text": column}), tmp_path / "source.parquet")
+    manifest = to_parquet(tmp_path / "source.parquet", tmp_path / "dest", row_group_bytes=200_000)
+    assert manifest.files.block_rows.tolist() == [5_000]
+
+
 def test_an_interrupted_call_goes_on_after_the_files_that_are_complete(tmp_path: Path) -> None:
     write_lines(tmp_path / "source")
     sizes: dict[str, Any] = {"row_group_bytes": "400KiB", "file_bytes": "1KB"}
