@@ -231,7 +231,7 @@ def _make_part(
             batch = _copied(given.cast(schema))
             group.append(batch)
             num_rows += batch.num_rows
-            num_bytes += batch.nbytes
+            num_bytes += pa.ipc.get_record_batch_size(batch)
             if num_bytes >= group_bytes:
                 write_group()
                 num_bytes = 0
@@ -243,9 +243,10 @@ def _make_part(
 
 
 def _copied(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Return a copy, whose size depends on the rows alone, and not on what they were cut from.
+    """Return a copy, whose size as a message of Arrow depends on its rows alone, and not on what they were cut from.
 
-    So a call that continues an interrupted one ends row groups where that would have ended them.
+    So a call that continues an interrupted one ends row groups where that would have ended them. `nbytes` would not do:
+    it has the whole dictionary of a column, and bits for nulls that only rows nearby have.
     """
     order = cast("pa.Int64Array", pa.array(np.arange(batch.num_rows)))
     return record_batch([take_rows([column], column.type, order) for column in batch.columns], batch.schema)

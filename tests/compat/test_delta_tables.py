@@ -310,13 +310,17 @@ def test_a_table_without_rows_and_one_that_does_not_exist_are_errors(tmp_path: P
         StatefulShardedDataset(f"delta://{tmp_path}/empty")
 
 
-def test_a_vacuumed_file_is_an_error_that_names_it(tmp_path: Path) -> None:
+def test_a_vacuumed_file_is_an_error_that_names_it_and_the_version(tmp_path: Path) -> None:
     write_deltalake(tmp_path, some_rows(0, 10))
+    planned = StatefulShardedDataset(DeltaTable(tmp_path))
     write_deltalake(tmp_path, some_rows(0, 10), mode="overwrite")
     DeltaTable(tmp_path).vacuum(0, dry_run=False, enforce_retention_duration=False)
     table = DeltaTable(tmp_path, version=0)
-    with pytest.raises(DataFileError, match=r"\.parquet does not exist"):
+    problem = r"\.parquet does not exist, but version 0 of the Delta table .* lists it: .* by vacuum"
+    with pytest.raises(DataFileError, match=problem):
         StatefulShardedDataset(table)
+    with pytest.raises(DataFileError, match=problem):
+        next(iter(planned))
 
 
 def test_a_moved_table_is_the_same(tmp_path: Path) -> None:

@@ -367,6 +367,8 @@ def test_nested_columns_are_matched_by_their_numbers(tmp_path: Path) -> None:
 def test_what_belongs_into_the_arguments_of_the_dataset_is_refused_in_a_scan(grown: Table) -> None:
     with pytest.raises(ValueError, match=r"the scan of the table has row_filter, selected_fields, limit: pass filter="):
         StatefulShardedDataset(grown.scan(row_filter="id > 3", selected_fields=("id",), limit=3))
+    with pytest.raises(DataFileError, match=r"the table has no snapshot 7: it may have expired"):
+        StatefulShardedDataset(grown.scan(snapshot_id=7))
     with pytest.raises(ValueError, match="a table says itself of which format"):
         StatefulShardedDataset(grown, format="parquet")
 

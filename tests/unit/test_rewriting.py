@@ -48,12 +48,26 @@ def test_many_tiny_files_become_one_with_larger_row_groups(tmp_path: Path) -> No
     assert (column.is_stats_set, column.compression) == (True, "ZSTD")
 
 
+def test_a_single_file_is_a_source(tmp_path: Path) -> None:
+    write_lines(tmp_path / "source", 20)
+    path = tmp_path / "source" / "part-0.jsonl"
+    assert rows(to_parquet(path, tmp_path / "dest")) == rows(path)
+
+
 def test_files_and_row_groups_have_about_the_size_that_is_asked_for(tmp_path: Path) -> None:
     write_lines(tmp_path / "source")
     manifest = to_parquet(tmp_path / "source", tmp_path / "dest", row_group_bytes="200KiB", file_bytes="8KB")
     assert manifest.files.num_files > 1
     assert manifest.files.sizes[:-1].min() >= 8_000
     assert rows(manifest) == rows(tmp_path / "source")
+
+
+def test_the_texts_of_a_dictionary_do_not_end_a_row_group_before_its_rows_do(tmp_path: Path) -> None:
+    texts = pa.array([f"{number} " * 100 for number in range(200)])
+    column = pa.DictionaryArray.from_arrays(pa.array([row % 200 for row in range(5_000)], pa.int32()), texts)
+    pq.write_table(pa.table({"text": column}), tmp_path / "source.parquet")
+    manifest = to_parquet(tmp_path / "source.parquet", tmp_path / "dest", row_group_bytes=200_000)
+    assert manifest.files.block_rows.tolist() == [5_000]
 
 
 def test_an_interrupted_call_goes_on_after_the_files_that_are_complete(tmp_path: Path) -> None:

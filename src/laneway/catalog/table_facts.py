@@ -10,6 +10,7 @@ import numpy as np
 
 from laneway.core.files import digest
 from laneway.core.intervals import Intervals
+from laneway.errors import DataFileError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -71,6 +72,16 @@ class TableFacts:
     """The rows of the files that don't belong to it."""
     filter: str | None = None
     """The text of the filter for which files without a matching row are left out; None: all files are there."""
+
+    def explain(self, error: DataFileError) -> DataFileError:
+        """Return the error for a file that can't be opened, with the likely reason and the way out if it is missing."""
+        if not isinstance(error.__cause__, FileNotFoundError):
+            return error
+        message = (
+            f"{error}, but {self.version or 'the table'} lists it: files of old versions are deleted by vacuum, or as "
+            "snapshots expire; read a newer version"
+        )
+        return DataFileError(message)
 
 
 def _ranges_of(rows: NDArray[np.int64]) -> NDArray[np.int64]:

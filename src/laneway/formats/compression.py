@@ -47,11 +47,13 @@ class Compression(enum.IntEnum):
 
     @classmethod
     def of(cls, head: bytes) -> Compression:
-        """Return the compression of a file, from its first bytes."""
-        if head.startswith(_GZIP_MAGIC):
+        """Return the compression of a file, from its first bytes, which may be fewer where it was cut off."""
+        length = len(head)
+        if length and head.startswith(_GZIP_MAGIC[:length]):
             return cls.GZIP
         is_skippable = head[1:4] == _SKIPPABLE_MAGIC and head[0] >> 4 == 5  # noqa: PLR2004 - see _SKIPPABLE_MAGIC
-        return cls.ZSTD if head.startswith(_ZSTD_MAGIC) or is_skippable else cls.NONE
+        is_zstd = is_skippable or (length and head.startswith(_ZSTD_MAGIC[:length]))
+        return cls.ZSTD if is_zstd else cls.NONE
 
 
 class Piece(NamedTuple):

@@ -8,6 +8,7 @@ from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, final
 
+from laneway.errors import DataFileError
 from laneway.formats import FORMATS
 
 if TYPE_CHECKING:
@@ -95,7 +96,11 @@ class OpenFiles:
         with opening:
             schemas = self._manifest.schemas
             schema = schemas.stored_in(file_index) if schemas.stored else self.schema_of(file_index)
-            return FORMATS[self._manifest.format].open(self._storage, planned, schema)
+            try:
+                return FORMATS[self._manifest.format].open(self._storage, planned, schema)
+            except DataFileError as error:
+                table = self._manifest.table
+                raise (error if table is None else table.explain(error)) from error.__cause__
 
     def give_back(self, file_index: int, reader: BlockReader) -> None:
         """Keep a file that was borrowed for the next read."""

@@ -47,7 +47,7 @@ def read_small_file(storage: Storage, path: str) -> bytes | None:
             # Some filesystems look for the file in a listing that they remember.
             storage.forget_listings(path)
             return bytes(storage.filesystem.cat_file(storage.request_path(path), start=0, end=_SMALL_BYTES))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except Exception:
             # S3 refuses any range of an empty object.

@@ -73,6 +73,7 @@ class IcebergCatalog(Catalog):
             scan: A scan of all rows and columns of one snapshot.
 
         Raises:
+            DataFileError: The table doesn't have this snapshot.
             ValueError: It has a filter, some of the columns, or a limit.
         """
         given = [
@@ -92,6 +93,9 @@ class IcebergCatalog(Catalog):
         self._scan = scan
         self._metadata = scan.table_metadata
         snapshot = scan.snapshot()
+        if snapshot is None and scan.snapshot_id is not None:
+            message = f"the table has no snapshot {scan.snapshot_id}: it may have expired"
+            raise DataFileError(message)
         self._snapshot_id = None if snapshot is None else snapshot.snapshot_id
         self._fields = schema_to_pyarrow(scan.projection())
 

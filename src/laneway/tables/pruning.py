@@ -49,17 +49,24 @@ def files_that_may_match(catalog: Catalog, step: Filter, num_files: int) -> NDAr
     if len(left) > _GROUP and known:
         # Files beside each other often have values beside each other: a filter may exclude all of them at once.
         grouped = {name: group for name, each in known.items() if (group := each.grouped()) is not None}
-        groups = _possible(step, grouped, -(-num_files // _GROUP))
+        num_groups = -(-num_files // _GROUP)
+        groups = _possible(step.expression, step.schema, grouped, num_groups)
         is_kept[left] = groups[left // _GROUP]
-        left = left[is_kept[left]]
-    is_kept[left] = _possible(step, known, num_files, left)[left]
+        # Where the opposite is excluded, all rows match.
+        is_open = _possible(~step.expression, step.schema, grouped, num_groups)
+        left = left[is_kept[left] & is_open[left // _GROUP]]
+    is_kept[left] = _possible(step.expression, step.schema, known, num_files, left)[left]
     return is_kept
 
 
 def _possible(
-    step: Filter, known: Mapping[str, _Known], num_files: int, files: NDArray[np.int64] | None = None
+    expression: pc.Expression,
+    schema: pa.Schema,
+    known: Mapping[str, _Known],
+    num_files: int,
+    files: NDArray[np.int64] | None = None,
 ) -> NDArray[np.bool_]:
-    """Return for each file whether a filter may select a row of it, True for those other than `files`."""
+    """Return for each file whether an expression may be true for a row of it, True for those other than `files`."""
     import pyarrow.dataset as pads  # noqa: PLC0415 - it imports pandas, and only filters need it
 
     chosen = np.arange(num_files) if files is None else files
@@ -72,14 +79,14 @@ def _possible(
     from_paths: Any = pads.FileSystemDataset.from_paths
     dataset = from_paths(
         [str(index) for index in told],
-        schema=step.schema,
+        schema=schema,
         format=pads.ParquetFileFormat(),
         filesystem=pyarrow.fs.LocalFileSystem(),
         partitions=[*facts.values()],
     )
     is_possible = np.ones(num_files, bool)
     try:
-        found = [int(fragment.path) for fragment in dataset.get_fragments(step.expression)]
+        found = [int(fragment.path) for fragment in dataset.get_fragments(expression)]
     except pa.ArrowException:
         # It can't be computed for a value, which the file that has it will tell.
         return is_possible

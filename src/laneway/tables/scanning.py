@@ -103,9 +103,12 @@ def scan_table(
     entry = CacheEntry.find(cache_dir, storage, (f"table {TABLE_FORMAT_VERSION}", catalog.format))
     cached = None if entry is None else entry.load(lambda data: decode(data, entry.redacted_path))
     # The files of a table don't change, so a path and a size identify what was cached, unless a version is known.
-    scans = read_scans(found, cached, are_fixed=True, progress=progress)
+    none_deleted = TableFacts(catalog.version, catalog.schema, DeletedRows.of({}, len(paths)))
+    try:
+        scans = read_scans(found, cached, are_fixed=True, progress=progress)
+    except DataFileError as error:
+        raise none_deleted.explain(error) from error.__cause__
     schemas = FileSchemas.renamed((scan.schema for scan in scans), catalog.rename)
-    none_deleted = TableFacts(catalog.version, catalog.schema, DeletedRows.of({}, len(scans)))
     contents = combine(found, scans, schemas, _constants(catalog, files, kept, schemas), none_deleted)
     if entry is not None and left_out_by is None and not (cached is not None and is_unchanged(found, cached)):
         write_contents(entry, contents)

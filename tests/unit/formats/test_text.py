@@ -199,6 +199,13 @@ def test_compressed_files_that_are_damaged_are_an_error(tmp_path: Path, suffix: 
         rows(tmp_path, data[:5000] + b"\x55" * 50 + data[5050:], name)
 
 
+@pytest.mark.parametrize("start", [b"\x1f", b"(", b"(\xb5", b"(\xb5/"])
+def test_a_compressed_file_of_which_only_the_first_bytes_are_there_is_an_error(tmp_path: Path, start: bytes) -> None:
+    # As text, they could name a column.
+    with pytest.raises(DataFileError, match=r"part.csv.gz can't be read: the (gzip|zstd) data ends too early"):
+        rows(tmp_path, start, "part.csv.gz")
+
+
 def test_a_large_frame_is_a_warning_that_says_what_it_costs(tmp_path: Path) -> None:
     lines = (b'{"a":"' + b"x" * 990 + b'"}\n') * 70_000
     (tmp_path / "part.jsonl.gz").write_bytes(gzip.compress(lines, 1))
