@@ -47,7 +47,7 @@ def get_entry(storage: Storage, path: str) -> Entry | None:
             if storage.is_local:
                 return entry_of_stat(path, os.stat(path))  # noqa: PTH116 - paths are strings here
             info = request_info(storage, path)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         return Entry(path, str(info["type"]), int(info.get("size") or 0), version_of_info(info))
 
