@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from laneway.catalog.progress_bar import progress_bar
+from laneway.catalog.signature import SavedManifestError
+from laneway.cli.given import progress_wanted, storage_options
 from laneway.cli.output import Answer, output_file, pairs, table, wrapped
-from laneway.cli.sources import open_data, open_dataset, progress_wanted, refuse_code, storage_options
+from laneway.cli.sources import open_data, open_dataset, refuse_code
 from laneway.errors import DataFileError
 from laneway.formats import FORMATS
 from laneway.manifest import Manifest
@@ -265,12 +267,13 @@ def convert(arguments: argparse.Namespace) -> Answer:
     """Rewrite data as Parquet files whose row groups are sized for training."""
     refuse_code(arguments, "convert rewrites whole files: give their path")
     options = storage_options(arguments)
-    source = Manifest.load(arguments.source, storage_options=options) if arguments.manifest else arguments.source
     sizes = {name: getattr(arguments, name) for name in ("row_group_bytes", "file_bytes")}
-    given = {name: size for name, size in sizes.items() if size is not None}
-    found = to_parquet(
-        source, arguments.dest, format=arguments.format, columns=arguments.columns, storage_options=options, **given
-    )
+    given: dict[str, Any] = {name: size for name, size in sizes.items() if size is not None}
+    given |= {"format": arguments.format, "columns": arguments.columns, "storage_options": options}
+    try:
+        found = to_parquet(arguments.source, arguments.dest, **given)
+    except SavedManifestError:
+        found = to_parquet(Manifest.load(arguments.source, storage_options=options), arguments.dest, **given)
     facts: dict[str, Any] = {
         "dest": found.root,
         "files": found.files.num_files,

@@ -7,16 +7,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from laneway.cli.given import storage_options
+from laneway.cli.mixtures import named_source
 from laneway.cli.output import Answer, table, wrapped
-from laneway.cli.sources import (
-    OF_STATE,
-    named_source,
-    open_dataset,
-    open_for_state,
-    refuse_settings,
-    source_of_row,
-    storage_options,
-)
+from laneway.cli.sources import OF_STATE, open_dataset, open_for_state, refuse_settings, source_of_row
 from laneway.cli.state_files import load_checkpoint, load_checkpoints, natural
 from laneway.core.merge import merge_ranks
 from laneway.delivery.transforms import Transforms
