@@ -201,7 +201,7 @@ MEMBERS = {
         [
             *("cuts", "epoch", "fingerprint", "is_complete", "num_cuts", "num_delivered", "num_files", "num_rows"),
             *("num_steps", "num_workers", "positions", "ranks", "scope", "settings", "share", "sources", "version"),
-            "world_size",
+            *("ahead", "world_size"),
         ],
         "attribute",
     ),

@@ -94,7 +94,8 @@ def state(arguments: argparse.Namespace) -> Answer:
     fields = {name: value for name, value in asdict(summary).items() if not name.startswith("_")}
     facts: dict[str, Any] = {"name": saved.name, **fields, "share": summary.share}
     facts["settings"] = dict(summary.settings)
-    facts["cuts"], facts["sources"] = ([each._asdict() for each in own] for own in (summary.cuts, summary.sources))
+    parts: dict[str, Any] = {"cuts": summary.cuts, "sources": summary.sources, "ahead": summary.ahead}
+    facts |= {name: [each._asdict() for each in own] for name, own in parts.items()}
     lines, exit_code = [saved.name, *_lines_of(summary)], 0
     if arguments.diff is not None:
         other = state_of_file(arguments, arguments.diff)

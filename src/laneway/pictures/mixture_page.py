@@ -60,7 +60,7 @@ class MixturePage:
         steps = f"{plan.next_step:,}" + ("" if plan.num_steps is None else f" of {plan.num_steps:,}")
         yield from html_facts(
             [
-                ("rows delivered", f"{summary.num_delivered:,}"),
+                ("rows delivered", "all" if summary.num_delivered is None else f"{summary.num_delivered:,}"),
                 ("end", "none" if plan.num_rows is None else f"after about {counted(plan.num_rows, 'row')}"),
                 ("steps taken", steps),
                 ("sources", f"{len(summary.sources):,}"),
