@@ -180,13 +180,13 @@ MEMBERS = {
     },
     "policy": {"kept": "(checkpoints)"},
     "audit": {"epochs": "attribute", "findings": "attribute", "is_exact": "attribute", "num_checkpoints": "attribute"}
-    | {"num_left": "attribute"},
-    "audit.epochs": dict.fromkeys(
-        ["epoch", "num_delivered", "num_epochs", "num_left", "num_left_out", "num_repeated", "num_rows", "source"],
-        "attribute",
-    ),
+    | {"num_left": "attribute", "unit": "attribute"},
+    "audit.epochs": {
+        **dict.fromkeys(["epoch", "num_delivered", "num_epochs", "num_left", "num_left_out"], "attribute"),
+        **dict.fromkeys(["num_repeated", "num_rows", "source", "unit"], "attribute"),
+    },
     "audit.findings": dict.fromkeys(
-        ["checkpoint", "epoch", "kind", "num_rows", "places", "ranges", "reason", "source"], "attribute"
+        ["checkpoint", "epoch", "kind", "num_rows", "places", "ranges", "reason", "source", "unit"], "attribute"
     ),
     "plan": {
         **dict.fromkeys(["batch_size", "batches_per_rank", "bytes_per_rank", "epoch", "next_step"], "attribute"),
@@ -201,7 +201,7 @@ MEMBERS = {
         [
             *("cuts", "epoch", "fingerprint", "is_complete", "num_cuts", "num_delivered", "num_files", "num_rows"),
             *("num_steps", "num_workers", "positions", "ranks", "scope", "settings", "share", "sources", "version"),
-            "world_size",
+            *("ahead", "world_size"),
         ],
         "attribute",
     ),

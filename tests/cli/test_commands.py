@@ -443,10 +443,24 @@ def test_a_mixture_that_is_not_described_is_refused(
     assert problem in error
 
 
-def test_a_saved_manifest_is_a_source(ask: Callable[..., Any], job: Path) -> None:
-    Manifest.scan(job / "data").save(job / "data.manifest")
-    assert ask("plan", "data.manifest", "--manifest")[0]["num_rows"] == NUM_ROWS
-    assert ask("state", "step-3.json", "--source", "data.manifest", "--manifest")[0]["fits"] is True
+@pytest.mark.parametrize("name", ["data.manifest", "data.manifest.gz"])
+def test_a_saved_manifest_is_a_source_of_every_command(
+    ask: Callable[..., Any], job: Path, mixed: Path, name: str
+) -> None:
+    Manifest.scan(job / "data").save(job / name)
+    assert ask("inspect", name)[0]["files"] == ask("inspect", "data")[0]["files"]
+    assert ask("plan", name)[0]["num_rows"] == NUM_ROWS
+    assert ask("state", "step-3.json", "--source", name)[0]["fits"] is True
+    assert ask("convert", name, "converted")[0]["rows"] == NUM_ROWS
+    assert mixed == job
+    sources = [each.replace('"data"', f'"{name}"') for each in SOURCES]
+    assert ask("state", "mixture-2.json", *sources)[0]["fits"] is True
+
+
+def test_a_file_that_may_be_gzip_is_no_manifest(ask: Callable[..., Any], job: Path) -> None:
+    (job / "noise.gz").write_bytes(b"\x1f\x8b" + bytes(20))
+    error, code = ask("inspect", "noise.gz")
+    assert (code, "as no known format does" in error) == (2, True)
 
 
 def test_a_filter_that_is_not_json_is_answered_with_an_example(ask: Callable[..., Any]) -> None:

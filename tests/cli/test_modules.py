@@ -180,12 +180,10 @@ def test_a_checkpoint_of_other_code_does_not_fit(ask: Callable[..., Any]) -> Non
         (["plan", f"{CODE}:fail"], f"{CODE}:fail() fails: KeyError: 'gone' ({CODE}, line "),
         (["plan", f"{CODE}:train", "--batch-size", "3", "--shuffle"], "leave out --batch-size, --shuffle"),
         (["plan", f"{CODE}:flat"], "call plan() on what it is before flat_map()"),
-        (["plan", f"{CODE}:mixture", "--plot", "x.svg"], "--plot draws the epoch of a single dataset"),
         (["plan", f"web={CODE}:mixture"], "web= names the source of a row, for laneway where"),
         (["bench", f"{CODE}:split.val"], "has no batches"),
         (["bench", "web", "--batch-size", "0"], "batch_size must be"),
         (["convert", f"{CODE}:train", "out"], "convert rewrites whole files"),
-        (["report", f"{CODE}:mixture", "-o", "x.html"], "is a mixture: give one of its checkpoints"),
         (["where", f"{CODE}:mixture", "part-0.parquet", "1"], f"name that of the row, such as web={CODE}:mixture"),
         (["head", "exits.py:data"], "exits.py can't be imported: it exits. Put what a script runs under"),
         (

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
 
@@ -129,6 +130,31 @@ def test_a_page_loads_and_runs_nothing_whatever_files_are_called(
     assert evil in texts(root)
     assert "\u202e" not in text
     assert "\x07" not in text
+
+
+def test_a_mixture_is_drawn_before_it_runs_with_its_schedule(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "drawn_mixture", raising=False)
+    (run / "drawn_mixture.py").write_text(
+        "from laneway import Mixture, StatefulShardedDataset\n"
+        'data = StatefulShardedDataset("data")\n'
+        'weights = [(0, {"web": 1, "code": 1}), (4_000, {"web": 1, "code": 3})]\n'
+        'mixture = Mixture({"web": data, "code": data.shuffle(1)}, weights).batch(4)\n'
+    )
+    assert main(["plan", "drawn_mixture.py:mixture", "--world-size", "2", "--plot", "plan.svg"]) == 0
+    image = ET.fromstring((run / "plan.svg").read_text(encoding="utf-8"))
+    shares = {text.split(" from")[0] for kind in ("s0", "s1") for text in said(image, kind)}
+    assert shares == {"web: 50.0%", "code: 50.0%", "web: 25.0%", "code: 75.0%"}
+    assert any(text.endswith("step 500 on") for text in said(image, "s0"))
+    capsys.readouterr()
+    assert main(["report", "drawn_mixture.py:mixture", "--world-size", "2", "-o", "mixture.html", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["checkpoint"], facts["is_exact"], [*facts["sources"]]) == (None, None, ["web", "code"])
+    text = " ".join(page_of(run / "mixture.html").itertext())
+    assert "planned from its first row" in text
+    assert "Audit" not in text
 
 
 def test_the_page_about_a_mixture_has_its_sources_and_their_audit(run: Path) -> None:

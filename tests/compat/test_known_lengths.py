@@ -381,6 +381,11 @@ def test_audits_of_packs_accept_a_run_on_other_ranks_and_find_what_is_missing(
     skipped = audit([states[0], *states[2:]], whole)
     assert {each.kind for each in skipped.findings} == {"not delivered"}
     assert sum(each.num_rows for each in skipped.findings) == 2 * 2 * 2
+    assert report.unit == "pack"
+    assert {each.unit for each in skipped.epochs} == {each.unit for each in skipped.findings} == {"pack"}
+    assert "each pack exactly once" in repr(report)
+    assert "packs not delivered" in repr(skipped)
+    assert "row" not in repr(report)
     again = audit([states[1], states[0]], whole)
     assert sum(each.num_rows for each in again.findings if each.kind == "delivered twice") >= 2 * 2 * 2
     summary = describe_state(states[-1])

@@ -87,6 +87,19 @@ def test_a_state_is_found_wherever_it_was_saved(tmp_path: Path) -> None:
     assert describe_state({"train": state, "val": other}, key="train") == expected
 
 
+def test_the_complete_state_of_selected_rows_does_not_say_how_many_there_were(tmp_path: Path) -> None:
+    write_corpus(tmp_path)
+    (loader,) = loaders_of(tmp_path, 1, filter=[("id", "<", 20)])
+    assert len(take([loader])) == 20
+    summary = describe_state(loader.state_dict())
+    assert (summary.is_complete, summary.num_delivered, summary.share, summary.positions) == (True, None, None, ())
+    assert "epoch 0: complete" in repr(summary)
+    assert "delivered" not in repr(summary)
+    (loader,) = loaders_of(tmp_path, 1, filter=[("id", "<", 20)])
+    take([loader], 2)
+    assert describe_state(loader.state_dict()).num_delivered == 6
+
+
 def test_the_states_of_workers_are_one_checkpoint(tmp_path: Path) -> None:
     write_corpus(tmp_path)
     loader = StatefulDataLoader(make_dataset(tmp_path, batch_size=3), batch_size=None, num_workers=2)

@@ -150,6 +150,17 @@ def test_without_a_known_suffix_the_first_bytes_determine_the_format(tmp_path: P
         Manifest.scan(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["manifest", "manifest.gz"])
+def test_a_saved_manifest_is_no_data_and_the_error_says_how_to_load_it(tmp_path: Path, name: str) -> None:
+    _file(tmp_path / "part.parquet")
+    (tmp_path / "saved").mkdir()
+    Manifest.scan(tmp_path / "part.parquet").save(tmp_path / "saved" / name)
+    way_out = rf"{name} is a saved manifest, not data: pass Manifest\.load\('.*/{name}'\)"
+    for source in (tmp_path / "saved" / name, tmp_path / "saved"):
+        with pytest.raises(DataFileError, match=way_out):
+            Manifest.scan(source)
+
+
 def test_files_of_two_formats_are_an_error_unless_one_is_chosen(tmp_path: Path) -> None:
     _file(tmp_path / "a.parquet")
     _file(tmp_path / "b.arrow", "arrow-stream")

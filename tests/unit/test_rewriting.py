@@ -48,10 +48,11 @@ def test_many_tiny_files_become_one_with_larger_row_groups(tmp_path: Path) -> No
     assert (column.is_stats_set, column.compression) == (True, "ZSTD")
 
 
-def test_a_single_file_is_a_source(tmp_path: Path) -> None:
-    write_lines(tmp_path / "source", 20)
-    path = tmp_path / "source" / "part-0.jsonl"
-    assert rows(to_parquet(path, tmp_path / "dest")) == rows(path)
+def test_a_single_file_and_a_glob_are_sources(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "source")
+    one = to_parquet(tmp_path / "source" / "part-000.parquet", tmp_path / "one")
+    assert rows(one) == rows(tmp_path / "source" / "part-000.parquet")
+    assert to_parquet(tmp_path / "source" / "*.parquet", tmp_path / "all").num_rows == 48
 
 
 def test_files_and_row_groups_have_about_the_size_that_is_asked_for(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from laneway.catalog.checks import check_contents
 from laneway.catalog.contents import ManifestContents, layout_table
 from laneway.catalog.encoding import (
     FORMAT_VERSION,
-    MAGIC,
     TABLE_FORMAT_VERSION,
     decode_columns,
     decode_schema,
@@ -24,6 +23,7 @@ from laneway.catalog.encoding import (
 )
 from laneway.catalog.partitions import Partitions
 from laneway.catalog.schemas import FileSchemas
+from laneway.catalog.signature import MAGIC
 from laneway.core.files import FileTable, digest
 from laneway.core.strings import Strings
 from laneway.errors import DataFileError

@@ -22,6 +22,7 @@ from laneway.catalog.contents import ManifestContents
 from laneway.catalog.partitions import Partitions
 from laneway.catalog.schemas import FileSchemas
 from laneway.catalog.sharing import HEAD_BYTES
+from laneway.catalog.signature import MAGIC
 from laneway.catalog.table_facts import DeletedRows, TableFacts
 from laneway.core.files import FileTable
 from laneway.core.strings import Strings
@@ -37,8 +38,6 @@ FORMAT_VERSION: Final = 3
 """Version of the encoding."""
 TABLE_FORMAT_VERSION: Final = 4
 """Version of the encoding of files that a table lists: earlier releases would read its deleted rows."""
-MAGIC: Final = b"LANEWAYM"
-"""First bytes of a manifest."""
 HEAD: Final = struct.Struct("<8sI4xQ32s8x")
 """Magic, format version, length and SHA-256 of the rest."""
 _ALIGNMENT = 64

@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from laneway.catalog.partitions import partition_key
+from laneway.catalog.signature import SIGNATURE_BYTES, SavedManifestError, is_manifest
 from laneway.errors import DataFileError
 from laneway.formats import FORMATS, Format, format_of_content, format_of_suffix
 from laneway.storage.entries import get_entry
 from laneway.storage.filesystem import Storage
 from laneway.storage.hub import is_fixed
 from laneway.storage.listing import find_files, glob_files, glob_root, has_wildcards, is_hidden, lists_recursively
+from laneway.storage.reading import read_range
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -254,7 +256,12 @@ def _choose_format(storage: Storage, listings: Sequence[_Listing]) -> Format | N
     if not paths:
         return None
     sizes = {path: entry.size for listing in listings for path, entry in listing.files.items()}
-    return format_of_content(storage, paths[0], sizes[paths[0]])
+    path = paths[0]
+    head, name = bytes(read_range(storage, path, 0, min(sizes[path], SIGNATURE_BYTES))), storage.redact(path)
+    if is_manifest(head):
+        message = f"{name} is a saved manifest, not data: pass Manifest.load({name!r})"
+        raise (SavedManifestError if [each.is_named for each in listings] == [True] else DataFileError)(message)
+    return format_of_content(head, name)
 
 
 def _select(listing: _Listing, chosen: Format | None) -> dict[str, Entry]:

@@ -58,15 +58,17 @@ def _source(
     """Add the data, in one of some other formats too; with `is_option` that of a state, which may be of a mixture."""
     if is_option:
         data = (
-            "the data of the run: a directory, glob, file or URL; of a mixture NAME=SOURCE, for each of its sources; "
-            "or its dataset or mixture in your code: train.py:dataset"
+            "the data of the run: a directory, glob, file or URL; a saved manifest; of a mixture NAME=SOURCE, for each "
+            "of its sources; or its dataset or mixture in your code: train.py:dataset"
         )
         parser.add_argument("--source", dest="sources", action="append", required=required, help=data)
         _mixture(parser)
     else:
-        data = "a directory, glob, file or URL of these; or a dataset or mixture in your code: train.py:dataset"
+        data = (
+            "a directory, glob, file or URL of these; a saved manifest; or a dataset or mixture in your code: "
+            "train.py:dataset"
+        )
         parser.add_argument("source", help=data)
-    parser.add_argument("--manifest", action="store_true", help="the source is a saved manifest")
     # Only help and a name that none of laneway's own formats has load those of other packages.
     choices = [*FORMATS, *others] if others else FORMATS
     parser.add_argument("--format", choices=choices, metavar="FORMAT", help="%(choices)s; default: detected")

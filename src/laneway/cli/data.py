@@ -10,13 +10,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from laneway.catalog.progress_bar import progress_bar
+from laneway.catalog.signature import SavedManifestError
+from laneway.cli.given import progress_wanted, storage_options
 from laneway.cli.output import Answer, output_file, pairs, table, wrapped
-from laneway.cli.sources import open_data, open_dataset, progress_wanted, refuse_code, storage_options
+from laneway.cli.sources import open_data, open_dataset, refuse_code
 from laneway.errors import DataFileError
 from laneway.formats import FORMATS
 from laneway.manifest import Manifest
 from laneway.mixture import Mixture
 from laneway.pictures.plot import PlanPictures
+from laneway.pictures.sources import draw_sources
+from laneway.pictures.svg import STYLE, stacked
+from laneway.plans.source_samples import sample_sources
 from laneway.reading.reader import RowReader
 from laneway.rewriting import to_parquet
 from laneway.wording import counted, plural, rounded_size, span
@@ -169,9 +174,6 @@ def plan(arguments: argparse.Namespace) -> Answer:
     """Say what each rank of a job does in an epoch, and draw it."""
     picture = None if arguments.plot is None else output_file("--plot", arguments.plot, ".svg")
     dataset = open_dataset(arguments).whole
-    if picture is not None and isinstance(dataset, Mixture):
-        message = "--plot draws the epoch of a single dataset: of a mixture, laneway report draws a checkpoint"
-        raise ValueError(message)
     found = dataset.plan(arguments.epoch, arguments.world_size, arguments.workers)
     facts = facts_of(found)
     batches, read, memory = facts["batches_per_rank"] or (), facts["bytes_per_rank"] or (), facts["worker_memory_bytes"]
@@ -180,7 +182,7 @@ def plan(arguments: argparse.Namespace) -> Answer:
         [
             ("epoch", found.epoch),
             (unit, "no end" if found.num_rows is None else found.num_rows),
-            ("sources", _shares(dataset) if isinstance(dataset, Mixture) else None),
+            ("sources", _named_shares(dataset) if isinstance(dataset, Mixture) else None),
             ("lanes", found.num_lanes),
             ("windows", found.num_windows),
             ("steps", found.num_steps),
@@ -191,16 +193,25 @@ def plan(arguments: argparse.Namespace) -> Answer:
             ("memory per worker", None if memory is None else rounded_size(memory)),
         ]
     )
-    if picture is not None and not isinstance(dataset, Mixture):
-        picture.write_text(PlanPictures(found, block_name(dataset.definition.manifest)).image(), encoding="utf-8")
+    if picture is not None:
+        if isinstance(dataset, Mixture):
+            image = stacked([draw_sources(sample_sources(found))]).image(STYLE)
+        else:
+            image = PlanPictures(found, block_name(dataset.definition.manifest)).image()
+        picture.write_text(image, encoding="utf-8")
         facts["plot"] = arguments.plot
         lines += ["", f"wrote {arguments.plot}"]
     return Answer(facts, lines)
 
 
-def _shares(mixture: Mixture) -> str:
+def shares_of(mixture: Mixture) -> dict[str, float]:
+    """Return name -> share of each source by its weight, in [0, 1]."""
     weights = mixture.weights
-    return ", ".join(f"{name} {weight / math.fsum(weights.values()):.4g}" for name, weight in weights.items())
+    return {name: weight / math.fsum(weights.values()) for name, weight in weights.items()}
+
+
+def _named_shares(mixture: Mixture) -> str:
+    return ", ".join(f"{name} {share:.4g}" for name, share in shares_of(mixture).items())
 
 
 def verify(arguments: argparse.Namespace) -> Answer:
@@ -265,12 +276,13 @@ def convert(arguments: argparse.Namespace) -> Answer:
     """Rewrite data as Parquet files whose row groups are sized for training."""
     refuse_code(arguments, "convert rewrites whole files: give their path")
     options = storage_options(arguments)
-    source = Manifest.load(arguments.source, storage_options=options) if arguments.manifest else arguments.source
     sizes = {name: getattr(arguments, name) for name in ("row_group_bytes", "file_bytes")}
-    given = {name: size for name, size in sizes.items() if size is not None}
-    found = to_parquet(
-        source, arguments.dest, format=arguments.format, columns=arguments.columns, storage_options=options, **given
-    )
+    given: dict[str, Any] = {name: size for name, size in sizes.items() if size is not None}
+    given |= {"format": arguments.format, "columns": arguments.columns, "storage_options": options}
+    try:
+        found = to_parquet(arguments.source, arguments.dest, **given)
+    except SavedManifestError:
+        found = to_parquet(Manifest.load(arguments.source, storage_options=options), arguments.dest, **given)
     facts: dict[str, Any] = {
         "dest": found.root,
         "files": found.files.num_files,

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-from laneway.cli.data import block_name, facts_of_data
+from laneway.cli.data import block_name, facts_of_data, shares_of
 from laneway.cli.output import Answer, output_file
 from laneway.cli.saved import states_of_files
 from laneway.cli.sources import Data, open_data, open_dataset, open_for_state, refuse_settings
 from laneway.inspection.auditing import audit as audit_states
 from laneway.inspection.summary import describe_state
+from laneway.mixture import Mixture
 from laneway.pictures.mixture_page import MixturePage
 from laneway.pictures.page import Page
 from laneway.pictures.plot import PlanPictures
@@ -22,25 +23,17 @@ if TYPE_CHECKING:
 
     from laneway.cli.saved import SavedStates
 
-_MAX_PARTS: Final = 240
-
 
 def report(arguments: argparse.Namespace) -> Answer:
     """Write a page about an epoch: from its start, or from the last of some checkpoints; or about a mixture."""
     target = output_file("--output", arguments.output, ".html")
     checkpoints = states_of_files(arguments) if arguments.files else []
-    page: Page | MixturePage
-    if checkpoints and checkpoints[-1].fields["mixture"]:
-        page = _mixture_page(arguments, checkpoints)
+    page = _resumed_page(arguments, checkpoints) if checkpoints else _fresh_page(arguments)
+    more: dict[str, Any]
+    if isinstance(page, MixturePage):
         plan = page.plan
-        more: dict[str, Any] = {"sources": dict(zip(page.samples.names, page.samples.shares, strict=True))}
+        more = {"sources": dict(zip(page.samples.names, page.samples.shares, strict=True))}
     else:
-        found = open_data(arguments)
-        if [*found] != [""]:
-            message = f"{arguments.source} is a mixture: give one of its checkpoints, from which it is drawn"
-            raise ValueError(message)
-        data = found[""]
-        page = _resumed_page(arguments, data, checkpoints) if checkpoints else _fresh_page(arguments, data)
         plan, samples = page.pictures.plan, page.pictures.samples
         more = {"mixing": samples.mixing, "adjacent": samples.adjacent}
     html = page.html()
@@ -61,18 +54,30 @@ def report(arguments: argparse.Namespace) -> Answer:
     return Answer(facts, lines)
 
 
-def _fresh_page(arguments: argparse.Namespace, data: Data) -> Page:
-    """Return the page about an epoch that has not begun."""
-    manifest = data.manifest
-    dataset = open_dataset(arguments, manifest).whole
-    plan = dataset.plan(arguments.epoch, arguments.world_size, arguments.workers)
-    return Page(PlanPictures(plan, block_name(manifest)), manifest, facts_of_data(data))
+def _fresh_page(arguments: argparse.Namespace) -> Page | MixturePage:
+    """Return the page about an epoch that has not begun, or about a mixture."""
+    found = open_data(arguments)
+    whole = open_dataset(arguments, found[""].manifest if "" in found else None).whole
+    plan = whole.plan(arguments.epoch, arguments.world_size, arguments.workers)
+    facts = {name: facts_of_data(data) for name, data in found.items()}
+    if isinstance(whole, Mixture):
+        return MixturePage(plan, sample_sources(plan), shares_of(whole), facts)
+    manifest = found[""].manifest
+    return Page(PlanPictures(plan, block_name(manifest)), manifest, facts[""])
 
 
-def _resumed_page(arguments: argparse.Namespace, data: Data, checkpoints: Sequence[SavedStates]) -> Page:
+def _resumed_page(arguments: argparse.Namespace, checkpoints: Sequence[SavedStates]) -> Page | MixturePage:
     """Return the page about the epoch of the last checkpoint that is not of the start of an epoch."""
     refuse_settings(arguments)
-    first, last, manifest = checkpoints[0], _last_begun(checkpoints), data.manifest
+    first, last = checkpoints[0], _last_begun(checkpoints)
+    if last.fields["mixture"]:
+        return _mixture_page(arguments, checkpoints, last)
+    found = open_data(arguments)
+    if "" not in found:
+        message = f"{arguments.source} is a mixture, and {last.name} is of a single dataset: give its dataset"
+        raise ValueError(message)
+    data = found[""]
+    manifest = data.manifest
     dataset = open_for_state(arguments, last.states[0], manifest).whole
     plan = dataset.plan(None, arguments.world_size, arguments.workers, state=last.whole())
     audited = open_for_state(arguments, first.states[0], manifest).whole
@@ -86,17 +91,17 @@ def _resumed_page(arguments: argparse.Namespace, data: Data, checkpoints: Sequen
     )
 
 
-def _mixture_page(arguments: argparse.Namespace, checkpoints: Sequence[SavedStates]) -> MixturePage:
+def _mixture_page(arguments: argparse.Namespace, checkpoints: Sequence[SavedStates], last: SavedStates) -> MixturePage:
     """Return the page about the mixture of the last checkpoint."""
-    refuse_settings(arguments)
-    last = _last_begun(checkpoints)
     opened = open_for_state(arguments, last.states[0])
     plan = opened.whole.plan(None, arguments.world_size, arguments.workers, state=last.whole())
+    summary = describe_state(last.originals)
     return MixturePage(
         plan,
-        sample_sources(plan, _MAX_PARTS),
-        describe_state(last.originals),
+        sample_sources(plan),
+        {each.name: each.share for each in summary.sources},
         {name: facts_of_data(Data.of(each)) for name, each in opened.sources.items()},
+        summary,
         last.name,
         audit_states([each.originals for each in checkpoints], opened.whole),
         [each.name for each in checkpoints],

@@ -7,16 +7,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from laneway.cli.given import storage_options
+from laneway.cli.mixtures import named_source
 from laneway.cli.output import Answer, table, wrapped
-from laneway.cli.sources import (
-    OF_STATE,
-    named_source,
-    open_dataset,
-    open_for_state,
-    refuse_settings,
-    source_of_row,
-    storage_options,
-)
+from laneway.cli.sources import OF_STATE, open_dataset, open_for_state, refuse_settings, source_of_row
 from laneway.cli.state_files import load_checkpoint, load_checkpoints, natural
 from laneway.core.merge import merge_ranks
 from laneway.delivery.transforms import Transforms
@@ -100,7 +94,8 @@ def state(arguments: argparse.Namespace) -> Answer:
     fields = {name: value for name, value in asdict(summary).items() if not name.startswith("_")}
     facts: dict[str, Any] = {"name": saved.name, **fields, "share": summary.share}
     facts["settings"] = dict(summary.settings)
-    facts["cuts"], facts["sources"] = ([each._asdict() for each in own] for own in (summary.cuts, summary.sources))
+    parts: dict[str, Any] = {"cuts": summary.cuts, "sources": summary.sources, "ahead": summary.ahead}
+    facts |= {name: [each._asdict() for each in own] for name, own in parts.items()}
     lines, exit_code = [saved.name, *_lines_of(summary)], 0
     if arguments.diff is not None:
         other = state_of_file(arguments, arguments.diff)

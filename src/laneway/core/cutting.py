@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from laneway.core.lanes import Lanes, Windows
+from laneway.core.lanes import Lanes, Windows, cut_items
 from laneway.core.order import shard_order
 from laneway.core.shards import group_by_size
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from laneway.core.division import Division
+    from laneway.core.lanes import Pieces
     from laneway.core.shards import ShardTable
 
 MAX_WINDOW_SHARDS = 128
@@ -22,58 +23,13 @@ SHARED_WINDOW_SHARE = 8
 """The windows that lanes share are smaller by this factor than those of one lane."""
 
 
-class _Pieces(NamedTuple):
-    """A line of items, cut into intervals: each piece belongs to one item and one interval."""
-
-    item: NDArray[np.int64]
-    start: NDArray[np.int64]
-    stop: NDArray[np.int64]
-    interval: NDArray[np.int64]
-
-
-def _cut_line(lengths: NDArray[np.int64], bounds: NDArray[np.int64]) -> _Pieces:
-    """Cut a line of items at the bounds of intervals, through an item where needed.
-
-    Args:
-        lengths: Rows of each item.
-        bounds: Where intervals begin and end, non-decreasing, from 0 to the rows of the line.
-    """
-    ends = np.cumsum(lengths)
-    # Bounds are few, items may be millions: only bounds are looked up.
-    item_of_bound = np.searchsorted(ends, bounds, side="right")
-    item_start = np.concatenate([[0], ends])[item_of_bound]
-    is_within = (bounds > item_start) & np.append(True, np.diff(bounds) > 0)
-    cut_item, offset = item_of_bound[is_within], (bounds - item_start)[is_within]
-    item = np.insert(np.arange(len(lengths), dtype=np.int64), cut_item, cut_item)
-    # The piece before each of these cuts; a piece of an item is followed by its next one.
-    before = cut_item + np.arange(len(cut_item))
-    start, stop = np.zeros(len(item), np.int64), lengths[item]
-    start[before + 1] = stop[before] = offset
-    first_pieces = item_of_bound + np.cumsum(is_within)
-    first_pieces[0], first_pieces[-1] = 0, len(item)
-    interval = np.repeat(np.arange(len(bounds) - 1), np.diff(first_pieces))
-    if len(lengths) and not lengths.min():
-        kept = start < stop
-        item, start, stop, interval = item[kept], start[kept], stop[kept], interval[kept]
-    return _Pieces(item=item, start=start, stop=stop, interval=interval)
-
-
-def _cut_lanes(
-    window: NDArray[np.int64], start: NDArray[np.int64], stop: NDArray[np.int64], division: Division
-) -> Lanes:
-    """Cut a line of segments `(window, start, stop)` into lanes."""
-    pieces = _cut_line(stop - start, division.bounds)
-    lane = division.lane[pieces.interval]
+def _cut_lanes(lengths: NDArray[np.int64], division: Division) -> Pieces:
+    """Cut a line of segments into lanes."""
     # Stable: the intervals of a lane stay in the order of the line.
-    order = np.argsort(lane, kind="stable")
-    item = pieces.item[order]
-    first = start[item]
-    return Lanes(
-        window=window[item],
-        start=first + pieces.start[order],
-        stop=first + pieces.stop[order],
-        segment_starts=np.searchsorted(lane[order], np.arange(division.num_lanes + 1), side="left").astype(np.int64),
-    )
+    order, bounds = np.argsort(division.lane, kind="stable"), division.bounds
+    pieces = cut_items(lengths, np.cumsum(lengths), bounds[:-1][order], bounds[1:][order])
+    firsts = np.searchsorted(division.lane[order], np.arange(division.num_lanes + 1), side="left")
+    return pieces._replace(interval_starts=pieces.interval_starts[firsts])
 
 
 def cut_epoch(
@@ -94,12 +50,14 @@ def cut_epoch(
     Returns:
         The windows, and the lanes. A window belongs to one lane, except for those of the rows that lanes share.
     """
-    order = shard_order(len(shards), seed=seed, epoch=epoch) if shuffle else np.arange(len(shards), dtype=np.int64)
-    lengths = shards.row_length[order]
+    order = shard_order(len(shards), seed=seed, epoch=epoch) if shuffle else None
+    lengths = shards.row_length if order is None else shards.row_length[order]
     owner = division.owner
     firsts = np.flatnonzero(np.diff(owner, prepend=-1))
-    pieces = _cut_line(lengths, np.append(division.bounds[firsts], division.bounds[-1]))
-    piece_owner, shard = owner[firsts][pieces.interval], order[pieces.item]
+    bounds = np.append(division.bounds[firsts], division.bounds[-1])
+    pieces = cut_items(lengths, np.cumsum(lengths), bounds[:-1], bounds[1:])
+    piece_owner = np.repeat(owner[firsts], np.diff(pieces.interval_starts))
+    shard = pieces.item if order is None else order[pieces.item]
     if shuffle:
         sizes = shards.num_bytes[shard]
         parts = np.flatnonzero(pieces.stop - pieces.start != lengths[pieces.item])
@@ -112,17 +70,17 @@ def cut_epoch(
             # shared windows are the whole epoch, and must be shuffled as well as any other.
             sizes[piece_owner == division.num_lanes] *= SHARED_WINDOW_SHARE
         first_pieces = group_by_size(sizes, piece_owner, window_bytes)
+        piece_starts, window_owner = np.append(first_pieces, len(shard)), piece_owner[first_pieces]
     else:
-        first_pieces = np.arange(len(pieces.item), dtype=np.int64)
+        piece_starts, window_owner = np.arange(len(shard) + 1, dtype=np.int64), piece_owner
     windows = Windows(
         shard=shard,
         start=pieces.start,
         stop=pieces.stop,
-        piece_starts=np.append(first_pieces, len(pieces.item)).astype(np.int64),
-        lane=piece_owner[first_pieces],
+        piece_starts=piece_starts,
+        lane=window_owner,
     )
-    line = np.arange(len(first_pieces), dtype=np.int64)
-    return windows, _cut_lanes(line, np.zeros_like(line), windows.rows, division)
+    return windows, Lanes(*_cut_lanes(windows.rows, division))
 
 
 def cut_again(rest: Lanes, division: Division) -> Lanes:
@@ -132,4 +90,4 @@ def cut_again(rest: Lanes, division: Division) -> Lanes:
         rest: The undelivered rows of the previous cut.
         division: Divides these rows among the new lanes.
     """
-    return _cut_lanes(rest.window, rest.start, rest.stop, division)
+    return rest.of_pieces(_cut_lanes(rest.stop - rest.start, division))

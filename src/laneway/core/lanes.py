@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
@@ -21,6 +21,50 @@ MAX_EARLIER_LANES = 2**24
 
 Remainder = Literal["pad", "drop", "keep"]
 """How to handle the one row by which ranks differ: repeat a row, leave rows out, or deliver each row once."""
+
+
+class Pieces(NamedTuple):
+    """A line of items, cut into intervals: each piece belongs to one item and one interval."""
+
+    item: NDArray[np.int64]
+    """Item of each piece, interval after interval, shape (num_pieces,)."""
+    start: NDArray[np.int64]
+    """First row of each piece, counted in its item, shape (num_pieces,)."""
+    stop: NDArray[np.int64]
+    """One past the last row of each piece, shape (num_pieces,)."""
+    interval_starts: NDArray[np.int64]
+    """Index of each interval's first piece, shape (num_intervals + 1,)."""
+
+
+def cut_items(
+    lengths: NDArray[np.int64], ends: NDArray[np.int64], low: NDArray[np.int64], high: NDArray[np.int64]
+) -> Pieces:
+    """Cut intervals out of a line of items, through an item where needed.
+
+    Args:
+        lengths: Rows of each item.
+        ends: Rows of the line up to the end of each item: the cumulative sum of `lengths`.
+        low: Where each interval begins in the line, in any order.
+        high: Where each interval ends; one that does not end behind its start is empty.
+    """
+    # Intervals are few, items may be millions: only the ends of intervals are looked up.
+    own = np.flatnonzero(low < high)
+    first, last = np.searchsorted(ends, low[own], side="right"), np.searchsorted(ends, high[own], side="left")
+    counts = np.zeros(len(low), np.int64)
+    counts[own] = last - first + 1
+    interval_starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    begins, stops = interval_starts[own], interval_starts[own + 1]
+    item = np.ones(interval_starts[-1], np.int64)
+    item[begins] = first - np.append(0, last)[:-1]
+    np.cumsum(item, out=item)
+    start, stop = np.zeros_like(item), lengths[item]
+    start[begins] = low[own] - ends[first] + lengths[first]
+    stop[stops - 1] = high[own] - ends[last] + lengths[last]
+    if len(lengths) and not lengths.min():
+        kept = start < stop
+        interval_starts = np.concatenate([[0], np.cumsum(kept)])[interval_starts]
+        item, start, stop = item[kept], start[kept], stop[kept]
+    return Pieces(item, start, stop, interval_starts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +100,9 @@ class Windows:
     @cached_property
     def rows(self) -> NDArray[np.int64]:
         """Rows of each window, shape (num_windows,)."""
-        ends = np.concatenate([[0], np.cumsum(self.stop - self.start)])
-        return np.diff(ends[self.piece_starts])
+        rows = self.stop - self.start
+        # Each window has a piece.
+        return rows if len(self.piece_starts) > len(rows) else np.add.reduceat(rows, self.piece_starts[:-1])
 
     def index_in_lane(self, window: int) -> int:
         """Return the zero-based index of a window within its lane."""
@@ -85,7 +130,10 @@ class Lanes:
     @cached_property
     def row_starts(self) -> NDArray[np.int64]:
         """Rows of the line before each segment, shape (num_segments + 1,)."""
-        return np.concatenate([[0], np.cumsum(self.stop - self.start)]).astype(np.int64)
+        # In place, here and below: new memory for millions of items takes longer than the arithmetic.
+        starts = np.zeros(len(self.start) + 1, np.int64)
+        np.subtract(self.stop, self.start, out=starts[1:])
+        return np.cumsum(starts, out=starts)
 
     @cached_property
     def rows(self) -> NDArray[np.int64]:
@@ -125,24 +173,22 @@ class Lanes:
 
     def delivered(self, rows: NDArray[np.int64]) -> Lanes:
         """Return the delivered part of each lane: its first `rows` rows, `rows` of shape (num_lanes,)."""
-        starts = self.row_starts[self.segment_starts]
-        return self._clip(starts[:-1], np.minimum(starts[:-1] + rows, starts[1:]))
+        return self.between(np.zeros_like(rows), rows)
 
     def undelivered(self, rows: NDArray[np.int64]) -> Lanes:
         """Return the undelivered part of each lane: all but its first `rows` rows, `rows` of shape (num_lanes,)."""
-        starts = self.row_starts[self.segment_starts]
-        return self._clip(np.minimum(starts[:-1] + rows, starts[1:]), starts[1:])
+        return self.between(rows, self.rows)
 
-    def _clip(self, low: NDArray[np.int64], high: NDArray[np.int64]) -> Lanes:
-        lane = np.repeat(np.arange(self.num_lanes), np.diff(self.segment_starts))
-        start = np.maximum(self.row_starts[:-1], low[lane])
-        stop = np.minimum(self.row_starts[1:], high[lane])
-        kept = start < stop
-        offset = (self.start - self.row_starts[:-1])[kept]
-        counts = np.bincount(lane[kept], minlength=self.num_lanes)
-        return Lanes(
-            window=self.window[kept],
-            start=start[kept] + offset,
-            stop=stop[kept] + offset,
-            segment_starts=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        )
+    def between(self, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> Lanes:
+        """Return rows [start, stop) of each lane, as far as it has them; both arguments of shape (num_lanes,)."""
+        before = self.row_starts[self.segment_starts[:-1]]
+        low, high = (before + np.minimum(rows, self.rows) for rows in (starts, stops))
+        pieces = cut_items(self.stop - self.start, self.row_starts[1:], low, high)
+        return self.of_pieces(pieces)
+
+    def of_pieces(self, pieces: Pieces) -> Lanes:
+        """Return lanes that consist of pieces of these segments, each interval of which is a lane."""
+        start = self.start[pieces.item]
+        np.add(pieces.start, start, out=pieces.start)
+        np.add(pieces.stop, start, out=pieces.stop)
+        return Lanes(self.window[pieces.item], pieces.start, pieces.stop, pieces.interval_starts)

@@ -96,13 +96,14 @@ def group_by_size(sizes: NDArray[np.int64], owner: NDArray[np.int64], target: in
     group_size = np.maximum(-(-total // num_groups), 1)
     num_items = np.diff(np.append(firsts, len(sizes)))
     # In place: new memory for millions of items takes longer than the arithmetic.
-    group = (sizes + 1) // 2
+    group = sizes + 1
+    group //= 2
     np.subtract(ends, group, out=group)
     group -= np.repeat(owner_start, num_items)
     group //= np.repeat(group_size, num_items)
     np.minimum(group, np.repeat(num_groups - 1, num_items), out=group)
     is_first[1:] |= group[1:] != group[:-1]
-    return np.flatnonzero(is_first).astype(np.int64)
+    return np.flatnonzero(is_first).astype(np.int64, copy=False)
 
 
 def cut_shards(
@@ -124,16 +125,18 @@ def cut_shards(
     starts = group_by_size(sizes, file_of_block, shard_bytes if shard_rows is None else shard_rows)
     file_index = file_of_block[starts]
     # Not `block_row_starts`, which a table of selected rows would keep for nothing else.
-    bounds = np.concatenate([[0], np.cumsum(files.block_rows, dtype=np.int64)])
-    row_start = bounds[starts]
-    row_length = np.diff(np.append(row_start, bounds[-1]))
+    bounds = np.zeros(len(sizes) + 1, np.int64)
+    np.cumsum(files.block_rows, out=bounds[1:])
+    row_offset = bounds[starts]
+    row_length = np.diff(row_offset, append=bounds[-1])
+    row_offset -= bounds[files.block_starts][file_index]
     is_kept = row_length > 0
     # Millions of blocks are not copied, as hardly any is empty.
     kept = slice(None) if is_kept.all() else is_kept
     return ShardTable(
         paths=files.paths,
         file_index=file_index[kept],
-        row_offset=(row_start - bounds[files.block_starts[file_index]])[kept],
+        row_offset=row_offset[kept],
         row_length=row_length[kept],
         num_bytes=(np.add.reduceat(block_bytes, starts) if len(starts) else starts)[kept],
         first_block=starts[kept],

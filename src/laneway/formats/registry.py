@@ -16,11 +16,9 @@ from laneway.formats.json_lines import JsonLinesFormat
 from laneway.formats.lance import LanceFormat
 from laneway.formats.orc import OrcFormat
 from laneway.formats.parquet import ParquetFormat
-from laneway.storage.reading import read_range
 
 if TYPE_CHECKING:
     from laneway.formats.base import Format
-    from laneway.storage.filesystem import Storage
 
 GROUP: Final = "laneway.formats"
 """The group of entry points that add formats: each names an object that implements `Format`, or a function that
@@ -120,16 +118,20 @@ def format_of_suffix(path: str) -> Format | None:
     return FORMATS.of_suffix(path)
 
 
-def format_of_content(storage: Storage, path: str, size: int) -> Format:
-    """Return the format of a file, from its first bytes.
+def format_of_content(head: bytes, name: str) -> Format:
+    """Return the format of a file.
+
+    Args:
+        head: The first bytes of the file, at least eight unless it is shorter.
+        name: Its name, for messages.
 
     Raises:
-        DataFileError: The file is unreadable, or its format is unknown.
+        DataFileError: The format is unknown.
     """
-    head = read_range(storage, path, 0, min(size, _HEAD_BYTES))
+    head = head[:_HEAD_BYTES]
     found = next((known for known in FORMATS.values() if known.recognises(head)), None)
     if found is None:
         problem = f"begins with {head!r}, as no known format does" if head else "is empty"
-        message = f"{storage.redact(path)} {problem}: if it is one of {', '.join(FORMATS)}, choose it with format="
+        message = f"{name} {problem}: if it is one of {', '.join(FORMATS)}, choose it with format="
         raise DataFileError(message)
     return found

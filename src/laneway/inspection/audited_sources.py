@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from laneway.core.mixture_line import MixtureLines
+    from laneway.inspection.report import Unit
 
 
 class EpochRows(NamedTuple):
@@ -35,6 +36,8 @@ class AuditedSource:
     """Its name."""
     first_epoch: int
     """Its first epoch."""
+    unit: Unit
+    """What is counted."""
     _lines_from: dict[int, MixtureLines] = field(default_factory=dict)
     """Epoch -> what tells the rows of each epoch from there on."""
     _dropped: dict[int, int] = field(default_factory=dict)
@@ -123,4 +126,5 @@ class AuditedSource:
                 num_repeated=num_repeated,
                 source=self.name,
                 num_epochs=last - first,
+                unit=self.unit,
             )

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from laneway.described import DescribedDataset
-    from laneway.inspection.report import Kind
+    from laneway.inspection.report import Kind, Unit
 
 _NOT_COMPARED = {"without", "remainder", "fingerprint"}
 """Rows may be taken out later, and what a remainder means depends on the number of ranks. Files are compared apart."""
@@ -190,7 +190,8 @@ class _Audit:
             self._close(last, was, is_last=False)
             for epoch in range(last.epoch + 1, checkpoint.epoch):
                 reason = f"no checkpoint is of epoch {epoch}"
-                self._findings.append(Finding("unknown", epoch, checkpoint.index, reason, now.num_rows))
+                unit = _unit_of(checkpoint)
+                self._findings.append(Finding("unknown", epoch, checkpoint.index, reason, now.num_rows, unit=unit))
             self._compare(None, nothing, checkpoint, now)
         else:
             self._compare(was, was.unknown, checkpoint, now)
@@ -227,6 +228,7 @@ class _Audit:
             num_left=len(now.ahead - faulty) if is_last else 0,
             num_left_out=now.num_rows - known,
             num_repeated=now.num_repeated,
+            unit=_unit_of(checkpoint),
         )
 
     def _report(self, kind: Kind, checkpoint: Checkpoint, now: LineProgress, places: Intervals, reason: str) -> None:
@@ -236,7 +238,8 @@ class _Audit:
         self._faulty[epoch] = self._faulty.get(epoch, Intervals.empty()) | places
         pairs = (*zip(places.starts.tolist(), places.stops.tolist(), strict=True),)
         ranges = tuple(self._ranges(checkpoint, now, places))
-        self._findings.append(Finding(kind, epoch, checkpoint.index, reason, len(places), pairs, ranges))
+        unit = _unit_of(checkpoint)
+        self._findings.append(Finding(kind, epoch, checkpoint.index, reason, len(places), pairs, ranges, unit=unit))
 
     def _ranges(self, checkpoint: Checkpoint, now: LineProgress, places: Intervals) -> Iterator[RowRange]:
         """Yield where places of the line are in the files, as far as these are known."""
@@ -247,6 +250,10 @@ class _Audit:
             return
         for file_index, start, stop in ranges_of_line(identity.plan(now.progress), places):
             yield RowRange(identity.files.paths[file_index], start, stop)
+
+
+def _unit_of(checkpoint: Checkpoint) -> Unit:
+    return "pack" if counts_packs(checkpoint.fields) else "row"
 
 
 def _is_same_cut(was: LineProgress, now: LineProgress) -> bool:

@@ -54,6 +54,15 @@ class FoundState(NamedTuple):
     """The state."""
 
 
+class FoundStep(NamedTuple):
+    """The states of one step."""
+
+    states: list[SavedState]
+    """That of the job, or those of some ranks or workers."""
+    ahead: list[SavedState]
+    """Those of ranks that are in a later epoch, or in a later cut of a mixture."""
+
+
 def find_states(value: object) -> list[FoundState]:
     """Return all states of laneway in a value, such as a checkpoint of a trainer, in its order.
 
@@ -80,6 +89,11 @@ def _states_in(value: object, keys: tuple[str, ...]) -> Iterator[tuple[tuple[str
 
 
 def states_of_step(value: object, name: str, key: str | None = None) -> list[SavedState]:
+    """Return the states of one step that a value holds; see `find_step`."""
+    return find_step(value, name, key).states
+
+
+def find_step(value: object, name: str, key: str | None = None) -> FoundStep:
     """Return the states of one step that a value holds: that of the job, or those of some ranks or workers.
 
     Args:
@@ -112,12 +126,12 @@ def states_of_step(value: object, name: str, key: str | None = None) -> list[Sav
         message = f"{name}: {error}"
         raise StateFormatError(message) from None
     _check_loaders(keys, saved, name)
-    first = min(each.fields["epoch"] for each in saved)
-    saved = [each for each in saved if each.fields["epoch"] == first]
-    if any(is_apart(one.state) for one in found):
-        begun = min(map(_rows_before_cut, saved))
-        saved = [each for each in saved if _rows_before_cut(each) == begun]
-    return _distinct(saved, name)
+    are_apart = any(is_apart(one.state) for one in found)
+    begun = [(each.fields["epoch"], _rows_before_cut(each) if are_apart else 0) for each in saved]
+    first = min(begun)
+    behind = [each for each, own in zip(saved, begun, strict=True) if own == first]
+    ahead = [each for each, own in zip(saved, begun, strict=True) if own > first]
+    return FoundStep(_distinct(behind, name), ahead)
 
 
 def _rows_before_cut(saved: SavedState) -> int:

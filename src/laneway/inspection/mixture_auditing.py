@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from laneway.core.progress import Group, Progress
     from laneway.delivery.mixture_definition import MixtureDefinition
     from laneway.inspection.collecting import Checkpoint
-    from laneway.inspection.report import AuditedEpoch, Kind
+    from laneway.inspection.report import AuditedEpoch, Kind, Unit
 
 
 class _Problem(NamedTuple):
@@ -56,6 +56,7 @@ class MixtureAudit:
         self._mixed = definition.mixed
         self._findings: list[Finding] = []
         self._epochs: list[AuditedEpoch] = []
+        self._unit: Unit = "pack" if definition.packs_are_known else "row"
         self._sources: dict[str, AuditedSource] = {}
         self._first_epochs: dict[str, int] = {}
         """Name -> the epoch with which a source begins this pass, unless with its first."""
@@ -150,7 +151,7 @@ class MixtureAudit:
         reason = f"checkpoint {checkpoint.index - 1} has them, and the run went on from before them"
         twice = _Problem("delivered twice", reason)
         for name in now.starts:
-            source = self._sources.setdefault(name, AuditedSource(name, self._first_epochs.get(name, 0)))
+            source = self._sources.setdefault(name, AuditedSource(name, self._first_epochs.get(name, 0), self._unit))
             source.learn(now)
             self._compare_source(name, was, now, checkpoint, (None if is_same_cut else missing, twice))
         if is_same_cut:
@@ -284,7 +285,8 @@ class MixtureAudit:
         self, kind: Kind, checkpoint: Checkpoint, reason: str, *, epoch: int | None = None, num_rows: int = 0
     ) -> None:
         epoch = checkpoint.epoch if epoch is None else epoch
-        self._findings.append(Finding(kind, epoch, checkpoint.index, reason, num_rows))
+        unit = self._unit
+        self._findings.append(Finding(kind, epoch, checkpoint.index, reason, num_rows, unit=unit))
 
     def _report(
         self, problem: _Problem, checkpoint: Checkpoint, now: MixtureLines, of: tuple[str, int], places: Intervals
@@ -296,13 +298,15 @@ class MixtureAudit:
         self._sources[name].add_faulty(epoch, places)
         pairs = (*zip(places.starts.tolist(), places.stops.tolist(), strict=True),)
         ranges = tuple(self._ranges(now, name, epoch, places))
-        self._findings.append(Finding(kind, epoch, checkpoint.index, reason, len(places), pairs, ranges, name))
+        found = len(places), pairs, ranges, name, self._unit
+        self._findings.append(Finding(kind, epoch, checkpoint.index, reason, *found))
 
     def _report_number(self, problem: _Problem, checkpoint: Checkpoint, of: tuple[str, int], num_rows: int) -> None:
         """Add a finding about a number of rows of an epoch of a source, of which nobody knows which they are."""
         name, epoch = of
         self._sources[name].num_faulty[epoch] += num_rows
-        self._findings.append(Finding(problem.kind, epoch, checkpoint.index, problem.reason, num_rows, source=name))
+        found = problem.kind, epoch, checkpoint.index, problem.reason, num_rows
+        self._findings.append(Finding(*found, source=name, unit=self._unit))
 
     def _report_epochs(self, problem: _Problem, checkpoint: Checkpoint, name: str, epochs: Iterable[range]) -> None:
         """Add findings about all rows of some epochs of a source."""
@@ -312,9 +316,9 @@ class MixtureAudit:
             num_rows = source.rows(each.start).num_rows
             source.add_faulty_epochs(each)
             if len(each) > 1:
-                reason += f" (all rows of epochs {each.start} to {each.stop - 1})"
-            rows = num_rows * len(each), ((0, num_rows),)
-            self._findings.append(Finding(kind, each.start, checkpoint.index, reason, *rows, source=name))
+                reason += f" (all {self._unit}s of epochs {each.start} to {each.stop - 1})"
+            found = num_rows * len(each), ((0, num_rows),), (), name, self._unit
+            self._findings.append(Finding(kind, each.start, checkpoint.index, reason, *found))
 
     def _report_groups(
         self, problem: _Problem, checkpoint: Checkpoint, of: MixtureLines, groups: Iterable[Group]

@@ -10,6 +10,8 @@ from laneway.wording import counted
 Kind = Literal["not delivered", "delivered twice", "unknown", "other run"]
 """What is wrong: rows that no run is known to have delivered; rows that were delivered twice; rows of which these
 checkpoints don't tell; a checkpoint that belongs to another run."""
+Unit = Literal["row", "pack"]
+"""What is counted: rows, or packs of documents of known lengths."""
 
 _MAX_SHOWN = 5
 
@@ -36,16 +38,19 @@ class Finding:
     reason: str
     """Why, in words."""
     num_rows: int = 0
-    """Number of the rows."""
+    """Number of the rows, or packs; see `unit`."""
     places: tuple[tuple[int, int], ...] = ()
     """Where they are in the line of the epoch: [start, stop) of each range, in order."""
     ranges: tuple[RowRange, ...] = ()
-    """Where they are in the files, if `source` was given; at most the first 1,000 ranges."""
+    """Where they are in the files, if `source` was given; at most the first 1,000 ranges. Of packs, the rows that have
+    tokens in them."""
     source: str = ""
     """Of a mixture, the name of the source, whose epoch it is; "": no single one."""
+    unit: Unit = "row"
+    """What `num_rows` and `places` count: rows, or packs of documents of known lengths."""
 
     def __repr__(self) -> str:
-        rows = f"{counted(self.num_rows, 'row')} " if self.num_rows else ""
+        rows = f"{counted(self.num_rows, self.unit)} " if self.num_rows else ""
         source = f"source {self.source!r}, " if self.source else ""
         lines = [f"checkpoint {self.checkpoint}, {source}epoch {self.epoch}: {rows}{self.kind}: {self.reason}"]
         if self.ranges:
@@ -68,7 +73,7 @@ class AuditedEpoch:
     epoch: int
     """Zero-based."""
     num_rows: int
-    """Rows of the epoch, or of the epochs."""
+    """Rows of the epoch, or of the epochs; or packs, as in all numbers below: see `unit`."""
     num_delivered: int
     """Rows that were delivered exactly once, as the checkpoints prove; those that padding repeats are among them."""
     num_left: int
@@ -83,9 +88,11 @@ class AuditedEpoch:
     """Of a mixture, the name of the source, whose epoch it is."""
     num_epochs: int = 1
     """Number of epochs, this one and those after it; more than one of a source of a mixture, which have ended."""
+    unit: Unit = "row"
+    """What is counted: rows, or packs of documents of known lengths."""
 
     def __repr__(self) -> str:
-        parts = [f"{self.num_delivered:,} of {counted(self.num_rows, 'row')} delivered exactly once"]
+        parts = [f"{self.num_delivered:,} of {counted(self.num_rows, self.unit)} delivered exactly once"]
         counts = {"left": self.num_left, "left out on purpose": self.num_left_out, "repeated to pad": self.num_repeated}
         parts += [f"{count:,} {what}" for what, count in counts.items() if count]
         source = f"source {self.source!r}, " if self.source else ""
@@ -113,12 +120,17 @@ class AuditReport:
         return not self.findings
 
     @property
+    def unit(self) -> Unit:
+        """What is counted in all of its epochs: packs of documents of known lengths, or else rows."""
+        return "pack" if self.epochs and all(each.unit == "pack" for each in self.epochs) else "row"
+
+    @property
     def num_left(self) -> int:
-        """Rows of epochs that have begun, and that are yet to be delivered after the last checkpoint."""
+        """Rows, or packs, of epochs that have begun, and that are yet to be delivered after the last checkpoint."""
         return sum(each.num_left for each in self.epochs)
 
     def __repr__(self) -> str:
-        verdict = "each row exactly once" if self.is_exact else counted(len(self.findings), "finding")
+        verdict = f"each {self.unit} exactly once" if self.is_exact else counted(len(self.findings), "finding")
         lines = [f"{counted(self.num_checkpoints, 'checkpoint')}: {verdict}"]
         lines += [repr(each) for each in (*self.epochs, *self.findings)]
         return "AuditReport(\n  " + ",\n  ".join(lines) + "\n)"

@@ -12,7 +12,7 @@ from laneway.core.mixtures import MixturePlan
 from laneway.core.progress import ended_cut
 from laneway.core.saved_files import decode_files, decode_parts, names_files
 from laneway.core.schema import Role, names_of
-from laneway.inspection.collecting import progress_of, states_of_step
+from laneway.inspection.collecting import find_step, progress_of
 from laneway.wording import counted, size
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from laneway.core.progress import EarlierCut, Progress
     from laneway.core.schema import SavedState
+    from laneway.inspection.collecting import FoundStep
 
 _SETTINGS = [name for name in names_of(Role.IDENTITY) if name != "fingerprint"]
 _MAX_LANES = 8
@@ -36,8 +37,8 @@ class CutSummary(NamedTuple):
     """Ranks that shared the lanes."""
     batch_rows: int
     """Rows of the batch of a rank."""
-    num_delivered: int
-    """Rows that were delivered in this cut."""
+    num_delivered: int | None
+    """Rows that were delivered in this cut; None: the state doesn't say, see `StateSummary.num_delivered`."""
 
 
 class SourceSummary(NamedTuple):
@@ -49,15 +50,24 @@ class SourceSummary(NamedTuple):
     """Its weight."""
     share: float
     """Its share of the rows by its weight, in [0, 1]."""
-    num_delivered: int
+    num_delivered: int | None
     """Its rows that were delivered since the mixture began, of the lanes that are known; with `flat_map` or `pack`,
-    also those of which some items or packs are still to come."""
+    also those of which some items or packs are still to come. None: see `StateSummary.num_delivered`."""
     next_epoch: int
     """Its first epoch that had not begun when the cut began."""
     num_left: int
     """Rows that the cut was left of earlier epochs."""
     num_tokens: int | None = None
     """Its tokens that were delivered since the mixture began, in packs of unknown lengths; None: not counted."""
+
+
+class RankAhead(NamedTuple):
+    """A rank that is further than others."""
+
+    rank: int
+    """The rank."""
+    epoch: int
+    """The epoch in which it is."""
 
 
 @final
@@ -79,13 +89,13 @@ class StateSummary:
     """Whether the epoch was delivered to its end."""
     num_rows: int | None
     """Rows of the epoch; None: the state doesn't say."""
-    num_delivered: int
+    num_delivered: int | None
     """Rows that were delivered in the epoch, or in the mixture since it began; with `flat_map` or `pack`, those whose
-    items or packs were all delivered."""
+    items or packs were all delivered. None: the state doesn't say, as the epoch is complete and `num_rows` unknown."""
     num_steps: int
     """Global batches that were taken in the current cut."""
     positions: tuple[int | None, ...]
-    """Rows that were delivered from each lane of the current cut; None: unknown."""
+    """Rows that were delivered from each lane of the current cut; None: unknown. Empty if `num_delivered` is None."""
     cuts: tuple[CutSummary, ...]
     """The cuts of the epoch that the state holds, oldest first; the last one is the current one."""
     sources: tuple[SourceSummary, ...]
@@ -98,6 +108,9 @@ class StateSummary:
     """Name and value of each setting that decides the order."""
     version: int
     """Version of the format."""
+    ahead: tuple[RankAhead, ...] = ()
+    """The ranks that are in a later epoch than the others, or have begun a later cut of a mixture; all else is said of
+    the others."""
     _has_parts: bool = field(default=False, repr=False)
     """Whether some items or packs of the rows that follow were delivered too."""
     _item: str = field(default="row", repr=False)
@@ -106,7 +119,7 @@ class StateSummary:
     @property
     def share(self) -> float | None:
         """The share of the epoch that was delivered, in [0, 1]; None: unknown."""
-        return self.num_delivered / self.num_rows if self.num_rows else None
+        return self.num_delivered / self.num_rows if self.num_delivered is not None and self.num_rows else None
 
     @property
     def num_cuts(self) -> int:
@@ -117,10 +130,8 @@ class StateSummary:
         whose = {"global": "the whole job", "rank": "some ranks", "worker": "some workers"}[self.scope]
         ranks = f" ({', '.join(map(str, self.ranks))})" if self.ranks else ""
         lines = [f"of {whose}{ranks}, saved by {counted(self.world_size, 'rank')}, format version {self.version}"]
-        of_all = f" of {self.num_rows:,}" if self.num_rows is not None else ""
-        share = f" ({self.share:.1%})" if self.share is not None else ""
-        end = ", complete" if self.is_complete else ""
-        lines.append(f"epoch {self.epoch}: {self.num_delivered:,}{of_all} {self._item}s delivered{share}{end}")
+        lines += self._ahead_lines()
+        lines.append(f"epoch {self.epoch}: {', '.join(self._progress())}")
         lines += [self._cut_line(index, cut) for index, cut in enumerate(self.cuts)]
         if self.positions:
             shown = ["?" if rows is None else f"{rows:,}" for rows in self.positions[:_MAX_LANES]]
@@ -134,19 +145,35 @@ class StateSummary:
         lines.append(", ".join(shown))
         return "StateSummary(\n  " + ",\n  ".join(lines) + "\n)"
 
+    def _progress(self) -> Iterator[str]:
+        if self.num_delivered is not None:
+            of_all = f" of {self.num_rows:,}" if self.num_rows is not None else ""
+            share = f" ({self.share:.1%})" if self.share is not None else ""
+            yield f"{self.num_delivered:,}{of_all} {self._item}s delivered{share}"
+        if self.is_complete:
+            yield "complete"
+
+    def _ahead_lines(self) -> Iterator[str]:
+        for epoch in sorted({each.epoch for each in self.ahead}):
+            ranks = [str(each.rank) for each in self.ahead if each.epoch == epoch]
+            more = f", ... ({len(ranks):,} ranks)" if len(ranks) > _MAX_LANES else ""
+            where = f"epoch {epoch}" if epoch > self.epoch else f"a later cut of epoch {epoch}"
+            yield f"ahead of them, in {where}: rank{'s' * (len(ranks) > 1)} {', '.join(ranks[:_MAX_LANES])}{more}"
+
     def _cut_line(self, index: int, cut: CutSummary) -> str:
         which = "current cut" if index == self.num_cuts - 1 else f"earlier cut {index}"
         batches = f"{counted(cut.world_size, 'rank')} with batches of {cut.batch_rows:,}"
-        delivered = counted(cut.num_delivered, self._item)
-        return f"{which}: {counted(cut.num_lanes, 'lane')}, {batches}, {delivered} delivered"
+        delivered = "" if cut.num_delivered is None else f", {counted(cut.num_delivered, self._item)} delivered"
+        return f"{which}: {counted(cut.num_lanes, 'lane')}, {batches}{delivered}"
 
     def _source_line(self, source: SourceSummary) -> str:
-        delivered = counted(source.num_delivered, self._item)
-        tokens = "" if source.num_tokens is None else f" and {counted(source.num_tokens, 'token')}"
+        counts = [(source.num_delivered, self._item), (source.num_tokens, "token")]
+        known = " and ".join(counted(number, what) for number, what in counts if number is not None)
+        delivered = f", {known} delivered" if known else ""
         left = f", and {counted(source.num_left, self._item)} of earlier ones were left" if source.num_left else ""
         return (
-            f"source {source.name!r}: weight {source.weight:g} ({source.share:.4g} of the {self._item}s), "
-            f"{delivered}{tokens} delivered; when this cut began, its next epoch was {source.next_epoch}{left}"
+            f"source {source.name!r}: weight {source.weight:g} ({source.share:.4g} of the {self._item}s)"
+            f"{delivered}; when this cut began, its next epoch was {source.next_epoch}{left}"
         )
 
 
@@ -177,17 +204,25 @@ def describe_state(state: Any, *, key: str | None = None) -> StateSummary:  # no
         >>> summary.epoch, summary.num_delivered, summary.num_rows
         (0, 4, 10)
     """
-    return _summary(states_of_step(state, "this value", key))
+    return _summary(find_step(state, "this value", key))
 
 
-def _summary(saved: Sequence[SavedState]) -> StateSummary:
+def _summary(found: FoundStep) -> StateSummary:
     """Return what the states of one step hold."""
+    saved = found.states
     fields, num_rows = saved[0].fields, None
     if not fields["mixture"]:
         num_rows = next((rows for rows in (num_rows_in(each.fields) for each in saved) if rows is not None), None)
     line = None if num_rows is None else LineProgress.of(saved, num_rows)
     progress = progress_of(saved) if line is None else line.progress
     cuts = () if progress.cut is None else tuple(map(_cut_summary, (*progress.earlier, ended_cut(progress))))
+    positions, sources = _positions(progress), _sources(progress)
+    num_delivered: int | None = _num_delivered(progress, cuts) if line is None else len(line.delivered)
+    if line is None and _is_at_its_end(saved[0]):
+        # The last turns may be short, by how much is not known.
+        num_delivered, positions = None, ()
+        cuts = (*cuts[:-1], cuts[-1]._replace(num_delivered=None))
+        sources = tuple(each._replace(num_delivered=None) for each in sources)
     is_complete = all(each.is_complete for each in saved) if line is None else line.is_complete
     return StateSummary(
         scope=fields["scope"],
@@ -197,24 +232,31 @@ def _summary(saved: Sequence[SavedState]) -> StateSummary:
         epoch=fields["epoch"],
         is_complete=is_complete,
         num_rows=num_rows,
-        num_delivered=_num_delivered(progress, cuts) if line is None else len(line.delivered),
+        num_delivered=num_delivered,
         num_steps=max(each.fields["next_turn"] for each in saved) // (progress.sharing.job_turns if cuts else 1),
-        positions=_positions(progress),
+        positions=positions,
         cuts=cuts,
-        sources=_sources(progress),
+        sources=sources,
         num_files=_num_files(fields["files"]),
         fingerprint=fields["fingerprint"],
         settings=tuple((name, fields[name]) for name in (MIXTURE_SETTINGS if fields["mixture"] else _SETTINGS)),
         version=saved[0].original["version"],
+        ahead=tuple(RankAhead(each.fields["rank"], each.fields["epoch"]) for each in found.ahead),
         _has_parts=progress.cut is not None and any(each.offset for each in progress.cut.positions.values()),
         _item="pack" if counts_packs(fields) else "row",
     )
 
 
+def _is_at_its_end(saved: SavedState) -> bool:
+    """Return whether the state of a job has ended an epoch, and its positions follow from how many rows that has."""
+    fields = saved.fields
+    is_complete = saved.is_global and saved.is_complete and fields["lanes"] is not None
+    return is_complete and fields["positions"] is None and fields["epoch_batches"] is None
+
+
 def _num_delivered(progress: Progress, cuts: Sequence[CutSummary]) -> int:
-    if progress.starts:
-        return progress.starts[-1].rows_before + (cuts[-1].num_delivered if cuts else 0)
-    return sum(cut.num_delivered for cut in cuts)
+    cut_rows = [cut.num_delivered or 0 for cut in cuts]
+    return progress.starts[-1].rows_before + sum(cut_rows[-1:]) if progress.starts else sum(cut_rows)
 
 
 def _cut_summary(cut: EarlierCut) -> CutSummary:
@@ -286,7 +328,7 @@ class StateDifferences:
 
 _COMPARED = (
     *("scope", "world_size", "num_workers", "epoch", "is_complete", "num_rows", "num_delivered", "num_steps"),
-    *("num_cuts", "positions"),
+    *("num_cuts", "positions", "ahead"),
 )
 
 
@@ -302,8 +344,8 @@ def compare_states(a: Any, b: Any, *, key: str | None = None) -> StateDifference
         StateFormatError: There is no state, or it is damaged.
         CheckpointMismatchError: States that are given as one are of different runs or steps.
     """
-    both = [states_of_step(each, "this value", key) for each in (a, b)]
-    fields, found = [each[0].fields for each in both], [*map(_summary, both)]
+    both = [find_step(each, "this value", key) for each in (a, b)]
+    fields, found = [each.states[0].fields for each in both], [*map(_summary, both)]
     tables = [each["files"] for each in fields]
     is_named = all(tables) and all(map(names_files, tables)) and tables[0] != tables[1]
     return StateDifferences(

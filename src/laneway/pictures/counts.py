@@ -48,7 +48,7 @@ def draw_sizes(title: str, noun: str, sizes: NDArray[np.int64]) -> Drawing:
 
 
 def draw_audit(epochs: Sequence[AuditedEpoch], width: int) -> Drawing:
-    """Draw what checkpoints prove of the last epochs: rows delivered exactly once, left, left out, and not proved."""
+    """Draw what checkpoints prove of the last epochs: delivered exactly once, left, left out, and not proved."""
     shown = epochs[-_MAX_EPOCHS:]
     drawing = Drawing(width, 62 + _BAR * len(shown), f"What the checkpoints prove of {counted(len(epochs), 'epoch')}.")
     left = 176 if any(epoch.source for epoch in shown) else 76
@@ -65,7 +65,7 @@ def draw_audit(epochs: Sequence[AuditedEpoch], width: int) -> Drawing:
             if rows:
                 # Even one row that is not proved is seen.
                 part = max(room * rows / max(epoch.num_rows, 1), 3.0)
-                drawing.box(kind, min(x, width - 11), y, part, _BAR - 6, says=f"{counted(rows, 'row')} {name}")
+                drawing.box(kind, min(x, width - 11), y, part, _BAR - 6, says=f"{counted(rows, epoch.unit)} {name}")
                 x += part
     return drawing
 

@@ -67,9 +67,8 @@ def html_facts(facts: Iterable[tuple[str, object]]) -> Iterable[str]:
 def html_audit(audit: AuditReport, checkpoints: Sequence[str]) -> Iterable[str]:
     """Yield what checkpoints prove, given their names."""
     yield "<h2>Audit</h2>"
-    kind, verdict = "verdict", "The checkpoints prove that each row was delivered exactly once."
-    if not audit.is_exact:
-        kind, verdict = "verdict no", "The checkpoints do not prove that each row was delivered exactly once."
+    kind, verb = ("verdict", "prove") if audit.is_exact else ("verdict no", "do not prove")
+    verdict = f"The checkpoints {verb} that each {audit.unit} was delivered exactly once."
     yield f'<p class="{kind}">{verdict}</p>'
     if audit.epochs:
         yield html_svg(draw_audit(audit.epochs, WIDTH))

@@ -26,18 +26,20 @@ class MixturePage:
     """What the page about a mixture shows."""
 
     plan: EpochPlan
-    """Its plan, from a checkpoint on."""
+    """Its plan, from its start or from a checkpoint on."""
     samples: SampledSources
     """From which sources its rows come."""
-    summary: StateSummary
-    """What the checkpoint holds."""
+    shares: Mapping[str, float]
+    """Name of a source -> its share by its weight, in [0, 1]."""
     data: Mapping[str, Mapping[str, Any]]
     """Name of a source -> the facts about its files that `laneway inspect` answers."""
-    checkpoint: str
+    summary: StateSummary | None = None
+    """What the checkpoint holds; None: it is planned from its start."""
+    checkpoint: str | None = None
     """The name of the checkpoint."""
-    audit: AuditReport
+    audit: AuditReport | None = None
     """What the checkpoints prove."""
-    checkpoints: Sequence[str]
+    checkpoints: Sequence[str] = ()
     """The names of these checkpoints."""
 
     def html(self) -> str:
@@ -50,36 +52,40 @@ class MixturePage:
             "<h2>The mixture</h2>",
             html_svg(draw_sources(self.samples)),
             *self._sources(),
-            *html_audit(self.audit, self.checkpoints),
+            *([] if self.audit is None else html_audit(self.audit, self.checkpoints)),
         ]
-        return html_page(title, f"as of {escaped(self.checkpoint)}", parts)
+        as_of = "planned from its first row" if self.checkpoint is None else f"as of {escaped(self.checkpoint)}"
+        return html_page(title, as_of, parts)
 
     def _key_facts(self) -> Iterable[str]:
         """Yield the numbers at the top."""
-        plan, summary = self.plan, self.summary
-        steps = f"{plan.next_step:,}" + ("" if plan.num_steps is None else f" of {plan.num_steps:,}")
-        yield from html_facts(
-            [
-                ("rows delivered", f"{summary.num_delivered:,}"),
-                ("end", "none" if plan.num_rows is None else f"after about {counted(plan.num_rows, 'row')}"),
-                ("steps taken", steps),
-                ("sources", f"{len(summary.sources):,}"),
-                ("lanes", f"{plan.num_lanes:,}"),
-                ("ranks", f"{plan.world_size:,}"),
-                ("workers per rank", f"{plan.num_workers:,}"),
-                ("batch of a rank", "a turn" if plan.batch_size is None else counted(plan.batch_size, "row")),
-                ("audit", "exactly once" if self.audit.is_exact else counted(len(self.audit.findings), "finding")),
-            ]
-        )
+        plan, summary, audit = self.plan, self.summary, self.audit
+        all_steps = "" if plan.num_steps is None else f"{plan.num_steps:,}"
+        facts = [
+            ("end", "none" if plan.num_rows is None else f"after about {counted(plan.num_rows, 'row')}"),
+            ("sources", f"{len(self.shares):,}"),
+            ("lanes", f"{plan.num_lanes:,}"),
+            ("ranks", f"{plan.world_size:,}"),
+            ("workers per rank", f"{plan.num_workers:,}"),
+            ("batch of a rank", "a turn" if plan.batch_size is None else counted(plan.batch_size, "row")),
+        ]
+        if summary is not None:
+            delivered = "all" if summary.num_delivered is None else f"{summary.num_delivered:,}"
+            taken = f"{plan.next_step:,}" + (f" of {all_steps}" if all_steps else "")
+            facts = [("rows delivered", delivered), ("steps taken", taken), *facts]
+        elif all_steps:
+            facts = [("steps", all_steps), *facts]
+        if audit is not None:
+            facts.append(("audit", "exactly once" if audit.is_exact else counted(len(audit.findings), "finding")))
+        yield from html_facts(facts)
 
     def _sources(self) -> Iterable[str]:
         """Yield what the sources consist of."""
         yield "<h2>The sources</h2>"
-        of_now = {each.name: each for each in self.summary.sources}
         rows = [
             (
                 name,
-                f"{of_now[name].share:.2%}" if name in of_now else "removed",
+                f"{self.shares[name]:.2%}" if name in self.shares else "removed",
                 data["source"],
                 f"{data['files']:,}",
                 f"{data['rows']:,}",

@@ -113,36 +113,28 @@ class Costs:
 
 def _bytes_of_ranks(plan: Plan, starts: NDArray[np.int64], ends: NDArray[np.int64], sharing: Sharing) -> list[int]:
     """Return about how many bytes of the files each rank reads; see `Costs.bytes_of_ranks`."""
-    windows, is_shuffled = plan.windows, plan.identity.settings.shuffle
-    lanes = plan.lanes.delivered(ends)
-    low = plan.lanes.row_starts[plan.lanes.segment_starts[:-1]] + starts
-    lane = np.repeat(np.arange(lanes.num_lanes), np.diff(lanes.segment_starts))
-    line = plan.lanes.row_starts[plan.lanes.segment_starts[lane]]
-    in_lane = lanes.row_starts[:-1] - lanes.row_starts[lanes.segment_starts[lane]]
-    first = np.maximum(lanes.start, lanes.start + low[lane] - line - in_lane)
-    has_rows = first < lanes.stop
-    lane, window, first, stop = lane[has_rows], lanes.window[has_rows], first[has_rows], lanes.stop[has_rows]
-    pieces = np.arange(len(windows.shard), dtype=np.int64)
-    if is_shuffled:
-        of_pieces = _bytes_of(plan, pieces, windows.start, windows.stop)
-        bounds = np.concatenate([[0], np.cumsum(of_pieces)])[windows.piece_starts]
-        sizes = np.diff(bounds)[window]
+    windows, lanes = plan.windows, plan.lanes.between(starts, ends)
+    if plan.identity.settings.shuffle:
+        of_pieces = _bytes_of(plan, windows.shard, windows.start, windows.stop)
+        sizes = np.diff(_before(of_pieces)[windows.piece_starts])[lanes.window]
     else:
         # Each window is one piece.
-        sizes = _bytes_of(plan, window, windows.start[window] + first, windows.start[window] + stop)
-    rank = lane // sharing.turns_per_batch % sharing.world_size
-    found = np.bincount(rank, weights=sizes, minlength=sharing.world_size)
+        offset = windows.start[lanes.window]
+        sizes = _bytes_of(plan, windows.shard[lanes.window], offset + lanes.start, offset + lanes.stop)
+    rank = np.arange(lanes.num_lanes) // sharing.turns_per_batch % sharing.world_size
+    of_segments = np.repeat(rank, np.diff(lanes.segment_starts))
+    found = np.bincount(of_segments, weights=sizes, minlength=sharing.world_size)
     return [*map(int, found.tolist())]
 
 
 def _bytes_of(
-    plan: Plan, piece: NDArray[np.int64], start: NDArray[np.int64], stop: NDArray[np.int64]
+    plan: Plan, shard: NDArray[np.int64], start: NDArray[np.int64], stop: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """Return the bytes in the files of the blocks that hold rows [start, stop) of the shards of some pieces."""
-    shards, shard = plan.shards, plan.windows.shard[piece]
+    """Return the bytes in the files of the blocks that hold rows [start, stop) of some shards."""
+    shards = plan.shards
     # Most pieces are whole shards.
     ends = plan.identity.derived("stored bytes before blocks", lambda: _stored_bytes(plan))
-    found: NDArray[np.float64] = np.diff(ends[np.append(shards.first_block, len(ends) - 1)])[shard]
+    found: NDArray[np.float64] = np.diff(ends[shards.first_block], append=ends[-1])[shard]
     parts = np.flatnonzero((start > 0) | (stop < shards.row_length[shard]))
     first, last = _blocks_of_rows(plan, shard[parts], start[parts], stop[parts])
     found[parts] = ends[last] - ends[first]
@@ -153,7 +145,8 @@ def _blocks_of_rows(
     plan: Plan, shard: NDArray[np.int64], start: NDArray[np.int64], stop: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the first block that holds rows [start, stop) of some shards, and one past the last one."""
-    before, blocks = plan.shard_starts[shard], plan.identity.selected.block_row_starts
+    selected, shards = plan.identity.selected, plan.shards
+    before, blocks = selected.row_starts[shards.file_index[shard]] + shards.row_offset[shard], selected.block_row_starts
     first = np.searchsorted(blocks, before + start, side="right") - 1
     return first, np.searchsorted(blocks, before + stop, side="left")
 
@@ -161,9 +154,16 @@ def _blocks_of_rows(
 def _stored_bytes(plan: Plan) -> NDArray[np.float64]:
     """Return the bytes in the files before each block, of blocks with selected rows, shape (num_blocks + 1,)."""
     files = plan.identity.files
-    num_blocks = np.diff(files.block_starts)
-    sizes = np.where(plan.identity.selected.block_rows > 0, files.block_bytes, 0).astype(np.float64)
-    encoded = np.concatenate([[0.0], np.cumsum(files.block_bytes, dtype=np.float64)])[files.block_starts]
+    encoded = np.diff(_before(files.block_bytes)[files.block_starts])
     # Blocks are compressed, by about as much as their file.
-    share = files.sizes / np.maximum(np.diff(encoded), 1)
-    return np.concatenate([[0.0], np.cumsum(sizes * np.repeat(share, num_blocks))])
+    sizes = np.repeat(files.sizes / np.maximum(encoded, 1), np.diff(files.block_starts))
+    sizes *= files.block_bytes
+    sizes[plan.identity.selected.block_rows <= 0] = 0
+    return _before(sizes)
+
+
+def _before(sizes: NDArray[np.integer] | NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the sum of the sizes before each item, shape (num_items + 1,)."""
+    found = np.zeros(len(sizes) + 1)
+    np.cumsum(sizes, out=found[1:])
+    return found

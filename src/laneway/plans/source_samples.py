@@ -53,7 +53,8 @@ class SampledSources:
     next_step: int
     """The next step."""
     num_steps: int
-    """Steps that are sampled: all, or as many as have been taken once more, if the mixture has no end."""
+    """Steps that are sampled: all; or if the mixture has no end, as many as have been taken once more, and those up to
+    the last cut of a schedule."""
 
     @property
     def shares(self) -> tuple[float, ...]:
@@ -63,7 +64,7 @@ class SampledSources:
         return tuple(count / total for count in counts or [0] * len(self.names))
 
 
-def sample_sources(plan: EpochPlan, max_parts: int) -> SampledSources:
+def sample_sources(plan: EpochPlan, max_parts: int = 240) -> SampledSources:
     """Return from which sources the rows of the steps of a mixture come.
 
     Args:
@@ -71,8 +72,11 @@ def sample_sources(plan: EpochPlan, max_parts: int) -> SampledSources:
         max_parts: Parts into which the steps are divided.
     """
     cuts = [cut for cut in cuts_of(plan) if cut.stretch.num_steps]
-    next_step = plan.next_step
-    num_steps = next_step + max(next_step, 100) if plan.num_steps is None else plan.num_steps
+    next_step, num_steps = plan.next_step, plan.num_steps
+    if num_steps is None:
+        # The cuts that a schedule of weights plans are seen, too.
+        until_last_cut = max((cut.first_step for cut in cuts), default=0) - next_step
+        num_steps = next_step + max(next_step, until_last_cut + until_last_cut // 4, 100)
     first = min((cut.first_step for cut in cuts), default=0)
     ranges = max((cut.stretch.sharing.job_turns for cut in cuts), default=1)
     num_parts = max(1, min(max_parts, num_steps - first, _MAX_RANGES // ranges))

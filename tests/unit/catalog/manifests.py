@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from laneway.catalog.encoding import HEAD, MAGIC, encode_schema
+from laneway.catalog.encoding import HEAD, encode_schema
+from laneway.catalog.signature import MAGIC
 from laneway.core.files import digest
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from laneway import compare_states, describe_state
 from laneway.core.apart import merge_gathered, state_of_rank
 from laneway.core.options import LaneOptions
 from laneway.core.plan import Identity
@@ -45,6 +46,13 @@ def test_each_rank_takes_its_own_state_and_the_file_table() -> None:
             assert own == sealed({**rank_state(rank, epoch), "files": "table"})
             assert parse_state(own).place == WorkerPlace(rank, 3)
     assert whole["epoch"] == 3
+
+
+def test_ranks_that_are_ahead_are_named_when_it_is_described() -> None:
+    summary = describe_state(wrap_state(apart()))
+    assert (summary.epoch, summary.ranks, summary.ahead) == (3, (1,), ((0, 4), (2, 4)))
+    assert "ahead of them, in epoch 4: ranks 0, 2" in repr(summary)
+    assert compare_states(wrap_state(apart()), rank_state(1, 3)).progress == (("ahead", ((0, 4), (2, 4)), ()),)
 
 
 def test_it_has_the_keys_of_a_state() -> None:
