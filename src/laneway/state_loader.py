@@ -90,7 +90,9 @@ class StateLoader:
         Raises:
             StateFormatError: The value is not a state, or it is damaged.
             CheckpointMismatchError: The state belongs to other files, another order or another rank; the message lists
-                all differences.
+                all differences. Or it is within rows of which some items were delivered, and others than its ranks and
+                workers can't share its lanes.
+            ValueError: A source of a mixture was removed while its rows are in items that are half delivered.
         """
         self.checked_state(state_dict)()
 

@@ -197,12 +197,14 @@ def resume_point(runner: PassRunner, saved: SavedState) -> Progress:
 
     Raises:
         StateFormatError: Its positions contradict its lanes.
-        CheckpointMismatchError: The state belongs to another dataset, order or rank.
+        CheckpointMismatchError: The state belongs to another dataset, order or rank, or to other workers that alone
+            can share its lanes.
+        ValueError: A source was removed while its rows are in items that are half delivered.
     """
     definition = runner.source.definition
     progress = definition.read_progress(saved, runner.place.of_rank(), is_worker=False)
-    if progress.place is not None:
-        # The lanes of a single rank can't be cut again, so its current workers must be able to share them.
+    if progress.place is not None or saved.has_offsets:
+        # The lanes of a single rank, or within rows, may not be cut again, so the present workers must share them.
         runner.resolve(progress)
     log_remarks(definition, saved, progress)
     return progress
