@@ -11,9 +11,9 @@ import traceback
 import warnings
 from contextlib import redirect_stdout
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from laneway.cli.arguments import parser
 from laneway.cli.output import print_answer
 from laneway.errors import LanewayError
 
@@ -33,9 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    options = parser().parse_args(arguments)
+    command = "laneway"
     try:
-        # Commands are imported when they run: torch.distributed.checkpoint takes most of a second.
+        # All is imported here: what a command does not need would take seconds, and an interruption ends it quietly.
+        options: argparse.Namespace = import_module("laneway.cli.arguments").parser().parse_args(arguments)
+        command = f"laneway {options.command}"
         run: Callable[[argparse.Namespace], Answer] = getattr(
             import_module(f"laneway.cli.{options.module}"), options.command
         )
@@ -51,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (LanewayError, OSError, ValueError, TypeError) as error:
-        sys.stderr.write(f"laneway {options.command}: {error}\n")
+        sys.stderr.write(f"{command}: {error}\n")
         return 2
     except KeyboardInterrupt:
         return 130
@@ -63,6 +65,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run() -> NoReturn:
     """Run the command of this process, and exit."""
+    for name in ("stdout", "stderr"):
+        # The shell has closed it, as with >&-.
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - until this process ends
     sys.exit(main())
 
 
