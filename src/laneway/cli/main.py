@@ -5,6 +5,7 @@ Exit codes: 0, success; 1, the check failed; 2, an error, such as damaged or for
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import traceback
@@ -20,6 +21,7 @@ from laneway.errors import LanewayError
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Sequence
+    from types import ModuleType
 
     from laneway.cli.output import Answer
 
@@ -38,9 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # All is imported here: what a command does not need would take seconds, and an interruption ends it quietly.
         options: argparse.Namespace = import_module("laneway.cli.arguments").parser().parse_args(arguments)
         command = f"laneway {options.command}"
-        run: Callable[[argparse.Namespace], Answer] = getattr(
-            import_module(f"laneway.cli.{options.module}"), options.command
-        )
+        run: Callable[[argparse.Namespace], Answer] = getattr(_imported(options.module), options.command)
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
             # What a user's code prints is no part of the answer.
@@ -69,7 +69,19 @@ def run() -> NoReturn:
         # The shell has closed it, as with >&-.
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - until this process ends
-    sys.exit(main())
+    code = main()
+    # Python would look for garbage among all modules before it ends.
+    gc.freeze()
+    sys.exit(code)
+
+
+def _imported(module: str) -> ModuleType:
+    """Import a module of commands. Modules are no garbage, and looking for some takes a good part of the time."""
+    gc.disable()
+    try:
+        return import_module(f"laneway.cli.{module}")
+    finally:
+        gc.enable()
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
