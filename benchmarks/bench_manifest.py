@@ -2,7 +2,8 @@
 
 Generates a manifest (no files) of a million files with ten row groups each, saves it, and measures each step in a
 process of its own: CPU time (user and system), and growth of private memory (of which mapped files are no part); for a
-spawned worker, those of the worker.
+spawned worker, those of the worker. Then the commands `laneway plan` (64 ranks with 4 workers) and `laneway state`,
+from start to exit, of such manifests with one and with ten row groups per file.
 Run `python benchmarks/bench_manifest.py [--files N] [--short] [--json PATH]`.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 import pickle
 import subprocess
 import sys
@@ -21,8 +23,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 
-from laneway import Manifest
+from laneway import Manifest, StatefulShardedDataset
 from laneway.catalog.partitions import Partitions
 from laneway.catalog.schemas import FileSchemas
 from laneway.core.differences import file_differences
@@ -30,9 +33,10 @@ from laneway.core.files import FileTable
 from laneway.core.strings import Strings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 BLOCKS_PER_FILE = 10
+REPEATS = 3
 STEPS = (
     "load",
     "fingerprint",
@@ -43,10 +47,10 @@ STEPS = (
 )
 
 
-def manifest(num_files: int) -> Manifest:
+def manifest(num_files: int, blocks_per_file: int = BLOCKS_PER_FILE) -> Manifest:
     """Return a manifest of files with random sizes, digests and modification times."""
     random = np.random.default_rng(0)
-    num_blocks = num_files * BLOCKS_PER_FILE
+    num_blocks = num_files * blocks_per_file
     rows, sizes = random.integers(9_000, 11_000, num_blocks), random.integers(6 << 20, 9 << 20, num_blocks)
     digests = random.bytes(8 * num_files).hex()
     versions = 1_700_000_000_000_000_000 + random.integers(0, 10**15, num_files)
@@ -56,7 +60,7 @@ def manifest(num_files: int) -> Manifest:
         ),
         sizes=random.integers(60 << 20, 90 << 20, num_files),
         digests=Strings.of(digests[start : start + 16] for start in range(0, len(digests), 16)),
-        block_starts=np.arange(0, num_blocks + 1, BLOCKS_PER_FILE),
+        block_starts=np.arange(0, num_blocks + 1, blocks_per_file),
         block_rows=rows,
         block_bytes=sizes,
         block_memory_bytes=sizes + 1000,
@@ -132,8 +136,33 @@ def measure(path: str, step: str) -> dict[str, float]:
     return {**took, "kb": len(result) / 1024 if isinstance(result, (str, bytes)) else 0.0}
 
 
+def measure_command(arguments: list[str]) -> dict[str, float]:
+    """Return the seconds and CPU seconds of a command from start to exit: those of the fastest of some runs."""
+    runs = []
+    for _ in range(REPEATS):
+        before, began = os.times(), time.perf_counter()
+        subprocess.run([sys.executable, "-m", "laneway", *arguments], capture_output=True, check=True)
+        took, after = time.perf_counter() - began, os.times()
+        cpu = after.children_user + after.children_system - before.children_user - before.children_system
+        runs.append({"s": took, "cpu_s": cpu})
+    return min(runs, key=lambda run: run["s"])
+
+
+def measure_commands(directory: Path, num_files: int) -> Iterator[dict[str, Any]]:
+    """Yield what the commands take that look at a manifest, or at a state of it, by row groups per file."""
+    for blocks in (1, BLOCKS_PER_FILE):
+        path, state = directory / f"manifest-{blocks}", directory / f"state-{blocks}.pt"
+        value = manifest(num_files, blocks)
+        value.save(path)
+        torch.save(StatefulShardedDataset(value, rank=3, world_size=64).state_dict(), state)
+        del value
+        ranks = ["--world-size", "64", "--workers", "4"]
+        for name, arguments in (("plan", [str(path), *ranks]), ("state", [str(state)])):
+            yield {"command": f"laneway {name}", "row groups": blocks, **measure_command([name, *arguments])}
+
+
 def main() -> None:
-    """Print the table."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--files", type=int, default=1_000_000)
     parser.add_argument("--short", action="store_true", help="a tenth of the files")
@@ -159,6 +188,11 @@ def main() -> None:
             print(
                 f"{step} | {row['cpu_s']:.2f} s | {row['s']:.2f} s | {row['private_mb']:,.0f} MB | {row['kb']:,.0f} KB"
             )
+        path.unlink()
+        print("\ncommand | row groups per file | CPU | time")
+        for row in measure_commands(Path(directory), num_files):
+            rows.append(row)
+            print(f"{row['command']} | {row['row groups']} | {row['cpu_s']:.2f} s | {row['s']:.2f} s")
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
 

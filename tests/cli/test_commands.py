@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -115,6 +116,13 @@ def test_the_installed_command_answers_and_exits_as_it_says(job: Path) -> None:
         "laneway state: missing.json does not exist: give a file or folder in which a state was saved\n"
     )
     assert run("nothing", cwd=job).returncode == 2
+
+
+def test_an_output_that_the_shell_has_closed_is_no_error(job: Path) -> None:
+    program = shlex.join(command())
+    for arguments, code in ((f"inspect {job / 'data'} >&-", 0), ("state missing.json 2>&-", 2)):
+        done = subprocess.run(f"{program} {arguments}", shell=True, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (code, "")
 
 
 def test_a_pipe_that_is_closed_early_is_no_error(job: Path) -> None:
@@ -431,6 +439,9 @@ def test_the_checkpoints_of_a_mixture_are_audited(ask: Callable[..., Any], mixed
         (["state", "step-3.json", *SOURCES], "2 sources are given, and only a mixture has several"),
         (["state", "step-3.json", "--source", "data", "--stop", "9"], "--stop is for a mixture"),
         (["where", "data", "p", "0", "--source", "a=data"], "give it with --state"),
+        (["report", "a=data", "--source", "b=data", "-o", "r.html"], "or name the mixture in your code"),
+        (["report", "data", "-o", "gone/r.html"], "--output is gone/r.html, but there is no folder 'gone': create it"),
+        (["head", "data", "-n", "-1"], "-n must be at least 0, not -1"),
         (["where", "data", "p", "0", "--state", "step-3.json", "--seed", "1"], "leave out --seed"),
     ],
 )

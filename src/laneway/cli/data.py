@@ -152,6 +152,9 @@ def _advice(manifest: Manifest) -> Iterator[str]:
 
 def head(arguments: argparse.Namespace) -> Answer:
     """Show the first rows; of a user's code, what it delivers first: rows, batches or packs."""
+    if arguments.n < 0:
+        message = f"-n must be at least 0, not {arguments.n}"
+        raise ValueError(message)
     dataset = open_dataset(arguments, output="python").whole
     rows = [*islice(iter(dataset), arguments.n)]
     # A user's functions may return anything.

@@ -63,7 +63,10 @@ def open_manifest(arguments: argparse.Namespace) -> Manifest:
     """Return the manifest of the source: of its data files, or a saved one."""
     sources = source_texts(arguments)
     if len(sources) != 1:
-        message = f"{len(sources)} sources are given, and only a mixture has several: give one"
+        message = (
+            f"{len(sources)} sources are given, and only a mixture has several: give one, or a checkpoint of the "
+            "mixture, or name the mixture in your code, as train.py:mixture"
+        )
         raise ValueError(message)
     return find_manifest(sources[0], arguments.format, storage_options(arguments))
 

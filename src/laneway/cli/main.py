@@ -5,21 +5,23 @@ Exit codes: 0, success; 1, the check failed; 2, an error, such as damaged or for
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import traceback
 import warnings
 from contextlib import redirect_stdout
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from laneway.cli.arguments import parser
 from laneway.cli.output import print_answer
 from laneway.errors import LanewayError
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Sequence
+    from types import ModuleType
 
     from laneway.cli.output import Answer
 
@@ -33,12 +35,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    options = parser().parse_args(arguments)
+    command = "laneway"
     try:
-        # Commands are imported when they run: torch.distributed.checkpoint takes most of a second.
-        run: Callable[[argparse.Namespace], Answer] = getattr(
-            import_module(f"laneway.cli.{options.module}"), options.command
-        )
+        # All is imported here: what a command does not need would take seconds, and an interruption ends it quietly.
+        options: argparse.Namespace = import_module("laneway.cli.arguments").parser().parse_args(arguments)
+        command = f"laneway {options.command}"
+        run: Callable[[argparse.Namespace], Answer] = getattr(_imported(options.module), options.command)
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
             # What a user's code prints is no part of the answer.
@@ -51,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (LanewayError, OSError, ValueError, TypeError) as error:
-        sys.stderr.write(f"laneway {options.command}: {error}\n")
+        sys.stderr.write(f"{command}: {error}\n")
         return 2
     except KeyboardInterrupt:
         return 130
@@ -63,7 +65,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run() -> NoReturn:
     """Run the command of this process, and exit."""
-    sys.exit(main())
+    for name in ("stdout", "stderr"):
+        # The shell has closed it, as with >&-.
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - until this process ends
+    code = main()
+    # Python would look for garbage among all modules before it ends.
+    gc.freeze()
+    sys.exit(code)
+
+
+def _imported(module: str) -> ModuleType:
+    """Import a module of commands. Modules are no garbage, and looking for some takes a good part of the time."""
+    gc.disable()
+    try:
+        return import_module(f"laneway.cli.{module}")
+    finally:
+        gc.enable()
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:

@@ -54,11 +54,14 @@ def output_file(name: str, path: str, suffix: str) -> Path:
         suffix: How it must end, so that no data file or checkpoint is written over.
 
     Raises:
-        ValueError: It ends otherwise.
+        ValueError: It ends otherwise, or its folder does not exist.
     """
     found = Path(path)
     if found.suffix.lower() != suffix:
         message = f"{name} must end with {suffix}, not {found.name!r}"
+        raise ValueError(message)
+    if not found.parent.is_dir():
+        message = f"{name} is {path}, but there is no folder {str(found.parent)!r}: create it"
         raise ValueError(message)
     return found
 

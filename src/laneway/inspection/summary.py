@@ -172,7 +172,7 @@ class StateSummary:
         delivered = f", {known} delivered" if known else ""
         left = f", and {counted(source.num_left, self._item)} of earlier ones were left" if source.num_left else ""
         return (
-            f"source {source.name!r}: weight {source.weight:g} ({source.share:.4g} of the {self._item}s)"
+            f"source {source.name!r}: weight {source.weight:g} ({100 * source.share:.4g}% of the {self._item}s)"
             f"{delivered}; when this cut began, its next epoch was {source.next_epoch}{left}"
         )
 
