@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 import time
 import traceback
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -138,6 +140,20 @@ def test_batches_that_arrive_in_any_order_are_counted_exactly(corpus: Path, tmp_
     assert received[0] != in_order[0]
     rest, _ = receive(state, tmp_path / "second", NUM_ROWS)
     assert sorted(received + rest) == list(range(NUM_ROWS))
+
+
+def with_threads(_: dict[str, Any]) -> dict[str, Any]:
+    """Return, in the place of a row, how many threads read in this process, and how many Arrow has."""
+    reading = [thread for thread in threading.enumerate() if thread.name == "laneway-read"]
+    return {"threads": (len(reading), pa.cpu_count())}
+
+
+@pytest.mark.parametrize("kind", [SavableLoader, DataLoader])
+def test_workers_share_the_cores_of_the_machine(corpus: Path, kind: Any) -> None:
+    dataset = StatefulShardedDataset(corpus, shuffle=True).map(with_threads)
+    cores = max(1, (os.cpu_count() or 1) // 2)
+    shares = {tuple(map(int, row["threads"])) for row in kind(dataset, batch_size=None, num_workers=2)}
+    assert shares == {(min(4, cores), min(pa.cpu_count(), cores))}
 
 
 @dataclass(frozen=True)

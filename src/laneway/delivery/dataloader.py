@@ -48,6 +48,7 @@ from laneway.delivery.workers import (
 )
 from laneway.errors import LanewayError
 from laneway.metering import Meter
+from laneway.reading.threads import share_cores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -92,8 +93,10 @@ class _WorkerDataset(IterableDataset["Parcel | TaggedBatch"]):
         is_worker = place is not None
         if place is None:
             place = rank
-        elif self._ends_with_parent:
-            end_with_parent()
+        else:
+            share_cores(place.num_workers)
+            if self._ends_with_parent:
+                end_with_parent()
         meter = Meter(cells_of(self._cells, place.worker))
         assignment, parcel_format = self._definition.resolve(progress, place), self._parcel_format
         keeps_open = is_worker and parcel_format.keeps_open

@@ -18,6 +18,7 @@ from laneway.delivery.late_choice import LateChoice
 from laneway.delivery.passes import Delivery
 from laneway.delivery.workers import MAX_WORKERS, is_in_worker, worker_place
 from laneway.errors import LanewayError
+from laneway.reading.threads import share_cores
 
 if TYPE_CHECKING:
     from laneway.delivery.definition import Definition
@@ -144,6 +145,7 @@ class DatasetIterator(PassIterator):
         """The state that was loaded for this pass."""
         self._late_choice: LateChoice | None = None
         if is_in_worker():
+            share_cores(self._place.num_workers)
             # The first `next` raises it again, which the loader passes on: what `iter` raises ends a persistent worker.
             with contextlib.suppress(LanewayError, ValueError):
                 self._begin()

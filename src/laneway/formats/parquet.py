@@ -230,7 +230,9 @@ class _Columns:
     def decode(self, file: pq.ParquetFile, first: int, stop: int, names: Sequence[str]) -> pa.Table:
         """Decode the row groups [first, stop) of some columns."""
         # pyarrow interprets names as paths into structs too, but returns these structs, in file order.
-        table: pa.Table = file.read_row_groups(list(range(first, stop)), columns=list(names))
+        table: pa.Table = file.read_row_groups(
+            list(range(first, stop)), columns=list(names), use_threads=_uses_threads()
+        )
         paths, _ = self._find(names)
         return select_fields(table, list(zip(names, paths, strict=True)))
 
@@ -243,7 +245,9 @@ class _Columns:
         num_rows = max(1, _PIECE_BYTES // max(1, row_bytes))
         pieces: list[pa.RecordBatch] = []
         start = 0
-        for piece in file.iter_batches(num_rows, row_groups=[*range(first, stop)], columns=list(names)):
+        for piece in file.iter_batches(
+            num_rows, row_groups=[*range(first, stop)], columns=list(names), use_threads=_uses_threads()
+        ):
             of_piece = mask[start : start + len(piece)]
             start += len(piece)
             if not pieces or of_piece.any():
@@ -263,6 +267,11 @@ class _Columns:
         for each in path[1:]:
             found, type_ = leaf_ranges(type_, found.start)[each], type_.field(each).type
         return found
+
+
+def _uses_threads() -> bool:
+    """Return whether Arrow's threads decode; a single one would decode while this one waits, in memory of its own."""
+    return pa.cpu_count() > 1
 
 
 def _has_dictionary(data_type: pa.DataType) -> bool:

@@ -92,7 +92,7 @@ class Costs:
         of_rows = plan.of_rows(pieces)
         return of_rows, np.zeros_like(starts), of_rows.lanes.rows
 
-    def worker_memory(self, lanes_per_worker: int) -> int:
+    def worker_memory(self, lanes_per_worker: int, num_workers: int) -> int:
         """Return the bytes of decoded rows that a worker holds at most; see docs/explanation/performance.md."""
         definition, plan = self.definition, self.plan
         settings, files, is_remote = plan.identity.settings, plan.identity.files, not definition.storage.is_local
@@ -107,7 +107,7 @@ class Costs:
             ends = np.concatenate([[0.0], np.cumsum(sizes)])[windows.piece_starts]
             window = assembled = int(np.diff(ends).max(initial=0))
         ahead = 1 + definition.prefetch_windows
-        threads = num_window_threads(is_remote=is_remote)
+        threads = num_window_threads(num_workers, is_remote=is_remote)
         return lanes_per_worker * ahead * window + threads * (assembled + _DECODING * block)
 
 

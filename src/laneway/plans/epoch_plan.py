@@ -153,7 +153,7 @@ class EpochPlan:
         """
         lanes = -(-self.num_lanes // (self.world_size * self.num_workers))
         costs = self._current.costs
-        return None if costs is None else costs.worker_memory(lanes)
+        return None if costs is None else costs.worker_memory(lanes, self.num_workers)
 
     def rows_of(self, step: int) -> list[list[AnyRowPlace]]:
         """Return the rows of the batch of each rank at a step.

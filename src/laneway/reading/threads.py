@@ -1,8 +1,9 @@
-"""Executors for reads: daemon threads, or the calling thread."""
+"""Executors for reads: daemon threads, or the calling thread; and how many cores there are for them."""
 
 from __future__ import annotations
 
 import atexit
+import os
 import queue
 import threading
 import time
@@ -11,6 +12,8 @@ from concurrent.futures import Executor, Future
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import pyarrow as pa
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -18,6 +21,32 @@ _Result = TypeVar("_Result")
 
 _EXIT_TIMEOUT_S = 1.0
 """Seconds that the exit of the process waits for threads that are still busy."""
+
+_num_processes = 1
+"""Number of processes that share the cores of this machine, as far as this one knows."""
+
+
+def cores_of_each(num_processes: int) -> int:
+    """Return how many cores each of some processes has, if they share those of this machine; at least 1."""
+    return max(1, (os.cpu_count() or 1) // num_processes)
+
+
+def share_cores(num_processes: int) -> None:
+    """Have this process read and decode with its share of the cores, of which a worker would otherwise use all.
+
+    Each thread that decodes needs memory of its own, which a new process has to clear first.
+
+    Args:
+        num_processes: Number of processes that share the cores.
+    """
+    global _num_processes  # noqa: PLW0603 - a fact about the process, like the number of Arrow's threads
+    _num_processes = num_processes
+    pa.set_cpu_count(min(pa.cpu_count(), cores_of_each(num_processes)))
+
+
+def num_processes() -> int:
+    """Return the number of processes that share the cores; see `share_cores`."""
+    return _num_processes
 
 
 class DaemonThreads(Executor):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
@@ -17,7 +16,7 @@ from laneway.core.lanes import Segment
 from laneway.errors import ColumnConversionError
 from laneway.reading.assembler import NotVectorizableError, Order, WindowAssembler
 from laneway.reading.parts import cut_at_blocks
-from laneway.reading.threads import DaemonThreads, NoThreads
+from laneway.reading.threads import DaemonThreads, NoThreads, cores_of_each, num_processes
 from laneway.wording import counted
 
 if TYPE_CHECKING:
@@ -102,16 +101,17 @@ def reading_threads(*, is_remote: bool) -> DaemonThreads:
     Args:
         is_remote: Whether each read is a request to a storage.
     """
-    return DaemonThreads(num_window_threads(is_remote=is_remote))
+    return DaemonThreads(num_window_threads(num_processes(), is_remote=is_remote))
 
 
-def num_window_threads(*, is_remote: bool) -> int:
+def num_window_threads(num_processes: int, *, is_remote: bool) -> int:
     """Return the number of threads of a reader.
 
     Args:
+        num_processes: Number of processes that share the cores.
         is_remote: Whether each read is a request to a storage.
     """
-    return _MAX_THREADS if is_remote else min(_MAX_THREADS, os.cpu_count() or 1)
+    return _MAX_THREADS if is_remote else min(_MAX_THREADS, cores_of_each(num_processes))
 
 
 class WindowReader:

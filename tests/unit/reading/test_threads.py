@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from laneway.reading.threads import DaemonThreads, NoThreads
+from laneway.reading.threads import DaemonThreads, NoThreads, cores_of_each
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -143,3 +143,8 @@ def test_the_exit_of_the_process_waits_for_short_calls_only(
     subprocess.run([sys.executable, "-c", EXITS.format(seconds=seconds, path=str(path))], check=True, timeout=120)
     assert time.monotonic() - begin < 100
     assert path.exists() == is_finished
+
+
+def test_each_process_has_its_share_of_the_cores_and_at_least_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    assert [cores_of_each(number) for number in (1, 2, 3, 8, 100)] == [8, 4, 2, 1, 1]
