@@ -33,7 +33,8 @@ class FileScan:
     digest: str
     """Digest that changes when the file is rewritten with the same size."""
     layout: list[list[int]]
-    """Positions of the blocks, as the format understands them; empty if they are read when the file is opened."""
+    """Positions of the blocks, and what else the format must know of each, such as a checksum; empty if they are read
+    when the file is opened."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

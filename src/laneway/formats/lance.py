@@ -174,7 +174,12 @@ def open_dataset(url: str, version: int | None, options: Mapping[str, str] | Non
 
 def lance_error(storage: Storage, path: str, problem: str, error: Exception) -> DataFileError:
     """Return the error for something that Lance can't do."""
-    return storage.error_for(path, problem, ValueError(_SOURCE.sub("", str(error))))
+    return storage.error_for(path, problem, ValueError(lance_message(error)))
+
+
+def lance_message(error: Exception) -> str:
+    """Return the message of an exception of Lance."""
+    return _SOURCE.sub("", str(error))
 
 
 def scanned_schema(dataset: LanceDataset) -> pa.Schema:

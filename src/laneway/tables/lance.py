@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, final
 from urllib.parse import urlsplit
 
 from laneway.errors import DataFileError, LanewayError
-from laneway.formats.lance import fragment_version, open_dataset, scanned_schema
+from laneway.formats.lance import fragment_version, lance_message, open_dataset, scanned_schema
 from laneway.storage.object_stores import for_object_store, for_s3fs
 from laneway.storage.redaction import redact
 from laneway.tables.base import Catalog, TableFiles, at_version
@@ -107,7 +107,10 @@ def open_lance(url: str, storage_options: Mapping[str, Any] | None) -> LanceCata
     except LanewayError:
         raise
     except Exception as error:  # noqa: BLE001 - those of the library have no common base
-        message = f"{redact(path)} can't be opened as a Lance dataset: {redact(str(error), storage_options)}"
+        problem = "can't be opened as a Lance dataset"
+        if version is not None:
+            problem += f" at version {version}, which may have been cleaned up"
+        message = f"{redact(path)} {problem}: {redact(lance_message(error), storage_options)}"
         raise DataFileError(message) from None
 
 

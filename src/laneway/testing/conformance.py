@@ -130,7 +130,12 @@ class _Kit:
         scan = self._scan(self._path)
         planned = self._planned(self._path, scan)
         path = self._path.with_name(f"changed{self._path.suffix}")
-        for name, tables in (("other", corpus_tables(start=1)), ("shorter", corpus_tables((5, 1)))):
+        changes = {"other": corpus_tables(start=1), "shorter": corpus_tables((5, 1)), "values": []}
+        for table in self._tables:
+            # Numbers of the same length, also as text: each even row has the number of the next one, and vice versa.
+            numbers = table["x"].to_numpy() + 0.5 - table["id"].to_numpy() % 2
+            changes["values"].append(table.set_column(2, "x", pa.array(numbers)))
+        for name, tables in changes.items():
             data = self._file(name, tables).read_bytes()
             path.write_bytes(data)
             changed = PlannedFile(

@@ -12,6 +12,8 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from laneway import SavableLoader, StatefulShardedDataset
 from laneway.formats import FORMATS, FileScan, Format, JsonLinesFormat
+from laneway.formats.text_index import CHECKSUM
+from laneway.storage.entries import file_size
 from laneway.testing import assert_exact_on_any_topology, assert_resumes_exactly, check_format
 from laneway.testing.comparing import comparable, rows_of
 from tests.corpora import write_corpus
@@ -148,6 +150,10 @@ class Wrong(Format):
         return found
 
     def open(self, storage: Any, planned: Any, schema: pa.Schema) -> Any:
+        if self._mistake == "checksums":
+            again = self._right.scan(storage, planned.path, file_size(storage, planned.path))
+            for entry, now in zip(planned.layout, again.layout, strict=False):
+                entry[CHECKSUM] = now[CHECKSUM]
         reader = self._right.open(storage, planned, schema)
         return Shifted(reader) if self._mistake == "values" else reader
 
@@ -169,6 +175,7 @@ class Shifted:
     [
         ("digest", "a second scan of the same file has another digest"),
         ("rows", "scan finds 48 rows instead of 47"),
+        ("checksums", "a file that changed since the scan is read, without an error"),
         ("values", "of columns .* have the columns"),
     ],
 )
