@@ -108,21 +108,23 @@ def delta_table(folder: Path, num_files: int) -> Path:
     return folder
 
 
-def iceberg_table(folder: Path, num_files: int) -> Table:
-    """Write a partitioned Iceberg table."""
+def iceberg_table(folder: Path, num_files: int, file_rows: int = 1) -> Table:
+    """Write a partitioned Iceberg table, of so many rows in each file."""
     folder.mkdir()
     catalog = SqlCatalog("bench", uri=f"sqlite:///{folder}/catalog.db", warehouse=f"file://{folder}")
     catalog.create_namespace("ns")
     fields = [NestedField(1, "part", LongType(), required=False), NestedField(2, "x", LongType(), required=False)]
     spec = PartitionSpec(PartitionField(1, 1000, IdentityTransform(), "part"))
     table = catalog.create_table("ns.t", Schema(*fields), partition_spec=spec)
-    table.append(pa.table({"part": np.arange(num_files), "x": np.arange(num_files) * 2}))
+    rows = np.arange(num_files * file_rows)
+    table.append(pa.table({"part": rows // file_rows, "x": rows * 2 // file_rows}))
     return table
 
 
 def planning(folder: Path, num_files: int) -> dict[str, dict[str, float]]:
     """Return the seconds of planning, with and without a filter."""
     path, table = delta_table(folder / "delta", num_files), iceberg_table(folder / "iceberg", num_files)
+    ranges = iceberg_table(folder / "ranges", num_files, 3)
     condition = pc.field("x") < num_files
     return {
         "delta: files": compare(
@@ -144,6 +146,12 @@ def planning(folder: Path, num_files: int) -> dict[str, dict[str, float]]:
             {
                 "library": lambda: [*table.scan(row_filter=f"x < {num_files}").plan_files()],
                 "laneway": lambda: planned(iceberg_catalog(table), condition),
+            }
+        ),
+        "iceberg: files of a filter, by ranges of values": compare(
+            {
+                "library": lambda: [*ranges.scan(row_filter=f"x < {num_files}").plan_files()],
+                "laneway": lambda: planned(iceberg_catalog(ranges), condition),
             }
         ),
     }
