@@ -107,7 +107,8 @@ def to_parquet(
         if num_rows == 0 and number > 0:
             break
         if target.is_local:
-            target.filesystem.makedirs(target.root, exist_ok=True)
+            with target.translate_errors(target.root, "written"):
+                target.filesystem.makedirs(target.root, exist_ok=True)
         write_file(target, target.join(f"part-{number:06}.parquet"), data)
         number, start = number + 1, start + num_rows
         if num_rows == 0:

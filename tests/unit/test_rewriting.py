@@ -111,6 +111,8 @@ def test_a_directory_of_other_files_is_refused(tmp_path: Path) -> None:
             to_parquet(dest=tmp_path / "dest", **arguments)
     with pytest.raises(DataFileError, match=r"other holds part-0.jsonl, which is of another source"):
         to_parquet(tmp_path / "source", tmp_path / "other")
+    with pytest.raises(DataFileError, match=r"part-0.jsonl can't be written: "):
+        to_parquet(tmp_path / "source", tmp_path / "other" / "part-0.jsonl")
 
 
 def test_no_rows_keep_their_columns(tmp_path: Path) -> None:
