@@ -288,6 +288,22 @@ def test_verify_names_damaged_row_groups(ask: Callable[..., Any], job: Path) -> 
     assert (code, damaged["path"], damaged["block"]) == (1, "part-003.parquet", 1)
 
 
+def test_verify_names_every_file_whose_footer_is_damaged_and_reads_the_others(
+    ask: Callable[..., Any], job: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for part in (0, 5):
+        path = job / "data" / f"part-00{part}.parquet"
+        path.write_bytes(path.read_bytes()[:200])
+    facts, code = ask("verify", "data")
+    assert (code, [each["path"] for each in facts["damaged"]]) == (1, ["part-000.parquet", "part-005.parquet"])
+    assert (facts["files"], 0 < facts["rows"] < NUM_ROWS) == (7, True)
+    assert main(["verify", "data"]) == 1
+    assert "part-005.parquet is not a Parquet file, or it is truncated" in capsys.readouterr().out
+    for part in (1, 2, 3, 4, 6):
+        (job / "data" / f"part-00{part}.parquet").unlink()
+    assert ask("verify", "data")[1] == 2
+
+
 def test_bench_measures_utilisation(ask: Callable[..., Any]) -> None:
     facts, code = ask("bench", "data", "--batch-size", "4", "--workers", "0", "--step-ms", "1", "--seconds", "0.05")
     (measured,) = facts["runs"]

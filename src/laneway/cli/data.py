@@ -11,9 +11,10 @@ import numpy as np
 
 from laneway.catalog.progress_bar import progress_bar
 from laneway.catalog.signature import SavedManifestError
+from laneway.catalog.sources import find_data_files
 from laneway.cli.given import progress_wanted, storage_options
 from laneway.cli.output import Answer, output_file, pairs, table, wrapped
-from laneway.cli.sources import open_data, open_dataset, refuse_code
+from laneway.cli.sources import Data, open_data, open_dataset, refuse_code
 from laneway.errors import DataFileError
 from laneway.formats import FORMATS
 from laneway.manifest import Manifest
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
-    from laneway.cli.sources import Data
     from laneway.plans.epoch_plan import EpochPlan
 
 _MIB = 1 << 20
@@ -218,9 +218,16 @@ def _named_shares(mixture: Mixture) -> str:
 
 
 def verify(arguments: argparse.Namespace) -> Answer:
-    """Read all row groups, or what the format calls them, and name those that are damaged."""
-    opened = open_data(arguments)
+    """Read all row groups, or what the format calls them, and name those that are damaged, and damaged files."""
+    unreadable: list[dict[str, Any]] = []
+    try:
+        opened = open_data(arguments)
+    except DataFileError as error:
+        opened, unreadable = _readable(arguments, error)
     found = {name: _damage(data) for name, data in opened.items()}
+    for facts in found.values():
+        facts["files"] += len(unreadable)
+        facts["damaged"] = [*unreadable, *facts["damaged"]]
     lines = [
         f"source {name}: {line}" if name else line
         for name, facts in found.items()
@@ -228,6 +235,37 @@ def verify(arguments: argparse.Namespace) -> Answer:
     ]
     exit_code = 1 if any(facts["damaged"] for facts in found.values()) else 0
     return Answer(found.get("", {"sources": found}), lines, exit_code)
+
+
+def _readable(arguments: argparse.Namespace, error: DataFileError) -> tuple[dict[str, Data], list[dict[str, Any]]]:
+    """Return the data files whose metadata can be read, and what is wrong with the others.
+
+    Args:
+        arguments: The arguments of the command.
+        error: Why the metadata of all of them can't be read; raised if it is not the damage of some files.
+    """
+    try:
+        found = find_data_files(arguments.source, format=arguments.format, storage_options=storage_options(arguments))
+    except (DataFileError, ValueError):
+        raise error from None
+    storage, options = found.storage, {"filesystem": found.storage.filesystem, "format": found.format.name}
+
+    def problem_with(path: str) -> str | None:
+        try:
+            Manifest.scan(storage.join(path), **options, cache_dir=False, progress=False)
+        except DataFileError as problem:
+            return str(problem)
+        return None
+
+    with ThreadPoolExecutor(4) as threads:
+        problems = dict(zip(found.paths, threads.map(problem_with, found.paths), strict=True))
+    good = [storage.join(path) for path, problem in problems.items() if problem is None]
+    if not good or len(good) == len(problems):
+        raise error
+    manifest = Manifest.scan(good, **options, cache_dir=False, progress=False)
+    no_block = {"block": None, "start": None, "stop": None}
+    damaged = [{"path": path, **no_block, "problem": problem} for path, problem in problems.items() if problem]
+    return {"": Data(manifest, manifest.storage(filesystem=storage.filesystem))}, damaged
 
 
 def _damage(data: Data) -> dict[str, Any]:
@@ -266,13 +304,13 @@ def _damage(data: Data) -> dict[str, Any]:
 def _lines_of_damage(facts: dict[str, Any], unit: str) -> list[str]:
     damaged = facts["damaged"]
     whole = f"{counted(facts['files'], 'file')}, {counted(facts['blocks'], unit)}, {counted(facts['rows'], 'row')}"
-    return [
-        f"{whole}: {'no damage' if not damaged else f'{len(damaged):,} damaged'}",
-        *(
-            f"{each['path']}, {unit} {each['block']} (rows {each['start']:,} to {each['stop']:,}): {each['problem']}"
-            for each in damaged
-        ),
-    ]
+    lines = [f"{whole}: {'no damage' if not damaged else f'{len(damaged):,} damaged'}"]
+    for each in damaged:
+        # The problem of a file names it.
+        where = "" if each["block"] is None else f"{each['path']}, {unit} {each['block']} "
+        rows = f"(rows {each['start']:,} to {each['stop']:,}): " if where else ""
+        lines.append(f"{where}{rows}{each['problem']}")
+    return lines
 
 
 def convert(arguments: argparse.Namespace) -> Answer:

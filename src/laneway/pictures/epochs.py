@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 from laneway.pictures.svg import Drawing, Plot, rounded_number
+from laneway.plans.epoch_plan import item_of
 from laneway.plans.samples import evenly, sample_lanes
 from laneway.wording import counted
 
@@ -49,11 +50,18 @@ class _LanePicture:
     """Rows of all stretches."""
 
     @cached_property
+    def item(self) -> str:
+        """What lanes consist of."""
+        return item_of(self.plan)
+
+    @cached_property
     def is_detailed(self) -> bool:
         """Whether windows are drawn."""
         lanes = [lane for each in self.shown for lane in each.lanes]
-        return all(lane.windows or not lane.num_rows for lane in lanes) and (
-            sum(len(lane.windows) for lane in lanes) <= _MAX_BOXES
+        return (
+            self.item == "row"
+            and all(lane.windows or not lane.num_rows for lane in lanes)
+            and (sum(len(lane.windows) for lane in lanes) <= _MAX_BOXES)
         )
 
     @cached_property
@@ -87,13 +95,17 @@ class _LanePicture:
         drawing.alt = f"The epoch as lanes: {state}, {counted(plan.num_lanes, 'lane')}, {num_windows}."
         shades = "each shade a window, whose rows are shuffled together"
         windows = shades if self.is_detailed else "its windows too many to be drawn"
+        if self.item == "pack":
+            windows = "of packs"
         drawing.heading("Lanes and progress", f"{state}; each bar is a lane, {windows}")
         x = float(_LEFT)
         if self.hidden:
             rows = sum(each.num_rows for each in self.hidden)
             says = counted(len(self.hidden), "earlier stretch")
             drawing.text(x, _TOP - 9, says)
-            drawing.box("done2", x, _TOP, self.width(rows), self.bottom - _TOP, says=f"{says}, {counted(rows, 'row')}")
+            drawing.box(
+                "done2", x, _TOP, self.width(rows), self.bottom - _TOP, says=f"{says}, {counted(rows, self.item)}"
+            )
             x += self.width(rows)
         last_label = -math.inf
         for each in self.shown:
@@ -117,7 +129,7 @@ class _LanePicture:
         for index, lane in enumerate(stretch.lanes):
             y, height = _TOP + index * self.row_height + 1, self.row_height - 2
             if not self.is_detailed:
-                says = f"lane {lane.lane}: {counted(lane.num_rows, 'row')}"
+                says = f"lane {lane.lane}: {counted(lane.num_rows, self.item)}"
                 self.drawing.box(kind, x, y, lane.num_rows * scale, height, says=says)
             for place, (window, start, stop) in enumerate(lane.windows if self.is_detailed else ()):
                 # Neighbours differ.

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from laneway.pictures.frame import MAX_LINE, html_audit, html_facts, html_page, html_svg, html_table
 from laneway.pictures.sources import draw_sources
 from laneway.pictures.svg import escaped
-from laneway.wording import counted, rounded_size
+from laneway.plans.epoch_plan import item_of
+from laneway.wording import counted, plural, rounded_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -59,20 +60,20 @@ class MixturePage:
 
     def _key_facts(self) -> Iterable[str]:
         """Yield the numbers at the top."""
-        plan, summary, audit = self.plan, self.summary, self.audit
+        plan, summary, audit, unit = self.plan, self.summary, self.audit, item_of(self.plan)
         all_steps = "" if plan.num_steps is None else f"{plan.num_steps:,}"
         facts = [
-            ("end", "none" if plan.num_rows is None else f"after about {counted(plan.num_rows, 'row')}"),
+            ("end", "none" if plan.num_rows is None else f"after about {counted(plan.num_rows, unit)}"),
             ("sources", f"{len(self.shares):,}"),
             ("lanes", f"{plan.num_lanes:,}"),
             ("ranks", f"{plan.world_size:,}"),
             ("workers per rank", f"{plan.num_workers:,}"),
-            ("batch of a rank", "a turn" if plan.batch_size is None else counted(plan.batch_size, "row")),
+            ("batch of a rank", "a turn" if plan.batch_size is None else counted(plan.batch_size, unit)),
         ]
         if summary is not None:
             delivered = "all" if summary.num_delivered is None else f"{summary.num_delivered:,}"
             taken = f"{plan.next_step:,}" + (f" of {all_steps}" if all_steps else "")
-            facts = [("rows delivered", delivered), ("steps taken", taken), *facts]
+            facts = [(f"{plural(unit)} delivered", delivered), ("steps taken", taken), *facts]
         elif all_steps:
             facts = [("steps", all_steps), *facts]
         if audit is not None:

@@ -9,6 +9,7 @@ from laneway.formats import FORMATS
 from laneway.pictures.counts import draw_sizes
 from laneway.pictures.frame import MAX_LINE, html_audit, html_facts, html_page, html_svg, html_table
 from laneway.pictures.svg import escaped
+from laneway.plans.epoch_plan import item_of
 from laneway.wording import counted, plural, rounded_size
 
 if TYPE_CHECKING:
@@ -55,17 +56,17 @@ class Page:
 
     def _key_facts(self) -> Iterable[str]:
         """Yield the numbers at the top."""
-        plan, samples = self.pictures.plan, self.pictures.samples
+        plan, samples, unit = self.pictures.plan, self.pictures.samples, item_of(self.pictures.plan)
         steps = f"{plan.next_step:,} of {plan.num_steps:,}" if plan.next_step else f"{plan.num_steps:,}"
         facts = [
-            ("rows", f"{plan.num_rows:,}"),
+            (plural(unit), f"{plan.num_rows:,}"),
             ("steps taken" if plan.next_step else "steps", steps),
             ("ranks", f"{plan.world_size:,}"),
             ("workers per rank", f"{plan.num_workers:,}"),
-            ("batch of a rank", "a turn" if plan.batch_size is None else counted(plan.batch_size, "row")),
+            ("batch of a rank", "a turn" if plan.batch_size is None else counted(plan.batch_size, unit)),
             ("memory per worker, up to", rounded_size(plan.worker_memory_bytes or 0)),
-            ("rows repeated", f"{plan.rows_repeated:,}"),
-            ("rows left out", f"{plan.rows_dropped:,}"),
+            (f"{plural(unit)} repeated", f"{plan.rows_repeated:,}"),
+            (f"{plural(unit)} left out", f"{plan.rows_dropped:,}"),
         ]
         if samples.mixing is not None and samples.adjacent is not None:
             facts.append(("mixing, of a perfect shuffle", f"{samples.mixing:.0%}"))

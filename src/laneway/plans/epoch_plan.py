@@ -242,6 +242,11 @@ class EpochPlan:
         return "no batches" if self.batch_size is None else f"batches of {self.batch_size:,}"
 
 
+def item_of(plan: EpochPlan) -> str:
+    """Return what batches consist of: "row" or "pack"."""
+    return plan._item  # noqa: SLF001 - of this module
+
+
 def cuts_of(plan: EpochPlan) -> tuple[PlannedCut, ...]:
     """Return the steps of an epoch, cut by cut."""
     return plan._cuts  # noqa: SLF001 - of this module

@@ -12,8 +12,11 @@ from laneway.core.places import rows_of_lanes
 from laneway.plans.epoch_plan import cuts_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
+    from laneway.core.cursor import LaneRange
     from laneway.core.lanes import Lanes
     from laneway.core.plan import Plan
     from laneway.core.stretches import Stretch
@@ -144,7 +147,8 @@ class SampledBatch:
     rank: int
     """The rank."""
     places: NDArray[np.int64]
-    """The number of each row, counted over the selected rows of all files, in the order of the batch, shape (rows,)."""
+    """The number of each row, counted over the selected rows of all files, in the order of the batch, shape (rows,). Of
+    packs, each row that has tokens in them, once."""
     shards: int
     """From how many shards its rows come."""
     files: int
@@ -201,6 +205,8 @@ def sample_batches(plan: EpochPlan, max_steps: int, max_ranks: int) -> SampledBa
     # Middles of equal parts: among few steps, the last one with its short batch would count too much.
     steps = range(num_steps) if num_steps <= most else [(2 * i + 1) * num_steps // (2 * most) for i in range(most)]
     files, found, expected = None, [], {0: 0.0}
+    # The windows of all cuts are the same.
+    in_files = next((of_cut.rows_in_files() for _, of_cut in cuts if of_cut.line is not None), None)
     for step in steps:
         for cut, of_cut in cuts:
             own = step - cut.first_step
@@ -208,20 +214,19 @@ def sample_batches(plan: EpochPlan, max_steps: int, max_ranks: int) -> SampledBa
                 continue
             files = files or _Starts.of(of_cut)
             for rank in evenly(cut.stretch.sharing.world_size, ranks):
-                rows = rows_of_lanes(of_cut, cut.stretch.ranges(own, rank))
-                count = len(rows.row)
+                places = _places(of_cut, cut.stretch.ranges(own, rank), files, in_files)
+                count = len(places)
                 if not count:
                     continue
                 if count not in expected:
                     expected[count] = files.expected_shards(count)
-                places = files.files[rows.file_index] + rows.row
                 found.append(
                     SampledBatch(
                         step,
                         rank,
                         places,
                         len(np.unique(np.searchsorted(files.shards, places, side="right"))),
-                        len(np.unique(rows.file_index)),
+                        len(np.unique(np.searchsorted(files.files, places, side="right"))),
                         expected[count],
                         _adjacent(places),
                     )
@@ -248,6 +253,28 @@ class _Starts(NamedTuple):
         # None of them is of a shard with about this probability: the batch misses the shard, or the shard the batch.
         missed = np.minimum((1 - lengths / self.num_rows) ** count, (1 - count / self.num_rows) ** lengths)
         return float((1 - missed).sum())
+
+
+def _places(
+    plan: Plan, ranges: Sequence[LaneRange], starts: _Starts, in_files: NDArray[np.int64] | None
+) -> NDArray[np.int64]:
+    """Return the number of each row of some ranges of lanes, counted over all files.
+
+    Args:
+        plan: The plan of the lanes.
+        ranges: The ranges.
+        starts: Where files begin.
+        in_files: If lanes count packs, the number of each row of the line of documents.
+    """
+    if plan.line is None or in_files is None:
+        rows = rows_of_lanes(plan, ranges)
+        return starts.files[rows.file_index] + rows.row
+    packs = (each for lane in ranges for each in plan.lanes.segments(*lane))
+    documents = [plan.line.documents(each.start, each.stop).document for each in packs]
+    rows_of_line = np.concatenate([np.zeros(0, np.int64), *documents])
+    firsts = np.sort(np.unique(rows_of_line, return_index=True)[1])
+    found: NDArray[np.int64] = in_files[rows_of_line[firsts]]
+    return found
 
 
 def _adjacent(places: NDArray[np.int64]) -> float:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from laneway import Mixture, StatefulShardedDataset
@@ -72,6 +74,22 @@ def test_sampled_batches_are_those_of_the_plan(dataset: StatefulShardedDataset, 
             beside = [place for place in places if {place - 1, place + 1} & {*places}]
             assert batch.adjacent == pytest.approx(len(beside) / len(places))
     assert num_found == len(found)
+
+
+@pytest.mark.parametrize("strategy", ["best_fit", "chunk"])
+def test_sampled_batches_of_packs_are_the_rows_of_their_documents(tmp_path: Path, strategy: Any) -> None:
+    for part in range(2):
+        tokens = [[0] * (1 + (part + row) % 7) for row in range(40)]
+        pq.write_table(pa.table({"input_ids": tokens}), tmp_path / f"part-{part}.parquet", row_group_size=10)
+    rows = StatefulShardedDataset(tmp_path, shuffle=True, seed=2, shard_rows=10).count_lengths("input_ids")
+    dataset = rows.pack(8, strategy=strategy, group_rows=16 if strategy == "best_fit" else None).batch(3)
+    plan = dataset.plan(0, 2)
+    samples = sample_batches(plan, 1000, 1000)
+    assert len(samples.batches) == 2 * (plan.num_steps or 0)
+    for each in samples.batches:
+        documents = plan.rows_of(each.step)[each.rank]
+        assert {*each.places.tolist()} == {40 * int(place.path[5]) + place.row for place in documents}
+        assert len({*each.places.tolist()}) == len(each.places)
 
 
 def test_batches_of_a_perfect_shuffle_have_as_many_shards_as_are_expected(
