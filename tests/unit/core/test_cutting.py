@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
 from laneway.core.cutting import cut_again, cut_epoch
 from laneway.core.division import Sharing, divide
-from laneway.core.lanes import Lanes, Segment, Windows
+from laneway.core.lanes import Lanes, Segment, Windows, cut_items
 from laneway.core.shards import ShardTable
 
 
@@ -111,6 +113,21 @@ def test_what_was_delivered_and_what_is_left_make_the_whole() -> None:
     positions = np.array([2, 6])
     assert all_segments(lanes.delivered(positions)) == [[Segment(0, 0, 2)], [Segment(1, 0, 5)]]
     assert all_segments(lanes.undelivered(positions)) == [[Segment(0, 2, 5)], []]
+
+
+def test_intervals_are_cut_out_of_a_line_row_by_row() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(50):
+        lengths = random.choice([0, 1, 4], 8)
+        line = [(item, row) for item, length in enumerate(lengths) for row in range(length)]
+        low, high = random.integers(0, len(line) + 1, (2, 5))
+        pieces = cut_items(lengths, np.cumsum(lengths), low, high)
+        columns = (each.tolist() for each in pieces[:3])
+        rows = [[(item, row) for row in range(start, stop)] for item, start, stop in zip(*columns, strict=True)]
+        assert all(rows)
+        starts = pieces.interval_starts.tolist()
+        found = [[each for piece in rows[first:end] for each in piece] for first, end in pairwise(starts)]
+        assert found == [line[start:stop] for start, stop in zip(low, high, strict=True)]
 
 
 def test_the_rest_is_cut_again_in_lane_order() -> None:
