@@ -105,7 +105,7 @@ NOT_PUBLIC = {
     "keep latest": {"kept"},
     "dataset": {"check_rank", "definition", "schedule"},
     "loader": {
-        *("checked_state", "facts_of_weights", "gather_state", "ranks", "restore_together", "sampler"),
+        *("checked_state", "common_arguments", "gather_state", "ranks", "restore_together", "sampler"),
         "use_stateful_dataloader",
     },
     "mixture": {"check_rank", "definition", "schedule"},

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from laneway.core.apart import merge_gathered, state_of_rank
 from laneway.core.schema import parse_state, sealed, wrap_state
 from laneway.delivery.loader_state import (
     check_lockstep,
+    check_same_arguments,
     check_same_state,
-    check_same_weights,
     digest_of,
     job_state,
     parse_job_state,
@@ -22,13 +21,10 @@ from laneway.delivery.loader_state import (
 from laneway.ranks import Ranks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from laneway.core.mixture_identity import MixtureIdentity
     from laneway.core.plan import Identity
-    from laneway.core.progress import Progress
-    from laneway.core.schema import SavedState
     from laneway.core.turns import WorkerPlace
+    from laneway.delivery.loader_state import ResumePoint
     from laneway.delivery.runner import PassRunner
     from laneway.delivery.schedule import EpochSchedule
 
@@ -68,14 +64,14 @@ class StateLoader:
 
         Raises:
             LanewayError: With `check`, on all ranks: they have taken different numbers of batches, or mix with other
-                weights.
+                weights or to another end.
             CollectiveError: With `check`: a rank could not be reached.
         """
         state = job_state(self._runner)
         if check:
             self.ranks().compare(
                 "state_dict(check=True)",
-                lambda: (self.facts_of_weights(), digest_of(state), self.epoch, self.batches_delivered),
+                lambda: (self.common_arguments(), digest_of(state), self.epoch, self.batches_delivered),
                 check_lockstep,
             )
         return wrap_state(state)
@@ -94,12 +90,11 @@ class StateLoader:
                 workers can't share its lanes.
             ValueError: A source of a mixture was removed while its rows are in items that are half delivered.
         """
-        self.checked_state(state_dict)()
+        self.checked_state(state_dict).restore()
 
-    def checked_state(self, state_dict: State) -> Callable[[], None]:
+    def checked_state(self, state_dict: State) -> ResumePoint:
         """Check a state as `load_state_dict` does, and return what resumes the next pass from it."""
-        saved = parse_state(state_of_rank(state_dict, self._place))
-        return partial(self._schedule.restore, saved, resume_point(self._runner, saved))
+        return resume_point(self._runner, parse_state(state_of_rank(state_dict, self._place)))
 
     # -- States of one rank -------------------------------------------------------------------------------------------
 
@@ -121,8 +116,7 @@ class StateLoader:
             StateFormatError: The value is not a state, or it is damaged.
             CheckpointMismatchError: The state is of another rank, of another world size, or of the whole job.
         """
-        saved = parse_rank_state(state, self._place)
-        self._schedule.restore(saved, resume_point(self._runner, saved))
+        resume_point(self._runner, parse_rank_state(state, self._place)).restore()
 
     # -- States of the whole job, gathered from all ranks -------------------------------------------------------------
 
@@ -158,7 +152,8 @@ class StateLoader:
             CheckpointMismatchError: The state does not belong to the dataset of a rank, it is that of a single rank, or
                 ranks passed different states, or it holds another number of ranks in different epochs; raised on all
                 ranks.
-            LanewayError: Ranks mix with other weights; raised on all ranks.
+            LanewayError: Ranks have other weights, batches, lanes or workers, so that they would not read each row
+                once; raised on all ranks.
             CollectiveError: A rank could not be reached.
         """
         ranks = self.ranks()
@@ -173,14 +168,14 @@ class StateLoader:
         # The file table may be large, and is the same on all ranks, or else their fingerprints differ.
         def part() -> tuple[dict[str, str], State]:
             ranks.check(self._place.rank, self._place.world_size)
-            return self.facts_of_weights(), sealed({**self.save_state_rank(), "files": ""})
+            return self.common_arguments(), sealed({**self.save_state_rank(), "files": ""})
 
         parts = ranks.gather(call, part, 0 if dst_rank is None else dst_rank)
 
         def merged() -> State | None:
             if not parts:
                 return None
-            check_same_weights([weights for weights, _ in parts])
+            check_same_arguments([arguments for arguments, _ in parts])
             return merge_gathered([state for _, state in parts])
 
         call = f"{call}: merge"
@@ -196,20 +191,20 @@ class StateLoader:
             state: The state.
             is_sent: Whether one rank has sent it to all; otherwise they compare what they were given.
         """
-        checked: list[tuple[SavedState, Progress]] = []
+        checked: list[ResumePoint] = []
 
         def check() -> tuple[dict[str, str], str]:
             ranks.check(self._place.rank, self._place.world_size)
             saved, whole = parse_job_state(state, self._place)
-            checked.append((saved, resume_point(self._runner, saved)))
-            return self.facts_of_weights(), "" if is_sent else digest_of(whole)
+            checked.append(resume_point(self._runner, saved))
+            return checked[0].common_arguments(), "" if is_sent else digest_of(whole)
 
         ranks.compare(f"{call}: check", check, check_same_state)
-        self._schedule.restore(*checked[0])
+        checked[0].restore()
 
-    def facts_of_weights(self) -> dict[str, str]:
-        """Return what ranks compare of the weights of a mixture; nothing if it reads a single dataset."""
-        return self._runner.source.definition.facts_of_weights()
+    def common_arguments(self) -> dict[str, str]:
+        """Return arguments that ranks must have in common, and states don't hold: weights of a mixture."""
+        return self._runner.source.definition.common_arguments()
 
     def ranks(self) -> Ranks:
         """Return the ranks of the job, able to communicate: those in `process_group`, or in the whole world."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -163,6 +164,41 @@ def of_other_weights(rank: int, folder: Path) -> list[str]:
 
 
 def test_ranks_whose_mixtures_have_other_weights_are_refused(run_ranks: RunRanks, folder: Path) -> None:
-    expected = "ranks mix with other weights: rank 0 has code 1, and rank 1 has code 2: create the Mixture with the"
+    expected = "different arguments: rank 0 has weights['code']=1, and rank 1 has weights['code']=2: create dataset"
     for found in run_ranks(of_other_weights, 2, folder):
         assert [expected in each for each in found] == [True] * 5, found
+
+
+def with_other_arguments(rank: int, folder: Path) -> list[str]:
+    """Return the error of each call of ranks that would cut what is left into other lanes."""
+    same = loader_of(folder, 0, 4)
+    ids(same, 1)
+    state = same.save_state_global()
+    checkpoints = Checkpoints(folder / "run of others")
+    checkpoints.save(1, loader=same)
+    found = []
+    for loader in (loader_of(folder, 0, 4 + rank), loader_of(folder, 2 * rank, 4)):
+        before = loader.save_state_rank()
+        calls: list[Callable[[], object]] = [
+            partial(loader.restore_state_global, state if rank == 0 else None),
+            partial(GatheredState(loader).load_state_dict, same.state_dict()),
+            partial(checkpoints.resume, loader=loader),
+        ]
+        for call in calls:
+            with pytest.raises(LanewayError) as caught:
+                call()
+            found.append(str(caught.value))
+        assert loader.save_state_rank() == before
+    same.restore_state_global(state if rank == 0 else None)
+    return found
+
+
+def test_ranks_that_would_resume_with_other_batches_or_workers_are_refused(run_ranks: RunRanks, folder: Path) -> None:
+    for found in run_ranks(with_other_arguments, 2, folder):
+        assert len(found) == 6
+        for each in found[:3]:
+            assert "rank 0 has batch_size=4, " in each
+            assert "rank 1 has batch_size=5, " in each
+        for each in found[3:]:
+            assert "rank 0 has lanes=2, " in each
+            assert "rank 1 has lanes=4, " in each

@@ -17,9 +17,11 @@ from laneway.errors import CheckpointMismatchError
 from laneway.loader import SavableLoader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from torch.optim import Optimizer
+
+    from laneway.delivery.loader_state import ResumePoint
 
 
 @runtime_checkable
@@ -121,10 +123,6 @@ class Objects:
             if isinstance(loader, SavableLoader)
         }
 
-    def facts_of_weights(self) -> list[dict[str, str]]:
-        """Return what ranks compare of the weights with which each loader mixes."""
-        return [each.facts_of_weights() for each in self.loaders.values() if isinstance(each, SavableLoader)]
-
     def rank_states(self) -> dict[str, Any]:
         """Return what this rank has for itself: the states of other loaders."""
         loaders = self.loaders.items()
@@ -149,7 +147,7 @@ class Objects:
             CheckpointMismatchError: A state is of another loader; or a loader was saved by each rank for itself, and
                 there are more or fewer ranks now.
         """
-        checked: list[Callable[[], None]] = []
+        checked: list[ResumePoint] = []
         others: list[tuple[Stateful, Any]] = []
         for part, each in {**self.plain, **self.loaders}.items():
             if part in job and isinstance(each, SavableLoader):
@@ -191,8 +189,8 @@ class Restoration:
     """The objects whose state is the same on all ranks, and small."""
     others: Sequence[tuple[Stateful, Any]]
     """(object, state): it alone knows whether it accepts the state."""
-    checked: Sequence[Callable[[], None]]
-    """What restores the loaders whose states were checked."""
+    checked: Sequence[ResumePoint]
+    """Of the loaders whose states were checked."""
 
     def assign_others(self) -> None:
         """Restore the objects that may refuse their states."""
@@ -201,8 +199,12 @@ class Restoration:
 
     def assign_checked(self) -> None:
         """Restore the others."""
-        for assign in self.checked:
-            assign()
+        for each in self.checked:
+            each.restore()
+
+    def common_arguments(self) -> list[dict[str, str]]:
+        """Return what all ranks must have in common, for each loader."""
+        return [each.common_arguments() for each in self.checked]
 
     @contextmanager
     def undone_on_failure(self) -> Iterator[None]:

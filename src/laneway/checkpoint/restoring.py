@@ -12,7 +12,7 @@ from laneway.checkpoint.reading import read_job_values, read_rank_values, verify
 from laneway.checkpoint.rng import set_rng_state
 from laneway.checkpoint.sharded import check_differences, target_of
 from laneway.checkpoint.torch_calls import load_states, open_states
-from laneway.delivery.loader_state import check_same_weights
+from laneway.delivery.loader_state import check_same_arguments
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -82,7 +82,7 @@ def restore(
     Raises:
         CheckpointError: A file is damaged.
         CheckpointMismatchError: The checkpoint holds other parts, or other parameters, or is of other files.
-        LanewayError: Ranks mix datasets with other weights.
+        LanewayError: Ranks have loaders with other weights, batches, lanes or workers.
     """
     check_choice("verify", verify, ("read", "all", "sizes"))
     name, is_same_size = checkpoint.name, checkpoint.world_size == ranks.world_size
@@ -104,7 +104,7 @@ def restore(
         return _Found(job, by_rank, restoration, reader)
 
     values, by_rank, restoration, reader = ranks.agree(f"load {name}: read", found)
-    ranks.compare(f"load {name}: weights", objects.facts_of_weights, _check_same_weights)
+    ranks.compare(f"load {name}: arguments", restoration.common_arguments, _check_same_arguments)
     with ExitStack() as stack:
         target = None
         if reader is not None:
@@ -133,7 +133,7 @@ def restore(
     return Resumed(checkpoint.step, checkpoint.tag, values["user"], rank_user, checkpoint.metrics)
 
 
-def _check_same_weights(ranks: Sequence[Sequence[Mapping[str, str]]]) -> None:
-    """Check that all ranks mix with the same weights, in each of their loaders."""
+def _check_same_arguments(ranks: Sequence[Sequence[Mapping[str, str]]]) -> None:
+    """Check that all ranks have the same arguments, in each of their loaders."""
     for of_loader in zip(*ranks, strict=False):
-        check_same_weights(of_loader)
+        check_same_arguments(of_loader)

@@ -70,8 +70,8 @@ class Definition(ABC):
         def identity(self) -> Identity | MixtureIdentity:
             """What the states belong to."""
 
-    def facts_of_weights(self) -> dict[str, str]:
-        """Return what ranks compare of the weights of a mixture, as they show it; nothing for a dataset."""
+    def common_arguments(self) -> dict[str, str]:
+        """Return arguments that ranks must have in common, and states don't hold: name -> value, as errors show it."""
         return {}
 
     @property

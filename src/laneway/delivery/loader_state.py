@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from laneway.core.apart import is_apart, state_of_rank
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 _MAX_NAMED: Final = 4
-"""Weights that an error names."""
+"""Arguments that an error names."""
 
 
 def job_state(runner: PassRunner) -> dict[str, Any]:
@@ -64,39 +65,40 @@ def digest_of(state: Mapping[str, Any]) -> str:
     return hashlib.blake2b(json.dumps(state, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-def check_same_weights(ranks: Sequence[Mapping[str, str]]) -> None:
-    """Check that all ranks mix with the same weights.
+def check_same_arguments(ranks: Sequence[Mapping[str, str]]) -> None:
+    """Check that all ranks have the same arguments.
 
     Args:
-        ranks: For each rank, `Definition.facts_of_weights`.
+        ranks: For each rank, `Definition.common_arguments` or `ResumePoint.common_arguments`.
 
     Raises:
         LanewayError: They differ.
     """
     first = ranks[0] if ranks else {}
-    for rank, facts in enumerate(ranks):
-        if facts == first:
+    for rank, own in enumerate(ranks):
+        if own == first:
             continue
-        differing = [name for name in {**first, **facts} if first.get(name) != facts.get(name)][:_MAX_NAMED]
-        shown = [", ".join(f"{name} {each.get(name, 'none')}" for name in differing) for each in (first, facts)]
+        differing = [name for name in {**first, **own} if first.get(name) != own.get(name)][:_MAX_NAMED]
+        shown = [", ".join(f"{name}={each.get(name, 'none')}" for name in differing) for each in (first, own)]
         message = (
-            f"ranks mix with other weights: rank 0 has {shown[0]}, and rank {rank} has {shown[1]}: create the Mixture "
-            "with the same weights on all ranks, or they would read other rows than the state says"
+            f"ranks have different arguments: rank 0 has {shown[0]}, and rank {rank} has {shown[1]}: create dataset "
+            "and loader with the same ones, num_workers too, on all ranks, or they would read other rows than the "
+            "state says"
         )
         raise LanewayError(message)
 
 
 def check_same_state(ranks: Sequence[tuple[Mapping[str, str], str]]) -> None:
-    """Check that all ranks were given the same state to restore, and mix with the same weights.
+    """Check that all ranks were given the same state to restore, and resume from it with the same arguments.
 
     Args:
-        ranks: For each rank, its weights, and the digest of its state.
+        ranks: For each rank, its arguments, and the digest of its state.
 
     Raises:
-        LanewayError: Weights differ.
+        LanewayError: Arguments differ.
         CheckpointMismatchError: States differ.
     """
-    check_same_weights([weights for weights, _ in ranks])
+    check_same_arguments([arguments for arguments, _ in ranks])
     digests = [digest for _, digest in ranks]
     others = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
     if others:
@@ -111,13 +113,13 @@ def check_lockstep(given: Sequence[tuple[Mapping[str, str], str, int, int]]) -> 
     """Check that all ranks have the same state of the whole job.
 
     Args:
-        given: For each rank, its weights, the digest of its state, its epoch, and how many batches of it were
+        given: For each rank, its arguments, the digest of its state, its epoch, and how many batches of it were
             delivered.
 
     Raises:
-        LanewayError: Weights differ, or states, as ranks have taken different numbers of batches.
+        LanewayError: Arguments differ, or states, as ranks have taken different numbers of batches.
     """
-    check_same_weights([weights for weights, *_ in given])
+    check_same_arguments([arguments for arguments, *_ in given])
     ranks = [others for _, *others in given]
     for rank, (digest, epoch, num_batches) in enumerate(ranks):
         if digest != ranks[0][0] and [epoch, num_batches] == ranks[0][1:]:
@@ -192,8 +194,42 @@ def parse_rank_state(state: object, place: WorkerPlace) -> SavedState:
     return saved
 
 
-def resume_point(runner: PassRunner, saved: SavedState) -> Progress:
-    """Compare a state with the dataset, and return the progress from which the next pass would resume.
+@dataclass(frozen=True, slots=True)
+class ResumePoint:
+    """A state that fits the dataset of a rank, from which its next pass can resume."""
+
+    runner: PassRunner
+    """Runs the passes."""
+    saved: SavedState
+    """The state."""
+    progress: Progress
+    """Where the next pass would begin."""
+
+    def restore(self) -> None:
+        """Resume the next pass from it."""
+        self.runner.schedule.restore(self.saved, self.progress)
+
+    def common_arguments(self) -> dict[str, str]:
+        """Return what all ranks that resume from a state must have in common: name -> value, as errors show it.
+
+        Each rank cuts the epoch into lanes by itself, and would take other rows than the others expect.
+        """
+        definition = self.runner.source.definition
+        options = definition.lane_options
+        found = definition.common_arguments() | {
+            "batch_size": f"{options.batch_size}",
+            "turn_rows": f"{options.default_turn_rows}",
+            "lanes": f"{options.num_lanes(self.runner.place)}",
+        }
+        if self.progress.place is None:
+            resolved = self.runner.resolve(self.progress)
+            cut, number = resolved.cut, len(resolved.progress.earlier) + 1
+            found["lanes now"] = f"{cut.num_lanes} with turns of {cut.turn_rows}, in cut {number}"
+        return found
+
+
+def resume_point(runner: PassRunner, saved: SavedState) -> ResumePoint:
+    """Compare a state with the dataset, and return where the next pass would resume.
 
     Raises:
         StateFormatError: Its positions contradict its lanes.
@@ -207,4 +243,4 @@ def resume_point(runner: PassRunner, saved: SavedState) -> Progress:
         # The lanes of a single rank, or within rows, may not be cut again, so the present workers must share them.
         runner.resolve(progress)
     log_remarks(definition, saved, progress)
-    return progress
+    return ResumePoint(runner, saved, progress)

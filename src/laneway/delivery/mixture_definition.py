@@ -148,12 +148,13 @@ class MixtureDefinition(Definition):
         )
         return MixtureIdentity(self.mixed.sources, settings)
 
-    def facts_of_weights(self) -> dict[str, str]:
-        """Return what ranks compare of the weights of a mixture, as they show it; nothing for a dataset."""
+    def common_arguments(self) -> dict[str, str]:
+        """Return arguments that ranks must have in common, and states don't hold: name -> value, as errors show it."""
         return {
             "weights_of": self.weights_of,
+            "stop": f"{self.given.stop!r}",
             **{
-                f"{name}" + f" from row {phase.start:,} on" * (phase.start > 0): f"{weight!r}"
+                f"weights[{name!r}]" + f" from row {phase.start:,} on" * (phase.start > 0): f"{weight!r}"
                 for phase in self.given.phases
                 for name, weight in phase.weights.items()
             },
