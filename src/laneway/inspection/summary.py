@@ -62,7 +62,7 @@ class SourceSummary(NamedTuple):
 
 
 class RankAhead(NamedTuple):
-    """A rank that is further than others."""
+    """A rank that is further ahead than others."""
 
     rank: int
     """The rank."""
