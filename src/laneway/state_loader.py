@@ -134,7 +134,8 @@ class StateLoader:
 
         Raises:
             CollectiveError: A rank could not be reached.
-            LanewayError: A rank failed, or ranks mix with other weights; the same error is raised on all ranks.
+            LanewayError: A rank failed, or ranks mix with different weights or `stop`; the same error is raised on
+                all ranks.
         """
         return self.gather_state(self.ranks(), f"save_state_global(dst_rank={dst_rank!r})", dst_rank)
 
