@@ -95,8 +95,7 @@ _MODULES = {
     "redistribute": "laneway.inspection.redistribution",
     "to_parquet": "laneway.rewriting",
 }
-"""Where everything but the errors is. It is imported when it is used: torch takes more than a second, and whoever only
-asks the command line for help needs none of it."""
+"""Name -> module, imported on first use: torch takes more than a second, and `laneway --help` doesn't need it."""
 
 # Tracebacks say where an exception can be imported from. The other classes name the module that has their source.
 for _name in __all__:
@@ -114,4 +113,4 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401 - a module's attribute
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *_MODULES]
+    return [*{*globals(), *_MODULES}]

@@ -63,8 +63,8 @@ class StateLoader:
                 might take different numbers of batches, as when each packs its own.
 
         Raises:
-            LanewayError: With `check`, on all ranks: they have taken different numbers of batches, or mix with other
-                weights or to another end.
+            LanewayError: With `check`, on all ranks: they have taken different numbers of batches, or mix with
+                different weights or `stop`.
             CollectiveError: With `check`: a rank could not be reached.
         """
         state = job_state(self._runner)
@@ -86,8 +86,8 @@ class StateLoader:
         Raises:
             StateFormatError: The value is not a state, or it is damaged.
             CheckpointMismatchError: The state belongs to other files, another order or another rank; the message lists
-                all differences. Or it is within rows of which some items were delivered, and others than its ranks and
-                workers can't share its lanes.
+                all differences. Or some items of a row were delivered, and the present ranks and workers can't share
+                the lanes of the state.
             ValueError: A source of a mixture was removed while its rows are in items that are half delivered.
         """
         self.checked_state(state_dict).restore()
@@ -134,7 +134,8 @@ class StateLoader:
 
         Raises:
             CollectiveError: A rank could not be reached.
-            LanewayError: A rank failed, or ranks mix with other weights; the same error is raised on all ranks.
+            LanewayError: A rank failed, or ranks mix with different weights or `stop`; the same error is raised on
+                all ranks.
         """
         return self.gather_state(self.ranks(), f"save_state_global(dst_rank={dst_rank!r})", dst_rank)
 
@@ -152,7 +153,7 @@ class StateLoader:
             CheckpointMismatchError: The state does not belong to the dataset of a rank, it is that of a single rank, or
                 ranks passed different states, or it holds another number of ranks in different epochs; raised on all
                 ranks.
-            LanewayError: Ranks have other weights, batches, lanes or workers, so that they would not read each row
+            LanewayError: Ranks differ in weights, batch size, lanes or workers, so they would not read each row exactly
                 once; raised on all ranks.
             CollectiveError: A rank could not be reached.
         """
@@ -203,7 +204,7 @@ class StateLoader:
         checked[0].restore()
 
     def common_arguments(self) -> dict[str, str]:
-        """Return arguments that ranks must have in common, and states don't hold: weights of a mixture."""
+        """Return what ranks must have in common and states don't hold: the weights and `stop` of a mixture."""
         return self._runner.source.definition.common_arguments()
 
     def ranks(self) -> Ranks:

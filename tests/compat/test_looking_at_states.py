@@ -111,6 +111,21 @@ def test_the_states_of_workers_are_one_checkpoint(tmp_path: Path) -> None:
     assert describe_state(loader.state_dict()).scope == "worker"
 
 
+def test_a_rank_that_is_ahead_with_several_workers_is_named_once(tmp_path: Path) -> None:
+    write_corpus(tmp_path)
+    states = []
+    for rank in (0, 1):
+        dataset = make_dataset(tmp_path, batch_size=3, rank=rank, world_size=2)
+        loader = StatefulDataLoader(dataset, batch_size=None, num_workers=2)
+        if rank == 1:
+            assert len([*loader]) > 0
+        batches = iter(loader)
+        for _ in range(4):
+            next(batches)
+        states.append(loader.state_dict())
+    assert describe_state(states).ahead == ((1, 1),)
+
+
 def test_states_are_compared_in_settings_and_progress(tmp_path: Path) -> None:
     write_corpus(tmp_path)
     first, second = (loaders_of(tmp_path, 1)[0] for _ in range(2))

@@ -164,7 +164,7 @@ def of_other_weights(rank: int, folder: Path) -> list[str]:
 
 
 def test_ranks_whose_mixtures_have_other_weights_are_refused(run_ranks: RunRanks, folder: Path) -> None:
-    expected = "different arguments: rank 0 has weights['code']=1, and rank 1 has weights['code']=2: create dataset"
+    expected = "different arguments: rank 0 has weights['code']=1, and rank 1 has weights['code']=2: create the"
     for found in run_ranks(of_other_weights, 2, folder):
         assert [expected in each for each in found] == [True] * 5, found
 

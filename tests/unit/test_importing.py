@@ -7,6 +7,8 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
+import laneway
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -23,6 +25,12 @@ def test_the_help_of_the_commands_imports_no_torch() -> None:
     help_of_all = "import laneway.cli.arguments as a; a.parser().format_help(); a.commands()"
     assert imported(f"import laneway.cli.main; {help_of_all}", ("torch", "torchdata")) == []
     assert imported("import laneway; laneway.StatefulShardedDataset", ("torch",)) == ["torch"]
+
+
+def test_attributes_are_listed_once_before_and_after_their_first_use() -> None:
+    before = dir(laneway)
+    assert laneway.Manifest.__name__ in before
+    assert len({*dir(laneway)}) == len(dir(laneway))
 
 
 def imported(statements: str, modules: Sequence[str]) -> list[str]:

@@ -17,7 +17,7 @@ _GZIP: Final = b"\x1f\x8b"
 
 
 class SavedManifestError(DataFileError):
-    """A source is a saved manifest: `Manifest.load` reads it."""
+    """The source is a single file, a saved manifest: `Manifest.load` reads it."""
 
 
 def is_manifest(head: bytes) -> bool:

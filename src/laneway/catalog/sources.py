@@ -260,7 +260,9 @@ def _choose_format(storage: Storage, listings: Sequence[_Listing]) -> Format | N
     head, name = bytes(read_range(storage, path, 0, min(sizes[path], SIGNATURE_BYTES))), storage.redact(path)
     if is_manifest(head):
         message = f"{name} is a saved manifest, not data: pass Manifest.load({name!r})"
-        raise (SavedManifestError if [each.is_named for each in listings] == [True] else DataFileError)(message)
+        if len(listings) == 1 and listings[0].is_named:
+            raise SavedManifestError(message)
+        raise DataFileError(message)
     return format_of_content(head, name)
 
 

@@ -147,11 +147,11 @@ class Objects:
             CheckpointMismatchError: A state is of another loader; or a loader was saved by each rank for itself, and
                 there are more or fewer ranks now.
         """
-        checked: list[ResumePoint] = []
+        checked: dict[str, ResumePoint] = {}
         others: list[tuple[Stateful, Any]] = []
         for part, each in {**self.plain, **self.loaders}.items():
             if part in job and isinstance(each, SavableLoader):
-                checked.append(each.checked_state(job[part]))
+                checked[part] = each.checked_state(job[part])
             elif part in job:
                 others.append((each, job[part]))
             elif rank is None and part in saved:
@@ -189,8 +189,8 @@ class Restoration:
     """The objects whose state is the same on all ranks, and small."""
     others: Sequence[tuple[Stateful, Any]]
     """(object, state): it alone knows whether it accepts the state."""
-    checked: Sequence[ResumePoint]
-    """Of the loaders whose states were checked."""
+    checked: Mapping[str, ResumePoint]
+    """Name of a loader -> where it resumes; its state was checked."""
 
     def assign_others(self) -> None:
         """Restore the objects that may refuse their states."""
@@ -199,12 +199,13 @@ class Restoration:
 
     def assign_checked(self) -> None:
         """Restore the others."""
-        for each in self.checked:
+        for each in self.checked.values():
             each.restore()
 
     def common_arguments(self) -> list[dict[str, str]]:
         """Return what all ranks must have in common, for each loader."""
-        return [each.common_arguments() for each in self.checked]
+        # Sorted: ranks may pass their loaders in different orders.
+        return [self.checked[part].common_arguments() for part in sorted(self.checked)]
 
     @contextmanager
     def undone_on_failure(self) -> Iterator[None]:

@@ -82,7 +82,7 @@ def restore(
     Raises:
         CheckpointError: A file is damaged.
         CheckpointMismatchError: The checkpoint holds other parts, or other parameters, or is of other files.
-        LanewayError: Ranks have loaders with other weights, batches, lanes or workers.
+        LanewayError: The loaders of ranks differ in weights, batch size, lanes or workers.
     """
     check_choice("verify", verify, ("read", "all", "sizes"))
     name, is_same_size = checkpoint.name, checkpoint.world_size == ranks.world_size

@@ -36,7 +36,7 @@ def storage_options(arguments: argparse.Namespace) -> Mapping[str, Any] | None:
     """Return the options of the filesystem.
 
     Raises:
-        ValueError: They are no JSON object.
+        ValueError: They are not a JSON object.
     """
     text = arguments.storage_options
     found = None if text is None else json_argument("--storage-options", text, '{"anon": true}')

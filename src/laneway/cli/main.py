@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     command = "laneway"
     try:
-        # All is imported here: what a command does not need would take seconds, and an interruption ends it quietly.
+        # Imported here: all commands together would take seconds, and Ctrl-C during the import ends quietly, too.
         options: argparse.Namespace = import_module("laneway.cli.arguments").parser().parse_args(arguments)
         command = f"laneway {options.command}"
         run: Callable[[argparse.Namespace], Answer] = getattr(_imported(options.module), options.command)
@@ -70,18 +70,20 @@ def run() -> NoReturn:
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - until this process ends
     code = main()
-    # Python would look for garbage among all modules before it ends.
+    # Otherwise the interpreter would look for garbage among all modules before it exits.
     gc.freeze()
     sys.exit(code)
 
 
 def _imported(module: str) -> ModuleType:
-    """Import a module of commands. Modules are no garbage, and looking for some takes a good part of the time."""
+    """Import a module of commands, without garbage collection: it takes much of the time, and finds nothing."""
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         return import_module(f"laneway.cli.{module}")
     finally:
-        gc.enable()
+        if was_enabled:
+            gc.enable()
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:

@@ -45,7 +45,7 @@ def cut_items(
         lengths: Rows of each item.
         ends: Rows of the line up to the end of each item: the cumulative sum of `lengths`.
         low: Where each interval begins in the line, in any order.
-        high: Where each interval ends; one that does not end behind its start is empty.
+        high: Where each interval ends; one that ends at or before its start is empty.
     """
     # Intervals are few, items may be millions: only the ends of intervals are looked up.
     own = np.flatnonzero(low < high)
@@ -101,7 +101,7 @@ class Windows:
     def rows(self) -> NDArray[np.int64]:
         """Rows of each window, shape (num_windows,)."""
         rows = self.stop - self.start
-        # Each window has a piece.
+        # Each window has at least one piece, and here often exactly one.
         return rows if len(self.piece_starts) > len(rows) else np.add.reduceat(rows, self.piece_starts[:-1])
 
     def index_in_lane(self, window: int) -> int:
@@ -187,7 +187,7 @@ class Lanes:
         return self.of_pieces(pieces)
 
     def of_pieces(self, pieces: Pieces) -> Lanes:
-        """Return lanes that consist of pieces of these segments, each interval of which is a lane."""
+        """Return lanes that consist of pieces of these segments, a lane for each interval; overwrites the pieces."""
         start = self.start[pieces.item]
         np.add(pieces.start, start, out=pieces.start)
         np.add(pieces.stop, start, out=pieces.stop)

@@ -71,7 +71,7 @@ class Definition(ABC):
             """What the states belong to."""
 
     def common_arguments(self) -> dict[str, str]:
-        """Return arguments that ranks must have in common, and states don't hold: name -> value, as errors show it."""
+        """Return arguments that must be equal on all ranks and are not in states: name -> value, as errors show it."""
         return {}
 
     @property

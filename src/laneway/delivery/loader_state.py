@@ -81,9 +81,9 @@ def check_same_arguments(ranks: Sequence[Mapping[str, str]]) -> None:
         differing = [name for name in {**first, **own} if first.get(name) != own.get(name)][:_MAX_NAMED]
         shown = [", ".join(f"{name}={each.get(name, 'none')}" for name in differing) for each in (first, own)]
         message = (
-            f"ranks have different arguments: rank 0 has {shown[0]}, and rank {rank} has {shown[1]}: create dataset "
-            "and loader with the same ones, num_workers too, on all ranks, or they would read other rows than the "
-            "state says"
+            f"ranks have different arguments: rank 0 has {shown[0]}, and rank {rank} has {shown[1]}: create the "
+            "dataset and its loader with the same arguments on all ranks, num_workers included, or rows would be "
+            "repeated or lost"
         )
         raise LanewayError(message)
 
@@ -212,7 +212,7 @@ class ResumePoint:
     def common_arguments(self) -> dict[str, str]:
         """Return what all ranks that resume from a state must have in common: name -> value, as errors show it.
 
-        Each rank cuts the epoch into lanes by itself, and would take other rows than the others expect.
+        Each rank cuts the epoch into lanes by itself, so ranks with different arguments would repeat or lose rows.
         """
         definition = self.runner.source.definition
         options = definition.lane_options
@@ -233,14 +233,15 @@ def resume_point(runner: PassRunner, saved: SavedState) -> ResumePoint:
 
     Raises:
         StateFormatError: Its positions contradict its lanes.
-        CheckpointMismatchError: The state belongs to another dataset, order or rank, or to other workers that alone
-            can share its lanes.
+        CheckpointMismatchError: The state belongs to another dataset, order or rank, or the present
+            workers can't share its lanes.
         ValueError: A source was removed while its rows are in items that are half delivered.
     """
     definition = runner.source.definition
     progress = definition.read_progress(saved, runner.place.of_rank(), is_worker=False)
     if progress.place is not None or saved.has_offsets:
-        # The lanes of a single rank, or within rows, may not be cut again, so the present workers must share them.
+        # The lanes of a single rank, or with half-delivered rows, can't be cut again: the present workers must share
+        # them.
         runner.resolve(progress)
     log_remarks(definition, saved, progress)
     return ResumePoint(runner, saved, progress)

@@ -149,7 +149,7 @@ class MixtureDefinition(Definition):
         return MixtureIdentity(self.mixed.sources, settings)
 
     def common_arguments(self) -> dict[str, str]:
-        """Return arguments that ranks must have in common, and states don't hold: name -> value, as errors show it."""
+        """Return arguments that must be equal on all ranks and are not in states: name -> value, as errors show it."""
         return {
             "weights_of": self.weights_of,
             "stop": f"{self.given.stop!r}",

@@ -47,7 +47,7 @@ class Compression(enum.IntEnum):
 
     @classmethod
     def of(cls, head: bytes) -> Compression:
-        """Return the compression of a file, from its first bytes, which may be fewer where it was cut off."""
+        """Return the compression of a file, from its first bytes, of which a truncated file may have fewer."""
         length = len(head)
         if length and head.startswith(_GZIP_MAGIC[:length]):
             return cls.GZIP

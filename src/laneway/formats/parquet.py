@@ -47,7 +47,7 @@ _PIECE_BYTES: Final = 512 << 10
 next ones find in a cache of the processor, and no page of it is returned to the system in between."""
 _MAX_SCHEMAS: Final = 16  # whose columns a process remembers
 _MAX_FOOTER_BYTES: Final = 64 << 20  # of all decoded footers of remote files that a process caches
-_MAX_LOCAL_FOOTER_BYTES: Final = 8 << 20  # of local ones: several threads open a file, and again in the next epoch
+_MAX_LOCAL_FOOTER_BYTES: Final = 8 << 20  # of local ones: each thread opens a file, and each epoch does again
 
 
 @final
@@ -209,7 +209,7 @@ class _Columns:
         self.schema = schema
         self.leaves = leaf_ranges(schema)
         self._found: tuple[tuple[str, ...], list[FieldPath], list[int]] = ((), [], [])
-        """The names that were asked for last, their paths, and their leaves."""
+        """The latest names, their paths and their leaves; replaced as a whole, because threads share it."""
 
     def _find(self, names: Sequence[str]) -> tuple[list[FieldPath], list[int]]:
         """Return the paths of some columns, and their leaves."""
@@ -270,7 +270,7 @@ class _Columns:
 
 
 def _uses_threads() -> bool:
-    """Return whether Arrow's threads decode; a single one would decode while this one waits, in memory of its own."""
+    """Return whether to decode in Arrow's thread pool: a pool of one thread only takes memory of its own."""
     return pa.cpu_count() > 1
 
 

@@ -62,7 +62,7 @@ class SourceSummary(NamedTuple):
 
 
 class RankAhead(NamedTuple):
-    """A rank that is further than others."""
+    """A rank that is further ahead than others."""
 
     rank: int
     """The rank."""
@@ -241,7 +241,8 @@ def _summary(found: FoundStep) -> StateSummary:
         fingerprint=fields["fingerprint"],
         settings=tuple((name, fields[name]) for name in (MIXTURE_SETTINGS if fields["mixture"] else _SETTINGS)),
         version=saved[0].original["version"],
-        ahead=tuple(RankAhead(each.fields["rank"], each.fields["epoch"]) for each in found.ahead),
+        # Each once, of which there may be a state for each worker.
+        ahead=tuple(dict.fromkeys(RankAhead(each.fields["rank"], each.fields["epoch"]) for each in found.ahead)),
         _has_parts=progress.cut is not None and any(each.offset for each in progress.cut.positions.values()),
         _item="pack" if counts_packs(fields) else "row",
     )

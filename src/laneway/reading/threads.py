@@ -27,14 +27,14 @@ _num_processes = 1
 
 
 def cores_of_each(num_processes: int) -> int:
-    """Return how many cores each of some processes has, if they share those of this machine; at least 1."""
+    """Return the cores per process, at least 1, if processes share those of this machine evenly."""
     return max(1, (os.cpu_count() or 1) // num_processes)
 
 
 def share_cores(num_processes: int) -> None:
-    """Have this process read and decode with its share of the cores, of which a worker would otherwise use all.
+    """Limit this process to its share of the cores for reading and decoding; otherwise each worker would use them all.
 
-    Each thread that decodes needs memory of its own, which a new process has to clear first.
+    Each thread decodes into memory of its own, whose pages a new process has to fault in first.
 
     Args:
         num_processes: Number of processes that share the cores.

@@ -224,8 +224,8 @@ class WindowReader:
         with self._meter.on_this_thread():
             table = self._rows.read(*rows)
             with self._meter.ordering():
-                is_whole = all(column.num_chunks == 1 for column in table.columns)
-                if is_whole or table.get_total_buffer_size() > MAX_OFFSET:
+                is_contiguous = all(column.num_chunks == 1 for column in table.columns)
+                if is_contiguous or table.get_total_buffer_size() > MAX_OFFSET:
                     batches = table.to_batches()
                 else:
                     batches = [_combine(table, self._plan.identity.files.paths[rows.file_index])]

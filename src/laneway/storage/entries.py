@@ -48,7 +48,7 @@ def get_entry(storage: Storage, path: str) -> Entry | None:
                 return entry_of_stat(path, os.stat(path))  # noqa: PTH116 - paths are strings here
             info = request_info(storage, path)
         except (FileNotFoundError, NotADirectoryError):
-            # The latter where a file is taken for a directory.
+            # The latter if a parent of the path is a file.
             return None
         return Entry(path, str(info["type"]), int(info.get("size") or 0), version_of_info(info))
 
