@@ -50,7 +50,7 @@ def _write(paths: Sequence[Path], folder: Path) -> Path:
             for number, array in enumerate(_arrays_of(path)):
                 data = io.BytesIO()
                 np.save(data, array)
-                info = tarfile.TarInfo(f"{number:09}.npy")
+                info = tarfile.TarInfo(f"{path.stem}-{number:09}.npy")
                 info.size = data.tell()
                 data.seek(0)
                 tar.addfile(info, data)
