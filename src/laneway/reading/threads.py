@@ -44,7 +44,7 @@ def share_cores(num_processes: int) -> None:
     pa.set_cpu_count(min(pa.cpu_count(), cores_of_each(num_processes)))
 
 
-def num_processes() -> int:
+def sharing_processes() -> int:
     """Return the number of processes that share the cores; see `share_cores`."""
     return _num_processes
 

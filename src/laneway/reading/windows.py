@@ -16,7 +16,7 @@ from laneway.core.lanes import Segment
 from laneway.errors import ColumnConversionError
 from laneway.reading.assembler import NotVectorizableError, Order, WindowAssembler
 from laneway.reading.parts import cut_at_blocks
-from laneway.reading.threads import DaemonThreads, NoThreads, cores_of_each, num_processes
+from laneway.reading.threads import DaemonThreads, NoThreads, cores_of_each, sharing_processes
 from laneway.wording import counted
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def reading_threads(*, is_remote: bool) -> DaemonThreads:
     Args:
         is_remote: Whether each read is a request to a storage.
     """
-    return DaemonThreads(num_window_threads(num_processes(), is_remote=is_remote))
+    return DaemonThreads(num_window_threads(sharing_processes(), is_remote=is_remote))
 
 
 def num_window_threads(num_processes: int, *, is_remote: bool) -> int:
