@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from functools import partial
 from itertools import islice
@@ -164,9 +165,30 @@ def of_other_weights(rank: int, folder: Path) -> list[str]:
 
 
 def test_ranks_whose_mixtures_have_other_weights_are_refused(run_ranks: RunRanks, folder: Path) -> None:
-    expected = "different arguments: rank 0 has weights['code']=1, and rank 1 has weights['code']=2: create the"
+    expected = [r"rank 0 has weights\['code'\]=1, and rank 1 has weights\['code'\]=2: create the"] * 4
+    expected += [r"rank 0 has loader: weights\['code'\]=1, and rank 1 has loader: weights\['code'\]=2: create the"]
     for found in run_ranks(of_other_weights, 2, folder):
-        assert [expected in each for each in found] == [True] * 5, found
+        assert len(found) == len(expected)
+        for pattern, message in zip(expected, found, strict=True):
+            assert re.search("different arguments: " + pattern, message)
+
+
+def with_loaders_of_other_names(rank: int, folder: Path) -> str:
+    """Resume two loaders on rank 0, and one of them on the other ranks."""
+    loaders = {"train": loader_of(folder, 0, 4), "eval": loader_of(folder, 0, 2)}
+    checkpoints = Checkpoints(folder / "run of two loaders")
+    checkpoints.save(1, loader=loaders)
+    given = loaders if rank == 0 else {"train": loaders["train"]}
+    with pytest.raises(LanewayError) as caught:
+        checkpoints.resume(loader=given, strict=False)
+    return str(caught.value)
+
+
+def test_loaders_of_ranks_are_compared_by_their_names(run_ranks: RunRanks, folder: Path) -> None:
+    for found in run_ranks(with_loaders_of_other_names, 2, folder):
+        assert "rank 0 has loader/eval: weights_of=rows, " in found
+        assert "rank 1 has loader/eval: weights_of=none, " in found
+        assert "loader/train" not in found
 
 
 def with_other_arguments(rank: int, folder: Path) -> list[str]:
@@ -197,8 +219,8 @@ def test_ranks_that_would_resume_with_other_batches_or_workers_are_refused(run_r
     for found in run_ranks(with_other_arguments, 2, folder):
         assert len(found) == 6
         for each in found[:3]:
-            assert "rank 0 has batch_size=4, " in each
-            assert "rank 1 has batch_size=5, " in each
+            assert re.search("rank 0 has (loader: )?batch_size=4, ", each)
+            assert re.search("rank 1 has (loader: )?batch_size=5, ", each)
         for each in found[3:]:
-            assert "rank 0 has lanes=2, " in each
-            assert "rank 1 has lanes=4, " in each
+            assert re.search("rank 0 has (loader: )?lanes=2, ", each)
+            assert re.search("rank 1 has (loader: )?lanes=4, ", each)

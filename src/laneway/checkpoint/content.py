@@ -202,10 +202,13 @@ class Restoration:
         for each in self.checked.values():
             each.restore()
 
-    def common_arguments(self) -> list[dict[str, str]]:
-        """Return what all ranks must have in common, for each loader."""
-        # Sorted: ranks may pass their loaders in different orders.
-        return [self.checked[part].common_arguments() for part in sorted(self.checked)]
+    def common_arguments(self) -> dict[str, str]:
+        """Return what all ranks must have in common: the arguments of each loader, by its name and theirs."""
+        return {
+            f"{part}: {name}": value
+            for part, point in self.checked.items()
+            for name, value in point.common_arguments().items()
+        }
 
     @contextmanager
     def undone_on_failure(self) -> Iterator[None]:

@@ -15,7 +15,7 @@ from laneway.checkpoint.torch_calls import load_states, open_states
 from laneway.delivery.loader_state import check_same_arguments
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from laneway.checkpoint.content import Objects, Restoration
     from laneway.checkpoint.folder import CheckpointFolder
@@ -104,7 +104,7 @@ def restore(
         return _Found(job, by_rank, restoration, reader)
 
     values, by_rank, restoration, reader = ranks.agree(f"load {name}: read", found)
-    ranks.compare(f"load {name}: arguments", restoration.common_arguments, _check_same_arguments)
+    ranks.compare(f"load {name}: arguments", restoration.common_arguments, check_same_arguments)
     with ExitStack() as stack:
         target = None
         if reader is not None:
@@ -131,9 +131,3 @@ def restore(
         _log.info("%s was saved by %d ranks: generators are not restored", name, checkpoint.world_size)
     rank_user = own["user"] if own else [each["user"] for each in by_rank]
     return Resumed(checkpoint.step, checkpoint.tag, values["user"], rank_user, checkpoint.metrics)
-
-
-def _check_same_arguments(ranks: Sequence[Sequence[Mapping[str, str]]]) -> None:
-    """Check that all ranks have the same arguments, in each of their loaders."""
-    for of_loader in zip(*ranks, strict=False):
-        check_same_arguments(of_loader)
