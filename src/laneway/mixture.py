@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self, get_args
@@ -199,9 +198,9 @@ class Mixture(StageableDataset):
     def __repr__(self) -> str:
         definition = self.definition
         weighting, place = definition.weighting, definition.place
-        weights = weighting.weights_at(0)
+        shares = weighting.phases[0].shares
         shown = [
-            f"  {name}: {weights[name] / math.fsum(weights.values()):.4g} of the rows, from {source.manifest!r},\n"
+            f"  {name}: {shares[name]:.4g} of the rows, from {source.manifest!r},\n"
             for name, source in [*definition.sources.items()][:_NUM_SHOWN]
         ]
         if len(definition.sources) > _NUM_SHOWN:

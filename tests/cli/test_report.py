@@ -148,12 +148,13 @@ def test_a_mixture_is_drawn_before_it_runs_with_its_schedule(
     shares = {text.split(" from")[0] for kind in ("s0", "s1") for text in said(image, kind)}
     assert shares == {"web: 50.0%", "code: 50.0%", "web: 25.0%", "code: 75.0%"}
     assert any(text.endswith("step 500 on") for text in said(image, "s0"))
-    capsys.readouterr()
+    assert "web 0.5, code 0.5; 1 change of weights" in capsys.readouterr().out
     assert main(["report", "drawn_mixture.py:mixture", "--world-size", "2", "-o", "mixture.html", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert (facts["checkpoint"], facts["is_exact"], [*facts["sources"]]) == (None, None, ["web", "code"])
     text = " ".join(page_of(run / "mixture.html").itertext())
     assert "planned from its first row" in text
+    assert "50.00%, 75.00% from row 4,000 on" in text
     assert "Audit" not in text
 
 

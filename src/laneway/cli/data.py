@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -207,14 +206,11 @@ def plan(arguments: argparse.Namespace) -> Answer:
     return Answer(facts, lines)
 
 
-def shares_of(mixture: Mixture) -> dict[str, float]:
-    """Return name -> share of each source by its weight, in [0, 1]."""
-    weights = mixture.weights
-    return {name: weight / math.fsum(weights.values()) for name, weight in weights.items()}
-
-
 def _named_shares(mixture: Mixture) -> str:
-    return ", ".join(f"{name} {share:.4g}" for name, share in shares_of(mixture).items())
+    """Return the shares of the sources of a mixture, and how a schedule changes them."""
+    first, *others = mixture.definition.given.phases
+    shown = ", ".join(f"{name} {share:.4g}" for name, share in first.shares.items())
+    return f"{shown}; {counted(len(others), 'change')} of weights" if others else shown
 
 
 def verify(arguments: argparse.Namespace) -> Answer:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from laneway.cli.data import block_name, facts_of_data, shares_of
+from laneway.cli.data import block_name, facts_of_data
 from laneway.cli.output import Answer, output_file
 from laneway.cli.saved import states_of_files
 from laneway.cli.sources import Data, open_data, open_dataset, open_for_state, refuse_settings
+from laneway.core.weighting import Phase
 from laneway.inspection.auditing import audit as audit_states
 from laneway.inspection.summary import describe_state
 from laneway.mixture import Mixture
@@ -61,7 +62,7 @@ def _fresh_page(arguments: argparse.Namespace) -> Page | MixturePage:
     plan = whole.plan(arguments.epoch, arguments.world_size, arguments.workers)
     facts = {name: facts_of_data(data) for name, data in found.items()}
     if isinstance(whole, Mixture):
-        return MixturePage(plan, sample_sources(plan), shares_of(whole), facts)
+        return MixturePage(plan, sample_sources(plan), whole.definition.given.phases, facts)
     manifest = found[""].manifest
     return Page(PlanPictures(plan, block_name(manifest)), manifest, facts[""])
 
@@ -99,7 +100,7 @@ def _mixture_page(arguments: argparse.Namespace, checkpoints: Sequence[SavedStat
     return MixturePage(
         plan,
         sample_sources(plan),
-        {each.name: each.share for each in summary.sources},
+        [Phase(0, {each.name: each.weight for each in summary.sources})],
         {name: facts_of_data(Data.of(each)) for name, each in opened.sources.items()},
         summary,
         last.name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -22,6 +23,12 @@ class Phase(NamedTuple):
     """Number of rows that the whole job has delivered when they begin."""
     weights: Mapping[str, float]
     """Name -> weight of each source."""
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Name -> share of the rows of each source, in [0, 1]."""
+        total = math.fsum(self.weights.values())
+        return {name: weight / total for name, weight in self.weights.items()}
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from laneway.pictures.frame import MAX_LINE, html_audit, html_facts, html_page, html_svg, html_table
@@ -14,12 +15,13 @@ from laneway.wording import counted, plural, rounded_size
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from laneway.core.weighting import Phase
     from laneway.inspection.report import AuditReport
     from laneway.inspection.summary import StateSummary
     from laneway.plans.epoch_plan import EpochPlan
     from laneway.plans.source_samples import SampledSources
 
-_MAX_SOURCES, _MAX_NAMED, _MAX_ADVICE = 200, 8, 50
+_MAX_SOURCES, _MAX_NAMED, _MAX_ADVICE, _MAX_CHANGES = 200, 8, 50, 4
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,8 @@ class MixturePage:
     """Its plan, from its start or from a checkpoint on."""
     samples: SampledSources
     """From which sources its rows come."""
-    shares: Mapping[str, float]
-    """Name of a source -> its share by its weight, in [0, 1]."""
+    phases: Sequence[Phase]
+    """The weights of the sources, from which row on."""
     data: Mapping[str, Mapping[str, Any]]
     """Name of a source -> the facts about its files that `laneway inspect` answers."""
     summary: StateSummary | None = None
@@ -64,7 +66,7 @@ class MixturePage:
         all_steps = "" if plan.num_steps is None else f"{plan.num_steps:,}"
         facts = [
             ("end", "none" if plan.num_rows is None else f"after about {counted(plan.num_rows, unit)}"),
-            ("sources", f"{len(self.shares):,}"),
+            ("sources", f"{len(self.phases[0].weights):,}"),
             ("lanes", f"{plan.num_lanes:,}"),
             ("ranks", f"{plan.world_size:,}"),
             ("workers per rank", f"{plan.num_workers:,}"),
@@ -83,10 +85,11 @@ class MixturePage:
     def _sources(self) -> Iterable[str]:
         """Yield what the sources consist of."""
         yield "<h2>The sources</h2>"
+        shares = [(phase.start, phase.shares) for phase in self.phases]
         rows = [
             (
                 name,
-                f"{self.shares[name]:.2%}" if name in self.shares else "removed",
+                self._share([(start, of_source[name]) for start, of_source in shares if name in of_source]),
                 data["source"],
                 f"{data['files']:,}",
                 f"{data['rows']:,}",
@@ -100,3 +103,20 @@ class MixturePage:
         if advice:
             shown = "".join(f"<li>{escaped(each, MAX_LINE)}</li>" for each in advice[:_MAX_ADVICE])
             yield f"<ul>{shown}</ul>"
+
+    def _share(self, shares: Sequence[tuple[int, float]]) -> str:
+        """Return the share of a source by its weight, and what a schedule changes it to.
+
+        Args:
+            shares: (row, the share from that row on), empty if the source was removed.
+        """
+        if not shares:
+            return "removed"
+        unit = item_of(self.plan)
+        changes = [
+            f"{share:.2%} from {unit} {start:,} on"
+            for (_, before), (start, share) in pairwise(shares)
+            if share != before
+        ]
+        more = [f"{len(changes) - _MAX_CHANGES:,} more"] if len(changes) > _MAX_CHANGES else []
+        return ", ".join([f"{shares[0][1]:.2%}", *changes[:_MAX_CHANGES], *more])
