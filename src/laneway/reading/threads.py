@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import os
 import queue
 import threading
 import time
@@ -14,6 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 
+from laneway.cores import cores_of_rank
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -23,12 +24,12 @@ _EXIT_TIMEOUT_S = 1.0
 """Seconds that the exit of the process waits for threads that are still busy."""
 
 _num_processes = 1
-"""Number of processes that share the cores of this machine, as far as this one knows."""
+"""Number of processes that share the cores of this rank, as far as this one knows."""
 
 
 def cores_of_each(num_processes: int) -> int:
-    """Return the cores per process, at least 1, if processes share those of this machine evenly."""
-    return max(1, (os.cpu_count() or 1) // num_processes)
+    """Return the cores per process, at least 1, if processes share those of this rank evenly."""
+    return max(1, cores_of_rank() // num_processes)
 
 
 def share_cores(num_processes: int) -> None:
@@ -37,7 +38,7 @@ def share_cores(num_processes: int) -> None:
     Each thread decodes into memory of its own, whose pages a new process has to fault in first.
 
     Args:
-        num_processes: Number of processes that share the cores.
+        num_processes: Number of processes that share the cores of this rank.
     """
     global _num_processes  # noqa: PLW0603 - a fact about the process, like the number of Arrow's threads
     _num_processes = num_processes

@@ -146,5 +146,5 @@ def test_the_exit_of_the_process_waits_for_short_calls_only(
 
 
 def test_each_process_has_its_share_of_the_cores_and_at_least_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr("laneway.reading.threads.cores_of_rank", lambda: 8)
     assert [cores_of_each(number) for number in (1, 2, 3, 8, 100)] == [8, 4, 2, 1, 1]
