@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sized
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
@@ -15,6 +14,7 @@ from laneway.arguments import check_function, check_int
 from laneway.catalog.progress_bar import progress_bar
 from laneway.core.options import LaneOptions
 from laneway.core.turns import WorkerPlace
+from laneway.cores import usable_cores
 from laneway.errors import ColumnConversionError
 from laneway.reading.expressions import columns_of
 from laneway.reading.lengths import MAX_LENGTH, Lengths, LengthsCache, count_column
@@ -135,7 +135,7 @@ class CountableDataset(SelectableDataset):
         counting._asks_rank = False  # noqa: SLF001 - a copy of this object
         counting = counting.map(counter, with_context=True).batch(_BATCH_ROWS)
         if num_workers is None:
-            num_workers = min(os.cpu_count() or 1, num_rows // _WORKER_ROWS)
+            num_workers = min(usable_cores(), num_rows // _WORKER_ROWS)
         file_of = {path: index for index, path in enumerate(definition.manifest.files.paths)}
         files, rows, lengths = np.zeros(num_rows, np.int64), np.zeros(num_rows, np.int64), np.zeros(num_rows, np.int32)
         done = 0

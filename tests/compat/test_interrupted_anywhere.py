@@ -7,13 +7,11 @@ iterator, CPython never runs one; anywhere else, the item counts as not delivere
 from __future__ import annotations
 
 import dis
-import gc
 import multiprocessing
 import random
 import signal
 import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,11 +24,11 @@ from tests.compat.loaders import saved
 from tests.compat.savable import make_dataset, make_savable, row_ids
 from tests.corpora import write_corpus
 from tests.fuzzing import num_cases
+from tests.interruption import InterruptError, Interruption, traced
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from contextlib import AbstractContextManager
-    from types import FrameType
 
 PACKAGE = str(Path(laneway.__file__).parent)
 
@@ -72,10 +70,6 @@ KINDS: dict[str, Callable[[Path], Any]] = {
 }
 
 
-class InterruptError(BaseException):
-    """Raised by the signal handler."""
-
-
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write 48 rows."""
@@ -101,56 +95,14 @@ def test_after_an_item_is_delivered_an_iterator_only_returns_it() -> None:
     assert (steps.count("RETURN_VALUE"), steps.count("RAISE_VARARGS")) == (2, 1)
 
 
-HANDLERS_RUN_AFTER = {dis.opmap[name] for name in ("CALL", "CALL_FUNCTION_EX", "JUMP_BACKWARD", "RESUME")}
-"""Where CPython runs signal handlers: at the start of a function, after a call, and before a loop goes on."""
-
-
-class Interruption:
-    """Raises an error in this thread, once, where a signal handler may run in the code of laneway."""
-
-    def __init__(self, num_steps: int) -> None:
-        """Raise it at this place, counted from now."""
-        self.steps_left = num_steps
-        self._last: dict[FrameType, int] = {}
-
-    def __call__(self, frame: FrameType, event: str, _: object) -> Any:
-        """Trace a frame."""
-        if not frame.f_code.co_filename.startswith(PACKAGE):
-            return None
-        frame.f_trace_opcodes = True
-        if event == "return":
-            self._last.pop(frame, None)
-        elif event == "opcode":
-            last, self._last[frame] = self._last.get(frame), frame.f_code.co_code[frame.f_lasti]
-            if last in HANDLERS_RUN_AFTER:
-                self.steps_left -= 1
-                if self.steps_left == 0:
-                    sys.settrace(None)
-                    raise InterruptError
-        return self
-
-
-@contextmanager
-def traced(trace: Interruption) -> Iterator[None]:
-    """Trace this thread, without the garbage collector: Python ignores an error in a finalizer that it runs."""
-    before = sys.gettrace()
-    gc.disable()
-    sys.settrace(trace)
-    try:
-        yield
-    finally:
-        sys.settrace(before)
-        gc.enable()
-
-
 def interrupted_after(num_steps: int) -> AbstractContextManager[None]:
     """Raise an InterruptError at a place, counted from now."""
-    return traced(Interruption(num_steps))
+    return traced(Interruption(num_steps, PACKAGE))
 
 
 def num_steps_of(work: Callable[[], object]) -> int:
     """Return the number of places where `work` can be interrupted."""
-    counting = Interruption(-1)
+    counting = Interruption(-1, PACKAGE)
     with traced(counting):
         work()
     return -1 - counting.steps_left

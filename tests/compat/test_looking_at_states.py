@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import chain, repeat
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,12 +19,14 @@ from laneway import (
     audit,
     compare_states,
     describe_state,
+    merge_states,
     redistribute,
 )
 from tests.compat.savable import make_dataset, row_ids
 from tests.corpora import write_corpus
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 
@@ -200,6 +203,85 @@ def test_the_checkpoints_of_a_mixture_prove_each_row_of_each_epoch_once(tmp_path
     assert ({each.kind for each in other}, {each.source for each in other}) == ({"unknown"}, {"a", "b"})
     with pytest.raises(ValueError, match="of a single dataset"):
         audit([make_dataset(tmp_path).state_dict()], mixture)
+
+
+def chain_of(
+    make: Callable[..., Mixture], steps: Sequence[tuple[int, int]], state: dict[str, Any] | None = None
+) -> list[Any]:
+    """Return the state after each run of (ranks, batches of each rank), each of which resumes from the one before."""
+    states = []
+    for world_size, num_batches in steps:
+        loaders = [SavableLoader(make(rank=rank, world_size=world_size)) for rank in range(world_size)]
+        for loader in loaders:
+            if state is not None:
+                loader.load_state_dict(state)
+            batches = chain.from_iterable(repeat(loader))
+            for _ in range(num_batches):
+                next(batches)
+        is_known = make(rank=0, world_size=1).definition.stages is None
+        state = loaders[0].state_dict() if is_known else merge_states([each.save_state_rank() for each in loaders])
+        states.append(state)
+    return states
+
+
+def test_an_audit_follows_a_mixture_that_went_back_to_where_an_epoch_was_still_read(tmp_path: Path) -> None:
+    num_rows = write_corpus(tmp_path)
+
+    def make(**arguments: Any) -> Mixture:
+        return Mixture({"a": make_dataset(tmp_path)}, {"a": 1}, **arguments).batch(3)
+
+    states = chain_of(make, [(2, 3), (3, 2), (3, 9)])
+    assert audit(states, make()).is_exact
+    report = audit([states[0], states[2], states[1]], make())
+    assert {each.kind for each in report.findings} == {"delivered twice"}
+    assert sum(each.num_rows for each in report.findings) == 3 * 3 * 9
+    assert report.epochs[0].num_delivered == 2 * 3 * 3 + 3 * 3 * 2 < num_rows
+
+
+def test_items_of_a_group_that_a_missing_checkpoint_had_begun_were_not_delivered_twice(tmp_path: Path) -> None:
+    write_corpus(tmp_path)
+
+    def make(**arguments: Any) -> Mixture:
+        mixture = Mixture({"a": make_dataset(tmp_path), "b": make_dataset(tmp_path, seed=2)}, {"a": 3, "b": 1})
+        return mixture.shard(arguments["world_size"], arguments["rank"]).map(tokens_of).pack(8, group_rows=7).batch(1)
+
+    states = chain_of(make, [(1, 5), (3, 8), (2, 3)])
+    whole = make(rank=0, world_size=1)
+    assert audit(states, whole).is_exact
+    report = audit([states[0], states[2]], whole)
+    assert {each.kind for each in report.findings} == {"not delivered"}
+    assert any("some of the items" in each.reason for each in report.findings)
+    back = chain_of(make, [(2, 6)], states[0])
+    report = audit([*states[:2], *back], whole)
+    assert {each.kind for each in report.findings} == {"delivered twice"}
+
+
+def tokens_of(row: dict[str, Any]) -> dict[str, Any]:
+    return {"input_ids": [row["id"]] * (1 + row["id"] % 5)}
+
+
+def test_rows_before_the_first_checkpoint_of_a_mixture_with_epochs_of_batches_are_unknown(tmp_path: Path) -> None:
+    write_corpus(tmp_path)
+
+    def make(**arguments: Any) -> Mixture:
+        return Mixture({"a": make_dataset(tmp_path)}, {"a": 1}, epoch_batches=4, **arguments).batch(3)
+
+    states = chain_of(make, [(2, 12), (3, 12)])
+    assert audit(states, make()).is_exact
+    report = audit(states[1:], make())
+    assert {each.kind for each in report.findings} == {"unknown"}
+    assert sum(each.num_rows for each in report.findings) == 2 * 3 * 3 * 4
+
+
+def test_rows_that_came_twice_name_the_checkpoint_of_this_run_that_has_them(tmp_path: Path) -> None:
+    write_corpus(tmp_path)
+    (foreign,) = loaders_of(tmp_path, 1, seed=9)
+    (first,) = loaders_of(tmp_path, 1)
+    take([first], 2)
+    again = loaders_of(tmp_path, 2)
+    take(again, 1)
+    report = audit([first.state_dict(), foreign.state_dict(), again[0].state_dict()], make_dataset(tmp_path))
+    assert [each.reason[:20] for each in report.findings if each.kind == "delivered twice"] == ["checkpoint 0 has the"]
 
 
 @pytest.mark.parametrize(("world_size", "num_workers"), [(1, 0), (2, 0), (3, 2), (4, 1)])

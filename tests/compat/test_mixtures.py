@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
+import pickle
 from collections import Counter
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -142,6 +144,18 @@ def test_an_endless_mixture_goes_on_where_the_last_pass_stopped(corpus: Path) ->
     begun = mixture_of(corpus)
     assert [*ids(begun, 5), *ids(begun.map(lambda batch: batch), 3)] == expected[:8]
     assert ids(SavableLoader(begun), 3) == expected[5:8]
+
+
+def test_a_copy_of_an_endless_mixture_goes_on_where_its_pass_is(corpus: Path) -> None:
+    expected = ids(mixture_of(corpus), 12)
+    mixture = mixture_of(corpus)
+    batches = iter(mixture)
+    assert ids(batches, 5) == expected[:5]
+    copies = [copy.copy(mixture), copy.deepcopy(mixture), pickle.loads(pickle.dumps(mixture))]
+    copies += [copy.deepcopy(copies[-1]), SavableLoader(copy.deepcopy(mixture))]
+    for each in copies:
+        assert ids(each, 7) == expected[5:]
+    assert ids(batches, 7) == expected[5:]
 
 
 def test_workers_of_a_plain_data_loader_refuse_a_second_endless_pass(corpus: Path) -> None:

@@ -27,6 +27,7 @@ from laneway import (
     StateUnavailableError,
     merge_states,
 )
+from laneway.cores import cores_of_rank
 from tests.compat.loaders import FORKSERVER, flat, loader_raises, saved
 from tests.compat.savable import WAYS, Way, make_dataset, make_savable, row_ids
 from tests.corpora import write_corpus
@@ -151,7 +152,7 @@ def with_threads(_: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("kind", [SavableLoader, DataLoader])
 def test_workers_share_the_cores_of_the_machine(corpus: Path, kind: Any) -> None:
     dataset = StatefulShardedDataset(corpus, shuffle=True).map(with_threads)
-    cores = max(1, (os.cpu_count() or 1) // 2)
+    cores = max(1, cores_of_rank() // 2)
     shares = {tuple(map(int, row["threads"])) for row in kind(dataset, batch_size=None, num_workers=2)}
     assert shares == {(min(4, cores), min(pa.cpu_count(), cores))}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import multiprocessing.util
-import os
 import tracemalloc
 from contextlib import ExitStack
 from functools import partial
@@ -21,6 +20,7 @@ from laneway.core.cursor import LaneRange
 from laneway.delivery import buffers, parcels
 from laneway.manifest import scan_source
 from laneway.metering import Meter
+from laneway.reading import threads
 from laneway.reading.lane_reader import LaneReader
 from laneway.reading.projection import select_columns
 from laneway.reading.reader import RowReader
@@ -95,7 +95,7 @@ def test_memory_stays_below_its_bound(
     reader = RowReader(manifest, storage, select_columns(manifest))
     largest_part = max(block_bytes, plan.identity.settings.shard_bytes)
     largest_window = int(plan.windows.rows.max()) * block_bytes // 1000 if shuffle else largest_part
-    monkeypatch.setattr(os, "cpu_count", lambda: _NUM_THREADS)
+    monkeypatch.setattr(threads, "cores_of_rank", lambda: _NUM_THREADS)
     decoding = _DECODING_LISTS if make is _nested else _DECODING
     held = num_lanes * (1 + num_ahead) * largest_window
     bound = held + _NUM_THREADS * (largest_window * shuffle + decoding * largest_part)
@@ -135,7 +135,7 @@ def test_memory_of_a_worker_and_of_what_it_sends_stays_below_its_bound(
     block_bytes = max(block.nbytes for block in blocks)
     window_bytes = 4 * block_bytes
     parcel_bytes = block_bytes // 2
-    monkeypatch.setattr(os, "cpu_count", lambda: _NUM_THREADS)
+    monkeypatch.setattr(threads, "cores_of_rank", lambda: _NUM_THREADS)
     monkeypatch.setattr(buffers, "_known", {})
     monkeypatch.setattr(parcels, "PARCEL_BYTES", parcel_bytes)
     dataset = StatefulShardedDataset(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from time import perf_counter, thread_time
 from typing import TYPE_CHECKING
 
 from laneway.catalog.progress_bar import progress_bar
+from laneway.cores import usable_cores
 from laneway.errors import DataFileError
 from laneway.storage.reading import enforceable_version, read_tails
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 _THREADS = 32
 _FILES_PER_TASK = 64
-_CPUS = os.cpu_count() or 1
 # Where one thread can send many requests concurrently: number of tasks, and files per task.
 _BATCHES = 4
 _FILES_PER_BATCH = 32
@@ -71,7 +70,8 @@ def _results(found: DataFiles, indices: Sequence[int]) -> Generator[list[_Result
     threads, max_files = (_BATCHES, _FILES_PER_BATCH) if batched else (_THREADS, _FILES_PER_TASK)
     if found.format.scans_all:
         # Each holds a part of a file in memory, and computes more than it waits, at least for local files.
-        threads, max_files = (min(_THREADS, _CPUS if found.storage.is_local else 4 * _CPUS), 1)
+        cores = usable_cores()
+        threads, max_files = (min(_THREADS, cores if found.storage.is_local else 4 * cores), 1)
     # Several files per task: submitting a task costs as much as reading a local footer.
     length = min(max_files, 1 + len(indices) // (4 * threads))
     tasks = [indices[start : start + length] for start in range(0, len(indices), length)]

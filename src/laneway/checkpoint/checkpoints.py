@@ -16,7 +16,7 @@ from laneway.checkpoint.reading import verify_files
 from laneway.checkpoint.restoring import Resumed, Verify, restore
 from laneway.checkpoint.saving import Saver
 from laneway.checkpoint.torch_calls import OwnGroup
-from laneway.errors import CheckpointError
+from laneway.errors import CheckpointError, DataFileError
 from laneway.process_groups import as_group, is_initialised
 from laneway.ranks import Ranks
 from laneway.storage.filesystem import Storage
@@ -202,14 +202,18 @@ class Checkpoints:
             )
             return SaveReport(wanted, is_skipping, self._saver.failure)
 
-        reports = self._ranks.gather(f"save({step})", report, dst_rank=0)
-        checkpoint, failure = self._ranks.broadcast(
-            f"save({step}): begin", lambda: self._housekeeping.begin(reports or []), src_rank=0
-        )
-        self._raise(failure)
-        if checkpoint is None:
-            return False
-        self._saver.save(checkpoint, objects, user, rank_user)
+        try:
+            reports = self._ranks.gather(f"save({step})", report, dst_rank=0)
+            checkpoint, failure = self._ranks.broadcast(
+                f"save({step}): begin", lambda: self._housekeeping.begin(reports or []), src_rank=0
+            )
+            self._raise(failure)
+            if checkpoint is None:
+                return False
+            self._saver.save(checkpoint, objects, user, rank_user)
+        except DataFileError as error:
+            message = f"save({step}): {error}"
+            raise CheckpointError(message) from error
         self._polls.note_save()
         return True
 

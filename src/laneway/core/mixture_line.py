@@ -146,6 +146,11 @@ class MixtureLines:
             int(np.maximum(taken - of_epoch.lanes.rows, 0).sum()),
         )
 
+    def identity_of(self, group: Group) -> tuple[int, int, int, int]:
+        """Return what tells a group from others, also in states that number cuts otherwise."""
+        starts, cuts = self.progress.starts, self._plan.cuts
+        return starts[group.cut].rows_before, cuts[group.cut].num_lanes, group.lane, group.row
+
     def of_group(self, group: Group) -> dict[tuple[str, int], Intervals]:
         """Return (source, epoch) -> places of the rows of a group."""
         found: dict[tuple[str, int], Intervals] = {}

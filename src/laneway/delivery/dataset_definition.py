@@ -26,7 +26,6 @@ from laneway.reading.selected import open_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from concurrent.futures import Executor
 
     from laneway.convert.batches import BatchConverter
     from laneway.convert.columns import Output
@@ -45,6 +44,7 @@ if TYPE_CHECKING:
     from laneway.metering import Meter
     from laneway.reading.lengths import Lengths
     from laneway.reading.selecting import RowSelection
+    from laneway.reading.threads import Caller
     from laneway.storage.filesystem import Storage
 
 
@@ -283,7 +283,7 @@ class DatasetDefinition(Definition):
         meter: Meter,
         *,
         source_index: int = 0,
-        threads: Executor | None = None,
+        threads: Caller | None = None,
     ) -> LaneReader:
         """Open what reads the lanes of an epoch.
 

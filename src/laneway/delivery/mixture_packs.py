@@ -18,7 +18,6 @@ from laneway.stages.runs import Flow, Run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from concurrent.futures import Executor
 
     from laneway.convert.open_rows import OpenRows
     from laneway.core.assignment import Assignment
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from laneway.delivery.item_maker import ItemMaker
     from laneway.delivery.item_stages import Stages
     from laneway.reading.lane_reader import LaneReader
+    from laneway.reading.threads import Caller
     from laneway.stages.runs import Items
 
 _BLOCK_PACKS: Final = 1024
@@ -68,7 +68,7 @@ class MixturePackReader:
         assignment: Assignment,
         stages: Stages,
         open_source: Callable[[str, Plan], SourceRows],
-        threads: Executor,
+        threads: Caller,
     ) -> None:
         """Read lanes of the current cut of `plan`.
 
@@ -139,7 +139,7 @@ class MixturePackReader:
         for each in self._open.values():
             each.rows.items.close()
         self._open.clear()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._threads.end()
 
     def _take(self, lane: int, name: str, wanted: EpochRange) -> list[Items]:
         """Return packs of a source."""

@@ -107,7 +107,11 @@ class EpochSchedule:
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the running pass and the loaders, which stay in their process."""
         left_out = {"_begun": None, "_dataset": None, "_loaders": None}
-        return {**vars(self), **left_out, "_starts_again": is_loader_starting_again()}
+        begun, start = self._begun, self._start
+        if self.is_endless and begun is not None and begun.pid == os.getpid() and not self._is_unused(begun):
+            # A copy can't see the pass, and goes on where it is now.
+            start = self.next_progress
+        return {**vars(self), **left_out, "_start": start, "_starts_again": is_loader_starting_again()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore the rest."""

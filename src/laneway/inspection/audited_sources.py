@@ -72,6 +72,19 @@ class AuditedSource:
         """Return the places of all rows of an epoch."""
         return Intervals.of(np.zeros(1, np.int64), np.array([self.rows(epoch).num_rows]))
 
+    def rows_until(self, lines: MixtureLines, epoch: int) -> Intervals:
+        """Return the places of the rows of an epoch that had been delivered, in this cut or before."""
+        if self.name in lines.starts and epoch in lines.open_epochs(self.name):
+            return lines.epoch(self.name, epoch).delivered
+        stop = lines.next_epoch(self.name) if self.name in lines.starts else self.first_epoch
+        return self.whole(epoch) if epoch < stop else Intervals.empty()
+
+    def rows_before_cut(self, lines: MixtureLines, epoch: int) -> Intervals:
+        """Return the places of the rows of an epoch that had been delivered before this cut; all, if it has ended."""
+        if epoch in lines.rests(self.name) and epoch in lines.open_epochs(self.name):
+            return lines.epoch(self.name, epoch).base
+        return self.whole(epoch) if epoch < lines.starts[self.name].next_epoch else Intervals.empty()
+
     def add_faulty(self, epoch: int, places: Intervals) -> None:
         """Note that rows of an epoch are in a finding."""
         self._faulty[epoch] = self._faulty.get(epoch, Intervals.empty()) | places

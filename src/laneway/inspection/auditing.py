@@ -178,7 +178,6 @@ class _Audit:
         self, before: tuple[Checkpoint, LineProgress] | None, checkpoint: Checkpoint, now: LineProgress
     ) -> None:
         """Compare a checkpoint with the one before."""
-        nothing = Intervals.empty()
         if before is None:
             self._report("unknown", checkpoint, now, now.base, "they came before the first checkpoint that is given")
             return
@@ -192,20 +191,18 @@ class _Audit:
                 reason = f"no checkpoint is of epoch {epoch}"
                 unit = _unit_of(checkpoint)
                 self._findings.append(Finding("unknown", epoch, checkpoint.index, reason, now.num_rows, unit=unit))
-            self._compare(None, nothing, checkpoint, now)
-        else:
-            self._compare(was, was.unknown, checkpoint, now)
+        self._compare(last, was if checkpoint.epoch == last.epoch else None, checkpoint, now)
 
-    def _compare(self, was: LineProgress | None, unknown: Intervals, checkpoint: Checkpoint, now: LineProgress) -> None:
+    def _compare(self, last: Checkpoint, was: LineProgress | None, checkpoint: Checkpoint, now: LineProgress) -> None:
         """Compare what had been delivered at two checkpoints of an epoch; None: the epoch begins."""
         before = Intervals.empty() if was is None else was.delivered
         is_same_cut = was is not None and _is_same_cut(was, now)
         # In the same cut, the run went on. In a new one, it began where the last checkpoint was.
         later = now.delivered if is_same_cut else now.base
         twice = (before - later) - now.unknown
-        behind = checkpoint.index - 1
-        reason = f"checkpoint {behind} has them, and the run went on from before them"
+        reason = f"checkpoint {last.index} has them, and the run went on from before them"
         self._report("delivered twice", checkpoint, now, twice, reason)
+        unknown = Intervals.empty() if was is None else was.unknown
         missing = Intervals.empty() if is_same_cut else (now.base - before) - unknown
         reason = (
             "the run began behind them, and no checkpoint is where it began: they were skipped, or the checkpoint from "

@@ -23,7 +23,7 @@ from laneway.inspection.report import AuditReport, Finding, RowRange
 from laneway.wording import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from laneway.core.progress import Group, Progress
     from laneway.delivery.mixture_definition import MixtureDefinition
@@ -115,7 +115,7 @@ class MixtureAudit:
     ) -> None:
         """Compare a checkpoint with the one before."""
         if before is not None and (self._definition.is_endless or checkpoint.epoch == before[0].epoch):
-            self._compare(before[1], checkpoint, now)
+            self._compare(before[1], checkpoint, now, behind=before[0].index)
             return
         if before is not None:
             last, was = before
@@ -131,7 +131,9 @@ class MixtureAudit:
         self._first_epochs = {}
         if not self._definition.is_endless:
             self._first_epochs = self._mixed.first_epochs(checkpoint.epoch)
-        start = MixtureLines(self._mixed, begun_like(self._mixed, checkpoint.epoch, now.progress))
+        # Passes of a mixture that never ends are parts of one.
+        first = 0 if self._definition.is_endless else checkpoint.epoch
+        start = MixtureLines(self._mixed, begun_like(self._mixed, first, now.progress))
         if not now.progress.starts[-1].rows_before:
             # The pass is in its first cut, which tells how it began.
             start = now.at_start()
@@ -139,16 +141,25 @@ class MixtureAudit:
         self._compare(start, checkpoint, now, _BEFORE)
 
     def _compare(
-        self, was: MixtureLines, checkpoint: Checkpoint, now: MixtureLines, missing: _Problem = _SKIPPED
+        self,
+        was: MixtureLines,
+        checkpoint: Checkpoint,
+        now: MixtureLines,
+        missing: _Problem = _SKIPPED,
+        *,
+        behind: int | None = None,
     ) -> None:
-        """Compare what had been delivered at two checkpoints of a pass, or at its start and at one of them."""
+        """Compare what had been delivered at two checkpoints of a pass, or at its start and at one of them.
+
+        `behind` is the index of the checkpoint before; None: it is the start, where nothing had been delivered.
+        """
         is_same_cut = _is_same_cut(was, now)
         if not is_same_cut:
             was = self._at_start_of(was, now)
         for name in [name for name in self._sources if name not in now.starts]:
             # It was removed: nothing more of it is delivered.
             self._epochs += self._sources.pop(name).epochs(was, is_left=False)
-        reason = f"checkpoint {checkpoint.index - 1} has them, and the run went on from before them"
+        reason = f"checkpoint {behind} has them, and the run went on from before them"
         twice = _Problem("delivered twice", reason)
         for name in now.starts:
             source = self._sources.setdefault(name, AuditedSource(name, self._first_epochs.get(name, 0), self._unit))
@@ -246,14 +257,18 @@ class MixtureAudit:
 
     def _compare_groups(self, was: MixtureLines, checkpoint: Checkpoint, now: MixtureLines, twice: _Problem) -> None:
         """Compare the groups of which stages had delivered some items, but not all, with those that a new cut had."""
-        left, carried = was.half_delivered, now.progress.carried
-        # A group of which all has been delivered since is named no longer.
-        differing = [(a, b) for a, b in zip(left, carried, strict=False) if b.cut >= 0 and a[1:] != b[1:]]
-        skipped = [old for old, new in differing if new.offset >= old.offset]
-        again = [old for old, new in differing if new.offset < old.offset]
-        self._report_groups(_SKIPPED, checkpoint, was, [*skipped, *left[len(carried) :]])
-        self._report_groups(twice, checkpoint, was, again)
-        self._report_groups(twice, checkpoint, now, [each for each in carried[len(left) :] if each.cut >= 0])
+        left = {was.identity_of(each): each for each in was.half_delivered}
+        # Of a group of which all has been delivered since, the cut is forgotten.
+        ended = {(each.lane, each.row) for each in now.progress.carried if each.cut < 0}
+        carried = {now.identity_of(each): each for each in now.progress.carried if each.cut >= 0}
+        both = [(old, carried[key]) for key, old in left.items() if key in carried]
+        self._report_groups(_SKIPPED, checkpoint, was, [old for old, new in both if new.offset > old.offset])
+        self._report_groups(twice, checkpoint, was, [old for old, new in both if new.offset < old.offset])
+        gone = [old for key, old in left.items() if key not in carried and (old.lane, old.row) not in ended]
+        # Rows that only one of both had delivered as a whole are compared as rows.
+        self._report_groups(twice, checkpoint, was, gone, lambda source, epoch: source.rows_before_cut(now, epoch))
+        others = [new for key, new in carried.items() if key not in left]
+        self._report_groups(_SKIPPED, checkpoint, now, others, lambda source, epoch: source.rows_until(was, epoch))
 
     def _compare_groups_in_cut(
         self, was: MixtureLines, checkpoint: Checkpoint, now: MixtureLines, twice: _Problem
@@ -321,14 +336,20 @@ class MixtureAudit:
             self._findings.append(Finding(kind, each.start, checkpoint.index, reason, *found))
 
     def _report_groups(
-        self, problem: _Problem, checkpoint: Checkpoint, of: MixtureLines, groups: Iterable[Group]
+        self,
+        problem: _Problem,
+        checkpoint: Checkpoint,
+        of: MixtureLines,
+        groups: Iterable[Group],
+        other_than: Callable[[AuditedSource, int], Intervals] = lambda _source, _epoch: Intervals.empty(),
     ) -> None:
-        """Add findings about rows in groups of which some items were delivered."""
+        """Add findings about rows in groups of which some items were delivered, other than some rows of each epoch."""
         of_items = problem._replace(reason=f"some of the items that stages make of them: {problem.reason}")
         for group in groups:
-            for key, places in of.of_group(group).items():
-                if key[0] in self._sources:
-                    self._report(of_items, checkpoint, of, key, places)
+            for (name, epoch), places in of.of_group(group).items():
+                if name in self._sources:
+                    others = other_than(self._sources[name], epoch)
+                    self._report(of_items, checkpoint, of, (name, epoch), places - others)
 
     def _ranges(self, now: MixtureLines, name: str, epoch: int, places: Intervals) -> Iterator[RowRange]:
         """Yield where places of the line of an epoch are in the files, as far as these are known."""
@@ -377,7 +398,8 @@ def _is_same_cut(was: MixtureLines, now: MixtureLines) -> bool:
     if starts[0] != starts[1] or shapes[0] != shapes[1]:
         return False
     for name in now.starts:
-        for epoch in {*now.rests(name)} & {*now.open_epochs(name)}:
+        # A state forgets what earlier cuts delivered of an epoch that has ended since.
+        for epoch in {*now.rests(name)} & {*now.open_epochs(name)} & {*was.open_epochs(name)}:
             before, after = was.epoch(name, epoch).base, now.epoch(name, epoch).base
             if len(before - after) or len(after - before):
                 return False

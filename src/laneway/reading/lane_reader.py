@@ -14,7 +14,6 @@ from laneway.reading.windows import WindowReader
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from concurrent.futures import Executor
 
     from laneway.convert.columns import ToStored
     from laneway.core.cursor import LaneRange
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from laneway.core.plan import Plan
     from laneway.metering import Meter
     from laneway.reading.rows import Rows
+    from laneway.reading.threads import Caller
     from laneway.reading.windows import PendingWindow, ReadAhead
 
 
@@ -97,7 +97,7 @@ class LaneReader:
         num_ahead: int,
         meter: Meter,
         *,
-        threads: Executor | None = None,
+        threads: Caller | None = None,
     ) -> None:
         """Read lanes of `plan`.
 

@@ -14,7 +14,6 @@ from laneway.core.cursor import LaneRange
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from concurrent.futures import Executor
 
     from numpy.typing import NDArray
 
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from laneway.core.plan import Plan
     from laneway.metering import Meter
     from laneway.reading.lane_reader import LaneReader
+    from laneway.reading.threads import Caller
 
 _BLOCK_BYTES = 16 << 20
 """Target size of a block in memory."""
@@ -80,7 +80,7 @@ class MixtureReader:
         ends: NDArray[np.int64],
         converter: BatchConverter | None,
         open_source: Callable[[str, Plan], LaneReader],
-        threads: Executor,
+        threads: Caller,
         *,
         meter: Meter,
     ) -> None:
@@ -99,7 +99,7 @@ class MixtureReader:
         self._converter = converter
         self._open_source = open_source
         self._meter = meter
-        self._stop_threads = weakref.finalize(self, threads.shutdown, wait=False, cancel_futures=True)
+        self._stop_threads = weakref.finalize(self, threads.end)
         self._readers: dict[tuple[int, str, int], LaneReader] = {}
         """(cut, source, epoch) -> its reader."""
         self._epochs: dict[tuple[int, str], dict[int, int]] = {}

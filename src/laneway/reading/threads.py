@@ -1,18 +1,20 @@
-"""Executors for reads: daemon threads, or the calling thread; and how many cores there are for them."""
+"""Calls that read, made by daemon threads or the calling thread; and how many cores there are for them."""
 
 from __future__ import annotations
 
 import atexit
-import os
 import queue
 import threading
 import time
 import weakref
-from concurrent.futures import Executor, Future
+from concurrent.futures import CancelledError
+from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import pyarrow as pa
+
+from laneway.cores import cores_of_rank
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,12 +25,12 @@ _EXIT_TIMEOUT_S = 1.0
 """Seconds that the exit of the process waits for threads that are still busy."""
 
 _num_processes = 1
-"""Number of processes that share the cores of this machine, as far as this one knows."""
+"""Number of processes that share the cores of this rank, as far as this one knows."""
 
 
 def cores_of_each(num_processes: int) -> int:
-    """Return the cores per process, at least 1, if processes share those of this machine evenly."""
-    return max(1, (os.cpu_count() or 1) // num_processes)
+    """Return the cores per process, at least 1, if processes share those of this rank evenly."""
+    return max(1, cores_of_rank() // num_processes)
 
 
 def share_cores(num_processes: int) -> None:
@@ -37,7 +39,7 @@ def share_cores(num_processes: int) -> None:
     Each thread decodes into memory of its own, whose pages a new process has to fault in first.
 
     Args:
-        num_processes: Number of processes that share the cores.
+        num_processes: Number of processes that share the cores of this rank.
     """
     global _num_processes  # noqa: PLW0603 - a fact about the process, like the number of Arrow's threads
     _num_processes = num_processes
@@ -49,83 +51,141 @@ def sharing_processes() -> int:
     return _num_processes
 
 
-class DaemonThreads(Executor):
-    """Calls functions in a few threads that don't delay the exit of the process if a storage doesn't answer."""
+class Call(Generic[_Result]):
+    """A call, which is made at most once, and what it returns.
+
+    Unlike a Future, it has no lock: a signal handler that raises within one can leave it locked for ever, and then the
+    thread that makes the call would wait for it.
+    """
+
+    def __init__(self, function: Callable[[], _Result]) -> None:
+        """Prepare to call `function`."""
+        self._functions = [function]
+        self._outcome: tuple[_Result | None, BaseException | None] | None = None
+        # Each method is one call into C.
+        self._ended: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+    def make(self, raised_later: type[BaseException] = BaseException) -> None:
+        """Make the call, unless it was cancelled.
+
+        Args:
+            raised_later: Errors that `result` raises; others are raised here.
+        """
+        try:
+            function = self._functions.pop()
+        except IndexError:
+            return
+        self._end(*_outcome(function, raised_later))
+
+    def cancel(self) -> None:
+        """Don't make the call, if it has not begun; `result` then raises an error."""
+        with suppress(IndexError):
+            self._functions.pop()
+            self._end(None, CancelledError())
+
+    def result(self) -> _Result:
+        """Return what the call returns, once it has ended.
+
+        Raises:
+            CancelledError: It was cancelled.
+            BaseException: What the call has raised.
+        """
+        while self._outcome is None:
+            self._ended.get()
+        result, error = self._outcome
+        if error is not None:
+            raise error
+        return cast("_Result", result)
+
+    def _end(self, result: _Result | None, error: BaseException | None) -> None:
+        self._outcome = result, error
+        self._ended.put(None)
+
+
+def _outcome(
+    function: Callable[[], _Result], errors: type[BaseException]
+) -> tuple[_Result | None, BaseException | None]:
+    """Return the result of a function, or its error, whose traceback has this frame: it knows no `Call`."""
+    try:
+        return function(), None
+    except errors as error:
+        return None, error
+
+
+class Caller:
+    """Makes calls."""
+
+    def submit(self, function: Callable[..., _Result], /, *args: object) -> Call[_Result]:
+        """Return a call that is made now, or later by a thread."""
+        raise NotImplementedError
+
+    def end(self) -> None:
+        """Cancel the calls that have not begun. Threads end once they have made the others; this doesn't wait."""
+
+
+class DaemonThreads(Caller):
+    """Makes calls in a few threads that don't delay the exit of the process if a storage doesn't answer."""
 
     def __init__(self, num_threads: int) -> None:
         """Start the threads."""
-        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._futures: weakref.WeakSet[Future[Any]] = weakref.WeakSet()
+        self._calls: queue.SimpleQueue[Call[Any] | None] = queue.SimpleQueue()
         self.threads = [
-            threading.Thread(target=_work, args=(self._jobs,), name="laneway-read", daemon=True)
+            threading.Thread(target=_work, args=(self._calls,), name="laneway-read", daemon=True)
             for _ in range(num_threads)
         ]
         # First, so that no thread stays if this is interrupted: the thread only knows the queue.
-        weakref.finalize(self, _end, self._jobs, num_threads).atexit = False
+        weakref.finalize(self, _end_threads, self._calls, num_threads).atexit = False
         for thread in self.threads:
             thread.start()
-        _executors.add(self)
+        _running.add(self)
 
-    def submit(self, function: Callable[..., _Result], /, *args: object, **kwargs: object) -> Future[_Result]:
-        """Queue a call and return its future."""
-        future: Future[_Result] = Future()
-        self._futures.add(future)
-        self._jobs.put(partial(_call, future, partial(function, *args, **kwargs)))
-        return future
+    def submit(self, function: Callable[..., _Result], /, *args: object) -> Call[_Result]:
+        """Return a call that one of the threads will make."""
+        call = Call(partial(function, *args))
+        self._calls.put(call)
+        return call
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002 - Executor's
-        """End the threads when the queue is empty or, with `cancel_futures`, after their current calls."""
-        if cancel_futures:
-            for future in list(self._futures):
-                future.cancel()
-        _end(self._jobs, len(self.threads))
-        for thread in self.threads if wait else ():
-            thread.join()
+    def end(self) -> None:
+        """Cancel the calls that have not begun, and end the threads; see `Caller`."""
+        with suppress(queue.Empty):
+            while True:
+                call = self._calls.get_nowait()
+                if call is not None:
+                    call.cancel()
+        _end_threads(self._calls, len(self.threads))
 
 
-_executors: weakref.WeakSet[DaemonThreads] = weakref.WeakSet()
+_running: weakref.WeakSet[DaemonThreads] = weakref.WeakSet()
 
 
 @atexit.register
 def _join_at_exit() -> None:
     """Give threads time to end: one that is inside Arrow must not outlive the interpreter."""
-    executors = list(_executors)
-    for executor in executors:
-        executor.shutdown(wait=False, cancel_futures=True)
+    running = list(_running)
+    for each in running:
+        each.end()
     deadline = time.monotonic() + _EXIT_TIMEOUT_S
-    for executor in executors:
-        for thread in executor.threads:
+    for each in running:
+        for thread in each.threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
 
-def _end(jobs: queue.SimpleQueue[Callable[[], None] | None], num_threads: int) -> None:
+def _end_threads(calls: queue.SimpleQueue[Call[Any] | None], num_threads: int) -> None:
     for _ in range(num_threads):
-        jobs.put(None)
+        calls.put(None)
 
 
-def _work(jobs: queue.SimpleQueue[Callable[[], None] | None]) -> None:
-    while (job := jobs.get()) is not None:
-        job()
-        del job
+def _work(calls: queue.SimpleQueue[Call[Any] | None]) -> None:
+    while (call := calls.get()) is not None:
+        call.make()
+        del call
 
 
-def _call(future: Future[_Result], function: Callable[[], _Result]) -> None:
-    if not future.set_running_or_notify_cancel():
-        return
-    try:
-        future.set_result(function())
-    except BaseException as error:  # noqa: BLE001 - stored in the future, which raises it
-        future.set_exception(error)
+class NoThreads(Caller):
+    """Makes each call within `submit`: a read of memory-mapped rows takes less time than a thread switch."""
 
-
-class NoThreads(Executor):
-    """Calls each function within `submit`: a read of memory-mapped rows takes less time than a thread switch."""
-
-    def submit(self, function: Callable[..., _Result], /, *args: object, **kwargs: object) -> Future[_Result]:
-        """Call the function and return its completed future."""
-        future: Future[_Result] = Future()
-        try:
-            future.set_result(function(*args, **kwargs))
-        except Exception as error:  # noqa: BLE001 - stored in the future; KeyboardInterrupt propagates
-            future.set_exception(error)
-        return future
+    def submit(self, function: Callable[..., _Result], /, *args: object) -> Call[_Result]:
+        """Return a call that was made. What interrupts it is raised here."""
+        call = Call(partial(function, *args))
+        call.make(raised_later=Exception)
+        return call

@@ -21,7 +21,6 @@ from laneway.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from concurrent.futures import Executor, Future
 
     import numpy as np
     from numpy.typing import NDArray
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from laneway.metering import Meter
     from laneway.reading.parts import Part
     from laneway.reading.rows import Rows
+    from laneway.reading.threads import Call, Caller
 
 REQUEST_BYTES: Final = 32 << 20
 """Maximum bytes to read at once from remote storage: neighbouring small pieces are read together."""
@@ -72,7 +72,7 @@ class PendingWindow:
 
     segment: Segment
     """The segment."""
-    reads: list[Future[list[OpenRows] | None]]
+    reads: list[Call[list[OpenRows] | None]]
     """Reads of its parts. The one that finishes last returns all rows, the others None."""
 
     def result(self) -> list[OpenRows]:
@@ -123,7 +123,7 @@ class WindowReader:
         rows: Rows,
         vectorized: Mapping[str, ToStored],
         meter: Meter,
-        threads: Executor | None = None,
+        threads: Caller | None = None,
     ) -> None:
         """Start the threads, which end with `end`, unless they are given.
 
@@ -255,7 +255,7 @@ class WindowReader:
     def end(self) -> None:
         """End the threads, cancel the reads that have not started and close the files."""
         if self._owns_threads:
-            self._threads.shutdown(wait=False, cancel_futures=True)
+            self._threads.end()
         self._rows.close()
 
 

@@ -325,7 +325,7 @@ def test_a_job_resumes_without_looking_at_older_checkpoints(corpus: Path, tmp_pa
 
 def test_a_folder_that_can_not_be_written_is_an_error_that_names_it(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataFileError, match="file/run"):
+    with pytest.raises(CheckpointError, match=r"save\(0\): .*file/run"):
         Checkpoints(tmp_path / "file" / "run").save(0)
 
 

@@ -6,12 +6,13 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import CancelledError, Executor
+from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from laneway.reading.threads import DaemonThreads, NoThreads, cores_of_each
+from laneway.reading.threads import Caller, DaemonThreads, NoThreads, cores_of_each
+from tests.interruption import InterruptError, Interruption, traced
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,69 +22,80 @@ if TYPE_CHECKING:
 @pytest.fixture
 def thread() -> Iterator[DaemonThreads]:
     """One thread, which runs one call after the other."""
-    executor = DaemonThreads(1)
-    yield executor
-    executor.shutdown(cancel_futures=True)
+    threads = DaemonThreads(1)
+    yield threads
+    threads.end()
 
 
 @pytest.fixture(params=["threads", "no threads"])
-def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
-    made: Executor = DaemonThreads(2) if request.param == "threads" else NoThreads()
+def caller(request: pytest.FixtureRequest) -> Iterator[Caller]:
+    made: Caller = DaemonThreads(2) if request.param == "threads" else NoThreads()
     yield made
-    made.shutdown()
+    made.end()
+
+
+def has_ended(thread: threading.Thread) -> bool:
+    thread.join(10)
+    return not thread.is_alive()
 
 
 def fail(error: BaseException) -> None:
     raise error
 
 
-def test_a_future_has_the_result_of_its_call(executor: Executor) -> None:
-    futures = [executor.submit(divmod, i, 3) for i in range(10)]
-    assert [future.result(10) for future in futures] == [divmod(i, 3) for i in range(10)]
-    assert executor.submit(dict, a=1).result(10) == {"a": 1}
+def test_a_call_has_the_result_of_its_function(caller: Caller) -> None:
+    calls = [caller.submit(divmod, i, 3) for i in range(10)]
+    assert [call.result() for call in calls for _ in range(2)] == [divmod(i, 3) for i in range(10) for _ in range(2)]
 
 
-def test_an_error_is_raised_by_the_future_and_stops_no_other_call(executor: Executor) -> None:
-    failed = executor.submit(fail, KeyError("x"))
-    assert executor.submit(int, "7").result(10) == 7
+def test_an_error_is_raised_by_its_call_and_stops_no_other_one(caller: Caller) -> None:
+    failed = caller.submit(fail, KeyError("x"))
+    assert caller.submit(int, "7").result() == 7
     for _ in range(2):
         with pytest.raises(KeyError, match="x"):
-            failed.result(10)
+            failed.result()
 
 
 def test_calls_start_in_the_order_in_which_they_are_submitted(thread: DaemonThreads) -> None:
     started: list[int] = []
     for i in range(100):
         thread.submit(started.append, i)
-    thread.submit(int).result(10)
+    thread.submit(int).result()
     assert started == list(range(100))
 
 
 def test_as_many_calls_run_at_the_same_time_as_there_are_threads() -> None:
-    executor = DaemonThreads(3)
+    threads = DaemonThreads(3)
     barrier = threading.Barrier(3)
-    futures = [executor.submit(barrier.wait, 10) for _ in range(3)]
-    assert sorted(future.result(10) for future in futures) == [0, 1, 2]
-    executor.shutdown()
-    assert not any(one.is_alive() for one in executor.threads)
+    calls = [threads.submit(barrier.wait, 10) for _ in range(3)]
+    assert sorted(call.result() for call in calls) == [0, 1, 2]
+    threads.end()
+    assert all(has_ended(one) for one in threads.threads)
 
 
 def test_a_cancelled_call_is_not_made(thread: DaemonThreads) -> None:
-    release, made = threading.Event(), list[str]()
-    running = thread.submit(release.wait, 10)
+    begin, release, made = threading.Barrier(2), threading.Event(), list[str]()
+
+    def run() -> bool:
+        begin.wait(10)
+        return release.wait(10)
+
+    running = thread.submit(run)
+    begin.wait(10)
     cancelled, other = thread.submit(made.append, "cancelled"), thread.submit(made.append, "other")
-    assert cancelled.cancel()
+    for _ in range(2):
+        cancelled.cancel()
+        with pytest.raises(CancelledError):
+            cancelled.result()
+    running.cancel()
     release.set()
-    assert running.result(10)
-    other.result(10)
+    assert running.result()
+    other.result()
     assert made == ["other"]
-    with pytest.raises(CancelledError):
-        cancelled.result(10)
 
 
-@pytest.mark.parametrize("cancel_futures", [True, False])
-def test_shutdown_finishes_the_current_call_and_the_queue_only_if_it_is_not_cancelled(*, cancel_futures: bool) -> None:
-    executor = DaemonThreads(1)
+def test_threads_that_are_to_end_make_the_calls_that_have_begun_and_cancel_the_others() -> None:
+    threads = DaemonThreads(1)
     started, release, made = threading.Event(), threading.Event(), list[int]()
 
     def current() -> None:
@@ -91,29 +103,64 @@ def test_shutdown_finishes_the_current_call_and_the_queue_only_if_it_is_not_canc
         assert release.wait(10)
         made.append(0)
 
-    futures = [executor.submit(current), *(executor.submit(made.append, i) for i in (1, 2))]
+    begun, *others = [threads.submit(current), *(threads.submit(made.append, i) for i in (1, 2))]
     assert started.wait(10)
-    executor.shutdown(wait=False, cancel_futures=cancel_futures)
-    assert executor.threads[0].is_alive()
+    for _ in range(2):
+        threads.end()
+    assert threads.threads[0].is_alive()
+    for other in others:
+        with pytest.raises(CancelledError):
+            other.result()
     release.set()
-    executor.threads[0].join(10)
-    assert not executor.threads[0].is_alive()
-    assert made == ([0] if cancel_futures else [0, 1, 2])
-    assert [future.cancelled() for future in futures] == [False, cancel_futures, cancel_futures]
+    begun.result()
+    assert has_ended(threads.threads[0])
+    assert made == [0]
+
+
+def test_threads_end_when_nobody_refers_to_them_any_more_after_all_calls() -> None:
+    threads, made = DaemonThreads(2), list[int]()
+    running = threads.threads
+    for i in range(10):
+        threads.submit(made.append, i)
+    del threads
+    assert all(has_ended(one) for one in running)
+    assert sorted(made) == [*range(10)]
 
 
 def test_without_threads_a_call_is_made_by_submit_itself() -> None:
-    future = NoThreads().submit(threading.current_thread)
-    assert future.done()
-    assert future.result() is threading.current_thread()
+    made: list[threading.Thread] = []
+    NoThreads().submit(lambda: made.append(threading.current_thread()))
+    assert made == [threading.current_thread()]
 
 
 def test_an_interrupt_is_raised_in_the_thread_that_it_interrupts(thread: DaemonThreads) -> None:
     with pytest.raises(KeyboardInterrupt):
         NoThreads().submit(fail, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
-        thread.submit(fail, KeyboardInterrupt()).result(10)
-    assert thread.submit(int).result(10) == 0
+        thread.submit(fail, KeyboardInterrupt()).result()
+    assert thread.submit(int).result() == 0
+
+
+def test_a_signal_handler_that_raises_anywhere_costs_no_thread() -> None:
+    step, is_interrupted = 0, True
+    while is_interrupted:
+        step += 1
+        threads = DaemonThreads(1)
+        try:
+            with traced(Interruption(step)):
+                call = threads.submit(time.sleep, 0.001)
+                try:
+                    call.result()
+                finally:
+                    call.cancel()
+            is_interrupted = False
+        except InterruptError:
+            pass
+        done = threading.Event()
+        threads.submit(done.set)
+        assert done.wait(10), f"interrupted at place {step}"
+        threads.end()
+    assert step > 5
 
 
 EXITS = """
@@ -128,8 +175,8 @@ def call():
     time.sleep({seconds})
     Path({path!r}).touch()
 
-executor = DaemonThreads(1)
-executor.submit(call)
+threads = DaemonThreads(1)
+threads.submit(call)
 assert started.wait(10)
 """
 
@@ -146,5 +193,5 @@ def test_the_exit_of_the_process_waits_for_short_calls_only(
 
 
 def test_each_process_has_its_share_of_the_cores_and_at_least_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr("laneway.reading.threads.cores_of_rank", lambda: 8)
     assert [cores_of_each(number) for number in (1, 2, 3, 8, 100)] == [8, 4, 2, 1, 1]

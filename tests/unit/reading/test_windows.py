@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -91,7 +92,9 @@ def test_memory_mapped_rows_in_file_order_take_no_thread(tmp_path: Path, open_wi
     before = set(reading_threads())
     plan, windows = open_windows(tmp_path, shuffle=False)
     pending = windows.begin(segments_of(plan)[0])
-    assert all(read.done() for read in pending.reads)
+    for read in pending.reads:
+        read.cancel()  # too late
+    assert ids(windows.finish(pending)) == ids_of(plan, [segments_of(plan)[0]])
     assert set(reading_threads()) <= before
     open_windows(tmp_path, shuffle=True)
     assert set(reading_threads()) - before
@@ -195,12 +198,12 @@ def test_reads_that_have_not_started_can_be_cancelled(
     write_corpus(tmp_path, files=((2,),) * 40)
     plan, windows = open_windows(tmp_path, shuffle=True)
     release, started = threading.Event(), list[int]()
-    read = RowReader.read
+    read_rows = RowReader.read
 
     def wait(self: RowReader, file_index: int, start: int, stop: int) -> pa.Table:
         started.append(file_index)
         assert release.wait(60)
-        return read(self, file_index, start, stop)
+        return read_rows(self, file_index, start, stop)
 
     monkeypatch.setattr(RowReader, "read", wait)
     pending = [windows.begin(segment) for segment in segments_of(plan)]
@@ -209,12 +212,15 @@ def test_reads_that_have_not_started_can_be_cancelled(
     else:
         for window in pending:
             window.cancel()
-    assert any(read.cancelled() for window in pending for read in window.reads)
     release.set()
-    for window in pending:
-        for future in window.reads:
-            assert future.cancelled() or future.exception(60) is None
-    assert len(started) == sum(not read.cancelled() for window in pending for read in window.reads)
+    reads = [read for window in pending for read in window.reads]
+    num_cancelled = 0
+    for read in reads:
+        try:
+            read.result()
+        except CancelledError:
+            num_cancelled += 1
+    assert len(started) == len(reads) - num_cancelled < len(reads)
     # No more than the threads have in hand: at most four reads.
     assert len(started) <= 4
 
