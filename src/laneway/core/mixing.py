@@ -12,7 +12,7 @@ at the same time, and a global batch of many lanes would consist of them.
 from __future__ import annotations
 
 from fractions import Fraction
-from functools import cached_property
+from functools import cached_property, lru_cache
 from heapq import heapify, heappop, heappush
 from math import isfinite
 from typing import TYPE_CHECKING, NamedTuple
@@ -32,6 +32,8 @@ MAX_DENOMINATOR = 2**31 - 1
 """Shares of nodes are fractions with at most this denominator, so that their products with it fit into 64 bits."""
 _MAX_OFF = 2
 """Maximum number of rows by which a source may be off its weight."""
+_MAX_MIXINGS = 8
+"""Number of the latest mixings that a process remembers."""
 
 
 class _Node(NamedTuple):
@@ -165,6 +167,17 @@ class Mixing:
         # The product of 32 and 31 bits fits, and its upper half is evenly spread.
         spread: NDArray[np.int64] = ((hashes * count[:, None]) >> np.uint64(32)).astype(np.int64)
         return first[:, None] + spread
+
+
+# Typed: the int 2**60 and the float that equals it are different weights.
+@lru_cache(maxsize=_MAX_MIXINGS, typed=True)
+def mixing_of(*weights: float) -> Mixing:
+    """Return the mixing of some weights, which a process builds once: hundreds of sources take milliseconds.
+
+    Args:
+        weights: A number >= 0 for each source; see `exact_weights`.
+    """
+    return Mixing(weights)
 
 
 class LaneMixing:

@@ -19,7 +19,7 @@ import numpy as np
 
 from laneway.core.endless import SourceLanes
 from laneway.core.epoch_lanes import EqualEpochs, LaneShares, VaryingEpochs
-from laneway.core.mixing import Mixing
+from laneway.core.mixing import mixing_of
 from laneway.core.order import ORDER_VERSION
 from laneway.core.plan import Settings
 from laneway.core.progress import (
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from laneway.core.endless import Begun
     from laneway.core.epoch_lanes import EpochRange, Epochs
     from laneway.core.lanes import Remainder
+    from laneway.core.mixing import Mixing
     from laneway.core.plan import Identity, Plan
     from laneway.core.progress import EarlierCut
 
@@ -145,7 +146,7 @@ class MixturePlan:
     @cached_property
     def mixings(self) -> tuple[Mixing, ...]:
         """Which source the rows of each cut come from."""
-        return tuple(Mixing([source.weight for source in start.sources]) for start in self.progress.starts)
+        return tuple(mixing_of(*(source.weight for source in start.sources)) for start in self.progress.starts)
 
     @cached_property
     def _indices(self) -> list[dict[str, int]]:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 _WIDTH: Final = 720
 _LEFT: Final = 76
-_KINDS: Final = ("left", "done", "ahead", "done2", "out", "bad")
+_KINDS: Final = ("s0", "s1", "s2", "s3", "s4", "s5")
 """How the stages are drawn, in their order."""
 
 
@@ -32,7 +32,7 @@ class FedLoop(NamedTuple):
 def draw_utilisation(loops: Sequence[FedLoop], step_ms: float) -> Drawing:
     """Draw which share of the time each loop computed."""
     drawing = Drawing(_WIDTH, 212, f"Utilisation of a loop with steps of {step_ms:g} ms.")
-    drawing.heading("Utilisation", f"share of the time in which a loop with steps of {step_ms:g} ms computed")
+    drawing.heading("Utilisation", f"share of its time that a loop with steps of {step_ms:g} ms spent computing")
     plot = Plot(drawing, _LEFT, _WIDTH - 8, 50, 172, len(loops), 1.05)
     plot.scale_y(lambda share: f"{share:.0%}")
     _workers(plot, loops)

@@ -7,7 +7,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from laneway.core.mixing import MAX_DENOMINATOR, MAX_SOURCES, Mixing, exact_weights
+from laneway.core.mixing import MAX_DENOMINATOR, MAX_SOURCES, Mixing, exact_weights, mixing_of
 
 
 def test_the_pattern_of_a_lane_is_pinned() -> None:
@@ -47,6 +47,11 @@ def test_a_float_counts_as_the_decimal_number_that_it_is_printed_as(
 def test_weights_that_say_nothing_are_refused(weights: list[float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Mixing(weights)
+
+
+def test_a_mixing_is_built_once_for_weights_of_the_same_values_and_types() -> None:
+    assert mixing_of(0.7, 2) is mixing_of(0.7, 2)
+    assert mixing_of(0.7, 2) is not mixing_of(0.7, 2.0)
 
 
 def test_a_single_source_has_all_rows() -> None:
