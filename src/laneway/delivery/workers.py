@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import multiprocessing.process
 import os
 import signal
 import sys
+import threading
 from contextlib import suppress
 from math import inf
 from multiprocessing.connection import wait
@@ -78,15 +80,24 @@ def is_loader_starting_again() -> bool:
 
 
 def end_with_parent() -> None:
-    """Have the kernel end this worker when its parent ends, also while it starts; on Linux only.
+    """Have this worker end when the process that started it ends, also while it starts.
 
-    The workers of a DataLoader look for their parent every few seconds, but not before they have started.
+    The workers of a DataLoader look for their parent every few seconds, but not before they have started. If they come
+    from a fork server, that is their parent, and it stays as long as they do. Otherwise the kernel ends them, on Linux.
     """
-    if sys.platform == "linux":
+    started_by = multiprocessing.parent_process()
+    if started_by is not None and started_by.pid != os.getppid():
+        threading.Thread(target=_end_after, args=(started_by,), name="laneway-parent", daemon=True).start()
+    elif sys.platform == "linux":
         parent = os.getppid()
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(1)
+
+
+def _end_after(process: multiprocessing.process.BaseProcess) -> None:
+    process.join()
+    os._exit(1)
 
 
 def num_ready(batches: object) -> int:

@@ -239,19 +239,24 @@ def test_shielded_workers_ignore_signals_of_others_and_end_with_their_parent(cor
 
 
 ORPHANS = """
-import os, sys, time
+import multiprocessing, os, sys, time
 from laneway import SavableLoader, StatefulShardedDataset
 def slow(batch):
     os.write(1, f"{os.getpid()}\\n".encode())  # one write, so that the lines of two workers don't mix
     time.sleep(60)
-loader = SavableLoader(StatefulShardedDataset(sys.argv[1], batch_size=10, transform=slow), num_workers=2)
-next(iter(loader))
+if __name__ == "__main__":
+    multiprocessing.set_start_method(sys.argv[2])
+    loader = SavableLoader(StatefulShardedDataset(sys.argv[1], batch_size=10, transform=slow), num_workers=2)
+    next(iter(loader))
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
-def test_workers_do_not_outlive_a_parent_that_is_killed(corpus: Path) -> None:
-    with subprocess.Popen([sys.executable, "-c", ORPHANS, str(corpus)], stdout=subprocess.PIPE, text=True) as parent:
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_workers_do_not_outlive_a_parent_that_is_killed(tmp_path: Path, corpus: Path, method: str) -> None:
+    (tmp_path / "orphans.py").write_text(ORPHANS)
+    command = [sys.executable, str(tmp_path / "orphans.py"), str(corpus / "part-0.parquet"), method]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         workers = [int(parent.stdout.readline()) for _ in range(2)]
         parent.send_signal(signal.SIGKILL)
