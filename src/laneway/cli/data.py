@@ -144,8 +144,7 @@ def _advice(manifest: Manifest) -> Iterator[str]:
             "per worker"
         )
     yield (
-        f"{counted(len(rows), unit)} can be shared by at most as many workers without decoding one twice: "
-        f"world_size * num_workers <= {len(rows):,}"
+        f"keep world_size * num_workers <= {len(rows):,}: with more workers than {plural(unit)}, some are decoded twice"
     )
 
 
