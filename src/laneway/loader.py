@@ -240,7 +240,8 @@ class SavableLoader(StateLoader, MixtureLoader, DataLoader[Any]):
         reader = counted(self.num_workers, "worker")
         num_items = self._runner.num_items
         of_all = "" if num_items is None else f" of {num_items:,}"
-        return f"{type(self).__name__}({self.dataset!r}, {reader}, {self.batches_delivered:,}{of_all} delivered)"
+        progress = f"epoch {self.epoch}: {self.batches_delivered:,}{of_all} delivered"
+        return f"{type(self).__name__}({self.dataset!r}, {reader}, {progress})"
 
     def metrics(self) -> LoaderMetrics:
         """Return what was delivered on this rank since the loader was made, how fast, and where the time went.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self, get_args
 
 from laneway.arguments import check_choice, check_count, check_seed
 from laneway.copies import ChangeableDataset
+from laneway.core.differences import shorten
 from laneway.core.lanes import MAX_LANES
 from laneway.core.options import LaneOptions
 from laneway.core.turns import WorkerPlace
@@ -169,7 +170,7 @@ class Mixture(StageableDataset):
             TypeError: As for a new mixture.
         """
         if not isinstance(sources, Mapping):
-            message = f"sources must be a mapping from names to datasets, not {sources!r}"
+            message = f'sources must be a mapping from names to datasets, as {{"web": dataset}}, not {shorten(sources)}'
             raise TypeError(message)
         twice = [name for name in sources if name in self._sources]
         if twice:
@@ -251,7 +252,7 @@ def _definitions_of(sources: Mapping[str, ChangeableDataset]) -> dict[str, Datas
         TypeError: Something is no dataset, or a name no string.
     """
     if not isinstance(sources, Mapping) or not sources:
-        message = f"sources must be a mapping from names to datasets, of at least one, not {sources!r}"
+        message = f'sources must be a mapping from names to datasets, as {{"web": dataset}}, not {shorten(sources)}'
         raise TypeError(message)
     for name, source in sources.items():
         if not isinstance(name, str) or not name:

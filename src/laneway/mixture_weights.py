@@ -37,7 +37,10 @@ def check_weighting(weights: object, sources: Mapping[str, DatasetDefinition], s
     phases: list[Phase] = []
     for each in schedule:
         if not isinstance(each, (tuple, list)) or len(each) != 2 or not isinstance(each[1], Mapping):  # noqa: PLR2004 - a pair
-            message = f"a change of weights must be (rows, weights), not {each!r}"
+            message = (
+                "weights must be a mapping from names to numbers, or a sequence of (rows, mapping): an item of this "
+                f"sequence is {each!r}"
+            )
             raise TypeError(message)
         start, checked = plain_int(each[0]), _check_weights(each[1], sources)
         if start is None or (start != 0 if not phases else start <= phases[-1].start):

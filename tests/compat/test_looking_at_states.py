@@ -155,7 +155,7 @@ def test_a_state_within_a_row_says_that_some_of_its_items_were_delivered(tmp_pat
             next(taken)
         found = describe_state(items.state_dict())
         assert found.num_delivered == 1
-        assert ("some items or packs of the rows that follow" in repr(found)) == has_parts
+        assert ("delivered in full: " in repr(found)) == has_parts
 
 
 def test_the_sources_of_a_mixture_are_described(tmp_path: Path) -> None:

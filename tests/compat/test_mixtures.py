@@ -658,7 +658,8 @@ def test_a_state_is_small(corpus: Path) -> None:
         ({"weights": [(1, WEIGHTS)]}, ValueError, "weights must start at row 0"),
         ({"weights": [(0, WEIGHTS), (0, WEIGHTS)]}, ValueError, "at later rows from there on, not at 0"),
         ({"weights": 3}, TypeError, "weights must be a mapping"),
-        ({"weights": [WEIGHTS]}, TypeError, "a change of weights must be"),
+        ({"weights": [WEIGHTS]}, TypeError, r"weights must be a mapping .* an item of this sequence is \{'web'"),
+        ({"weights": [0.5, 0.5]}, TypeError, r"weights must be a mapping .* an item of this sequence is 0\.5"),
         ({"stop": 0}, ValueError, "stop must be a number of rows"),
         ({"stop": "never"}, ValueError, "stop must be a number of rows"),
         (

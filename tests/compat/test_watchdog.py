@@ -254,8 +254,8 @@ def test_the_error_for_a_killed_worker_says_how_much_memory_it_used(corpus: Path
     assert used is not None, message
     peak = float(used[2].replace(",", "")) * (1024 if used[3] == "G" else 1)
     assert peak >= float(used[1]) + 250
-    assert "It called functions on rows at last" in message
-    assert re.search(r"[\d.]+ GiB of [\d.,]+ GiB of memory are available now", message)
+    assert "When last seen, it called functions on rows" in message
+    assert re.search(r"[\d.]+ [MG]iB of [\d.,]+ [MG]iB of memory are available now", message)
 
 
 def test_a_worker_that_another_signal_ends_is_named_too(corpus: Path) -> None:

@@ -61,7 +61,9 @@ class Objects:
             ValueError: An optimizer without its model, or with parameters of another one; or two parts of one name.
         """
         if model is not None and not isinstance(model, nn.Module):
-            message = f"model must be a torch.nn.Module, not a {type(model).__name__}"
+            message = (
+                f"model must be a torch.nn.Module, not a {type(model).__name__}: pass the model itself, not its state"
+            )
             raise TypeError(message)
         given = _optimizers(optimizer)
         if given and model is None:
@@ -80,7 +82,10 @@ class Objects:
             raise ValueError(message)
         for name, each in {**loaders, **present}.items():
             if not isinstance(each, Stateful):
-                message = f"{name} must have state_dict() and load_state_dict(), and a {type(each).__name__} has not"
+                message = (
+                    f"{name} must have state_dict() and load_state_dict(), and a "
+                    f"{type(each).__name__} has not: pass the object itself, not its state"
+                )
                 raise TypeError(message)
         return cls(model, given, loaders, present)
 

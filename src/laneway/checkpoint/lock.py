@@ -68,7 +68,7 @@ class WriterLock:
             if holder is None:
                 continue
             if self._is_gone(holder):
-                _log.warning("the job that wrote checkpoints to %s has ended without a word: taking over", self._name)
+                _log.warning("the job that wrote checkpoints to %s was killed, or lost: taking over", self._name)
                 # Whoever of several takes over wrote last; the others notice.
                 write_file(self._storage, self._path, self._mine.encode())
                 time.sleep(0.1)

@@ -209,19 +209,23 @@ def _add_commands_for_states(commands: Any) -> None:  # noqa: ANN401 - argparse'
     command.add_argument("--rank", type=int, help="only this rank")
     command.add_argument("--show", action="store_true", help="read the rows and show them")
     command.add_argument("--world-size", type=int, help="ranks after the checkpoint (as before)")
-    command.add_argument("--workers", type=int, help="workers after the checkpoint (as before)")
+    command.add_argument("--workers", type=int, help="workers after the checkpoint (keep its lanes)")
     _source(command, is_option=True, required=True)
     _filter(command)
     _state(command)
     command = _command(commands, "audit", "saved", "Prove that each row came once, or say what is missing")
-    command.add_argument("files", metavar="STATE", nargs="+", help="the checkpoints from which the run was resumed")
+    command.add_argument(
+        "files", metavar="STATE", nargs="+", help="the checkpoints from which the run was resumed, or their folder"
+    )
     command.add_argument("--as-given", action="store_true", help="don't put them in the order of their numbers")
     _source(command, is_option=True)
     _filter(command)
     _state(command)
     command = _command(commands, "report", "reports", "Write a page with pictures: lanes, mixing, ranks, audit")
     _source_and_others(command)
-    command.add_argument("files", metavar="STATE", nargs="*", help="the checkpoints from which the run was resumed")
+    command.add_argument(
+        "files", metavar="STATE", nargs="*", help="the checkpoints from which the run was resumed, or their folder"
+    )
     command.add_argument("-o", "--output", metavar="FILE.html", required=True, help="the page to write")
     command.add_argument("--as-given", action="store_true", help="don't put them in the order of their numbers")
     _state(command)

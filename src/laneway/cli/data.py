@@ -144,8 +144,7 @@ def _advice(manifest: Manifest) -> Iterator[str]:
             "per worker"
         )
     yield (
-        f"{counted(len(rows), unit)} can be shared by at most as many workers without decoding one twice: "
-        f"world_size * num_workers <= {len(rows):,}"
+        f"keep world_size * num_workers <= {len(rows):,}: with more workers than {plural(unit)}, some are decoded twice"
     )
 
 
@@ -328,6 +327,13 @@ def convert(arguments: argparse.Namespace) -> Answer:
         "row_groups": len(found.files.block_rows),
         "schema": {field.name: str(field.type) for field in found.schema},
     }
-    lines = pairs([*((name, facts[name]) for name in ("dest", "files", "rows", "row_groups"))])
-    lines += pairs([("size", rounded_size(facts["bytes"]))])
+    lines = pairs(
+        [
+            ("dest", found.root),
+            ("files", facts["files"]),
+            ("rows", facts["rows"]),
+            ("row groups", facts["row_groups"]),
+            ("size", rounded_size(facts["bytes"])),
+        ]
+    )
     return Answer(facts, lines)

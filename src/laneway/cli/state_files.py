@@ -20,6 +20,7 @@ from laneway.storage.entries import get_entry
 from laneway.storage.filesystem import Storage
 from laneway.storage.listing import list_directory
 from laneway.storage.reading import read_range
+from laneway.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -102,10 +103,15 @@ def load_checkpoint(path: str, storage_options: Mapping[str, Any] | None = None)
 
 def _of_glob(storage: Storage, path: str) -> SavedValue:
     directory, pattern = posixpath.split(storage.root)
-    files = [each.path for each in list_directory(storage, directory) if each.kind == "file"]
-    matching = sorted((each for each in files if fnmatch(posixpath.basename(each), pattern)), key=natural)
+    found = [
+        each
+        for each in list_directory(storage, directory)
+        if fnmatch(posixpath.basename(each.path.rstrip("/")), pattern)
+    ]
+    matching = sorted((each.path for each in found if each.kind == "file"), key=natural)
     if not matching:
-        message = f"no file matches {storage.redact(path)}"
+        folders = f"; {counted(len(found), 'folder')} do: name one of them, or the folder that they are in"
+        message = f"no file matches {storage.redact(path)}{folders if found else ''}"
         raise StateFormatError(message)
     return SavedValue(storage.redact(path), [_of_file(storage, each) for each in matching])
 

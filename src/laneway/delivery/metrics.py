@@ -175,8 +175,9 @@ class LoaderMetrics:
         total = "" if self.epoch_total is None else f"/{self.epoch_total:,}"
         share = "" if self.progress is None else f" ({self.progress:.1%})"
         workers = sum(each.memory_bytes for each in self.workers)
+        unit = "" if total else " batches"
         parts = [
-            f"epoch {self.epoch}: {self.epoch_batches:,}{total}{share}",
+            f"epoch {self.epoch}: {self.epoch_batches:,}{total}{unit}{share}",
             f"{self.rows_per_s:,.0f} rows/s",
             f"{self.batches_per_s:,.1f} batches/s",
             f"{rounded_size(self.bytes_per_s)}/s read",

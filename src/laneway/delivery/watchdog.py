@@ -189,9 +189,9 @@ class Watchdog:
             stage, _ = read_activity(self.cells_of(worker))
             message = (
                 f"worker {worker} of rank {rank} (pid {pid}) {end_of_worker(code, memory_of(worker), self._before)}. "
-                f"It {stage.past} at last. Its batch is read again by the next next(), and by a run that resumes; if "
-                "memory has run out: fewer workers, or a smaller window_bytes, prefetch_windows, prefetch_factor or "
-                "batch_size"
+                f"When last seen, it {stage.past}. The next next(), or a run that resumes, reads its batch again; "
+                "if memory has run out, use fewer workers, or a smaller window_bytes, prefetch_windows, "
+                "prefetch_factor or batch_size"
             )
             raise WorkerError(message) from error
 

@@ -61,7 +61,7 @@ def _reason(before: MemoryBefore, now: MemoryBefore) -> str:
     num_kills = now.num_oom_kills - before.num_oom_kills
     if num_kills:
         return f"since memory has run out: the kernel has killed {counted(num_kills, 'process')} here"
-    return "but not by the kernel for lack of memory in this container: by another process, or for lack of it outside"
+    return "but not because this container ran out of memory: another process sent the signal, or the machine ran out"
 
 
 def _num_oom_kills() -> int | None:

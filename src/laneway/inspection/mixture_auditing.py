@@ -43,7 +43,9 @@ _SKIPPED = _Problem(
     "the run began behind them, and no checkpoint is where it began: they were skipped, or the checkpoint from which "
     "it was resumed, or at which its weights were set, is not given",
 )
-_BEFORE = _Problem("unknown", "they came before the first checkpoint that is given")
+_BEFORE = _Problem(
+    "unknown", "they came before the first checkpoint that is given, or before weights were set without a checkpoint"
+)
 
 
 class MixtureAudit:

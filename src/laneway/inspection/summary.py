@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _SETTINGS = [name for name in names_of(Role.IDENTITY) if name != "fingerprint"]
 _MAX_LANES = 8
+_MAX_STAGES = 200
 
 
 class CutSummary(NamedTuple):
@@ -126,6 +127,11 @@ class StateSummary:
         """Number of the cuts."""
         return len(self.cuts)
 
+    @property
+    def _whole(self) -> str:
+        """What is counted, where some rows are delivered in part."""
+        return " delivered in full" if self._has_parts else ""
+
     def __repr__(self) -> str:
         whose = {"global": "the whole job", "rank": "some ranks", "worker": "some workers"}[self.scope]
         ranks = f" ({', '.join(map(str, self.ranks))})" if self.ranks else ""
@@ -136,8 +142,8 @@ class StateSummary:
         if self.positions:
             shown = ["?" if rows is None else f"{rows:,}" for rows in self.positions[:_MAX_LANES]]
             more = f", ... ({len(self.positions):,} lanes)" if len(self.positions) > _MAX_LANES else ""
-            parts = ", and some items or packs of the rows that follow" if self._has_parts else ""
-            lines.append(f"{self._item}s of each lane: {', '.join(shown)}{more}{parts}")
+            parts = "; of the next ones, some items or packs" if self._has_parts else ""
+            lines.append(f"{self._item}s of each lane{self._whole}: {', '.join(shown)}{more}{parts}")
         lines += map(self._source_line, self.sources)
         files = "" if self.num_files is None else f"{counted(self.num_files, 'file')}, "
         lines.append(f"{files}fingerprint {self.fingerprint[:8]}")
@@ -149,7 +155,7 @@ class StateSummary:
         if self.num_delivered is not None:
             of_all = f" of {self.num_rows:,}" if self.num_rows is not None else ""
             share = f" ({self.share:.1%})" if self.share is not None else ""
-            yield f"{self.num_delivered:,}{of_all} {self._item}s delivered{share}"
+            yield f"{self.num_delivered:,}{of_all} {self._item}s{self._whole or ' delivered'}{share}"
         if self.is_complete:
             yield "complete"
 
@@ -163,21 +169,24 @@ class StateSummary:
     def _cut_line(self, index: int, cut: CutSummary) -> str:
         which = "current cut" if index == self.num_cuts - 1 else f"earlier cut {index}"
         batches = f"{counted(cut.world_size, 'rank')} with batches of {cut.batch_rows:,}"
-        delivered = "" if cut.num_delivered is None else f", {counted(cut.num_delivered, self._item)} delivered"
+        whole = self._whole or " delivered"
+        delivered = "" if cut.num_delivered is None else f", {counted(cut.num_delivered, self._item)}{whole}"
         return f"{which}: {counted(cut.num_lanes, 'lane')}, {batches}{delivered}"
 
     def _source_line(self, source: SourceSummary) -> str:
         counts = [(source.num_delivered, self._item), (source.num_tokens, "token")]
         known = " and ".join(counted(number, what) for number, what in counts if number is not None)
         delivered = f", {known} delivered" if known else ""
-        left = f", and {counted(source.num_left, self._item)} of earlier ones were left" if source.num_left else ""
+        left = f"{counted(source.num_left, self._item)} left of earlier epochs, then " if source.num_left else ""
         return (
             f"source {source.name!r}: weight {source.weight:g} ({100 * source.share:.4g}% of the {self._item}s)"
-            f"{delivered}; when this cut began, its next epoch was {source.next_epoch}{left}"
+            f"{delivered}; this cut begins with {left}epoch {source.next_epoch}"
         )
 
 
 def _shown(name: str, value: object) -> str:
+    if name == "stages" and isinstance(value, str):
+        return value[:_MAX_STAGES]
     return size(value) if name.endswith("_bytes") and isinstance(value, int) else shorten(value)
 
 

@@ -86,7 +86,7 @@ def html_svg(drawing: Drawing) -> str:
 
 
 def _one_line(text: str) -> str:
-    return escaped(" ".join(text.split()), MAX_LINE)
+    return escaped("; ".join(" ".join(line.split()) for line in text.splitlines()), MAX_LINE)
 
 
 def html_table(names: Sequence[str], rows: Sequence[Sequence[object]], number: int) -> Iterable[str]:

@@ -235,7 +235,8 @@ def test_a_loader_of_other_files_is_an_error_and_not_passed_over(
     [
         ({"user": {"a": [1, {"b": print}]}}, r"user\['a'\]\[1\]\['b'\] in the checkpoint can't be saved"),
         ({"rank_user": object()}, "user in the checkpoint of rank 0 can't be saved"),
-        ({"loader": [1]}, "loader must have state_dict"),
+        ({"loader": [1]}, "loader must have state_dict.* pass the object itself, not its state"),
+        ({"loader": {"laneway": [{}]}}, "pass the object itself, not its state"),
         ({"ema": 3}, "ema must have state_dict"),
         ({"model": 3}, "model must be a torch.nn.Module, not a int"),
     ],

@@ -21,6 +21,6 @@ def test_the_kernel_is_blamed_only_if_it_has_killed_or_does_not_tell() -> None:
     now = MemoryBefore.now()
     assert "as the kernel does when memory runs out" in end_of_worker(-9, 0, now._replace(num_oom_kills=None))
     if now.num_oom_kills is not None:
-        assert "but not by the kernel for lack of memory in this container" in end_of_worker(-9, 0, now)
+        assert "but not because this container ran out of memory" in end_of_worker(-9, 0, now)
         before = now._replace(num_oom_kills=now.num_oom_kills - 2)
         assert "since memory has run out: the kernel has killed 2 processes here" in end_of_worker(-9, 0, before)
