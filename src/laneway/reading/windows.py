@@ -151,13 +151,14 @@ class WindowReader:
     def read_ahead(self, num_windows: int) -> ReadAhead:
         """Return how much to read ahead for `num_windows` windows.
 
-        Without shuffle, a segment is a few blocks. On remote storage, where each segment takes a request, as many are
-        read ahead as fit into `num_windows` windows.
+        Without shuffle, a segment is a few blocks, and may be a small file. As many are read ahead as fit into
+        `num_windows` windows on remote storage, where each takes a request, and into as many shards on local storage.
         """
-        settings = self._plan.identity.settings
-        if settings.shuffle or not self._rows.is_remote:
+        settings, rows = self._plan.identity.settings, self._rows
+        if settings.shuffle or rows.is_instant:
             return ReadAhead(num_windows, 0, num_windows)
-        return ReadAhead(num_windows, num_windows * settings.window_bytes, num_windows * MAX_WINDOW_SHARDS)
+        most = settings.window_bytes if rows.is_remote else settings.shard_bytes
+        return ReadAhead(num_windows, num_windows * most, num_windows * MAX_WINDOW_SHARDS)
 
     def split(self, segments: Iterable[Segment]) -> Iterator[SizedSegment]:
         """Yield the segments that are read at once: without shuffle, at most `shard_bytes` of decoded blocks each.
