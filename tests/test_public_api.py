@@ -275,6 +275,7 @@ MEMBERS = {
                 "name",
                 "reads_by_itself",
                 "scans_all",
+                "skips_columns",
                 "skips_rows",
                 "suffixes",
                 "tail_bytes",

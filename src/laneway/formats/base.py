@@ -151,6 +151,11 @@ class Format(Protocol):
         return False
 
     @property
+    def skips_columns(self) -> bool:
+        """Whether reading some of the columns takes memory for these only."""
+        return False
+
+    @property
     def inference(self) -> TypeInference | None:
         """How types are inferred; None if a file says which types its columns have."""
         return None

@@ -58,6 +58,7 @@ class ParquetFormat(Format):
     suffixes = (".parquet", ".pq")
     block_name = "row group"
     skips_rows = True
+    skips_columns = True
     tail_bytes = 64 * 1024
 
     def recognises(self, head: bytes) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from numpy.typing import NDArray
 
@@ -27,15 +27,25 @@ def num_reading_threads(*, is_remote: bool) -> int:
     return _REMOTE_THREADS if is_remote else _LOCAL_THREADS
 
 
-def _row_bits(schema: pa.Schema) -> int | None:
-    """Return the bits of a row, or None if a column has values of any length."""
+def row_bits(types: Iterable[pa.DataType]) -> int | None:
+    """Return the bits that a row of these columns takes in memory, or None if a column has values of any length."""
     num_bits = 0
-    for field in schema:
-        data_type: Any = field.type
-        if not (pa.types.is_primitive(data_type) or pa.types.is_decimal(data_type)):
+    for each in types:
+        found = _value_bits(each)
+        if found is None:
             return None
-        num_bits += data_type.bit_width + 1
+        num_bits += found
     return num_bits
+
+
+def _value_bits(data_type: Any) -> int | None:  # noqa: ANN401 - the stubs of pyarrow don't know the width of a type
+    """Return the bits that a value takes, with the one that tells whether it is null."""
+    if pa.types.is_fixed_size_list(data_type):
+        found = _value_bits(data_type.value_type)
+        return None if found is None else found * data_type.list_size + 1
+    if pa.types.is_primitive(data_type) or pa.types.is_decimal(data_type):
+        return int(data_type.bit_width) + 1
+    return None
 
 
 def block_runs(
@@ -51,9 +61,9 @@ def block_runs(
     """
     blocks = np.flatnonzero(is_wanted)
     file_of = np.searchsorted(files.block_starts, blocks, side="right") - 1
-    row_bits = _row_bits(schema)
-    sizes = files.block_memory_bytes[blocks] if row_bits is None else files.block_rows[blocks] * row_bits // 8
-    most = _RUN_BYTES if row_bits is None else _KNOWN_RUN_BYTES
+    bits = row_bits(schema.types)
+    sizes = files.block_memory_bytes[blocks] if bits is None else files.block_rows[blocks] * bits // 8
+    most = _RUN_BYTES if bits is None else _KNOWN_RUN_BYTES
     is_cut = (np.diff(blocks) != 1) | (np.diff(file_of) != 0)
     if kinds is not None:
         is_cut |= kinds[blocks[1:]] != kinds[blocks[:-1]]

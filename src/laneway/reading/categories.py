@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _VERSION: Final = "2"
 """Changes whenever the same files get another vocabulary."""
+_ID_BITS: Final = 65
+"""Bits that an id takes in memory, with the one that tells whether it is null."""
 
 # The stubs of pyarrow accept fewer types here.
 _array: Any = pa.array
@@ -81,6 +83,11 @@ class CategoryReader:
     def is_instant(self) -> bool:
         """Whether a read only looks up addresses: it looks up values, too."""
         return False
+
+    def row_bits(self, file_index: int) -> int | None:
+        """See `Rows`."""
+        found = self._rows.row_bits(file_index)
+        return None if found is None else found + _ID_BITS * len(self._categories.vocabularies)
 
     def read(self, file_index: int, start: int, stop: int) -> pa.Table:
         """Return the rows [start, stop) of a data file; see `Rows`.

@@ -6,7 +6,7 @@ import weakref
 from bisect import bisect_right
 from collections import deque
 from dataclasses import dataclass
-from itertools import accumulate, chain
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from laneway.convert.open_rows import OpenRows
@@ -46,7 +46,7 @@ class _PendingLane:
 
     def __init__(self, windows: WindowReader, segments: Iterator[Segment], position: int) -> None:
         self._windows = windows
-        self._segments = chain.from_iterable(map(windows.split, segments))
+        self._segments = windows.split(segments)
         self._next = next(self._segments, None)
         """The first segment that is not being read, if any."""
         self._pending: deque[tuple[PendingWindow, int]] = deque()

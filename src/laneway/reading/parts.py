@@ -9,6 +9,10 @@ import numpy as np
 from laneway.core.plan import FileRange
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
     from laneway.core.files import FileTable
 
 
@@ -23,13 +27,16 @@ class Part(NamedTuple):
     """Whether all rows of these blocks belong to the part."""
 
 
-def cut_at_blocks(files: FileTable, rows: FileRange, max_bytes: int) -> list[Part]:
+def cut_at_blocks(
+    files: FileTable, rows: FileRange, max_bytes: int, sizes_of: Callable[[slice], NDArray[np.int64]]
+) -> list[Part]:
     """Cut a range of rows at the bounds of blocks.
 
     Args:
         files: The data files.
         rows: Rows of one of them, not empty.
         max_bytes: Maximum of `Part.num_bytes`; a block that is larger is a part of its own.
+        sizes_of: Returns the bytes of consecutive blocks, counted over all files, once they are decoded.
 
     Returns:
         The parts, in order.
@@ -43,7 +50,7 @@ def cut_at_blocks(files: FileTable, rows: FileRange, max_bytes: int) -> list[Par
     block_bounds = (bounds[first : end + 1] - offset).tolist()
     # A block without rows is not read.
     of_parts = slice(blocks.start + first, blocks.start + end)
-    sizes = (files.block_memory_bytes[of_parts] * (files.block_rows[of_parts] > 0)).tolist()
+    sizes = (sizes_of(of_parts) * (files.block_rows[of_parts] > 0)).tolist()
     parts: list[Part] = []
     part_first, num_bytes = 0, 0
     for i, size in enumerate([*sizes, max_bytes + 1]):

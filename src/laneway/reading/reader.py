@@ -16,6 +16,7 @@ from laneway.errors import DataFileError
 from laneway.formats import FORMATS
 from laneway.formats.field_paths import field_type, find_field, path_of, renamed, stored_name
 from laneway.metering import current_meter
+from laneway.reading.block_runs import row_bits
 from laneway.reading.open_files import OpenFiles
 from laneway.reading.projection import schemas_to_read
 from laneway.storage.entries import file_size
@@ -51,10 +52,17 @@ class _Sources:
     """Those that are in the names of directories only -> index of the partition key."""
     checked_keys: list[str]
     """Those that are in both."""
+    row_bits: int | None
+    """See `Rows.row_bits`."""
 
     @classmethod
     def of(
-        cls, manifest: ManifestContents, schema: pa.Schema, stored: pa.Schema | None, names: Sequence[str]
+        cls,
+        manifest: ManifestContents,
+        schema: pa.Schema,
+        stored: pa.Schema | None,
+        names: Sequence[str],
+        delivered: pa.Schema,
     ) -> _Sources:
         in_files = {name for name in names if find_field(schema, name)}
         keys = {field.name: index for index, field in enumerate(manifest.partitions.fields)}
@@ -62,12 +70,17 @@ class _Sources:
         # A table says itself which values a partition has.
         in_directories = {name for name, _ in keys_of(manifest.files.paths[0])} if manifest.table is None else set()
         paths = [path_of(schema, name) for name in columns]
+        types = [field_type(schema, path) for path in paths]
+        in_file = dict(zip(columns, types, strict=True))
+        # A column that is cast is in memory twice.
+        others = [each.type for each in delivered if in_file.get(each.name) != each.type]
         return cls(
             columns,
             columns if stored is None else [stored_name(schema, stored, path) for path in paths],
-            [field_type(schema, path) for path in paths],
+            types,
             {name: keys[name] for name in names if name in keys and name not in in_files},
             [name for name in columns if name in in_directories],
+            row_bits([*types, *others]) if FORMATS[manifest.format].skips_columns else None,
         )
 
 
@@ -147,6 +160,10 @@ class RowReader:
     def is_instant(self) -> bool:
         """Whether files are memory-mapped, so that a read only looks up addresses."""
         return self._storage.is_local and self._format.is_mapped
+
+    def row_bits(self, file_index: int) -> int | None:
+        """See `Rows`."""
+        return self._sources_of(int(self._manifest.readable.indices[file_index])).row_bits
 
     def read(self, file_index: int, start: int, stop: int, mask: NDArray[np.bool_] | None = None) -> pa.Table:
         """Return the rows [start, stop) of a data file, or some of them.
@@ -240,7 +257,7 @@ class RowReader:
             names = [name for name in self.schema.names if name not in made]
             in_table = self._manifest.schemas.stored
             stored = in_table[schema_index] if in_table else None
-            found = _Sources.of(self._manifest, self._schemas[schema_index], stored, names)
+            found = _Sources.of(self._manifest, self._schemas[schema_index], stored, names, self.schema)
             self._sources[schema_index] = found
         return found
 

@@ -22,6 +22,12 @@ class Rows(Protocol):
     def is_instant(self) -> bool:
         """Whether a read only looks up addresses."""
 
+    def row_bits(self, file_index: int) -> int | None:
+        """Return the bits that a row of a file takes in memory while its columns are read.
+
+        None: that depends on the row, or all columns of the file are read.
+        """
+
     def read(self, file_index: int, start: int, stop: int) -> pa.Table:
         """Return the rows [start, stop) of a data file, of those that there are."""
 

@@ -106,6 +106,10 @@ class SelectedReader:
         """Whether a read only looks up addresses: it computes which rows are selected."""
         return False
 
+    def row_bits(self, file_index: int) -> int | None:
+        """See `Rows`."""
+        return self._all_rows.row_bits(file_index)
+
     def read(self, file_index: int, start: int, stop: int) -> pa.Table:
         """Return the rows [start, stop) of a data file, counted in its selected rows.
 

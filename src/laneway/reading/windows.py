@@ -6,6 +6,7 @@ import operator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
+import numpy as np
 import pyarrow as pa
 
 from laneway.convert.arrays import MAX_OFFSET, join, record_batch
@@ -20,9 +21,8 @@ from laneway.reading.threads import DaemonThreads, NoThreads, cores_of_each, sha
 from laneway.wording import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from laneway.convert.columns import ToStored
@@ -52,9 +52,15 @@ class SizedSegment(NamedTuple):
     """A segment that is read as a whole."""
 
     segment: Segment
-    """The segment."""
+    """The segment. Without shuffle, it may go on in the windows that follow, if they are neighbours in a file."""
     num_bytes: int
     """Estimated bytes of its decoded blocks; 0 if they don't matter."""
+
+    def joined(self, following: SizedSegment) -> SizedSegment:
+        """Return this segment with the one whose rows follow in the file."""
+        mine, more = self.segment, following.segment
+        longer = Segment(mine.window, mine.start, mine.stop + more.stop - more.start)
+        return SizedSegment(longer, self.num_bytes + following.num_bytes)
 
 
 class _Piece(NamedTuple):
@@ -145,25 +151,40 @@ class WindowReader:
     def read_ahead(self, num_windows: int) -> ReadAhead:
         """Return how much to read ahead for `num_windows` windows.
 
-        Without shuffle, a segment is a few blocks. On remote storage, where each segment takes a request, as many are
-        read ahead as fit into `num_windows` windows.
+        Without shuffle, a segment is a few blocks, and may be a small file. As many are read ahead as fit into
+        `num_windows` windows on remote storage, where each takes a request, and into as many shards on local storage.
+        """
+        settings, rows = self._plan.identity.settings, self._rows
+        if settings.shuffle or rows.is_instant:
+            return ReadAhead(num_windows, 0, num_windows)
+        most = settings.window_bytes if rows.is_remote else settings.shard_bytes
+        return ReadAhead(num_windows, num_windows * most, num_windows * MAX_WINDOW_SHARDS)
+
+    def split(self, segments: Iterable[Segment]) -> Iterator[SizedSegment]:
+        """Yield the segments that are read at once: without shuffle, at most `shard_bytes` of decoded blocks each.
+
+        A shard has about as many bytes of all columns. If few of them are read, neighbouring shards are read together.
         """
         settings = self._plan.identity.settings
-        if settings.shuffle or not self._rows.is_remote:
-            return ReadAhead(num_windows, 0, num_windows)
-        return ReadAhead(num_windows, num_windows * settings.window_bytes, num_windows * MAX_WINDOW_SHARDS)
-
-    def split(self, segment: Segment) -> Iterator[SizedSegment]:
-        """Yield the segments that are read at once: without shuffle, about `shard_bytes` of decoded blocks each."""
-        settings = self._plan.identity.settings
         if settings.shuffle:
-            yield SizedSegment(segment, 0)
+            yield from (SizedSegment(segment, 0) for segment in segments)
             return
-        (piece,) = self._plan.window_files(segment.window)
-        wanted = piece._replace(start=piece.start + segment.start, stop=piece.start + segment.stop)
-        for part in self._parts(wanted, settings.shard_bytes):
-            start, stop = part.rows.start - piece.start, part.rows.stop - piece.start
-            yield SizedSegment(Segment(segment.window, start, stop), part.num_bytes)
+        joins, found, end = not self._rows.is_instant, None, None
+        for segment in segments:
+            (piece,) = self._plan.window_files(segment.window)
+            wanted = piece._replace(start=piece.start + segment.start, stop=piece.start + segment.stop)
+            for rows, num_bytes, _ in self._parts(wanted, settings.shard_bytes):
+                start, stop = rows.start - piece.start, rows.stop - piece.start
+                each = SizedSegment(Segment(segment.window, start, stop), num_bytes)
+                if found is not None:
+                    longer = found.joined(each)
+                    if joins and end == rows[:2] and longer.num_bytes <= settings.shard_bytes:
+                        each = longer
+                    else:
+                        yield found
+                found, end = each, (rows.file_index, rows.stop)
+        if found is not None:
+            yield found
 
     def begin(self, segment: Segment) -> PendingWindow:
         """Start reading a segment of a window."""
@@ -183,7 +204,13 @@ class WindowReader:
             return self._begin(window.segment, {}).result()
 
     def _parts(self, rows: FileRange, max_bytes: int) -> list[Part]:
-        return cut_at_blocks(self._plan.identity.selected, rows, max_bytes)
+        files, bits = self._plan.identity.files, self._rows.row_bits(rows.file_index)
+
+        def sizes_of(blocks: slice) -> NDArray[np.int64]:
+            of_all = files.block_memory_bytes[blocks]
+            return of_all if bits is None else np.minimum(of_all, files.block_rows[blocks].astype(np.int64) * bits // 8)
+
+        return cut_at_blocks(self._plan.identity.selected, rows, max_bytes, sizes_of)
 
     def _begin(self, segment: Segment, vectorized: Mapping[str, ToStored]) -> PendingWindow:
         ranges = self._plan.window_files(segment.window)

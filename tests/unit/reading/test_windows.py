@@ -6,6 +6,7 @@ import threading
 from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -17,7 +18,7 @@ from laneway.metering import Meter
 from laneway.reading.projection import select_columns
 from laneway.reading.reader import RowReader
 from laneway.reading.windows import WindowReader
-from tests.corpora import KINDS, Kind, write_blocks, write_corpus
+from tests.corpora import KINDS, SUFFIX_OF, Kind, write_blocks, write_corpus
 from tests.unit.reading.plans import ids_of, plan_of, reading_threads, segments_of
 
 if TYPE_CHECKING:
@@ -35,9 +36,9 @@ def open_windows() -> Iterator[Open]:
     """Opens readers, and ends them."""
     opened: list[WindowReader] = []
 
-    def open_source(source: Path, **options: Any) -> tuple[Plan, WindowReader]:
+    def open_source(source: Path, columns: list[str] | None = None, **options: Any) -> tuple[Plan, WindowReader]:
         manifest, storage = scan_source(source)
-        plan, rows = plan_of(manifest, **options), RowReader(manifest, storage, select_columns(manifest))
+        plan, rows = plan_of(manifest, **options), RowReader(manifest, storage, select_columns(manifest, columns))
         opened.append(WindowReader(plan, rows, BatchConverter(rows.schema, "numpy").vectorized, Meter()))
         return plan, opened[-1]
 
@@ -225,14 +226,14 @@ def test_reads_that_have_not_started_can_be_cancelled(
     assert len(started) <= 4
 
 
-def test_without_shuffle_remote_storage_is_read_ahead_by_bytes(
+def test_without_shuffle_segments_are_read_ahead_by_bytes(
     tmp_path: Path, open_windows: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_corpus(tmp_path)
     shuffled, in_file_order = (open_windows(tmp_path, shuffle=shuffle, window_bytes=64)[1] for shuffle in (True, False))
-    for windows in (shuffled, in_file_order):
-        assert [windows.read_ahead(n) for n in (0, 1, 3)] == [(0, 0, 0), (1, 0, 1), (3, 0, 3)]
-    # A piece may be small, and a request is slow.
+    assert [shuffled.read_ahead(n) for n in (0, 1, 3)] == [(0, 0, 0), (1, 0, 1), (3, 0, 3)]
+    assert [in_file_order.read_ahead(n) for n in (0, 1, 3)] == [(0, 0, 0), (1, 1, 128), (3, 3, 384)]
+    # A request is slow.
     monkeypatch.setattr(RowReader, "is_remote", property(lambda _: True))
     assert [shuffled.read_ahead(n) for n in (0, 3)] == [(0, 0, 0), (3, 0, 3)]
     assert [in_file_order.read_ahead(n) for n in (0, 1, 3)] == [(0, 0, 0), (1, 64, 128), (3, 192, 384)]
@@ -243,11 +244,62 @@ def test_without_shuffle_a_large_shard_is_read_block_by_block(tmp_path: Path, op
     sizes = [6000, 3000, 50_000, 1000]
     plan, windows = open_windows(tmp_path, shuffle=False, shard_bytes=10_000, block_memory_bytes=sizes, order_version=1)
     (segment,) = segments_of(plan)
-    split = [(part.segment.start, part.segment.stop, part.num_bytes) for part in windows.split(segment)]
+    split = [(part.segment.start, part.segment.stop, part.num_bytes) for part in windows.split([segment])]
     assert split == [(0, 5, 9000), (5, 9, 50_000), (9, 10, 1000)]
     rest = Segment(segment.window, 4, 6)
-    split = [(part.segment.start, part.segment.stop, part.num_bytes) for part in windows.split(rest)]
+    split = [(part.segment.start, part.segment.stop, part.num_bytes) for part in windows.split([rest])]
     assert split == [(4, 5, 3000), (5, 6, 50_000)]
+
+
+_BLOCK_ROWS = 8
+
+
+def _write_wide_files(directory: Path, kind: Kind) -> None:
+    """Write two files of six blocks: int64 in `id` and nine other columns, lists of numbers and a string."""
+    for part in range(2):
+        ids = np.arange(part * 6 * _BLOCK_ROWS, (part + 1) * 6 * _BLOCK_ROWS)
+        pairs: Any = pa.FixedSizeListArray.from_arrays(pa.array(np.repeat(ids, 2)), 2)
+        columns: dict[str, Any] = {
+            "id": ids,
+            **{f"x{i}": ids for i in range(9)},
+            "pair": pairs,
+            "text": ids.astype(str),
+        }
+        table = pa.table(columns)
+        blocks = [table.slice(start, _BLOCK_ROWS) for start in range(0, len(table), _BLOCK_ROWS)]
+        write_blocks(directory / f"{part}{SUFFIX_OF[kind]}", kind, blocks, table.schema)
+
+
+@pytest.mark.parametrize(
+    ("kind", "columns", "blocks_at_once"),
+    [
+        ("parquet", ["id"], 6),
+        ("parquet", ["x0", "id", "x3"], 4),
+        ("parquet", ["pair", "id"], 3),
+        ("parquet", ["id", "text"], 1),
+        ("arrow-file", ["id"], 1),
+    ],
+)
+def test_without_shuffle_neighbouring_shards_of_a_file_are_read_together_if_few_columns_are_read(
+    tmp_path: Path, open_windows: Open, reads: list[Any], kind: Kind, columns: list[str], blocks_at_once: int
+) -> None:
+    _write_wide_files(tmp_path, kind)
+    shard_bytes = 4 * 3 * 65 * _BLOCK_ROWS // 8  # four blocks of three columns of 64 bits, and those of their nulls
+    plan, windows = open_windows(tmp_path, columns, shuffle=False, shard_bytes=shard_bytes)
+    segments = segments_of(plan)
+    assert len(segments) == 12
+    found = [each for each, _ in windows.split(segments)]
+    assert [ids(windows.finish(windows.begin(each))) for each in found] == [
+        [*range(first + start * _BLOCK_ROWS, first + min(start + blocks_at_once, 6) * _BLOCK_ROWS)]
+        for first in (0, 6 * _BLOCK_ROWS)
+        for start in range(0, 6, blocks_at_once)
+    ]
+    assert len(reads) == len(found)
+    # From the middle of a block on, and without one in between.
+    rest = [Segment(segments[0].window, 5, _BLOCK_ROWS), segments[1], segments[3]]
+    found = [each for each, _ in windows.split(rest)]
+    assert [i for each in found for i in ids(windows.finish(windows.begin(each)))] == [*range(5, 16), *range(24, 32)]
+    assert len(found) == (3 if blocks_at_once == 1 else 2)
 
 
 def test_with_shuffle_a_large_shard_is_decoded_block_by_block(
