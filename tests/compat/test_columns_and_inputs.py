@@ -195,7 +195,14 @@ def test_invalid_arguments_are_refused_with_the_valid_ones(
 
 
 @pytest.mark.parametrize(
-    ("source", "problem"), [(None, "not None"), (3, "not 3"), ("", "'.' for the working directory"), ([], "is empty")]
+    ("source", "problem"),
+    [
+        (None, "not None"),
+        (3, "not 3"),
+        ("", "'.' for the working directory"),
+        ([], "is empty"),
+        ("x" * 5000, "too long"),
+    ],
 )
 def test_an_invalid_source_is_refused(source: Any, problem: str) -> None:
     with pytest.raises((TypeError, ValueError, DataFileError), match=problem):

@@ -255,6 +255,7 @@ def test_a_file_that_was_rewritten_after_planning_is_an_error(tmp_path: Path) ->
         (pc.field(0) > 1, SchemaMismatchError, "numbers a column: name it"),
         (pc.scalar(True), SchemaMismatchError, "names no column"),  # noqa: FBT003
         ([("x", ">")], TypeError, "filter must be a pyarrow expression, such as"),
+        ([("id", "<", 2**70)], TypeError, r"filter must be a pyarrow expression, .*\(.*int too large"),
         (5, TypeError, "filter must be a pyarrow expression, such as .* not 5$"),
         ("x > 3", TypeError, "filter must be a pyarrow expression, such as .* not 'x > 3'$"),
         (pc.field("txt") == "a", SchemaMismatchError, "there is no column 'txt': did you mean 'text'"),
@@ -266,6 +267,16 @@ def test_a_filter_that_is_none_is_refused(tmp_path: Path, condition: Any, error:
     write_corpus(tmp_path)
     with pytest.raises(error, match=message):
         StatefulShardedDataset(tmp_path, filter=condition)
+
+
+@pytest.mark.parametrize("operator", ["<", "<=", ">", ">=", "=", "!="])
+def test_no_number_is_less_or_greater_than_nan_whatever_statistics_say(tmp_path: Path, operator: str) -> None:
+    write_corpus(tmp_path)
+    nan = float("nan")
+    dataset = StatefulShardedDataset(tmp_path, filter=[("id", operator, nan)])
+    assert len([*dataset]) == len(dataset) == (NUM_ROWS if operator == "!=" else 0)
+    opposite = StatefulShardedDataset(tmp_path, filter=~(pc.field("id") < nan))
+    assert len([*opposite]) == len(opposite) == NUM_ROWS
 
 
 @pytest.mark.parametrize(

@@ -60,8 +60,16 @@ class Filter:
 
     @cached_property
     def has_nan(self) -> bool:
-        """Whether a column may hold NaN, which statistics leave out."""
-        return any(_has_floats(data_type) for data_type in self.schema.types)
+        """Whether a column may hold NaN, which statistics leave out, or it compares with NaN.
+
+        Then the opposite of a comparison is more than the opposite comparison.
+        """
+        return any(_has_floats(data_type) for data_type in self.schema.types) or self._compares_with_nan
+
+    @property
+    def _compares_with_nan(self) -> bool:
+        floats = (column for column in self._literals.columns if pa.types.is_floating(column.type))
+        return any(pc.any(pc.is_nan(column)).as_py() for column in floats)
 
     @cached_property
     def is_monotone(self) -> bool:
@@ -209,7 +217,7 @@ def _expression_of(tuples: object) -> pc.Expression:
         raise TypeError(message)
     try:
         found: pc.Expression = filters_to_expression(given)
-    except (ValueError, TypeError, IndexError) as error:
+    except (ValueError, TypeError, IndexError, OverflowError, pa.ArrowException) as error:
         message = f"{message} ({error})"
         raise TypeError(message) from error
     return found

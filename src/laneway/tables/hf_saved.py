@@ -83,7 +83,8 @@ def saved_dataset(source: str | os.PathLike[str]) -> SavedCatalog | None:
         DataFileError: It is a folder of several splits.
     """
     folder = Path(source)
-    if "://" in os.fspath(source) or not folder.is_dir():
+    # Path.is_dir() raises for a name that is too long.
+    if "://" in os.fspath(source) or not os.path.isdir(source):  # noqa: PTH112 - see above
         return None
     splits = folder / "dataset_dict.json"
     if splits.is_file():
