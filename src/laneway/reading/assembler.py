@@ -122,7 +122,7 @@ class WindowAssembler:
         with self._lock:
             for name, values in lists.items():
                 if name not in self._numbers:
-                    self._numbers[name] = _empty((num_wanted, *values.shape[1:]), values.dtype)
+                    self._numbers[name] = empty_array((num_wanted, *values.shape[1:]), values.dtype)
         output_rows = self._output_rows[start : start + len(batch)]
         is_wanted = None if num_wanted == self._num_rows else output_rows >= 0
         if is_wanted is not None:
@@ -148,7 +148,7 @@ class WindowAssembler:
             others.clear()
         chunks.clear()
         # "clip" checks no index; "raise" would make another copy.
-        return values.take(order, out=_empty((len(order),), dtype), mode="clip")
+        return values.take(order, out=empty_array((len(order),), dtype), mode="clip")
 
     def finish(self) -> OpenRows:
         """Return all rows in order, once none is missing.
@@ -197,7 +197,7 @@ def _is_list(data_type: pa.DataType) -> bool:
     return isinstance(data_type, pa.FixedSizeListType)
 
 
-def _empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+def empty_array(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
     """Return an uninitialised array; if large, in memory of Arrow's pool, which reuses what others have released."""
     num_bytes = math.prod(shape) * dtype.itemsize
     if num_bytes <= _MAX_SMALL_BYTES:

@@ -11,6 +11,7 @@ import pyarrow as pa
 from laneway.convert.arrays import record_batch, take_rows
 from laneway.convert.open_rows import OpenRows
 from laneway.core.cursor import LaneRange
+from laneway.reading.assembler import empty_array
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -259,7 +260,7 @@ def _in_order(name: str, parts: Sequence[_Part], order: NDArray[np.int64]) -> ND
         order: For each place, the row that belongs there, counted over all parts.
     """
     slices = [numbers[name][start:stop] for (numbers, _, start, stop), _ in parts]
-    found: NDArray[Any] = np.empty((len(order), *slices[0].shape[1:]), slices[0].dtype)
+    found = empty_array((len(order), *slices[0].shape[1:]), slices[0].dtype)
     if slices[0][:1].nbytes > _MAX_TAKEN_BYTES:
         for rows, (_, places) in zip(slices, parts, strict=True):
             found[places] = rows
