@@ -115,7 +115,7 @@ def test_memory_stays_below_its_bound_if_few_columns_are_read_in_file_order(
     part_bytes = blocks[0].nbytes // 2
     plan = plan_of(manifest, shuffle=False, num_lanes=2, shard_bytes=part_bytes)
     reader = RowReader(manifest, storage, select_columns(manifest, ["x0", "x1", "x2", "x3"]))
-    monkeypatch.setattr(os, "cpu_count", lambda: _NUM_THREADS)
+    monkeypatch.setattr(threads, "cores_of_rank", lambda: _NUM_THREADS)
     bound = 2 * (1 + 1) * part_bytes + _NUM_THREADS * _DECODING * part_bytes
     del blocks
     assert _peak_of_reading(plan, reader, num_ahead=1) <= bound + _SMALL_OBJECTS_BYTES
