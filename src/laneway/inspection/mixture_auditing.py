@@ -167,7 +167,7 @@ class MixtureAudit:
         if is_same_cut:
             self._compare_groups_in_cut(was, checkpoint, now, twice)
         else:
-            self._compare_groups(was, checkpoint, now, twice)
+            self._compare_groups(was, checkpoint, now, (missing, twice))
 
     def _at_start_of(self, was: MixtureLines, now: MixtureLines) -> MixtureLines:
         """Return from where a run made a new cut: from a checkpoint, or where a schedule of weights has its cut end."""
@@ -254,20 +254,26 @@ class MixtureAudit:
         elif missing is not None:
             self._report_epochs(missing, checkpoint, name, _without(was_next, now_next, known))
 
-    def _compare_groups(self, was: MixtureLines, checkpoint: Checkpoint, now: MixtureLines, twice: _Problem) -> None:
-        """Compare the groups of which stages had delivered some items, but not all, with those that a new cut had."""
+    def _compare_groups(
+        self, was: MixtureLines, checkpoint: Checkpoint, now: MixtureLines, problems: tuple[_Problem, _Problem]
+    ) -> None:
+        """Compare the groups of which stages had delivered some items, but not all, with those that a new cut had.
+
+        `problems` are of items that are missing, and of those that came twice.
+        """
+        missing, twice = problems
         left = {was.identity_of(each): each for each in was.half_delivered}
         # Of a group of which all has been delivered since, the cut is forgotten.
         ended = {(each.lane, each.row) for each in now.progress.carried if each.cut < 0}
         carried = {now.identity_of(each): each for each in now.progress.carried if each.cut >= 0}
         both = [(old, carried[key]) for key, old in left.items() if key in carried]
-        self._report_groups(_SKIPPED, checkpoint, was, [old for old, new in both if new.offset > old.offset])
+        self._report_groups(missing, checkpoint, was, [old for old, new in both if new.offset > old.offset])
         self._report_groups(twice, checkpoint, was, [old for old, new in both if new.offset < old.offset])
         gone = [old for key, old in left.items() if key not in carried and (old.lane, old.row) not in ended]
         # Rows that only one of both had delivered as a whole are compared as rows.
         self._report_groups(twice, checkpoint, was, gone, lambda source, epoch: source.rows_before_cut(now, epoch))
         others = [new for key, new in carried.items() if key not in left]
-        self._report_groups(_SKIPPED, checkpoint, now, others, lambda source, epoch: source.rows_until(was, epoch))
+        self._report_groups(missing, checkpoint, now, others, lambda source, epoch: source.rows_until(was, epoch))
 
     def _compare_groups_in_cut(
         self, was: MixtureLines, checkpoint: Checkpoint, now: MixtureLines, twice: _Problem
