@@ -132,8 +132,7 @@ class SavableLoader(StateLoader, MixtureLoader, DataLoader[Any]):
             "timeout": timeout,
             "worker_init_fn": worker_init_fn,
         }
-        arguments = LoaderArguments(options, batch_size, collate_fn)
-        arguments.check()
+        arguments = LoaderArguments(options, batch_size, collate_fn).checked()
         source: object = dataset
         self._user_loader = dataset if isinstance(dataset, DataLoader) else None
         if isinstance(dataset, DataLoader):

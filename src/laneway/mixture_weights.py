@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import TYPE_CHECKING, Any, get_args
 
-from laneway.arguments import plain_int
+from laneway.arguments import check_int, plain_int
+from laneway.core.consistency import MAX_COUNT
 from laneway.core.mixing import exact_weights
 from laneway.core.weighting import Phase, Stop, Weighting
 
@@ -46,6 +47,7 @@ def check_weighting(weights: object, sources: Mapping[str, DatasetDefinition], s
         if start is None or (start != 0 if not phases else start <= phases[-1].start):
             message = f"weights must start at row 0, and at later rows from there on, not at {each[0]!r}"
             raise ValueError(message)
+        check_int("the row at which weights change", start, minimum=0, maximum=MAX_COUNT)
         if not phases or phases[-1].weights != checked:
             phases.append(Phase(start, checked))
     for name, source in sources.items():

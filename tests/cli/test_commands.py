@@ -330,6 +330,13 @@ def test_bench_measures_stages_of_workers_and_draws_them(ask: Callable[..., Any]
     assert (code, "--plot must end with .svg" in error) == (2, True)
 
 
+def test_a_glob_that_matches_folders_of_checkpoints_says_what_to_give(ask: Callable[..., Any], job: Path) -> None:
+    for name in ("000001-step-1", "000002-step-2"):
+        (job / "run" / name).mkdir(parents=True)
+    error, code = ask("audit", "run/*")
+    assert (code, "2 folders do: name one of them, or the folder that they are in" in error) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("seconds", "expected"),
     [

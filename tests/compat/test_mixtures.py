@@ -656,6 +656,11 @@ def test_a_state_is_small(corpus: Path) -> None:
         ({"weights": {**WEIGHTS, "web": "1"}}, TypeError, "the weight of source 'web' must be a number"),
         ({"weights": dict.fromkeys(WEIGHTS, 0)}, ValueError, "at least one source must have a weight above 0"),
         ({"weights": [(1, WEIGHTS)]}, ValueError, "weights must start at row 0"),
+        (
+            {"weights": [(0, WEIGHTS), (2**70, WEIGHTS)]},
+            ValueError,
+            "the row at which weights change must be an int of",
+        ),
         ({"weights": [(0, WEIGHTS), (0, WEIGHTS)]}, ValueError, "at later rows from there on, not at 0"),
         ({"weights": 3}, TypeError, "weights must be a mapping"),
         ({"weights": [WEIGHTS]}, TypeError, r"weights must be a mapping .* an item of this sequence is \{'web'"),

@@ -259,6 +259,7 @@ def test_a_pass_begins_with_its_first_batch(corpus: Path) -> None:
     assert (loader.epoch, loader.batches_delivered) == (1, 16)
     loader.set_epoch(2)
     assert (loader.epoch, loader.batches_delivered) == (2, 0)
+    assert repr(loader).endswith("epoch 2: 0 of 16 delivered)")
 
 
 def test_a_stateful_loader_into_which_a_state_was_loaded_is_refused(corpus: Path) -> None:

@@ -66,7 +66,7 @@ def wanted_checkpoint(
     for name, value in metrics.items():
         try:
             found[str(name)] = float(value)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             message = f"metrics[{name!r}] must be a number, not {value!r}"
             raise TypeError(message) from error
     step = check_int("step", step, minimum=0)

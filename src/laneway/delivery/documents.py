@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from laneway.stages.packs import TOKENS_PER_RUN, Documents
-from laneway.stages.tokens import DocumentError, from_arrow, from_rows, with_separators
+from laneway.stages.tokens import DocumentError, compact, from_arrow, from_rows, with_separators
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,7 +59,8 @@ class DocumentReader:
         for row, items in self.expanded(lane, start, stop):
             for item in items:
                 document = self._document(item, pack.column, lane, row)
-                found.append(document)
+                # At once, while its ints are in a cache of the processor.
+                found.append(compact(document))
                 rows.append(row)
                 num_tokens += len(document)
             if num_tokens >= enough or row - start >= _ROWS_PER_RUN:

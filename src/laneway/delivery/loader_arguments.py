@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Concatenate, Final, NamedTuple, ParamSpec
 from torch.utils.data import default_collate
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from laneway.arguments import check_callable, check_count, plain_int
+from laneway.arguments import check_callable, check_count, check_int, plain_int
 from laneway.delivery.item_maker import unchanged
+from laneway.delivery.workers import MAX_WORKERS
 from laneway.wording import counted
 
 if TYPE_CHECKING:
@@ -31,17 +32,21 @@ class LoaderArguments(NamedTuple):
     collate_fn: Callable[[Any], Any] | None
     """Builds a batch from a list of rows, or is called on each item; None: the default."""
 
-    def check(self) -> None:
-        """Check arguments that a user passed.
+    def checked(self) -> LoaderArguments:
+        """Return these arguments, which a user passed, with a built-in int as number of workers.
 
         Raises:
             TypeError: One of them has the wrong type.
+            ValueError: The number of workers is out of its range.
         """
-        if plain_int(self.keywords["num_workers"]) is None:
+        num_workers = plain_int(self.keywords["num_workers"])
+        if num_workers is None:
             message = f"num_workers must be an int of at least 0, not {self.keywords['num_workers']!r}"
             raise TypeError(message)
+        check_int("num_workers", num_workers, minimum=0, maximum=MAX_WORKERS)
         check_callable("collate_fn", self.collate_fn)
         check_callable("worker_init_fn", self.keywords["worker_init_fn"])
+        return self._replace(keywords={**self.keywords, "num_workers": num_workers})
 
     def of_loader(self, loader: DataLoader[Any]) -> LoaderArguments:
         """Return the arguments of a loader that a user passed instead of a dataset.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -109,6 +111,15 @@ def from_arrow(name: str, array: pa.Array[Any]) -> TokenLists:
         message = f"column {name!r} can't be packed: token {place - starts[index]} of document {index} is null"
         raise DocumentTypeError(message, document=index)
     return TokenLists(of_documents.to_numpy(), starts - starts[0])
+
+
+def compact(document: Any) -> Any:  # noqa: ANN401 - what a user's function made
+    """Return a list of ints as an array, in a third of the time of `np.asarray`, and anything else unchanged."""
+    if type(document) is list and document and type(document[0]) is int:
+        # Raised for anything but ints that int64 can hold.
+        with suppress(struct.error, TypeError):
+            return np.frombuffer(struct.pack(f"{len(document)}q", *document), np.int64)
+    return document
 
 
 def from_rows(name: str, rows: Sequence[Any]) -> TokenLists:

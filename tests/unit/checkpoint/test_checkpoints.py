@@ -589,6 +589,7 @@ def test_a_wrong_argument_is_an_error_that_shows_a_right_one(
         ({"tag": 3}, "tag must be a string, not 3"),
         ({"tag": ""}, "tag must not be empty"),
         ({"metrics": {"loss": "low"}}, r"metrics\['loss'\] must be a number, not 'low'"),
+        ({"metrics": {"loss": 10**400}}, r"metrics\['loss'\] must be a number, not 1000"),
         ({"metrics": [0.5]}, r"metrics must be a dict from names to numbers, not \[0.5\]"),
         ({"user": 5}, "user must be a dict from names to values, not 5"),
         ({"user": [("seen", 5)]}, "user must be a dict from names to values, not "),

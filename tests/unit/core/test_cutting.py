@@ -113,6 +113,8 @@ def test_what_was_delivered_and_what_is_left_make_the_whole() -> None:
     positions = np.array([2, 6])
     assert all_segments(lanes.delivered(positions)) == [[Segment(0, 0, 2)], [Segment(1, 0, 5)]]
     assert all_segments(lanes.undelivered(positions)) == [[Segment(0, 2, 5)], []]
+    # Not copied: there may be millions of segments.
+    assert lanes.delivered(lanes.rows) is lanes
 
 
 def test_intervals_are_cut_out_of_a_line_row_by_row() -> None:

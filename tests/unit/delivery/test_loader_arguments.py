@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, default_collate
@@ -45,9 +46,22 @@ def definition_of(corpus: Path, **arguments: Any) -> Definition:
     ],
 )
 def test_arguments_of_the_wrong_type_are_refused_by_name(options: LoaderArguments, problem: str) -> None:
-    LoaderArguments(DEFAULTS, 3, len).check()
+    LoaderArguments(DEFAULTS, 3, len).checked()
     with pytest.raises(TypeError, match=problem):
-        options.check()
+        options.checked()
+
+
+@pytest.mark.parametrize("num_workers", [-1, 1025, 2**70])
+def test_a_number_of_workers_out_of_its_range_is_refused(num_workers: int) -> None:
+    assert LoaderArguments({**DEFAULTS, "num_workers": 1024}, None, None).checked().keywords["num_workers"] == 1024
+    with pytest.raises(ValueError, match="num_workers must be an int of at"):
+        LoaderArguments({**DEFAULTS, "num_workers": num_workers}, None, None).checked()
+
+
+def test_a_number_of_workers_of_numpy_becomes_a_built_in_int() -> None:
+    """Sums of an np.uint8 wrap around."""
+    found = LoaderArguments({**DEFAULTS, "num_workers": np.uint8(200)}, None, None).checked().keywords["num_workers"]
+    assert (found, type(found)) == (200, int)
 
 
 @pytest.mark.parametrize(

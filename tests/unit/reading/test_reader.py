@@ -326,6 +326,29 @@ def test_open_files_hold_no_memory(tmp_path: Path) -> None:
         wait_until(lambda: pool.bytes_allocated() < 0.1 * table.nbytes, lambda: f"{pool.bytes_allocated():,} bytes")
 
 
+@pytest.mark.parametrize(
+    ("columns", "schema", "bits"),
+    [
+        (["id", "x"], None, 65 + 33),
+        (["x"], {"x": pa.float64()}, 33 + 65),  # in memory twice while it is cast
+        (["x", "new"], {"x": pa.float32(), "new": pa.int8()}, 33 + 9),
+        (["id", "text"], None, None),
+    ],
+)
+def test_the_width_of_a_row_is_known_if_all_columns_are_numbers(
+    tmp_path: Path, columns: list[str], schema: Any, bits: int | None
+) -> None:
+    write_corpus(tmp_path, files=((3,),))
+    manifest, storage = scan_source(tmp_path)
+    delivered = select_columns(manifest, columns, None if schema is None else schema_of(**schema))
+    assert RowReader(manifest, storage, delivered).row_bits(0) == bits
+
+
+def test_the_width_of_a_row_does_not_matter_where_all_columns_are_read(tmp_path: Path) -> None:
+    write_corpus(tmp_path, "arrow-file", files=((3,),))
+    assert _reader(tmp_path, ["id"]).row_bits(0) is None
+
+
 def test_a_manifest_with_a_wrong_row_count_is_an_error(tmp_path: Path) -> None:
     write_blocks(tmp_path / "a.arrow", "arrow-stream", [rows(0, 8)], rows(0, 0).schema)
     manifest, storage = scan_source(tmp_path)

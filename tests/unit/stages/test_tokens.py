@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from laneway.errors import ColumnConversionError
-from laneway.stages.tokens import TokenLists, check_token_type, from_arrow, from_rows
+from laneway.stages.tokens import TokenLists, check_token_type, compact, from_arrow, from_rows
 
 DOCUMENTS = [[1, 2, 3], [], [4], [5, 6]]
 of_type: Any = pa.array
@@ -54,6 +54,7 @@ def test_a_null_is_named() -> None:
     "rows",
     [
         DOCUMENTS,
+        [compact(row) for row in DOCUMENTS],
         [np.array(row, np.int16) for row in DOCUMENTS],
         [torch.tensor(row, dtype=torch.int64) for row in DOCUMENTS],
     ],
@@ -63,6 +64,17 @@ def test_documents_of_users_are_lists_arrays_or_tensors(rows: list[Any]) -> None
     assert lists(tokens) == DOCUMENTS
     assert tokens.values.dtype.kind == "i"
     assert from_rows("ids", [[], []]).lengths.tolist() == [0, 0]
+
+
+def test_lists_of_ints_are_compacted_to_arrays_of_the_same_ints() -> None:
+    limits = [2**63 - 1, -(2**63), 0]
+    assert compact(limits).dtype == np.int64
+    assert compact(limits).tolist() == limits
+
+
+@pytest.mark.parametrize("row", [[], [True, 1], [1, 0.5], [1, 2**63], [1, "2"], [1, None], [1, [2]], (1, 2), "text"])
+def test_what_is_no_list_of_ints_is_left_to_the_checks(row: Any) -> None:
+    assert compact(row) is row
 
 
 @pytest.mark.parametrize(
