@@ -39,9 +39,11 @@ from laneway.delivery.stacks import offer_stacks
 from laneway.delivery.watchdog import Patience, Reading, Watchdog, cells_of
 from laneway.delivery.worker_counts import WorkerCounts
 from laneway.delivery.workers import (
+    are_of_parent,
     end_with_parent,
     end_workers,
     is_timeout,
+    note_started,
     num_ready,
     wait_at_most,
     worker_place,
@@ -218,7 +220,7 @@ class BatchSource:
         """Start the workers on an assignment, and return an iterator over their batches."""
         self.counts.start_again()
         is_fresh = self.definition.is_fresh(assignment)
-        if not is_fresh or not self._loader.persistent_workers:
+        if not is_fresh or not self._loader.persistent_workers or are_of_parent(self.running):
             # Only fresh epochs reach persistent workers.
             self.discard_workers()
         self._dataset.begin(assignment.progress, is_fresh=is_fresh)
@@ -236,6 +238,7 @@ class BatchSource:
             start_fork_server(self._loader.multiprocessing_context)
         with holding_back_signals() if self._keywords["num_workers"] else nullcontext():
             items: Iterator[Any] = iter(self._dataset if is_direct else self._loader)
+            note_started(items)
             self.running = items
         if self._keywords["num_workers"]:
             self.watchdog.begin(items)

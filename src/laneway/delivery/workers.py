@@ -12,6 +12,7 @@ from contextlib import suppress
 from math import inf
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 # DataLoader imports the one in each worker, numpy.unique the other; imported here, forked workers find them, without
 # the time that it takes, and need no import lock.
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 MAX_WORKERS = 1024
 """Maximum number of workers of a rank."""
+_started: WeakSet[_MultiProcessingDataLoaderIter] = WeakSet()
+"""Iterators whose workers this process has started."""
 _PR_SET_PDEATHSIG = 1
 _MAX_END_S = 2.0
 """Seconds to wait for the end of a worker that has closed its connections."""
@@ -186,6 +189,26 @@ def end_workers(batches: object, *, kill: bool = False) -> None:
                 # How a worker ends doesn't matter any more. Otherwise torch raises an error if a signal ends it.
                 _remove_worker_pids(id(batches))
                 batches._worker_pids_set = False  # noqa: SLF001
-            for worker in batches._workers if kill else ():  # noqa: SLF001
+            for worker in batches._workers if kill and not batches._shutdown else ():  # noqa: SLF001
                 worker.kill()
             batches._shutdown_workers()  # noqa: SLF001
+
+
+def note_started(batches: object) -> None:
+    """Have forks of this process leave the workers of a DataLoader's iterator alone."""
+    if isinstance(batches, _MultiProcessingDataLoaderIter):
+        _started.add(batches)
+
+
+def are_of_parent(batches: object) -> bool:
+    """Return whether the workers of a DataLoader's iterator belong to the process of which this one is a fork."""
+    return isinstance(batches, _MultiProcessingDataLoaderIter) and batches._shutdown  # noqa: SLF001
+
+
+def _leave_to_parent() -> None:
+    # A fork that shuts them down, or only drops the iterator, would end those of its parent.
+    for batches in _started:
+        batches._shutdown = True  # noqa: SLF001
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)

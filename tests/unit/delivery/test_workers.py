@@ -295,3 +295,24 @@ def test_an_iterator_in_a_forked_child_is_an_error(corpus: Path) -> None:
         os._exit(errors)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 2
     assert (len(list(batches)), len(list(rows))) == (15, 159)
+
+
+@pytest.mark.parametrize("persistent_workers", [False, True])
+def test_a_forked_child_begins_a_pass_of_its_own_and_leaves_the_workers_to_its_parent(
+    corpus: Path, *, persistent_workers: bool
+) -> None:
+    loader = SavableLoader(
+        StatefulShardedDataset(corpus, batch_size=10), num_workers=1, persistent_workers=persistent_workers
+    )
+    batches = iter(loader)
+    next(batches)
+    pid = os.fork()
+    if pid == 0:
+        count = -1
+        try:
+            count = len(list(loader))
+        finally:
+            os._exit(count)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 16
+    assert len(list(batches)) == 15
+    assert len(list(loader)) == 16
