@@ -91,11 +91,14 @@ def test_part_of_a_window_is_a_segment_too(tmp_path: Path, open_windows: Open, *
 def test_memory_mapped_rows_in_file_order_take_no_thread(tmp_path: Path, open_windows: Open) -> None:
     write_corpus(tmp_path, "arrow-file")
     before = set(reading_threads())
-    plan, windows = open_windows(tmp_path, shuffle=False)
+    plan, windows = open_windows(tmp_path, shuffle=False, shard_bytes=300)
     pending = windows.begin(segments_of(plan)[0])
     for read in pending.reads:
         read.cancel()  # too late
     assert ids(windows.finish(pending)) == ids_of(plan, [segments_of(plan)[0]])
+    # Rows of two record batches would be copied into one.
+    assert [each.segment for each in windows.split(segments_of(plan))] == segments_of(plan)
+    assert windows.read_ahead(2) == (2, 0, 2)
     assert set(reading_threads()) <= before
     open_windows(tmp_path, shuffle=True)
     assert set(reading_threads()) - before
