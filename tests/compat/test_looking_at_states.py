@@ -158,6 +158,13 @@ def test_a_state_within_a_row_says_that_some_of_its_items_were_delivered(tmp_pat
         assert ("delivered in full: " in repr(found)) == has_parts
 
 
+def test_all_settings_of_stages_are_shown(tmp_path: Path) -> None:
+    write_corpus(tmp_path)
+    packs = make_dataset(tmp_path).map(tokens_of).pack(8, group_rows=7)
+    next(iter(packs))
+    assert "overflow='split', group_rows=7)" in repr(describe_state(packs.state_dict()))
+
+
 def test_the_sources_of_a_mixture_are_described(tmp_path: Path) -> None:
     write_corpus(tmp_path)
     mixture = Mixture({"a": make_dataset(tmp_path), "b": make_dataset(tmp_path, seed=1)}, {"a": 3, "b": 1}).batch(4)
