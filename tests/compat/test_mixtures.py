@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from laneway import (
@@ -156,6 +156,18 @@ def test_a_copy_of_an_endless_mixture_goes_on_where_its_pass_is(corpus: Path) ->
     for each in copies:
         assert ids(each, 7) == expected[5:]
     assert ids(batches, 7) == expected[5:]
+
+
+def copying_its_dataset(row: dict[str, Any]) -> dict[str, Any]:
+    worker = get_worker_info()
+    assert worker is not None
+    copy.deepcopy(worker.dataset)
+    return row
+
+
+def test_a_worker_can_copy_its_dataset_in_an_endless_pass(corpus: Path) -> None:
+    mixture = mixture_of(corpus).map(copying_its_dataset)
+    assert ids(DataLoader(mixture, batch_size=None, num_workers=1), 3) == ids(mixture_of(corpus), 3)
 
 
 def test_workers_of_a_plain_data_loader_refuse_a_second_endless_pass(corpus: Path) -> None:

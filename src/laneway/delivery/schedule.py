@@ -108,8 +108,8 @@ class EpochSchedule:
         """Leave out the running pass and the loaders, which stay in their process."""
         left_out = {"_begun": None, "_dataset": None, "_loaders": None}
         begun, start = self._begun, self._start
-        if self.is_endless and begun is not None and begun.pid == os.getpid() and not self._is_unused(begun):
-            # A copy can't see the pass, and goes on where it is now.
+        if self.is_endless and begun is not None and not is_in_worker() and not self._is_unused(begun):
+            # A copy can't see the pass, and goes on where it is now. Workers don't know where that is.
             start = self.next_progress
         return {**vars(self), **left_out, "_start": start, "_starts_again": is_loader_starting_again()}
 
