@@ -171,7 +171,8 @@ def test_a_worker_can_copy_its_dataset_in_an_endless_pass(corpus: Path) -> None:
 
 
 def test_workers_of_a_plain_data_loader_refuse_a_second_endless_pass(corpus: Path) -> None:
-    loader = DataLoader(mixture_of(corpus), batch_size=None, num_workers=2)
+    # One worker: after an error at its start, torch waits 5 s for each.
+    loader = DataLoader(mixture_of(corpus), batch_size=None, num_workers=1)
     ids(loader, 3)
     with pytest.raises(LanewayError, match="keep its iterator, or use a SavableLoader"):
         next(iter(loader))
