@@ -38,9 +38,9 @@ class PlannedDataset(ResumableDataset):
         Args:
             epoch: Zero-based; None: `epoch` of this dataset, or that of the state.
             world_size: Number of ranks; None: that of this dataset, or that of the state.
-            num_workers: Workers of each rank, 0 or more; None: 0, or as many as the state names. That of a whole job
-                names none: then its lanes are kept, as with the same number of workers, but `worker` and
-                `worker_memory_bytes` are those of a single worker.
+            num_workers: Workers of each rank, 0 or more; None: 0, or as many as the state names. The state of a
+                whole job names none: then its lanes are kept, but `worker` and `worker_memory_bytes` are those of one
+                worker per rank.
             state: A state from which the epoch goes on, of the whole job; or a list of the states of all ranks. The
                 plan also has what was delivered before, in all cuts. None: the epoch starts with its first row.
 

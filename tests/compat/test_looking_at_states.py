@@ -251,6 +251,7 @@ def test_items_of_a_group_that_a_missing_checkpoint_had_begun_were_not_delivered
     report = audit([states[0], states[2]], whole)
     assert {each.kind for each in report.findings} == {"not delivered"}
     assert any("some of the items" in each.reason for each in report.findings)
+    assert {each.kind for each in audit(states[1:], whole).findings} == {"unknown"}
     back = chain_of(make, [(2, 6)], states[0])
     report = audit([*states[:2], *back], whole)
     assert {each.kind for each in report.findings} == {"delivered twice"}

@@ -327,6 +327,8 @@ class Checkpoints:
             CheckpointError: There is none, or it is damaged.
             CheckpointMismatchError: It lacks parameters, its loader state is of other files, or with `strict` it holds
                 other parts; nothing has changed.
+            DataFileError: The storage can't be read.
+            CollectiveError: A rank could not be reached.
         """
         objects = Objects.of(model, optimizer, loader, {"scheduler": scheduler, **others})
         checkpoint = self._ranks.broadcast(f"load({which!r})", lambda: self._folder.find(which), src_rank=0)

@@ -81,6 +81,10 @@ class FileRange(NamedTuple):
     start: int
     stop: int
 
+    def is_followed_by(self, other: FileRange) -> bool:
+        """Return whether `other` begins where this range ends, in the same file."""
+        return (self.file_index, self.stop) == (other.file_index, other.start)
+
 
 @dataclass(frozen=True, eq=False)
 class Identity:

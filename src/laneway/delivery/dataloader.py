@@ -37,9 +37,9 @@ from laneway.delivery.stacks import offer_stacks
 from laneway.delivery.watchdog import Patience, Reading, Watchdog, cells_of
 from laneway.delivery.worker_counts import WorkerCounts
 from laneway.delivery.workers import (
-    are_of_parent,
     end_with_parent,
     end_workers,
+    has_no_workers,
     is_timeout,
     note_started,
     num_ready,
@@ -219,7 +219,7 @@ class BatchSource:
         """Start the workers on an assignment, and return an iterator over their batches."""
         self.counts.start_again()
         is_fresh = self.definition.is_fresh(assignment)
-        if not is_fresh or not self._loader.persistent_workers or are_of_parent(self.running):
+        if not is_fresh or not self._loader.persistent_workers or has_no_workers(self.running):
             # Only fresh epochs reach persistent workers.
             self.discard_workers()
         self._dataset.begin(assignment.progress, is_fresh=is_fresh)

@@ -200,8 +200,8 @@ def note_started(batches: object) -> None:
         _started.add(batches)
 
 
-def are_of_parent(batches: object) -> bool:
-    """Return whether the workers of a DataLoader's iterator belong to the process of which this one is a fork."""
+def has_no_workers(batches: object) -> bool:
+    """Return whether the workers of a DataLoader's iterator were shut down, or are those of the parent of this fork."""
     return isinstance(batches, _MultiProcessingDataLoaderIter) and batches._shutdown  # noqa: SLF001
 
 

@@ -117,7 +117,7 @@ class MixtureAudit:
     ) -> None:
         """Compare a checkpoint with the one before."""
         if before is not None and (self._definition.is_endless or checkpoint.epoch == before[0].epoch):
-            self._compare(before[1], checkpoint, now, behind=before[0].index)
+            self._compare(*before, checkpoint, now)
             return
         if before is not None:
             last, was = before
@@ -140,20 +140,16 @@ class MixtureAudit:
             # The pass is in its first cut, which tells how it began.
             start = now.at_start()
             self._first_epochs = {name: each.next_epoch for name, each in now.starts.items()}
-        self._compare(start, checkpoint, now, _BEFORE)
+        self._compare(None, start, checkpoint, now)
 
-    def _compare(
-        self,
-        was: MixtureLines,
-        checkpoint: Checkpoint,
-        now: MixtureLines,
-        missing: _Problem = _SKIPPED,
-        *,
-        behind: int | None = None,
-    ) -> None:
+    def _compare(self, last: Checkpoint | None, was: MixtureLines, checkpoint: Checkpoint, now: MixtureLines) -> None:
         """Compare what had been delivered at two checkpoints of a pass, or at its start and at one of them.
 
-        `behind` is the index of the checkpoint before; None: it is the start, where nothing had been delivered.
+        Args:
+            last: The checkpoint before; None: it is the start, where nothing had been delivered.
+            was: How far the mixture had come there.
+            checkpoint: The checkpoint that tells.
+            now: How far it has come since.
         """
         is_same_cut = _is_same_cut(was, now)
         if not is_same_cut:
@@ -161,8 +157,9 @@ class MixtureAudit:
         for name in [name for name in self._sources if name not in now.starts]:
             # It was removed: nothing more of it is delivered.
             self._epochs += self._sources.pop(name).epochs(was, is_left=False)
-        reason = f"checkpoint {behind} has them, and the run went on from before them"
-        twice = _Problem("delivered twice", reason)
+        missing = _BEFORE if last is None else _SKIPPED
+        has_them = "" if last is None else f"checkpoint {last.index} has them, and the run went on from before them"
+        twice = _Problem("delivered twice", has_them)
         for name in now.starts:
             source = self._sources.setdefault(name, AuditedSource(name, self._first_epochs.get(name, 0), self._unit))
             source.learn(now)
@@ -170,7 +167,7 @@ class MixtureAudit:
         if is_same_cut:
             self._compare_groups_in_cut(was, checkpoint, now, twice)
         else:
-            self._compare_groups(was, checkpoint, now, twice)
+            self._compare_groups(was, checkpoint, now, (missing, twice))
 
     def _at_start_of(self, was: MixtureLines, now: MixtureLines) -> MixtureLines:
         """Return from where a run made a new cut: from a checkpoint, or where a schedule of weights has its cut end."""
@@ -257,20 +254,26 @@ class MixtureAudit:
         elif missing is not None:
             self._report_epochs(missing, checkpoint, name, _without(was_next, now_next, known))
 
-    def _compare_groups(self, was: MixtureLines, checkpoint: Checkpoint, now: MixtureLines, twice: _Problem) -> None:
-        """Compare the groups of which stages had delivered some items, but not all, with those that a new cut had."""
+    def _compare_groups(
+        self, was: MixtureLines, checkpoint: Checkpoint, now: MixtureLines, problems: tuple[_Problem, _Problem]
+    ) -> None:
+        """Compare the groups of which stages had delivered some items, but not all, with those that a new cut had.
+
+        `problems` are of items that are missing, and of those that came twice.
+        """
+        missing, twice = problems
         left = {was.identity_of(each): each for each in was.half_delivered}
         # Of a group of which all has been delivered since, the cut is forgotten.
         ended = {(each.lane, each.row) for each in now.progress.carried if each.cut < 0}
         carried = {now.identity_of(each): each for each in now.progress.carried if each.cut >= 0}
         both = [(old, carried[key]) for key, old in left.items() if key in carried]
-        self._report_groups(_SKIPPED, checkpoint, was, [old for old, new in both if new.offset > old.offset])
+        self._report_groups(missing, checkpoint, was, [old for old, new in both if new.offset > old.offset])
         self._report_groups(twice, checkpoint, was, [old for old, new in both if new.offset < old.offset])
         gone = [old for key, old in left.items() if key not in carried and (old.lane, old.row) not in ended]
         # Rows that only one of both had delivered as a whole are compared as rows.
         self._report_groups(twice, checkpoint, was, gone, lambda source, epoch: source.rows_before_cut(now, epoch))
         others = [new for key, new in carried.items() if key not in left]
-        self._report_groups(_SKIPPED, checkpoint, now, others, lambda source, epoch: source.rows_until(was, epoch))
+        self._report_groups(missing, checkpoint, now, others, lambda source, epoch: source.rows_until(was, epoch))
 
     def _compare_groups_in_cut(
         self, was: MixtureLines, checkpoint: Checkpoint, now: MixtureLines, twice: _Problem

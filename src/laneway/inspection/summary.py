@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _SETTINGS = [name for name in names_of(Role.IDENTITY) if name != "fingerprint"]
 _MAX_LANES = 8
 _MAX_STAGES = 200
+"""Maximum characters of the text of stages."""
 
 
 class CutSummary(NamedTuple):
@@ -186,7 +187,7 @@ class StateSummary:
 
 def _shown(name: str, value: object) -> str:
     if name == "stages" and isinstance(value, str):
-        return value[:_MAX_STAGES]
+        return value if len(value) <= _MAX_STAGES else f"{value[: _MAX_STAGES - 3]}..."
     return size(value) if name.endswith("_bytes") and isinstance(value, int) else shorten(value)
 
 

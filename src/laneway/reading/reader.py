@@ -72,7 +72,7 @@ class _Sources:
         paths = [path_of(schema, name) for name in columns]
         types = [field_type(schema, path) for path in paths]
         in_file = dict(zip(columns, types, strict=True))
-        # A column that is cast is in memory twice.
+        # Columns that are cast, which are in memory twice, and those that are not in the files.
         others = [each.type for each in delivered if in_file.get(each.name) != each.type]
         return cls(
             columns,

@@ -169,20 +169,18 @@ class WindowReader:
         if settings.shuffle:
             yield from (SizedSegment(segment, 0) for segment in segments)
             return
-        joins, found, end = not self._rows.is_instant, None, None
+        joins, found, before = not self._rows.is_instant, None, None
         for segment in segments:
-            (piece,) = self._plan.window_files(segment.window)
-            wanted = piece._replace(start=piece.start + segment.start, stop=piece.start + segment.stop)
+            wanted = self._in_file(segment)
             for rows, num_bytes, _ in self._parts(wanted, settings.shard_bytes):
-                start, stop = rows.start - piece.start, rows.stop - piece.start
-                each = SizedSegment(Segment(segment.window, start, stop), num_bytes)
-                if found is not None:
-                    longer = found.joined(each)
-                    if joins and end == rows[:2] and longer.num_bytes <= settings.shard_bytes:
-                        each = longer
-                    else:
-                        yield found
-                found, end = each, (rows.file_index, rows.stop)
+                start = segment.start + rows.start - wanted.start
+                each = SizedSegment(Segment(segment.window, start, start + rows.stop - rows.start), num_bytes)
+                is_next = joins and before is not None and before.is_followed_by(rows)
+                if found is not None and is_next and found.num_bytes + num_bytes <= settings.shard_bytes:
+                    each = found.joined(each)
+                elif found is not None:
+                    yield found
+                found, before = each, rows
         if found is not None:
             yield found
 
@@ -212,12 +210,15 @@ class WindowReader:
 
         return cut_at_blocks(self._plan.identity.selected, rows, max_bytes, sizes_of)
 
+    def _in_file(self, segment: Segment) -> FileRange:
+        """Return the rows of a segment without shuffle, where a window is one piece."""
+        (rows,) = self._plan.window_files(segment.window)
+        return rows._replace(start=rows.start + segment.start, stop=rows.start + segment.stop)
+
     def _begin(self, segment: Segment, vectorized: Mapping[str, ToStored]) -> PendingWindow:
-        ranges = self._plan.window_files(segment.window)
         if not self._plan.identity.settings.shuffle:
-            (rows,) = ranges
-            wanted = rows._replace(start=rows.start + segment.start, stop=rows.start + segment.stop)
-            return PendingWindow(segment, [self._threads.submit(self._open, wanted, vectorized)])
+            return PendingWindow(segment, [self._threads.submit(self._open, self._in_file(segment), vectorized)])
+        ranges = self._plan.window_files(segment.window)
         pieces = []
         num_rows = 0
         for rows in ranges:
@@ -290,8 +291,7 @@ def _group_neighbours(pieces: list[_Piece]) -> list[list[_Piece]]:
     """Group the pieces of a window that follow each other in a file, and can be read together."""
     groups: list[list[_Piece]] = []
     for piece in sorted(pieces, key=operator.attrgetter("rows")):
-        before = groups[-1][-1].rows if groups else None
-        if before is not None and (before.file_index, before.stop) == (piece.rows.file_index, piece.rows.start):
+        if groups and groups[-1][-1].rows.is_followed_by(piece.rows):
             groups[-1].append(piece)
         else:
             groups.append([piece])
