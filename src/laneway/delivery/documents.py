@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sized
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from laneway.stages.packs import TOKENS_PER_RUN, Documents
+from laneway.stages.packs import TOKENS_PER_RUN, Documents, joined_documents
 from laneway.stages.tokens import DocumentError, compact, from_arrow, from_rows, with_separators
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
@@ -41,6 +42,11 @@ class DocumentReader:
         self._rows = rows
         self._expansion = expansion
 
+    @property
+    def calls_functions(self) -> bool:
+        """Whether the documents are what the user's functions make of rows, and not a column of the files."""
+        return bool(self._rows.transform or self._expansion.steps)
+
     def expanded(self, lane: int, start: int, stop: int) -> Iterator[tuple[int, list[Any]]]:
         """Yield (row, its items) for rows [start, stop) of a lane."""
         while start < stop:
@@ -50,7 +56,7 @@ class DocumentReader:
 
     def read(self, pack: PackOptions, lane: int, start: int, stop: int) -> Iterator[Documents]:
         """Yield the documents of rows [start, stop) of a lane, some at a time."""
-        if not self._rows.transform and not self._expansion.steps:
+        if not self.calls_functions:
             yield from self._documents_in_files(pack, lane, start, stop)
             return
         found: list[Any] = []
@@ -68,6 +74,10 @@ class DocumentReader:
                 found, rows, num_tokens, start = [], [], 0, row + 1
                 enough = max(enough, min(2 * enough, _TOKENS_LATER))
         yield self._made_documents(pack, lane, found, rows, stop)
+
+    def begin(self, pack: PackOptions, lane: int, start: int, stop: int) -> BegunDocuments:
+        """Return the documents of rows [start, stop) of a lane, of which none has been read yet."""
+        return BegunDocuments(partial(self.read, pack, lane, start, stop), start)
 
     def _document(self, item: Any, column: str, lane: int, row: int) -> Sized:  # noqa: ANN401 - a user's function
         """Return the document in an item.
@@ -127,6 +137,50 @@ class DocumentReader:
         if error.document is not None:
             name = self._rows.name_of_row(lane, int(rows[error.document]))
             error.add_note(f"document {error.document} is that of {name}")
+
+
+class BegunDocuments:
+    """The documents of consecutive rows of a lane, read little by little before they are needed.
+
+    So the user's functions, which may tokenise, are called while packs of earlier rows are delivered, and not on all
+    rows at once when there are none left.
+    """
+
+    def __init__(self, read: Callable[[], Iterator[Documents]], start: int) -> None:
+        """Begin, without reading.
+
+        Args:
+            read: Yields the documents, some at a time.
+            start: The first row.
+        """
+        self._read = read
+        self._start = start
+        self._parts: Iterator[Documents] | None = None
+        self._found: list[Documents] = []
+        self._error: Exception | None = None
+
+    def read_rows(self, num_rows: int) -> None:
+        """Read at least so many more rows, if there are as many.
+
+        An error is raised when the documents are needed: until then, packs of earlier rows are delivered.
+        """
+        if self._error is not None:
+            return
+        stop = num_rows + (self._found[-1].stop if self._found else self._start)
+        self._parts = self._parts or self._read()
+        try:
+            for part in self._parts:
+                self._found.append(part)
+                if part.stop >= stop:
+                    break
+        except Exception as error:  # noqa: BLE001 - whatever a user's function raises
+            self._error = error
+
+    def all(self) -> Documents:
+        """Return the documents, after reading what is left; or raise the error of an earlier read."""
+        if self._error is not None:
+            raise self._error
+        return joined_documents([*self._found, *(self._parts or self._read())])
 
 
 def _of_rows(pack: PackOptions, tokens: TokenLists, rows: NDArray[np.int64], stop: int) -> Documents:

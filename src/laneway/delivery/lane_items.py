@@ -11,11 +11,11 @@ import torch
 from torch.utils.data import default_collate
 
 from laneway.core.progress import LanePosition
-from laneway.delivery.documents import DocumentReader
+from laneway.delivery.documents import BegunDocuments, DocumentReader
 from laneway.delivery.packed_tokens import TokenCounter
 from laneway.errors import NotReproducibleError
 from laneway.stages.offsets import resume_group
-from laneway.stages.packs import Chunks, fitted_runs, half_delivered, joined_documents
+from laneway.stages.packs import TOKENS_PER_RUN, Chunks, fitted_runs, half_delivered, joined_documents
 from laneway.stages.runs import Flow, PackColumns, Run, joined
 from laneway.stages.tokens import DocumentError
 
@@ -181,16 +181,25 @@ class LaneItems:
 
     def _fitted_runs(self, pack: PackOptions, lane: int, position: LanePosition, end: int) -> Iterator[Run]:
         carried = self._carried(lane)
+
+        def begin(row: int) -> BegunDocuments:
+            """Return the documents of the group that starts at a row."""
+            stop, number = min(row + pack.group_rows, end), row // pack.group_rows
+            # The lane that it comes from may have ended within it.
+            last = row + carried[number].num_rows if number < len(carried) and carried[number].num_rows else stop
+            return self._documents.begin(pack, lane, row, last)
+
+        group = begin(position.rows)
         while position.rows < end:
             stop, number = min(position.rows + pack.group_rows, end), position.rows // pack.group_rows
-            group = carried[number] if number < len(carried) else None
-            # The lane that it comes from may have ended within it.
-            last = position.rows + group.num_rows if group is not None and group.num_rows else stop
-            documents = joined_documents([*self._documents.read(pack, lane, position.rows, last)])
+            documents, group = group.all(), begin(stop)
+            num_runs = 1 + len(documents.tokens.stream) // TOKENS_PER_RUN
+            before = carried[number].offset if number < len(carried) else 0
             try:
-                yield from fitted_runs(
-                    pack, documents._replace(stop=stop), position, 0 if group is None else group.offset
-                )
+                for run in fitted_runs(pack, documents._replace(stop=stop), position, before):
+                    yield run
+                    if self._documents.calls_functions:
+                        group.read_rows(-(-pack.group_rows // num_runs))
             except DocumentError as error:
                 self._documents.name_row(error, lane, documents.rows)
                 raise

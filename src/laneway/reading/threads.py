@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 import pyarrow as pa
 
 from laneway.cores import cores_of_rank
+from laneway.held_signals import holding_back_signals
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -128,15 +129,16 @@ class DaemonThreads(Caller):
 
     def __init__(self, num_threads: int) -> None:
         """Start the threads."""
-        self._calls: queue.SimpleQueue[Call[Any] | None] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        # Puts itself when this object is gone, without any Python code in which a signal handler could raise.
+        end = weakref.ref(self, self._calls.put)
         self.threads = [
-            threading.Thread(target=_work, args=(self._calls,), name="laneway-read", daemon=True)
+            threading.Thread(target=_work, args=(self._calls, end), name="laneway-read", daemon=True)
             for _ in range(num_threads)
         ]
-        # First, so that no thread stays if this is interrupted: the thread only knows the queue.
-        weakref.finalize(self, _end_threads, self._calls, num_threads).atexit = False
-        for thread in self.threads:
-            thread.start()
+        with holding_back_signals():
+            for thread in self.threads:
+                thread.start()
         _running.add(self)
 
     def submit(self, function: Callable[..., _Result], /, *args: object) -> Call[_Result]:
@@ -150,9 +152,9 @@ class DaemonThreads(Caller):
         with suppress(queue.Empty):
             while True:
                 call = self._calls.get_nowait()
-                if call is not None:
+                if isinstance(call, Call):
                     call.cancel()
-        _end_threads(self._calls, len(self.threads))
+        self._calls.put(None)
 
 
 _running: weakref.WeakSet[DaemonThreads] = weakref.WeakSet()
@@ -170,15 +172,12 @@ def _join_at_exit() -> None:
             thread.join(max(0.0, deadline - time.monotonic()))
 
 
-def _end_threads(calls: queue.SimpleQueue[Call[Any] | None], num_threads: int) -> None:
-    for _ in range(num_threads):
-        calls.put(None)
-
-
-def _work(calls: queue.SimpleQueue[Call[Any] | None]) -> None:
-    while (call := calls.get()) is not None:
+def _work(calls: queue.SimpleQueue[Any], _: weakref.ref[DaemonThreads]) -> None:
+    """Make calls until something else comes, which is passed on to the other threads."""
+    while isinstance(call := calls.get(), Call):
         call.make()
         del call
+    calls.put(None)
 
 
 class NoThreads(Caller):

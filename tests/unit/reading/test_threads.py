@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import signal
 import subprocess
 import sys
 import threading
@@ -161,6 +163,30 @@ def test_a_signal_handler_that_raises_anywhere_costs_no_thread() -> None:
         assert done.wait(10), f"interrupted at place {step}"
         threads.end()
     assert step > 5
+
+
+def test_a_signal_handler_that_raises_while_threads_start_costs_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[threading.Thread] = []
+    start = threading.Thread.start
+
+    def start_interrupted(self: threading.Thread) -> None:
+        signal.raise_signal(signal.SIGUSR1)
+        started.append(self)
+        start(self)
+
+    def interrupt(*_: object) -> None:
+        raise InterruptError
+
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", start_interrupted)
+            with pytest.raises(InterruptError):
+                DaemonThreads(2)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    gc.collect()
+    assert [has_ended(thread) for thread in started] == [True, True]
 
 
 EXITS = """
