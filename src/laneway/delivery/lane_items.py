@@ -195,10 +195,11 @@ class LaneItems:
             documents, group = group.all(), begin(stop)
             num_runs = 1 + len(documents.tokens.stream) // TOKENS_PER_RUN
             before = carried[number].offset if number < len(carried) else 0
+            reads_ahead = self._documents.calls_functions and stop < end
             try:
                 for run in fitted_runs(pack, documents._replace(stop=stop), position, before):
                     yield run
-                    if self._documents.calls_functions:
+                    if reads_ahead:
                         group.read_rows(-(-pack.group_rows // num_runs))
             except DocumentError as error:
                 self._documents.name_row(error, lane, documents.rows)
