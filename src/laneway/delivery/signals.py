@@ -31,14 +31,18 @@ def start_fork_server(context: BaseContext | None) -> None:
 
 
 def ignore_signals_of_the_group() -> None:
-    """Ignore SIGINT, and SIGTERM unless this worker's parent sends it, so that the parent can save a checkpoint."""
+    """Ignore SIGINT, and SIGTERM unless the process that started this worker sends it, which may save a checkpoint."""
+    started_by = multiprocessing.parent_process()
+    # Not the parent of a worker that comes from a fork server: that is the server.
+    pid = os.getppid() if started_by is None or started_by.pid is None else started_by.pid
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # SIGTERM is held back in all threads, so it reaches only the one below, which can ask who sent it.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_wait_for_parent, args=(os.getppid(),), name="laneway-signals", daemon=True).start()
+    threading.Thread(target=_end_for, args=(pid,), name="laneway-signals", daemon=True).start()
 
 
-def _wait_for_parent(parent: int) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+def _end_for(pid: int) -> None:
+    """Wait for a SIGTERM from a process, and end."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != pid:
         pass
     os.kill(os.getpid(), signal.SIGKILL)

@@ -23,6 +23,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from laneway import LanewayError, SavableLoader, StatefulShardedDataset
 from laneway.core.turns import WorkerPlace
 from laneway.delivery.workers import end_workers, is_loader_starting_again, killed_workers, worker_place
+from tests.compat.loaders import FORKSERVER
 from tests.fuzzing import thorough
 from tests.waiting import wait_until
 
@@ -236,6 +237,17 @@ def test_shielded_workers_ignore_signals_of_others_and_end_with_their_parent(cor
     time.sleep(0.2)
     assert all(worker.is_alive() for worker in workers)
     assert len(list(batches)) == 14
+
+
+def test_a_shielded_worker_of_a_fork_server_ends_when_the_process_that_started_it_says_so(corpus: Path) -> None:
+    others = {*multiprocessing.active_children()}
+    dataset = StatefulShardedDataset(corpus, batch_size=10)
+    batches = iter(SavableLoader(dataset, num_workers=1, shield_workers=True, multiprocessing_context=FORKSERVER))
+    next(batches)
+    (worker,) = {*multiprocessing.active_children()} - others
+    worker.terminate()
+    worker.join(10)
+    assert worker.exitcode == -signal.SIGKILL
 
 
 ORPHANS = """
