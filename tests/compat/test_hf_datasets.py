@@ -133,6 +133,13 @@ def test_files_in_order_are_no_warning(loaded: Any, tmp_path: Path) -> None:
         same.load_state_dict(StatefulShardedDataset(str(tmp_path / "saved")).state_dict())
 
 
+@pytest.mark.parametrize(("text", "problem"), [("{", "can't be read"), ("[]", "holds no JSON object")])
+def test_a_list_of_splits_that_is_damaged_is_an_error_that_names_it(tmp_path: Path, text: str, problem: str) -> None:
+    (tmp_path / "dataset_dict.json").write_text(text)
+    with pytest.raises(DataFileError, match=f"dataset_dict.json {problem}"):
+        StatefulShardedDataset(tmp_path)
+
+
 def test_splits_that_were_saved_together_are_given_one_by_one(loaded: Any, tmp_path: Path) -> None:
     splits = loaded.train_test_split(0.5, shuffle=False)
     splits.save_to_disk(tmp_path / "saved")

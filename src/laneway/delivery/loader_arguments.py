@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from laneway.delivery.definition import Definition
 
 
+_MAX_PREFETCH: Final = 1 << 16
+"""Maximum number of parcels that each worker prefetches: PyTorch asks for them one by one."""
+
+
 class LoaderArguments(NamedTuple):
     """The DataLoader arguments of a SavableLoader."""
 
@@ -33,11 +37,11 @@ class LoaderArguments(NamedTuple):
     """Builds a batch from a list of rows, or is called on each item; None: the default."""
 
     def checked(self) -> LoaderArguments:
-        """Return these arguments, which a user passed, with a built-in int as number of workers.
+        """Return these arguments, which a user passed, with built-in ints as numbers.
 
         Raises:
             TypeError: One of them has the wrong type.
-            ValueError: The number of workers is out of its range.
+            ValueError: A number is out of its range.
         """
         num_workers = plain_int(self.keywords["num_workers"])
         if num_workers is None:
@@ -46,7 +50,10 @@ class LoaderArguments(NamedTuple):
         check_int("num_workers", num_workers, minimum=0, maximum=MAX_WORKERS)
         check_callable("collate_fn", self.collate_fn)
         check_callable("worker_init_fn", self.keywords["worker_init_fn"])
-        return self._replace(keywords={**self.keywords, "num_workers": num_workers})
+        keywords = {**self.keywords, "num_workers": num_workers}
+        if num_workers:
+            keywords["prefetch_factor"] = check_count("prefetch_factor", keywords.get("prefetch_factor"), _MAX_PREFETCH)
+        return self._replace(keywords=keywords)
 
     def of_loader(self, loader: DataLoader[Any]) -> LoaderArguments:
         """Return the arguments of a loader that a user passed instead of a dataset.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from laneway.arguments import MAX_COUNT, check_int
 from laneway.core.assignment import resolve_cut
 from laneway.core.cursor import Cursor
+from laneway.core.lanes import MAX_LANES
 from laneway.core.line import counts_packs, line_identity, num_rows_in
 from laneway.core.options import LaneOptions
 from laneway.core.progress import Progress
@@ -80,7 +81,7 @@ def redistribute(
         [[2, 3], [4, 5], [10]]
         [[6, 7], [8, 9], [11]]
     """
-    num_ranks = check_int("world_size", world_size, minimum=1)
+    num_ranks = check_int("world_size", world_size, minimum=1, maximum=MAX_LANES)
     workers = max(1, check_int("num_workers", num_workers, minimum=0))
     saved = states_of_step(state, "this value", key)
     fields = saved[0].fields

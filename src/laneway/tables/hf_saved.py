@@ -63,7 +63,7 @@ class SavedCatalog(Catalog):
         except (OSError, pa.ArrowException) as error:
             message = f"{path} can't be read: {error}"
             raise DataFileError(message) from error
-        info = json.loads((self._folder / "dataset_info.json").read_text(encoding="utf-8"))
+        info = _values_in(self._folder / "dataset_info.json")
         names = stored.names if self._columns is None else self._columns
         return columns_of(stored, names, info.get("features") or {})
 
@@ -80,7 +80,7 @@ def saved_dataset(source: str | os.PathLike[str]) -> SavedCatalog | None:
     """Return the dataset that was saved to a local folder; None: the source is something else.
 
     Raises:
-        DataFileError: It is a folder of several splits.
+        DataFileError: It is a folder of several splits, or what it says of them is damaged.
     """
     folder = Path(source)
     # Path.is_dir() raises for a name that is too long.
@@ -88,7 +88,7 @@ def saved_dataset(source: str | os.PathLike[str]) -> SavedCatalog | None:
         return None
     splits = folder / "dataset_dict.json"
     if splits.is_file():
-        names = ", ".join(json.loads(splits.read_text(encoding="utf-8"))["splits"])
+        names = ", ".join(map(str, _values_in(splits).get("splits") or []))
         message = f"{folder} has the splits {names} of a DatasetDict: give the folder of one, such as {folder}/train"
         raise DataFileError(message)
     try:
@@ -97,3 +97,20 @@ def saved_dataset(source: str | os.PathLike[str]) -> SavedCatalog | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return SavedCatalog(folder.absolute(), state) if is_saved else None
+
+
+def _values_in(path: Path) -> dict[str, Any]:
+    """Return the values in a JSON file.
+
+    Raises:
+        DataFileError: It is something else.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        message = f"{path} can't be read: {error}"
+        raise DataFileError(message) from error
+    if not isinstance(found, dict):
+        message = f"{path} holds no JSON object: save the dataset again"
+        raise DataFileError(message)
+    return found

@@ -58,6 +58,13 @@ def test_a_number_of_workers_out_of_its_range_is_refused(num_workers: int) -> No
         LoaderArguments({**DEFAULTS, "num_workers": num_workers}, None, None).checked()
 
 
+@pytest.mark.parametrize("prefetch_factor", [0, -1, 1.5, 2**70])
+def test_a_number_of_parcels_to_prefetch_that_is_out_of_its_range_is_refused(prefetch_factor: float) -> None:
+    given = {**DEFAULTS, "num_workers": 1, "prefetch_factor": prefetch_factor}
+    with pytest.raises(ValueError, match="prefetch_factor must be an int of at"):
+        LoaderArguments(given, None, None).checked()
+
+
 def test_a_number_of_workers_of_numpy_becomes_a_built_in_int() -> None:
     """Sums of an np.uint8 wrap around."""
     found = LoaderArguments({**DEFAULTS, "num_workers": np.uint8(200)}, None, None).checked().keywords["num_workers"]
