@@ -36,6 +36,7 @@ MAX_WORKERS = 1024
 _started: WeakSet[_MultiProcessingDataLoaderIter] = WeakSet()
 """Iterators whose workers this process has started."""
 _PR_SET_PDEATHSIG = 1
+_PARENT_THREAD = "laneway-parent"
 _MAX_END_S = 2.0
 """Seconds to wait for the end of a worker that has closed its connections."""
 
@@ -83,14 +84,16 @@ def is_loader_starting_again() -> bool:
 
 
 def end_with_parent() -> None:
-    """Have this worker end when the process that started it ends, also while it starts.
+    """Have this worker end when the process that started it ends, also while it starts; it may be called again.
 
     The workers of a DataLoader look for their parent every few seconds, but not before they have started. If they come
     from a fork server, that is their parent, and it stays as long as they do. Otherwise the kernel ends them, on Linux.
     """
     started_by = multiprocessing.parent_process()
     if started_by is not None and started_by.pid != os.getppid():
-        threading.Thread(target=_end_after, args=(started_by,), name="laneway-parent", daemon=True).start()
+        # A persistent worker has the thread from its first pass on.
+        if all(each.name != _PARENT_THREAD for each in threading.enumerate()):
+            threading.Thread(target=_end_after, args=(started_by,), name=_PARENT_THREAD, daemon=True).start()
     elif sys.platform == "linux":
         parent = os.getppid()
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

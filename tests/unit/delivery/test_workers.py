@@ -250,6 +250,20 @@ def test_a_shielded_worker_of_a_fork_server_ends_when_the_process_that_started_i
     assert worker.exitcode == -signal.SIGKILL
 
 
+def named_threads(_: dict[str, Any]) -> list[str]:
+    """Return the names of the threads that a worker needs once."""
+    return [each.name for each in threading.enumerate() if each.name in {"laneway-parent", "laneway-signals"}]
+
+
+def test_a_persistent_worker_of_a_fork_server_starts_its_threads_once(corpus: Path) -> None:
+    dataset = StatefulShardedDataset(corpus, batch_size=40, transform=named_threads)
+    loader = SavableLoader(
+        dataset, num_workers=1, persistent_workers=True, shield_workers=True, multiprocessing_context=FORKSERVER
+    )
+    for _ in range(3):
+        assert [sorted(each) for each in loader] == [["laneway-parent", "laneway-signals"]] * 4
+
+
 ORPHANS = """
 import multiprocessing, os, sys, time
 from laneway import SavableLoader, StatefulShardedDataset
