@@ -187,6 +187,8 @@ def test_an_audit_that_fails_is_shown_in_red(run: Path, capsys: pytest.CaptureFi
     root = page_of(run / "report.html")
     assert said(root, "bad") == ["26 rows not proved"]
     assert "do not prove" in texts(root)
+    # What is found, and where.
+    assert "they came before the first checkpoint that is given; part-" in texts(root)
 
 
 def test_an_epoch_that_is_finished_has_nothing_to_read(run: Path) -> None:
