@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -25,10 +24,16 @@ class Phase(NamedTuple):
     """Name -> weight of each source."""
 
     @property
-    def shares(self) -> dict[str, float]:
+    def exact_shares(self) -> dict[str, Fraction]:
         """Name -> share of the rows of each source, in [0, 1]."""
-        total = math.fsum(self.weights.values())
-        return {name: weight / total for name, weight in self.weights.items()}
+        weights = exact_weights([*self.weights.values()])
+        total = sum(weights)
+        return {name: weight / total for name, weight in zip(self.weights, weights, strict=True)}
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The same, rounded."""
+        return {name: float(share) for name, share in self.exact_shares.items()}
 
 
 @dataclass(frozen=True)
@@ -47,9 +52,8 @@ class Weighting:
         """Name -> the largest share of the rows that a source ever has."""
         found: dict[str, Fraction] = {}
         for phase in self.phases:
-            weights = exact_weights([*phase.weights.values()])
-            for name, weight in zip(phase.weights, weights, strict=True):
-                found[name] = max(found.get(name, Fraction(0)), weight / sum(weights))
+            for name, share in phase.exact_shares.items():
+                found[name] = max(found.get(name, Fraction(0)), share)
         return found
 
     @property
@@ -81,9 +85,7 @@ class Weighting:
         read = {name for phase in self.phases for name, weight in phase.weights.items() if weight}
         left = {name: Fraction(rows * self.num_epochs) for name, rows in source_rows.items() if name in read}
         for phase, following in zip(self.phases, [*self.phases[1:], None], strict=True):
-            weights = exact_weights([*phase.weights.values()])
-            total = sum(weights)
-            shares = {name: weight / total for name, weight in zip(phase.weights, weights, strict=True) if weight}
+            shares = {name: share for name, share in phase.exact_shares.items() if share}
             length = None if following is None else following.start - phase.start
             if self.stop == "first_exhausted":
                 ends = [left[name] / share for name, share in shares.items()]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, final
 
 from laneway.core.mixtures import MixturePlan
 from laneway.core.progress import rows_in_mixture
+from laneway.core.weighting import Phase
 from laneway.delivery.mixture_definition import MixtureDefinition
 from laneway.delivery.runner import INTO_NEW_LOADERS, not_in_lockstep
 from laneway.delivery.source_tokens import tokens_of
@@ -61,7 +62,7 @@ def source_progress(definition: MixtureDefinition, progress: Progress) -> dict[s
     """
     plan = MixturePlan(definition.mixed.sources, progress)
     start = progress.starts[-1]
-    total = sum(source.weight for source in start.sources)
+    shares = Phase(0, {source.name: source.weight for source in start.sources}).shares
     counts = {source.name: plan.rows_in_cut(source.name) for source in start.sources}
     delivered = sum(counts.values())
     found = {}
@@ -73,7 +74,7 @@ def source_progress(definition: MixtureDefinition, progress: Progress) -> dict[s
         count_tokens = partial(tokens_of, definition, plan, source.name)
         if definition.mixed.counts_tokens:
             count_tokens = partial(progress.tokens.get, source.name)
-        found[source.name] = SourceProgress(epoch, rows, source.weight / total, actual, count_tokens)
+        found[source.name] = SourceProgress(epoch, rows, shares[source.name], actual, count_tokens)
     return found
 
 

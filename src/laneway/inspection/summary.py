@@ -12,6 +12,7 @@ from laneway.core.mixtures import MixturePlan
 from laneway.core.progress import ended_cut
 from laneway.core.saved_files import decode_files, decode_parts, names_files
 from laneway.core.schema import Role, names_of
+from laneway.core.weighting import Phase
 from laneway.inspection.collecting import find_step, progress_of
 from laneway.wording import counted, size
 
@@ -286,12 +287,13 @@ def _sources(progress: Progress) -> tuple[SourceSummary, ...]:
     if not progress.starts:
         return ()
     sources = progress.starts[-1].sources
-    total, plan = sum(source.weight for source in sources), MixturePlan({}, progress)
+    plan = MixturePlan({}, progress)
+    shares = Phase(0, {each.name: each.weight for each in sources}).shares
     return tuple(
         SourceSummary(
             each.name,
             each.weight,
-            each.weight / total,
+            shares[each.name],
             plan.rows_of(each.name),
             each.next_epoch,
             sum(rest.num_rows for rest in each.rests),

@@ -19,6 +19,11 @@ def test_weights_hold_until_the_next_ones() -> None:
     assert weighting.largest_shares == {"web": Fraction(3, 4), "code": 1}
 
 
+def test_shares_are_those_of_weights_of_any_size() -> None:
+    assert Phase(0, A).shares == {"web": 0.75, "code": 0.25}
+    assert Phase(0, {"web": 1.5e308, "code": 0.5e308}).shares == {"web": 0.75, "code": 0.25}
+
+
 def test_weights_do_not_change_after_the_end() -> None:
     assert Weighting((Phase(0, A), Phase(8, B)), 8).change_after(0) is None
     assert Weighting((Phase(0, A), Phase(8, B)), 9).change_after(0) == 8
