@@ -30,7 +30,9 @@ from laneway.delivery.parcels import BatchesInTurn, ParcelFormat, Parcels, Tagge
 from laneway.delivery.passes import Delivery, Pass, RowsDelivery, Taken
 from laneway.delivery.signals import (
     are_forked,
+    holding_back_signals,
     ignore_signals_of_the_group,
+    release_signals,
     start_fork_server,
 )
 from laneway.delivery.stacks import offer_stacks
@@ -47,7 +49,6 @@ from laneway.delivery.workers import (
     worker_place,
 )
 from laneway.errors import LanewayError
-from laneway.held_signals import holding_back_signals, release_signals
 from laneway.metering import Meter
 from laneway.reading.threads import share_cores
 

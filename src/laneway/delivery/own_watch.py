@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Final
 
 from laneway.delivery.stacks import stacks_of_threads
 from laneway.delivery.watchdog import place_of
-from laneway.held_signals import holding_back_signals
 from laneway.metering import memory_in_use
+from laneway.reading.threads import start_threads
 from laneway.wording import rounded_size
 
 if TYPE_CHECKING:
@@ -40,8 +40,7 @@ def watch(running: DataLoaderPass, times: LoopTimes, warning_s: float) -> Callab
     ended: queue.SimpleQueue[None] = queue.SimpleQueue()
     # Nothing of the pass: its iterator ends this thread when it is gone.
     arguments = (ended, weakref.ref(running), times, warning_s, threading.get_ident())
-    with holding_back_signals():
-        threading.Thread(target=_watch, args=arguments, name="laneway-watch", daemon=True).start()
+    start_threads([threading.Thread(target=_watch, args=arguments, name="laneway-watch", daemon=True)])
     return partial(ended.put, None)
 
 

@@ -25,7 +25,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from laneway.core.turns import WorkerPlace
-from laneway.held_signals import holding_back_signals
+from laneway.delivery.signals import holding_back_signals
 
 if TYPE_CHECKING:
     from types import FrameType

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import atexit
 import queue
 import threading
@@ -15,10 +16,9 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 import pyarrow as pa
 
 from laneway.cores import cores_of_rank
-from laneway.held_signals import holding_back_signals
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 _Result = TypeVar("_Result")
 
@@ -136,9 +136,7 @@ class DaemonThreads(Caller):
             threading.Thread(target=_work, args=(self._calls, end), name="laneway-read", daemon=True)
             for _ in range(num_threads)
         ]
-        with holding_back_signals():
-            for thread in self.threads:
-                thread.start()
+        start_threads(self.threads)
         _running.add(self)
 
     def submit(self, function: Callable[..., _Result], /, *args: object) -> Call[_Result]:
@@ -158,6 +156,31 @@ class DaemonThreads(Caller):
 
 
 _running: weakref.WeakSet[DaemonThreads] = weakref.WeakSet()
+
+
+def start_threads(threads: Sequence[threading.Thread]) -> None:
+    """Start threads, from a thread of its own: Python runs no signal handler there.
+
+    `Thread.start` waits for an Event, and a handler that raises within it can leave its lock locked for ever.
+
+    Raises:
+        RuntimeError: The process can't have more threads.
+    """
+    outcome: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+    _thread.start_new_thread(_start, (threads, outcome))
+    error = outcome.get()
+    if error is not None:
+        raise error
+
+
+def _start(threads: Sequence[threading.Thread], outcome: queue.SimpleQueue[BaseException | None]) -> None:
+    try:
+        for thread in threads:
+            thread.start()
+    except BaseException as error:  # noqa: BLE001 - raised by the thread that waits for it
+        outcome.put(error)
+    else:
+        outcome.put(None)
 
 
 @atexit.register

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from laneway.held_signals import holding_back_signals, release_signals
+from laneway.delivery.signals import holding_back_signals, release_signals
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:
