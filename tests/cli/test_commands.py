@@ -182,11 +182,11 @@ def test_blocks_have_the_name_of_their_format(
     assert main(["inspect", "arrow"]) == 0
     shown = capsys.readouterr().out
     assert "record batches  10, of 1 to 13 rows" in shown
-    assert "- 10 record batches can be shared by" in shown
+    assert "- keep world_size * num_workers <= 10: with more workers than record batches" in shown
     assert main(["inspect", "lines.jsonl"]) == 0
     shown = capsys.readouterr().out
     assert "blocks       1, of 2 rows" in shown
-    assert "- 1 block can be shared by" in shown
+    assert "- keep world_size * num_workers <= 1: with more workers than blocks" in shown
     assert main(["report", "arrow", "-o", "report.html"]) == 0
     page = (job / "report.html").read_text(encoding="utf-8")
     assert ("Record batches, decoded" in page, ">10 record batches, of " in page) == (True, True)
