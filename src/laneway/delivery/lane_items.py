@@ -182,19 +182,24 @@ class LaneItems:
     def _fitted_runs(self, pack: PackOptions, lane: int, position: LanePosition, end: int) -> Iterator[Run]:
         carried = self._carried(lane)
 
+        def group_at(row: int) -> tuple[int, Group | None]:
+            """Return the row after the group that starts at a row, and what an earlier cut left of it."""
+            number = row // pack.group_rows
+            return min(row + pack.group_rows, end), carried[number] if number < len(carried) else None
+
         def begin(row: int) -> BegunDocuments:
             """Return the documents of the group that starts at a row."""
-            stop, number = min(row + pack.group_rows, end), row // pack.group_rows
+            stop, left = group_at(row)
             # The lane that it comes from may have ended within it.
-            last = row + carried[number].num_rows if number < len(carried) and carried[number].num_rows else stop
+            last = row + left.num_rows if left is not None and left.num_rows else stop
             return self._documents.begin(pack, lane, row, last)
 
         group = begin(position.rows)
         while position.rows < end:
-            stop, number = min(position.rows + pack.group_rows, end), position.rows // pack.group_rows
+            stop, left = group_at(position.rows)
             documents, group = group.all(), begin(stop)
             num_runs = 1 + len(documents.tokens.stream) // TOKENS_PER_RUN
-            before = carried[number].offset if number < len(carried) else 0
+            before = 0 if left is None else left.offset
             reads_ahead = self._documents.calls_functions and stop < end
             try:
                 for run in fitted_runs(pack, documents._replace(stop=stop), position, before):
