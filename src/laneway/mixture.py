@@ -13,6 +13,7 @@ from laneway.core.differences import shorten
 from laneway.core.lanes import MAX_LANES
 from laneway.core.options import LaneOptions
 from laneway.core.turns import WorkerPlace
+from laneway.core.weighting import shares_of
 from laneway.delivery.dataset_definition import packed
 from laneway.delivery.item_weights import WeightsOf
 from laneway.delivery.mixture_definition import MixtureDefinition
@@ -199,7 +200,7 @@ class Mixture(StageableDataset):
     def __repr__(self) -> str:
         definition = self.definition
         weighting, place = definition.weighting, definition.place
-        shares = weighting.phases[0].shares
+        shares = shares_of(weighting.phases[0].weights)
         shown = [
             f"  {name}: {shares[name]:.4g} of the rows, from {source.manifest!r},\n"
             for name, source in [*definition.sources.items()][:_NUM_SHOWN]

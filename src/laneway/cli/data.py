@@ -14,6 +14,7 @@ from laneway.catalog.sources import find_data_files
 from laneway.cli.given import progress_wanted, storage_options
 from laneway.cli.output import Answer, output_file, pairs, table, wrapped
 from laneway.cli.sources import Data, open_data, open_dataset, refuse_code
+from laneway.core.weighting import shares_of
 from laneway.errors import DataFileError
 from laneway.formats import FORMATS
 from laneway.manifest import Manifest
@@ -208,7 +209,7 @@ def plan(arguments: argparse.Namespace) -> Answer:
 def _named_shares(mixture: Mixture) -> str:
     """Return the shares of the sources of a mixture, and how a schedule changes them."""
     first, *others = mixture.definition.given.phases
-    shown = ", ".join(f"{name} {share:.4g}" for name, share in first.shares.items())
+    shown = ", ".join(f"{name} {share:.4g}" for name, share in shares_of(first.weights).items())
     return f"{shown}; {counted(len(others), 'change')} of weights" if others else shown
 
 

@@ -23,17 +23,17 @@ class Phase(NamedTuple):
     weights: Mapping[str, float]
     """Name -> weight of each source."""
 
-    @property
-    def exact_shares(self) -> dict[str, Fraction]:
-        """Name -> share of the rows of each source, in [0, 1]."""
-        weights = exact_weights([*self.weights.values()])
-        total = sum(weights)
-        return {name: weight / total for name, weight in zip(self.weights, weights, strict=True)}
 
-    @property
-    def shares(self) -> dict[str, float]:
-        """The same, rounded."""
-        return {name: float(share) for name, share in self.exact_shares.items()}
+def exact_shares(weights: Mapping[str, float]) -> dict[str, Fraction]:
+    """Return name -> share of the rows of each source, in [0, 1], given the weights; see `exact_weights`."""
+    exact = exact_weights([*weights.values()])
+    total = sum(exact)
+    return {name: weight / total for name, weight in zip(weights, exact, strict=True)}
+
+
+def shares_of(weights: Mapping[str, float]) -> dict[str, float]:
+    """Return the same, rounded."""
+    return {name: float(share) for name, share in exact_shares(weights).items()}
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Weighting:
         """Name -> the largest share of the rows that a source ever has."""
         found: dict[str, Fraction] = {}
         for phase in self.phases:
-            for name, share in phase.exact_shares.items():
+            for name, share in exact_shares(phase.weights).items():
                 found[name] = max(found.get(name, Fraction(0)), share)
         return found
 
@@ -85,7 +85,7 @@ class Weighting:
         read = {name for phase in self.phases for name, weight in phase.weights.items() if weight}
         left = {name: Fraction(rows * self.num_epochs) for name, rows in source_rows.items() if name in read}
         for phase, following in zip(self.phases, [*self.phases[1:], None], strict=True):
-            shares = {name: share for name, share in phase.exact_shares.items() if share}
+            shares = {name: share for name, share in exact_shares(phase.weights).items() if share}
             length = None if following is None else following.start - phase.start
             if self.stop == "first_exhausted":
                 ends = [left[name] / share for name, share in shares.items()]

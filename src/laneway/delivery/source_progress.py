@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, final
 
 from laneway.core.mixtures import MixturePlan
 from laneway.core.progress import rows_in_mixture
-from laneway.core.weighting import Phase
+from laneway.core.weighting import shares_of
 from laneway.delivery.mixture_definition import MixtureDefinition
 from laneway.delivery.runner import INTO_NEW_LOADERS, not_in_lockstep
 from laneway.delivery.source_tokens import tokens_of
@@ -62,7 +62,7 @@ def source_progress(definition: MixtureDefinition, progress: Progress) -> dict[s
     """
     plan = MixturePlan(definition.mixed.sources, progress)
     start = progress.starts[-1]
-    shares = Phase(0, {source.name: source.weight for source in start.sources}).shares
+    shares = shares_of({source.name: source.weight for source in start.sources})
     counts = {source.name: plan.rows_in_cut(source.name) for source in start.sources}
     delivered = sum(counts.values())
     found = {}

@@ -12,7 +12,7 @@ from laneway.core.mixtures import MixturePlan
 from laneway.core.progress import ended_cut
 from laneway.core.saved_files import decode_files, decode_parts, names_files
 from laneway.core.schema import Role, names_of
-from laneway.core.weighting import Phase
+from laneway.core.weighting import shares_of
 from laneway.inspection.collecting import find_step, progress_of
 from laneway.wording import counted, size
 
@@ -288,7 +288,7 @@ def _sources(progress: Progress) -> tuple[SourceSummary, ...]:
         return ()
     sources = progress.starts[-1].sources
     plan = MixturePlan({}, progress)
-    shares = Phase(0, {each.name: each.weight for each in sources}).shares
+    shares = shares_of({each.name: each.weight for each in sources})
     return tuple(
         SourceSummary(
             each.name,

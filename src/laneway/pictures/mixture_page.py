@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from laneway.core.weighting import shares_of
 from laneway.pictures.frame import MAX_LINE, html_audit, html_facts, html_page, html_svg, html_table
 from laneway.pictures.sources import draw_sources
 from laneway.pictures.svg import escaped
@@ -85,7 +86,7 @@ class MixturePage:
     def _sources(self) -> Iterable[str]:
         """Yield what the sources consist of."""
         yield "<h2>The sources</h2>"
-        shares = [(phase.start, phase.shares) for phase in self.phases]
+        shares = [(phase.start, shares_of(phase.weights)) for phase in self.phases]
         rows = [
             (
                 name,

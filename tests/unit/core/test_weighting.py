@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import pytest
 
-from laneway.core.weighting import Phase, Weighting
+from laneway.core.weighting import Phase, Weighting, shares_of
 
 A, B = {"web": 3, "code": 1}, {"web": 0, "code": 1}
 ROWS = {"web": 30, "code": 20}
@@ -20,8 +20,8 @@ def test_weights_hold_until_the_next_ones() -> None:
 
 
 def test_shares_are_those_of_weights_of_any_size() -> None:
-    assert Phase(0, A).shares == {"web": 0.75, "code": 0.25}
-    assert Phase(0, {"web": 1.5e308, "code": 0.5e308}).shares == {"web": 0.75, "code": 0.25}
+    assert shares_of(A) == {"web": 0.75, "code": 0.25}
+    assert shares_of({"web": 1.5e308, "code": 0.5e308}) == {"web": 0.75, "code": 0.25}
 
 
 def test_weights_do_not_change_after_the_end() -> None:
